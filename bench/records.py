@@ -1,0 +1,151 @@
+"""Shapes on disk: one dataclass a record, JSONL with one record a line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+R = TypeVar("R", bound="Record")
+
+Message = Mapping[str, str]  # {"role": ..., "content": ...}, as chat templates read it
+
+
+@dataclass(frozen=True)
+class Record:
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = set(row) - names
+        if unknown:
+            raise ValueError(f"{cls.__name__} has no {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}")
+        return cls(**row)
+
+
+@dataclass(frozen=True)
+class Item(Record):
+    """One prompt to answer. `turns` are the user's; a later turn is asked after the policy's own earlier answers.
+
+    `task` is what the controlled world's gold judge reads (one entry a turn), None elsewhere.
+    `baseline`: the fixed opponent's completion of each turn, None where nobody is compared with.
+    """
+
+    id: str
+    category: str | None
+    turns: list[str]
+    task: list[dict[str, Any]] | None = None
+    baseline: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Text(Record):
+    """One supervised example: `prompt` is empty for plain text."""
+
+    id: str
+    prompt: list[Message]
+    completion: str
+
+
+@dataclass(frozen=True)
+class Pair(Record):
+    """A preference. `mismatched_*` name the row of another prompt whose completion estimates KTO's KL term here."""
+
+    id: str
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    mismatched_chosen: str  # completion paired with this prompt when `chosen` is the KTO row
+    mismatched_rejected: str
+
+
+@dataclass(frozen=True)
+class Unpaired(Record):
+    """One judged completion; label True is desirable."""
+
+    id: str
+    prompt: list[Message]
+    completion: str
+    label: bool
+    mismatched: str
+
+
+@dataclass(frozen=True)
+class Completion(Record):
+    """What a policy wrote for an item: one text and token count a turn, EOS included in the count.
+
+    `finished[t]` is False where the text was cut at max_new_tokens. `draw` tells several samples of a prompt apart.
+    """
+
+    id: str
+    turns: list[str]
+    completions: list[str]
+    n_tokens: list[int]
+    finished: list[bool]
+    draw: int = 0
+
+
+@dataclass(frozen=True)
+class Logps(Record):
+    """Summed log-probability (nats) of a completion given its prompt, and the number of tokens in the sum."""
+
+    id: str
+    logps: float
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Verdict(Record):
+    """What a judge decided on one item: a preference, a rating, or unscored with its reason.
+
+    `preference` in [0, 1]: how sure the judge is that the policy wins over the baseline; 0.5 is a tie.
+    `rating` 1 to 10. At most one of the two is set; both None means unscored and `unscored` says why.
+    """
+
+    item_id: str
+    judge: str
+    turn: int = 0
+    category: str | None = None
+    preference: float | None = None
+    rating: float | None = None
+    unscored: str | None = None
+    raw: str | None = None  # what the judge said, whole
+    policy_length: int = 0  # characters, as AlpacaEval counts
+    baseline_length: int | None = None
+    details: Mapping[str, float] | None = None  # named parts of the judgement
+
+    def __post_init__(self) -> None:
+        if (self.preference is not None) + (self.rating is not None) + (self.unscored is not None) != 1:
+            raise ValueError(f"verdict on {self.item_id}: exactly one of preference, rating and unscored must be set")
+        if self.preference is not None and not 0 <= self.preference <= 1:
+            raise ValueError(f"verdict on {self.item_id}: preference must be in [0, 1], got {self.preference}")
+        if self.rating is not None and not 1 <= self.rating <= 10:
+            raise ValueError(f"verdict on {self.item_id}: rating must be in [1, 10], got {self.rating}")
+
+
+@dataclass(frozen=True)
+class Result(Record):
+    """A cell's numbers. A metric that was not measured is absent from `metrics` and says why in `missing`."""
+
+    metrics: dict[str, float]
+    missing: dict[str, str]
+
+
+def write_jsonl(path: Path, records: Iterable[Record]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record.to_json(), ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield kind.from_json(json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}:{number}: not a {kind.__name__}: {error}") from error
