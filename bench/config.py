@@ -106,7 +106,7 @@ class WorldModel(Settings):
     num_layers: Count
     num_heads: Count
     intermediate_size: Count
-    max_length: Count
+    max_length: Count  # tokens of prompt and completion that training and log-probs look at
     pretraining: Pretraining
     sft: SftTraining
 
@@ -124,6 +124,7 @@ class LocalModel(Settings):
     name: str
     path: str
     dtype: Literal["float32", "bfloat16"]
+    max_length: Count  # tokens of prompt and completion that training and log-probs look at
 
 
 # Data ----------------------------------------------------------------------------------------------------------------
@@ -140,6 +141,9 @@ class Annotator(Settings):
     flip_rate: Probability
 
 
+Form = Literal["paired", "unpaired"]
+
+
 class WorldData(Settings):
     """Demonstrations for the start model, then preference pairs sampled from it and labelled."""
 
@@ -151,7 +155,9 @@ class WorldData(Settings):
     n_heldout_prompts: Count
     n_kl_prompts: Count
     sample_temperature: Positive
+    sample_max_new_tokens: Count
     annotator: Annotator
+    form: Form  # unpaired: one of the two completions of a prompt, thumbs up if it was the preferred one
     fraction: Fraction
 
 
@@ -176,7 +182,6 @@ class Training(Settings):
     num_train_epochs: Positive
     batch_size: Count  # completions' pairs (or KTO rows) per device and step
     gradient_accumulation_steps: Count
-    max_length: Count  # tokens of prompt + completion; the end is cut
     optimizer: Literal["adamw_torch", "rmsprop"]
     lr_scheduler_type: Literal["constant", "linear", "cosine"]
     warmup_ratio: Probability

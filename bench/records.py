@@ -54,13 +54,14 @@ class Text(Record):
 
 @dataclass(frozen=True)
 class Pair(Record):
-    """A preference. `mismatched_*` name the row of another prompt whose completion estimates KTO's KL term here."""
+    """A preference. `mismatched_*`: a completion of another prompt, which estimates KTO's KL term at this prompt
+    when `chosen` (or `rejected`) is the KTO row."""
 
     id: str
     prompt: list[Message]
     chosen: str
     rejected: str
-    mismatched_chosen: str  # completion paired with this prompt when `chosen` is the KTO row
+    mismatched_chosen: str
     mismatched_rejected: str
 
 
