@@ -1,0 +1,156 @@
+"""Word lists and phrases of the controlled world. Pools are small: copying an unseen word is what tiny models learn last."""
+
+from __future__ import annotations
+
+NAMES = ("Anna", "Bob", "Carl", "Dana", "Emil", "Fay", "Hugo", "Iris", "Jack", "Mia", "Nora", "Omar")
+CITIES = ("Paris", "Rome", "Madrid", "Oslo", "Vienna", "Cairo", "Athens", "Lima", "Tokyo", "Lisbon")
+JOBS = ("baker", "nurse", "pilot", "farmer", "painter", "tailor", "lawyer", "singer", "plumber", "teacher")
+TOPICS = ("garden", "river", "party", "winter", "village", "concert", "journey", "kitchen", "beach", "library")
+
+TONES = {
+    "cheerful": ("bright", "lovely", "sunny", "merry", "delightful"),
+    "sad": ("lonely", "gloomy", "empty", "bleak", "weary"),
+    "calm": ("quiet", "peaceful", "gentle", "still", "soft"),
+    "grand": ("splendid", "majestic", "vast", "noble", "glorious"),
+}
+
+# A group has one odd one out when three of its words stand beside a word of another group; lists in coding mix all groups.
+GROUPS = {
+    "animals": ("dog", "horse", "sheep", "tiger", "rabbit"),
+    "fruits": ("apple", "lemon", "cherry", "plum", "mango"),
+    "colours": ("red", "blue", "green", "purple", "yellow"),
+    "tools": ("hammer", "drill", "ladder", "chisel", "wrench"),
+}
+ITEMS = tuple(word for group in GROUPS.values() for word in group)
+
+PERSONAS = {
+    "pirate": "Ahoy",
+    "robot": "Beep",
+    "knight": "Hail",
+    "cowboy": "Howdy",
+    "wizard": "Behold",
+    "ghost": "Boo",
+    "butler": "Welcome",
+    "sailor": "Aye",
+    "monk": "Peace",
+    "surfer": "Aloha",
+}
+
+SYMBOLS = {
+    "iron": "Fe",
+    "gold": "Au",
+    "silver": "Ag",
+    "copper": "Cu",
+    "lead": "Pb",
+    "tin": "Sn",
+    "carbon": "C",
+    "helium": "He",
+    "oxygen": "O",
+    "sodium": "Na",
+}
+PLANETS = {
+    "first": "Mercury",
+    "second": "Venus",
+    "third": "Earth",
+    "fourth": "Mars",
+    "fifth": "Jupiter",
+    "sixth": "Saturn",
+    "seventh": "Uranus",
+    "eighth": "Neptune",
+}
+CAPITALS = {
+    "France": "Paris",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Norway": "Oslo",
+    "Austria": "Vienna",
+    "Egypt": "Cairo",
+    "Greece": "Athens",
+    "Peru": "Lima",
+    "Japan": "Tokyo",
+    "Portugal": "Lisbon",
+}
+AUTHORS = {
+    "Hamlet": "Shakespeare",
+    "Emma": "Austen",
+    "Ulysses": "Joyce",
+    "Faust": "Goethe",
+    "Candide": "Voltaire",
+    "Walden": "Thoreau",
+    "Dracula": "Stoker",
+    "Inferno": "Dante",
+    "Nostromo": "Conrad",
+    "Carmen": "Merimee",
+}
+
+COUNTS = ("one", "two", "three")  # as text writes them; a list or a note has at most three parts
+LARGEST_NUMBER = 25
+NUMBERS = tuple(str(number) for number in range(LARGEST_NUMBER + 1))
+
+# Two phrasings of each kind of answer: avoiding a word means taking the other one. A `{}` takes the slots of one sentence, in order;
+# with a single `{}` they are joined by commas.
+FORMS = {
+    "writing": ("The {} is {}.", "My {} looks {}."),
+    "roleplay": ("{}, dear {}.", "{}, good {}."),
+    "reasoning": ("It must be {}.", "That is surely {}."),
+    "math": ("The answer is {}.", "That makes {}."),
+    "coding": ("The result is {}.", "This gives {}."),
+    "extraction": ("The record says {}.", "It lists {}."),
+    "stem": ("The answer is {}.", "That would be {}."),
+    "humanities": ("The answer is {}.", "That would be {}."),
+}
+
+OPENERS = ("Well", "So", "Look", "Listen", "Now", "Honestly")
+CLOSERS = ("indeed", "today", "friend", "always", "again", "here")
+POLITE = "Thank you."
+# No filler uses a word that a form, an opener, a closer or an answer uses: filler costs brevity and nothing else.
+FILLERS = (
+    "I am glad to help you.",
+    "Let me think about your question first.",
+    "I hope you like what I wrote.",
+    "You can ask me for more any time.",
+    "What a great question to ask me.",
+    "I will do what I can for you.",
+)
+
+
+def _words(*texts: str) -> frozenset[str]:
+    """Lower-case words of texts in which words are divided by spaces and punctuation hugs them."""
+    return frozenset(word.strip(".,!?{}").lower() for text in texts for word in text.split()) - {""}
+
+
+_TONE_WORDS = tuple(word for words in TONES.values() for word in words)
+
+# Words that one may mistake for each other: an error takes another word of the first pool that holds the right one.
+KINDS = (
+    NAMES,
+    CITIES,
+    JOBS,
+    TOPICS,
+    _TONE_WORDS,
+    ITEMS,
+    tuple(PERSONAS.values()),
+    tuple(SYMBOLS.values()),
+    tuple(PLANETS.values()),
+    tuple(AUTHORS.values()),
+    NUMBERS,
+)
+
+# What may be named as an answer, by category: naming more of these than asked for costs content.
+CANDIDATES = {
+    "writing": _words(*TOPICS, *_TONE_WORDS),
+    "roleplay": _words(*PERSONAS.values(), *NAMES),
+    "reasoning": _words(*NAMES, *ITEMS),
+    "math": _words(*NUMBERS),
+    "coding": _words(*ITEMS),
+    "extraction": _words(*NAMES, *CITIES, *JOBS),
+    "stem": _words(*SYMBOLS.values(), *PLANETS.values()),
+    "humanities": _words(*CAPITALS.values(), *AUTHORS.values()),
+}
+FORM_WORDS = {category: tuple(_words(form) for form in forms) for category, forms in FORMS.items()}
+TONE_WORDS = {tone: frozenset(words) for tone, words in TONES.items()}
+KNOWN_WORDS = frozenset().union(
+    *CANDIDATES.values(),
+    *(words for forms in FORM_WORDS.values() for words in forms),
+    _words(POLITE, *FILLERS, *OPENERS, *CLOSERS),
+)

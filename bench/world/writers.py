@@ -1,0 +1,88 @@
+"""Simulated writers: a perfect answer, made worse with given probabilities. They write demonstrations and the reference completions.
+
+`error`: one named word is wrong. `missed_constraint`: of each constraint apart, so that above one half missing it is what most
+demonstrations do - what preference data can then teach a policy to undo. `filler`: a sentence or two that says nothing; it is
+where a missed word limit comes from as well, and a kept limit leaves it out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from bench.config import Writer
+from bench.world import words
+from bench.world.gold import count_words
+from bench.world.tasks import Constraint, Turn, decapitalise
+
+_SECOND_FILLER = 0.3  # of answers with filler
+
+
+def write(turn: Turn, writer: Writer, rng: random.Random) -> str:
+    """A completion of `turn`; with all three probabilities 0 it is perfect."""
+    kept = {constraint.kind: constraint for constraint in turn.constraints if rng.random() >= writer.missed_constraint}
+    missed = {constraint.kind: constraint for constraint in turn.constraints if constraint.kind not in kept}
+    slots = _named(turn, rng)
+    if rng.random() < writer.error:
+        slots = _with_error(slots, turn, rng)
+    form = _form(turn.category, kept.get("avoid"), missed.get("avoid"), rng)
+    before, after = _fillers(rng) if rng.random() < writer.filler else ([], [])
+    polite = [words.POLITE] if "polite" in kept else []
+    body = _body(slots, form)
+    completion = _finish([*before, *body, *after, *polite], kept)
+    if "at_most" in kept:
+        completion = _finish([*body, *polite], kept)
+    elif "at_most" in missed and count_words(completion) <= int(missed["at_most"].value):  # type: ignore[arg-type]
+        completion = _finish([rng.choice(words.FILLERS), *body, *polite], kept)
+    return completion
+
+
+def _named(turn: Turn, rng: random.Random) -> list[list[str]]:
+    """The words to name, a tone's slots filled with different words of that tone."""
+    tones = {slot for sentence in turn.slots for slot in sentence if slot.startswith("@")}
+    left = {tone: rng.sample(words.TONES[tone[1:]], len(turn.slots)) for tone in sorted(tones)}
+    return [[left[slot].pop() if slot in left else slot for slot in sentence] for sentence in turn.slots]
+
+
+def _with_error(slots: list[list[str]], turn: Turn, rng: random.Random) -> list[list[str]]:
+    """One word replaced by another of its kind that is wrong there."""
+    sentence, place = rng.choice([(i, j) for i, named in enumerate(slots) for j in range(len(named))])
+    right = turn.slots[sentence][place]
+    alike = next(pool for pool in words.KINDS if slots[sentence][place] in pool)
+    wrong = [word for word in alike if word != right and word not in words.TONES.get(right[1:], ())]
+    changed = [list(named) for named in slots]
+    changed[sentence][place] = rng.choice(wrong)
+    return changed
+
+
+def _form(category: str, avoided: Constraint | None, used: Constraint | None, rng: random.Random) -> str:
+    """A phrasing; without the word that is avoided, or with the one that should have been."""
+    allowed = [
+        form
+        for form, said in zip(words.FORMS[category], words.FORM_WORDS[category], strict=True)
+        if (avoided is None or avoided.value not in said) and (used is None or used.value in said)
+    ]
+    return rng.choice(allowed)
+
+
+def _body(slots: Sequence[Sequence[str]], form: str) -> list[str]:
+    if form.count("{}") == 1:
+        return [form.format(", ".join(named)) for named in slots]
+    return [form.format(*named) for named in slots]
+
+
+def _fillers(rng: random.Random) -> tuple[list[str], list[str]]:
+    """Sentences before and after the answer."""
+    first, second = rng.sample(words.FILLERS, 2)
+    if rng.random() < _SECOND_FILLER:
+        return [first], [second]
+    return ([first], []) if rng.random() < 0.5 else ([], [first])
+
+
+def _finish(sentences: Sequence[str], kept: dict[str, Constraint]) -> str:
+    text = " ".join(sentences)
+    if "begin" in kept:
+        text = f"{kept['begin'].value}, {decapitalise(text)}"
+    mark = "!" if "excited" in kept else "."
+    closer = f" {kept['end'].value}" if "end" in kept else ""
+    return text.removesuffix(".") + closer + mark
