@@ -1,0 +1,672 @@
+"""The statistics of a results table: win rates, length control, intervals, paired comparisons. Pure numbers, no files.
+
+A missing measurement is None: it leaves the mean and is counted beside it. NaN and infinity are refused. Every function ignores
+the order of its items, to the last bit, also where it resamples: values are sorted before the generator sees them.
+
+**Which difference to the start model a table should show.** Several seeds judged on the same items are a crossed design, seeds x
+items, and there are two populations to speak about: other seeds and other prompts. Let D[s, i] be the difference on item i with seed s:
+
+    D[s, i] = mu + seed_s + prompt_i + residual_si        Var(mean) = var_seed/S + var_prompt/P + var_residual/(S P)
+
+- `Comparison.prompts` averages over seeds and takes a paired t over items: "these S trained models, other prompts". No var_seed.
+- `Comparison.seeds` is the t interval over S seed means: "other seeds, these prompts". No var_prompt; with S = 3 it has 2 degrees of
+  freedom and reaches p = 0.001 only at t = 32, so after Holm over nine rows it rejects nothing but enormous effects.
+- `Comparison.combined` estimates all three terms from the two-way mean squares, degrees of freedom by Satterthwaite.
+
+Lead with `combined` of `compare_table`, and print `seeds` and `prompts` beside it. `compare_table` pools the seed variance over the
+rows of the table (more degrees of freedom than S - 1) and gives each row the larger of its own and the pooled one. Measured false
+alarms (S = 3, P = 300, seed variance 0 to 97% of the total, 3 or 9 rows that share their start models):
+
+    nominal                                     0.05            0.01             0.001
+    row by itself (`compare`)                   0.039 - 0.077   0.007 - 0.035    0.001 - 0.016
+    `compare_table`, rows alike                 0.032 - 0.045   0.004 - 0.011    0.0001 - 0.002
+    `compare_table`, noisiest sixth of rows     0.038 - 0.066   0.007 - 0.019    0.001 - 0.005     seed sds log-normal, sigma 0.5
+    `compare_table`, verdicts of 0 and 1        0.025 - 0.036   0.004 - 0.006    0.0000 - 0.0003   9 rows, P = 200
+    `seeds`, the same                           0.051 - 0.062   0.010 - 0.012    0.0001 - 0.001
+    `prompts`, the same                         0.047 - 0.64    0.008 - 0.53     0.001 - 0.42
+
+So small p-values of `compare` on three seeds are not to be trusted alone, those of `compare_table` within a factor of about two, five for
+a row whose seeds scatter much more than the others'. Further limits: seeds must be replicates of the whole chain (a start model
+trained once and used under every seed is one draw of it, and no interval here knows how another would have done); item-wise
+differences are treated as about normal in the mean, fine from some 30 items on; items with a missing verdict under any seed are dropped
+from both sides, so a judge that fails on losses biases the difference, whatever the interval says.
+
+A bootstrap over three seeds is not offered: of 27 equally likely resamples one has the smallest mean and one the largest, 1/27 > 2.5%, so
+its 95% interval is [min, max], which covers 1 - 2/2**3 = 75%.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import expit, logit
+
+Array = NDArray[np.float64]
+ByItem = Mapping[str, float | None]
+BySeed = Mapping[int, ByItem]
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its sampling error. `standard_error`, `low`, `high` are None where one measurement, or no spread, gives none."""
+
+    value: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    n: int
+    n_unscored: int = 0
+
+
+@dataclass(frozen=True)
+class LcWinRate(Estimate):
+    """Coefficients are on the logit scale; None where the term was not in the fit. `n_failed_refits` left the interval."""
+
+    length_coefficient: float | None = None
+    model_coefficient: float | None = None
+    difficulty_coefficient: float | None = None
+    n_failed_refits: int = 0
+
+
+class Unmeasured(NamedTuple):
+    """Why a number could not be had."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second side. `t` is the value in standard errors; `p` is two-sided; `n` counts items (seeds, for a seed interval)."""
+
+    value: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    t: float | None
+    df: float | None
+    p: float | None
+    n: int
+    n_dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Values over seeds: their mean and sd (ddof 1), and a t interval for the mean."""
+
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+    n_seeds: int
+
+
+class SeedSpread(NamedTuple):
+    """Variance over seeds of a difference's mean over items, and what it is worth in degrees of freedom."""
+
+    variance: float
+    df: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row against another on the same items and seeds; the module says what each interval speaks about.
+
+    `combined` and `seeds` are None with one seed. `variance_*` are the moment estimates of the three components, cut at 0.
+    `p_holm` is set by `compare_table`.
+    """
+
+    combined: Difference | None
+    seeds: Difference | None
+    prompts: Difference
+    per_seed: Mapping[int, float]
+    variance_seed: float | None
+    variance_prompt: float | None
+    variance_residual: float | None
+    n_seeds: int
+    n_items: int
+    n_dropped: int
+    p_holm: float | None = None
+
+    @property
+    def lead(self) -> Difference:
+        """What the table shows: `combined`, or `prompts` when one seed is all there is (say so beside it)."""
+        return self.combined or self.prompts
+
+
+def _scored(values: Sequence[float | None], low: float = -math.inf, high: float = math.inf) -> Array:
+    kept = np.sort(np.array([v for v in values if v is not None], dtype=float))
+    if not np.isfinite(kept).all():
+        raise ValueError("a value is NaN or infinite; a missing measurement is None")
+    if kept.size and not (low <= kept[0] and kept[-1] <= high):
+        raise ValueError(f"values must be in [{low:g}, {high:g}], got {kept[0]:g} to {kept[-1]:g}")
+    return kept
+
+
+def _standard_error(values: Array) -> float | None:
+    if values.size < 2:
+        return None
+    return 0.0 if _no_spread(values) else float(values.std(ddof=1) / math.sqrt(values.size))
+
+
+def _no_spread(values: Array) -> bool:
+    # equal numbers that were summed in different orders differ by 1e-17, which would make a t of 1e16
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
+def _bootstrap_means(values: Array, rng: np.random.Generator, n_resamples: int) -> Array:
+    # counts of the distinct values, the same distribution as drawing rows: a judge that says 0, 0.5 or 1 costs three columns
+    distinct, counts = np.unique(values, return_counts=True)
+    return rng.multinomial(values.size, counts / values.size, size=n_resamples) @ distinct / values.size
+
+
+def _percentiles(draws: Array, level: float) -> tuple[float, float]:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _t_interval(value: float, standard_error: float | None, df: float, level: float) -> tuple[float | None, float | None]:
+    if not standard_error:
+        return None, None
+    margin = float(stats.t.ppf((1 + level) / 2, df)) * standard_error
+    return value - margin, value + margin
+
+
+def wilson(n_right: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for a proportion: never empty, never outside [0, 1]."""
+    if not (n > 0 and 0 <= n_right <= n):
+        raise ValueError(f"need 0 <= n_right <= n and n > 0, got {n_right} of {n}")
+    z = float(stats.norm.ppf((1 + level) / 2))
+    p = n_right / n
+    centre, margin = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # at p = 0 and 1 the bounds are 0 and 1 exactly, but for rounding
+    low = 0.0 if p == 0 else (centre - margin) / (1 + z * z / n)
+    high = 1.0 if p == 1 else (centre + margin) / (1 + z * z / n)
+    return low, high
+
+
+def accuracy(right: Sequence[bool | None], level: float = 0.95) -> Estimate | None:
+    """Share of True, with Wilson's interval: reward accuracy. None when nothing was scored."""
+    scored = [bool(r) for r in right if r is not None]
+    n = len(scored)
+    if n == 0:
+        return None
+    p = sum(scored) / n
+    return Estimate(p, math.sqrt(p * (1 - p) / n), *wilson(sum(scored), n, level), n, len(right) - n)
+
+
+def mean_estimate(values: Sequence[float | None], level: float = 0.95) -> Estimate | None:
+    """Mean with a t interval: rewards, margins, KL, lengths. None when nothing was measured."""
+    x = _scored(values)
+    if x.size == 0:
+        return None
+    mean, standard_error = float(x.mean()), _standard_error(x)
+    low, high = _t_interval(mean, standard_error, x.size - 1, level)
+    return Estimate(mean, standard_error, low, high, int(x.size), len(values) - int(x.size))
+
+
+def pool(values: Sequence[float | None], level: float = 0.95) -> Pooled | None:
+    """One number a seed -> mean, sd over seeds, t interval with n_seeds - 1 degrees of freedom.
+
+    The interval is about other seeds on these items (the items are the same for all seeds). None when no seed has a value.
+    """
+    x = _scored(values)
+    if x.size == 0:
+        return None
+    mean, standard_error = float(x.mean()), _standard_error(x)
+    low, high = _t_interval(mean, standard_error, x.size - 1, level)
+    return Pooled(mean, None if standard_error is None else standard_error * math.sqrt(x.size), low, high, int(x.size))
+
+
+def win_rate(
+    preferences: Sequence[float | None], rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95
+) -> Estimate | None:
+    """Mean preference for the policy, in [0, 1]; a tie is 0.5. None when nothing was scored.
+
+    standard_error: sd (ddof 1) / sqrt(n), as AlpacaEval. Interval: percentile bootstrap over items; where every preference is 0, or
+    every one 1, resampling sees no spread and Wilson's interval stands in.
+    """
+    y = _scored(preferences, 0, 1)
+    if y.size == 0:
+        return None
+    mean = float(y.mean())
+    low: float | None = None
+    high: float | None = None
+    if y.size > 1 and mean in (0, 1):
+        low, high = wilson(mean * y.size, int(y.size), level)
+    elif y.size > 1:
+        low, high = _percentiles(_bootstrap_means(y, rng, n_resamples), level)
+    return Estimate(mean, _standard_error(y), low, high, int(y.size), len(preferences) - int(y.size))
+
+
+# ---- length control -------------------------------------------------------------------------------------------------
+
+
+class _LcRows(NamedTuple):
+    preferences: Array  # (n,) sorted rows, scored only
+    gaps: Array  # (n,) baseline length - policy length
+    difficulty: Array | None  # (n,)
+
+
+class _LcFit(NamedTuple):
+    coefficients: Array  # (R, k): length, model[, difficulty]
+    lc: Array  # (R,) probability of a win at equal length, averaged over items
+    failed: NDArray[np.bool_]  # (R,) no finite maximum
+
+
+def _lc_rows(
+    preferences: Sequence[float | None],
+    policy_lengths: Sequence[int],
+    baseline_lengths: Sequence[int | None],
+    difficulty: Sequence[float] | None,
+) -> tuple[_LcRows, list[int]]:
+    """Rows with a preference, sorted so that the caller's order cannot matter, and where each came from."""
+    columns = [policy_lengths, baseline_lengths] + ([] if difficulty is None else [difficulty])
+    if any(len(column) != len(preferences) for column in columns):
+        raise ValueError(f"columns of lengths {[len(preferences), *map(len, columns)]}; each needs one entry an item")
+    _scored(preferences, 0, 1)
+    rows: list[tuple[float, float, float, int]] = []
+    for i, preference in enumerate(preferences):
+        if preference is None:
+            continue
+        baseline = baseline_lengths[i]
+        if baseline is None:
+            raise ValueError(f"item {i} has a preference but no baseline length")
+        rows.append((preference, float(baseline - policy_lengths[i]), 0.0 if difficulty is None else float(difficulty[i]), i))
+    rows.sort()
+    table = np.array([row[:3] for row in rows], dtype=float).reshape(-1, 3)
+    if not np.isfinite(table).all():
+        raise ValueError("a length or difficulty is NaN or infinite")
+    return _LcRows(table[:, 0], table[:, 1], None if difficulty is None else table[:, 2]), [row[3] for row in rows]
+
+
+def _design(gaps: Array, difficulty: Array | None) -> Array:
+    """(R, n) gaps -> (R, n, k) columns: tanh(gap / sd), 1[, difficulty]. Without spread in the lengths the first column is 0."""
+    spread = gaps.std(axis=1, ddof=1, keepdims=True)
+    lengths = np.tanh(np.divide(gaps, spread, out=np.zeros_like(gaps), where=np.ptp(gaps, axis=1, keepdims=True) > 0))
+    columns = [lengths, np.ones_like(gaps)] + ([] if difficulty is None else [difficulty])
+    return np.stack(columns, axis=2)
+
+
+def _fit_logistic(x: Array, y: Array, tolerance: float = 1e-10, n_iterations: int = 50) -> tuple[Array, NDArray[np.bool_]]:
+    """R unpenalised fractional logistic fits at once, by Newton: x (R, n, k), y (R, n) -> (R, k), and which have no finite maximum.
+
+    The 1e-12 n on the Hessian's diagonal damps the steps (so that a column of zeros keeps coefficient 0); it does not move the
+    maximum. A step changes no linear predictor by more than 3. Separated rows walk off by about 1 a step: they do not
+    converge, or the damping stops them beyond 20, where no rate that data can tell from 0 or 1 lies.
+    """
+    n_fits, n, k = x.shape
+    w = np.zeros((n_fits, k))
+    w[:, 1] = logit(np.clip(y.mean(axis=1), 1e-6, 1 - 1e-6))
+    converged = np.zeros(n_fits, dtype=bool)
+    for _ in range(n_iterations):
+        busy = np.flatnonzero(~converged)
+        if busy.size == 0:
+            break
+        xb = x[busy]
+        p = expit(np.matmul(xb, w[busy, :, None])[..., 0])
+        gradient = np.matmul(xb.transpose(0, 2, 1), (y[busy] - p)[..., None])
+        hessian = np.matmul((xb * (p * (1 - p))[..., None]).transpose(0, 2, 1), xb) + 1e-12 * n * np.eye(k)
+        step = np.linalg.solve(hessian, gradient)[..., 0]
+        change = np.abs(np.matmul(xb, step[..., None])[..., 0]).max(axis=1)
+        w[busy] += step * np.minimum(1, 3 / np.maximum(change, 1e-300))[:, None]
+        converged[busy] = change < tolerance
+    far = np.abs(np.matmul(x, w[..., None])[..., 0]).max(axis=1) > 20
+    return w, ~converged | far
+
+
+def _lc_fits(y: Array, gaps: Array, difficulty: Array | None) -> _LcFit:
+    """(R, n) each -> R length-controlled rates. Rows all lost or all won are 0 or 1, the limit, and not failed."""
+    x = _design(gaps, difficulty)
+    w, failed = _fit_logistic(x, y)
+    at_equal_length = np.matmul(x[..., 1:], w[:, 1:, None])[..., 0]
+    lc = expit(at_equal_length).mean(axis=1)
+    one_sided = (y.max(axis=1) == 0) | (y.min(axis=1) == 1)
+    return _LcFit(w, np.where(one_sided, y[:, 0], lc), failed & ~one_sided)
+
+
+def _lc_problem(rows: _LcRows) -> Unmeasured | None:
+    n_coefficients = 2 if rows.difficulty is None else 3
+    if rows.preferences.size == 0:
+        return Unmeasured("no item was scored")
+    if rows.preferences.size <= n_coefficients:
+        return Unmeasured(f"{rows.preferences.size} scored items cannot carry {n_coefficients} coefficients")
+    return None
+
+
+SEPARATED = Unmeasured("lengths or difficulty separate wins from losses: what is left at equal length has no estimate")
+
+
+def lc_win_rate(
+    preferences: Sequence[float | None],
+    policy_lengths: Sequence[int],
+    baseline_lengths: Sequence[int | None],
+    rng: np.random.Generator,
+    difficulty: Sequence[float] | None = None,
+    n_resamples: int = 500,
+    level: float = 0.95,
+) -> LcWinRate | Unmeasured:
+    """Length-controlled win rate in the manner of AlpacaEval 2.0 (Dubois et al. 2024), keyed by item, in [0, 1].
+
+        logit P(win_i) = w_len tanh(g_i / sd(g)) + w_mod [+ w_dif d_i]        g_i = baseline length - policy length, characters
+        lc_win_rate = mean_i sigmoid(w_mod [+ w_dif d_i])                     length difference set to 0
+
+    sd with ddof 1, g not centred; the targets are the preferences themselves; items without one are in neither line.
+
+    It is not the package's `length_controlled_winrate` and the two must not share a column: here no rows of the gamed (verbose,
+    concise) baselines steady the length coefficient, nothing is penalised (there: L1, C by cross-validation), and a difficulty goes
+    with its item (there: with its row number, so that dropping the first row moves a model from 19 to 28). On AlpacaEval's recorded
+    votes without difficulty: 54.0 and 70.1 where 54.0 and 70.2 are published, but 32.4 for 25.3 and 19.8 for 5.9, with standard
+    errors to match (2.5, 4.0): few wins by mostly shorter answers say little about equal length.
+
+    standard_error and interval: refits on resampled items, sd(g) included (the package prints the spread of fitted values, about half).
+    Refits that are separated are left out and counted; above 5% there is no interval. Lengths that differ by a constant leave
+    nothing to control: the plain rate. All lost or all won: 0 or 1, with Wilson's interval. Other separated data: Unmeasured, as is
+    an item count no larger than the number of coefficients.
+    """
+    rows, _ = _lc_rows(preferences, policy_lengths, baseline_lengths, difficulty)
+    if problem := _lc_problem(rows):
+        return problem
+    n, n_unscored = int(rows.preferences.size), len(preferences) - int(rows.preferences.size)
+    if rows.preferences[-1] == 0 or rows.preferences[0] == 1:
+        value = float(rows.preferences[0])
+        return LcWinRate(value, 0.0, *wilson(value * n, n, level), n, n_unscored)
+
+    fit = _lc_fits(rows.preferences[None], rows.gaps[None], None if rows.difficulty is None else rows.difficulty[None])
+    if fit.failed[0]:
+        return SEPARATED
+    take = rng.integers(n, size=(n_resamples, n))
+    refits = _lc_fits(rows.preferences[take], rows.gaps[take], None if rows.difficulty is None else rows.difficulty[take])
+    draws, n_failed = refits.lc[~refits.failed], int(refits.failed.sum())
+    trusted = n_failed <= 0.05 * n_resamples
+    low, high = _percentiles(draws, level) if trusted else (None, None)
+    w = fit.coefficients[0]
+    return LcWinRate(
+        value=float(fit.lc[0]),
+        standard_error=float(draws.std(ddof=1)) if trusted else None,
+        low=low,
+        high=high,
+        n=n,
+        n_unscored=n_unscored,
+        length_coefficient=float(w[0]) if np.ptp(rows.gaps) > 0 else None,
+        model_coefficient=float(w[1]),
+        difficulty_coefficient=None if rows.difficulty is None else float(w[2]),
+        n_failed_refits=n_failed,
+    )
+
+
+def lc_contributions(
+    preferences: Sequence[float | None],
+    policy_lengths: Sequence[int],
+    baseline_lengths: Sequence[int | None],
+    difficulty: Sequence[float] | None = None,
+) -> list[float | None] | Unmeasured:
+    """One number an item whose mean is `lc_win_rate` and whose spread is its sampling error; None for unscored items.
+
+    With these in place of preferences `paired_difference` and `compare` work on length-controlled rates. They are the rate plus each
+    item's influence on it, sigmoid_i + n c' H^-1 x_i (y_i - p_i), c the rate's gradient; sd(g) is taken as known. Single values
+    may lie outside [0, 1].
+    """
+    rows, places = _lc_rows(preferences, policy_lengths, baseline_lengths, difficulty)
+    if problem := _lc_problem(rows):
+        return problem
+    y, n = rows.preferences, rows.preferences.size
+    values = y
+    if y[-1] > 0 and y[0] < 1:
+        x = _design(rows.gaps[None], None if rows.difficulty is None else rows.difficulty[None])
+        w, failed = _fit_logistic(x, y[None])
+        if failed[0]:
+            return SEPARATED
+        p = expit(x[0] @ w[0])
+        neutral = x[0].copy()
+        neutral[:, 0] = 0
+        at_equal_length = expit(neutral @ w[0])
+        gradient = (at_equal_length * (1 - at_equal_length)) @ neutral / n
+        hessian = (x[0] * (p * (1 - p))[:, None]).T @ x[0] + 1e-12 * n * np.eye(x.shape[2])
+        values = at_equal_length + n * (x[0] @ np.linalg.solve(hessian, gradient)) * (y - p)
+    result: list[float | None] = [None] * len(preferences)
+    for place, value in zip(places, values, strict=True):
+        result[place] = float(value)
+    return result
+
+
+# ---- ratings --------------------------------------------------------------------------------------------------------
+
+
+def rating_mean(ratings_by_item: Mapping[str, Sequence[float | None]], level: float = 0.95) -> Estimate | None:
+    """MT-Bench's score: mean of all scored ratings of all turns; n counts ratings. None when nothing was scored.
+
+    The turns of one question are judged on one conversation, so the standard error is clustered by item (with c of them scored:
+    c / (c - 1) sum_i (sum of item i's ratings - mean * their number)^2 / n^2) and the interval is t with c - 1 degrees of
+    freedom. Where an item lost a turn, the mean is over ratings, as FastChat's, and not the mean of the two turns' means.
+    """
+    groups = [_scored(ratings_by_item[item]) for item in sorted(ratings_by_item)]
+    n_unscored = sum(len(ratings) for ratings in ratings_by_item.values()) - sum(group.size for group in groups)
+    groups = [group for group in groups if group.size]
+    if not groups:
+        return None
+    n, c = sum(group.size for group in groups), len(groups)
+    mean = math.fsum(float(v) for group in groups for v in group) / n
+    standard_error = None
+    if c > 1:
+        residuals = [float(group.sum() - mean * group.size) for group in groups]
+        standard_error = math.sqrt(c / (c - 1) * math.fsum(r * r for r in residuals)) / n
+    low, high = _t_interval(mean, standard_error, c - 1, level)
+    return Estimate(mean, standard_error, low, high, n, n_unscored)
+
+
+# ---- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def _difference(value: float, standard_error: float | None, df: float, n_items: int, n_dropped: int, level: float) -> Difference:
+    """t test of a mean of item-wise differences.
+
+    p is never below 2 ** (1 - n), the smallest a sign-flip test on n items can give: three items that agree prove little, however
+    well they agree, and without any spread (a t of infinity) that test is the answer.
+    """
+    if standard_error is None:
+        return Difference(value, None, None, None, None, None, None, n_items, n_dropped)
+    low, high = _t_interval(value, standard_error, df, level)
+    if standard_error == 0:
+        t, p = None, 1.0 if value == 0 else 0.0
+    else:
+        t = value / standard_error
+        p = float(2 * stats.t.sf(abs(t), df))
+    return Difference(value, standard_error, low, high, t, df, max(p, 2.0 ** (1 - n_items)), n_items, n_dropped)
+
+
+def paired_difference(a: ByItem, b: ByItem, rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95) -> Difference | None:
+    """Mean of a - b over the items both scored: one model against another. None where they share none.
+
+    Interval: percentile bootstrap over items. p: paired t over items, because a bootstrap cannot tell p from 0 below one in
+    n_resamples, and a correction over a table needs it to. It speaks about other prompts, not other seeds: see `compare`.
+    """
+    pairs = [(a[item], b[item]) for item in a.keys() & b.keys()]
+    d = _scored([x - y for x, y in pairs if x is not None and y is not None])
+    if d.size == 0:
+        return None
+    n_dropped = len(a.keys() | b.keys()) - int(d.size)
+    result = _difference(float(d.mean()), _standard_error(d), d.size - 1, int(d.size), n_dropped, level)
+    if not result.standard_error:
+        return result
+    low, high = _percentiles(_bootstrap_means(d, rng, n_resamples), level)
+    return replace(result, low=low, high=high)
+
+
+def seed_difference(per_seed: Sequence[float], level: float = 0.95) -> Difference | None:
+    """t over seed-level paired differences, n_seeds - 1 degrees of freedom: other seeds, these prompts.
+
+    Right to read as "would retraining change the sign?", wrong as the only interval: where the items matter more than the seeds, it
+    covers the difference on new prompts far less often than it says (61% instead of 95% for S = 3, P = 200, residual variance
+    0.2, prompt variance 1, no seed variance). Without spread over seeds p is None.
+    """
+    x = _scored(per_seed)
+    if x.size == 0:
+        return None
+    mean, standard_error, n = float(x.mean()), _standard_error(x), int(x.size)
+    if not standard_error:
+        return Difference(mean, standard_error, None, None, None, None, None, n)
+    low, high = _t_interval(mean, standard_error, n - 1, level)
+    t = mean / standard_error
+    return Difference(mean, standard_error, low, high, t, float(n - 1), float(2 * stats.t.sf(abs(t), n - 1)), n)
+
+
+class _MeanSquares(NamedTuple):
+    seed: float
+    prompt: float
+    residual: float
+
+
+def _mean_squares(d: Array) -> _MeanSquares:
+    """Two-way layout without replication, d (S, P) with both above 1. Expectations: residual + P seed, residual + S prompt, residual."""
+    n_seeds, n_items = d.shape
+    by_seed, by_item, mean = d.mean(axis=1, keepdims=True), d.mean(axis=0, keepdims=True), d.mean()
+    return _MeanSquares(
+        seed=float(n_items * ((by_seed - mean) ** 2).sum() / (n_seeds - 1)),
+        prompt=float(n_seeds * ((by_item - mean) ** 2).sum() / (n_items - 1)),
+        residual=float(((d - by_seed - by_item + mean) ** 2).sum() / ((n_seeds - 1) * (n_items - 1))),
+    )
+
+
+def _combined(d: Array, spread: SeedSpread | None, n_dropped: int, level: float) -> Difference:
+    """Var(mean) = (MS_seed + MS_prompt - MS_residual) / (S P), each of the first two no less than the third; df by Satterthwaite."""
+    n_seeds, n_items = d.shape
+    value = float(d.mean())
+    if _no_spread(d):
+        return _difference(float(d[0, 0]), 0.0, n_items - 1, n_items, n_dropped, level)
+    squares = _mean_squares(d)
+    seed, seed_df, residual = squares.seed, float(n_seeds - 1), squares.residual
+    if spread is not None:
+        # the larger of the two: the pooled one alone raises false alarms to 12% at 5% in rows noisier than the rest
+        seed, seed_df = max(seed, n_items * spread.variance), spread.df
+    prompt, prompt_df = max(squares.prompt, residual), n_items - 1
+    if seed <= residual:
+        total, df = prompt, float(prompt_df)
+    else:
+        total = seed + prompt - residual
+        df = total**2 / (seed**2 / seed_df + prompt**2 / prompt_df + residual**2 / ((n_seeds - 1) * prompt_df))
+        df = min(max(df, min(seed_df, prompt_df)), prompt_df)
+    return _difference(value, math.sqrt(total / (n_seeds * n_items)), df, n_items, n_dropped, level)
+
+
+class _Crossed(NamedTuple):
+    seeds: list[int]
+    d: Array  # (S, P)
+    n_dropped: int
+
+
+def _crossed(a: BySeed, b: BySeed) -> _Crossed | None:
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        return None
+    sides = [side[seed] for seed in seeds for side in (a, b)]
+    every = set().union(*sides)
+    items = sorted(item for item in every if all(side.get(item) is not None for side in sides))
+    if not items:
+        return None
+    left, right = (np.array([[side[seed][item] for item in items] for seed in seeds], dtype=np.float64) for side in (a, b))
+    d: Array = left - right
+    if not np.isfinite(d).all():
+        raise ValueError("a value is NaN or infinite; a missing measurement is None")
+    return _Crossed(seeds, d[:, np.lexsort(d)], len(every) - len(items))
+
+
+def _compare(crossed: _Crossed, spread: SeedSpread | None, level: float) -> Comparison:
+    d, n_dropped = crossed.d, crossed.n_dropped
+    n_seeds, n_items = d.shape
+    by_item, by_seed = d.mean(axis=0), d.mean(axis=1)
+    prompts = _difference(float(d.mean()), _standard_error(by_item), n_items - 1, n_items, n_dropped, level)
+    squares = _mean_squares(d) if n_seeds > 1 and n_items > 1 else None
+    return Comparison(
+        combined=_combined(d, spread, n_dropped, level) if squares else None,
+        seeds=seed_difference(by_seed.tolist(), level) if n_seeds > 1 else None,
+        prompts=prompts,
+        per_seed=dict(zip(crossed.seeds, by_seed.tolist(), strict=True)),
+        variance_seed=max(0.0, (squares.seed - squares.residual) / n_items) if squares else None,
+        variance_prompt=max(0.0, (squares.prompt - squares.residual) / n_seeds) if squares else None,
+        variance_residual=squares.residual if squares else None,
+        n_seeds=n_seeds,
+        n_items=n_items,
+        n_dropped=n_dropped,
+    )
+
+
+def compare(a: BySeed, b: BySeed, level: float = 0.95) -> Comparison | None:
+    """One row against another: {seed: {item: value}} each, paired by seed and item. None where they share no seed or scored item.
+
+    Seeds that only one side has are left out; so are items that are unscored anywhere (`n_dropped`), to keep the layout balanced.
+    A side that has no seeds of its own (one start model for all) is passed under each seed, and its draw is then taken as given.
+    With few seeds the p-value of `combined` is too small in the tail where seeds vary much: use `compare_table` for a table.
+    """
+    crossed = _crossed(a, b)
+    return None if crossed is None else _compare(crossed, None, level)
+
+
+def _pooled_spread(layouts: Sequence[_Crossed]) -> SeedSpread | None:
+    """Seed variance of the difference pooled over rows.
+
+    Rows that share their start models share half of the difference's seed effect, a correlation of 1/2 when both sides vary alike, so
+    K rows are worth K / (1 + (K - 1) / 4) of one: at S = 3 nine rows give 6 degrees of freedom, never more than 8.
+    """
+    usable = [layout for layout in layouts if len(layout.seeds) > 1 and layout.d.shape[1] > 1]
+    if len(usable) < 2:
+        return None
+    df = [len(layout.seeds) - 1 for layout in usable]
+    variances = [float(layout.d.mean(axis=1).var(ddof=1)) for layout in usable]
+    pooled = math.fsum(f * v for f, v in zip(df, variances, strict=True)) / sum(df)
+    return SeedSpread(pooled, sum(df) / (1 + (len(usable) - 1) / 4))
+
+
+def compare_table(pairs: Mapping[K, tuple[BySeed, BySeed]], level: float = 0.95) -> dict[K, Comparison | None]:
+    """Every comparison of one table and one metric: seed spread pooled over them, Holm's correction of the leading p over them.
+
+    Against the start model: {row: (row's values, its start model's)}. For telling rows apart: {(row, other): (..., ...)} over
+    all pairs. What the pooling assumes and how it was checked stands at the top of the module.
+    """
+    layouts = {name: _crossed(a, b) for name, (a, b) in pairs.items()}
+    spread = _pooled_spread([layout for layout in layouts.values() if layout is not None])
+    rows = {name: None if layout is None else _compare(layout, spread, level) for name, layout in layouts.items()}
+    adjusted = holm([None if row is None else row.lead.p for row in rows.values()])
+    return {name: None if row is None else replace(row, p_holm=p) for (name, row), p in zip(rows.items(), adjusted, strict=True)}
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjusted p-values, in the order given. A None stays None and is not counted as a test."""
+    order = sorted((i for i, p in enumerate(p_values) if p is not None), key=lambda i: p_values[i])  # type: ignore[arg-type,return-value]
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        p = p_values[i]
+        assert p is not None
+        if not 0 <= p <= 1:
+            raise ValueError(f"a p-value must be in [0, 1], got {p}")
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        adjusted[i] = largest
+    return adjusted
+
+
+def indistinguishable(
+    values: Mapping[K, float | None], p_holm: Mapping[tuple[K, K], float | None], alpha: float = 0.05
+) -> tuple[K, frozenset[K]] | None:
+    """The best row (highest value, the first of equals) and the rows that cannot be told apart from it, itself among them.
+
+    `p_holm`: adjusted p by pair of rows, in either order, adjusted over **all** pairs of the table and not only those with the best
+    row: which row is best is read off the same data, and a correction over K - 1 comparisons does not pay for that choice.
+    A missing p cannot tell two rows apart. Rows without a value are not among them. None when no row has one.
+    """
+    rows = {name: value for name, value in values.items() if value is not None}
+    if not rows:
+        return None
+    best = max(rows, key=lambda name: rows[name])
+
+    def apart(name: K) -> bool:
+        p = p_holm.get((best, name), p_holm.get((name, best)))
+        return p is not None and p < alpha
+
+    return best, frozenset(name for name in rows if name == best or not apart(name))
