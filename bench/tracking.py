@@ -15,7 +15,8 @@ of the sweep once the server failed or was silent for a third of `timeout_s`.
 W&B gets no environment, command line, host name, git state or console output; what looks like a secret in a config, a tag or
 an error message is replaced.
 
-Limits: an offline run cannot be resumed, so an offline cell whose numbers changed replaces its earlier folder. If that one
+Limits: wandb does not tell when the upload of a table's file fails in the background (a line in the run's debug-internal.log
+does). Two commands that write the same cell at once repeat its rows. An offline run cannot be resumed, so an offline cell whose numbers changed replaces its earlier folder. If that one
 had been uploaded, `wandb sync` of the new one repeats its rows there (the summary is right).
 """
 
@@ -36,9 +37,11 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -123,10 +126,8 @@ def _account() -> _Account:
     """Read as wandb reads it, without importing wandb: a re-run of a cached sweep needs no more than this."""
     config_dir = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
     stored = configparser.ConfigParser(interpolation=None)
-    try:
+    with suppress(configparser.Error, OSError, UnicodeDecodeError):
         stored.read(config_dir / "settings")
-    except (configparser.Error, OSError, UnicodeDecodeError):
-        pass
 
     def setting(name: str) -> str | None:
         return os.environ.get(f"WANDB_{name.upper()}") or stored.get("default", name, fallback=None)
@@ -148,7 +149,9 @@ def _netrc_has(host: str) -> bool:
 # What may be written ------------------------------------------------------------------------------------------------
 
 _REDACTED = "[redacted]"
-_SECRET_NAME = re.compile(r"secret|passw|passphrase|credential|authorization|bearer|(^|_)token$|(^|_)auth$|(api|access|private|signing)_?key")
+_SECRET_NAME = re.compile(
+    r"secret|passw|passphrase|credential|authorization|bearer|(^|_)token$|(^|_)auth$|(api|access|private|signing)_?key"
+)
 _VOCABULARY = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|stop|special)_token$")  # a tokenizer's, not a secret
 _SECRET_TEXT = re.compile(
     r"\b(?:sk|pk|rk)-[\w-]{16,}|\bhf_\w{16,}|\bgh[a-z]_\w{20,}|\bgithub_pat_\w{20,}|\bAKIA\w{16}\b|\blocal-\w{40}\b|\bwandb_v\d_\w{20,}"
@@ -188,9 +191,9 @@ def _names_secret(name: str) -> bool:
 
 def _number(value: Any) -> int | float | None:
     """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        return None
-    return int(value) if value == int(value) and not isinstance(value, float) else float(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
 def _train_row(row: Any) -> dict[str, int | float] | None:
@@ -219,7 +222,16 @@ def _digest(value: Any) -> str:
 # Our side: a queue, a child, and a deadline --------------------------------------------------------------------------
 
 # A run that these name is somebody else's: an agent's, a notebook's, or the one around us.
-_FOREIGN = {"WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_NOTES", "WANDB_MODE", "WANDB_DISABLED", "WANDB_PROGRAM"}
+_FOREIGN = {
+    "WANDB_SERVICE",
+    "WANDB_SWEEP_ID",
+    "WANDB_RUN_ID",
+    "WANDB_RESUME",
+    "WANDB_NOTES",
+    "WANDB_MODE",
+    "WANDB_DISABLED",
+    "WANDB_PROGRAM",
+}
 
 
 class _Wandb:
@@ -239,8 +251,11 @@ class _Wandb:
         mode = settings.mode
         if mode == "auto":
             mode = "online" if account.has_key and account.mode not in ("offline", "dryrun") else "offline"
-            if not account.has_key:
-                self._notes.append("W&B: no key is configured (WANDB_API_KEY or `wandb login`), so runs are written offline")
+            if mode == "offline":
+                why = (
+                    "WANDB_MODE or `wandb offline` says so" if account.has_key else "no key is configured (WANDB_API_KEY or `wandb login`)"
+                )
+                self._notes.append(f"W&B: runs are written offline, {why}")
         self._send(
             op="open",
             directory=str(directory),
@@ -257,11 +272,13 @@ class _Wandb:
             self._notes.append(f"W&B: nothing is written, its process did not start: {error}")
             self._ended.set()
             return
-        for work in (self._write, self._read):
-            threading.Thread(target=work, daemon=True, name=f"tracking{work.__name__}").start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read)]
+        for thread in self._threads:
+            thread.start()
 
     def follow(self, *, sweep: str, key: str, name: str, config: Mapping[str, Any], tags: Sequence[str], rows: Sequence[Row]) -> None:
-        self._send(op="follow", **self._cell(sweep, key, name, config, tags), rows=self._rows(rows, name))
+        with self._noted(name):
+            self._send(op="follow", **self._cell(sweep, key, name, config, tags), rows=self._rows(rows, name))
 
     def cell(
         self,
@@ -276,33 +293,35 @@ class _Wandb:
         status: str,
         reason: str | None = None,
     ) -> None:
-        numbers = {_under("eval", str(k)): n for k, v in summary.items() if (n := _number(v)) is not None}
-        words = {"status": status, **({"reason": self._redactor.text(str(reason))} if reason else {})}
-        self._send(
-            op="cell",
-            **self._cell(sweep, key, name, config, tags),
-            rows=self._rows(history, name),
-            summary=numbers | words,
-            exit_code=int(status == "failed"),
-        )
+        with self._noted(name):
+            numbers = {_under("eval", str(k)): n for k, v in summary.items() if (n := _number(v)) is not None}
+            words = {"status": status, **({"reason": self._redactor.text(str(reason))} if reason else {})}
+            self._send(
+                op="cell",
+                **self._cell(sweep, key, name, config, tags),
+                rows=self._rows(history, name),
+                summary=numbers | words,
+                exit_code=int(status == "failed"),
+            )
 
     def sweep(self, *, sweep: str, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
-        columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-        present = [str(Path(file).absolute()) for file in files if Path(file).is_file()]
-        self._send(
-            op="sweep",
-            id=_run_id("table", sweep),
-            name=sweep,
-            group=sweep,
-            job_type="table",
-            tags=[],
-            config={"sweep": sweep},
-            columns=[str(column) for column in columns],
-            data=[[self._redactor.value(row.get(column)) for column in columns] for row in rows],
-            files={file: _file_digest(file) for file in present},
-        )
-        if len(present) < len(files):
-            self._notes.append(f"W&B: {len(files) - len(present)} of {len(files)} files of {sweep} do not exist and were left out")
+        with self._noted(sweep):
+            columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+            present = [str(Path(file).absolute()) for file in files if Path(file).is_file()]
+            self._send(
+                op="sweep",
+                id=_run_id("table", sweep),
+                name=sweep,
+                group=sweep,
+                job_type="table",
+                tags=[],
+                config={"sweep": sweep},
+                columns=[str(column) for column in columns],
+                data=[[self._redactor.value(row.get(column)) for column in columns] for row in rows],
+                files={file: _file_digest(file) for file in present},
+            )
+            if len(present) < len(files):
+                self._notes.append(f"W&B: {len(files) - len(present)} of {len(files)} files of {sweep} do not exist and were left out")
 
     def close(self) -> None:
         if self._closed:
@@ -320,18 +339,34 @@ class _Wandb:
                 except subprocess.TimeoutExpired:
                     pass
         finally:
-            self._process.kill()  # wandb's own helper process leaves by itself when its parent is gone
-            self._process.wait()
+            self._stop()
         self._notes += self._closing_notes(in_time)
 
     @property
     def notes(self) -> list[str]:
         return list(self._notes)
 
+    def _stop(self) -> None:
+        assert self._process and self._process.stdin and self._process.stdout
+        self._process.kill()  # wandb's own helper process leaves by itself when its parent is gone
+        self._process.wait()
+        self._ended.set()
+        self._lines.put("")  # wakes _write
+        for thread in self._threads:
+            thread.join(1)
+        if not any(thread.is_alive() for thread in self._threads):
+            for pipe in (self._process.stdin, self._process.stdout):
+                with suppress(OSError):
+                    pipe.close()
+
     def _closing_notes(self, in_time: bool) -> Iterator[str]:
-        where = os.path.relpath(self._directory)
+        where = _shown(self._directory)
         if not self._report:
-            what = "its process ended early" if in_time else f"it did not finish within {self._timeout_s:g} s (tracker.timeout_s) and was stopped"
+            what = (
+                "its process ended early"
+                if in_time
+                else f"it did not finish within {self._timeout_s:g} s (tracker.timeout_s) and was stopped"
+            )
             yield (
                 f"W&B: {what}; {self._sent - self._answered} of {self._sent} runs may be missing there, results are not touched. "
                 f"The same command writes them again; see {where}/tracker.log"
@@ -339,10 +374,10 @@ class _Wandb:
             return
         written, before = self._report["written"], self._report["before"]
         if written.get("online"):
-            yield f"W&B: {written['online']} runs written to {self._report['url']}"
+            yield f"W&B: runs written: {written['online']}, see {self._report['url']}"
         if written.get("offline"):
-            runs = os.path.relpath(self._report["runs"])
-            yield f"W&B: {written['offline']} runs written offline; to upload them: wandb sync {shlex.quote(runs)}/offline-run-*"
+            runs = shlex.quote(_shown(Path(self._report["runs"])))
+            yield f"W&B: runs written offline: {written['offline']}; to upload them: wandb sync {runs}/offline-run-*"
         if before and not sum(written.values()):
             yield f"W&B: nothing new, all {before} runs were written before"
         if self._report["failed"]:
@@ -364,6 +399,13 @@ class _Wandb:
         if len(good) < len(read):
             self._notes.append(f"W&B: {len(read) - len(good)} of {len(read)} history rows of {name} have no step and were left out")
         return good
+
+    @contextmanager
+    def _noted(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever it was, it is no reason to lose a cell
+            self._notes.append(self._redactor.text(f"W&B: {name} was not written: {_brief(error)}"))
 
     def _send(self, **message: Any) -> None:
         self._sent += message["op"] in ("cell", "sweep")
@@ -422,6 +464,14 @@ def _start(directory: Path) -> subprocess.Popen[str]:
         )
 
 
+def _brief(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def _file_digest(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -432,25 +482,24 @@ def _file_digest(path: str) -> str:
 
 @dataclass
 class _Open:
-    """A run that is being written. `seen`: the metrics that it already has at `last_step`."""
+    """A run that is being written. `logged`: its metrics by step; a resumed run has all up to `resumed_at`, where only what is
+    in `logged` is known by name."""
 
     run: Any
     online: bool
-    last_step: float = -math.inf
-    seen: set[str] = field(default_factory=set)
+    resumed_at: float = -math.inf
+    logged: dict[float, set[str]] = field(default_factory=dict)
 
     def log(self, rows: Sequence[dict[str, float]]) -> None:
-        """A step that is already there is not repeated: histories are sent whole after they were followed."""
+        """What is there is not repeated: a history is sent whole after it was followed, perhaps from its middle on."""
         for row in rows:
             step = row["train/step"]
-            if step < self.last_step:
+            if step < self.resumed_at:
                 continue
-            if step > self.last_step:
-                self.last_step, self.seen = step, set()
-            new = {name: value for name, value in row.items() if name not in self.seen and name != "train/step"}
-            if new or "train/step" not in self.seen:
+            seen = self.logged.setdefault(step, set())
+            if new := {name: value for name, value in row.items() if name not in seen}:
                 self.run.log({**new, "train/step": step})
-                self.seen |= row.keys()
+                seen.update(new)
 
 
 class _Client:
@@ -505,27 +554,31 @@ class _Client:
         if self._is_written(message):
             self.before += 1
             return
+        entry = self._opened(message)
+        del self.open[message["id"]]
         try:
-            entry = self._opened(message)
             write(entry, message)
-            entry.run.finish(exit_code=message.get("exit_code", 0))
         except Exception as error:
-            entry = self.open.pop(message["id"], None)
-            if self.mode == "offline" and not (entry and entry.online):
+            if not entry.online:
                 raise
             self._go_offline(error)
             self._once(message, write)
             return
-        del self.open[message["id"]]
+        try:
+            entry.run.finish(exit_code=message.get("exit_code", 0))
+        except TimeoutError as error:  # not written again offline: what did arrive would be there twice after a sync
+            self._go_offline(error)
+            raise TimeoutError(f"its upload did not end; `wandb sync {_folder(entry)}` completes it") from error
         where = "online" if entry.online else "offline"
         self.written[where] = self.written.get(where, 0) + 1
         self._record(message, entry)
 
     def _write_cell(self, entry: _Open, message: Mapping[str, Any]) -> None:
         entry.log(message["rows"])
-        if "reason" in entry.run.summary.keys() and "reason" not in message["summary"]:
+        final = {name: value for row in message["rows"] for name, value in row.items()}
+        if entry.run.summary.get("reason") is not None and "reason" not in message["summary"]:
             del entry.run.summary["reason"]  # it failed before
-        entry.run.summary.update(message["summary"])
+        entry.run.summary.update(final | message["summary"])
 
     def _write_table(self, entry: _Open, message: Mapping[str, Any]) -> None:
         import wandb
@@ -590,24 +643,28 @@ class _Client:
             run.define_metric("train/*", step_metric="train/step")
         entry = _Open(run, online=self.mode == "online")
         if entry.online:
-            self.url = run.get_project_url() or self.base_url if hasattr(run, "get_project_url") else run.project_url or self.base_url
+            self.url = run.project_url or self.base_url
         if run.resumed and (last := _number(run.summary.get("train/step"))) is not None:
-            entry.last_step, entry.seen = last, set(run.summary.keys())
+            entry.resumed_at = last
+            entry.logged[last] = set(run.summary.keys())
         return entry
 
     def _go_offline(self, error: Exception) -> None:
         if self.mode == "online":
             self.mode = "offline"
-            why = str(error).strip().splitlines()
-            self.say(note=f"W&B: {self.base_url} failed ({type(error).__name__}: {why[0] if why else ''}), so runs are written offline from here on")
+            self.unopened |= self.open.keys()  # their earlier rows are lost to us: `cell` writes them whole
+            self.open.clear()
+            with suppress(Exception):
+                sys.modules["wandb"].teardown(exit_code=1)  # else the ids of its runs stay in use
+            self.say(note=f"W&B: {self.base_url} failed ({_brief(error)}), so runs are written offline from here on")
 
-    def _destination(self) -> str:
-        return "offline" if self.mode == "offline" else f"{self.base_url} {self.entity or ''}/{self.project}"
+    def _destination(self, *, online: bool) -> str:
+        return f"{self.base_url} {self.entity or ''}/{self.project}" if online else "offline"
 
     def _is_written(self, message: Mapping[str, Any]) -> bool:
         if message["id"] in self.open:
             return False
-        entry = self.ledger.get((message["id"], self._destination()))
+        entry = self.ledger.get((message["id"], self._destination(online=self.mode == "online")))
         if entry is None or entry["digest"] != self._digest(message):
             return False
         return self.mode == "online" or (self.runs / entry["folder"]).is_dir()
@@ -617,17 +674,21 @@ class _Client:
         return _digest({**message, "files": files, "project": self.project, "entity": self.entity})
 
     def _record(self, message: Mapping[str, Any], entry: _Open) -> None:
-        destination = "offline" if not entry.online else f"{self.base_url} {self.entity or ''}/{self.project}"
+        destination = self._destination(online=entry.online)
         line = {
             "id": message["id"],
             "name": message["name"],
             "to": destination,
             "digest": self._digest(message),
-            "folder": Path(entry.run.dir).parent.name,
+            "folder": _folder(entry).name,
         }
         self.ledger[line["id"], destination] = line
         with self.ledger_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _folder(entry: _Open) -> Path:
+    return Path(entry.run.dir).parent
 
 
 def _read_ledger(path: Path) -> dict[tuple[str, str], dict[str, str]]:
@@ -664,14 +725,12 @@ def _serve() -> None:
     while (message := messages.get()) is not None and message["op"] != "close":
         try:
             getattr(client, message["op"])(message)
-        except Exception as error:
-            import traceback
-
+        except Exception as error:  # noqa: BLE001  the next message may fare better
             traceback.print_exc()
             client.failed += message["op"] != "follow"
             if notes_left and message["op"] != "follow":
                 notes_left -= 1
-                say(note=f"W&B: {message['name']} was not written: {type(error).__name__}: {error}")
+                say(note=f"W&B: {message['name']} was not written: {_brief(error)}")
         if message["op"] != "follow":
             say(answered=message["id"])
     try:
