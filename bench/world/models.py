@@ -67,7 +67,9 @@ def pretrain(
     batches = ordered_batches(encode(tokenizer, rows), settings.batch_size, settings.seed)
     in_order = [row for batch in itertools.islice(batches, settings.steps) for row in batch]
     if len(in_order) < settings.steps * settings.batch_size:
-        raise ValueError(f"{settings.steps} steps of {settings.batch_size} rows need {settings.steps * settings.batch_size}, got {len(in_order)}")
+        raise ValueError(
+            f"{settings.steps} steps of {settings.batch_size} rows need {settings.steps * settings.batch_size}, got {len(in_order)}"
+        )
     optimizer = MuonAdamW(model, settings.learning_rate)
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -78,7 +80,7 @@ def pretrain(
             remove_unused_columns=False,
             max_grad_norm=1.0,
             seed=settings.seed,
-            logging_steps=20,
+            logging_steps=min(20, settings.steps),
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
@@ -101,7 +103,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Text]) -> list[Row
     """Token ids of conversations, EOS included."""
     texts = [(tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True, tokenize=False), row.completion) for row in rows]
     prompts = tokenizer([prompt for prompt, _ in texts], add_special_tokens=False)["input_ids"]
-    wholes = tokenizer([f"{prompt} {completion}{tokenizer.eos_token}" for prompt, completion in texts], add_special_tokens=False)["input_ids"]
+    wholes = tokenizer([f"{prompt} {completion}{tokenizer.eos_token}" for prompt, completion in texts], add_special_tokens=False)[
+        "input_ids"
+    ]
     return [Row(input_ids=whole, n_prompt=len(prompt)) for prompt, whole in zip(prompts, wholes, strict=True)]
 
 

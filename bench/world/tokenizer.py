@@ -78,4 +78,8 @@ def _prompts() -> list[str]:
     )
     drills = ["Repeat backwards: "]
     subjects = [*words.PERSONAS, *words.SYMBOLS, *words.PLANETS, *words.CAPITALS, *words.AUTHORS, *words.TONES]
-    return [*drills, *subjects, *(turn.text for task in tasks.make_tasks(world, 2000, split="train", seed=0, n_turns=2) for turn in task.turns)]
+    return [
+        *drills,
+        *subjects,
+        *(turn.text for task in tasks.make_tasks(world, 2000, split="train", seed=0, n_turns=2) for turn in task.turns),
+    ]
