@@ -44,6 +44,7 @@ class Opened:
     sweep: str | None  # the file's name
     replaced: bool  # the command line changed the file's cells
     title: str  # the question that the file asks
+    command: str  # the words that make these cells
     cells: list[Cell]
     sources: list[Sources]  # of each cell
 
@@ -85,7 +86,7 @@ def open_door(words: tuple[str, ...]) -> Opened:
             if problems:
                 raise BadConfig(problems)
         problems += _check_choices(command, composer)
-        return _compose_cells(command, composer, problems)
+        return _compose_cells(words, command, composer, problems)
 
 
 def _config_dirs(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -136,7 +137,7 @@ def _check_choices(command: sweeps.CommandLine, composer: _Composer) -> list[str
     return problems
 
 
-def _compose_cells(command: sweeps.CommandLine, composer: _Composer, problems: list[str]) -> Opened:
+def _compose_cells(words: Sequence[str], command: sweeps.CommandLine, composer: _Composer, problems: list[str]) -> Opened:
     file = f"sweeps/{command.sweep}.yaml" if command.sweep else "the command line"
     fixed = {key: value for key, value in command.values.items() if key in GROUPS}
     try:
@@ -164,7 +165,7 @@ def _compose_cells(command: sweeps.CommandLine, composer: _Composer, problems: l
     assert session is not None
     replaced = bool(set(command.axes) | {key for key in command.values if key.split(".")[0] not in NOT_KEYED})
     title = _title(command.sweep) if command.sweep else ""
-    return Opened(session, command.sweep, replaced, title, cells, sources)
+    return Opened(session, command.sweep, replaced, title, _command(words), cells, sources)
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,11 @@ def _unknown(what: str, name: Any, known: Sequence[str], where: str) -> str:
     close = difflib.get_close_matches(str(name), list(known), n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"unknown {what} {str(name)!r} ({where}){hint} known: {', '.join(known)}" if hint else f"unknown {what} {str(name)!r} ({where}); known: {', '.join(known)}"
+
+
+def _command(words: Sequence[str]) -> str:
+    """What to type to get the same cells: the words that change them, in their order."""
+    return " ".join(word for word in words if not word.startswith(tuple(f"{key}{end}" for key in NOT_KEYED for end in "=.")) and not word.startswith("hydra"))
 
 
 def _title(name: str) -> str:

@@ -117,7 +117,7 @@ class BaseSettings(Settings):
     num_heads: Count
     intermediate_size: Count
     max_length: Count
-    training: Pretraining
+    pretraining: Pretraining
 
 
 class SftSettings(Settings):
@@ -181,6 +181,7 @@ class GoldRatingSettings(Settings):
 
 
 class ScoreSettings(Settings):
+    beta: Positive | None  # turns held-out log-ratios into rewards; None for the start model
     bootstrap_resamples: Count
     bootstrap_seed: int
 
@@ -207,7 +208,6 @@ def stage(kind: str, settings: Settings, inputs: Mapping[str, Stage | Source] | 
 # Cells to stages ------------------------------------------------------------------------------------------------------
 
 KL_DECODING = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=1)  # T = 1: the policy's own distribution; length from the judge
-SCORE = ScoreSettings(bootstrap_resamples=2000, bootstrap_seed=0)
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,8 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
         if cell.judge.name == "gold":
             verdicts = stage("judge", _judging(cell, manner), {"items": items, "completions": completions}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
-    score = stage("score", SCORE, inputs, "score")
+    beta = getattr(cell.method, "beta", None)
+    score = stage("score", ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0), inputs, "score")
     roles["score"] = score
     key = hash_key({"cell": score.key})
     return CellPlan(cell, key, f"{readable_name(cell)}-{key[:8]}", score, roles)
@@ -331,7 +332,7 @@ def _world_start(cell: Cell, model: WorldModel) -> Stage:
     training = model.pretraining
     corpus = CorpusData(family=_family(cell), n=training.steps * training.batch_size, seed=training.seed)
     architecture = model.model_dump(include={"hidden_size", "num_layers", "num_heads", "intermediate_size", "max_length"})
-    base = stage("sft", BaseSettings(**architecture, training=training), {"corpus": stage("data", corpus, label="corpus")}, "base model")
+    base = stage("sft", BaseSettings(**architecture, pretraining=training), {"corpus": stage("data", corpus, label="corpus")}, "base model")
     demonstrations = DemonstrationData(
         family=_family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed
     )
@@ -378,7 +379,7 @@ def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage) -> 
     settings = LogpsSettings(
         rows="completions", splits=(), mismatched=False, max_length=max_length(cell), batch_size=cell.engine.batch_size, dtype=dtype(cell)
     )
-    return stage("logps", settings, {"model": model, "completions": completions}, "log-probs for KL")
+    return stage("logps", settings, {"model": model, "completions": completions, "items": completions.inputs["items"]}, "log-probs for KL")
 
 
 def generate(cell: Cell, policy: Stage | Source, items: Stage, decoding: Decoding, label: str) -> Stage:
@@ -495,7 +496,7 @@ def token_bound(stage: Stage) -> int:
     """Most tokens that a stage can push through a model (training: each counted once an epoch); 0 where no model runs."""
     settings = stage.settings
     if isinstance(settings, BaseSettings):
-        return settings.training.steps * settings.training.batch_size * settings.max_length
+        return settings.pretraining.steps * settings.pretraining.batch_size * settings.max_length
     if isinstance(settings, SftSettings):
         return settings.training.steps * settings.training.batch_size * settings.max_length
     if isinstance(settings, (SampleSettings, GenerateSettings)):

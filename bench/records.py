@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -32,6 +32,7 @@ class Record:
 class Item(Record):
     """One prompt to answer. `turns` are the user's; a later turn is asked after the policy's own earlier answers.
 
+    `context`: messages before the first turn (system prompt, earlier conversation). `plain`: text without a chat template.
     `task` is what the controlled world's gold judge reads (one entry a turn), None elsewhere.
     `baseline`: the fixed opponent's completion of each turn, None where nobody is compared with.
     """
@@ -41,6 +42,8 @@ class Item(Record):
     turns: list[str]
     task: list[dict[str, Any]] | None = None
     baseline: list[str] | None = None
+    context: list[Message] = field(default_factory=list)
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,36 @@ class Unpaired(Record):
     mismatched: str
 
 
+def completion_columns(row: Pair | Unpaired) -> tuple[str, ...]:
+    """The columns of a preference row that hold completions of its prompt."""
+    if isinstance(row, Pair):
+        return ("chosen", "rejected", "mismatched_chosen", "mismatched_rejected")
+    return ("completion", "mismatched")
+
+
+@dataclass(frozen=True)
+class Labelled(Record):
+    """Two completions of a prompt and what the labeller said; `first_preferred` None is a tie.
+
+    `p_first` in [0, 1]: how likely the labeller was to prefer the first. `correct`: whether the label agrees with the truth,
+    None where the truth is not known or is a tie.
+    """
+
+    id: str
+    prompt: list[Message]
+    first: str
+    second: str
+    p_first: float
+    first_preferred: bool | None
+    correct: bool | None = None
+
+
 @dataclass(frozen=True)
 class Completion(Record):
     """What a policy wrote for an item: one text and token count a turn, EOS included in the count.
 
     `finished[t]` is False where the text was cut at max_new_tokens. `draw` tells several samples of a prompt apart.
+    `ids`: the tokens that were drawn, which encoding the text again need not give.
     """
 
     id: str
@@ -89,6 +117,7 @@ class Completion(Record):
     n_tokens: list[int]
     finished: list[bool]
     draw: int = 0
+    ids: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -150,3 +179,15 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
                 yield kind.from_json(json.loads(line))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}:{number}: not a {kind.__name__}: {error}") from error
+
+
+def read_logps(folder: Path) -> dict[str, Logps]:
+    """A logps stage's sums by row name."""
+    return {row.id: row for row in read_jsonl(folder / "logps.jsonl", Logps)}
+
+
+def read_rows(path: Path) -> list[Pair] | list[Unpaired]:
+    """Preference rows of either form."""
+    with path.open() as file:
+        paired = '"chosen"' in file.readline()
+    return list(read_jsonl(path, Pair)) if paired else list(read_jsonl(path, Unpaired))

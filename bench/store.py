@@ -195,6 +195,19 @@ class Store:
         manifest = self.status(source).manifest
         return manifest.digest if manifest else None
 
+    def failure(self, stage: Stage) -> str | None:
+        """Why the last attempt at a stage failed; None when there was none or it has succeeded since."""
+        try:
+            return json.loads(self.beside(stage, "failed.json").read_text())["error"]
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def record_failure(self, stage: Stage, error: str) -> None:
+        self.beside(stage, "failed.json").write_text(json.dumps({"kind": stage.kind, "key": stage.key, "error": error}, indent=1))
+
+    def clear_failure(self, stage: Stage) -> None:
+        self.beside(stage, "failed.json").unlink(missing_ok=True)
+
     def status(self, stage: Stage) -> Status:
         """Whether a stage is done, verified; remembered until `forget`."""
         if stage.key not in self._statuses:
@@ -251,22 +264,27 @@ class Store:
                 rows.append((facts["settings"], facts["timings"]["wall_s"]))
         return rows
 
-    @contextlib.contextmanager
-    def lock(self, stage: Stage) -> Iterator[bool]:
-        """Try to be the one who computes this stage; False when somebody else is at it. Saves work, guards nothing."""
+    def try_lock(self, stage: Stage) -> filelock.BaseFileLock | None:
+        """A held lock, to be released; None when somebody else computes this stage. Saves work, guards nothing."""
         path = self.beside(stage, "lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0).lock
         except filelock.Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
+            return None
+
+    def is_locked(self, stage: Stage) -> bool:
+        """Whether somebody computes this stage now."""
+        lock = self.try_lock(stage) if self.beside(stage, "lock").exists() else None
+        if lock is not None:
             lock.release()
-            path.unlink(missing_ok=True)
+            return False
+        return self.beside(stage, "lock").exists()
+
+    def was_begun(self, stage: Stage) -> bool:
+        """Whether somebody began this stage and left something half built."""
+        return any(self.folder(stage).parent.glob(f"{stage.key}.build-*"))
 
     def build_folder(self, stage: Stage) -> Path:
         """A fresh folder to build a stage in; leftovers of processes that died here are swept away."""

@@ -1,0 +1,111 @@
+"""transformers as an engine: generation batched by length in a fixed order, log-probs by the code path that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head
+
+from bench.config import Decoding
+from bench.tokens import Ids, load_tokenizer, model_folder
+
+
+@dataclass(frozen=True)
+class Written:
+    """One completion: text without special tokens, the tokens drawn with EOS, whether it ended by itself."""
+
+    text: str
+    ids: list[int]
+    finished: bool
+
+
+def load_model(path: Path, dtype: str) -> PreTrainedModel:
+    """A fresh model from a folder (never a copy of one that a trainer has touched), on the GPU where there is one."""
+    model = AutoModelForCausalLM.from_pretrained(
+        model_folder(path), dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+class Engine:
+    """A loaded policy that writes and scores."""
+
+    def __init__(self, path: Path, dtype: str, batch_size: int):
+        self.tokenizer = load_tokenizer(path)
+        self.model = load_model(path, dtype)
+        self.batch_size = batch_size
+        ends = self.model.generation_config.eos_token_id
+        self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
+
+    def generate(
+        self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Written]:
+        """A completion of each prompt, in the prompts' order. The same prompts, decoding and seed give the same completions.
+
+        Prompts are batched by length; each batch draws from a generator of its own, seeded by `seed` and its place.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        written: dict[int, Written] = {}
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            torch.manual_seed(seed * 1_000_003 + start)
+            for row, completion in zip(rows, self._batch([prompts[i] for i in rows], decoding), strict=True):
+                written[row] = completion
+            progress(len(written), len(order))
+        return [written[i] for i in range(len(prompts))]
+
+    @torch.inference_mode()
+    def _batch(self, prompts: Sequence[list[int]], decoding: Decoding) -> list[Written]:
+        width = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.temperature else {"do_sample": False}
+        out = self.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=decoding.max_new_tokens, eos_token_id=sorted(self.ends), pad_token_id=pad, **sampling
+        )
+        return [self._written(row) for row in out[:, width:].tolist()]
+
+    def _written(self, ids: list[int]) -> Written:
+        end = next((i for i, token in enumerate(ids) if token in self.ends), None)
+        kept = ids if end is None else ids[: end + 1]
+        return Written(self.tokenizer.decode(kept, skip_special_tokens=True).strip(), kept, end is not None)
+
+    def logps(self, rows: Sequence[Ids], progress: Callable[[int, int], None] = lambda done, total: None) -> list[float]:
+        """Summed log-probability (nats) of each row's completion given its prompt, in the rows' order.
+
+        Goes through TRL's fused head, as training does, so that a reference equals a policy with the same weights.
+        """
+        if not getattr(self.model, "_bench_fused", False):
+            add_fused_lm_head(self.model)
+            self.model._bench_fused = True
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt) + len(rows[i].completion), i))
+        sums: dict[int, float] = {}
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            sums |= zip(batch, self._batch_logps([rows[i] for i in batch]), strict=True)
+            progress(len(sums), len(order))
+        return [sums[i] for i in range(len(rows))]
+
+    @torch.inference_mode()
+    def _batch_logps(self, rows: Sequence[Ids]) -> list[float]:
+        width = max(len(row.prompt) + len(row.completion) for row in rows)
+        ids, mask, labels = [], [], []
+        for row in rows:
+            padding = width - len(row.prompt) - len(row.completion)
+            ids.append(row.prompt + row.completion + [self.tokenizer.pad_token_id] * padding)
+            mask.append([1] * (width - padding) + [0] * padding)
+            labels.append([-100] * len(row.prompt) + row.completion + [-100] * padding)
+        device = self.model.device
+        out = self.model(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            labels=torch.tensor(labels, device=device),
+            use_cache=False,
+            fused_lm_head=True,
+        )
+        return out.log_probs.sum(dim=1).tolist()

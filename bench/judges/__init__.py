@@ -1,0 +1,29 @@
+"""Who decides. A judge turns items and completions into verdicts; a labeller is a judge that compares two completions of one policy.
+
+A judge writes facts, one verdict an item and turn; rates and ratings are computed from files of them. One judge a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from bench.records import Completion, Item, Verdict
+
+
+class Judge(Protocol):
+    """`against` holds the completions that the policy is compared with; None where each is rated by itself."""
+
+    name: str
+
+    def judge(
+        self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None
+    ) -> Iterator[Verdict]: ...
+
+
+def baseline(items: Sequence[Item]) -> list[Completion]:
+    """The fixed opponent's completions, which items bring with them. Raises ValueError when one has none."""
+    for item in items:
+        if item.baseline is None:
+            raise ValueError(f"item {item.id} has no baseline completion to compare with")
+    return [Completion(item.id, item.turns, item.baseline or [], [], []) for item in items]

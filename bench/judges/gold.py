@@ -1,0 +1,114 @@
+"""The controlled world's own truth as a judge, exact and instant: preferences in AlpacaEval 2.0's manner, ratings in MT-Bench's.
+
+preference = σ((gold(policy) - gold(opponent)) / temperature)        rating = 1 + 0.9 gold, gold in [0, 10]
+
+An empty completion is rated like any other (gold 0); only an item without a task is unscored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bench.config import Annotator, GoldWeights
+from bench.records import Completion, Item, Verdict
+from bench.world.gold import Gold, annotator_prefers, count_words, gold
+from bench.world.tasks import Turn
+
+
+@dataclass(frozen=True)
+class GoldPreference:
+    """P(policy wins) over an opponent's completion of the same first turn."""
+
+    weights: GoldWeights
+    temperature: float
+    name: str = "gold_preference"
+
+    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+        opponents = {completion.id: completion for completion in against or ()}
+        by_id = {item.id: item for item in items}
+        for completion in completions:
+            item = by_id[completion.id]
+            mine, other = completion.completions[0], opponents[item.id].completions[0]
+            if item.task is None:
+                yield Verdict(item.id, self.name, unscored="the item has no task that the gold judge could read", category=item.category)
+                continue
+            turn = Turn.from_json(item.task[0])
+            ours, theirs = gold(turn, mine, self.weights), gold(turn, other, self.weights)
+            yield Verdict(
+                item.id,
+                self.name,
+                category=item.category,
+                preference=1 / (1 + math.exp(-(ours.total - theirs.total) / self.temperature)),
+                policy_length=len(mine),
+                baseline_length=len(other),
+                details=_details(ours) | {"gold_baseline": theirs.total},
+            )
+
+
+@dataclass(frozen=True)
+class GoldRating:
+    """A rating of 1 to 10 for each turn."""
+
+    weights: GoldWeights
+    name: str = "gold_rating"
+
+    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+        by_id = {item.id: item for item in items}
+        for completion in completions:
+            item = by_id[completion.id]
+            for number, text in enumerate(completion.completions):
+                if item.task is None:
+                    yield Verdict(item.id, self.name, number, item.category, unscored="the item has no task that the gold judge could read")
+                    continue
+                found = gold(Turn.from_json(item.task[number]), text, self.weights)
+                yield Verdict(
+                    item.id,
+                    self.name,
+                    number,
+                    item.category,
+                    rating=1 + 0.9 * found.total,
+                    policy_length=len(text),
+                    details=_details(found),
+                )
+
+
+@dataclass(frozen=True)
+class GoldAnnotator:
+    """The labeller of the world's pairs: the gold difference, bent by length, through a logistic (see config.Annotator)."""
+
+    weights: GoldWeights
+    annotator: Annotator
+    name: str = "gold_annotator"
+
+    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+        seconds = {completion.id: completion for completion in against or ()}
+        by_id = {item.id: item for item in items}
+        for completion in completions:
+            item = by_id[completion.id]
+            if item.task is None:
+                yield Verdict(item.id, self.name, unscored="the item has no task that the gold annotator could read")
+                continue
+            turn = Turn.from_json(item.task[0])
+            texts = completion.completions[0], seconds[item.id].completions[0]
+            first, second = (gold(turn, text, self.weights).total for text in texts)
+            yield Verdict(
+                item.id,
+                self.name,
+                category=item.category,
+                preference=annotator_prefers(first, second, count_words(texts[0]), count_words(texts[1]), self.annotator),
+                policy_length=len(texts[0]),
+                baseline_length=len(texts[1]),
+                details={"gold_first": first, "gold_second": second},
+            )
+
+
+def _details(found: Gold) -> dict[str, float]:
+    return {
+        "gold": found.total,
+        "content": found.content,
+        "constraints": found.constraints,
+        "conciseness": found.conciseness,
+        "fluency": found.fluency,
+    }

@@ -1,0 +1,47 @@
+"""Methods: a file each, with its chain of stages (light, for planning) and its trainer (torch, when a stage runs)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from bench import plan
+from bench.config import Cell, Dpo, Ipo, Kto
+from bench.plan import Ground
+from bench.store import Stage
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from bench.methods.training import TrainingJob
+
+
+class Method(Protocol):
+    """What a method's module holds."""
+
+    @staticmethod
+    def chain(cell: Cell, ground: Ground) -> Stage | None:
+        """The method's last train stage, from settings alone; None where nothing is trained."""
+
+    @staticmethod
+    def make_trainer(job: TrainingJob) -> Trainer:
+        """A trainer over prepared rows with cached reference log-probs."""
+
+
+NAMES = ("none", "dpo", "ipo", "kto")
+
+
+def load(name: str) -> Method:
+    return import_module(f"bench.methods.{name}")  # type: ignore[return-value]
+
+
+def chain(cell: Cell, ground: Ground) -> Stage | None:
+    return load(cell.method.name).chain(cell, ground)
+
+
+def one_shot(cell: Cell, ground: Ground) -> Stage:
+    """One train stage from the start model, on the preference rows, against the start model's log-probs."""
+    assert isinstance(cell.method, (Dpo, Ipo, Kto))
+    settings = plan.TrainSettings(method=cell.method, max_length=cell.model.max_length, dtype=plan.dtype(cell), seed=cell.seed)
+    inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
+    return plan.stage("train", settings, inputs, cell.method.name)

@@ -1,0 +1,29 @@
+"""IPO (Azar et al. 2023, arXiv 2310.12036, eq. 17) with length means, trained by TRL's DPOTrainer (`ipo`).
+
+(h - 1/(2τ))²,  h = [log π/π_ref](y_w) / |y_w| - [log π/π_ref](y_l) / |y_l|,  τ set as `beta`
+
+Deviation: the paper's h is a difference of sums; the per-token means are what its authors confirmed to TRL (#1265) and what every
+result since January 2024 uses. At τ = 0.1 the loss asks for 5 nats a token and hovers near 25: expected.
+
+rewards/*: β log π/π_ref with sums, as TRL logs them for every loss, so that methods can be compared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.methods import one_shot as chain
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from bench.methods.training import TrainingJob
+
+
+def make_trainer(job: TrainingJob) -> Trainer:
+    from bench.methods.training import paired_trainer
+
+    return paired_trainer(job, loss_type="ipo")
+
+
+__all__ = ["chain", "make_trainer"]

@@ -1,0 +1,10 @@
+"""No method: the start model as it is, judged like the others. Every sweep has this row for each start model."""
+
+from __future__ import annotations
+
+from bench.config import Cell
+from bench.plan import Ground
+
+
+def chain(cell: Cell, ground: Ground) -> None:
+    return None

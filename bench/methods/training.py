@@ -1,0 +1,223 @@
+"""What trained methods share: TRL's trainers over prepared rows with cached reference log-probs, batch order, recorded curves."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from bench.plan import TrainSettings
+from bench.records import Logps, Pair, Unpaired
+from bench.tokens import preference_ids
+from bench.worker import Progress
+
+MEGABATCH = 16  # batches that are sorted by length together; more saves padding, fewer mix lengths better
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What a method's trainer is made of. `reference`: the start model's log-probs by name (see stages/logps.py)."""
+
+    settings: TrainSettings
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[Pair] | Sequence[Unpaired]
+    reference: dict[str, Logps]
+    out: Path
+    callback: TrainerCallback
+
+
+class LengthBatches(torch.utils.data.Sampler[int]):
+    """Row indices in a seeded order whose batches hold rows of like length; the batches themselves come in random order.
+
+    Another order each epoch, the same for the same seed. The short last batch stays last.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"order/{self.seed}/{self.epoch}")
+        rows = list(range(len(self.lengths)))
+        rng.shuffle(rows)
+        span = self.batch_size * MEGABATCH
+        rows = [row for start in range(0, len(rows), span) for row in sorted(rows[start : start + span], key=lambda i: self.lengths[i])]
+        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        last = batches.pop() if len(batches[-1]) < self.batch_size else []
+        rng.shuffle(batches)
+        return iter([row for batch in [*batches, last] for row in batch])
+
+
+class Recorder(TrainerCallback):
+    """Keeps the curve of every logged step, without what differs from run to run; speeds go to a file of their own."""
+
+    recorded_files = frozenset({"speed.jsonl"})
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+        self.history: list[dict[str, float]] = []
+        self.speed: list[dict[str, float]] = []
+        self.tokens = 0
+        self._last = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now, seconds = time.perf_counter(), time.perf_counter() - self._last
+        self._last = now
+        tokens = int(logs.get("num_tokens", 0))
+        speed = {"step": state.global_step, "seconds": seconds, "tokens_per_second": (tokens - self.tokens) / seconds}
+        self.tokens = tokens
+        row = {"step": state.global_step, **{name: float(value) for name, value in logs.items()}}
+        self.history.append(row)
+        self.speed.append(speed)
+        self.progress(state.global_step, state.max_steps, **{k: v for k, v in row.items() if k != "step"}, tokens_per_second=speed["tokens_per_second"])
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._last = time.perf_counter()
+
+    def write(self, out: Path) -> None:
+        for name, rows in (("history.jsonl", self.history), ("speed.jsonl", self.speed)):
+            (out / name).write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
+
+
+def common_arguments(out: Path, *, seed: int, dtype: str) -> dict[str, Any]:
+    """transformers' training arguments that every stage shares."""
+    gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(out / "trainer"),
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": dtype == "bfloat16",
+        "use_cpu": not gpu,
+        "gradient_checkpointing": gpu,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+    }
+
+
+def method_arguments(job: TrainingJob) -> dict[str, Any]:
+    """Arguments of the preference trainers, from the method's settings."""
+    method = job.settings.method
+    return {
+        **common_arguments(job.out, seed=job.settings.seed, dtype=job.settings.dtype),
+        "learning_rate": method.learning_rate,
+        "num_train_epochs": method.num_train_epochs,
+        "per_device_train_batch_size": method.batch_size,
+        "gradient_accumulation_steps": method.gradient_accumulation_steps,
+        "optim": method.optimizer,
+        "lr_scheduler_type": method.lr_scheduler_type,
+        "warmup_steps": method.warmup_ratio,  # below 1 it is a share of all steps
+        "weight_decay": method.weight_decay,
+        "max_grad_norm": method.max_grad_norm,
+        "max_length": job.settings.max_length,
+        "precompute_ref_log_probs": True,
+        "disable_dropout": True,
+    }
+
+
+class Prepared:
+    """Mixed into TRL's preference trainers: rows arrive tokenised, with reference log-probs, in our order."""
+
+    @classmethod
+    def over(cls, rows: Sequence[dict[str, Any]], job: TrainingJob, arguments: Any) -> Self:
+        trainer = cls(  # type: ignore[call-arg]
+            model=job.model,
+            args=arguments,
+            train_dataset=Dataset.from_list([{k: v for k, v in row.items() if k != "length"} for row in rows]),
+            processing_class=job.tokenizer,
+            callbacks=[job.callback],
+        )
+        method = job.settings.method
+        trainer.order = LengthBatches([row["length"] for row in rows], method.batch_size, job.settings.seed)  # type: ignore[attr-defined]
+        return trainer
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches:
+        return self.order  # type: ignore[attr-defined]
+
+
+def paired_trainer(job: TrainingJob, **loss: Any) -> Trainer:
+    """TRL's DPOTrainer over pairs, with the loss that its keyword arguments name."""
+    from trl import DPOConfig, DPOTrainer
+
+    class PairedTrainer(Prepared, DPOTrainer):
+        pass
+
+    rows = paired_rows(job)
+    return PairedTrainer.over(rows, job, DPOConfig(**method_arguments(job), beta=job.settings.method.beta, **loss))
+
+
+def paired_rows(job: TrainingJob) -> list[dict[str, Any]]:
+    """Rows of TRL's DPOTrainer. Raises ValueError for unpaired data."""
+    rows = []
+    for row in job.rows:
+        if not isinstance(row, Pair):
+            raise ValueError(f"{job.settings.method.name} learns from pairs, and the data are unpaired: take a method for unpaired feedback, such as kto")
+        ids = preference_ids(job.tokenizer, row, job.settings.max_length)
+        rows.append(
+            {
+                "prompt_ids": ids["chosen"].prompt,
+                "chosen_ids": ids["chosen"].completion,
+                "rejected_ids": ids["rejected"].completion,
+                "ref_chosen_logps": job.reference[f"train/{row.id}/chosen"].logps,
+                "ref_rejected_logps": job.reference[f"train/{row.id}/rejected"].logps,
+                "length": len(ids["chosen"].prompt) + max(len(ids["chosen"].completion), len(ids["rejected"].completion)),
+            }
+        )
+    return rows
+
+
+def unpaired_rows(job: TrainingJob) -> list[dict[str, Any]]:
+    """Rows of TRL's KTOTrainer; a pair gives two, chosen desirable and rejected undesirable."""
+    rows: list[dict[str, Any]] = []
+    for row in job.rows:
+        ids = preference_ids(job.tokenizer, row, job.settings.max_length)
+        if isinstance(row, Pair):
+            parts = [("chosen", "mismatched_chosen", True), ("rejected", "mismatched_rejected", False)]
+        else:
+            parts = [("completion", "mismatched", row.label)]
+        rows += [
+            {
+                "prompt_ids": ids[column].prompt,
+                "completion_ids": ids[column].completion,
+                "KL_completion_ids": ids[mismatched].completion,
+                "label": label,
+                "ref_logps": job.reference[f"train/{row.id}/{column}"].logps,
+                "ref_KL_logps": job.reference[f"train/{row.id}/{mismatched}"].logps,
+                "length": len(ids[column].prompt) + len(ids[column].completion),
+            }
+            for column, mismatched, label in parts
+        ]
+    return rows
+
+
+def moved(before: dict[str, torch.Tensor], model: PreTrainedModel) -> float:
+    """Largest change of a weight since `before`; 0 means that training did not reach the model."""
+    state = model.state_dict()
+    return max((state[name] - value).abs().max().item() for name, value in before.items())
+
+

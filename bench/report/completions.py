@@ -1,0 +1,62 @@
+"""Readable samples of what each cell wrote, beside what it was compared with and what the judge said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.report.rows import Row
+from bench.records import Completion, Item, Verdict, read_jsonl
+from bench.store import Store
+
+SHOWN = 16
+
+
+def write_samples(row: Row, store: Store, folder: Path) -> Path | None:
+    """`<cell>.md` with the first prompts of each manner of evaluation; None for a cell without completions."""
+    parts = [part for manner in ("preference", "rating", "plain") if (part := _samples(row, store, manner))]
+    if not parts:
+        return None
+    path = folder / f"{row.cell.name}.md"
+    path.write_text(f"# {row.cell.name}\n\n" + "\n".join(parts))
+    return path
+
+
+def _samples(row: Row, store: Store, manner: str) -> str:
+    roles = row.cell.roles
+    if f"{manner}_completions" not in roles or store.status(roles[f"{manner}_completions"]).state != "done":
+        return ""
+    items = {item.id: item for item in read_jsonl(store.folder(roles[f"{manner}_items"]) / "items.jsonl", Item)}
+    verdicts: dict[tuple[str, int], Verdict] = {}
+    if f"{manner}_verdicts" in roles:
+        for verdict in read_jsonl(store.folder(roles[f"{manner}_verdicts"]) / "verdicts.jsonl", Verdict):
+            verdicts[verdict.item_id, verdict.turn] = verdict
+    shown = []
+    for completion in read_jsonl(store.folder(roles[f"{manner}_completions"]) / "completions.jsonl", Completion):
+        if len(shown) == SHOWN:
+            break
+        shown.append("\n".join(_turns(items[completion.id], completion, verdicts)))
+    return f"## {manner}\n\n" + "\n\n".join(shown) + "\n"
+
+
+def _turns(item: Item, completion: Completion, verdicts: dict[tuple[str, int], Verdict]) -> Iterator[str]:
+    yield f"### {item.id}" + (f" ({item.category})" if item.category else "")
+    for turn, (asked, text) in enumerate(zip(item.turns, completion.completions, strict=True)):
+        yield f"- **prompt** {_inline(asked)}"
+        yield f"- **policy** {_inline(text)}" + ("" if completion.finished[turn] else " *(cut)*")
+        if item.baseline and turn < len(item.baseline):
+            yield f"- **baseline** {_inline(item.baseline[turn])}"
+        if (verdict := verdicts.get((item.id, turn))) is not None:
+            yield f"- **verdict** {_said(verdict)}"
+
+
+def _said(verdict: Verdict) -> str:
+    if verdict.unscored:
+        return f"unscored: {verdict.unscored}"
+    value = f"preference {verdict.preference:.2f}" if verdict.preference is not None else f"rating {verdict.rating:.1f}"
+    details = ", ".join(f"{name} {number:.2f}" for name, number in (verdict.details or {}).items())
+    return f"{value}" + (f" ({details})" if details else "")
+
+
+def _inline(text: str) -> str:
+    return text.replace("\n", " ⏎ ").replace("<", "&lt;") or "*(empty)*"

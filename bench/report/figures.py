@@ -1,0 +1,107 @@
+"""Figures of a sweep: win rate against what it varies, and against the KL to the start model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.report.rows import Group
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Colours that are told apart with any kind of colour vision (Okabe and Ito); a marker each for print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+STYLE = {
+    "svg.hashsalt": "bench",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "figure.dpi": 150,
+}
+
+Value = Callable[[Group], float | None]
+
+
+def draw(groups: Sequence[Group], title: str, folder: Path) -> list[Path]:
+    """PNG and SVG of each figure that has something to show; the paths of the PNGs."""
+    judged = [group for group in groups if group.pooled("win_rate")]
+    trained = [group for group in judged if not group.is_start]
+    paths = []
+    for name, label, value, log in (
+        ("beta", "beta", lambda g: getattr(g.cell.method, "beta", None), True),
+        ("fraction", "share of labels used, %", lambda g: 100 * g.cell.data.fraction, True),
+    ):
+        if len({value(group) for group in trained}) > 1:
+            paths += _save(folder / f"win_rate_by_{name}", lambda ax, v=value, x=label, s=log: _curves(ax, judged, v, x, log=s), title)
+    if trained:
+        paths += _save(folder / "win_rate_by_kl", lambda ax: _curves(ax, judged, _kl, "KL to the start model, nats", log=False), title)
+    return paths
+
+
+def _kl(group: Group) -> float | None:
+    pooled = group.pooled("kl")
+    return pooled.mean if pooled else None
+
+
+def _save(path: Path, plot: Callable[[Any], None], title: str) -> list[Path]:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with mpl.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        plot(ax)
+        ax.set_title(title, fontsize=10, loc="left", wrap=True)
+        figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        plt.close(figure)
+    return [path.with_suffix(".png")]
+
+
+def _curves(ax: Axes, groups: Sequence[Group], value: Value, label: str, *, log: bool) -> None:
+    """A line per method (and model or data where several), intervals as bars; start models as dashed lines with their band."""
+    lines: dict[str, list[Group]] = {}
+    several = {name: len({getattr(g.cell, name).name for g in groups}) > 1 for name in ("model", "data")}
+    for group in groups:
+        parts = [group.cell.method.name if not group.is_start else "start"]
+        parts += [getattr(group.cell, name).name for name, many in several.items() if many]
+        lines.setdefault(" ".join(parts), []).append(group)
+    drawn = 0
+    for name, members in lines.items():
+        if members[0].is_start:
+            _start(ax, members[0], name)
+            continue
+        members = sorted((g for g in members if value(g) is not None), key=lambda g: value(g) or 0.0)
+        x = [value(group) for group in members]
+        y = [100 * pooled.mean for group in members if (pooled := group.pooled("win_rate"))]
+        ends = [group.interval("win_rate") for group in members]
+        bars = [
+            [max(0.0, m - 100 * e[0]) if e else 0.0 for m, e in zip(y, ends, strict=True)],
+            [max(0.0, 100 * e[1] - m) if e else 0.0 for m, e in zip(y, ends, strict=True)],
+        ]
+        style = {"color": COLOURS[drawn % len(COLOURS)], "marker": MARKERS[drawn % len(MARKERS)], "markersize": 5, "capsize": 3}
+        ax.errorbar(x, y, yerr=bars, label=name, linewidth=1.4, linestyle="-" if label == "beta" or log else "none", **style)
+        drawn += 1
+    if log:
+        ax.set_xscale("log")
+        ticks = sorted({v for group in groups if not group.is_start and (v := value(group)) is not None})
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+    ax.set_xlabel(label)
+    ax.set_ylabel("win rate, % (95 % interval)")
+    ax.legend(frameon=False, fontsize=9)
+
+
+def _start(ax: Axes, group: Group, name: str) -> None:
+    pooled, ends = group.pooled("win_rate"), group.interval("win_rate")
+    if pooled is None:
+        return
+    ax.axhline(100 * pooled.mean, color="0.4", linestyle="--", linewidth=1, label=name)
+    if ends:
+        ax.axhspan(100 * ends[0], 100 * ends[1], color="0.4", alpha=0.12, linewidth=0)

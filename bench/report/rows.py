@@ -1,0 +1,208 @@
+"""Cells to rows, and rows that differ by seed only to groups with pooled numbers and comparisons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from bench import stats
+from bench.config import Cell
+from bench.plan import CellPlan, start_cell
+from bench.records import Verdict, read_jsonl
+from bench.store import Store, hash_key
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A question's name, words and cells; `command` is what to type to get it again."""
+
+    name: str
+    title: str
+    command: str
+    cells: Sequence[CellPlan]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell: its numbers, or why it has none. `preferences` and `lc` are by item id, for paired comparisons."""
+
+    cell: CellPlan
+    failed: str | None
+    done: bool
+    metrics: Mapping[str, float]
+    missing: Mapping[str, str]
+    preferences: Mapping[str, float | None] = field(default_factory=dict)
+    lc: Mapping[str, float | None] = field(default_factory=dict)
+    n_train: int | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def group_key(self) -> str:
+        return seedless(self.cell.cell)
+
+    @property
+    def start_key(self) -> str:
+        return seedless(start_cell(self.cell.cell))
+
+
+def seedless(cell: Cell) -> str:
+    """Same for cells that differ by seed only."""
+    return hash_key(cell.model_dump(mode="json", exclude={"seed"}))
+
+
+def collect(sweep: Sweep, store: Store, failures: Mapping[str, str]) -> list[Row]:
+    """One row a cell, from the store alone. `failures`: cell key -> reason, of this command; earlier ones are read from the store."""
+    return [_row(cell, store, failures.get(cell.key)) for cell in sweep.cells]
+
+
+def _row(cell: CellPlan, store: Store, failed: str | None) -> Row:
+    status = store.status(cell.score)
+    if status.state != "done" or status.manifest is None:
+        failed = failed or next((f"{s.label or s.kind}: {why}" for s in cell.stages if (why := store.failure(s))), None)
+        return Row(cell, failed, False, {}, {"win_rate": failed or "not run yet"})
+    result = json.loads((store.folder(cell.score) / "result.json").read_text())
+    preferences, lc = _by_item(cell, store)
+    data = store.status(cell.roles["preferences"]).manifest
+    return Row(
+        cell,
+        None,
+        True,
+        result["metrics"],
+        result["missing"],
+        preferences,
+        lc,
+        data.counts.get("train") if data else None,
+        status.manifest.recorded,
+    )
+
+
+def _by_item(cell: CellPlan, store: Store) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    stage = cell.roles.get("preference_verdicts")
+    if stage is None or store.status(stage).state != "done":
+        return {}, {}
+    verdicts = list(read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict))
+    preferences = [v.preference for v in verdicts]
+    lc = stats.lc_contributions(preferences, [v.policy_length for v in verdicts], [v.baseline_length for v in verdicts])
+    ids = [v.item_id for v in verdicts]
+    return dict(zip(ids, preferences, strict=True)), {} if isinstance(lc, stats.Unmeasured) else dict(zip(ids, lc, strict=True))
+
+
+# Seeds pooled ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that differ by seed only. `against_start` is None for start models and where nothing can be compared."""
+
+    cell: Cell
+    rows: Sequence[Row]
+    against_start: stats.Comparison | None
+    lc_against_start: stats.Comparison | None
+    among_best: bool  # by win rate: the best group, or not to be told apart from it
+
+    @property
+    def is_start(self) -> bool:
+        return self.cell.method.name == "none"
+
+    @property
+    def done(self) -> list[Row]:
+        return [row for row in self.rows if row.done]
+
+    @cached_property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if row.failed]
+
+    def pooled(self, metric: str) -> stats.Pooled | None:
+        return stats.pool([row.metrics.get(metric) for row in self.done])
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """95 %: over seeds where there are several, over prompts where there is one."""
+        if len(self.done) == 1:
+            low, high = (self.done[0].metrics.get(f"{metric}_{end}") for end in ("low", "high"))
+            return None if low is None or high is None else (low, high)
+        pooled = self.pooled(metric)
+        return None if pooled is None or pooled.low is None or pooled.high is None else (pooled.low, pooled.high)
+
+
+def groups(rows: Sequence[Row]) -> list[Group]:
+    """Rows pooled over seeds, in the order of the sweep, each compared with its start model seed by seed and item by item."""
+    members: dict[str, list[Row]] = {}
+    for row in rows:
+        members.setdefault(row.group_key, []).append(row)
+    best = _among_best(members)
+    plain, lc = _against_start(members, "preferences"), _against_start(members, "lc")
+    return [
+        Group(group[0].cell.cell, group, plain.get(key), lc.get(key), key in best)
+        for key, group in members.items()
+    ]
+
+
+def _values(group: Sequence[Row], of: str) -> dict[int, Mapping[str, float | None]]:
+    return {row.cell.cell.seed: getattr(row, of) for row in group if getattr(row, of)}
+
+
+def _against_start(members: Mapping[str, Sequence[Row]], of: str) -> dict[str, stats.Comparison | None]:
+    pairs = {}
+    for key, group in members.items():
+        start = members.get(group[0].start_key)
+        if start is None or group[0].start_key == key:
+            continue
+        ours, theirs = _values(group, of), _values(start, of)
+        seeds = ours.keys() & theirs.keys()
+        if seeds:
+            pairs[key] = ({s: ours[s] for s in seeds}, {s: theirs[s] for s in seeds})
+    return stats.compare_table(pairs)
+
+
+def _among_best(members: Mapping[str, Sequence[Row]]) -> frozenset[str]:
+    """Groups that cannot be told apart from the one with the highest win rate, over seeds that all of them have."""
+    values = {key: _values(group, "preferences") for key, group in members.items()}
+    values = {key: by_seed for key, by_seed in values.items() if by_seed}
+    if len(values) < 2:
+        return frozenset()
+    pairs = {}
+    keys = list(values)
+    for i, a in enumerate(keys):
+        for b in keys[i + 1 :]:
+            if seeds := values[a].keys() & values[b].keys():
+                pairs[a, b] = ({s: values[a][s] for s in seeds}, {s: values[b][s] for s in seeds})
+    compared = stats.compare_table(pairs)
+    means = {key: (p.mean if (p := stats.pool([r.metrics.get("win_rate") for r in members[key]])) else None) for key in keys}
+    found = stats.indistinguishable(means, {pair: c.p_holm if c else None for pair, c in compared.items()}, ALPHA)
+    return found[1] if found else frozenset()
+
+
+# One row a cell, flat --------------------------------------------------------------------------------------------------
+
+LEADING = ("key", "name", "status", "model", "data", "method", "beta", "fraction", "iteration", "seed", "n_train")
+
+
+def flat_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows of table.csv and cells.parquet: settings that sweeps vary, then metrics; what is missing is None."""
+    names = sorted({name for row in rows for name in row.metrics})
+    first = [n for n in ("win_rate", "win_rate_low", "win_rate_high", "lc_win_rate", "rating", "reward_accuracy", "kl", "mean_length") if n in names]
+    names = first + [name for name in names if name not in first]
+    return [_settings(row) | {name: row.metrics.get(name) for name in names} | {"reason": row.failed or ""} for row in rows]
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    cell = row.cell.cell
+    values = (
+        row.cell.key,
+        row.cell.name,
+        "done" if row.done else "failed" if row.failed else "absent",
+        cell.model.name,
+        cell.data.name,
+        "start" if cell.method.name == "none" else cell.method.name,
+        getattr(cell.method, "beta", None),
+        cell.data.fraction,
+        None,
+        cell.seed,
+        row.n_train,
+    )
+    return dict(zip(LEADING, values, strict=True))

@@ -1,0 +1,173 @@
+"""The comparison table: seeds pooled, percent, intervals, and marks for what cannot be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench import stats
+from bench.report.rows import ALPHA, Group
+
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, and the lines that must stand under them."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def comparison_table(groups: Sequence[Group]) -> Table:
+    """One line a group; columns that say nothing in this sweep are left out and, where a judge is missing, said."""
+    columns: list[tuple[str, Callable[[Group], str]]] = [("method", _method)]
+    for name, value in (("beta", _beta), ("model", _model), ("data", _data), ("labels", _fraction)):
+        if len({value(group) for group in groups} - {""}) > (0 if name == "beta" else 1):
+            columns.append((name, value))
+    columns.append(("seeds", lambda group: f"{len(group.done)}" + (f"/{len(group.rows)}" if len(group.done) < len(group.rows) else "")))
+    columns += [
+        ("win rate %", lambda g: _percent(g, "win_rate") + (" *" if g.among_best else "")),
+        ("LC win rate %", lambda g: _percent(g, "lc_win_rate")),
+        ("vs start", lambda g: _difference(g.against_start)),
+        ("SEs", lambda g: _standard_errors(g.against_start)),
+        ("p (Holm)", lambda g: _p(g.against_start)),
+        ("rating", lambda g: _number(g, "rating", 2)),
+        ("reward acc. %", lambda g: _number(g, "reward_accuracy", 1, 100)),
+        ("reward AUC %", lambda g: _number(g, "reward_auc", 1, 100)),
+        ("KL nats", lambda g: _number(g, "kl", 2)),
+        ("length", lambda g: _number(g, "mean_length", 1)),
+    ]
+    cells = [[value(group) for _, value in columns] for group in groups]
+    said = [i for i, (name, _) in enumerate(columns) if name in ("method", "seeds") or any(row[i] != MISSING for row in cells)]
+    return Table([columns[i][0] for i in said], [[row[i] for i in said] for row in cells], _notes(groups))
+
+
+def _method(group: Group) -> str:
+    return "start" if group.is_start else group.cell.method.name
+
+
+def _beta(group: Group) -> str:
+    beta = getattr(group.cell.method, "beta", None)
+    return "" if beta is None else f"{beta:g}"
+
+
+def _model(group: Group) -> str:
+    return group.cell.model.name
+
+
+def _data(group: Group) -> str:
+    return group.cell.data.name
+
+
+def _fraction(group: Group) -> str:
+    if group.is_start:
+        return ""
+    n = {row.n_train for row in group.done if row.n_train is not None}
+    return f"{100 * group.cell.data.fraction:g} %" + (f" ({min(n)})" if len(n) == 1 else f" ({min(n)}-{max(n)})" if n else "")
+
+
+def _percent(group: Group, metric: str) -> str:
+    return _with_interval(group, metric, 1, 100)
+
+
+def _number(group: Group, metric: str, digits: int, factor: float = 1) -> str:
+    pooled = group.pooled(metric)
+    return MISSING if pooled is None else f"{factor * pooled.mean:.{digits}f}"
+
+
+def _with_interval(group: Group, metric: str, digits: int, factor: float) -> str:
+    text, interval = _number(group, metric, digits, factor), group.interval(metric)
+    if text == MISSING or interval is None:
+        return text
+    return f"{text} [{factor * interval[0]:.{digits}f}, {factor * interval[1]:.{digits}f}]"
+
+
+def _difference(comparison: stats.Comparison | None) -> str:
+    if comparison is None:
+        return MISSING
+    lead = comparison.lead
+    interval = "" if lead.low is None or lead.high is None else f" [{100 * lead.low:+.1f}, {100 * lead.high:+.1f}]"
+    apart = comparison.p_holm is not None and comparison.p_holm < ALPHA
+    return f"{100 * lead.value:+.1f}{interval}{'' if apart else ' ≈'}"
+
+
+def _standard_errors(comparison: stats.Comparison | None) -> str:
+    return MISSING if comparison is None or comparison.lead.t is None else f"{comparison.lead.t:+.1f}"
+
+
+def _p(comparison: stats.Comparison | None) -> str:
+    if comparison is None or comparison.p_holm is None:
+        return MISSING
+    return "<0.0001" if comparison.p_holm < 1e-4 else f"{comparison.p_holm:.4f}"
+
+
+def _notes(groups: Sequence[Group]) -> list[str]:
+    notes = []
+    scored = [row for group in groups for row in group.done if "win_rate" in row.metrics]
+    seeds = max((len(group.done) for group in groups), default=0)
+    if scored:
+        items = sorted({int(row.metrics["n_scored"]) for row in scored})
+        unscored = sum(int(row.metrics["n_unscored"]) for row in scored)
+        notes.append(
+            f"Judged on {'-'.join(map(str, items)) if len(items) < 3 else f'{items[0]}-{items[-1]}'} prompts a cell, {unscored} verdicts unscored. "
+            + ("Brackets: 95 % over seeds (t). " if seeds > 1 else "Brackets: 95 % over prompts (bootstrap), one seed. ")
+            + "vs start: win rate minus the start model's, same seeds and prompts, 95 % over "
+            + ("seeds and prompts; " if seeds > 1 else "prompts; ")
+            + "SEs: that difference in standard errors; p: two-sided, Holm-corrected over the table."
+        )
+        notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
+    missing = {f"{name}: {why}" for group in groups for row in group.done for name, why in row.missing.items() if "no judge" in why}
+    notes += sorted(missing)
+    for group in groups:
+        for row in group.rows:
+            if row.failed:
+                notes.append(f"FAILED {row.cell.name}: {row.failed.splitlines()[0]}")
+            elif not row.done:
+                notes.append(f"not run: {row.cell.name}")
+    notes += _mixed(groups)
+    return notes
+
+
+def _mixed(groups: Sequence[Group]) -> list[str]:
+    """Says when rows of one table come from different code or packages."""
+    rows = [row for group in groups for row in group.done]
+    notes = []
+    revisions = {str(row.recorded.get("revision")) for row in rows}
+    if len(revisions) > 1:
+        notes.append(f"Rows come from {len(revisions)} revisions of bench: {', '.join(sorted(revisions))}.")
+    packages = {name for row in rows for name in row.recorded.get("packages", {})}
+    for name in sorted(packages):
+        versions = {str(row.recorded.get("packages", {}).get(name)) for row in rows}
+        if len(versions) > 1:
+            notes.append(f"Rows mix {name} {', '.join(sorted(versions))}.")
+    return notes
+
+
+# Writing ----------------------------------------------------------------------------------------------------------------
+
+
+def markdown(title: str, command: str, table: Table) -> str:
+    lines = [f"# {title}", "", f"`{command}`", "", _line(table.columns), _line(["---"] * len(table.columns))]
+    lines += [_line(row) for row in table.rows]
+    lines += ["", *(f"{note}  " for note in table.notes), ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def latex(table: Table) -> str:
+    """A booktabs tabular, with the notes as comments."""
+    escape = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "≈": r"$\approx$", "*": r"$^{*}$", "<": "$<$"}
+
+    def tex(text: str) -> str:
+        return "".join(escape.get(letter, letter) for letter in text)
+
+    lines = [f"% {note}" for note in table.notes]
+    lines += [rf"\begin{{tabular}}{{{'l' * 2}{'r' * (len(table.columns) - 2)}}}", r"\toprule"]
+    lines += [" & ".join(map(tex, table.columns)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(tex, row)) + r" \\" for row in table.rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

@@ -1,0 +1,262 @@
+"""What a person sees while a sweep runs: a live view in a terminal, plain lines elsewhere; and the plan and status verbs."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bench.config import WorldData
+from bench.plan import CellPlan, Estimate, Plan
+from bench.report import Sweep
+from bench.store import Stage, Store
+
+LOG_LINES = 20  # of a failed stage
+
+
+class Screen(Protocol):
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def say(self, text: str) -> None: ...
+    def stage_started(self, stage: Stage) -> None: ...
+    def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None: ...
+    def progress(self, stage: Stage, row: Mapping[str, float]) -> None: ...
+    def cell_ended(self, cell: CellPlan, reason: str | None) -> None: ...
+    def summary(self) -> str: ...
+
+
+def make_screen(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int) -> Screen:
+    console = Console(stderr=True)
+    kind = LiveScreen if console.is_terminal else PlainScreen
+    return kind(console, sweep, plan, forecast, workers)
+
+
+class PlainScreen:
+    """One line a stage that ends and a cell that is complete."""
+
+    def __init__(self, console: Console, sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int):
+        self.console, self.sweep, self.plan, self.forecast, self.workers = console, sweep, plan, forecast, workers
+        self.started = time.monotonic()
+        self.outcomes: Counter[str] = Counter()
+        self.cells_ended = 0
+        self.since: dict[str, float] = {}
+        self.seconds: dict[str, list[float]] = {}
+        self.left = dict.fromkeys(plan.to_do)
+
+    def __enter__(self) -> Self:
+        done = f"{len(self.plan.done)} stages done, {len(self.plan.to_do)} to do"
+        self.say(f"{self.sweep.name}: {len(self.sweep.cells)} cells, {done}, {self.workers} workers")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def say(self, text: str) -> None:
+        self.console.print(f"{_clock(time.monotonic() - self.started)}  {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def stage_started(self, stage: Stage) -> None:
+        self.since[stage.key] = time.monotonic()
+
+    def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None:
+        seconds = time.monotonic() - self.since.pop(stage.key, time.monotonic())
+        self.outcomes[outcome] += 1
+        self.left.pop(stage, None)
+        self.seconds.setdefault(stage.kind, []).append(seconds)
+        if outcome == "done":
+            self._stage_done(stage, seconds)
+        elif outcome != "lost":
+            self.say(f"{outcome.upper()} {_stage_words(stage)}: {error}")
+            if log is not None and log.exists():
+                for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:]:
+                    self.say(f"    {line}")
+                self.say(f"    whole log: {log}")
+
+    def _stage_done(self, stage: Stage, seconds: float) -> None:
+        self.say(f"{_stage_words(stage)} {seconds:.1f} s; {self._time_left()}")
+
+    def progress(self, stage: Stage, row: Mapping[str, float]) -> None: ...
+
+    def cell_ended(self, cell: CellPlan, reason: str | None) -> None:
+        self.cells_ended += 1
+        if reason:
+            self.say(f"cell {self.cells_ended}/{len(self.sweep.cells)} FAILED {cell.name}: {reason.splitlines()[0]}")
+        elif self.plan.to_do:
+            self.say(f"cell {self.cells_ended}/{len(self.sweep.cells)} {cell.name}")
+
+    def summary(self) -> str:
+        ran = f"{self.outcomes['done']} stages run, {len(self.plan.done)} taken from the store"
+        bad = sum(self.outcomes[name] for name in ("failed", "late", "lost"))
+        return f"{ran}{f', {bad} failed or lost' if bad else ''} in {_clock(time.monotonic() - self.started).strip()}"
+
+    def _time_left(self) -> str:
+        """From earlier timings of like stages, then from this run's of the kind; said only when every stage has one."""
+        total = 0.0
+        for stage in self.left:
+            known = self.forecast[stage].seconds if stage in self.forecast else None
+            mine = self.seconds.get(stage.kind)
+            seconds = sum(mine) / len(mine) if mine else known
+            if seconds is None:
+                return f"{len(self.left)} stages left"
+            total += seconds
+        return f"{len(self.left)} stages left, about {_clock(total / self.workers).strip()}"
+
+
+class LiveScreen(PlainScreen):
+    """Cells, the stages that run now with their progress, time left."""
+
+    def __enter__(self) -> Self:
+        self.bars = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[words]}"), TimeElapsedColumn(), console=self.console
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.live = Live(get_renderable=self._view, console=self.console, refresh_per_second=4, transient=True)
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.live.__exit__(kind, error, trace)
+
+    def say(self, text: str) -> None:
+        self.live.console.print(f"{_clock(time.monotonic() - self.started)}  {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def _stage_done(self, stage: Stage, seconds: float) -> None: ...
+
+    def _view(self) -> Table:
+        view = Table.grid()
+        total, done = len(self.plan.statuses), len(self.plan.statuses) - len(self.left)
+        cells = f"[bold]{self.sweep.name}[/]  {self.cells_ended}/{len(self.sweep.cells)} cells, {done}/{total} stages"
+        view.add_row(f"{cells}   {_clock(time.monotonic() - self.started).strip()} elapsed, {self._time_left()}")
+        view.add_row(self.bars)
+        return view
+
+    def stage_started(self, stage: Stage) -> None:
+        super().stage_started(stage)
+        self.tasks[stage.key] = self.bars.add_task(_stage_words(stage), total=None, words="")
+
+    def progress(self, stage: Stage, row: Mapping[str, float]) -> None:
+        words = f"{row['step']:g}/{row['total']:g}"
+        for name, short in (("loss", "loss"), ("rewards/accuracies", "acc"), ("tokens_per_second", "tok/s")):
+            if name in row:
+                words += f"  {short} {row[name]:.3g}" if name != "tokens_per_second" else f"  {row[name]:,.0f} tok/s"
+        self.bars.update(self.tasks[stage.key], completed=row["step"], total=row["total"], words=words)
+
+    def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None:
+        if (task := self.tasks.pop(stage.key, None)) is not None:
+            self.bars.remove_task(task)
+        super().stage_ended(stage, outcome, error, log)
+
+
+def _stage_words(stage: Stage) -> str:
+    words = f"{stage.kind} {stage.label}" if stage.label and stage.label != stage.kind else stage.kind
+    beta = getattr(getattr(stage.settings, "method", None), "beta", None)
+    return f"{words}{'' if beta is None else f' beta {beta:g}'} ({stage.key[:6]})"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:3}:{rest:02}"
+
+
+# Verbs that run nothing -----------------------------------------------------------------------------------------------
+
+
+def print_plan(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int) -> None:
+    """Cells, unique stages by kind with what is done, and forecasts of time, tokens and judge cost."""
+    console = Console(soft_wrap=True)
+    cells = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("cell", "to do", "done"):
+        cells.add_column(column, no_wrap=True, justify="left" if column == "cell" else "right")
+    for cell in sweep.cells:
+        stages = [plan.statuses[stage] for stage in cell.stages if stage in plan.statuses]
+        to_do = sum(status.state != "done" for status in stages)
+        cells.add_row(cell.name, str(to_do), str(len(cell.stages) - to_do))
+    console.print(cells)
+    kinds = Table(title="unique stages", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("kind", "done", "to do", "shared by cells", "seconds", "tokens at most"):
+        kinds.add_column(column, no_wrap=True, justify="left" if column == "kind" else "right")
+    uses = Counter(stage for cell in sweep.cells for stage in cell.stages)
+    for kind in dict.fromkeys(stage.kind for stage in plan.statuses):
+        of_kind = [stage for stage in plan.statuses if stage.kind == kind]
+        to_do = [stage for stage in of_kind if stage in forecast]
+        kinds.add_row(
+            kind,
+            str(len(of_kind) - len(to_do)),
+            str(len(to_do)),
+            str(sum(uses[stage] > 1 for stage in of_kind)),
+            _seconds([forecast[stage].seconds for stage in to_do]),
+            f"{sum(forecast[stage].tokens for stage in to_do):,}",
+        )
+    console.print(kinds)
+    for status in plan.statuses.values():
+        if status.why:
+            console.print(status.why, style="yellow", highlight=False, markup=False)
+    seconds = [estimate.seconds for estimate in forecast.values()]
+    known = [s for s in seconds if s is not None]
+    unknown = len(seconds) - len(known)
+    time_words = f"about {_clock(sum(known) / workers).strip()} on {workers} workers" if known or not seconds else "no like stage has run here yet: no forecast"
+    if known and unknown:
+        time_words += f" and {unknown} stages of which no like has run here"
+    dollars = sum(estimate.dollars for estimate in forecast.values())
+    console.print(f"time     {time_words}", highlight=False)
+    console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{_uncounted(sweep)}", highlight=False)
+    console.print(f"judge    ${dollars:.2f} ({', '.join(sorted({cell.cell.judge.name for cell in sweep.cells}))})", highlight=False)
+
+
+def _uncounted(sweep: Sweep) -> str:
+    local = any(not isinstance(cell.cell.data, WorldData) for cell in sweep.cells)
+    return ", not counting rows of your file" if local else ""
+
+
+def _seconds(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not values:
+        return ""
+    return "?" if not known else f"{sum(known):,.0f}" + ("+?" if len(known) < len(values) else "")
+
+
+def print_status(sweep: Sweep, store: Store) -> bool:
+    """Cells by state: done, running, failed, lost (begun, and nobody is at it), to do. True when one failed."""
+    console = Console(soft_wrap=True)
+    table = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("cell", "state", "stages", "why"):
+        table.add_column(column, no_wrap=column != "why")
+    states = []
+    for cell in sweep.cells:
+        state, why = cell_state(cell, store)
+        states.append(state)
+        done = sum(store.status(stage).state == "done" for stage in cell.stages)
+        table.add_row(cell.name, state, f"{done}/{len(cell.stages)}", why)
+    console.print(table)
+    console.print(", ".join(f"{n} {state}" for state, n in Counter(states).items()), highlight=False)
+    return "failed" in states
+
+
+def cell_state(cell: CellPlan, store: Store) -> tuple[str, str]:
+    """(state, why) of a cell from what lies in the store."""
+    if store.status(cell.score).state == "done":
+        return "done", ""
+    pending: dict[str, Any] = {}
+    for stage in cell.stages:
+        status = store.status(stage)
+        if status.state == "done":
+            continue
+        if error := store.failure(stage):
+            return "failed", f"{_stage_words(stage)}: {error.splitlines()[0]}"
+        if store.is_locked(stage):
+            pending["running"] = _stage_words(stage)
+        elif store.was_begun(stage):
+            pending.setdefault("lost", f"{_stage_words(stage)}: begun, and nobody is at it; the same command runs it again")
+        elif status.why:
+            pending.setdefault("to do", status.why)
+    for state in ("running", "lost", "to do"):
+        if state in pending:
+            return state, pending[state]
+    return "to do", ""

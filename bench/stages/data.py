@@ -1,0 +1,110 @@
+"""Canonical rows: the world's corpus, demonstrations and prompts; preference rows from labels or from a user's file."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.config import GoldWeights, Settings, World, Writer
+from bench.plan import CorpusData, DemonstrationData, LocalPairData, LocalPromptData, PairData, PromptData, TaskFamily
+from bench.preferences import nested_subset, prompt_key, read_preferences, split_heldout, with_partners
+from bench.records import Item, Labelled, Pair, Unpaired, read_jsonl, read_rows, write_jsonl
+from bench.worker import Outcome, StageRun
+from bench.world.corpus import base_rows, demonstration_rows, make_items
+
+
+def run(settings: Settings, run: StageRun) -> Outcome:
+    match settings:
+        case CorpusData():
+            return _write(run.out / "rows.jsonl", list(base_rows(_world(settings.family), settings.n, settings.seed)))
+        case DemonstrationData():
+            return _write(run.out / "rows.jsonl", demonstration_rows(_world(settings.family), settings.writer, settings.n, settings.seed))
+        case PromptData():
+            return _write(run.out / "items.jsonl", _items(settings))
+        case PairData():
+            return _from_labels(settings, run)
+        case LocalPairData():
+            return _from_file(settings, run)
+        case LocalPromptData():
+            return _write(run.out / "items.jsonl", _local_items(read_rows(run.inputs["preferences"] / "heldout.jsonl"), settings.n))
+    raise TypeError(f"no data stage for {type(settings).__name__}")
+
+
+def _write(path: Path, records: Sequence[Item] | Sequence[Pair]) -> Outcome:
+    write_jsonl(path, records)
+    return Outcome({"rows": len(records)})
+
+
+def _world(family: TaskFamily, reference: Writer | None = None) -> World:
+    """What task makers take; the gold weights do not touch what is asked or written."""
+    perfect = Writer(error=0.0, missed_constraint=0.0, filler=0.0)
+    weights = GoldWeights(content=1.0, constraints=0.0, conciseness=0.0)
+    return World(
+        categories=family.categories,
+        constraint_counts=family.constraint_counts,
+        gold=weights,
+        reference=reference or perfect,
+        eval_seed=0,
+    )
+
+
+def _items(settings: PromptData) -> list[Item]:
+    items = make_items(
+        _world(settings.family, settings.reference), settings.n, split=settings.split, seed=settings.seed, n_turns=settings.n_turns
+    )
+    if settings.reference is None:
+        return [Item(item.id, item.category, item.turns, item.task) for item in items]
+    return items
+
+
+def _from_labels(settings: PairData, run: StageRun) -> Outcome:
+    counts = {}
+    for split in ("train", "heldout"):
+        labelled = list(read_jsonl(run.inputs[split] / "labels.jsonl", Labelled))
+        rows = [row for label in labelled if (row := _row(label, settings)) is not None]
+        counts |= {f"{split}_prompts": len(labelled), f"{split}_ties": sum(label.first_preferred is None for label in labelled)}
+        if not rows:
+            raise ValueError(f"no {split} pair is left of {len(labelled)} labelled prompts: all were ties")
+        if split == "train":
+            rows = nested_subset(rows, settings.fraction, settings.seed)
+        counts[split] = len(rows)
+        write_jsonl(run.out / f"{split}.jsonl", with_partners(rows, settings.seed))
+    return Outcome(counts)
+
+
+def _row(label: Labelled, settings: PairData) -> Pair | Unpaired | None:
+    """A preference row, or None for a tie. Unpaired: a seeded coin says which of the two completions was shown."""
+    if label.first_preferred is None:
+        return None
+    chosen, rejected = (label.first, label.second) if label.first_preferred else (label.second, label.first)
+    if settings.form == "paired":
+        return Pair(label.id, label.prompt, chosen, rejected, "", "")
+    desirable = random.Random(f"unpaired/{settings.seed}/{label.id}").random() < 0.5
+    return Unpaired(label.id, label.prompt, chosen if desirable else rejected, desirable, "")
+
+
+def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
+    preferences = read_preferences(run.inputs["file"])
+    train, heldout = split_heldout(preferences.rows, settings.heldout_fraction)  # type: ignore[type-var]
+    if not train or not heldout:
+        raise ValueError(
+            f"{run.inputs['file']}: {len(train)} train and {len(heldout)} held-out rows at data.heldout_fraction={settings.heldout_fraction:g}; "
+            "both need some: change the fraction or bring more prompts"
+        )
+    train = nested_subset(train, settings.fraction, settings.seed)
+    write_jsonl(run.out / "train.jsonl", with_partners(train, settings.seed))
+    write_jsonl(run.out / "heldout.jsonl", with_partners(heldout, settings.seed))
+    return Outcome({"train": len(train), "heldout": len(heldout), "train_prompts": len({prompt_key(row.prompt) for row in train})})
+
+
+def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int) -> list[Item]:
+    """The first n different held-out prompts, as items to answer: earlier messages are context, the last one is asked."""
+    items: dict[str, Item] = {}
+    for row in rows:
+        if len(items) == n:
+            break
+        *context, last = row.prompt
+        key = prompt_key(row.prompt)
+        items.setdefault(key, Item(f"prompt-{row.id}", None, [last["content"]], context=context, plain=last["role"] == "text"))
+    return list(items.values())

@@ -1,0 +1,45 @@
+"""Summed log-probabilities of given completions under a model, by row id: one reference pass serves every beta, order and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.engines.hf import Engine
+from bench.plan import LogpsSettings
+from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
+from bench.tokens import Ids, conversation, preference_ids, prompt_ids
+from bench.worker import Outcome, StageRun
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def run(settings: LogpsSettings, run: StageRun) -> Outcome:
+    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size)
+    if settings.rows == "preferences":
+        named = list(_preferences(engine.tokenizer, run.inputs["preferences"], settings))
+    else:
+        named = list(_completions(engine.tokenizer, run.inputs["completions"], run.inputs["items"]))
+    sums = engine.logps([ids for _, ids in named], run.progress)
+    write_jsonl(run.out / "logps.jsonl", [Logps(name, value, len(ids.completion)) for (name, ids), value in zip(named, sums, strict=True)])
+    return Outcome({"rows": len(named), "tokens": sum(len(ids.prompt) + len(ids.completion) for _, ids in named)})
+
+
+def _preferences(tokenizer: PreTrainedTokenizerBase, folder: Path, settings: LogpsSettings) -> Iterator[tuple[str, Ids]]:
+    """(name, ids) of each completion of the rows; names are `<split>/<row id>/<column>`."""
+    for split in settings.splits:
+        for row in read_rows(folder / f"{split}.jsonl"):
+            for column, ids in preference_ids(tokenizer, row, settings.max_length).items():
+                if settings.mismatched or not column.startswith("mismatched"):
+                    yield f"{split}/{row.id}/{column}", ids
+
+
+def _completions(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path) -> Iterator[tuple[str, Ids]]:
+    """(item id, ids) of what a policy drew: its very tokens, without an EOS where it was cut."""
+    by_id = {item.id: item for item in read_jsonl(items / "items.jsonl", Item)}
+    for completion in read_jsonl(folder / "completions.jsonl", Completion):
+        yield completion.id, Ids(prompt_ids(tokenizer, conversation(by_id[completion.id], [])), completion.ids[0])
+
+

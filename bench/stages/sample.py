@@ -1,0 +1,26 @@
+"""Completions for training: `draws` of each item's first turn, each draw with a seed of its own."""
+
+from __future__ import annotations
+
+from bench.engines.hf import Engine
+from bench.plan import SampleSettings
+from bench.records import Completion, Item, read_jsonl, write_jsonl
+from bench.tokens import conversation, prompt_ids
+from bench.worker import Outcome, StageRun
+
+
+def run(settings: SampleSettings, run: StageRun) -> Outcome:
+    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size)
+    items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
+    prompts = [prompt_ids(engine.tokenizer, conversation(item, [])) for item in items]
+    completions = []
+    for draw in range(settings.draws):
+        done = draw * len(items)
+        written = engine.generate(
+            prompts, settings.decoding, settings.seed * settings.draws + draw, lambda n, _, done=done: run.progress(done + n, settings.draws * len(items))
+        )
+        completions += [
+            Completion(item.id, item.turns[:1], [w.text], [len(w.ids)], [w.finished], draw) for item, w in zip(items, written, strict=True)
+        ]
+    write_jsonl(run.out / "completions.jsonl", completions)
+    return Outcome({"rows": len(completions), "tokens": sum(sum(c.n_tokens) for c in completions)})

@@ -1,0 +1,149 @@
+"""A cell's numbers, computed from verdicts, completions and log-probs; what was not measured says why.
+
+win_rate, lc_win_rate        of the preference verdicts, in [0, 1], with standard errors and 95 % intervals over prompts
+rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clustered by question
+reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref (paired data)
+reward_auc                   chance that a desirable held-out completion has a larger one than an undesirable (unpaired data)
+reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows; logps_chosen, _rejected: summed log-probs (nats)
+kl                           KL(π || π_ref) of whole completions in nats, on the policy's own samples at temperature 1
+mean_length, mean_tokens, unfinished   of the evaluation completions: characters, tokens, share cut at max_new_tokens
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bench import stats
+from bench.plan import ScoreSettings
+from bench.records import Completion, Pair, Unpaired, Verdict, read_jsonl, read_logps, read_rows
+from bench.worker import Outcome, StageRun
+
+
+@dataclass
+class _Numbers:
+    metrics: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, estimate: stats.Estimate | stats.Unmeasured | None, why: str = "nothing was scored") -> None:
+        """A value with its standard error and interval, or the reason why there is none."""
+        if estimate is None or isinstance(estimate, stats.Unmeasured):
+            self.missing[name] = estimate.reason if estimate else why
+            return
+        self.metrics[name] = estimate.value
+        for suffix, value in (("se", estimate.standard_error), ("low", estimate.low), ("high", estimate.high)):
+            if value is not None:
+                self.metrics[f"{name}_{suffix}"] = value
+
+
+def run(settings: ScoreSettings, run: StageRun) -> Outcome:
+    numbers = _Numbers()
+    _preference(settings, run.inputs.get("preference_verdicts"), numbers)
+    _rating(run.inputs.get("rating_verdicts"), numbers)
+    completions = run.inputs.get("preference_completions") or run.inputs["plain_completions"]
+    _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
+    _heldout(settings, run.inputs, numbers)
+    _kl(run.inputs, numbers)
+    (run.out / "result.json").write_text(json.dumps({"metrics": numbers.metrics, "missing": numbers.missing}, indent=1, sort_keys=True))
+    return Outcome({"metrics": len(numbers.metrics), "missing": len(numbers.missing)})
+
+
+def _preference(settings: ScoreSettings, folder: Path | None, numbers: _Numbers) -> None:
+    if folder is None:
+        for name in ("win_rate", "lc_win_rate"):
+            numbers.missing[name] = "no judge is set (judge=none)"
+        return
+    verdicts = list(read_jsonl(folder / "verdicts.jsonl", Verdict))
+    preferences = [v.preference for v in verdicts]
+    rng = np.random.default_rng(settings.bootstrap_seed)
+    numbers.add("win_rate", stats.win_rate(preferences, rng, settings.bootstrap_resamples))
+    lengths = [v.policy_length for v in verdicts], [v.baseline_length for v in verdicts]
+    numbers.add("lc_win_rate", stats.lc_win_rate(preferences, *lengths, np.random.default_rng(settings.bootstrap_seed)))
+    numbers.metrics |= {"n_scored": sum(p is not None for p in preferences), "n_unscored": sum(p is None for p in preferences)}
+    for part in ("gold", "content", "constraints", "conciseness", "fluency"):
+        values = [v.details[part] for v in verdicts if v.details and part in v.details]
+        if values:
+            numbers.metrics[part if part == "gold" else f"gold_{part}"] = float(np.mean(values))
+
+
+def _rating(folder: Path | None, numbers: _Numbers) -> None:
+    if folder is None:
+        numbers.missing["rating"] = "no judge is set (judge=none)"
+        return
+    verdicts = list(read_jsonl(folder / "verdicts.jsonl", Verdict))
+    turns = sorted({v.turn for v in verdicts})
+    numbers.add("rating", stats.rating_mean(_by_item(verdicts)))
+    for turn in turns:
+        numbers.add(f"rating_turn{turn + 1}", stats.rating_mean(_by_item([v for v in verdicts if v.turn == turn])))
+    for category in sorted({v.category for v in verdicts if v.category}):
+        mean = stats.rating_mean(_by_item([v for v in verdicts if v.category == category]))
+        if mean is not None:
+            numbers.metrics[f"rating_{category}"] = mean.value
+    numbers.metrics |= {
+        "n_ratings": sum(v.rating is not None for v in verdicts),
+        "n_ratings_unscored": sum(v.rating is None for v in verdicts),
+    }
+
+
+def _by_item(verdicts: Sequence[Verdict]) -> dict[str, list[float | None]]:
+    ratings: dict[str, list[float | None]] = {}
+    for verdict in verdicts:
+        ratings.setdefault(verdict.item_id, []).append(verdict.rating)
+    return ratings
+
+
+def _completions(completions: Sequence[Completion], numbers: _Numbers) -> None:
+    numbers.add("mean_length", stats.mean_estimate([len(c.completions[0]) for c in completions]))
+    numbers.add("mean_tokens", stats.mean_estimate([c.n_tokens[0] for c in completions]))
+    numbers.metrics["unfinished"] = float(np.mean([not c.finished[0] for c in completions]))
+    numbers.metrics["n_completions"] = len(completions)
+
+
+def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+    rows = read_rows(inputs["preferences"] / "heldout.jsonl")
+    reference = read_logps(inputs["reference_logps"])
+    policy = read_logps(inputs["policy_logps"]) if "policy_logps" in inputs else reference
+    sides = {"chosen": list(_side(rows, True)), "rejected": list(_side(rows, False))}
+    for side, names in sides.items():
+        numbers.add(f"logps_{side}", stats.mean_estimate([policy[name].logps for name in names]), "no held-out row of this kind")
+    if settings.beta is None:
+        for name in ("reward_accuracy", "reward_auc", "reward_chosen", "reward_rejected", "reward_margin"):
+            numbers.missing[name] = "the start model is its own reference"
+        return
+    ratios = {side: np.array([policy[name].logps - reference[name].logps for name in names]) for side, names in sides.items()}
+    for side, values in ratios.items():
+        numbers.add(f"reward_{side}", stats.mean_estimate((settings.beta * values).tolist()), "no held-out row of this kind")
+    if isinstance(rows[0], Pair):
+        numbers.add("reward_margin", stats.mean_estimate((settings.beta * (ratios["chosen"] - ratios["rejected"])).tolist()))
+        numbers.add("reward_accuracy", stats.accuracy([bool(right) for right in ratios["chosen"] > ratios["rejected"]]))
+        numbers.missing["reward_auc"] = "for unpaired data; these are pairs: see reward_accuracy"
+        return
+    for name in ("reward_margin", "reward_accuracy"):
+        numbers.missing[name] = "the data are unpaired: see reward_auc"
+    if all(map(len, ratios.values())):
+        above = ratios["chosen"][:, None] - ratios["rejected"][None, :]
+        numbers.metrics["reward_auc"] = float((above > 0).mean() + 0.5 * (above == 0).mean())
+    else:
+        numbers.missing["reward_auc"] = "held-out rows are all of one label"
+
+
+def _side(rows: Sequence[Pair] | Sequence[Unpaired], desirable: bool) -> Iterator[str]:
+    """Names of the held-out completions that are chosen or desirable, or the others."""
+    for row in rows:
+        if isinstance(row, Pair):
+            yield f"heldout/{row.id}/{'chosen' if desirable else 'rejected'}"
+        elif row.label == desirable:
+            yield f"heldout/{row.id}/completion"
+
+
+def _kl(inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+    if "kl_policy_logps" not in inputs:
+        numbers.missing["kl"] = "the start model is its own reference"
+        return
+    policy, reference = read_logps(inputs["kl_policy_logps"]), read_logps(inputs["kl_reference_logps"])
+    numbers.add("kl", stats.mean_estimate([policy[name].logps - reference[name].logps for name in policy]))
+

@@ -1,0 +1,107 @@
+"""Prompts and completions to token ids: one rendering for sampling, log-probs and training.
+
+Messages go through the tokenizer's chat template; a prompt of one `text` message (a plain-text file) stays plain and its
+completion ends in EOS. The completion starts where the ids of prompt and of prompt + completion part, as in TRL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.records import Item, Message, Pair, Unpaired, completion_columns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Token ids of one row, cut to the length that a model looks at."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+def model_folder(path: Path) -> Path:
+    """Where the model lies in a stage's folder, or the user's folder itself."""
+    return path / "model" if (path / "model").is_dir() else path
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, padding with EOS where it names no pad token. Raises ValueError without an EOS token."""
+    from transformers import AutoTokenizer
+
+    folder = model_folder(path)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if tokenizer.eos_token is None:
+        raise ValueError(f"the tokenizer in {folder} has no EOS token: completions would never end; set eos_token in tokenizer_config.json")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
+    """Ids after which the policy writes."""
+    if prompt[0]["role"] == "text":
+        return tokenizer(prompt[0]["content"])["input_ids"]
+    return _template(tokenizer, prompt, add_generation_prompt=True)
+
+
+def row_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str, max_length: int) -> Ids:
+    """Ids of a prompt and its completion, EOS included; the end is cut at `max_length` tokens in all.
+
+    Raises ValueError when the prompt alone fills `max_length`: nothing would be left to learn from.
+    """
+    return aligned_ids(tokenizer, prompt, [completion], max_length)[0]
+
+
+def aligned_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completions: Sequence[str], max_length: int) -> list[Ids]:
+    """`row_ids` of several completions of one prompt, which all start at the earliest of their starts."""
+    before = prompt_ids(tokenizer, prompt)
+    whole = [_whole(tokenizer, prompt, completion) for completion in completions]
+    start = min(_shared(before, ids) for ids in whole)
+    if start >= max_length:
+        raise ValueError(
+            f"a prompt of {start} tokens leaves nothing to learn within max_length={max_length}: raise model.max_length or drop the row "
+            f"({prompt[-1]['content'][:60]!r}...)"
+        )
+    return [Ids(ids[:start], ids[start:max_length]) for ids in whole]
+
+
+def preference_ids(tokenizer: PreTrainedTokenizerBase, row: Pair | Unpaired, max_length: int) -> dict[str, Ids]:
+    """Ids of every completion of a preference row by column; what training and log-probs both use."""
+    names = completion_columns(row)
+    return dict(zip(names, aligned_ids(tokenizer, row.prompt, [getattr(row, name) for name in names], max_length), strict=True))
+
+
+def _shared(before: Sequence[int], whole: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole)))
+
+
+def _whole(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str) -> list[int]:
+    if prompt[0]["role"] == "text":
+        end = "" if completion.endswith(str(tokenizer.eos_token)) else str(tokenizer.eos_token)
+        return tokenizer(prompt[0]["content"] + completion + end)["input_ids"]
+    return _template(tokenizer, [*prompt, {"role": "assistant", "content": completion}])
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
+    if not tokenizer.chat_template:
+        raise ValueError("the data holds messages and the tokenizer has no chat template: add chat_template.jinja to the model folder, or use plain text")
+    rendered = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt)
+    return rendered["input_ids"]
+
+
+def conversation(item: Item, answers: Sequence[str]) -> list[Message]:
+    """The messages before the policy's next answer: an item's turns with what the policy has answered so far."""
+    if item.plain:
+        return [{"role": "text", "content": item.turns[0]}]
+    messages: list[Message] = list(item.context)
+    for turn, text in enumerate(item.turns[: len(answers) + 1]):
+        messages.append({"role": "user", "content": text})
+        if turn < len(answers):
+            messages.append({"role": "assistant", "content": answers[turn]})
+    return messages
