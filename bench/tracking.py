@@ -404,7 +404,7 @@ class _Wandb:
     def _noted(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001  whatever it was, it is no reason to lose a cell
+        except Exception as error:
             self._notes.append(self._redactor.text(f"W&B: {name} was not written: {_brief(error)}"))
 
     def _send(self, **message: Any) -> None:
@@ -725,7 +725,7 @@ def _serve() -> None:
     while (message := messages.get()) is not None and message["op"] != "close":
         try:
             getattr(client, message["op"])(message)
-        except Exception as error:  # noqa: BLE001  the next message may fare better
+        except Exception as error:
             traceback.print_exc()
             client.failed += message["op"] != "follow"
             if notes_left and message["op"] != "follow":

@@ -95,7 +95,8 @@ def run_stage(job: Mapping[str, Any]) -> None:
         raise
     finally:
         progress.close()
-        _reset_libraries()
+        if stage.kind in ("sft", "train"):
+            _reset_libraries()
     store.commit(
         stage,
         built,

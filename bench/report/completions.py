@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.report.rows import Row
 from bench.records import Completion, Item, Verdict, read_jsonl
+from bench.report.rows import Row
 from bench.store import Store
 
 SHOWN = 16

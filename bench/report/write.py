@@ -125,5 +125,6 @@ def _print_table(console: Console, sweep: Sweep, table: Table) -> None:
         shown.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in table.rows:
         shown.add_row(*row)
-    width = console.measure(shown).maximum
-    console.print(shown, width=max(width, 40), crop=False, no_wrap=True)
+    # A table wider than the terminal runs on into the next line: cut numbers would be no numbers.
+    width = Console(width=10_000).measure(shown).maximum
+    Console(width=max(width, console.width)).print(shown, highlight=False)

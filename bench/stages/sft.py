@@ -49,7 +49,7 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
     rows = list(read_jsonl(run.inputs["demonstrations"] / "rows.jsonl", Text))
     ids = [row_ids(tokenizer, row.prompt, row.completion, settings.max_length) for row in rows]
     dataset = Dataset.from_list(
-        [{"input_ids": i.prompt + i.completion, "completion_mask": [0] * len(i.prompt) + [1] * len(i.completion)} for i in ids]
+        [{"input_ids": i.prompt + i.completion, "labels": [-100] * len(i.prompt) + i.completion} for i in ids]
     )
 
     class Trainer(SFTTrainer):
@@ -64,7 +64,6 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
         per_device_train_batch_size=settings.training.batch_size,
         lr_scheduler_type="cosine",
         warmup_steps=settings.training.steps // 10,
-        completion_only_loss=True,
         max_length=settings.max_length,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
