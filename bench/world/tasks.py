@@ -236,7 +236,7 @@ def _reasoning(rng: random.Random) -> Question:
 
 
 def _math(rng: random.Random) -> Question:
-    a, b = rng.randint(1, 12), rng.randint(1, 12)
+    a, b = rng.randint(1, words.LARGEST_OPERAND), rng.randint(1, words.LARGEST_OPERAND)
     kind = rng.choice(("plus", "minus", "double"))
     if kind == "plus":
         return Question(f"What is {a} plus {b}?", ((str(a + b),),))

@@ -84,8 +84,8 @@ AUTHORS = {
 }
 
 COUNTS = ("one", "two", "three")  # as text writes them; a list or a note has at most three parts
-LARGEST_NUMBER = 25
-NUMBERS = tuple(str(number) for number in range(LARGEST_NUMBER + 1))
+LARGEST_OPERAND = 9  # of sums; with 12, a small model knew a third of them after the base stage
+NUMBERS = tuple(str(number) for number in range(2 * LARGEST_OPERAND + 2))
 
 # Two phrasings of each kind of answer: avoiding a word means taking the other one. A `{}` takes the slots of one sentence, in order;
 # with a single `{}` they are joined by commas.
