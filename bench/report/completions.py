@@ -31,7 +31,7 @@ def _samples(row: Row, store: Store, manner: str) -> str:
     if f"{manner}_verdicts" in roles:
         for verdict in read_jsonl(store.folder(roles[f"{manner}_verdicts"]) / "verdicts.jsonl", Verdict):
             verdicts[verdict.item_id, verdict.turn] = verdict
-    shown = []
+    shown: list[str] = []
     for completion in read_jsonl(store.folder(roles[f"{manner}_completions"]) / "completions.jsonl", Completion):
         if len(shown) == SHOWN:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 # Colours that are told apart with any kind of colour vision (Okabe and Ito); a marker each for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "bench",
     "font.size": 10,
     "axes.spines.top": False,
@@ -24,6 +25,7 @@ STYLE = {
     "figure.dpi": 150,
 }
 
+KL_LABEL = "KL to the start model, nats"
 Value = Callable[[Group], float | None]
 
 
@@ -37,9 +39,9 @@ def draw(groups: Sequence[Group], title: str, folder: Path) -> list[Path]:
         ("fraction", "share of labels used, %", lambda g: 100 * g.cell.data.fraction, True),
     ):
         if len({value(group) for group in trained}) > 1:
-            paths += _save(folder / f"win_rate_by_{name}", lambda ax, v=value, x=label, s=log: _curves(ax, judged, v, x, log=s), title)
+            paths += _save(folder / f"win_rate_by_{name}", partial(_curves, groups=judged, value=value, label=label, log=log), title)
     if trained:
-        paths += _save(folder / "win_rate_by_kl", lambda ax: _curves(ax, judged, _kl, "KL to the start model, nats", log=False), title)
+        paths += _save(folder / "win_rate_by_kl", partial(_curves, groups=judged, value=_kl, label=KL_LABEL, log=False), title)
     return paths
 
 
@@ -64,7 +66,7 @@ def _save(path: Path, plot: Callable[[Any], None], title: str) -> list[Path]:
     return [path.with_suffix(".png")]
 
 
-def _curves(ax: Axes, groups: Sequence[Group], value: Value, label: str, *, log: bool) -> None:
+def _curves(ax: Axes, *, groups: Sequence[Group], value: Value, label: str, log: bool) -> None:
     """A line per method (and model or data where several), intervals as bars; start models as dashed lines with their band."""
     lines: dict[str, list[Group]] = {}
     several = {name: len({getattr(g.cell, name).name for g in groups}) > 1 for name in ("model", "data")}
@@ -78,21 +80,24 @@ def _curves(ax: Axes, groups: Sequence[Group], value: Value, label: str, *, log:
             _start(ax, members[0], name)
             continue
         members = sorted((g for g in members if value(g) is not None), key=lambda g: value(g) or 0.0)
-        x = [value(group) for group in members]
+        x = [v for group in members if (v := value(group)) is not None]
         y = [100 * pooled.mean for group in members if (pooled := group.pooled("win_rate"))]
         ends = [group.interval("win_rate") for group in members]
         bars = [
             [max(0.0, m - 100 * e[0]) if e else 0.0 for m, e in zip(y, ends, strict=True)],
             [max(0.0, 100 * e[1] - m) if e else 0.0 for m, e in zip(y, ends, strict=True)],
         ]
-        style = {"color": COLOURS[drawn % len(COLOURS)], "marker": MARKERS[drawn % len(MARKERS)], "markersize": 5, "capsize": 3}
-        ax.errorbar(x, y, yerr=bars, label=name, linewidth=1.4, linestyle="-" if label == "beta" or log else "none", **style)
+        colour, marker = COLOURS[drawn % len(COLOURS)], MARKERS[drawn % len(MARKERS)]
+        line = "-" if log else "none"
+        ax.errorbar(x, y, yerr=bars, label=name, color=colour, marker=marker, markersize=5, capsize=3, linewidth=1.4, linestyle=line)
         drawn += 1
     if log:
         ax.set_xscale("log")
         ticks = sorted({v for group in groups if not group.is_start and (v := value(group)) is not None})
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
+    elif any(group.is_start for group in groups):
+        ax.set_xlim(left=0)
     ax.set_xlabel(label)
     ax.set_ylabel("win rate, % (95 % interval)")
     ax.legend(frameon=False, fontsize=9)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from bench import stats
@@ -22,9 +22,13 @@ class Sweep:
     """A question's name, words and cells; `command` is what to type to get it again."""
 
     name: str
-    title: str
+    question: str
     command: str
     cells: Sequence[CellPlan]
+
+    @property
+    def title(self) -> str:
+        return self.question or f"python -m bench {self.command}"
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,17 @@ def _by_item(cell: CellPlan, store: Store) -> tuple[dict[str, float | None], dic
 class Group:
     """Cells that differ by seed only. `against_start` is None for start models and where nothing can be compared."""
 
+    key: str
     cell: Cell
     rows: Sequence[Row]
     against_start: stats.Comparison | None
     lc_against_start: stats.Comparison | None
     among_best: bool  # by win rate: the best group, or not to be told apart from it
+
+    @property
+    def name(self) -> str:
+        """How the group is called where a line names it: the first cell's name less seed and key."""
+        return self.rows[0].cell.name.rsplit("-", 2)[0]
 
     @property
     def is_start(self) -> bool:
@@ -113,7 +123,7 @@ class Group:
     def done(self) -> list[Row]:
         return [row for row in self.rows if row.done]
 
-    @cached_property
+    @property
     def failed(self) -> list[Row]:
         return [row for row in self.rows if row.failed]
 
@@ -129,17 +139,24 @@ class Group:
         return None if pooled is None or pooled.low is None or pooled.high is None else (pooled.low, pooled.high)
 
 
-def groups(rows: Sequence[Row]) -> list[Group]:
+@dataclass(frozen=True)
+class Pooled:
+    """The groups of a sweep, and every pair of them compared by win rate (first minus second; p Holm-corrected over all pairs)."""
+
+    groups: Sequence[Group]
+    pairs: Mapping[tuple[str, str], stats.Comparison | None]
+
+
+def pool(rows: Sequence[Row]) -> Pooled:
     """Rows pooled over seeds, in the order of the sweep, each compared with its start model seed by seed and item by item."""
     members: dict[str, list[Row]] = {}
     for row in rows:
         members.setdefault(row.group_key, []).append(row)
-    best = _among_best(members)
+    pairs = _all_pairs(members)
+    best = _among_best(members, pairs)
     plain, lc = _against_start(members, "preferences"), _against_start(members, "lc")
-    return [
-        Group(group[0].cell.cell, group, plain.get(key), lc.get(key), key in best)
-        for key, group in members.items()
-    ]
+    found = [Group(key, group[0].cell.cell, group, plain.get(key), lc.get(key), key in best) for key, group in members.items()]
+    return Pooled(found, pairs)
 
 
 def _values(group: Sequence[Row], of: str) -> dict[int, Mapping[str, float | None]]:
@@ -159,34 +176,33 @@ def _against_start(members: Mapping[str, Sequence[Row]], of: str) -> dict[str, s
     return stats.compare_table(pairs)
 
 
-def _among_best(members: Mapping[str, Sequence[Row]]) -> frozenset[str]:
-    """Groups that cannot be told apart from the one with the highest win rate, over seeds that all of them have."""
-    values = {key: _values(group, "preferences") for key, group in members.items()}
-    values = {key: by_seed for key, by_seed in values.items() if by_seed}
-    if len(values) < 2:
-        return frozenset()
+def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], stats.Comparison | None]:
+    """Every pair of judged groups, over the seeds that both have."""
+    values = {key: by_seed for key, group in members.items() if (by_seed := _values(group, "preferences"))}
     pairs = {}
-    keys = list(values)
-    for i, a in enumerate(keys):
-        for b in keys[i + 1 :]:
-            if seeds := values[a].keys() & values[b].keys():
-                pairs[a, b] = ({s: values[a][s] for s in seeds}, {s: values[b][s] for s in seeds})
-    compared = stats.compare_table(pairs)
-    means = {key: (p.mean if (p := stats.pool([r.metrics.get("win_rate") for r in members[key]])) else None) for key in keys}
-    found = stats.indistinguishable(means, {pair: c.p_holm if c else None for pair, c in compared.items()}, ALPHA)
-    return found[1] if found else frozenset()
+    for a, b in itertools.combinations(values, 2):
+        if seeds := values[a].keys() & values[b].keys():
+            pairs[a, b] = ({s: values[a][s] for s in seeds}, {s: values[b][s] for s in seeds})
+    return stats.compare_table(pairs)
+
+
+def _among_best(members: Mapping[str, Sequence[Row]], pairs: Mapping[tuple[str, str], stats.Comparison | None]) -> frozenset[str]:
+    """Groups that cannot be told apart from the one with the highest win rate."""
+    means = {key: (p.mean if (p := stats.pool([row.metrics.get("win_rate") for row in group])) else None) for key, group in members.items()}
+    found = stats.indistinguishable(means, {pair: c.p_holm if c else None for pair, c in pairs.items()}, ALPHA)
+    return found[1] if found and len(means) > 1 else frozenset()
 
 
 # One row a cell, flat --------------------------------------------------------------------------------------------------
 
+HEADLINES = ("win_rate", "win_rate_low", "win_rate_high", "lc_win_rate", "rating", "reward_accuracy", "kl", "mean_length")
 LEADING = ("key", "name", "status", "model", "data", "method", "beta", "fraction", "iteration", "seed", "n_train")
 
 
 def flat_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows of table.csv and cells.parquet: settings that sweeps vary, then metrics; what is missing is None."""
     names = sorted({name for row in rows for name in row.metrics})
-    first = [n for n in ("win_rate", "win_rate_low", "win_rate_high", "lc_win_rate", "rating", "reward_accuracy", "kl", "mean_length") if n in names]
-    names = first + [name for name in names if name not in first]
+    names = [name for name in HEADLINES if name in names] + [name for name in names if name not in HEADLINES]
     return [_settings(row) | {name: row.metrics.get(name) for name in names} | {"reason": row.failed or ""} for row in rows]
 
 

@@ -108,24 +108,22 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     scored = [row for group in groups for row in group.done if "win_rate" in row.metrics]
     seeds = max((len(group.done) for group in groups), default=0)
     if scored:
-        items = sorted({int(row.metrics["n_scored"]) for row in scored})
+        n = sorted({int(row.metrics["n_scored"]) for row in scored})
         unscored = sum(int(row.metrics["n_unscored"]) for row in scored)
+        over = "seeds and prompts" if seeds > 1 else "prompts"
+        brackets = "95 % over seeds (t)" if seeds > 1 else "95 % over prompts (bootstrap), one seed"
+        notes.append(f"Judged on {n[0] if len(n) == 1 else f'{n[0]} to {n[-1]}'} prompts a cell, {unscored} verdicts unscored. Brackets: {brackets}.")
         notes.append(
-            f"Judged on {'-'.join(map(str, items)) if len(items) < 3 else f'{items[0]}-{items[-1]}'} prompts a cell, {unscored} verdicts unscored. "
-            + ("Brackets: 95 % over seeds (t). " if seeds > 1 else "Brackets: 95 % over prompts (bootstrap), one seed. ")
-            + "vs start: win rate minus the start model's, same seeds and prompts, 95 % over "
-            + ("seeds and prompts; " if seeds > 1 else "prompts; ")
-            + "SEs: that difference in standard errors; p: two-sided, Holm-corrected over the table."
+            f"vs start: win rate minus the start model's on the same seeds and prompts, 95 % over {over}; SEs: that difference in standard "
+            "errors; p: two-sided, Holm-corrected over the table."
         )
         notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
     missing = {f"{name}: {why}" for group in groups for row in group.done for name, why in row.missing.items() if "no judge" in why}
     notes += sorted(missing)
-    for group in groups:
-        for row in group.rows:
-            if row.failed:
-                notes.append(f"FAILED {row.cell.name}: {row.failed.splitlines()[0]}")
-            elif not row.done:
-                notes.append(f"not run: {row.cell.name}")
+    reasons: dict[str, list[str]] = {}
+    for row in (row for group in groups for row in group.rows if not row.done):
+        reasons.setdefault(f"FAILED ({row.failed.splitlines()[0]})" if row.failed else "not run", []).append(row.cell.name)
+    notes += [f"{reason}: {', '.join(names)}" for reason, names in reasons.items()]
     notes += _mixed(groups)
     return notes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from bench import stats
 from bench.report import figures
 from bench.report.completions import write_samples
-from bench.report.rows import Group, Row, Sweep, flat_rows, groups
+from bench.report.rows import Group, Pooled, Row, Sweep, flat_rows, pool
 from bench.report.tables import Table, comparison_table, latex, markdown
 from bench.store import Store
 
@@ -30,23 +31,24 @@ class Paths:
 
 
 def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
-    """table.md .csv .tex, differences.csv, cells.parquet, plan.json, figures/ and completions/; same rows, same bytes."""
+    """table.md .csv .tex, differences.csv, pairs.csv, cells.parquet, plan.json, figures/ and completions/; same rows, same bytes."""
     folder = results / "sweeps" / sweep.name
     for name in ("figures", "completions"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    pooled = groups(rows)
-    table = comparison_table(pooled)
-    (folder / "table.md").write_text(markdown(sweep.title or sweep.name, f"python -m bench {sweep.command}", table))
+    pooled = pool(rows)
+    table = comparison_table(pooled.groups)
+    (folder / "table.md").write_text(markdown(sweep.title, f"python -m bench {sweep.command}", table))
     (folder / "table.tex").write_text(latex(table))
     flat = flat_rows(rows)
     _write_csv(folder / "table.csv", flat)
-    _write_csv(folder / "differences.csv", [_differences(group) for group in pooled if group.against_start])
+    _write_csv(folder / "differences.csv", [_against_start(group) for group in pooled.groups if group.against_start])
+    _write_csv(folder / "pairs.csv", list(_pairs(pooled)))
     _write_parquet(folder / "cells.parquet", flat)
     (folder / "plan.json").write_text(json.dumps(_plan(sweep), indent=1))
     store = Store(results / "store")
     for row in rows:
         write_samples(row, store, folder / "completions")
-    return Paths(folder, figures.draw(pooled, sweep.title or sweep.name, folder / "figures"))
+    return Paths(folder, figures.draw(pooled.groups, sweep.title, folder / "figures"))
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -64,32 +66,43 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), path)
 
 
-def _differences(group: Group) -> dict[str, Any]:
+def _against_start(group: Group) -> dict[str, Any]:
     """Every interval of a group's difference to its start model; stats.py says what each speaks about."""
     found = group.against_start
     assert found is not None
-    row: dict[str, Any] = {
+    row = {
         "model": group.cell.model.name,
         "data": group.cell.data.name,
         "method": group.cell.method.name,
         "beta": getattr(group.cell.method, "beta", None),
         "fraction": group.cell.data.fraction,
-        "n_seeds": found.n_seeds,
-        "n_items": found.n_items,
-        "p_holm": found.p_holm,
     }
+    row |= _comparison(found)
+    if (lc := group.lc_against_start) is not None:
+        row |= {"lc_value": lc.lead.value, "lc_low": lc.lead.low, "lc_high": lc.lead.high, "lc_p_holm": lc.p_holm}
+    return row
+
+
+def _pairs(pooled: Pooled) -> Iterator[dict[str, Any]]:
+    """Every pair of groups: win rate of the first minus that of the second."""
+    names = {group.key: group.name for group in pooled.groups}
+    for (a, b), found in pooled.pairs.items():
+        if found is not None:
+            yield {"first": names[a], "second": names[b], **_comparison(found)}
+
+
+def _comparison(found: stats.Comparison) -> dict[str, Any]:
+    row: dict[str, Any] = {"n_seeds": found.n_seeds, "n_items": found.n_items, "p_holm": found.p_holm}
     for name, difference in (("combined", found.combined), ("seeds", found.seeds), ("prompts", found.prompts)):
         for part in ("value", "standard_error", "low", "high", "t", "df", "p"):
             row[f"{name}_{part}"] = getattr(difference, part) if difference else None
-    if (lc := group.lc_against_start) is not None:
-        row |= {"lc_value": lc.lead.value, "lc_low": lc.lead.low, "lc_high": lc.lead.high, "lc_p_holm": lc.p_holm}
     return row
 
 
 def _plan(sweep: Sweep) -> dict[str, Any]:
     return {
         "sweep": sweep.name,
-        "question": sweep.title,
+        "question": sweep.question,
         "cells": [
             {
                 "key": cell.key,
@@ -104,7 +117,7 @@ def _plan(sweep: Sweep) -> dict[str, Any]:
 
 def print_report(sweep: Sweep, rows: Sequence[Row], paths: Paths, notes: Sequence[str], summary: str) -> None:
     console = Console(soft_wrap=True)
-    table = comparison_table(groups(rows))
+    table = comparison_table(pool(rows).groups)
     console.print()
     _print_table(console, sweep, table)
     for note in table.notes:
@@ -120,7 +133,7 @@ def print_report(sweep: Sweep, rows: Sequence[Row], paths: Paths, notes: Sequenc
 
 
 def _print_table(console: Console, sweep: Sweep, table: Table) -> None:
-    shown = RichTable(title=sweep.title or sweep.name, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    shown = RichTable(title=sweep.title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in table.rows:
