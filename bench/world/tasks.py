@@ -2,7 +2,8 @@
 
 An instruction is a question and up to three constraints of style or length. Every first-turn text belongs to exactly one split, by a
 hash of its text: whatever the seed, no prompt of one split is ever a prompt of another. The fact tables (stem, humanities) hold only
-18 and 20 questions; their constraints make thousands of texts of them, so the same fact, asked otherwise, is in every split.
+18 and 20 questions; their constraints make thousands of texts of them, so the same fact, asked otherwise, is in every split. (The
+same rules in another order are another text.)
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def _new_task(world: World, category: str, splits: set[str], seen: set[str], rng
             turns.append(turn)
         return Task(id=_task_id(category, turns), category=category, turns=tuple(turns))
     raise ValueError(
-        f"the split {', '.join(sorted(splits))} has too few prompts of category {category}: no new one after {len(seen)} of all categories; "
+        f"the split {', '.join(sorted(splits))} has too few prompts of category {category}: no new one after {len(seen)} in all; "
         "ask for fewer prompts, or allow more constraints (world.constraint_counts) or other categories (world.categories)"
     )
 

@@ -52,6 +52,7 @@ def test_pretraining_moves_every_weight_the_same_way_twice(settings: WorldModel,
         assert torch.equal(weight, trained[1][name])
         assert not torch.equal(weight, fresh[name])
     assert heard == [STEPS, STEPS]
+    assert model.config.use_cache
 
 
 def test_too_few_rows_are_refused(settings: WorldModel, world: World, tokenizer) -> None:
