@@ -112,7 +112,8 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         unscored = sum(int(row.metrics["n_unscored"]) for row in scored)
         over = "seeds and prompts" if seeds > 1 else "prompts"
         brackets = "95 % over seeds (t)" if seeds > 1 else "95 % over prompts (bootstrap), one seed"
-        notes.append(f"Judged on {n[0] if len(n) == 1 else f'{n[0]} to {n[-1]}'} prompts a cell, {unscored} verdicts unscored. Brackets: {brackets}.")
+        prompts = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
+        notes.append(f"Judged on {prompts} prompts a cell, {unscored} verdicts unscored. Brackets: {brackets}.")
         notes.append(
             f"vs start: win rate minus the start model's on the same seeds and prompts, 95 % over {over}; SEs: that difference in standard "
             "errors; p: two-sided, Holm-corrected over the table."

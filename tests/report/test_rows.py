@@ -1,0 +1,115 @@
+"""Rows, groups and tables from hand-made numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from bench import methods
+from bench.door import open_door
+from bench.plan import CellPlan, plan_cell
+from bench.report import Row, Sweep, flat_rows, pool, write_files
+from bench.report.tables import comparison_table, latex, markdown
+from bench.run import with_start_cells
+
+ITEMS = [f"item{i}" for i in range(40)]
+
+
+def _cells(*words: str) -> list[CellPlan]:
+    opened = open_door(words)
+    plans = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
+    return with_start_cells(plans, opened.sources)
+
+
+def _row(cell: CellPlan, rate: float) -> Row:
+    """Every item the same distance from `rate`, so that differences between rows are exact."""
+    preferences = {item: rate + (0.1 if i % 2 else -0.1) * (1 + 0.1 * cell.cell.seed) for i, item in enumerate(ITEMS)}
+    metrics = {"win_rate": rate, "win_rate_low": rate - 0.03, "win_rate_high": rate + 0.03, "n_scored": 40.0, "n_unscored": 2.0, "kl": 1.5}
+    return Row(cell, None, True, metrics, {"rating": "no judge is set (judge=none)"}, preferences, preferences, 100, {"revision": "abc"})
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    rates = {"none": 0.25, "dpo": 0.45, "kto": 0.251}
+    return [_row(cell, rates[cell.cell.method.name] + 0.001 * cell.cell.seed) for cell in _cells("method=dpo,kto", "seed=0,1,2", "tracker=none")]
+
+
+def test_seeds_pool_into_one_group_and_each_start_model_has_a_row(rows: list[Row]) -> None:
+    pooled = pool(rows)
+    assert [(g.cell.method.name, len(g.rows)) for g in pooled.groups] == [("none", 3), ("dpo", 3), ("kto", 3)]
+    dpo = pooled.groups[1]
+    assert dpo.pooled("win_rate").mean == pytest.approx(0.451)  # mean of 0.450, 0.451, 0.452
+    assert dpo.against_start.lead.value == pytest.approx(0.2)
+    assert dpo.against_start.p_holm < 1e-4
+
+
+def test_the_best_group_is_marked_and_what_equals_the_start_is_not_called_better(rows: list[Row]) -> None:
+    table = comparison_table(pool(rows).groups)
+    win, versus = table.columns.index("win rate %"), table.columns.index("vs start")
+    by_method = {row[0]: row for row in table.rows}
+    assert by_method["dpo"][win].endswith("*")
+    assert not by_method["start"][win].endswith("*")
+    assert "≈" not in by_method["dpo"][versus]
+    assert by_method["start"][versus] == "-"
+
+
+def test_one_seed_shows_the_prompt_interval(rows: list[Row]) -> None:
+    one = [row for row in rows if row.cell.cell.seed == 0]
+    table = comparison_table(pool(one).groups)
+    assert table.rows[1][table.columns.index("win rate %")].startswith("45.0 [42.0, 48.0]")
+    assert any("one seed" in note for note in table.notes)
+
+
+def test_unscored_verdicts_and_missing_judges_are_said(rows: list[Row]) -> None:
+    notes = comparison_table(pool(rows).groups).notes
+    assert any("18 verdicts unscored" in note for note in notes)  # 2 in each of 9 cells
+    assert "rating: no judge is set (judge=none)" in notes
+
+
+def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: list[Row]) -> None:
+    broken = [replace(row, failed="train: RuntimeError: out of memory", done=False, metrics={}, preferences={}) if row.cell.cell.seed == 2 else row for row in rows]
+    table = comparison_table(pool(broken).groups)
+    assert [row[table.columns.index("seeds")] for row in table.rows] == ["2/3", "2/3", "2/3"]
+    causes = [note for note in table.notes if note.startswith("FAILED")]
+    assert len(causes) == 1 and "out of memory" in causes[0] and causes[0].count("-s2-") == 3
+
+
+def test_mixed_revisions_are_said(rows: list[Row]) -> None:
+    mixed = [rows[0], *(replace(row, recorded={"revision": "def"}) for row in rows[1:])]
+    assert any("2 revisions of bench: abc, def" in note for note in comparison_table(pool(mixed).groups).notes)
+
+
+def test_flat_rows_lead_with_the_settings_and_leave_missing_numbers_empty(rows: list[Row]) -> None:
+    flat = flat_rows([*rows[:1], replace(rows[1], metrics={})])
+    assert list(flat[0])[:11] == ["key", "name", "status", "model", "data", "method", "beta", "fraction", "iteration", "seed", "n_train"]
+    assert flat[0]["method"] == "start" and flat[0]["win_rate"] == 0.25
+    assert flat[1]["win_rate"] is None
+
+
+def test_files_say_the_same_and_are_the_same_bytes_again(rows: list[Row], tmp_path: Path) -> None:
+    sweep = Sweep("question", "Which?", "+sweep=question", [row.cell for row in rows])
+    folder = write_files(sweep, rows, tmp_path).folder
+    names = ["table.md", "table.csv", "table.tex", "differences.csv", "pairs.csv", "plan.json", "figures/win_rate_by_kl.svg"]
+    first = {name: (folder / name).read_bytes() for name in names}
+    write_files(sweep, rows, tmp_path)
+    assert {name: (folder / name).read_bytes() for name in names} == first
+    with (folder / "table.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["win_rate"]) for row in table] == pytest.approx([row.metrics["win_rate"] for row in rows])
+    assert pyarrow.parquet.read_table(folder / "cells.parquet").column("win_rate").to_pylist() == [row.metrics["win_rate"] for row in rows]
+    assert [cell["key"] for cell in json.loads(first["plan.json"])["cells"]] == [row.cell.key for row in rows]
+    with (folder / "pairs.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3  # of three groups
+
+
+def test_markdown_and_latex_escape_what_they_must() -> None:
+    table = comparison_table(pool([_row(cell, 0.5) for cell in _cells("method=dpo", "tracker=none")]).groups)
+    table = replace(table, rows=[["a|b_c", *row[1:]] for row in table.rows])
+    assert "a\\|b_c" in markdown("t", "c", table)
+    assert "a|b\\_c" in latex(table)
+    assert "\\%" in latex(table)

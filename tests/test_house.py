@@ -1,0 +1,88 @@
+"""The house rules that a machine can check: linters, types, which room may import which, what stays light, README and CI agree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCH = ROOT / "bench"
+
+# Lowest first; a room may import itself and what stands before it (design.md, "The house").
+ORDER = [
+    ["config"],
+    ["records"],
+    ["stats", "preferences", "tokens"],
+    ["store"],
+    ["sweep"],
+    ["plan"],
+    ["worker", "launch"],
+    ["world"],
+    ["judges", "engines", "methods"],
+    ["stages"],
+    ["door", "report", "tracking"],
+    ["screen"],
+    ["run"],
+    ["__main__", "_plugins"],
+]
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets"}
+LIGHT = ["config", "records", "stats", "preferences", "store", "sweep", "plan", "door", "report", "screen", "run", "tracking", "judges.gold", "methods", "worker"]
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(BENCH).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("bench"):
+            names = [node.module] if node.module != "bench" else [f"bench.{alias.name}" for alias in node.names]
+            found |= {name.split(".")[1] for name in names if "." in name}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("bench.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(BENCH.rglob("*.py")), ids=lambda path: str(path.relative_to(BENCH)))
+def test_imports_go_one_way(path: Path) -> None:
+    room = _room(path)
+    if room == "__init__":
+        return
+    above = {name for name in _imports(path) if name != room and RANK[name] > RANK[room]}
+    assert not above, f"{path.relative_to(ROOT)} stands below {', '.join(sorted(above))} and must not import it"
+
+
+def test_no_method_judge_or_stage_imports_another() -> None:
+    """Shared parts have a room of their own (methods/training.py); `none` aside, a method's file is whole."""
+    shared = {"training", "__init__"}
+    for room in ("methods", "judges", "stages"):
+        names = {path.stem for path in (BENCH / room).glob("*.py")} - shared
+        for path in (BENCH / room).glob("*.py"):
+            text = path.read_text()
+            sideways = {name for name in names - {path.stem} if re.search(rf"from bench\.{room}\.{name} import|from bench\.{room} import .*\b{name}\b", text)}
+            assert not sideways, f"{path.relative_to(ROOT)} imports {sideways}"
+
+
+def test_planning_and_reading_load_nothing_heavy() -> None:
+    code = f"import sys; {'; '.join(f'import bench.{name}' for name in LIGHT)}; print(sorted({HEAVY!r} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [["ruff", "check", "bench", "tests"], ["mypy"]], ids=lambda command: command[0])
+def test_linter_and_type_checker_are_clean(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    commands = [line.strip() for line in (ROOT / "README.md").read_text().splitlines() if ".venv/bin/python -m pytest" in line]
+    assert len(commands) == 1
+    assert commands[0] in (ROOT / ".ci" / "run").read_text().splitlines()
