@@ -2,7 +2,8 @@
 
 The base stage is transformers' Trainer on completions, its rows kept in order (copy drills first) in batches of like length. In CPU
 seconds it costs 1.07 of a bare loop; TRL's SFTTrainer, which also measures entropy and accuracy, 1.4 (200 steps, one thread).
-Muon moves the hidden matrices, AdamW the rest: with AdamW alone, copying comes much later (see MuonAdamW).
+What lets so small a model copy, in greedy gold of the default model after the base stage (one run each, development prompts): all of the
+recipe 8.5; AdamW alone 6.4; no copy drills 7.6; transformers' initial spread of .02 instead of .05 7.7.
 """
 
 from __future__ import annotations
@@ -102,7 +103,13 @@ def pretrain(
 
 def encode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Text]) -> list[Row]:
     """Token ids of conversations, EOS included."""
-    texts = [(tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True, tokenize=False), row.completion) for row in rows]
+    texts = [
+        (
+            tokenizer.apply_chat_template([dict(message) for message in row.prompt], add_generation_prompt=True, tokenize=False),
+            row.completion,
+        )
+        for row in rows
+    ]
     prompts = tokenizer([prompt for prompt, _ in texts], add_special_tokens=False)["input_ids"]
     wholes = tokenizer([f"{prompt} {completion}{tokenizer.eos_token}" for prompt, completion in texts], add_special_tokens=False)[
         "input_ids"
