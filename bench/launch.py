@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import selectors
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,7 +22,8 @@ from typing import Any, Literal, Protocol
 import psutil
 
 from bench.config import LocalLauncher
-from bench.worker import ANSWERS
+from bench.store import Stage
+from bench.worker import ANSWERS, IMPORTS, PARENT
 
 # Set before torch is imported: idle threads sleep (they would steal the other worker's core), nothing phones home.
 WORKER_ENVIRONMENT = {
@@ -33,6 +36,7 @@ WORKER_ENVIRONMENT = {
     "WANDB_MODE": "disabled",
     "PYTHONHASHSEED": "0",
 }
+DEATH_S = 5.0  # the longest that a worker may take to go once it has closed its pipe
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Launcher(Protocol):
 
     def start(self, job: Mapping[str, Any], log: Path) -> None: ...
 
-    def reports(self, timeout_s: float) -> Iterator[Report]:
+    def reports(self, timeout_s: float) -> Sequence[Report]:
         """What became of stages since the last call; waits up to `timeout_s` for the first."""
         ...
 
@@ -64,19 +68,18 @@ class _Worker:
     process: subprocess.Popen[bytes]
     answers: int
     buffer: bytes = b""
-    key: str | None = None
-    log: Path | None = None
-    since: float = field(default_factory=time.monotonic)
+    key: str | None = None  # of the stage that it runs
+    since: float = field(default_factory=time.monotonic)  # when it began that stage, or became idle
 
 
 class Pool:
-    """Long-lived worker processes, a stage at a time each."""
+    """Long-lived worker processes, a stage at a time each. `imports`: modules that a worker loads while it has nothing to do."""
 
-    def __init__(self, settings: LocalLauncher):
+    def __init__(self, settings: LocalLauncher, imports: Sequence[str] = ()):
         self.settings = settings
+        self.imports = imports
         self.gpus = visible_gpus()
-        self.size = pool_size(settings)
-        self.workers: list[_Worker | None] = [None] * self.size
+        self.workers: list[_Worker | None] = [None] * pool_size(settings)
         self.selector = selectors.DefaultSelector()
 
     @property
@@ -84,21 +87,26 @@ class Pool:
         return sum(worker is None or worker.key is None for worker in self.workers)
 
     def start(self, job: Mapping[str, Any], log: Path) -> None:
-        # A worker that has run before has its imports paid: take it first.
-        slots = sorted(range(self.size), key=lambda i: self.workers[i] is None)
-        slot = next(i for i in slots if (w := self.workers[i]) is None or w.key is None)
-        worker = self.workers[slot] or self._spawn(slot)
-        worker.key, worker.log, worker.since = job["key"], log, time.monotonic()
-        assert worker.process.stdin is not None
-        try:
-            worker.process.stdin.write(json.dumps({**job, "log": str(log)}).encode() + b"\n")
-            worker.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died while idle: its closed pipe is reported as a lost stage
+        slot = self._idle_slot()
+        line = json.dumps({**job, "log": str(log)}).encode() + b"\n"
+        worker = self.workers[slot]
+        if worker is None or not _write(worker, line):  # it may have died while it was idle: that costs no stage a try
+            if worker is not None:
+                self._bury(slot)
+            worker = self._spawn(slot)
+            _write(worker, line)  # a process that dies at once is reported as a lost stage
+        worker.key, worker.since = job["key"], time.monotonic()
+
+    def _idle_slot(self) -> int:
+        """The worker that has been idle for longest has most of its imports paid; an empty slot comes last."""
+        idle = [(worker.since if worker else math.inf, slot) for slot, worker in enumerate(self.workers) if not (worker and worker.key)]
+        return min(idle)[1]
 
     def _spawn(self, slot: int) -> _Worker:
         read, write = os.pipe()
-        environment = {**os.environ, **WORKER_ENVIRONMENT, "OMP_NUM_THREADS": str(self.settings.threads), ANSWERS: str(write)}
+        os.set_blocking(read, False)
+        environment = {**os.environ, **WORKER_ENVIRONMENT, "OMP_NUM_THREADS": str(self.settings.threads)}
+        environment |= {ANSWERS: str(write), PARENT: str(os.getpid()), IMPORTS: ",".join(self.imports)}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
@@ -117,64 +125,120 @@ class Pool:
         self.selector.register(read, selectors.EVENT_READ, slot)
         return worker
 
-    def reports(self, timeout_s: float) -> Iterator[Report]:
-        for ready, _ in self.selector.select(timeout_s):
-            slot = ready.data
-            worker = self.workers[slot]
-            assert worker is not None
-            data = os.read(worker.answers, 65536)
-            if not data:
-                yield from self._bury(slot)
-                continue
-            worker.buffer += data
-            *lines, worker.buffer = worker.buffer.split(b"\n")
-            for line in lines:
-                answer = json.loads(line)
-                worker.key = None
-                yield Report(answer["key"], "done" if answer["ok"] else "failed", answer.get("error", ""))
+    def reports(self, timeout_s: float) -> list[Report]:
+        found: list[Report] = []
+        ended = {ready.data for ready, _ in self.selector.select(timeout_s) if self._hear(ready.data, found)}
         for slot, worker in enumerate(self.workers):
-            if worker and worker.key and time.monotonic() - worker.since > self.settings.stage_timeout_s:
-                key, worker.key = worker.key, None
+            if worker is None:
+                continue
+            if slot in ended or worker.process.poll() is not None:  # a child of the worker may hold its pipe open: ask the process too
+                self._hear(slot, found)
+                found += self._bury(slot)
+            elif worker.key and time.monotonic() - worker.since > self.settings.stage_timeout_s:
+                limit = f"{self.settings.stage_timeout_s:g} s (hydra.launcher.stage_timeout_s)"
+                found.append(Report(worker.key, "late", f"ran longer than {limit} and was ended"))
+                worker.key = None
                 self._end(worker)
-                list(self._bury(slot))
-                yield Report(key, "late", f"ran longer than stage_timeout_s={self.settings.stage_timeout_s:g} s and was ended")
+                self._bury(slot)
+        return found
 
-    def _bury(self, slot: int) -> Iterator[Report]:
+    def _hear(self, slot: int, found: list[Report]) -> bool:
+        """Add the answers that a worker has written; True when it will write no more."""
         worker = self.workers[slot]
         assert worker is not None
+        ended = False
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(worker.answers, 65536):
+                worker.buffer += data
+            ended = True
+        *lines, worker.buffer = worker.buffer.split(b"\n")
+        for line in lines:
+            answer = json.loads(line)
+            worker.key, worker.since = None, time.monotonic()
+            found.append(Report(answer["key"], "done" if answer["ok"] else "failed", answer.get("error", "")))
+        return ended
+
+    def _bury(self, slot: int) -> list[Report]:
+        """Free the slot of a worker that has died or closed its pipe; its stage, if it had one, is lost."""
+        worker = self.workers[slot]
+        assert worker is not None
+        self.workers[slot] = None
         self.selector.unregister(worker.answers)
         os.close(worker.answers)
-        code = worker.process.wait()
-        self.workers[slot] = None
-        if worker.key is not None:
-            yield Report(worker.key, "lost", f"its worker process died ({_exit_words(code)})")
+        try:
+            code = worker.process.wait(DEATH_S)
+        except subprocess.TimeoutExpired:
+            self._end(worker)
+            code = worker.process.wait()
+        assert worker.process.stdin is not None
+        with contextlib.suppress(OSError):
+            worker.process.stdin.close()
+        return [Report(worker.key, "lost", f"its worker process died ({_exit_words(code)})")] if worker.key else []
 
     @staticmethod
     def _end(worker: _Worker) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(worker.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def close(self) -> None:
         """End every worker at once; what they were building is swept away by the next run."""
-        for slot, worker in enumerate(self.workers):
-            if worker is not None:
-                self._end(worker)
-                list(self._bury(slot))
+        workers = [(slot, worker) for slot, worker in enumerate(self.workers) if worker is not None]
+        for _, worker in workers:
+            self._end(worker)
+        for slot, _ in workers:
+            self._bury(slot)
         self.selector.close()
+
+
+def _write(worker: _Worker, line: bytes) -> bool:
+    """Whether the worker took the line."""
+    assert worker.process.stdin is not None
+    try:
+        worker.process.stdin.write(line)
+        worker.process.stdin.flush()
+    except OSError:
+        return False
+    return worker.process.poll() is None
+
+
+def chain_lengths(stages: Sequence[Stage], seconds: Callable[[Stage], float]) -> dict[Stage, float]:
+    """Seconds from the start of each stage to the end of the longest chain of stages that waits for it; inputs come first."""
+    after: dict[Stage, float] = {}
+    for stage in reversed(stages):
+        after[stage] = after.get(stage, 0.0) + seconds(stage)
+        for source in stage.inputs.values():
+            if isinstance(source, Stage):
+                after[source] = max(after.get(source, 0.0), after[stage])
+    return {stage: after[stage] for stage in stages}
 
 
 def pool_size(settings: LocalLauncher) -> int:
     """As many workers as were asked for, else one a GPU, else one a core that this process may use."""
-    cores = len(psutil.Process().cpu_affinity()) if psutil.LINUX else os.cpu_count() or 1
-    return settings.workers or len(visible_gpus()) or cores
+    return settings.workers or len(visible_gpus()) or cores()
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity, and a container's share of time where one is set."""
+    allowed = len(psutil.Process().cpu_affinity()) if psutil.LINUX else os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, _cpu_quota(Path("/sys/fs/cgroup")))))
+
+
+def _cpu_quota(root: Path) -> float:
+    """Cores' worth of time that the container may use (cgroup v2, then v1); infinite where no limit is set."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (root / "cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    return math.inf
 
 
 def visible_gpus() -> list[str]:
     """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; found without loading torch."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [gpu for gpu in named.split(",") if gpu.strip()]
+        gpus = [gpu.strip() for gpu in named.split(",")]
+        return gpus[: next((i for i, gpu in enumerate(gpus) if not gpu or gpu.startswith("-")), len(gpus))]  # -1: none from here on
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 

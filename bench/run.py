@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,12 @@ import yaml
 from bench import methods, report
 from bench.config import Session
 from bench.door import Opened
-from bench.launch import Launcher, Pool, pool_size
-from bench.plan import CellPlan, Plan, Sources, estimates, make_plan, plan_cell, start_cell
+from bench.launch import Launcher, Pool, Report, chain_lengths, pool_size
+from bench.plan import CellPlan, Estimate, Plan, Sources, estimates, make_plan, plan_cell, start_cell
 from bench.screen import Screen, make_screen, print_plan, print_status
 from bench.store import Stage, Store, hash_key
 from bench.tracking import Tracker, open_tracker
-from bench.worker import describe
+from bench.worker import HEAVY_IMPORTS, describe
 
 OK, SOME_FAILED = 0, 3
 POLL_S = 0.25
@@ -32,7 +32,8 @@ def main(opened: Opened) -> int:
     """Carry out a command that passed the door; returns the exit code."""
     session = opened.session
     store = Store(session.results_dir / "store")
-    cells = with_start_cells([plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)], opened.sources)
+    asked = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
+    cells = with_start_cells(asked, opened.sources)
     sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells)
     plan = make_plan(cells, store)
     workers = pool_size(session.launcher)
@@ -70,28 +71,41 @@ def _sweep_name(opened: Opened, cells: Sequence[CellPlan]) -> str:
 def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -> int:
     results = session.results_dir
     tracker = open_tracker(session.tracker, results / "wandb")
-    screen = make_screen(sweep, plan, estimates(plan.to_do, store), pool_size(session.launcher))
+    forecast = estimates(plan.to_do, store)
+    screen = make_screen(sweep, plan, forecast, pool_size(session.launcher))
     failures: dict[Stage, str] = {}
     written: set[str] = set()
+    trained = {stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage] for stage in plan.to_do if stage.kind == "train"}
 
-    def finished() -> None:
+    def ended() -> None:
         """Write and track each cell as soon as it has its numbers, or cannot have them any more."""
         for cell in sweep.cells:
             reason = _failure_of(cell, failures)
             if cell.key not in written and (reason or store.status(cell.score).state == "done"):
                 written.add(cell.key)
-                write_cell(cell, store, results, reason)
+                try:
+                    write_cell(cell, store, results, reason)
+                except OSError as error:  # its numbers are in the store, where the tables find them
+                    screen.say(f"the folder of cell {cell.name} could not be written: {error}")
                 track_cell(tracker, sweep, cell, store, reason)
                 screen.cell_ended(cell, reason)
+
+    def progressed(stage: Stage, rows: Sequence[dict[str, float]]) -> None:
+        screen.progress(stage, rows[-1])
+        for cell in trained.get(stage, ()):
+            followed = [{name: value for name, value in row.items() if name != "total"} for row in rows]
+            tracker.follow(sweep=sweep.name, **_run_of(cell), rows=followed)
 
     with screen:
         for warning in [status.why for status in plan.statuses.values() if status.why]:
             screen.say(warning)
-        finished()
+        ended()
         if plan.to_do:
-            with contextlib.closing(Pool(session.launcher)) as launcher:
-                Scheduler(store, launcher, screen, session.launcher.retries, failures, finished).run(sweep.cells)
-        finished()
+            imports = dict.fromkeys(module for stage in plan.to_do for module in HEAVY_IMPORTS.get(stage.kind, ()))
+            with contextlib.closing(Pool(session.launcher, list(imports))) as launcher:
+                ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))
+                Scheduler(store, launcher, screen, session.launcher.retries, failures, ranks, ended, progressed).run(sweep.cells)
+        ended()
         rows = report.collect(sweep, store, {cell.key: why for cell in sweep.cells if (why := _failure_of(cell, failures))})
         paths = report.write_files(sweep, rows, results)
         tracker.sweep(sweep=sweep.name, rows=report.flat_rows(rows), files=paths.for_tracker)
@@ -107,6 +121,18 @@ def _failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
 
 # Stages on a launcher -------------------------------------------------------------------------------------------------
 
+# Seconds that are assumed of a stage whose like has not run in this store: only their proportion matters.
+GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0}
+
+
+def _expected_s(stage: Stage, forecast: Mapping[Stage, Estimate]) -> float:
+    known = forecast[stage].seconds if stage in forecast else None
+    return GUESSED_S.get(stage.kind, 0.1) if known is None else known
+
+
+def all_stages(cells: Sequence[CellPlan]) -> list[Stage]:
+    """Every stage of the cells, each once, inputs before what reads them."""
+    return list(dict.fromkeys(stage for cell in cells for stage in cell.stages))
 
 @dataclass
 class _Running:
@@ -118,30 +144,40 @@ class _Running:
 
 @dataclass
 class Scheduler:
-    """Starts stages whose inputs are done, in the order of the cells; a stage that another command computes is waited for."""
+    """Starts stages whose inputs are done, those with the longest chain behind them first (`ranks`), so that no worker is idle at
+    the end. A stage that another command computes is waited for."""
 
     store: Store
     launcher: Launcher
     screen: Screen
     retries: int
     failures: dict[Stage, str]
-    on_change: Callable[[], None]
+    ranks: Mapping[Stage, float]
+    on_end: Callable[[], None]
+    on_progress: Callable[[Stage, Sequence[dict[str, float]]], None]
     running: dict[str, _Running] = field(default_factory=dict)
-    losses: dict[Stage, int] = field(default_factory=dict)
-    _elsewhere_checked: float = 0.0
+    losses: Counter[Stage] = field(default_factory=Counter)
+    said: set[str] = field(default_factory=set)
 
     def run(self, cells: Sequence[CellPlan]) -> None:
         """Until every cell has its numbers or cannot have them. Stages made stale on the way are run again."""
+        readers: dict[Stage, list[Stage]] = {}
+        for stage in all_stages(cells):
+            for source in stage.inputs.values():
+                if isinstance(source, Stage):
+                    readers.setdefault(source, []).append(stage)
         try:
             while True:
                 for stage in self._startable(cells):
                     if self.launcher.free == 0:
                         break
-                    self._start(stage)
-                if not self.running and not self._waiting(cells):
-                    return
+                    self._start(stage, readers.get(stage, ()))
+                if not self.running:
+                    if not self._waiting(cells):
+                        return
+                    self._say_once("waiting for stages that another command computes")
                 for answer in self.launcher.reports(POLL_S):
-                    self._took(answer)
+                    self._took(answer, readers)
                 self._follow()
         finally:
             for running in self.running.values():
@@ -151,73 +187,80 @@ class Scheduler:
         return [stage for stage in make_plan(cells, self.store).to_do if stage not in self.failures]
 
     def _startable(self, cells: Sequence[CellPlan]) -> list[Stage]:
-        return [stage for stage in self._needed(cells) if stage.key not in self.running and self._ready(stage)]
+        ready = [stage for stage in self._needed(cells) if stage.key not in self.running and self._ready(stage)]
+        return sorted(ready, key=lambda stage: -self.ranks.get(stage, 0.0))
 
     def _waiting(self, cells: Sequence[CellPlan]) -> bool:
-        return any(self._possible(stage) for stage in self._needed(cells))
-
-    def _possible(self, stage: Stage) -> bool:
-        return not any(ancestor in self.failures for ancestor in stage.walk())
+        return any(not any(ancestor in self.failures for ancestor in stage.walk()) for stage in self._needed(cells))
 
     def _ready(self, stage: Stage) -> bool:
         return all(not isinstance(source, Stage) or self.store.status(source).state == "done" for source in stage.inputs.values())
 
-    def _start(self, stage: Stage) -> None:
+    def _start(self, stage: Stage, readers: Sequence[Stage]) -> None:
         lock = self.store.try_lock(stage)
         if lock is None:
-            self._look_elsewhere(stage)
-            return
-        self.store.forget(stage)  # another command may have finished it a moment ago
+            return  # another command is at it, and holds the lock until it is done
+        self.store.forget(stage)  # it may have been done there a moment ago
         if self.store.status(stage).state == "done":
             lock.release()
+            self._reconsider(readers)
+            self.screen.stage_ended(stage, "elsewhere")
+            self.on_end()
             return
-        self.running[stage.key] = _Running(stage, lock, self.store.beside(stage, "progress.jsonl"))
+        progress = self.store.beside(stage, "progress.jsonl")
+        progress.unlink(missing_ok=True)  # of a command that was killed
+        self.running[stage.key] = _Running(stage, lock, progress)
         self.store.clear_failure(stage)
         self.screen.stage_started(stage)
         self.launcher.start(describe(stage, self.store), self.store.beside(stage, "log"))
 
-    def _look_elsewhere(self, stage: Stage) -> None:
-        if time.monotonic() - self._elsewhere_checked > 1:
-            self._elsewhere_checked = time.monotonic()
-            self.store.forget(stage)
-
-    def _took(self, answer: Any) -> None:
+    def _took(self, answer: Report, readers: Mapping[Stage, Sequence[Stage]]) -> None:
         running = self.running.pop(answer.key)
-        stage = running.stage
+        stage, outcome, error = running.stage, answer.outcome, answer.error
         self.store.forget(stage)
-        error = answer.error
-        if answer.outcome == "done" and self.store.status(stage).state != "done":
-            answer_outcome, error = "failed", f"its folder did not pass its check: {self.store.status(stage).why}"
-        else:
-            answer_outcome = answer.outcome
+        if outcome == "done" and self.store.status(stage).state != "done":
+            outcome, error = "failed", f"its folder did not pass its check: {self.store.status(stage).why}"
         running.lock.release()
-        self.store.beside(stage, "progress.jsonl").unlink(missing_ok=True)
-        if answer_outcome == "lost" and self.losses.get(stage, 0) < self.retries:
-            self.losses[stage] = self.losses.get(stage, 0) + 1
-            self.screen.say(f"{stage.kind} {stage.key[:8]} {stage.label}: {error}; trying once more")
-            self.screen.stage_ended(stage, "lost")
+        running.progress.unlink(missing_ok=True)
+        if outcome == "lost" and self.losses[stage] < self.retries:
+            self.losses[stage] += 1
+            self.screen.stage_ended(stage, "retried", error)
             return
-        if answer_outcome != "done":
+        if outcome == "done":
+            self.store.beside(stage, "lock").unlink(missing_ok=True)
+            self._reconsider(readers.get(stage, ()))
+        else:
             self.failures[stage] = error
             self.store.record_failure(stage, error)
-        else:
-            self.store.beside(stage, "lock").unlink(missing_ok=True)
-        self.screen.stage_ended(stage, answer_outcome, error, self.store.beside(stage, "log"))
-        self.on_change()
+        self.screen.stage_ended(stage, outcome, error, self.store.beside(stage, "log"))
+        self.on_end()
+
+    def _reconsider(self, readers: Sequence[Stage]) -> None:
+        """A stage was made again: what was computed from other bytes of it is stale, and is said to be."""
+        for reader in readers:
+            before = self.store.status(reader)
+            self.store.forget(reader)
+            if before.state == "done" and (why := self.store.status(reader).why):
+                self.screen.say(why)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            self.screen.say(text)
 
     def _follow(self) -> None:
         """Pass on the progress that running stages have written since the last look."""
         for running in self.running.values():
             rows = []
-            with contextlib.suppress(FileNotFoundError), running.progress.open() as file:
+            with contextlib.suppress(FileNotFoundError), running.progress.open("rb") as file:
                 file.seek(running.offset)
-                for line in iter(file.readline, ""):
-                    if not line.endswith("\n"):
+                for line in file:
+                    if not line.endswith(b"\n"):
                         break
                     running.offset += len(line)
                     rows.append(json.loads(line))
             if rows:
-                self.screen.progress(running.stage, rows[-1])
+                self.on_progress(running.stage, rows)
 
 
 # A cell's folder and its run ------------------------------------------------------------------------------------------
@@ -228,7 +271,7 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
     folder = results / "cells" / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False))
-    stages = {stage.key: {"kind": stage.kind, "label": stage.label, "folder": str(store.folder(stage).relative_to(results))} for stage in cell.stages}
+    stages = {s.key: {"kind": s.kind, "label": s.label, "folder": str(store.folder(s).relative_to(results))} for s in cell.stages}
     (folder / "stages.json").write_text(json.dumps({"key": cell.key, "failed": reason, "stages": stages}, indent=1))
     if reason is None:
         shutil.copyfile(store.folder(cell.score) / "result.json", folder / "result.json")
@@ -236,9 +279,8 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
         (folder / "result.json").unlink(missing_ok=True)
     with (folder / "log.txt").open("w") as log:
         for stage in cell.stages:
-            path = store.beside(stage, "log")
-            if path.exists():
-                log.write(f"=== {stage.kind} {stage.key} {stage.label}\n{path.read_text(errors='replace')}\n")
+            with contextlib.suppress(FileNotFoundError):  # made in another store, or by a command that logs now
+                log.write(f"=== {stage.kind} {stage.key} {stage.label}\n{store.beside(stage, 'log').read_text(errors='replace')}\n")
 
 
 def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
@@ -254,14 +296,11 @@ def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
 
 def track_cell(tracker: Tracker, sweep: report.Sweep, cell: CellPlan, store: Store, reason: str | None) -> None:
     summary = {} if reason else json.loads((store.folder(cell.score) / "result.json").read_text())["metrics"]
-    tracker.cell(
-        sweep=sweep.name,
-        key=cell.key,
-        name=cell.name,
-        config=cell.cell.model_dump(mode="json"),
-        history=list(history(cell, store)),
-        summary=summary,
-        tags=[cell.cell.method.name, cell.cell.model.name, cell.cell.data.name],
-        status="failed" if reason else "done",
-        reason=reason,
-    )
+    status = "failed" if reason else "done"
+    tracker.cell(sweep=sweep.name, **_run_of(cell), history=list(history(cell, store)), summary=summary, status=status, reason=reason)
+
+
+def _run_of(cell: CellPlan) -> dict[str, Any]:
+    """What identifies and describes a cell's run to the tracker."""
+    tags = [cell.cell.method.name, cell.cell.model.name, cell.cell.data.name]
+    return {"key": cell.key, "name": cell.name, "config": cell.cell.model_dump(mode="json"), "tags": tags}

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from bench.config import WorldData
+from bench.launch import chain_lengths
 from bench.plan import CellPlan, Estimate, Plan
 from bench.report import Sweep
 from bench.store import Stage, Store
@@ -50,6 +51,7 @@ class PlainScreen:
         self.since: dict[str, float] = {}
         self.seconds: dict[str, list[float]] = {}
         self.left = dict.fromkeys(plan.to_do)
+        self.reasons: set[str] = set()  # that have been said
 
     def __enter__(self) -> Self:
         done = f"{len(self.plan.done)} stages done, {len(self.plan.to_do)} to do"
@@ -67,11 +69,14 @@ class PlainScreen:
     def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None:
         seconds = time.monotonic() - self.since.pop(stage.key, time.monotonic())
         self.outcomes[outcome] += 1
+        if outcome == "retried":
+            self.say(f"{_stage_words(stage)}: {error}; trying once more")
+            return
         self.left.pop(stage, None)
-        self.seconds.setdefault(stage.kind, []).append(seconds)
         if outcome == "done":
+            self.seconds.setdefault(stage.kind, []).append(seconds)
             self._stage_done(stage, seconds)
-        elif outcome != "lost":
+        elif outcome != "elsewhere":
             self.say(f"{outcome.upper()} {_stage_words(stage)}: {error}")
             if log is not None and log.exists():
                 for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:]:
@@ -85,36 +90,44 @@ class PlainScreen:
 
     def cell_ended(self, cell: CellPlan, reason: str | None) -> None:
         self.cells_ended += 1
+        count = f"cell {self.cells_ended}/{len(self.sweep.cells)}"
         if reason:
-            self.say(f"cell {self.cells_ended}/{len(self.sweep.cells)} FAILED {cell.name}: {reason.splitlines()[0]}")
+            self.say(f"{count} FAILED {cell.name}: {'as above' if reason in self.reasons else reason}")
+            self.reasons.add(reason)
         elif self.plan.to_do:
-            self.say(f"cell {self.cells_ended}/{len(self.sweep.cells)} {cell.name}")
+            self.say(f"{count} {cell.name}")
 
     def summary(self) -> str:
-        ran = f"{self.outcomes['done']} stages run, {len(self.plan.done)} taken from the store"
-        bad = sum(self.outcomes[name] for name in ("failed", "late", "lost"))
-        return f"{ran}{f', {bad} failed or lost' if bad else ''} in {_clock(time.monotonic() - self.started).strip()}"
+        counts = [f"{self.outcomes['done']} stages run", f"{len(self.plan.done)} taken from the store"]
+        if self.outcomes["elsewhere"]:
+            counts.append(f"{self.outcomes['elsewhere']} computed by another command")
+        if bad := sum(self.outcomes[name] for name in ("failed", "late", "lost")):
+            counts.append(f"{bad} failed")
+        return f"{', '.join(counts)} in {_clock(time.monotonic() - self.started).strip()}"
 
     def _time_left(self) -> str:
-        """From earlier timings of like stages, then from this run's of the kind; said only when every stage has one."""
-        total = 0.0
-        for stage in self.left:
-            known = self.forecast[stage].seconds if stage in self.forecast else None
-            mine = self.seconds.get(stage.kind)
-            seconds = sum(mine) / len(mine) if mine else known
-            if seconds is None:
-                return f"{len(self.left)} stages left"
-            total += seconds
-        return f"{len(self.left)} stages left, about {_clock(total / self.workers).strip()}"
+        """From this run's timings of the kind, else from earlier ones of like stages; said only when every stage has one."""
+        left = list(self.left)  # a copy: the live view asks from a thread of its own
+        seconds = {stage: self._expected_s(stage) for stage in left}
+        count = f"{len(left)} stage{'' if len(left) == 1 else 's'} left"
+        known = {stage: s for stage, s in seconds.items() if s is not None}
+        if not left or len(known) < len(left):
+            return count
+        return f"{count}, about {_clock(_makespan_s(known, self.workers)).strip()}"
+
+    def _expected_s(self, stage: Stage) -> float | None:
+        mine = list(self.seconds.get(stage.kind, ()))
+        if mine:
+            return sum(mine) / len(mine)
+        return self.forecast[stage].seconds if stage in self.forecast else None
 
 
 class LiveScreen(PlainScreen):
     """Cells, the stages that run now with their progress, time left."""
 
     def __enter__(self) -> Self:
-        self.bars = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[words]}"), TimeElapsedColumn(), console=self.console
-        )
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[words]}"), TimeElapsedColumn()
+        self.bars = Progress(*columns, console=self.console)
         self.tasks: dict[str, TaskID] = {}
         self.live = Live(get_renderable=self._view, console=self.console, refresh_per_second=4, transient=True)
         self.live.__enter__()
@@ -153,6 +166,11 @@ class LiveScreen(PlainScreen):
         super().stage_ended(stage, outcome, error, log)
 
 
+def _makespan_s(seconds: Mapping[Stage, float], workers: int) -> float:
+    """How long stages (inputs first) take at least: all workers busy, or one chain after another."""
+    return max([sum(seconds.values()) / workers, *chain_lengths(list(seconds), lambda stage: seconds[stage]).values()])
+
+
 def _stage_words(stage: Stage) -> str:
     words = f"{stage.kind} {stage.label}" if stage.label and stage.label != stage.kind else stage.kind
     beta = getattr(getattr(stage.settings, "method", None), "beta", None)
@@ -185,25 +203,25 @@ def print_plan(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], wor
     uses = Counter(stage for cell in sweep.cells for stage in cell.stages)
     for kind in dict.fromkeys(stage.kind for stage in plan.statuses):
         of_kind = [stage for stage in plan.statuses if stage.kind == kind]
-        to_do = [stage for stage in of_kind if stage in forecast]
+        waiting = [stage for stage in of_kind if stage in forecast]
         kinds.add_row(
             kind,
-            str(len(of_kind) - len(to_do)),
-            str(len(to_do)),
+            str(len(of_kind) - len(waiting)),
+            str(len(waiting)),
             str(sum(uses[stage] > 1 for stage in of_kind)),
-            _seconds([forecast[stage].seconds for stage in to_do]),
-            f"{sum(forecast[stage].tokens for stage in to_do):,}",
+            _seconds([forecast[stage].seconds for stage in waiting]),
+            f"{sum(forecast[stage].tokens for stage in waiting):,}",
         )
     console.print(kinds)
     for status in plan.statuses.values():
         if status.why:
             console.print(status.why, style="yellow", highlight=False, markup=False)
-    seconds = [estimate.seconds for estimate in forecast.values()]
-    known = [s for s in seconds if s is not None]
-    unknown = len(seconds) - len(known)
-    time_words = f"about {_clock(sum(known) / workers).strip()} on {workers} workers" if known or not seconds else "no like stage has run here yet: no forecast"
-    if known and unknown:
-        time_words += f" and {unknown} stages of which no like has run here"
+    known = {stage: estimate.seconds for stage, estimate in forecast.items() if estimate.seconds is not None}
+    unknown = len(forecast) - len(known)
+    time_words = "no like stage has run here yet: no forecast"
+    if known or not forecast:
+        time_words = f"about {_clock(_makespan_s(known, workers)).strip()} on {workers} workers"
+        time_words += f" and {unknown} stages of which no like has run here" if unknown else ""
     dollars = sum(estimate.dollars for estimate in forecast.values())
     console.print(f"time     {time_words}", highlight=False)
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{_uncounted(sweep)}", highlight=False)

@@ -1,21 +1,27 @@
 """A worker process: reads stages as JSON lines on standard input, runs them one after another, answers on a pipe.
 
-Imports are paid once. A stage's own output (trainers' chatter, warnings, native libraries) goes to its log; progress goes to a
-file that whoever shows it polls, so that a worker on another machine is followed in the same way.
+Imports are paid once, while there is nothing else to do where that is possible. A stage's own output (trainers' chatter, warnings,
+native libraries) goes to its log; progress goes to a file that whoever shows it polls, so that a worker on another machine is
+followed in the same way.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import functools
 import gc
 import importlib
 import json
 import os
+import select
+import shutil
+import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +29,18 @@ from typing import Any
 from bench import plan
 from bench.store import Source, Stage, Store
 
-ANSWERS = "BENCH_ANSWERS_FD"
+# What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
+ANSWERS, PARENT, IMPORTS = "BENCH_ANSWERS_FD", "BENCH_PARENT_PID", "BENCH_IMPORTS"
+
+# What stages of a kind spend seconds on importing.
+HEAVY_IMPORTS = {
+    "sft": ("bench.world.models", "trl.trainer.sft_trainer"),
+    "sample": ("bench.engines.hf",),
+    "logps": ("bench.engines.hf",),
+    "generate": ("bench.engines.hf",),
+    "train": ("bench.methods.training", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer"),
+}
+REASON_LENGTH = 400  # characters; the whole of an error is in the stage's log
 
 
 class Progress:
@@ -89,14 +106,10 @@ def run_stage(job: Mapping[str, Any]) -> None:
     try:
         outcome: Outcome = module.run(settings, StageRun({role: s.path for role, s in sources.items()}, built, progress))
     except BaseException:
-        import shutil
-
         shutil.rmtree(built, ignore_errors=True)
         raise
     finally:
         progress.close()
-        if stage.kind in ("sft", "train"):
-            _reset_libraries()
     store.commit(
         stage,
         built,
@@ -121,14 +134,16 @@ class _Input(Source):
         return self.digest
 
 
-def _reset_libraries() -> None:
-    """Trainers leave state behind in Accelerate's singletons; the next stage starts from a clean one."""
+def tidy() -> None:
+    """What a stage with a model leaves in the process must not reach the next: Accelerate's singletons, and the memory of models
+    (a fused head puts them into a reference cycle)."""
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
 
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     gc.collect()
+    gc.freeze()  # what is alive now are modules, half a million objects: looking through them takes 0.24 s each time
     if "torch" in sys.modules:
         import torch
 
@@ -136,69 +151,97 @@ def _reset_libraries() -> None:
             torch.cuda.empty_cache()
 
 
-_ENVIRONMENT: dict[str, Any] = {}
+@functools.cache
+def _versions() -> dict[str, Any]:
+    import platform
+    import subprocess
+    from importlib import metadata
+
+    packages = {}
+    for package in ("torch", "transformers", "trl", "accelerate", "peft", "numpy", "scipy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[package] = metadata.version(package)
+    # e.g. 1f0c2a9b7d31, or 1f0c2a9b7d31-dirty where files have changed since
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        revision = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        revision = ""
+    return {
+        "revision": revision or "unknown",
+        "packages": packages,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", "0")) or None,
+    }
 
 
 def environment() -> dict[str, Any]:
     """Code revision, versions, device: recorded beside results, not part of their identity."""
-    if not _ENVIRONMENT:
-        import platform
-        import subprocess
-        from importlib import metadata
+    device = "cpu"
+    if "torch" in sys.modules:
+        import torch
 
-        versions = {}
-        for package in ("torch", "transformers", "trl", "accelerate", "peft", "numpy", "scipy"):
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                versions[package] = metadata.version(package)
-        git = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
-        )
-        device = "cpu"
-        if "torch" in sys.modules:
-            import torch
-
-            device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        _ENVIRONMENT.update(
-            revision=git.stdout.strip() or "unknown",
-            packages=versions,
-            python=platform.python_version(),
-            machine=platform.machine(),
-            device=device,
-            threads=int(os.environ.get("OMP_NUM_THREADS", "0")) or None,
-        )
-    return _ENVIRONMENT
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {**_versions(), "device": device}
 
 
-def _die_with_parent() -> None:
-    """A worker whose parent was killed ends itself: nobody would take its result."""
-    parent = os.getppid()
+def reason(error: BaseException) -> str:
+    """An error in one line, for tables and screens."""
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    return words if len(words) <= REASON_LENGTH else f"{words[:REASON_LENGTH]}..."
+
+
+def _die_with_parent(parent: int) -> None:
+    """A worker whose parent was killed ends itself and its children: nobody would take its result."""
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(1)
+            time.sleep(0.5)
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpgrp(), signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _lines() -> Iterator[str]:
+    """Jobs, a line each. While none waits, the modules that later jobs need are imported, one after another."""
+    modules = iter([name for name in os.environ.get(IMPORTS, "").split(",") if name])
+    first = True
+    while True:
+        # The first job is on its way when a worker starts. Nothing is ever left in the reader's buffer: a job comes when the last is done.
+        if not first and not select.select([sys.stdin], [], [], 0.2)[0] and (module := next(modules, None)) is not None:
+            with contextlib.suppress(Exception):  # whoever needs it will see the error
+                importlib.import_module(module)
+            continue
+        first = False
+        if not (line := sys.stdin.readline()):
+            return
+        yield line
+
+
 def main() -> None:
-    _die_with_parent()
+    _die_with_parent(int(os.environ[PARENT]))
     answers = os.fdopen(int(os.environ[ANSWERS]), "w", buffering=1)
-    for line in sys.stdin:
+    for line in _lines():
         job = json.loads(line)
         log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
+        faulthandler.enable()  # a crash in native code leaves its trace in the log
         answer: dict[str, Any] = {"key": job["key"], "ok": True}
         try:
             run_stage(job)
-        except Exception as error:  # one stage's failure is one failed row; its reason is kept
+        except (Exception, SystemExit) as error:  # one stage's failure is one failed row; its reason is kept
             traceback.print_exc()
-            answer |= {"ok": False, "error": f"{type(error).__name__}: {error}"}
+            answer |= {"ok": False, "error": reason(error)}
         sys.stdout.flush()
         sys.stderr.flush()
         answers.write(json.dumps(answer) + "\n")
+        if job["kind"] in HEAVY_IMPORTS:
+            tidy()
 
 
 if __name__ == "__main__":
