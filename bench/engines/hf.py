@@ -66,7 +66,7 @@ class Engine:
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
         sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.temperature else {"do_sample": False}
         out = self.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=decoding.max_new_tokens, eos_token_id=sorted(self.ends), pad_token_id=pad, **sampling
+            input_ids=ids, attention_mask=mask, max_new_tokens=decoding.max_new_tokens, eos_token_id=sorted(self.ends), pad_token_id=pad, use_cache=True, **sampling
         )
         return [self._written(row) for row in out[:, width:].tolist()]
 

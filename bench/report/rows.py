@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from bench import stats
 from bench.config import Cell
@@ -17,6 +17,17 @@ from bench.store import Store, hash_key
 ALPHA = 0.05
 
 
+Choice = Mapping[str, Any]  # dotted key or group -> value, as axes are written
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """An order of two groups by win rate, named before the sweep ran."""
+
+    better: Choice
+    worse: Choice
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A question's name, words and cells; `command` is what to type to get it again."""
@@ -25,6 +36,7 @@ class Sweep:
     question: str
     command: str
     cells: Sequence[CellPlan]
+    expectations: Sequence[Expectation] = ()
 
     @property
     def title(self) -> str:
@@ -157,6 +169,52 @@ def pool(rows: Sequence[Row]) -> Pooled:
     plain, lc = _against_start(members, "preferences"), _against_start(members, "lc")
     found = [Group(key, group[0].cell.cell, group, plain.get(key), lc.get(key), key in best) for key, group in members.items()]
     return Pooled(found, pairs)
+
+
+class Verified(NamedTuple):
+    """What became of an expectation: better minus worse, or why the two cannot be compared."""
+
+    better: str
+    worse: str
+    difference: stats.Difference | None = None
+    p_holm: float | None = None
+    why: str = ""
+
+
+def verify(expectation: Expectation, pooled: Pooled) -> Verified:
+    """Compare the two groups that an expectation names, each of which must be one group of the sweep."""
+    sides = (expectation.better, expectation.worse)
+    first, second = (" ".join(f"{key.removeprefix('method.')} {value}" for key, value in side.items()).removeprefix("method ") for side in sides)
+    keys = []
+    for side, name in zip(sides, (first, second), strict=True):
+        found = [group.key for group in pooled.groups if matches(group.cell, side)]
+        if len(found) != 1:
+            return Verified(first, second, why=f"{name} names {len(found)} groups of this table")
+        keys += found
+    better, worse = keys
+    if (comparison := pooled.pairs.get((better, worse))) is not None:
+        return Verified(first, second, comparison.lead, comparison.p_holm)
+    if (comparison := pooled.pairs.get((worse, better))) is not None:
+        return Verified(first, second, _turned(comparison.lead), comparison.p_holm)
+    return Verified(first, second, why="one of them was not judged")
+
+
+def _turned(d: stats.Difference) -> stats.Difference:
+    """Second minus first."""
+    low, high, t = (None if end is None else -end for end in (d.high, d.low, d.t))
+    return replace(d, value=-d.value, low=low, high=high, t=t)
+
+
+def matches(cell: Cell, choice: Choice) -> bool:
+    """Whether a cell has these values; a group's value is its choice's name."""
+    return all(_chosen(cell, key) == value for key, value in choice.items())
+
+
+def _chosen(cell: Cell, key: str) -> Any:
+    value: Any = cell
+    for part in key.split("."):
+        value = getattr(value, part, None)
+    return getattr(value, "name", value)
 
 
 def _values(group: Sequence[Row], of: str) -> dict[int, Mapping[str, float | None]]:

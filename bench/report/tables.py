@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench import stats
-from bench.report.rows import ALPHA, Group
+from bench.report.rows import ALPHA, Expectation, Group, Pooled, Verified, verify
 
 MISSING = "-"
 
@@ -20,8 +20,9 @@ class Table:
     notes: list[str]
 
 
-def comparison_table(groups: Sequence[Group]) -> Table:
+def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -> Table:
     """One line a group; columns that say nothing in this sweep are left out and, where a judge is missing, said."""
+    groups = pooled.groups
     columns: list[tuple[str, Callable[[Group], str]]] = [("method", _method)]
     for name, value in (("beta", _beta), ("model", _model), ("data", _data), ("labels", _fraction)):
         if len({value(group) for group in groups} - {""}) > (0 if name == "beta" else 1):
@@ -41,7 +42,8 @@ def comparison_table(groups: Sequence[Group]) -> Table:
     ]
     cells = [[value(group) for _, value in columns] for group in groups]
     said = [i for i, (name, _) in enumerate(columns) if name in ("method", "seeds") or any(row[i] != MISSING for row in cells)]
-    return Table([columns[i][0] for i in said], [[row[i] for i in said] for row in cells], _notes(groups))
+    notes = [*_notes(groups), *(_expected(verify(expectation, pooled)) for expectation in expectations)]
+    return Table([columns[i][0] for i in said], [[row[i] for i in said] for row in cells], notes)
 
 
 def _method(group: Group) -> str:
@@ -87,10 +89,15 @@ def _with_interval(group: Group, metric: str, digits: int, factor: float) -> str
 def _difference(comparison: stats.Comparison | None) -> str:
     if comparison is None:
         return MISSING
-    lead = comparison.lead
-    interval = "" if lead.low is None or lead.high is None else f" [{100 * lead.low:+.1f}, {100 * lead.high:+.1f}]"
     apart = comparison.p_holm is not None and comparison.p_holm < ALPHA
-    return f"{100 * lead.value:+.1f}{interval}{'' if apart else ' ≈'}"
+    return f"{_signed(comparison.lead)}{'' if apart else ' ≈'}"
+
+
+def _signed(difference: stats.Difference) -> str:
+    """A difference of rates in percentage points, with its interval."""
+    low, high = difference.low, difference.high
+    interval = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * difference.value:+.1f}{interval}"
 
 
 def _standard_errors(comparison: stats.Comparison | None) -> str:
@@ -98,9 +105,23 @@ def _standard_errors(comparison: stats.Comparison | None) -> str:
 
 
 def _p(comparison: stats.Comparison | None) -> str:
-    if comparison is None or comparison.p_holm is None:
-        return MISSING
-    return "<0.0001" if comparison.p_holm < 1e-4 else f"{comparison.p_holm:.4f}"
+    return _p_words(None if comparison is None else comparison.p_holm)
+
+
+def _p_words(p: float | None) -> str:
+    return MISSING if p is None else "<0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def _expected(found: Verified) -> str:
+    """What was named before the sweep, and what came."""
+    head = f"Expected {found.better} above {found.worse}:"
+    lead = found.difference
+    if lead is None:
+        return f"{head} cannot be said, {found.why}."
+    sure = found.p_holm is not None and found.p_holm < ALPHA
+    verdict = "undecided" if not sure else "yes" if lead.value > 0 else "no"
+    errors = "" if lead.t is None else f", {lead.t:+.1f} SEs"
+    return f"{head} {verdict}, {_signed(lead)} points{errors}, p {_p_words(found.p_holm)} (Holm over all pairs of rows)."
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:

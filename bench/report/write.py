@@ -36,7 +36,7 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     for name in ("figures", "completions"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     pooled = pool(rows)
-    table = comparison_table(pooled.groups)
+    table = comparison_table(pooled, sweep.expectations)
     (folder / "table.md").write_text(markdown(sweep.title, f"python -m bench {sweep.command}", table))
     (folder / "table.tex").write_text(latex(table))
     flat = flat_rows(rows)
@@ -117,7 +117,7 @@ def _plan(sweep: Sweep) -> dict[str, Any]:
 
 def print_report(sweep: Sweep, rows: Sequence[Row], paths: Paths, notes: Sequence[str], summary: str) -> None:
     console = Console(soft_wrap=True)
-    table = comparison_table(pool(rows).groups)
+    table = comparison_table(pool(rows), sweep.expectations)
     console.print()
     _print_table(console, sweep, table)
     for note in table.notes:

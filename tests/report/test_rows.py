@@ -13,7 +13,7 @@ import pytest
 from bench import methods
 from bench.door import open_door
 from bench.plan import CellPlan, plan_cell
-from bench.report import Row, Sweep, flat_rows, pool, write_files
+from bench.report import Expectation, Row, Sweep, flat_rows, pool, write_files
 from bench.report.tables import comparison_table, latex, markdown
 from bench.run import with_start_cells
 
@@ -36,7 +36,8 @@ def _row(cell: CellPlan, rate: float) -> Row:
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     rates = {"none": 0.25, "dpo": 0.45, "kto": 0.251}
-    return [_row(cell, rates[cell.cell.method.name] + 0.001 * cell.cell.seed) for cell in _cells("method=dpo,kto", "seed=0,1,2", "tracker=none")]
+    cells = _cells("method=dpo,kto", "seed=0,1,2", "tracker=none")
+    return [_row(cell, rates[cell.cell.method.name] + 0.001 * cell.cell.seed) for cell in cells]
 
 
 def test_seeds_pool_into_one_group_and_each_start_model_has_a_row(rows: list[Row]) -> None:
@@ -49,7 +50,7 @@ def test_seeds_pool_into_one_group_and_each_start_model_has_a_row(rows: list[Row
 
 
 def test_the_best_group_is_marked_and_what_equals_the_start_is_not_called_better(rows: list[Row]) -> None:
-    table = comparison_table(pool(rows).groups)
+    table = comparison_table(pool(rows))
     win, versus = table.columns.index("win rate %"), table.columns.index("vs start")
     by_method = {row[0]: row for row in table.rows}
     assert by_method["dpo"][win].endswith("*")
@@ -60,20 +61,21 @@ def test_the_best_group_is_marked_and_what_equals_the_start_is_not_called_better
 
 def test_one_seed_shows_the_prompt_interval(rows: list[Row]) -> None:
     one = [row for row in rows if row.cell.cell.seed == 0]
-    table = comparison_table(pool(one).groups)
+    table = comparison_table(pool(one))
     assert table.rows[1][table.columns.index("win rate %")].startswith("45.0 [42.0, 48.0]")
     assert any("one seed" in note for note in table.notes)
 
 
 def test_unscored_verdicts_and_missing_judges_are_said(rows: list[Row]) -> None:
-    notes = comparison_table(pool(rows).groups).notes
+    notes = comparison_table(pool(rows)).notes
     assert any("18 verdicts unscored" in note for note in notes)  # 2 in each of 9 cells
     assert "rating: no judge is set (judge=none)" in notes
 
 
 def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: list[Row]) -> None:
-    broken = [replace(row, failed="train: RuntimeError: out of memory", done=False, metrics={}, preferences={}) if row.cell.cell.seed == 2 else row for row in rows]
-    table = comparison_table(pool(broken).groups)
+    failed = {"failed": "train: RuntimeError: out of memory", "done": False, "metrics": {}, "preferences": {}}
+    broken = [replace(row, **failed) if row.cell.cell.seed == 2 else row for row in rows]
+    table = comparison_table(pool(broken))
     assert [row[table.columns.index("seeds")] for row in table.rows] == ["2/3", "2/3", "2/3"]
     causes = [note for note in table.notes if note.startswith("FAILED")]
     assert len(causes) == 1 and "out of memory" in causes[0] and causes[0].count("-s2-") == 3
@@ -81,7 +83,7 @@ def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: l
 
 def test_mixed_revisions_are_said(rows: list[Row]) -> None:
     mixed = [rows[0], *(replace(row, recorded={"revision": "def"}) for row in rows[1:])]
-    assert any("2 revisions of bench: abc, def" in note for note in comparison_table(pool(mixed).groups).notes)
+    assert any("2 revisions of bench: abc, def" in note for note in comparison_table(pool(mixed)).notes)
 
 
 def test_flat_rows_lead_with_the_settings_and_leave_missing_numbers_empty(rows: list[Row]) -> None:
@@ -107,8 +109,22 @@ def test_files_say_the_same_and_are_the_same_bytes_again(rows: list[Row], tmp_pa
         assert len(list(csv.DictReader(file))) == 3  # of three groups
 
 
+@pytest.mark.parametrize(
+    ("better", "worse", "verdict"),
+    [
+        ({"method": "dpo"}, {"method": "none"}, "yes, +20.0"),
+        ({"method": "kto", "method.beta": 0.1}, {"method": "dpo"}, "no, -19.9"),
+        ({"method": "dpo"}, {"method": "ipo"}, "cannot be said, ipo names 0 groups"),
+        ({"model": "world_medium"}, {"method": "dpo"}, "cannot be said, model world_medium names 3 groups"),
+    ],
+)
+def test_an_expectation_is_held_against_the_table(rows: list[Row], better: dict, worse: dict, verdict: str) -> None:
+    notes = comparison_table(pool(rows), [Expectation(better, worse)]).notes
+    assert any(note.startswith("Expected ") and verdict in note for note in notes)
+
+
 def test_markdown_and_latex_escape_what_they_must() -> None:
-    table = comparison_table(pool([_row(cell, 0.5) for cell in _cells("method=dpo", "tracker=none")]).groups)
+    table = comparison_table(pool([_row(cell, 0.5) for cell in _cells("method=dpo", "tracker=none")]))
     table = replace(table, rows=[["a|b_c", *row[1:]] for row in table.rows])
     assert "a\\|b_c" in markdown("t", "c", table)
     assert "a|b\\_c" in latex(table)
