@@ -7,57 +7,74 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from bench.door import Opened
 
 BAD_CONFIG, INTERRUPTED = 2, 130
 PLUGINS = str(Path(__file__).parent / "_plugins")
+# Hydra answers these by itself: help, shell completion, the composed config.
 HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-
-
-def carry_out() -> int:
-    """Open the door for the words of this command (checked before, and kept) and run it."""
-    from bench import door, run
-
-    return run.main(door.open_door(tuple(sys.argv[1:])))
 
 
 def main() -> NoReturn:
     sys.path.append(PLUGINS)  # Hydra finds our sweeper there
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        if not any(word.split("=")[0] in HYDRA_FLAGS for word in sys.argv[1:]):
-            from bench import door
-
-            door.open_door(tuple(sys.argv[1:]))
-        _hydra()
+        if any(word.split("=")[0] in HYDRA_FLAGS for word in sys.argv[1:]):
+            _ask_hydra()
+        else:
+            _run(sys.argv[1:])
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has left: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except ValueError as error:
-        from bench.door import BadConfig
-
-        if not isinstance(error, BadConfig):
-            raise
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(BAD_CONFIG)
     sys.exit(0)
 
 
-def _hydra() -> None:
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _run(words: list[str]) -> None:
+    from bench.door import BadConfig, open_door
+
+    try:
+        opened = open_door(words)
+    except BadConfig as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(BAD_CONFIG)
+    # Hydra composes once more before it calls our sweeper, and would stumble over keys that only some cells have.
+    sys.argv[1:] = opened.hydra
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # what goes wrong from here on is no error of the user's
+    _hydra(opened)
+
+
+def _ask_hydra() -> None:
+    sys.argv = [word for word in sys.argv if word not in ("-m", "--multirun")]  # Hydra takes one flag; ours always sweeps
+    try:
+        _hydra(None)
+    except SystemExit as leaving:
+        sys.exit(BAD_CONFIG if leaving.code == 1 else leaving.code)
+
+
+def _hydra(opened: Opened | None) -> None:
+    """Hydra's own main. It multiruns (conf/config.yaml), so our sweeper gets the task and calls it once, with the opened command."""
     import hydra
 
     from bench import sweep
 
     sweep.register_sweeps()
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
     @hydra.main(config_path=str(sweep.CONF), config_name="config", version_base="1.3")
-    def task(_: object) -> None:
-        sys.exit(carry_out())
+    def task(_: Any) -> None:
+        from bench import run
+
+        assert opened is not None
+        sys.exit(run.main(opened))
 
     task()
 

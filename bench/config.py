@@ -7,29 +7,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+from pydantic_core import PydanticCustomError
 
 Category = Literal["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
+CATEGORIES: tuple[Category, ...] = get_args(Category)
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # part of a folder's name, of no key
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generators take
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+AsList = Field(strict=False)  # a tuple that also takes the list that YAML writes
 Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+Misfit = tuple[str, str]  # (a dotted field of the record, what is wrong with it)
+
+
+def misfit(*found: Misfit) -> PydanticCustomError:
+    """For validators that weigh several fields; the door adds where each comes from."""
+    return PydanticCustomError("misfit", "{text}", {"found": found, "text": "; ".join(text for _, text in found)})
 
 
 class Settings(BaseModel):
     """Base of every record that a user or a stage key sees: frozen, strict, closed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _tuple(item: Any) -> Any:
-    """A tuple field that also takes the list that YAML writes."""
-    return Annotated[tuple[item, ...], Field(strict=False)]
 
 
 # The controlled world ------------------------------------------------------------------------------------------------
@@ -54,25 +62,28 @@ class GoldWeights(Settings):
     def _sum_to_one(self) -> GoldWeights:
         total = self.content + self.constraints + self.conciseness
         if abs(total - 1) > 1e-9:
-            raise ValueError(f"gold weights must sum to 1, got {total:g}")
+            raise misfit(("content", f"the weights of content, constraints and conciseness must sum to 1, got {total:g}"))
         return self
 
 
 class World(Settings):
     """The task family and its truth: what is asked, what is good, and whom one is compared with."""
 
-    categories: _tuple(Category) = Field(min_length=1)  # type: ignore[valid-type]
-    constraint_counts: _tuple(Probability) = Field(min_length=1)  # type: ignore[valid-type]  # P(0), P(1), ... constraints
+    categories: Annotated[tuple[Category, ...], AsList] = Field(min_length=1)
+    constraint_counts: Annotated[tuple[Probability, ...], AsList] = Field(min_length=1)  # P(0), P(1), ... constraints
     gold: GoldWeights
     reference: Writer
-    eval_seed: int = Field(ge=0)
+    eval_seed: Seed
 
     @model_validator(mode="after")
     def _probabilities(self) -> World:
-        if abs(sum(self.constraint_counts) - 1) > 1e-9:
-            raise ValueError(f"constraint_counts are probabilities and must sum to 1, got {sum(self.constraint_counts):g}")
+        found: list[Misfit] = []
+        if abs((total := sum(self.constraint_counts)) - 1) > 1e-9:
+            found.append(("constraint_counts", f"constraint_counts are probabilities and must sum to 1, got {total:g}"))
         if len(set(self.categories)) != len(self.categories):
-            raise ValueError("categories must not repeat")
+            found.append(("categories", f"categories must not repeat, got {', '.join(self.categories)}"))
+        if found:
+            raise misfit(*found)
         return self
 
 
@@ -86,7 +97,7 @@ class Pretraining(Settings):
     batch_size: Count
     learning_rate: Positive
     init_std: Positive
-    seed: int = Field(ge=0)
+    seed: Seed
 
 
 class SftTraining(Settings):
@@ -101,7 +112,7 @@ class WorldModel(Settings):
     """A Llama-architecture model trained at run time."""
 
     kind: Literal["world"]
-    name: str
+    name: Name
     hidden_size: Count
     num_layers: Count
     num_heads: Count
@@ -113,7 +124,8 @@ class WorldModel(Settings):
     @model_validator(mode="after")
     def _heads(self) -> WorldModel:
         if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(f"hidden_size {self.hidden_size} must be an even multiple of num_heads {self.num_heads} (rotary embedding)")
+            text = f"hidden_size must be an even multiple of num_heads={self.num_heads} (rotary embedding), got {self.hidden_size}"
+            raise misfit(("hidden_size", text))
         return self
 
 
@@ -121,7 +133,7 @@ class LocalModel(Settings):
     """Any causal-LM folder in the transformers layout; it is the start model as it is."""
 
     kind: Literal["local"]
-    name: str
+    name: Name
     path: str
     dtype: Literal["float32", "bfloat16"]
     max_length: Count  # tokens of prompt and completion that training and log-probs look at
@@ -148,7 +160,7 @@ class WorldData(Settings):
     """Demonstrations for the start model, then preference pairs sampled from it and labelled."""
 
     kind: Literal["world"]
-    name: str
+    name: Name
     demonstrations: Writer
     n_demonstrations: Count
     n_prompts: Count
@@ -165,7 +177,7 @@ class LocalData(Settings):
     """A preference file of the user: JSONL or Parquet in TRL's paired or unpaired form, text or messages."""
 
     kind: Literal["local"]
-    name: str
+    name: Name
     path: str
     fraction: Fraction
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)]
@@ -180,11 +192,11 @@ class Training(Settings):
 
     learning_rate: Positive
     num_train_epochs: Positive
-    batch_size: Count  # completions' pairs (or KTO rows) per device and step
+    batch_size: Count  # pairs, or KTO's rows, a device and step
     gradient_accumulation_steps: Count
     optimizer: Literal["adamw_torch", "rmsprop"]
     lr_scheduler_type: Literal["constant", "linear", "cosine"]
-    warmup_ratio: Probability
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: float = Field(ge=0)
     max_grad_norm: Positive
 
@@ -208,14 +220,12 @@ class Ipo(Training):
 class Kto(Training):
     name: Literal["kto"]
     beta: Positive
+    batch_size: Annotated[int, Field(ge=2)]  # the KL term is estimated from the rows of a batch
     desirable_weight: Positive
     undesirable_weight: Positive
 
-    @model_validator(mode="after")
-    def _kl_needs_neighbours(self) -> Kto:
-        if self.batch_size < 2:
-            raise ValueError("KTO estimates its KL term from the rows of a batch: batch_size must be at least 2")
-        return self
+
+NEEDS_PAIRS = frozenset({"dpo", "ipo"})  # methods; the others learn from unpaired rows too
 
 
 # Judges and engines --------------------------------------------------------------------------------------------------
@@ -274,17 +284,46 @@ class Cell(Settings):
     world: World | None
     judge: GoldJudge | NoJudge = Field(discriminator="name")
     engine: Engine
-    seed: int = Field(ge=0)
+    seed: Seed
 
     @model_validator(mode="after")
     def _fits_together(self) -> Cell:
-        if self.data.kind == "world" and self.world is None:
-            raise ValueError("data=world needs the world section that its file brings")
-        if self.model.kind == "world" and self.data.kind != "world":
-            raise ValueError(f"model={self.model.name} knows only the controlled world's words: it needs data=world, got data={self.data.name}; take model=local model.path=DIR")
-        if self.judge.name == "gold" and self.data.kind != "world":
-            raise ValueError(f"judge=gold knows the truth of the controlled world only: it needs data=world, got data={self.data.name}; take judge=none")
+        if found := misfits(self.model_dump()):
+            raise misfit(*found)
         return self
+
+
+def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
+    """Combinations of a cell's sections that are impossible; the sections may have faults of their own."""
+    model, method, data, judge = ({} if not isinstance(cell[key], Mapping) else cell[key] for key in ("model", "method", "data", "judge"))
+    in_world = data.get("kind") == "world"
+    found: list[Misfit] = []
+    if in_world and cell["world"] is None:
+        found.append(("world", "data of the controlled world need the world section that data=world brings, got null"))
+    if model.get("kind") == "world" and not in_world:
+        text = f"model={model.get('name')} knows only the controlled world's words and needs its data, got data={data.get('name')}"
+        found.append(("model", f"{text}; take model=local model.path=DIR"))
+    if judge.get("name") == "gold" and not in_world:
+        text = f"judge=gold knows the truth of the controlled world only and needs its data, got data={data.get('name')}"
+        found.append(("judge", f"{text}; take judge=none"))
+    if data.get("form") == "unpaired" and method.get("name") in NEEDS_PAIRS:
+        found.append(("data.form", f"method={method['name']} learns from pairs, got unpaired rows; take method=kto or paired data"))
+    return found
+
+
+class Scale(Settings):
+    """What a scale preset hands to the other sections, which read it by interpolation: `${scale.batch_size}`."""
+
+    learning_rate: dict[str, Positive]  # by method
+    num_train_epochs: Positive
+    batch_size: Count
+    gradient_accumulation_steps: Count
+    optimizer: str
+    lr_scheduler_type: str
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: Positive
+    generation_batch_size: Count
 
 
 # How a command runs --------------------------------------------------------------------------------------------------
@@ -310,7 +349,7 @@ class LocalLauncher(Settings):
     """Long-lived worker processes on this machine."""
 
     name: Literal["local"]
-    workers: Annotated[int, Field(ge=1)] | None  # None: one a core
+    workers: Count | None  # None: one a GPU, or one a core where there is none
     threads: Count  # a worker's; recorded, not keyed
     stage_timeout_s: Positive
     retries: int = Field(ge=0)  # of a stage whose worker died
@@ -324,4 +363,4 @@ class Session(Settings):
 
     @property
     def results_dir(self) -> Path:
-        return Path(self.results or os.environ.get("BENCH_RESULTS") or "results").absolute()
+        return Path(self.results or os.environ.get("BENCH_RESULTS") or "results").expanduser().absolute()

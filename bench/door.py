@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bench import sweep as sweeps
-from bench.config import Cell, LocalData, LocalModel, Session
+from bench.config import Cell, Form, LocalData, LocalModel, Scale, Session, misfits
 from bench.plan import Sources
-from bench.preferences import BadRows, read_preferences
+from bench.preferences import read_preferences
 from bench.store import Source, tree_digest
+from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 
-CELL_KEYS = tuple(Cell.model_fields)
-AXIS_GROUPS = ("scale", "data", "model", "method", "judge", "engine")
-GROUPS = (*AXIS_GROUPS, "tracker", "do")
-NOT_KEYED = ("do", "tracker", "results")
+CELL_SECTIONS = tuple(Cell.model_fields)
+SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "results")
+GROUPS = (*CELL_GROUPS, *SESSION_GROUPS)
+
+BOUNDS = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<"), "less_than_equal": ("le", "<=")}
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+Tree = dict[str, Any]  # a composed config as plain containers, interpolations not resolved
 
 
 class BadConfig(ValueError):
@@ -47,215 +53,295 @@ class Opened:
     command: str  # the words that make these cells
     cells: list[Cell]
     sources: list[Sources]  # of each cell
+    hydra: tuple[str, ...]  # words that are Hydra's own business
 
 
-@dataclass
-class _Composer:
-    """Composes once per combination of group choices and puts plain values on top: 0.1 s a combination, not a cell."""
-
-    command: sweeps.CommandLine
-    searchpath: tuple[str, ...]
-    cache: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
-
-    def compose(self, groups: Mapping[str, Any]) -> DictConfig:
-        words = [f"{group}={choice}" for group, choice in groups.items()]
-        if self.command.sweep:
-            words.append(f"+sweep={self.command.sweep}")
-        words += self.command.passed + self.searchpath
-        if tuple(words) not in self.cache:
-            self.cache[tuple(words)] = compose("config", overrides=words, return_hydra_config=True)
-        return OmegaConf.create(OmegaConf.to_container(self.cache[tuple(words)], resolve=False))
-
-    @staticmethod
-    def options(group: str) -> list[str]:
-        loader = GlobalHydra.instance().config_loader()
-        return [name for name in loader.get_group_options(group, ObjectType.CONFIG) if name != "basic"]
-
-
-@lru_cache(maxsize=1)
-def open_door(words: tuple[str, ...]) -> Opened:
+def open_door(words: Sequence[str]) -> Opened:
     """Cells and session of a command; raises BadConfig with every problem."""
-    words, searchpath = _config_dirs(words)
     command = sweeps.parse_command_line(words)
-    problems = list(command.problems)
-    broken = sweeps.register_sweeps()
+    sweeps.register_sweeps()
     with initialize_config_dir(str(sweeps.CONF), version_base="1.3"):
-        composer = _Composer(command, searchpath)
-        if command.sweep is not None:
-            problems += _check_sweep_name(command.sweep, broken, composer, searchpath)
-            if problems:
-                raise BadConfig(problems)
-        problems += _check_choices(command, composer)
-        return _compose_cells(words, command, composer, problems)
-
-
-def _config_dirs(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Words less `--config-dir DIR` and Hydra's multirun flags (the door always sweeps), and the search path that they mean."""
-    kept, folders = [], []
-    iterator = iter(words)
-    for word in iterator:
-        if word in ("--config-dir", "-cd"):
-            folders.append(next(iterator, ""))
-        elif word.startswith("--config-dir="):
-            folders.append(word.partition("=")[2])
-        elif word not in ("-m", "--multirun"):
-            kept.append(word)
-    path = (f"hydra.searchpath=[{','.join(f'file://{Path(folder).absolute()}' for folder in folders)}]",) if folders else ()
-    return tuple(kept), path
-
-
-def _check_sweep_name(name: str, broken: Mapping[str, str], composer: _Composer, searchpath: Sequence[str]) -> list[str]:
-    if name in broken:
-        return [f"sweeps/{name}.yaml cannot be read: {broken[name]}"]
-    known = composer.options("sweep")
-    if name not in known and not searchpath:
-        return [_unknown("sweep", name, known, f"+sweep={name} on the command line")]
-    return []
-
-
-def _check_choices(command: sweeps.CommandLine, composer: _Composer) -> list[str]:
-    """Unknown group choices and things that are no axis; both leave the command so that the rest can be checked."""
-    problems = []
-    for group in GROUPS:
-        known = composer.options(group)
-        chosen = command.axes.get(group, [command.values[group]] if group in command.values else [])
-        for choice in chosen:
-            if choice not in known:
-                problems.append(_unknown(group, choice, known, f"{group}={choice} on the command line"))
-        good = [choice for choice in chosen if choice in known]
-        if group in command.axes:
-            command.axes[group] = good
-        if not good:
-            command.axes.pop(group, None)
-            command.values.pop(group, None)
-    for key in [key for key in command.axes if key.split(".")[0] in NOT_KEYED]:
-        problems.append(f"{key} is no axis: it takes one value, got {len(command.axes.pop(key))} (command line)")
-    for word in command.passed:
-        if word.startswith("hydra/launcher=") and (choice := word.partition("=")[2]) not in composer.options("hydra/launcher"):
-            problems.append(_unknown("hydra/launcher", choice, composer.options("hydra/launcher"), f"{word} on the command line"))
-            raise BadConfig(problems)
-    return problems
-
-
-def _compose_cells(words: Sequence[str], command: sweeps.CommandLine, composer: _Composer, problems: list[str]) -> Opened:
-    file = f"sweeps/{command.sweep}.yaml" if command.sweep else "the command line"
-    fixed = {key: value for key, value in command.values.items() if key in GROUPS}
-    try:
-        base = OmegaConf.to_container(composer.compose(fixed), resolve=False)
-        grids = sweeps.read_grids(base, file)  # type: ignore[arg-type]
-    except (sweeps.BadSweep, OmegaConfBaseException) as error:
-        raise BadConfig([*problems, str(error)]) from error
-    except Exception as error:  # Hydra's composing errors have no common class
-        raise BadConfig([*problems, f"cannot compose: {' '.join(str(error).split())}"]) from error
-    in_file = {key for grid in grids for key in grid}
-    grids = sweeps.replace_axes(grids, command, GROUPS)
-    cells, sources = [], []
-    session: Session | None = None
-    for point in sweeps.unfold(grids):
-        where = _Where(command, in_file, file, {**fixed, **{k: v for k, v in point.items() if k in GROUPS}})
-        config = _apply(point, command, composer, where, problems)
-        if config is None:
-            continue
-        session = session or _session(config, where, problems)
-        if (cell := _cell(config, where, problems)) is not None and (found := _sources(cell, where, problems)) is not None:
-            cells.append(cell)
-            sources.append(found)
-    if problems:
-        raise BadConfig(problems)
-    assert session is not None
-    replaced = bool(set(command.axes) | {key for key in command.values if key.split(".")[0] not in NOT_KEYED})
-    title = _title(command.sweep) if command.sweep else ""
-    return Opened(session, command.sweep, replaced, title, _command(words), cells, sources)
+        return _Door(command, list(command.problems)).open()
 
 
 @dataclass(frozen=True)
 class _Where:
-    """Where a setting comes from, for messages."""
+    """Where the settings of one point come from, for messages."""
 
-    command: sweeps.CommandLine
-    in_file: set[str]
-    file: str
-    groups: Mapping[str, Any]
+    command: CommandLine
+    sweep_file: str
+    in_sweep: frozenset[str]  # keys that the sweep file sets, axes included
+    choices: Mapping[str, str]  # of each group
 
     def of(self, key: str) -> str:
-        for given in (*self.command.values, *self.command.axes):
-            if key == given or key.startswith(f"{given}.") or given.startswith(f"{key}."):
-                value = self.command.values.get(given, ",".join(map(str, self.command.axes.get(given, []))))
-                return f"{given}={value} on the command line"
-        if any(key == axis or axis.startswith(f"{key}.") for axis in self.in_file):
-            return f"{key} in {self.file}"
-        group = key.split(".")[0]
-        return f"{key} in conf/{group}/{self.groups[group]}.yaml" if group in self.groups else f"{key} in the composed config"
+        if word := next((word for given, word in self.command.words.items() if _covers(given, key)), None):
+            return f"{word} on the command line"
+        if any(_covers(written, key) for written in self.in_sweep):
+            return f"{key} in {self.sweep_file}"
+        section = key.split(".")[0]
+        group = {"world": "data", "hydra": "hydra/launcher"}.get(section, section)
+        if group not in self.choices:
+            return f"{key} in conf/config.yaml"
+        return f"{group}={self.choices[group]}" if key == group else f"{key} of {group}={self.choices[group]}"
 
 
-def _apply(
-    point: sweeps.Point, command: sweeps.CommandLine, composer: _Composer, where: _Where, problems: list[str]
-) -> DictConfig | None:
-    """The composed config of one point, or None when it cannot be composed; unknown keys are reported and left out."""
-    groups = {key: value for key, value in {**command.values, **point}.items() if key in GROUPS}
-    for group, choice in groups.items():
-        if choice not in (known := composer.options(group)):
-            problems.append(_unknown(group, choice, known, f"{group} in {where.file}"))
-            return None
-    try:
-        config = composer.compose(groups)
-    except Exception as error:
-        problems.append(f"cannot compose {groups}: {' '.join(str(error).split())}")
-        return None
-    chosen = OmegaConf.to_container(config.hydra.runtime.choices)
-    where.groups.update({k: chosen[k] for k in GROUPS if k in chosen})  # type: ignore[attr-defined, index, operator]
-    for key, value in {**command.values, **point}.items():
-        if key in GROUPS:
-            continue
+def _covers(given: str, key: str) -> bool:
+    """Whether setting `given` sets `key`; the choice of a group sets no single value in it."""
+    return key == given or (given not in GROUPS and key.startswith(f"{given}."))
+
+
+@dataclass
+class _Door:
+    """One command on its way to cells; `problems` collects what is wrong with it."""
+
+    command: CommandLine
+    problems: list[str]
+    sweep: str | None = None
+    sweep_file: str = "the command line"
+    in_sweep: frozenset[str] = frozenset()
+    files: _Files = field(init=False)
+    _composed: dict[tuple[str, ...], tuple[Tree, dict[str, str]] | None] = field(default_factory=dict)
+    _known: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.files = _Files(self.problems)
+
+    def open(self) -> Opened:
+        self._choose_sweep()
+        given = self._known_choices()
+        fixed = {key: values[0] for key, values in given.items() if is_session(key) or (key in GROUPS and len(values) == 1)}
+        base = self._point(fixed)
+        grids = self._grids(base[0]) if base else []
+        session = self._session(*base) if base else None
+        cells: dict[Cell, None] = {}
+        for point in sweeps.unfold(sweeps.replace_axes(grids, {key: values for key, values in given.items() if not is_session(key)})):
+            if (composed := self._point(point)) and (cell := self._cell(*composed)):
+                cells[cell] = None
+        if self.problems or session is None:
+            raise BadConfig(self.problems)
+        title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
+        sources = [self.files.sources(cell) for cell in cells]
+        return Opened(session, self.sweep, self.command.asks, title, self.command.cell_words, list(cells), sources, self.command.hydra)
+
+    def _choose_sweep(self) -> None:
+        """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""
+        if (name := self.command.sweep) is None:
+            return
+        path = sweeps.sweep_path(name, self.command.folders)
+        if not path.exists():
+            self.problems.append(_unknown("sweep", name, self._options("sweep"), f"+sweep={name} on the command line"))
+            return
         try:
-            parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-            exists = isinstance(parent, DictConfig) and key.rpartition(".")[2] in parent
-        except OmegaConfBaseException:
-            exists = False
-        if not exists:
-            known = sorted(map(str, parent)) if isinstance(parent, DictConfig) and "." in key else list(CELL_KEYS)
-            problems.append(_unknown("key", key, [f"{key.rpartition('.')[0]}.{name}".lstrip(".") for name in known], where.of(key)))
+            written = OmegaConf.to_container(sweeps.load_sweep(path))
+        except sweeps.BadSweep as error:
+            self.problems.append(str(error))
+            return
+        self.sweep, self.sweep_file = name, sweeps.sweep_label(path)
+        self.in_sweep = frozenset(key for key, _ in _leaves(written))
+
+    def _options(self, group: str) -> list[str]:
+        """Choices of a group; `basic` is Hydra's own launcher, which bench does not use."""
+        if group not in self._known:
+            loader = GlobalHydra.instance().config_loader()
+            found = loader.get_group_options(group, ObjectType.CONFIG, "config", self._hydra_words())
+            self._known[group] = [name for name in found if name != "basic"]
+        return self._known[group]
+
+    def _hydra_words(self) -> list[str]:
+        folders = ",".join(f"'file://{folder}'" for folder in self.command.folders)
+        return [*self.command.hydra, *([f"hydra.searchpath=[{folders}]"] if folders else [])]
+
+    def _known_choices(self) -> dict[str, list[Any]]:
+        """What the command line sets, less unknown choices of groups, which are said, so that the rest can be checked."""
+        given = {}
+        for key, values in self.command.given.items():
+            known = values
+            if key in GROUPS:
+                known = [value for value in values if value in self._options(key)]
+                where = f"{self.command.words[key]} on the command line"
+                self.problems += [_unknown(key, value, self._options(key), where) for value in values if value not in known]
+            if known:
+                given[key] = known
+        return given
+
+    def _grids(self, tree: Tree) -> list[sweeps.Grid]:
+        """The sweep file's grids. Axes may be read from the scale preset by interpolation."""
+        try:
+            config = OmegaConf.create({key: tree[key] for key in ("axes", "grids", "scale") if key in tree})
+            grids = sweeps.read_grids(OmegaConf.to_container(config, resolve=True), self.sweep_file)  # type: ignore[arg-type]
+        except (sweeps.BadSweep, OmegaConfBaseException) as error:
+            self.problems.append(_one_line(error))
+            return [{}]
+        self.in_sweep |= {key for grid in grids for key in grid}
+        return grids
+
+    def _point(self, point: sweeps.Point) -> tuple[Tree, _Where] | None:
+        """The composed config of one point, and where it comes from; what cannot be set is said and left out."""
+        groups = {key: value for key, value in point.items() if key in GROUPS}
+        unknown = [group for group, choice in groups.items() if choice not in self._options(group)]
+        for group in unknown:
+            self.problems.append(_unknown(group, groups[group], self._options(group), f"{group} in {self.sweep_file}"))
+        if unknown or (composed := self._compose(groups)) is None:
+            return None
+        tree, where = copy.deepcopy(composed[0]), _Where(self.command, self.sweep_file, self.in_sweep, composed[1])
+        for key, value in point.items():
+            if key not in GROUPS and (problem := _set(tree, key, value, where)):
+                self.problems.append(problem)
+        return tree, where
+
+    def _compose(self, groups: Mapping[str, str]) -> tuple[Tree, dict[str, str]] | None:
+        """(config, choice of each group), once per combination of choices: composing takes 0.1 s, a plain value nothing."""
+        sweep = [f"+sweep={self.sweep}"] if self.sweep else []
+        words = [*(f"{group}={choice}" for group, choice in groups.items()), *sweep, *self._hydra_words()]
+        if (key := tuple(words)) not in self._composed:
+            self._composed[key] = None
+            try:
+                config = compose("config", overrides=words, return_hydra_config=True)
+            except Exception as error:  # Hydra's composing errors have no common class
+                self.problems.append(f"cannot compose {' '.join(words)}: {_one_line(error)}")
+            else:
+                tree: Any = OmegaConf.to_container(config)
+                hydra = tree.pop("hydra")
+                self._composed[key] = tree | {"hydra": {"launcher": hydra["launcher"]}}, hydra["runtime"]["choices"]
+        return self._composed[key]
+
+    def _session(self, tree: Tree, where: _Where) -> Session | None:
+        sections = {key: tree[key] for key in ("do", "tracker", "results")} | {"launcher": tree["hydra"]["launcher"]}
+        plain = self._resolved(sections, where)
+        return self._valid(Session, plain, where) if plain else None
+
+    def _cell(self, tree: Tree, where: _Where) -> Cell | None:
+        for key in tree.keys() - {*SECTIONS, "axes", "grids", "hydra"}:
+            if key == "sweep":
+                self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
+            else:
+                self.problems.append(_unknown("section", key, SECTIONS, where.of(key)))
+        plain = self._resolved({key: tree[key] for key in (*CELL_SECTIONS, "scale")}, where)
+        if plain is None or self._valid(Scale, plain.pop("scale"), where, "scale") is None:
+            return None
+        self.files.check(plain, where)
+        return self._valid(Cell, plain, where)
+
+    def _resolved(self, tree: Tree, where: _Where) -> Tree | None:
+        """A part of a composed config with its interpolations resolved."""
+        try:
+            return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[return-value]
+        except OmegaConfBaseException as error:
+            key = error.full_key or "the config"
+            self.problems.append(f"{key}: {str(error).splitlines()[0]} ({where.of(key)})")
+            return None
+
+    def _valid(self, record: type[M], plain: Tree, where: _Where, section: str = "") -> M | None:
+        """The record that a part of the config makes, or None; all that is wrong with it is said."""
+        missing = [key for key, value in _leaves(plain, section) if value == "???"]
+        self.problems += [f"{key} must be set: add {key}=... ({where.of(key)})" for key in missing]
+        try:
+            return record.model_validate(plain)
+        except ValidationError as error:
+            details = error.errors()
+        said = [text for detail in details for key, text in _in_words(detail, record, section, where) if key not in missing]
+        if record is Cell and details[0]["loc"]:  # pydantic weighs sections together only when each is well by itself
+            said += [f"{text} ({where.of(key)})" for key, text in misfits(plain)]
+        self.problems += said
+        return None
+
+
+def _set(tree: Tree, key: str, value: Any, where: _Where) -> str | None:
+    """Set a dotted key that is there; otherwise say what is known in its place."""
+    *parents, name = key.split(".")
+    section: Any = tree
+    for depth, parent in enumerate(parents):
+        if parent not in section:
+            return _unknown("key", key, list(section), where.of(key), ".".join(parents[:depth]))
+        section = section[parent]
+        if not isinstance(section, dict):
+            return f"{key} cannot be set: {'.'.join(parents[: depth + 1])} is {_short(section)} here ({where.of(key)})"
+    if name not in section:
+        return _unknown("key", key, list(section) if parents else CELL_SECTIONS, where.of(key), ".".join(parents))
+    section[name] = _merged(section[name], value)
+    return None
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """As Hydra does it: sections are merged, everything else replaced."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+    return new
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+def _in_words(detail: Mapping[str, Any], record: type[BaseModel], section: str, where: _Where) -> Iterator[tuple[str, str]]:
+    """(key, what was expected, what came, where) of one pydantic error; several where a validator has found several."""
+    path, siblings = _place(record, detail["loc"])
+    if path[:1] == ["launcher"]:
+        path = ["hydra", *path]
+    path = [section, *path] if section else path
+    key, kind, context = ".".join(path), detail["type"], detail.get("ctx", {})
+    came = f"got {_short(detail['input'])} ({where.of(key)})"
+    match kind:
+        case "misfit":
+            for name, text in context["found"]:
+                yield key, f"{text} ({where.of('.'.join([*path, name]))})"
+        case "extra_forbidden":
+            yield key, _unknown("key", key, siblings, where.of(key), ".".join(path[:-1]))
+        case "missing":
+            yield key, f"{key} must be set: add {key}=... ({where.of(key)})"
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            name, sign = BOUNDS[kind]
+            bound = f"{context[name]:g}" if isinstance(context[name], float) else context[name]
+            yield key, f"{key} must be {sign} {bound}, {came}"
+        case "union_tag_invalid":
+            tag = f"{key}.{context['discriminator'].strip(chr(39))}"
+            yield key, f"{tag} must be one of {context['expected_tags']}, got {context['tag']!r} ({where.of(tag)})"
+        case "string_pattern_mismatch":
+            yield key, f"{key} must be a name of letters, digits, dots, +, - and _, {came}"
+        case _:
+            text = detail["msg"].removeprefix("Input should be ")
+            text = f"{key}: {text}" if text == detail["msg"] else f"{key} must be {text}"
+            values = detail["input"] if isinstance(detail["input"], list) else []
+            yield key, f"{text}, {came}" + (f"; an axis is written {key}={','.join(map(str, values))}" if values else "")
+
+
+def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], list[str]]:
+    """(path, names of the fields beside it) of pydantic's location, which tells a union's member apart by an extra part."""
+    path: list[str] = []
+    here: type[BaseModel] | None = record
+    siblings = list(record.model_fields)
+    members: dict[Any, type[BaseModel]] = {}
+    for part in location:
+        if part in members:
+            here, members = members[part], {}
+            siblings = list(here.model_fields)
             continue
-        OmegaConf.update(config, key, value, merge=False)
-    return config
+        path.append(str(part))
+        if here is None or part not in (siblings := list(here.model_fields)):
+            continue
+        info = here.model_fields[str(part)]
+        kinds = get_args(info.annotation) or (info.annotation,)
+        records = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if isinstance(tag := info.discriminator, str):
+            members = {name: kind for kind in records for name in get_args(kind.model_fields[tag].annotation)}
+        here = records[0] if len(records) == 1 else None
+    return path, siblings
 
 
-def _plain(config: DictConfig, section: str, problems: list[str]) -> Any:
-    try:
-        value = config.get(section)
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    except OmegaConfBaseException as error:
-        problems.append(f"{section}: {' '.join(str(error).split())}")
-        return None
+def _unknown(what: str, name: Any, known: Sequence[str], where: str, section: str = "") -> str:
+    """`known`: names in `section`, where `name` is the whole dotted key."""
+    whole = [f"{section}.{other}" if section else other for other in known]
+    close = difflib.get_close_matches(str(name), whole, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ";"
+    return f"unknown {what} {str(name)!r} ({where}){hint} known{f' in {section}' if section else ''}: {', '.join(sorted(known))}"
 
 
-def _cell(config: DictConfig, where: _Where, problems: list[str]) -> Cell | None:
-    known = {*CELL_KEYS, *NOT_KEYED, "scale", "axes", "grids", "hydra"}
-    for key in config:
-        if key not in known:
-            problems.append(_unknown("key", str(key), [*CELL_KEYS, *NOT_KEYED], where.of(str(key))))
-    before = len(problems)
-    sections = {key: _plain(config, key, problems) for key in CELL_KEYS}
-    for key, value in _leaves(sections):
-        if value == "???":
-            problems.append(f"{key} must be set: add {key}=... ({where.of(key)})")
-    if len(problems) > before:
-        return None
-    try:
-        return Cell.model_validate(sections)
-    except ValidationError as error:
-        problems += [_translate(detail, where) for detail in error.errors()]
-        return None
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _session(config: DictConfig, where: _Where, problems: list[str]) -> Session | None:
-    sections = {key: _plain(config, key, problems) for key in ("do", "tracker", "results")}
-    launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-    try:
-        return Session.model_validate({**sections, "launcher": launcher})
-    except ValidationError as error:
-        problems += [_translate(detail, where) for detail in error.errors()]
-        return None
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -266,97 +352,68 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _translate(detail: Mapping[str, Any], where: _Where) -> str:
-    """One pydantic error in words: what was expected, what came, where."""
-    tags = {"world", "local", "none", "dpo", "ipo", "kto", "gold", "wandb"}
-    path = [str(part) for i, part in enumerate(detail["loc"]) if not (i == 1 and str(part) in tags)]
-    key, kind, context = ".".join(path), detail["type"], detail.get("ctx", {})
-    came = f"got {detail['input']!r} ({where.of(key)})"
-    match kind:
-        case "extra_forbidden":
-            return f"unknown key {key!r} ({where.of(key)}){' for method ' + str(where.groups.get('method')) if path[0] == 'method' else ''}"
-        case "missing":
-            return f"{key} must be set ({where.of(key)})"
-        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            sign = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<"), "less_than_equal": ("le", "<=")}[kind]
-            return f"{key} must be {sign[1]} {context[sign[0]]:g}, {came}"
-        case "value_error":
-            return f"{context['error']}" + (f" ({where.of(key)})" if key else "")
-        case "literal_error":
-            return f"{key} must be one of {context['expected']}, {came}"
-        case "union_tag_invalid":
-            return f"{key}.{context['discriminator'].strip(chr(39))} must be one of {context['expected_tags']}, got {context['tag']!r} ({where.of(key)})"
-        case _:
-            return f"{key}: {detail['msg'].removeprefix('Input ')}, {came}"
+# Files of the user ---------------------------------------------------------------------------------------------------
 
 
-def _unknown(what: str, name: Any, known: Sequence[str], where: str) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"unknown {what} {str(name)!r} ({where}){hint} known: {', '.join(known)}" if hint else f"unknown {what} {str(name)!r} ({where}); known: {', '.join(known)}"
+@dataclass
+class _Files:
+    """Checks the files that cells name, each once; digests them when all is well."""
+
+    problems: list[str]
+    _models: dict[str, Path | None] = field(default_factory=dict)
+    _data: dict[str, tuple[Path, Form] | None] = field(default_factory=dict)
+    _digests: dict[Path, Source] = field(default_factory=dict)
+
+    def check(self, cell: Tree, where: _Where) -> None:
+        """Say what is wrong with the files of a cell, which may have other faults."""
+        if (path := _local_path(cell["model"])) is not None:
+            self._once(self._models, path, _model_folder, where.of("model.path"))
+        if (path := _local_path(cell["data"])) is not None:
+            read = self._once(self._data, path, _data_file, where.of("data.path"))
+            found = misfits(cell | {"data": cell["data"] | {"form": read[1]}}) if read else []
+            self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key == "data.form"]
+
+    def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
+        if path not in known:
+            try:
+                known[path] = read(path)
+            except (OSError, ValueError) as error:
+                known[path] = None
+                self.problems.append(f"{error} ({where})")
+        return known[path]
+
+    def sources(self, cell: Cell) -> Sources:
+        """What a checked cell reads from outside the store."""
+        model = self._models[cell.model.path] if isinstance(cell.model, LocalModel) else None
+        data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
+        return Sources(self._source(model) if model else None, self._source(data[0]) if data else None)
+
+    def _source(self, path: Path) -> Source:
+        if path not in self._digests:
+            self._digests[path] = Source(path, tree_digest(path))
+        return self._digests[path]
 
 
-def _command(words: Sequence[str]) -> str:
-    """What to type to get the same cells: the words that change them, in their order."""
-    return " ".join(word for word in words if not word.startswith(tuple(f"{key}{end}" for key in NOT_KEYED for end in "=.")) and not word.startswith("hydra"))
+def _local_path(section: Any) -> str | None:
+    """The path that a model or data section names, where it names one."""
+    path = section.get("path") if isinstance(section, dict) and section.get("kind") == "local" else None
+    return path if isinstance(path, str) and path != "???" else None
 
 
-def _title(name: str) -> str:
-    """The question on top of a sweep file: its first comment, up to the expectation."""
-    path = sweeps.SWEEPS / f"{name}.yaml"
-    if not path.exists():
-        return ""
-    lines = [line.lstrip("# ").rstrip() for line in path.read_text().splitlines() if line.startswith("#")]
-    lines = [line for line in lines if not line.startswith("@package")]
-    question = []
-    for line in lines:
-        if line.startswith(("Expected", "python -m")):
-            break
-        question.append(line.removeprefix("Question: "))
-    return " ".join(question).strip()
-
-
-# Files of the user ----------------------------------------------------------------------------------------------------
-
-
-def _sources(cell: Cell, where: _Where, problems: list[str]) -> Sources | None:
-    model = data = None
-    try:
-        if isinstance(cell.model, LocalModel):
-            model = _model_source(cell.model.path)
-        if isinstance(cell.data, LocalData):
-            data = _data_source(cell.data.path)
-            if data.form == "unpaired" and cell.method.name in ("dpo", "ipo"):
-                problems.append(f"method={cell.method.name} learns from pairs, and {cell.data.path} holds unpaired rows: take method=kto")
-                return None
-            data = data.source
-    except (OSError, BadRows, ValueError) as error:
-        problems.append(f"{error} ({where.of('model.path' if model is None and isinstance(cell.model, LocalModel) else 'data.path')})")
-        return None
-    return Sources(model, data)
-
-
-@lru_cache
-def _model_source(path: str) -> Source:
-    folder = Path(path).expanduser().absolute()
+def _model_folder(text: str) -> Path:
+    folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
-        raise ValueError(f"model.path must be a folder of a causal LM, got {path}: no such folder")
-    if not (folder / "config.json").exists():
-        raise ValueError(f"model.path must hold config.json, weights and a tokenizer, got {path} with {', '.join(sorted(p.name for p in folder.iterdir())[:5]) or 'nothing'}")
-    if not list(folder.glob("*.safetensors")):
-        raise ValueError(f"model.path must hold its weights as safetensors, found none in {path}")
-    return Source(folder, tree_digest(folder))
+        raise ValueError(f"model.path must be a folder of a causal LM, got {text}: no such folder")
+    lying = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+    for what, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
+        if not list(folder.glob(pattern)):
+            wanted = "model.path must hold config.json, a tokenizer and weights as safetensors"
+            raise ValueError(f"{wanted}, got {text} without {what} (it holds {lying})")
+    return folder
 
 
-@dataclass(frozen=True)
-class _DataSource:
-    source: Source
-    form: str
-
-
-@lru_cache
-def _data_source(path: str) -> _DataSource:
-    file = Path(path).expanduser().absolute()
-    if not file.is_file():
-        raise ValueError(f"data.path must be a preference file, got {path}: no such file")
-    return _DataSource(Source(file, tree_digest(file)), read_preferences(file).form)
+def _data_file(text: str) -> tuple[Path, Form]:
+    path = Path(text).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"data.path must be a preference file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
+    return path, read_preferences(path).form

@@ -8,12 +8,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from bench.config import (
     Annotator,
+    AsList,
     Cell,
     Count,
     Decoding,
@@ -33,7 +34,6 @@ from bench.config import (
     WorldData,
     WorldModel,
     Writer,
-    _tuple,
 )
 from bench.store import Source, Stage, Status, Store, hash_key
 
@@ -50,8 +50,8 @@ Split = Literal["train", "heldout", "kl", "development", "evaluation"]
 class TaskFamily(Settings):
     """Which of the world's tasks are asked."""
 
-    categories: _tuple(str)  # type: ignore[valid-type]
-    constraint_counts: _tuple(Probability)  # type: ignore[valid-type]
+    categories: Annotated[tuple[str, ...], AsList]
+    constraint_counts: Annotated[tuple[Probability, ...], AsList]
 
 
 class CorpusData(Settings):
@@ -146,7 +146,7 @@ class LogpsSettings(Settings):
     """`rows`: preference rows of the named splits (mismatched partners too), or completions that a policy wrote."""
 
     rows: Literal["preferences", "completions"]
-    splits: _tuple(str)  # type: ignore[valid-type]
+    splits: Annotated[tuple[str, ...], AsList]
     mismatched: bool
     max_length: Count
     batch_size: Count

@@ -1,25 +1,30 @@
 """Preference rows: reading a user's file, nested fractions, held-out split, and KTO's mismatched partners.
 
-A file holds TRL's paired form (prompt, chosen, rejected; the prompt may stand inside both conversations) or its unpaired form
-(prompt, completion, label), as plain text or as messages. Plain text stays plain: a prompt of one message with role "text",
-to which no chat template is applied.
+A file holds TRL's paired form (prompt, chosen, rejected) or its unpaired form (prompt, completion, label), as plain text or as
+messages. The prompt may stand inside the conversations `chosen` and `rejected`; it does where `prompt` is absent, or is text beside
+messages. Plain text stays plain: a prompt of one message with role "text", to which no chat template is applied.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bench.config import Form
 from bench.records import Message, Pair, Unpaired
 
 Row = TypeVar("Row", Pair, Unpaired)
 
 SHOWN_BAD_ROWS = 20
+ROLES = ("system", "developer", "user", "assistant", "tool")
+EXPECTED = "expected columns prompt, chosen, rejected or prompt, completion, label"
 
 
 class BadRows(ValueError):
@@ -38,7 +43,7 @@ class Preferences:
         return self.pairs or self.unpaired
 
     @property
-    def form(self) -> str:
+    def form(self) -> Form:
         return "paired" if self.pairs else "unpaired"
 
 
@@ -47,86 +52,107 @@ def read_preferences(path: Path) -> Preferences:
 
     Raises BadRows with every bad row's line (JSONL) or row number (Parquet), and ValueError for a file of neither kind.
     """
-    rows, problems = [], []
-    for number, raw in _raw_rows(path):
+    pairs: list[Pair] = []
+    unpaired: list[Unpaired] = []
+    problems = []
+    for number, read in _raw_rows(path):
         try:
-            rows.append(_parse(raw, f"{number}"))
+            row = _parse(read(), str(number))
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
-    pairs = [row for row in rows if isinstance(row, Pair)]
-    unpaired = [row for row in rows if isinstance(row, Unpaired)]
+        else:
+            (pairs if isinstance(row, Pair) else unpaired).append(row)  # type: ignore[arg-type]
     if pairs and unpaired:
         problems.append(f"{path}: {len(pairs)} paired and {len(unpaired)} unpaired rows; a file holds one form")
     if problems:
         more = [f"... and {len(problems) - SHOWN_BAD_ROWS} more"] if len(problems) > SHOWN_BAD_ROWS else []
         raise BadRows("\n".join(problems[:SHOWN_BAD_ROWS] + more))
-    if not rows:
-        raise BadRows(f"{path}: no rows; expected prompt, chosen, rejected or prompt, completion, label")
+    if not pairs and not unpaired:
+        raise BadRows(f"{path}: no rows; {EXPECTED}")
     return Preferences(pairs, unpaired)
 
 
-def _raw_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+def _raw_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """(number, function that reads the row or raises ValueError); only a file that cannot be read at all raises here."""
+    match path.suffix.lower():
+        case ".parquet":
+            import pyarrow.parquet
 
-        yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
-        return
-    if path.suffix not in (".jsonl", ".json"):
-        raise ValueError(f"{path}: expected .jsonl, .json (one object a line) or .parquet")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except ValueError as error:
-                    yield number, {"__error__": f"not JSON ({error})"}
+            try:
+                rows = pyarrow.parquet.read_table(path).to_pylist()
+            except pyarrow.ArrowException as error:
+                raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
+            for number, row in enumerate(rows, 1):
+                yield number, partial(dict, row)
+        case ".jsonl" | ".json":
+            with path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    text = line.removeprefix(codecs.BOM_UTF8).strip()
+                    if text:
+                        yield number, partial(_from_json, text)
+        case _:
+            raise ValueError(f"{path}: expected .jsonl, .json (one object a line) or .parquet")
+
+
+def _from_json(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start} of the line): save the file as UTF-8") from error
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error}); a line holds one object") from error
 
 
 def _parse(raw: Any, row_id: str) -> Pair | Unpaired:
     if not isinstance(raw, Mapping):
         raise ValueError(f"expected an object with named columns, got {type(raw).__name__}")
-    if "__error__" in raw:
-        raise ValueError(raw["__error__"])
     if "chosen" in raw and "rejected" in raw:
-        prompt, chosen, rejected = _prompt_and_completions(raw, ("chosen", "rejected"))
+        prompt, (chosen, rejected) = _prompt_and_completions(raw, ("chosen", "rejected"))
         if chosen == rejected:
             raise ValueError("chosen and rejected are the same text: nothing to learn; remove the row")
         return Pair(row_id, prompt, chosen, rejected, "", "")
     if "completion" in raw and "label" in raw:
-        prompt, completion = _prompt_and_completions(raw, ("completion",))
+        prompt, (completion,) = _prompt_and_completions(raw, ("completion",))
         if not isinstance(raw["label"], bool):
             raise ValueError(f"label must be true (desirable) or false, got {raw['label']!r}")
         return Unpaired(row_id, prompt, completion, raw["label"], "")
-    raise ValueError(f"expected columns prompt, chosen, rejected or prompt, completion, label; got {', '.join(map(str, raw)) or 'none'}")
+    raise ValueError(f"{EXPECTED}; got {', '.join(map(str, raw)) or 'none'}")
 
 
-def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) -> list[Any]:
-    """[prompt messages, completion text, ...] of a row in any of the accepted shapes."""
-    values = [raw[column] for column in columns]
+def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[list[Message], list[str]]:
+    """A row's prompt and the texts of its completions, in any of the accepted shapes."""
+    values, prompt = [raw[column] for column in columns], raw.get("prompt")
     if all(isinstance(value, str) for value in values):
-        if "prompt" not in raw:
+        if prompt is None:
             raise ValueError(f"plain text needs a prompt column beside {' and '.join(columns)}")
-        texts = [_filled(value, column) for value, column in zip(values, columns, strict=True)]
-        return [_prompt(raw["prompt"]), *texts]
-    messages = [_messages(value, column) for value, column in zip(values, columns, strict=True)]
-    if raw.get("prompt") is not None:
-        prompt = _prompt(raw["prompt"])
+        return _prompt(prompt), [_filled(value, column) for value, column in zip(values, columns, strict=True)]
+    conversations = [_messages(value, column) for value, column in zip(values, columns, strict=True)]
+    if isinstance(prompt, list):
+        messages = _prompt(prompt)
+    elif len(columns) == 1:
+        raise ValueError("a completion of messages needs a prompt of messages")
     else:
-        if len(columns) == 1:
-            raise ValueError("an unpaired row needs a prompt column")
-        shared = 0
-        while all(len(m) > shared for m in messages) and all(m[shared] == messages[0][shared] for m in messages):
-            shared += 1
-        prompt, messages = messages[0][:shared], [m[shared:] for m in messages]
-        if not prompt:
-            raise ValueError("no prompt column, and chosen and rejected share no first messages")
-    return [prompt, *(_one_assistant(m, column) for m, column in zip(messages, columns, strict=True))]
+        shared = _shared(*conversations)
+        if not shared:
+            raise ValueError("chosen and rejected share no first messages, and no prompt of messages is given")
+        messages = _prompt(conversations[0][:shared])
+        conversations = [conversation[shared:] for conversation in conversations]
+    return messages, [_one_assistant(rest, column) for rest, column in zip(conversations, columns, strict=True)]
+
+
+def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
+    """How many first messages two conversations share."""
+    return next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))
 
 
 def _prompt(value: Any) -> list[Message]:
     if isinstance(value, str):
         return [{"role": "text", "content": _filled(value, "prompt")}]
-    return _messages(value, "prompt")
+    messages = _messages(value, "prompt")
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise ValueError(f"prompt must end in a user's message, got roles {_roles(messages)}")
+    _filled(messages[-1]["content"], "prompt")
+    return messages
 
 
 def _filled(value: str, column: str) -> str:
@@ -136,21 +162,23 @@ def _filled(value: str, column: str) -> str:
 
 
 def _messages(value: Any, column: str) -> list[Message]:
-    """Messages of a conversation, or ValueError. Text among messages counts as one assistant message."""
-    if isinstance(value, str) and column != "prompt":
-        return [{"role": "assistant", "content": _filled(value, column)}]
+    """Messages of a conversation, or ValueError."""
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{column} must be text or a list of messages, got {type(value).__name__}")
+        raise ValueError(f"{column} must be text or a list of messages, got {'[]' if value == [] else type(value).__name__}")
     for message in value:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise ValueError(f"{column} holds a message without role and content text: {str(message)[:80]}")
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise ValueError(f"{column} holds a message without a known role ({', '.join(ROLES)}) and content text: {str(message)[:80]}")
     return [{"role": m["role"], "content": m["content"]} for m in value]
 
 
 def _one_assistant(messages: Sequence[Message], column: str) -> str:
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise ValueError(f"{column} must end in exactly one assistant message after the prompt, got roles {[m['role'] for m in messages]}")
+    if [m["role"] for m in messages] != ["assistant"]:
+        raise ValueError(f"{column} must be exactly one assistant message after the prompt, got roles {_roles(messages)}")
     return _filled(messages[0]["content"], column)
+
+
+def _roles(messages: Sequence[Message]) -> str:
+    return ", ".join(m["role"] for m in messages) or "none"
 
 
 # Splits and partners -------------------------------------------------------------------------------------------------
@@ -167,8 +195,10 @@ def hash_fraction(text: str) -> float:
 
 def split_heldout(rows: Sequence[Row], heldout_fraction: float) -> tuple[list[Row], list[Row]]:
     """(train, held-out) with every prompt on one side; which side depends on the prompt's text alone."""
-    train = [row for row in rows if hash_fraction(prompt_key(row.prompt)) >= heldout_fraction]
-    heldout = [row for row in rows if hash_fraction(prompt_key(row.prompt)) < heldout_fraction]
+    train: list[Row] = []
+    heldout: list[Row] = []
+    for row in rows:
+        (heldout if hash_fraction(prompt_key(row.prompt)) < heldout_fraction else train).append(row)
     return train, heldout
 
 
@@ -181,7 +211,7 @@ def nested_subset(rows: Sequence[Row], fraction: float, seed: int) -> list[Row]:
 
 
 def partners(prompts: Sequence[str], seed: int) -> list[int]:
-    """For each row the index of a row with another prompt, from one seeded cycle through all rows.
+    """For each row the index of a row with another prompt: the next such one on a seeded cycle through all rows.
 
     Raises ValueError when all rows have one prompt: then no completion is mismatched.
     """
@@ -189,11 +219,12 @@ def partners(prompts: Sequence[str], seed: int) -> list[int]:
         raise ValueError("mismatched completions need rows of at least two prompts")
     order = list(range(len(prompts)))
     random.Random(f"partners/{seed}").shuffle(order)
-    chosen = [0] * len(prompts)
-    for position, row in enumerate(order):
-        step = next(s for s in range(1, len(order)) if prompts[order[(position + s) % len(order)]] != prompts[row])
-        chosen[row] = order[(position + step) % len(order)]
-    return chosen
+    partner = [0] * len(prompts)
+    following = order[0]
+    for row in reversed([*order, *order]):  # backwards, twice round: rows at the end of the cycle look past its start
+        partner[row] = following if prompts[following] != prompts[row] else partner[following]
+        following = row
+    return partner
 
 
 def with_partners(rows: Sequence[Row], seed: int) -> list[Row]:

@@ -7,7 +7,9 @@ that only some grids make picks those grids.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +18,14 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).parent
 CONF = next(path for path in (ROOT / "_conf", ROOT.parent / "conf") if path.is_dir())
 SWEEPS = next(path for path in (ROOT / "_sweeps", ROOT.parent / "sweeps") if path.is_dir())
+
+CELL_GROUPS = ("scale", "data", "model", "method", "judge", "engine")
+SESSION_GROUPS = ("do", "tracker", "hydra/launcher")
 
 Point = Mapping[str, Any]  # dotted key or group -> value
 Grid = Mapping[str, Sequence[Any]]
@@ -30,65 +35,152 @@ class BadSweep(ValueError):
     """A sweep file whose axes cannot be read; the message says where."""
 
 
+def is_session(key: str) -> bool:
+    """Whether a key says how a command runs and reaches no cell."""
+    return key.split(".")[0].split("/")[0] in ("do", "tracker", "results", "hydra")
+
+
 @dataclass(frozen=True)
 class CommandLine:
-    """The words after `python -m bench`, sorted by what they do."""
+    """The words after `python -m bench`, read."""
 
-    sweep: str | None = None
-    axes: dict[str, list[Any]] = field(default_factory=dict)  # `key=a,b`
-    values: dict[str, Any] = field(default_factory=dict)  # `key=a`
-    added: frozenset[str] = frozenset()  # keys written with + or ++
-    passed: tuple[str, ...] = ()  # hydra.* and hydra/*: Hydra's own business
-    problems: tuple[str, ...] = ()
+    sweep: str | None
+    given: Mapping[str, list[Any]]  # key or group -> its values: one, or more for an axis
+    words: Mapping[str, str]  # key -> the word as it was typed
+    hydra: tuple[str, ...]  # words about Hydra itself
+    folders: tuple[Path, ...]  # --config-dir
+    problems: tuple[str, ...]
+
+    @property
+    def asks(self) -> bool:
+        """Whether it sets anything of the cells."""
+        return any(not is_session(key) for key in self.given)
+
+    @property
+    def cell_words(self) -> str:
+        """What to type to get the same cells."""
+        sweep = [f"+sweep={self.sweep}"] if self.sweep else []
+        folders = [f"--config-dir={folder}" for folder in self.folders]
+        return shlex.join([*folders, *sweep, *(word for key, word in self.words.items() if not is_session(key))])
+
+
+@dataclass
+class _Reading:
+    """A command line while it is read."""
+
+    sweeps: list[str] = field(default_factory=list)
+    given: dict[str, list[Any]] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+    hydra: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 def parse_command_line(words: Sequence[str]) -> CommandLine:
     """Read Hydra's override grammar; what cannot be read becomes a problem, not an exception."""
-    axes: dict[str, list[Any]] = {}
-    values: dict[str, Any] = {}
-    added, passed, problems, sweeps = set(), [], [], []
-    parser = OverridesParser.create()
-    for word in words:
-        try:
-            override = parser.parse_override(word)
-        except Exception as error:  # the grammar raises its own family of errors
-            problems.append(f"cannot read {word!r} on the command line: {str(error).splitlines()[0]}; expected key=value or key=a,b")
-            continue
-        key = override.get_key_element().lstrip("+~")
-        if key.startswith("hydra"):
-            passed.append(word)
-        elif key == "sweep":
-            sweeps.append(str(override.value_or_choice) if hasattr(override, "value_or_choice") else word.split("=", 1)[-1])
-        elif override.is_delete():
-            problems.append(f"cannot delete {key!r} ({word} on the command line): set another value instead")
-        else:
-            if override.is_add() or override.is_force_add():
-                added.add(key)
-            if override.is_sweep_override():
-                axes[key] = _choices(override, key, parser)
-            else:
-                values[key] = override.value()
-    if len(sweeps) > 1 or any("," in name for name in sweeps):
-        problems.append(f"one sweep at a time, got {', '.join(sweeps)} (command line): run the command once for each")
-    return CommandLine(sweeps[0] if sweeps else None, axes, values, frozenset(added), tuple(passed), tuple(problems))
+    reading, parser, rest = _Reading(), OverridesParser.create(), iter(words)
+    for word in rest:
+        if word in ("--config-dir", "-cd"):
+            _read_folder(next(rest, ""), reading)
+        elif word.startswith("--config-dir="):
+            _read_folder(word.partition("=")[2], reading)
+        elif word not in ("-m", "--multirun"):  # every command is a sweep
+            _read_override(word, parser, reading)
+    if len(reading.sweeps) > 1:
+        reading.problems.append(f"one sweep at a time, got {', '.join(reading.sweeps)} (command line): run the command once for each")
+    sweep = reading.sweeps[0] if len(reading.sweeps) == 1 else None
+    return CommandLine(sweep, reading.given, reading.words, tuple(reading.hydra), tuple(reading.folders), tuple(reading.problems))
 
 
-def _choices(override: Override, key: str, parser: OverridesParser) -> list[Any]:
+def _read_folder(text: str, reading: _Reading) -> None:
+    folder = Path(text).expanduser().absolute()
+    if text and folder.is_dir():
+        reading.folders.append(folder)
+    else:
+        reading.problems.append(f"--config-dir must be a folder of configs, got {text or 'nothing'}: no such folder")
+
+
+def _read_override(word: str, parser: OverridesParser, reading: _Reading) -> None:
+    say = reading.problems.append
+    try:
+        override = parser.parse_override(word)
+        values = _values(override, parser)
+    except Exception as error:  # the grammar raises its own family of errors
+        way_out = "expected key=value or key=a,b; quote a value with special characters: 'key=\"...\"'"
+        say(f"cannot read {word!r} on the command line: {str(error).splitlines()[0]}; {way_out}")
+        return
+    key = override.get_key_element().lstrip("+~")
+    if override.is_delete():
+        say(f"cannot delete {key!r} ({word} on the command line): set another value instead")
+    elif not values:
+        say(f"{key} has no values ({word} on the command line)")
+    elif key == "sweep":
+        reading.sweeps += map(str, values)
+    elif key == "hydra.mode" or key.startswith(("hydra/sweeper", "hydra.sweeper")):
+        say(f"cannot set {key} ({word} on the command line): every command is a sweep, and bench unfolds it; leave the word out")
+    elif key.startswith(("hydra.", "hydra/")) and not key.startswith(("hydra/launcher", "hydra.launcher.")):
+        reading.hydra.append(word)
+    elif key in reading.given:
+        say(f"{key} is given twice ({reading.words[key]} and {word} on the command line)")
+    elif is_session(key) and len(values) > 1:
+        say(f"{key} is no axis and takes one value, got {len(values)} ({word} on the command line)")
+    else:
+        reading.given[key], reading.words[key] = values, word
+
+
+def _values(override: Override, parser: OverridesParser) -> list[Any]:
+    if override.is_delete():
+        return []
+    if not override.is_sweep_override():
+        return [override.value()]
+    if not (override.is_choice_sweep() or override.is_range_sweep()):
+        raise ValueError("an axis must list its values")
     encoded = override.sweep_iterator(transformer=Transformer.encode)
-    return [parser.parse_override(f"{key}={value}").value() for value in encoded]
+    return [parser.parse_override(f"key={value}").value() for value in encoded]
 
 
-def register_sweeps(folder: Path = SWEEPS) -> dict[str, str]:
-    """Make each file of the folder an option of Hydra's group `sweep`; returns name -> reason of the files that are broken."""
-    broken = {}
+# Sweep files ---------------------------------------------------------------------------------------------------------
+
+
+def load_sweep(path: Path) -> DictConfig:
+    """A sweep file as it is written; BadSweep when it cannot be read."""
+    try:
+        node = OmegaConf.load(path)
+    except Exception as error:  # YAML's, OmegaConf's and the file system's
+        raise BadSweep(f"{sweep_label(path)} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(node, DictConfig):
+        raise BadSweep(f"{sweep_label(path)} cannot be read: expected sections by name (axes, grids, ...), got a list")
+    return node
+
+
+def register_sweeps(folder: Path = SWEEPS) -> None:
+    """Make each file of the folder an option of Hydra's group `sweep`; a broken one is left out and spoils only itself."""
     for path in sorted(folder.glob("*.yaml")):
-        try:
-            node = OmegaConf.load(path)
-        except Exception as error:  # YAML's and OmegaConf's: one broken file must not break the others
-            broken[path.stem] = " ".join(str(error).split())
-            continue
-        ConfigStore.instance().store(group="sweep", name=path.stem, node=node, package="_global_", provider=f"sweeps/{path.name}")
-    return broken
+        with contextlib.suppress(BadSweep):  # the door says why when it is asked for
+            ConfigStore.instance().store(group="sweep", name=path.stem, node=load_sweep(path), package="_global_", provider=path.name)
+
+
+def sweep_path(name: str, folders: Sequence[Path]) -> Path:
+    """The file of a sweep: the user's (`--config-dir`), else ours."""
+    own = (folder / "sweep" / f"{name}.yaml" for folder in folders)
+    return next((path for path in own if path.exists()), SWEEPS / f"{name}.yaml")
+
+
+def sweep_label(path: Path) -> str:
+    """How messages call a sweep file."""
+    return f"sweeps/{path.name}" if path.parent == SWEEPS else str(path)
+
+
+def question(path: Path) -> str:
+    """What a sweep file asks: its first comment, up to the expectation."""
+    asked = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.lstrip("#").strip()
+        if not line.startswith("#") or text.startswith(("Expected", "python -m")):
+            break
+        if not text.startswith("@package"):
+            asked.append(text.removeprefix("Question:").strip())
+    return " ".join(asked).strip()
 
 
 def read_grids(config: Mapping[str, Any], where: str) -> list[Grid]:
@@ -97,32 +189,37 @@ def read_grids(config: Mapping[str, Any], where: str) -> list[Grid]:
     if axes is not None and grids is not None:
         raise BadSweep(f"{where}: axes and grids exclude each other; put common axes into each grid")
     if grids is None:
-        grids = [axes or {}]
-    if not isinstance(grids, list) or not all(isinstance(grid, Mapping) for grid in grids):
+        grids = [{} if axes is None else axes]
+    if not isinstance(grids, list) or not grids or not all(isinstance(grid, Mapping) for grid in grids):
         raise BadSweep(f"{where}: grids must be a list of `key: [values]` sections, axes one such section")
-    return [{str(key): _as_list(value, key, where) for key, value in grid.items()} for grid in grids]
+    return [{str(key): _as_list(value, str(key), where) for key, value in grid.items()} for grid in grids]
 
 
 def _as_list(value: Any, key: str, where: str) -> list[Any]:
+    if is_session(key):
+        raise BadSweep(f"{where}: {key!r} is no axis: it says how a command runs, not what a cell is")
     if isinstance(value, Mapping):
         raise BadSweep(f"{where}: axis {key!r} must be a list of values; write nested keys with dots (method.beta)")
-    values = value if isinstance(value, list) else [value]
-    if not values:
+    if value is None or value == []:
         raise BadSweep(f"{where}: axis {key!r} has no values")
-    return values
+    return value if isinstance(value, list) else [value]
 
 
-def replace_axes(grids: Sequence[Grid], command: CommandLine, groups: Sequence[str]) -> list[Grid]:
-    """Command-line axes and values over those of the file; a group choice picks the grids that make it, if any does."""
+# Unfolding -----------------------------------------------------------------------------------------------------------
+
+
+def replace_axes(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]]) -> list[Grid]:
+    """Command-line axes and values over those of the file.
+
+    A group choice picks the grids that make it; one that no grid makes goes with the axes of all.
+    """
     replaced: list[Grid] = [dict(grid) for grid in grids]
-    given = {**{key: [value] for key, value in command.values.items()}, **command.axes}
     for key, values in given.items():
-        picked = [{**grid, key: kept} for grid in replaced if (kept := [v for v in grid.get(key, []) if v in values])]
-        if key in groups and picked and len(replaced) > 1:
-            missing = [v for v in values if not any(v in grid[key] for grid in picked)]
-            replaced = picked + ([{**picked[0], key: missing}] if missing else [])
-        elif key in command.axes or any(key in grid for grid in replaced):
-            replaced = [{**grid, key: values} for grid in replaced]
+        picked: list[Grid] = []
+        if key in CELL_GROUPS and len(replaced) > 1:
+            picked = [{**grid, key: kept} for grid in replaced if (kept := [v for v in grid.get(key, []) if v in values])]
+        others = [v for v in values if not any(v in grid[key] for grid in picked)]
+        replaced = picked + ([{**grid, key: others} for grid in replaced] if others else [])
     return replaced
 
 
