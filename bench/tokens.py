@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.records import Item, Message, Pair, Unpaired, completion_columns
 
@@ -90,8 +90,10 @@ def _whole(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], comple
 
 def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
     if not tokenizer.chat_template:
-        raise ValueError("the data holds messages and the tokenizer has no chat template: add chat_template.jinja to the model folder, or use plain text")
-    rendered = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt)
+        raise ValueError("the prompts are messages and the tokenizer has no chat template: add chat_template.jinja, or use plain text")
+    rendered: Any = tokenizer.apply_chat_template(
+        [dict(message) for message in messages], tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
+    )
     return rendered["input_ids"]
 
 

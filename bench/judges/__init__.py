@@ -14,7 +14,8 @@ from bench.records import Completion, Item, Verdict
 class Judge(Protocol):
     """`against` holds the completions that the policy is compared with; None where each is rated by itself."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def judge(
         self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None

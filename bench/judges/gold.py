@@ -16,6 +16,8 @@ from bench.records import Completion, Item, Verdict
 from bench.world.gold import Gold, annotator_prefers, count_words, gold
 from bench.world.tasks import Turn
 
+NO_TASK = "the item has no task that the gold judge could read"
+
 
 @dataclass(frozen=True)
 class GoldPreference:
@@ -30,17 +32,17 @@ class GoldPreference:
         by_id = {item.id: item for item in items}
         for completion in completions:
             item = by_id[completion.id]
-            mine, other = completion.completions[0], opponents[item.id].completions[0]
             if item.task is None:
-                yield Verdict(item.id, self.name, unscored="the item has no task that the gold judge could read", category=item.category)
+                yield Verdict(item.id, self.name, category=item.category, unscored=NO_TASK)
                 continue
+            mine, other = completion.completions[0], opponents[item.id].completions[0]
             turn = Turn.from_json(item.task[0])
             ours, theirs = gold(turn, mine, self.weights), gold(turn, other, self.weights)
             yield Verdict(
                 item.id,
                 self.name,
                 category=item.category,
-                preference=1 / (1 + math.exp(-(ours.total - theirs.total) / self.temperature)),
+                preference=_logistic((ours.total - theirs.total) / self.temperature),
                 policy_length=len(mine),
                 baseline_length=len(other),
                 details=_details(ours) | {"gold_baseline": theirs.total},
@@ -60,7 +62,7 @@ class GoldRating:
             item = by_id[completion.id]
             for number, text in enumerate(completion.completions):
                 if item.task is None:
-                    yield Verdict(item.id, self.name, number, item.category, unscored="the item has no task that the gold judge could read")
+                    yield Verdict(item.id, self.name, number, item.category, unscored=NO_TASK)
                     continue
                 found = gold(Turn.from_json(item.task[number]), text, self.weights)
                 yield Verdict(
@@ -88,7 +90,7 @@ class GoldAnnotator:
         for completion in completions:
             item = by_id[completion.id]
             if item.task is None:
-                yield Verdict(item.id, self.name, unscored="the item has no task that the gold annotator could read")
+                yield Verdict(item.id, self.name, category=item.category, unscored=NO_TASK)
                 continue
             turn = Turn.from_json(item.task[0])
             texts = completion.completions[0], seconds[item.id].completions[0]
@@ -102,6 +104,10 @@ class GoldAnnotator:
                 baseline_length=len(texts[1]),
                 details={"gold_first": first, "gold_second": second},
             )
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))  # a small temperature makes large x
 
 
 def _details(found: Gold) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from bench.records import Logps, Pair, Unpaired
 from bench.tokens import preference_ids
 from bench.worker import Progress
 
+ALL_STEPS = 1 - 1e-9  # transformers takes warmup_steps below 1 for a share, rounded up, and from 1 on for a number of steps
 MEGABATCH = 16  # batches that are sorted by length together; more saves padding, fewer mix lengths better
 
 
@@ -63,7 +65,10 @@ class LengthBatches(torch.utils.data.Sampler[int]):
 
 
 class Recorder(TrainerCallback):
-    """Keeps the curve of every logged step, without what differs from run to run; speeds go to a file of their own."""
+    """Keeps the curve of every logged step, without what differs from run to run; speeds go to a file of their own.
+
+    Raises FloatingPointError at the first number that is not finite: what follows would be wasted.
+    """
 
     recorded_files = frozenset({"speed.jsonl"})
 
@@ -82,10 +87,13 @@ class Recorder(TrainerCallback):
         tokens = int(logs.get("num_tokens", 0))
         speed = {"step": state.global_step, "seconds": seconds, "tokens_per_second": (tokens - self.tokens) / seconds}
         self.tokens = tokens
-        row = {"step": state.global_step, **{name: float(value) for name, value in logs.items()}}
-        self.history.append(row)
+        numbers = {name: float(value) for name, value in logs.items()}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} was {value} at step {state.global_step} of {state.max_steps}: lower the learning rate")
+        self.history.append({"step": state.global_step, **numbers})
         self.speed.append(speed)
-        self.progress(state.global_step, state.max_steps, **{k: v for k, v in row.items() if k != "step"}, tokens_per_second=speed["tokens_per_second"])
+        self.progress(state.global_step, state.max_steps, **numbers, tokens_per_second=speed["tokens_per_second"])
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._last = time.perf_counter()
@@ -125,7 +133,7 @@ def method_arguments(job: TrainingJob) -> dict[str, Any]:
         "gradient_accumulation_steps": method.gradient_accumulation_steps,
         "optim": method.optimizer,
         "lr_scheduler_type": method.lr_scheduler_type,
-        "warmup_steps": method.warmup_ratio,  # below 1 it is a share of all steps
+        "warmup_steps": min(method.warmup_ratio, ALL_STEPS),  # a share of all steps
         "weight_decay": method.weight_decay,
         "max_grad_norm": method.max_grad_norm,
         "max_length": job.settings.max_length,
@@ -176,7 +184,7 @@ def paired_rows(job: TrainingJob) -> list[dict[str, Any]]:
     rows = []
     for row in job.rows:
         if not isinstance(row, Pair):
-            raise ValueError(f"{job.settings.method.name} learns from pairs, and the data are unpaired: take a method for unpaired feedback, such as kto")
+            raise ValueError(f"{job.settings.method.name} learns from pairs and the data are unpaired: take method=kto")
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
         rows.append(
             {
@@ -215,9 +223,18 @@ def unpaired_rows(job: TrainingJob) -> list[dict[str, Any]]:
     return rows
 
 
-def moved(before: dict[str, torch.Tensor], model: PreTrainedModel) -> float:
-    """Largest change of a weight since `before`; 0 means that training did not reach the model."""
-    state = model.state_dict()
-    return max((state[name] - value).abs().max().item() for name, value in before.items())
+def fingerprint(model: PreTrainedModel) -> dict[str, tuple[float, float]]:
+    """Sum and sum of magnitudes of each tensor: tells whether weights moved, without a copy of them."""
+    return {
+        name: (value.sum(dtype=torch.float64).item(), value.abs().sum(dtype=torch.float64).item())
+        for name, value in model.state_dict().items()
+    }
 
 
+def check_weights(model: PreTrainedModel, before: dict[str, tuple[float, float]]) -> None:
+    """A training that diverged or never reached the model is a failure, not a row of the table."""
+    after = fingerprint(model)
+    if not all(math.isfinite(number) for pair in after.values() for number in pair):
+        raise FloatingPointError("the trained weights are not finite: lower the learning rate")
+    if after == before:
+        raise RuntimeError("training left every weight as it was: the learning rate is too small for this precision, or nothing ran")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.config import GoldWeights, Settings, World, Writer
 from bench.plan import CorpusData, DemonstrationData, LocalPairData, LocalPromptData, PairData, PromptData, TaskFamily
 from bench.preferences import nested_subset, prompt_key, read_preferences, split_heldout, with_partners
-from bench.records import Item, Labelled, Pair, Unpaired, read_jsonl, read_rows, write_jsonl
+from bench.records import Item, Labelled, Pair, Record, Unpaired, read_jsonl, read_rows, write_jsonl
 from bench.worker import Outcome, StageRun
 from bench.world.corpus import base_rows, demonstration_rows, make_items
 
@@ -31,7 +32,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     raise TypeError(f"no data stage for {type(settings).__name__}")
 
 
-def _write(path: Path, records: Sequence[Item] | Sequence[Pair]) -> Outcome:
+def _write(path: Path, records: Sequence[Record]) -> Outcome:
     write_jsonl(path, records)
     return Outcome({"rows": len(records)})
 
@@ -41,7 +42,7 @@ def _world(family: TaskFamily, reference: Writer | None = None) -> World:
     perfect = Writer(error=0.0, missed_constraint=0.0, filler=0.0)
     weights = GoldWeights(content=1.0, constraints=0.0, conciseness=0.0)
     return World(
-        categories=family.categories,
+        categories=family.categories,  # type: ignore[arg-type]  # names that config.World has checked
         constraint_counts=family.constraint_counts,
         gold=weights,
         reference=reference or perfect,
@@ -59,18 +60,25 @@ def _items(settings: PromptData) -> list[Item]:
 
 
 def _from_labels(settings: PairData, run: StageRun) -> Outcome:
-    counts = {}
+    counts: dict[str, int] = {}
     for split in ("train", "heldout"):
         labelled = list(read_jsonl(run.inputs[split] / "labels.jsonl", Labelled))
-        rows = [row for label in labelled if (row := _row(label, settings)) is not None]
+        rows: list[Any] = [row for label in labelled if (row := _row(label, settings)) is not None]
         counts |= {f"{split}_prompts": len(labelled), f"{split}_ties": sum(label.first_preferred is None for label in labelled)}
         if not rows:
             raise ValueError(f"no {split} pair is left of {len(labelled)} labelled prompts: all were ties")
         if split == "train":
             rows = nested_subset(rows, settings.fraction, settings.seed)
         counts[split] = len(rows)
-        write_jsonl(run.out / f"{split}.jsonl", with_partners(rows, settings.seed))
+        _write_rows(run, split, rows, settings.seed)
     return Outcome(counts)
+
+
+def _write_rows(run: StageRun, split: str, rows: list[Any], seed: int) -> None:
+    try:
+        write_jsonl(run.out / f"{split}.jsonl", with_partners(rows, seed))
+    except ValueError as error:
+        raise ValueError(f"{len(rows)} {split} rows: {error}") from error
 
 
 def _row(label: Labelled, settings: PairData) -> Pair | Unpaired | None:
@@ -85,16 +93,16 @@ def _row(label: Labelled, settings: PairData) -> Pair | Unpaired | None:
 
 
 def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
-    preferences = read_preferences(run.inputs["file"])
-    train, heldout = split_heldout(preferences.rows, settings.heldout_fraction)  # type: ignore[type-var]
+    rows: list[Any] = list(read_preferences(run.inputs["file"]).rows)
+    train, heldout = split_heldout(rows, settings.heldout_fraction)
     if not train or not heldout:
         raise ValueError(
-            f"{run.inputs['file']}: {len(train)} train and {len(heldout)} held-out rows at data.heldout_fraction={settings.heldout_fraction:g}; "
-            "both need some: change the fraction or bring more prompts"
+            f"{run.inputs['file']}: {len(train)} train and {len(heldout)} held-out rows at "
+            f"data.heldout_fraction={settings.heldout_fraction:g}; both need some: change the fraction or bring more prompts"
         )
     train = nested_subset(train, settings.fraction, settings.seed)
-    write_jsonl(run.out / "train.jsonl", with_partners(train, settings.seed))
-    write_jsonl(run.out / "heldout.jsonl", with_partners(heldout, settings.seed))
+    _write_rows(run, "train", train, settings.seed)
+    _write_rows(run, "heldout", heldout, settings.seed)
     return Outcome({"train": len(train), "heldout": len(heldout), "train_prompts": len({prompt_key(row.prompt) for row in train})})
 
 

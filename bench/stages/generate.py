@@ -18,7 +18,11 @@ def run(settings: GenerateSettings, run: StageRun) -> Outcome:
         asked = [i for i, item in enumerate(items) if len(item.turns) > turn]
         prompts = [prompt_ids(engine.tokenizer, conversation(items[i], [w.text for w in answers[i]])) for i in asked]
         done = sum(map(len, answers))
-        written = engine.generate(prompts, settings.decoding, settings.seed * 100 + turn, lambda n, _, done=done: run.progress(done + n, total))
+
+        def progress(n: int, _: int, done: int = done) -> None:
+            run.progress(done + n, total)
+
+        written = engine.generate(prompts, settings.decoding, settings.seed * 100 + turn, progress)
         for i, completion in zip(asked, written, strict=True):
             answers[i].append(completion)
     completions = [

@@ -18,14 +18,13 @@ def run(settings: GoldLabels, run: StageRun) -> Outcome:
     first, second = ([c for c in completions if c.draw == draw] for draw in (0, 1))
     labeller = GoldAnnotator(settings.gold, settings.annotator)
     texts = {c.id: (c.completions[0], d.completions[0]) for c, d in zip(first, second, strict=True)}
-    labels = [
-        _label(item, verdict, *texts[item.id], settings)
-        for item, verdict in zip(items, labeller.judge(items, first, second), strict=True)
-    ]
+    verdicts = list(labeller.judge(items, first, second))
+    labels = [_label(item, verdict, *texts[item.id], settings) for item, verdict in zip(items, verdicts, strict=True)]
     write_jsonl(run.out / "labels.jsonl", labels)
     judged = [label.correct for label in labels if label.correct is not None]
-    counts = {"rows": len(labels), "ties": sum(label.first_preferred is None for label in labels)}
-    return Outcome(counts | {"correct": sum(judged), "with_truth": len(judged)})
+    unscored = sum(verdict.unscored is not None for verdict in verdicts)
+    ties = sum(label.first_preferred is None for label in labels) - unscored
+    return Outcome({"rows": len(labels), "ties": ties, "unscored": unscored, "correct": sum(judged), "with_truth": len(judged)})
 
 
 def _label(item: Item, verdict: Verdict, first: str, second: str, settings: GoldLabels) -> Labelled:

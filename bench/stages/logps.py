@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ def run(settings: LogpsSettings, run: StageRun) -> Outcome:
     else:
         named = list(_completions(engine.tokenizer, run.inputs["completions"], run.inputs["items"]))
     sums = engine.logps([ids for _, ids in named], run.progress)
+    if bad := [(name, value) for (name, _), value in zip(named, sums, strict=True) if not math.isfinite(value)]:
+        raise FloatingPointError(f"{len(bad)} of {len(sums)} log-probabilities are not finite, first {bad[0][0]}: {bad[0][1]}")
     write_jsonl(run.out / "logps.jsonl", [Logps(name, value, len(ids.completion)) for (name, ids), value in zip(named, sums, strict=True)])
     return Outcome({"rows": len(named), "tokens": sum(len(ids.prompt) + len(ids.completion) for _, ids in named)})
 

@@ -16,9 +16,11 @@ def run(settings: SampleSettings, run: StageRun) -> Outcome:
     completions = []
     for draw in range(settings.draws):
         done = draw * len(items)
-        written = engine.generate(
-            prompts, settings.decoding, settings.seed * settings.draws + draw, lambda n, _, done=done: run.progress(done + n, settings.draws * len(items))
-        )
+
+        def progress(n: int, _: int, done: int = done) -> None:
+            run.progress(done + n, settings.draws * len(items))
+
+        written = engine.generate(prompts, settings.decoding, settings.seed * settings.draws + draw, progress)
         completions += [
             Completion(item.id, item.turns[:1], [w.text], [len(w.ids)], [w.finished], draw) for item, w in zip(items, written, strict=True)
         ]

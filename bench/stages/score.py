@@ -48,7 +48,8 @@ def run(settings: ScoreSettings, run: StageRun) -> Outcome:
     _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
     _heldout(settings, run.inputs, numbers)
     _kl(run.inputs, numbers)
-    (run.out / "result.json").write_text(json.dumps({"metrics": numbers.metrics, "missing": numbers.missing}, indent=1, sort_keys=True))
+    result = json.dumps({"metrics": numbers.metrics, "missing": numbers.missing}, indent=1, sort_keys=True, allow_nan=False)
+    (run.out / "result.json").write_text(result)
     return Outcome({"metrics": len(numbers.metrics), "missing": len(numbers.missing)})
 
 
@@ -146,4 +147,3 @@ def _kl(inputs: Mapping[str, Path], numbers: _Numbers) -> None:
         return
     policy, reference = read_logps(inputs["kl_policy_logps"]), read_logps(inputs["kl_reference_logps"])
     numbers.add("kl", stats.mean_estimate([policy[name].logps - reference[name].logps for name in policy]))
-

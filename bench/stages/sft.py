@@ -5,6 +5,7 @@ Loss of the start stage: mean over the completion tokens of a batch of -log π(y
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from bench.config import Settings
@@ -27,7 +28,7 @@ def _base(settings: BaseSettings, run: StageRun) -> Outcome:
     from bench.world.tokenizer import new_tokenizer
 
     tokenizer = new_tokenizer(settings.max_length)
-    model = new_model(settings, tokenizer)
+    model = new_model(settings, tokenizer)  # type: ignore[arg-type]  # a WorldModel's fields, less its names
     rows = read_jsonl(run.inputs["corpus"] / "rows.jsonl", Text)
     steps = settings.pretraining.steps
     pretrain(model, tokenizer, rows, settings.pretraining, lambda step, loss: run.progress(step, steps, loss=loss))
@@ -41,16 +42,15 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
     from trl import SFTConfig, SFTTrainer
 
     from bench.engines.hf import load_model
-    from bench.methods.training import LengthBatches, Recorder, common_arguments
+    from bench.methods.training import LengthBatches, Recorder, check_weights, common_arguments, fingerprint
     from bench.tokens import load_tokenizer, row_ids
 
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_model(run.inputs["model"], "float32")
+    before = fingerprint(model)
     rows = list(read_jsonl(run.inputs["demonstrations"] / "rows.jsonl", Text))
     ids = [row_ids(tokenizer, row.prompt, row.completion, settings.max_length) for row in rows]
-    dataset = Dataset.from_list(
-        [{"input_ids": i.prompt + i.completion, "labels": [-100] * len(i.prompt) + i.completion} for i in ids]
-    )
+    dataset = Dataset.from_list([{"input_ids": i.prompt + i.completion, "labels": [-100] * len(i.prompt) + i.completion} for i in ids])
 
     class Trainer(SFTTrainer):
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler:
@@ -67,15 +67,14 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
         max_length=settings.max_length,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=[recorder])
-    trainer.train()
+    Trainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=[recorder]).train()
+    check_weights(model, before)
     recorder.write(run.out)
-    _save(trainer.model, tokenizer, run.out)
+    _save(model, tokenizer, run.out)
+    shutil.rmtree(run.out / "trainer", ignore_errors=True)
     return Outcome({"rows": len(rows), "tokens": recorder.tokens}, recorder.recorded_files)
 
 
 def _save(model: object, tokenizer: object, out: Path) -> None:
-    model.save_pretrained(out / "model", safe_serialization=True)  # type: ignore[attr-defined]
+    model.save_pretrained(out / "model")  # type: ignore[attr-defined]
     tokenizer.save_pretrained(out / "model")  # type: ignore[attr-defined]
-
-
