@@ -170,6 +170,7 @@ class Pool:
         except subprocess.TimeoutExpired:
             self._end(worker)
             code = worker.process.wait()
+        self._end(worker)  # children that it left, which may hold memory of a GPU
         assert worker.process.stdin is not None
         with contextlib.suppress(OSError):
             worker.process.stdin.close()
