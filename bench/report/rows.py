@@ -184,7 +184,7 @@ class Verified(NamedTuple):
 def verify(expectation: Expectation, pooled: Pooled) -> Verified:
     """Compare the two groups that an expectation names, each of which must be one group of the sweep."""
     sides = (expectation.better, expectation.worse)
-    first, second = (" ".join(f"{key.removeprefix('method.')} {value}" for key, value in side.items()).removeprefix("method ") for side in sides)
+    first, second = (_choice_words(side) for side in sides)
     keys = []
     for side, name in zip(sides, (first, second), strict=True):
         found = [group.key for group in pooled.groups if matches(group.cell, side)]
@@ -197,6 +197,11 @@ def verify(expectation: Expectation, pooled: Pooled) -> Verified:
     if (comparison := pooled.pairs.get((worse, better))) is not None:
         return Verified(first, second, _turned(comparison.lead), comparison.p_holm)
     return Verified(first, second, why="one of them was not judged")
+
+
+def _choice_words(choice: Choice) -> str:
+    """`{"method": "kto", "method.beta": 0.1}` as `kto beta 0.1`."""
+    return " ".join(f"{key.removeprefix('method.')} {value}" for key, value in choice.items()).removeprefix("method ")
 
 
 def _turned(d: stats.Difference) -> stats.Difference:

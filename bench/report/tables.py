@@ -24,8 +24,14 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
     """One line a group; columns that say nothing in this sweep are left out and, where a judge is missing, said."""
     groups = pooled.groups
     columns: list[tuple[str, Callable[[Group], str]]] = [("method", _method)]
-    for name, value in (("beta", _beta), ("model", _model), ("data", _data), ("labels", _fraction)):
-        if len({value(group) for group in groups} - {""}) > (0 if name == "beta" else 1):
+    trained = [group for group in groups if not group.is_start]
+    for name, value, varied in (
+        ("beta", _beta, any(map(_beta, trained))),
+        ("model", lambda g: g.cell.model.name, len({g.cell.model.name for g in groups}) > 1),
+        ("data", lambda g: g.cell.data.name, len({g.cell.data.name for g in groups}) > 1),
+        ("labels", _fraction, len({g.cell.data.fraction for g in trained}) > 1),
+    ):
+        if varied:
             columns.append((name, value))
     columns.append(("seeds", lambda group: f"{len(group.done)}" + (f"/{len(group.rows)}" if len(group.done) < len(group.rows) else "")))
     columns += [
@@ -53,14 +59,6 @@ def _method(group: Group) -> str:
 def _beta(group: Group) -> str:
     beta = getattr(group.cell.method, "beta", None)
     return "" if beta is None else f"{beta:g}"
-
-
-def _model(group: Group) -> str:
-    return group.cell.model.name
-
-
-def _data(group: Group) -> str:
-    return group.cell.data.name
 
 
 def _fraction(group: Group) -> str:
