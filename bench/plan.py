@@ -5,12 +5,15 @@ A settings record holds whatever can change its stage's numbers and nothing else
 
 from __future__ import annotations
 
+import contextlib
+import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from bench.config import (
     Annotator,
@@ -24,6 +27,7 @@ from bench.config import (
     GoldWeights,
     Ipo,
     Kto,
+    LocalData,
     LocalModel,
     NoMethod,
     Positive,
@@ -35,7 +39,7 @@ from bench.config import (
     WorldModel,
     Writer,
 )
-from bench.store import Source, Stage, Status, Store, hash_key
+from bench.store import Manifest, Source, Stage, Status, Store, hash_key, keyed_settings
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
 VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 1, "generate": 1, "judge": 1, "score": 1}
@@ -126,6 +130,7 @@ class SftSettings(Settings):
 
 
 class SampleSettings(Settings):
+    engine: Literal["transformers"]
     decoding: Decoding
     draws: Count  # completions of each prompt
     batch_size: Count
@@ -161,6 +166,7 @@ class TrainSettings(Settings):
 
 
 class GenerateSettings(Settings):
+    engine: Literal["transformers"]
     decoding: Decoding
     batch_size: Count
     dtype: Dtype
@@ -205,9 +211,6 @@ def stage(kind: str, settings: Settings, inputs: Mapping[str, Stage | Source] | 
 
 # Cells to stages ------------------------------------------------------------------------------------------------------
 
-KL_DECODING = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=1)  # T = 1: the policy's own distribution; length from the judge
-
-
 @dataclass(frozen=True)
 class Sources:
     """What a cell reads from outside the store."""
@@ -244,6 +247,7 @@ Chain = Callable[[Cell, Ground], Stage | None]
 
 def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     """The graph of one cell. `chain` gives a method's last train stage, or None where the start model is what is judged."""
+    cell = start_cell(cell) if cell.method.name == "none" else cell
     ground = _ground(cell, sources)
     trained = chain(cell, ground)
     policy = trained or ground.start
@@ -273,7 +277,7 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
 
 def readable_name(cell: Cell) -> str:
     """What a folder is called, before its key: the settings that sweeps usually vary."""
-    parts = ["start" if cell.method.name == "none" else cell.method.name]
+    parts: list[str] = ["start" if cell.method.name == "none" else cell.method.name]
     if (beta := getattr(cell.method, "beta", None)) is not None:
         parts.append(f"beta{beta:g}")
     if cell.data.fraction != 1:
@@ -320,8 +324,9 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
 
 
 def _whole(cell: Cell, data: Source) -> Stage:
-    """The local file's rows at fraction 1: prompts to answer do not depend on how much is labelled."""
-    settings = LocalPairData(fraction=1.0, heldout_fraction=cell.data.heldout_fraction, seed=cell.seed)  # type: ignore[union-attr]
+    """All rows of the local file: which prompts are answered depends neither on how much is labelled nor on the replicate."""
+    assert isinstance(cell.data, LocalData)
+    settings = LocalPairData(fraction=1.0, heldout_fraction=cell.data.heldout_fraction, seed=0)
     return stage("data", settings, {"file": data}, "preferences")
 
 
@@ -351,10 +356,13 @@ def _world_preferences(cell: Cell, data: WorldData, start: Stage | Source) -> St
     """Sample two completions of each prompt from the start model, have them labelled, keep a fraction of the train pairs."""
     assert cell.world is not None
     labels: dict[str, Stage] = {}
-    for split, n in (("train", data.n_prompts), ("heldout", data.n_heldout_prompts)):
-        prompts = _prompts(cell, split, n, seed=cell.seed)  # type: ignore[arg-type]
-        decoding = Decoding(temperature=data.sample_temperature, top_p=1.0, max_new_tokens=data.sample_max_new_tokens)
-        sampling = SampleSettings(decoding=decoding, draws=2, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=cell.seed)
+    decoding = Decoding(temperature=data.sample_temperature, top_p=1.0, max_new_tokens=data.sample_max_new_tokens)
+    sampling = SampleSettings(
+        engine=cell.engine.name, decoding=decoding, draws=2, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=cell.seed
+    )
+    sizes: dict[Split, int] = {"train": data.n_prompts, "heldout": data.n_heldout_prompts}
+    for split, n in sizes.items():
+        prompts = _prompts(cell, split, n, seed=cell.seed)
         samples = stage("sample", sampling, {"model": start, "items": prompts}, f"{split} samples")
         gold = GoldLabels(gold=cell.world.gold, annotator=data.annotator, seed=cell.seed)
         labels[split] = stage("label", gold, {"items": prompts, "completions": samples}, f"{split} labels")
@@ -370,7 +378,8 @@ def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, 
         batch_size=cell.engine.batch_size,
         dtype=dtype(cell),
     )
-    return stage("logps", settings, {"model": model, "preferences": preferences}, "reference log-probs" if mismatched else "held-out log-probs")
+    label = "reference log-probs" if mismatched else "held-out log-probs"
+    return stage("logps", settings, {"model": model, "preferences": preferences}, label)
 
 
 def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage) -> Stage:
@@ -381,13 +390,16 @@ def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage) -> 
 
 
 def generate(cell: Cell, policy: Stage | Source, items: Stage, decoding: Decoding, label: str) -> Stage:
-    settings = GenerateSettings(decoding=decoding, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=cell.seed)
+    settings = GenerateSettings(
+        engine=cell.engine.name, decoding=decoding, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=cell.seed
+    )
     return stage("generate", settings, {"model": policy, "items": items}, label)
 
 
 def _kl_decoding(cell: Cell) -> Decoding:
-    longest = cell.judge.preference.decoding if cell.judge.name == "gold" else cell.judge.decoding
-    return KL_DECODING.model_copy(update={"max_new_tokens": longest.max_new_tokens})
+    """The policy's own distribution, as long as the judge lets it write."""
+    judged = cell.judge.preference.decoding if cell.judge.name == "gold" else cell.judge.decoding
+    return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=judged.max_new_tokens)
 
 
 def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]]:
@@ -461,62 +473,107 @@ def make_plan(cells: Sequence[CellPlan], store: Store) -> Plan:
     return Plan(list(cells), {stage: statuses[stage] for stage in order})
 
 
+Traits = frozenset[tuple[str, Any]]  # (dotted setting, value) of a stage and of the model that it works with
+
+
 def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, Estimate]:
-    """Forecasts from the stored timings of the most similar finished stages of the same kind."""
-    history = {kind: store.history(kind) for kind in {stage.kind for stage in stages}}
-    return {stage: Estimate(_seconds(stage, history[stage.kind]), token_bound(stage), 0.0) for stage in stages}
+    """Forecasts from the stored timings of the most similar finished stages of the same kind, a token where stages have any."""
+    paces: dict[str, dict[Traits, list[float]]] = {}
+    for stage, seconds in _finished(store):
+        paces.setdefault(stage.kind, {}).setdefault(_traits(stage), []).append(seconds / (token_bound(stage) or 1))
+    nearest: dict[tuple[str, Traits], float | None] = {}
+    forecast = {}
+    for stage in stages:
+        like, tokens = (stage.kind, _traits(stage)), token_bound(stage)
+        if like not in nearest:
+            nearest[like] = _pace(like[1], paces.get(stage.kind, {}))
+        pace = nearest[like]
+        forecast[stage] = Estimate(None if pace is None else pace * (tokens or 1), tokens, 0.0)
+    return forecast
 
 
-def _seconds(stage: Stage, history: Sequence[tuple[dict[str, Any], float]]) -> float | None:
-    if not history:
+def _pace(traits: Traits, known: Mapping[Traits, Sequence[float]]) -> float | None:
+    """Median over the stages that differ in the fewest settings."""
+    if not known:
         return None
-    flat = _flat(stage.settings.model_dump(mode="json"))
-
-    def likeness(settings: dict[str, Any]) -> int:
-        return len(flat.items() & _flat(settings).items()) - len(flat.keys() ^ _flat(settings).keys())
-
-    scored = [(likeness(settings), seconds) for settings, seconds in history]
-    best = max(score for score, _ in scored)
-    return statistics.median(seconds for score, seconds in scored if score == best)
+    least = min(len(traits ^ other) for other in known)
+    return statistics.median(pace for other, paces in known.items() if len(traits ^ other) == least for pace in paces)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _traits(stage: Stage) -> Traits:
+    own = frozenset(_flat(keyed_settings(stage.settings)))
+    model = stage.inputs.get("model")
+    return own | {(f"model.{name}", value) for name, value in _traits(model)} if isinstance(model, Stage) else own
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
-    return flat
+            yield prefix + name, tuple(value) if isinstance(value, list) else value
+
+
+def _finished(store: Store) -> list[tuple[Stage, float]]:
+    """(stage, wall seconds) of what the store holds; stages of other versions of bench are left out."""
+    manifests = {manifest.key: manifest for manifest in store.history()}
+    stages: dict[str, Stage] = {}
+
+    def remake(key: str) -> Stage | Source:
+        if key not in stages and key in manifests:
+            manifest = manifests[key]
+            inputs = {role: remake(facts["key"]) for role, facts in manifest.inputs.items()}
+            stages[key] = stage(manifest.kind, _read_settings(manifest), inputs)
+        return stages.get(key) or Source(Path(), key)
+
+    for key in manifests:
+        with contextlib.suppress(ValueError):
+            remake(key)
+    return [(stage, manifests[key].timings["wall_s"]) for key, stage in stages.items()]
+
+
+def _read_settings(manifest: Manifest) -> Settings:
+    """The settings record of a stored stage. Raises ValueError for one that this version of bench does not know."""
+    for record in SETTINGS.get(manifest.kind, ()):
+        with contextlib.suppress(ValidationError):
+            return record.model_validate(manifest.settings)
+    raise ValueError(f"{manifest.kind}/{manifest.key} has settings of another version of bench")
 
 
 def token_bound(stage: Stage) -> int:
-    """Most tokens that a stage can push through a model (training: each counted once an epoch); 0 where no model runs."""
-    settings = stage.settings
-    if isinstance(settings, BaseSettings):
-        return settings.pretraining.steps * settings.pretraining.batch_size * settings.max_length
-    if isinstance(settings, SftSettings):
-        return settings.training.steps * settings.training.batch_size * settings.max_length
-    if isinstance(settings, (SampleSettings, GenerateSettings)):
-        items = _settings_of(stage, "items")
-        n = getattr(items, "n", 0) * getattr(items, "n_turns", 1)
-        return n * getattr(settings, "draws", 1) * settings.decoding.max_new_tokens
-    if isinstance(settings, TrainSettings):
-        return int(2 * _row_bound(stage.inputs["preferences"]) * settings.max_length * settings.method.num_train_epochs)
-    if isinstance(settings, LogpsSettings):
-        rows = _row_bound(stage.inputs["preferences"]) * 2 if settings.rows == "preferences" else 0
-        return rows * settings.max_length
+    """Most tokens that a stage writes, scores or trains on (once an epoch); 0 where no model runs or a file's rows are not counted."""
+    settings, inputs = stage.settings, stage.inputs
+    match settings:
+        case BaseSettings():
+            return settings.pretraining.steps * settings.pretraining.batch_size * settings.max_length
+        case SftSettings():
+            return settings.training.steps * settings.training.batch_size * settings.max_length
+        case SampleSettings():
+            return _answers(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
+        case GenerateSettings():
+            return _answers(inputs["items"]) * settings.decoding.max_new_tokens
+        case LogpsSettings(rows="completions"):
+            return _answers(inputs["items"]) * settings.max_length
+        case LogpsSettings():
+            rows = sum(_completions(inputs["preferences"], split) for split in settings.splits)
+            return rows * (2 if settings.mismatched else 1) * settings.max_length
+        case TrainSettings():
+            rows = _completions(inputs["preferences"], "train") * (2 if settings.method.name == "kto" else 1)
+            return math.ceil(rows * settings.max_length * settings.method.num_train_epochs)
     return 0
 
 
-def _settings_of(stage: Stage, role: str) -> Settings | None:
-    source = stage.inputs[role]
-    return source.settings if isinstance(source, Stage) else None  # type: ignore[return-value]
+def _answers(items: Stage | Source) -> int:
+    """How many completions a set of items asks for."""
+    assert isinstance(items, Stage) and isinstance(items.settings, (PromptData, LocalPromptData))
+    return items.settings.n * (items.settings.n_turns if isinstance(items.settings, PromptData) else 1)
 
 
-def _row_bound(preferences: Stage | Source) -> int:
-    """Most preference rows that a data stage can keep (0: the user's file, counted when it is read)."""
-    if isinstance(preferences, Stage) and isinstance(preferences.settings, PairData):
-        prompts = sum(_settings_of(labels, "items").n for labels in preferences.inputs.values())  # type: ignore[union-attr, arg-type]
-        return int(prompts * preferences.settings.fraction) or 1
-    return 0
+def _completions(preferences: Stage | Source, split: str) -> int:
+    """Most judged completions that a split of preference rows can hold; 0 for a user's file, which is counted when it is read."""
+    if not (isinstance(preferences, Stage) and isinstance(preferences.settings, PairData)):
+        return 0
+    labels = preferences.inputs[split]
+    assert isinstance(labels, Stage)
+    rows = _answers(labels.inputs["items"]) * (preferences.settings.fraction if split == "train" else 1)
+    return math.ceil(rows) * (2 if preferences.settings.form == "paired" else 1)

@@ -7,12 +7,13 @@ folder without a manifest; a wrong checksum means absent; an input made again wi
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,10 +23,10 @@ from typing import Any, Literal
 
 import filelock
 import psutil
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 KEY_LENGTH = 16  # hexadecimal digits of sha256: 64 bits, no clash below millions of stages
-BIG_FILE = 64 * 2**20  # bytes; above it a planning check trusts size and time of an earlier checksum
+BIG_FILE = 64 * 2**20  # bytes; from here on a file as old as its checksum is trusted: a sweep of 7B models is a terabyte
 
 
 class LaterField:
@@ -41,6 +42,7 @@ def canonical_json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    """Plain containers; a whole number is one number however it is written (1.0 is 1, -0.0 is 0)."""
     if isinstance(value, BaseModel):
         return keyed_settings(value)
     if isinstance(value, Mapping):
@@ -49,6 +51,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"canonical JSON cannot write {type(value).__name__}: {value!r}")
@@ -147,6 +151,13 @@ def hash_long(value: Any) -> str:
 
 
 @dataclass(frozen=True)
+class FileFacts:
+    sha256: str
+    size: int
+    mtime_ns: int  # when the checksum was made
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a finished stage folder says of itself; written last."""
 
@@ -155,12 +166,19 @@ class Manifest:
     version: int
     settings: dict[str, Any]
     inputs: dict[str, dict[str, str]]  # role -> {"key", "digest"}
-    files: dict[str, dict[str, Any]]  # name -> {"sha256", "size"}
-    recorded_files: dict[str, dict[str, Any]]  # same, for files that differ from run to run (speeds): not in the digest
-    digest: str
+    files: dict[str, FileFacts]  # by name
+    recorded_files: dict[str, FileFacts]  # those that differ from run to run (speeds): not in the digest
+    digest: str  # of the files
     counts: dict[str, int]
     timings: dict[str, float]  # seconds: wall_s, cpu_s
     recorded: dict[str, Any]  # code revision, package versions, device
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+def files_digest(files: Mapping[str, FileFacts]) -> str:
+    return hash_long({name: facts.sha256 for name, facts in files.items()})
 
 
 State = Literal["done", "absent", "damaged", "stale"]
@@ -179,7 +197,8 @@ class Store:
     def __init__(self, root: Path):
         self.root = root
         self._statuses: dict[str, Status] = {}
-        self._digests: dict[tuple[str, int, int], str] = {}
+        self._readers: dict[str, set[str]] = {}  # key -> keys of stages whose status was found by looking at it
+        self._digests: dict[tuple[Path, int, int], str] = {}  # of big files
 
     def folder(self, stage: Stage | Source) -> Path:
         return stage.path if isinstance(stage, Source) else self.root / stage.kind / stage.key
@@ -215,12 +234,17 @@ class Store:
         return self._statuses[stage.key]
 
     def forget(self, stage: Stage) -> None:
-        self._statuses.pop(stage.key, None)
+        """Look again at a stage, and at those whose status hung on it."""
+        keys = [stage.key]
+        while keys:
+            key = keys.pop()
+            self._statuses.pop(key, None)
+            keys += self._readers.pop(key, ())
 
     def manifest(self, stage: Stage) -> Manifest:
         status = self.status(stage)
         if status.manifest is None or status.state != "done":
-            raise FileNotFoundError(f"stage {stage.kind}/{stage.key} is {status.state} in {self.root}: {status.why or 'never run'}")
+            raise FileNotFoundError(f"stage {stage.kind}/{stage.key} is {status.state} in {self.root}{status.why and f': {status.why}'}")
         return status.manifest
 
     def _check(self, stage: Stage) -> Status:
@@ -228,41 +252,58 @@ class Store:
         if not folder.exists():
             return Status("absent")
         try:
-            manifest = Manifest(**json.loads((folder / "manifest.json").read_text()))
-        except FileNotFoundError:
-            return Status("damaged", f"{folder} has no manifest: not finished, taken as absent")
-        except (ValueError, TypeError) as error:
-            return Status("damaged", f"{folder}/manifest.json cannot be read ({error}): taken as absent")
-        for name, facts in {**manifest.files, **manifest.recorded_files}.items():
-            if why := self._wrong_file(folder / name, facts):
-                return Status("damaged", f"{folder / name} {why}: taken as absent")
+            manifest = self._intact(folder)
+        except ValueError as error:
+            return Status("damaged", f"{error}: taken as absent")
         for role, facts in manifest.inputs.items():
-            source = stage.inputs.get(role)
-            current = self.digest(source) if source is not None else None
-            if current is not None and current != facts["digest"]:
+            if isinstance(source := stage.inputs.get(role), Stage):
+                self._readers.setdefault(source.key, set()).add(stage.key)
+                if self.status(source).state == "stale":
+                    return Status("stale", manifest=manifest)  # that one says why
+            if source is not None and self.digest(source) not in (None, facts["digest"]):
                 return Status("stale", f"{stage.kind}/{stage.key}: its input {role!r} was made again with other bytes", manifest)
         return Status("done", manifest=manifest)
 
-    def _wrong_file(self, path: Path, facts: Mapping[str, Any]) -> str | None:
+    def _intact(self, folder: Path) -> Manifest:
+        """The manifest of a folder whose files are as it says; ValueError otherwise."""
+        path = folder / "manifest.json"
+        try:
+            manifest = _MANIFEST.validate_json(path.read_bytes())
+        except OSError:
+            raise ValueError(f"{folder} has no manifest, so it was not finished") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{path} cannot be read ({'.'.join(map(str, first['loc']))} {first['msg']})") from None
+        if (manifest.kind, manifest.key) != (folder.parent.name, folder.name) or manifest.digest != files_digest(manifest.files):
+            raise ValueError(f"{path} contradicts itself or its folder's name")
+        for name, facts in {**manifest.files, **manifest.recorded_files}.items():
+            if why := self._wrong_file(folder / name, facts):
+                raise ValueError(f"{folder / name} {why}")
+        return manifest
+
+    def _wrong_file(self, path: Path, facts: FileFacts) -> str | None:
         try:
             stat = path.stat()
         except OSError:
             return "is missing"
-        if stat.st_size != facts["size"]:
-            return f"has {stat.st_size} bytes instead of {facts['size']}"
-        known = (str(path), stat.st_size, stat.st_mtime_ns)
-        if stat.st_size < BIG_FILE or known not in self._digests:
+        if stat.st_size != facts.size:
+            return f"has {stat.st_size} bytes instead of {facts.size}"
+        if stat.st_size < BIG_FILE:
+            return None if file_digest(path) == facts.sha256 else "has a wrong checksum"
+        if stat.st_mtime_ns == facts.mtime_ns:
+            return None
+        known = (path, stat.st_size, stat.st_mtime_ns)
+        if known not in self._digests:
             self._digests[known] = file_digest(path)
-        return None if self._digests[known] == facts["sha256"] else "has a wrong checksum"
+        return None if self._digests[known] == facts.sha256 else "has a wrong checksum"
 
-    def history(self, kind: str) -> list[tuple[dict[str, Any], float]]:
-        """(settings, wall seconds) of every finished stage of a kind, for forecasts."""
-        rows = []
-        for path in (self.root / kind).glob("*/manifest.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                facts = json.loads(path.read_text())
-                rows.append((facts["settings"], facts["timings"]["wall_s"]))
-        return rows
+    def history(self) -> list[Manifest]:
+        """Manifests of all finished stages, for forecasts; their files are not looked at."""
+        found = []
+        for path in self.root.glob("*/*/manifest.json"):
+            with contextlib.suppress(OSError, ValidationError):
+                found.append(_MANIFEST.validate_json(path.read_bytes()))
+        return found
 
     def try_lock(self, stage: Stage) -> filelock.BaseFileLock | None:
         """A held lock, to be released; None when somebody else computes this stage. Saves work, guards nothing."""
@@ -291,10 +332,10 @@ class Store:
         parent = self.root / stage.kind
         parent.mkdir(parents=True, exist_ok=True)
         for leftover in parent.glob(f"{stage.key}.build-*"):
-            _, host, pid, _ = leftover.name.rsplit("-", 3)
-            if host == _hostname() and not psutil.pid_exists(int(pid)):
+            found = BUILD.search(leftover.name)
+            if found and found["host"] == _hostname() and not psutil.pid_exists(int(found["pid"])):
                 shutil.rmtree(leftover, ignore_errors=True)
-        folder = parent / f"{stage.key}.build-{_hostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        folder = parent / _build_name(stage.key)
         folder.mkdir()
         return folder
 
@@ -311,10 +352,11 @@ class Store:
     ) -> Manifest:
         """Write the manifest of a built folder, last, and move the folder into place.
 
-        `input_digests` are those that were verified before the stage read its inputs.
+        `input_digests` are those that were verified before the stage read its inputs. Returns the manifest of what then stands
+        there: another's, where somebody made the same of the same inputs a moment earlier.
         """
         facts = {
-            str(path.relative_to(built)): {"sha256": file_digest(path), "size": path.stat().st_size}
+            str(path.relative_to(built)): FileFacts(file_digest(path), path.stat().st_size, path.stat().st_mtime_ns)
             for path in sorted(built.rglob("*"))
             if path.is_file()
         }
@@ -327,32 +369,44 @@ class Store:
             inputs={role: {"key": source.key, "digest": input_digests[role]} for role, source in stage.inputs.items()},
             files=files,
             recorded_files={name: fact for name, fact in facts.items() if name in recorded_files},
-            digest=hash_long({name: fact["sha256"] for name, fact in files.items()}),
+            digest=files_digest(files),
             counts=dict(counts),
             timings=dict(timings),
             recorded=dict(recorded),
         )
         with (built / "manifest.json").open("w") as file:
-            json.dump(manifest.__dict__, file, indent=1, sort_keys=True, allow_nan=False)
+            json.dump(dataclasses.asdict(manifest), file, indent=1, sort_keys=True, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
-        self._move_into_place(built, self.folder(stage))
+        standing = self._move_into_place(built, self.folder(stage), manifest)
         self.forget(stage)
-        return manifest
+        return standing
 
-    def _move_into_place(self, built: Path, folder: Path) -> None:
-        """Rename; what stood there (damaged, stale, or as good and earlier by a moment) is moved aside and removed."""
+    def _move_into_place(self, built: Path, folder: Path, manifest: Manifest) -> Manifest:
+        """Rename. What stands there already is left, for others may be reading it, unless it is damaged or of other inputs."""
         for _ in range(3):
             with contextlib.suppress(OSError):
                 built.rename(folder)
-                return
-            aside = folder.with_name(f"{folder.name}.build-{_hostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+                return manifest
+            with contextlib.suppress(ValueError):
+                standing = self._intact(folder)
+                if standing.inputs == manifest.inputs:
+                    shutil.rmtree(built, ignore_errors=True)
+                    return standing
+            aside = folder.with_name(_build_name(folder.name))
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(aside)
                 shutil.rmtree(aside, ignore_errors=True)
-            time.sleep(0.01)
         raise OSError(f"could not move {built} into place at {folder}")
 
 
+BUILD = re.compile(r"\.build-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{6}$")
+
+
+def _build_name(key: str) -> str:
+    """A folder that is being built, by whom."""
+    return f"{key}.build-{_hostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+
 def _hostname() -> str:
-    return socket.gethostname().replace("-", "_") or "host"
+    return socket.gethostname() or "host"
