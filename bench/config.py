@@ -364,3 +364,10 @@ class Session(Settings):
     @property
     def results_dir(self) -> Path:
         return Path(self.results or os.environ.get("BENCH_RESULTS") or "results").expanduser().absolute()
+
+
+class Expectation(Settings):
+    """An order by win rate of two groups of a sweep's cells, named before it ran; each side is written as axes are."""
+
+    better: dict[str, Any]
+    worse: dict[str, Any]

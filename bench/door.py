@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from bench import sweep as sweeps
-from bench.config import Cell, Form, LocalData, LocalModel, Scale, Session, misfits
+from bench.config import Cell, Expectation, Form, LocalData, LocalModel, Scale, Session, misfits
 from bench.plan import Sources
 from bench.preferences import read_preferences
 from bench.store import Source, tree_digest
@@ -54,6 +54,7 @@ class Opened:
     cells: list[Cell]
     sources: list[Sources]  # of each cell
     hydra: tuple[str, ...]  # words that are Hydra's own business
+    expectations: tuple[Expectation, ...] = ()  # that the sweep file names
 
 
 def open_door(words: Sequence[str]) -> Opened:
@@ -76,7 +77,7 @@ class _Where:
     def of(self, key: str) -> str:
         if word := next((word for given, word in self.command.words.items() if _covers(given, key)), None):
             return f"{word} on the command line"
-        if any(_covers(written, key) for written in self.in_sweep):
+        if any(_covers(written, key) or written.split(".")[0] == key for written in self.in_sweep):
             return f"{key} in {self.sweep_file}"
         section = key.split(".")[0]
         group = {"world": "data", "hydra": "hydra/launcher"}.get(section, section)
@@ -113,6 +114,7 @@ class _Door:
         base = self._point(fixed)
         grids = self._grids(base[0]) if base else []
         session = self._session(*base) if base else None
+        expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
         for point in sweeps.unfold(sweeps.replace_axes(grids, {key: values for key, values in given.items() if not is_session(key)})):
             if (composed := self._point(point)) and (cell := self._cell(*composed)):
@@ -121,7 +123,8 @@ class _Door:
             raise BadConfig(self.problems)
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
         sources = [self.files.sources(cell) for cell in cells]
-        return Opened(session, self.sweep, self.command.asks, title, self.command.cell_words, list(cells), sources, self.command.hydra)
+        words = self.command.cell_words
+        return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, self.command.hydra, expectations)
 
     def _choose_sweep(self) -> None:
         """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""
@@ -175,6 +178,13 @@ class _Door:
         self.in_sweep |= {key for grid in grids for key in grid}
         return grids
 
+    def _expectations(self, tree: Tree, where: _Where) -> tuple[Expectation, ...]:
+        written = tree.get("expect", [])
+        if not isinstance(written, list) or not all(isinstance(item, dict) for item in written):
+            self.problems.append(f"expect must be a list of `better:` and `worse:`, got {_short(written)} ({where.of('expect')})")
+            return ()
+        return tuple(found for item in written if (found := self._valid(Expectation, item, where, "expect")))
+
     def _point(self, point: sweeps.Point) -> tuple[Tree, _Where] | None:
         """The composed config of one point, and where it comes from; what cannot be set is said and left out."""
         groups = {key: value for key, value in point.items() if key in GROUPS}
@@ -211,7 +221,7 @@ class _Door:
         return self._valid(Session, plain, where) if plain else None
 
     def _cell(self, tree: Tree, where: _Where) -> Cell | None:
-        for key in tree.keys() - {*SECTIONS, "axes", "grids", "hydra"}:
+        for key in tree.keys() - {*SECTIONS, "axes", "grids", "expect", "hydra"}:
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
             else:

@@ -34,7 +34,7 @@ def main(opened: Opened) -> int:
     store = Store(session.results_dir / "store")
     asked = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
     cells = with_start_cells(asked, opened.sources)
-    sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells)
+    sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations)
     plan = make_plan(cells, store)
     workers = pool_size(session.launcher)
     match session.do.name:

@@ -16,7 +16,8 @@ W&B gets no environment, command line, host name, git state or console output; w
 an error message is replaced.
 
 Limits: wandb does not tell when the upload of a table's file fails in the background (a line in the run's debug-internal.log
-does). Two commands that write the same cell at once repeat its rows. An offline run cannot be resumed, so an offline cell whose numbers changed replaces its earlier folder. If that one
+does). Two commands that write the same cell at once repeat its rows. An offline run cannot be resumed, so an offline cell whose numbers
+changed replaces its earlier folder. If that one
 had been uploaded, `wandb sync` of the new one repeats its rows there (the summary is right).
 """
 

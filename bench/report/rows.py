@@ -9,23 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from bench import stats
-from bench.config import Cell
+from bench.config import Cell, Expectation
 from bench.plan import CellPlan, start_cell
 from bench.records import Verdict, read_jsonl
 from bench.store import Store, hash_key
 
 ALPHA = 0.05
-
-
-Choice = Mapping[str, Any]  # dotted key or group -> value, as axes are written
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """An order of two groups by win rate, named before the sweep ran."""
-
-    better: Choice
-    worse: Choice
 
 
 @dataclass(frozen=True)
@@ -199,7 +188,7 @@ def verify(expectation: Expectation, pooled: Pooled) -> Verified:
     return Verified(first, second, why="one of them was not judged")
 
 
-def _choice_words(choice: Choice) -> str:
+def _choice_words(choice: Mapping[str, Any]) -> str:
     """`{"method": "kto", "method.beta": 0.1}` as `kto beta 0.1`."""
     return " ".join(f"{key.removeprefix('method.')} {value}" for key, value in choice.items()).removeprefix("method ")
 
@@ -210,7 +199,7 @@ def _turned(d: stats.Difference) -> stats.Difference:
     return replace(d, value=-d.value, low=low, high=high, t=t)
 
 
-def matches(cell: Cell, choice: Choice) -> bool:
+def matches(cell: Cell, choice: Mapping[str, Any]) -> bool:
     """Whether a cell has these values; a group's value is its choice's name."""
     return all(_chosen(cell, key) == value for key, value in choice.items())
 

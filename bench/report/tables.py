@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench import stats
-from bench.report.rows import ALPHA, Expectation, Group, Pooled, Verified, verify
+from bench.config import Expectation
+from bench.report.rows import ALPHA, Group, Pooled, Verified, verify
 
 MISSING = "-"
 

@@ -133,7 +133,8 @@ def print_report(sweep: Sweep, rows: Sequence[Row], paths: Paths, notes: Sequenc
 
 
 def _print_table(console: Console, sweep: Sweep, table: Table) -> None:
-    shown = RichTable(title=sweep.title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    console.print(sweep.title, style="bold", highlight=False, markup=False)
+    shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in table.rows:

@@ -11,11 +11,14 @@ import pyarrow.parquet
 import pytest
 
 from bench import methods
+from bench.config import Expectation
 from bench.door import open_door
 from bench.plan import CellPlan, plan_cell
-from bench.report import Expectation, Row, Sweep, flat_rows, pool, write_files
+from bench.report import Row, Sweep, flat_rows, pool, write_files
+from bench.report.rows import matches, seedless
 from bench.report.tables import comparison_table, latex, markdown
 from bench.run import with_start_cells
+from bench.sweep import SWEEPS
 
 ITEMS = [f"item{i}" for i in range(40)]
 
@@ -119,8 +122,16 @@ def test_files_say_the_same_and_are_the_same_bytes_again(rows: list[Row], tmp_pa
     ],
 )
 def test_an_expectation_is_held_against_the_table(rows: list[Row], better: dict, worse: dict, verdict: str) -> None:
-    notes = comparison_table(pool(rows), [Expectation(better, worse)]).notes
+    notes = comparison_table(pool(rows), [Expectation(better=better, worse=worse)]).notes
     assert any(note.startswith("Expected ") and verdict in note for note in notes)
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_side_of_a_file_s_expectations_is_one_group(path: Path) -> None:
+    opened = open_door([f"+sweep={path.stem}"])
+    cells = [plan.cell for plan in _cells(f"+sweep={path.stem}")]
+    for side in (side for expectation in opened.expectations for side in (expectation.better, expectation.worse)):
+        assert len({seedless(cell) for cell in cells if matches(cell, side)}) == 1, side
 
 
 def test_markdown_and_latex_escape_what_they_must() -> None:
