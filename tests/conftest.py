@@ -1,0 +1,97 @@
+"""What many tests need: the real command, the door without a process, files of a user, small stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.config import Cell
+from bench.door import BadConfig, Opened, open_door
+
+ROOT = Path(__file__).parent.parent
+
+RunBench = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run_bench(tmp_path: Path) -> RunBench:
+    """`python -m bench ...` in an empty folder; results land there too."""
+
+    def run(*words: str, python: Sequence[str] = ("-m", "bench"), **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {key: value for key, value in os.environ.items() if key != "BENCH_RESULTS"}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        return subprocess.run(
+            [sys.executable, *python, *words],
+            cwd=tmp_path,
+            env={**variables, "PYTHONPATH": path, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def opened() -> Callable[..., Opened]:
+    """What the door makes of the words of a command."""
+    return lambda *words: open_door(words)
+
+
+@pytest.fixture(scope="session")
+def problems() -> Callable[..., list[str]]:
+    """What the door finds wrong with the words of a command."""
+
+    def ask(*words: str) -> list[str]:
+        try:
+            open_door(words)
+        except BadConfig as error:
+            return error.problems
+        return []
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def cell() -> Cell:
+    """The cell of a command without words: KTO in the controlled world."""
+    return open_door(()).cells[0]
+
+
+PAIRS = [
+    {"prompt": f"Question {i}?", "chosen": f"A good answer to {i}.", "rejected": f"A bad one {i}."}
+    for i in range(20)
+]  # fmt: skip
+UNPAIRED = [{"prompt": f"Question {i}?", "completion": f"Answer {i}.", "label": i % 2 == 0} for i in range(20)]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "pairs.jsonl", PAIRS)
+
+
+@pytest.fixture
+def unpaired_file(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "unpaired.jsonl", UNPAIRED)
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """As much of a model folder as the door looks at."""
+    folder = tmp_path / "my_model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text(f"{{}} {name}")
+    return folder

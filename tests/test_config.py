@@ -1,0 +1,172 @@
+"""What may be set: records are closed, frozen and strict, every file in conf/ passes, every field is read by something."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from bench import config
+from bench.config import Cell, Session, misfits
+from bench.door import Opened
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+
+
+def _records() -> Iterator[type[BaseModel]]:
+    for record in vars(config).values():
+        if isinstance(record, type) and issubclass(record, config.Settings):
+            yield record
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def _choices() -> list[tuple[str, str]]:
+    return [(str(path.parent.relative_to(CONF)), path.stem) for path in sorted(CONF.rglob("*/*.yaml")) if "sweeper" not in path.parts]
+
+
+@pytest.mark.parametrize(("group", "choice"), _choices(), ids="=".join)
+def test_every_file_in_conf_composes_and_passes(
+    group: str, choice: str, opened: Callable[..., Opened], model_folder: Path, pairs_file: Path
+) -> None:
+    words = {f"{group}={choice}"}
+    if (group, choice) == ("model", "local"):
+        words |= {f"model.path={model_folder}"}
+    if (group, choice) == ("data", "local"):
+        words |= {"model=local", f"model.path={model_folder}", f"data.path={pairs_file}"}
+    done = opened(*words)
+    assert len(done.cells) == 1
+
+
+def test_only_paths_of_own_files_have_no_default() -> None:
+    must = {key for path in CONF.rglob("*.yaml") for key, value in _leaves(yaml.safe_load(path.read_text())) if value == "???"}
+    assert must == {"model.path", "data.path"}
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}".lstrip("."))
+    else:
+        yield prefix, tree
+
+
+# Fields --------------------------------------------------------------------------------------------------------------
+
+
+def _names_read() -> set[str]:
+    """Attributes that the code outside config.py reads, and texts that may name one."""
+    names = set()
+    for path in (ROOT / "bench").rglob("*.py"):
+        if path.name == "config.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)
+    return names
+
+
+def test_every_config_field_is_read_by_something() -> None:
+    """Fields of a scale preset are read by interpolation in conf/, the others in code."""
+    read = _names_read()
+    interpolated = set(re.findall(r"\$\{scale\.(\w+)", "\n".join(path.read_text() for path in CONF.rglob("*.yaml"))))
+    for record in _records():
+        for name in record.model_fields:
+            assert name in (interpolated if record is config.Scale else read), f"nothing reads {record.__name__}.{name}"
+
+
+@pytest.mark.parametrize("record", list(_records()), ids=lambda record: record.__name__)
+def test_records_are_closed_frozen_and_strict(record: type[BaseModel]) -> None:
+    assert record.model_config.get("extra") == "forbid"
+    assert record.model_config.get("frozen") and record.model_config.get("strict")
+    assert not record.model_config.get("allow_inf_nan", True)
+
+
+def test_a_cell_can_be_told_apart_and_kept_in_a_dict(cell: Cell) -> None:
+    other = Cell.model_validate(cell.model_dump() | {"seed": 1})
+    assert {cell: "a", other: "b"}[Cell.model_validate(cell.model_dump())] == "a"
+
+
+def _with(cell: Cell, key: str, value: Any) -> dict[str, Any]:
+    tree = cell.model_dump()
+    *parents, name = key.split(".")
+    section = tree
+    for parent in parents:
+        section = section[parent]
+    section[name] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("key", "bad"),
+    [
+        ("method.beta", "0.1"),
+        ("method.beta", True),
+        ("method.beta", float("nan")),
+        ("method.beta", 0),
+        ("method.batch_size", 1),
+        ("method.batch_size", 8.0),
+        ("method.warmup_ratio", 1.0),
+        ("data.fraction", 0),
+        ("data.fraction", 1.1),
+        ("data.annotator.flip_rate", -0.1),
+        ("data.name", "../elsewhere"),
+        ("model.name", ""),
+        ("model.hidden_size", 97),
+        ("world.gold.content", 0.9),
+        ("world.categories", []),
+        ("world.categories", ["math", "math"]),
+        ("world.categories", ["maths"]),
+        ("world.constraint_counts", [0.5, 0.6]),
+        ("world.constraint_counts", ["0.5", 0.5]),
+        ("judge.preference.decoding.top_p", 0),
+        ("judge.split", "train"),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("seed", True),
+        ("engine.batch_size", 0),
+    ],
+)
+def test_a_value_out_of_range_or_of_another_type_is_refused(cell: Cell, key: str, bad: Any) -> None:
+    with pytest.raises(ValidationError):
+        Cell.model_validate(_with(cell, key, bad))
+
+
+def test_whole_numbers_may_stand_for_fractions_and_lists_for_tuples(cell: Cell) -> None:
+    assert Cell.model_validate(_with(cell, "method.beta", 1)) == Cell.model_validate(_with(cell, "method.beta", 1.0))
+    assert Cell.model_validate(_with(cell, "world.categories", ["math"])).world.categories == ("math",)  # type: ignore[union-attr]
+
+
+def test_all_impossible_combinations_are_found_at_once(cell: Cell) -> None:
+    """World model and gold judge on a file; unpaired rows for DPO is the third, of the world's data."""
+    tree = cell.model_dump() | {"data": {"kind": "local", "name": "mine", "form": "unpaired"}, "method": {"name": "dpo"}}
+    assert [field for field, _ in misfits(tree)] == ["model", "judge", "data.form"]
+    assert [field for field, _ in misfits(cell.model_dump() | {"world": None})] == ["world"]
+    assert misfits(cell.model_dump()) == []
+
+
+def test_results_lie_where_the_command_then_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, opened: Callable[..., Opened]
+) -> None:
+    def results_dir(*words: str) -> Path:
+        session = opened(*words).session
+        assert isinstance(session, Session)
+        return session.results_dir
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BENCH_RESULTS", raising=False)
+    assert results_dir() == tmp_path / "results"
+    monkeypatch.setenv("BENCH_RESULTS", "elsewhere")
+    assert results_dir() == tmp_path / "elsewhere"
+    assert results_dir("results=here") == tmp_path / "here"
+    assert results_dir("results='~/there'") == Path.home() / "there"

@@ -1,0 +1,405 @@
+"""The door: everything that is wrong with a command in one message - what, where, what is known - before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.door import Opened
+
+ROOT = Path(__file__).parent.parent
+
+RunBench = Callable[..., "subprocess.CompletedProcess[str]"]
+Problems = Callable[..., list[str]]
+Open = Callable[..., Opened]
+
+
+def write_sweep(folder: Path, text: str, name: str = "mine") -> str:
+    """A user's sweep file under a folder for --config-dir; returns the flag."""
+    (folder / "sweep").mkdir(exist_ok=True, parents=True)
+    (folder / "sweep" / f"{name}.yaml").write_text(f"# @package _global_\n{text}")
+    return f"--config-dir={folder}"
+
+
+# The real command ----------------------------------------------------------------------------------------------------
+
+
+def test_four_faults_at_once_are_four_lines_and_exit_code_2(run_bench: RunBench) -> None:
+    done = run_bench("method.beta=-1", "method.betta=0.1", "model=nope", "data.fraction=2")
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = sorted(done.stderr.splitlines())
+    assert lines == [
+        "data.fraction must be <= 1, got 2 (data.fraction=2 on the command line)",
+        "method.beta must be > 0, got -1 (method.beta=-1 on the command line)",
+        "unknown key 'method.betta' (method.betta=0.1 on the command line); did you mean method.beta? known in method: batch_size, beta, "
+        "desirable_weight, gradient_accumulation_steps, learning_rate, lr_scheduler_type, max_grad_norm, name, num_train_epochs, "
+        "optimizer, undesirable_weight, warmup_ratio, weight_decay",
+        "unknown model 'nope' (model=nope on the command line); known: local, world_large, world_medium, world_small",
+    ]
+
+
+@pytest.mark.parametrize("word", ["method.beta=-1", "method.betta=0.1", "model=nope", "data.fraction=2"])
+def test_each_fault_alone_is_one_line_and_exit_code_2(run_bench: RunBench, word: str) -> None:
+    done = run_bench(word)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert f"({word} on the command line)" in done.stderr
+
+
+def test_the_door_loads_no_torch_whether_or_not_it_opens() -> None:
+    code = """
+import sys
+from bench.door import BadConfig, open_door
+open_door(["+sweep=kto_beta"])
+try:
+    open_door(["method.beta=-1"])
+except BadConfig:
+    print(sorted({"torch", "transformers", "trl", "datasets", "wandb", "pandas"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_good_command_goes_through_hydra_with_or_without_m(run_bench: RunBench, tmp_path: Path) -> None:
+    """Axes, and keys that only some of the cells have, which Hydra's own composing would refuse."""
+    done = run_bench("-m", "do=plan", "data=local,world", "data.path=x.jsonl")
+    assert done.returncode == 2 and "unknown key 'data.path'" in done.stderr  # of data=world
+    done = run_bench("-m", "do=plan", "method=ipo,kto", "method.beta=0.1,0.3", "tracker=none")
+    assert done.returncode == 0, done.stderr
+    assert "ipo-beta0.3-" in done.stdout and "kto-beta0.1-" in done.stdout
+    assert not list(tmp_path.iterdir())  # a plan leaves nothing behind
+
+
+def test_what_hydra_answers_by_itself_still_works(run_bench: RunBench) -> None:
+    printed = run_bench("--cfg", "job", "-m", "method=dpo")
+    assert printed.returncode == 0 and "name: dpo" in printed.stdout
+    helped = run_bench("--help")
+    assert helped.returncode == 0 and "method: dpo, ipo, kto, none" in helped.stdout
+    informed = run_bench("--info", "defaults")
+    assert informed.returncode == 0 and "method/kto" in informed.stdout
+    wrong = run_bench("--cfg", "job", "method=nope")
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+
+
+def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
+    script = "import sys; sys.argv[0] = 'bench'; from bench.__main__ import main; main()"
+    done = run_bench("method.beta=-1", python=("-c", script))
+    assert (done.returncode, done.stderr) == (2, "method.beta must be > 0, got -1 (method.beta=-1 on the command line)\n")
+
+
+# What is wrong with single words -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["method.beta=abc"], ["method.beta must be a valid number, got 'abc' (method.beta=abc on the command line)"]),
+        (["method.beta="], ["method.beta must be a valid number, got '' (method.beta= on the command line)"]),
+        (["method.beta=true"], ["method.beta must be a valid number, got True (method.beta=true on the command line)"]),
+        (["method.beta=null"], ["method.beta must be a valid number, got None (method.beta=null on the command line)"]),
+        (["seed=1.5"], ["seed must be a valid integer, got 1.5 (seed=1.5 on the command line)"]),
+        (["seed=-1"], ["seed must be >= 0, got -1 (seed=-1 on the command line)"]),
+        (["seed=4294967296"], ["seed must be < 4294967296, got 4294967296 (seed=4294967296 on the command line)"]),
+        (
+            ["method.beta=[0.1,0.2]"],
+            [
+                "method.beta must be a valid number, got [0.1, 0.2] (method.beta=[0.1,0.2] on the command line); "
+                "an axis is written method.beta=0.1,0.2"
+            ],
+        ),
+        (
+            ["+foo=1"],
+            ["unknown key 'foo' (+foo=1 on the command line); known: data, engine, judge, method, model, seed, world"],
+        ),
+        (["foo=1"], ["unknown key 'foo' (foo=1 on the command line); known: data, engine, judge, method, model, seed, world"]),
+        (["seed.x=1"], ["seed.x cannot be set: seed is 0 here (seed.x=1 on the command line)"]),
+        (
+            ["model.sft={stepz: 3}"],
+            [
+                "unknown key 'model.sft.stepz' (model.sft={stepz: 3} on the command line); did you mean model.sft.steps? "
+                "known in model.sft: batch_size, learning_rate, steps"
+            ],
+        ),
+        (["model.sft=3"], ["model.sft must be a valid dictionary or instance of SftTraining, got 3 (model.sft=3 on the command line)"]),
+        (
+            ["do=plan,run", "tracker=wandb,none"],
+            [
+                "do is no axis and takes one value, got 2 (do=plan,run on the command line)",
+                "tracker is no axis and takes one value, got 2 (tracker=wandb,none on the command line)",
+            ],
+        ),
+        (["results=a,b"], ["results is no axis and takes one value, got 2 (results=a,b on the command line)"]),
+        (["do=pln"], ["unknown do 'pln' (do=pln on the command line); did you mean plan? known: plan, report, run, status"]),
+        (
+            ["+sweep=kto_beta,smoke"],
+            ["one sweep at a time, got kto_beta, smoke (command line): run the command once for each"],
+        ),
+        (
+            ["method.beta=0.1", "method.beta=0.2"],
+            ["method.beta is given twice (method.beta=0.1 and method.beta=0.2 on the command line)"],
+        ),
+        (["~method.beta"], ["cannot delete 'method.beta' (~method.beta on the command line): set another value instead"]),
+        (["seed=range(3,0)"], ["seed has no values (seed=range(3,0) on the command line)"]),
+        (["hydra/launcher=nope"], ["unknown hydra/launcher 'nope' (hydra/launcher=nope on the command line); known: local"]),
+        (
+            ["hydra.launcher.workers=0"],
+            ["hydra.launcher.workers must be >= 1, got 0 (hydra.launcher.workers=0 on the command line)"],
+        ),
+        (
+            ["hydra.launcher.wrokers=2"],
+            [
+                "unknown key 'hydra.launcher.wrokers' (hydra.launcher.wrokers=2 on the command line); did you mean hydra.launcher.workers? "
+                "known in hydra.launcher: name, retries, stage_timeout_s, threads, workers"
+            ],
+        ),
+        (
+            ["hydra.mode=RUN"],
+            [
+                "cannot set hydra.mode (hydra.mode=RUN on the command line): every command is a sweep, and bench unfolds it; "
+                "leave the word out"
+            ],
+        ),
+        (["hydra/sweeper=basic"], ["cannot set hydra/sweeper (hydra/sweeper=basic on the command line): every command is a sweep, "
+                                   "and bench unfolds it; leave the word out"]),
+        (["hydra.foo=1"], ["cannot compose hydra.foo=1: Could not override 'hydra.foo'. To append to your config use +hydra.foo=1"]),
+        (["--config-dir=/nope"], ["--config-dir must be a folder of configs, got /nope: no such folder"]),
+        (["--config-dir"], ["--config-dir must be a folder of configs, got nothing: no such folder"]),
+        (["tracker.mode=no"], ["tracker.mode must be 'auto', 'online' or 'offline', got 'no' (tracker.mode=no on the command line)"]),
+        (["results=3"], ["results must be a valid string, got 3 (results=3 on the command line)"]),
+        (
+            ["model.name=a/b"],
+            ["model.name must be a name of letters, digits, dots, +, - and _, got 'a/b' (model.name=a/b on the command line)"],
+        ),
+        (["method.name=foo"], ["method.name must be one of 'none', 'dpo', 'ipo', 'kto', got 'foo' (method.name=foo on the command line)"]),
+        (["scale.batch_size=x"], ["scale.batch_size must be a valid integer, got 'x' (scale.batch_size=x on the command line)"]),
+        (
+            ["method.beta=${scale.foo}"],
+            ["method.beta: Interpolation key 'scale.foo' not found (method.beta=${scale.foo} on the command line)"],
+        ),
+        (["model=local"], ["model.path must be set: add model.path=... (model.path of model=local)"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and not value[0].count(" ") else "",
+)  # fmt: skip
+def test_a_fault_says_what_where_and_what_is_known(problems: Problems, words: list[str], expected: list[str]) -> None:
+    assert problems(*words) == expected
+
+
+@pytest.mark.parametrize("word", ["foo", "method.beta=interval(0,1)", "method=glob(*)", "method.beta=(", "results=a=b", "--run", ""])
+def test_words_that_cannot_be_read_are_a_problem_with_a_way_out(problems: Problems, word: str) -> None:
+    (problem,) = problems(word)
+    assert problem.startswith(f"cannot read {word!r} on the command line: ")
+    assert problem.endswith("expected key=value or key=a,b; quote a value with special characters: 'key=\"...\"'")
+
+
+def test_one_bad_word_hides_no_other(problems: Problems) -> None:
+    found = problems("+sweep=nope", "scale=x", "foo", "hydra.launcher.workers=0", "data.fraction=2", "data=local", "hydra/launcher=y")
+    starts = ["cannot read 'foo'", "unknown sweep 'nope'", "unknown scale 'x'", "unknown hydra/launcher 'y'", "hydra.launcher.workers must"]
+    for start in [*starts, "data.fraction must be <= 1, got 2", "data.path must be set", "model=world_medium knows only"]:
+        assert sum(problem.startswith(start) for problem in found) == 1, (start, found)
+
+
+def test_an_unknown_sweep_names_the_nearest_and_all(problems: Problems) -> None:
+    (problem,) = problems("+sweep=kto_bta")
+    assert problem.startswith("unknown sweep 'kto_bta' (+sweep=kto_bta on the command line); did you mean kto_beta? known: kto_beta, ")
+
+
+def test_a_command_without_faults_opens(opened: Open) -> None:
+    done = opened("+sweep=kto_beta", "method.beta=0.1,0.3", "tracker=none", "results=r", "hydra.launcher.workers=3", "do=plan")
+    assert done.command == "+sweep=kto_beta method.beta=0.1,0.3"
+    assert (done.sweep, done.replaced) == ("kto_beta", True)
+    assert done.session.launcher.workers == 3 and done.session.do.name == "plan" and done.session.tracker.name == "none"
+    assert done.title.startswith("which beta does KTO want")
+    assert not opened("+sweep=kto_beta", "do=plan", "hydra/launcher=local").replaced
+
+
+def test_the_command_that_is_kept_can_be_typed_again(opened: Open, tmp_path: Path) -> None:
+    flag = write_sweep(tmp_path / "my configs", "axes: {seed: [0, 1]}")
+    done = opened(flag, "+sweep=mine", "method.beta=choice(0.1,0.3)", "judge.preference={n_items: 8}", "do=plan")
+    assert done.command == f"'{flag}' +sweep=mine 'method.beta=choice(0.1,0.3)' 'judge.preference={{n_items: 8}}'"
+
+
+# Impossible combinations ---------------------------------------------------------------------------------------------
+
+
+def test_a_file_for_the_worlds_model_and_judge_is_impossible(problems: Problems, pairs_file: Path) -> None:
+    assert problems("data=local", f"data.path={pairs_file}", "judge=gold") == [
+        "model=world_medium knows only the controlled world's words and needs its data, got data=local; take model=local model.path=DIR "
+        "(model=world_medium)",
+        "judge=gold knows the truth of the controlled world only and needs its data, got data=local; take judge=none "
+        "(judge=gold on the command line)",
+    ]
+
+
+def test_impossible_combinations_are_said_beside_other_faults(problems: Problems) -> None:
+    found = problems("data.form=unpaired", "method=dpo", "method.beta=-1")
+    assert found == [
+        "method.beta must be > 0, got -1 (method.beta=-1 on the command line)",
+        "method=dpo learns from pairs, got unpaired rows; take method=kto or paired data (data.form=unpaired on the command line)",
+    ]
+
+
+def test_a_method_for_pairs_refuses_a_file_of_unpaired_rows(problems: Problems, model_folder: Path, unpaired_file: Path) -> None:
+    words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={unpaired_file}"]
+    assert problems(*words, "method=ipo,kto") == [
+        f"method=ipo learns from pairs, got unpaired rows; take method=kto or paired data (data.path={unpaired_file} on the command line)"
+    ]
+
+
+# Files of the user ---------------------------------------------------------------------------------------------------
+
+
+def test_own_model_and_file_pass_through_the_same_door(opened: Open, model_folder: Path, pairs_file: Path) -> None:
+    words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "method=dpo,kto"]
+    done = opened(*words)
+    assert [cell.method.name for cell in done.cells] == ["dpo", "kto"]
+    assert done.cells[0].judge.name == "none" and done.cells[0].world is None
+    assert done.cells[0].method.learning_rate == 5e-7  # type: ignore[union-attr]  # of scale=llm, which model=local brings
+    assert {source.model.path for source in done.sources if source.model} == {model_folder}
+    assert {source.data.path for source in done.sources if source.data} == {pairs_file}
+
+
+def test_both_files_that_are_missing_are_said_beside_other_faults(problems: Problems) -> None:
+    found = problems("model=local", "model.path=/nope", "data=local", "data.path=/no.jsonl", "method.beta=-1")
+    assert found == [
+        "model.path must be a folder of a causal LM, got /nope: no such folder (model.path=/nope on the command line)",
+        "data.path must be a preference file, got /no.jsonl: no such file (data.path=/no.jsonl on the command line)",
+        "method.beta must be > 0, got -1 (method.beta=-1 on the command line)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("removed", "missing"), [("config.json", "config.json"), ("tokenizer.json", "tokenizer files"), ("model.safetensors", "*.safetensors")]
+)
+def test_a_model_folder_that_lacks_something_is_refused(problems: Problems, model_folder: Path, removed: str, missing: str) -> None:
+    (model_folder / removed).unlink()
+    (problem,) = problems("model=local", f"model.path={model_folder}")
+    assert problem.startswith("model.path must hold config.json, a tokenizer and weights as safetensors, got ")
+    assert f"without {missing} (it holds " in problem
+
+
+def test_bad_rows_are_said_with_line_numbers_before_anything_runs(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\nnot json\n{"prompt": "a", "chosen": "", "rejected": "c"}\n')
+    done = run_bench("model=local", f"model.path={model_folder}", "data=local", f"data.path={bad}")
+    assert done.returncode == 2
+    assert f"{bad}:2: not JSON" in done.stderr and f"{bad}:3: chosen is empty" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+# Sweep files ---------------------------------------------------------------------------------------------------------
+
+
+def test_faults_in_a_sweep_file_name_the_file(problems: Problems, tmp_path: Path) -> None:
+    flag = write_sweep(tmp_path, "axes: {method: [kto, ktoo], method.beta: [0.1, -1], method.betta: [1], seed: [a]}")
+    file = tmp_path / "sweep" / "mine.yaml"
+    found = problems(flag, "+sweep=mine")
+    for start, end in [
+        ("unknown method 'ktoo'", f"(method in {file}); did you mean kto? known: dpo, ipo, kto, none"),
+        ("unknown key 'method.betta'", f"(method.betta in {file}); did you mean method.beta?"),
+        ("method.beta must be > 0, got -1", f"(method.beta in {file})"),
+        ("seed must be a valid integer, got 'a'", f"(seed in {file})"),
+    ]:
+        assert [end in problem for problem in found if problem.startswith(start)] == [True], (start, found)
+
+
+def test_faults_in_the_sections_of_a_sweep_file_name_the_file(problems: Problems, tmp_path: Path) -> None:
+    flag = write_sweep(tmp_path, "data: {n_prompt: 3, fraction: 7}\nmodell: {hidden_size: 3}\nscale: {bach_size: 3}\naxes: {seed: [0, 1]}")
+    file = tmp_path / "sweep" / "mine.yaml"
+    found = problems(flag, "+sweep=mine")
+    assert len(found) == 2
+    assert found[0].startswith(f"unknown section 'modell' (modell in {file}); did you mean model? known: ")
+    assert found[1].startswith(f"unknown key 'scale.bach_size' (scale.bach_size in {file}); did you mean scale.batch_size?")
+    write_sweep(tmp_path, "data: {n_prompt: 3, fraction: 7}\naxes: {seed: [0, 1]}")
+    first, second = problems(flag, "+sweep=mine")
+    assert first == f"data.fraction must be <= 1, got 7 (data.fraction in {file})"
+    assert second.startswith(f"unknown key 'data.n_prompt' (data.n_prompt in {file}); did you mean data.n_prompts?")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("axes: {seed: []}", "axis 'seed' has no values"),
+        ("axes:\n  seed:\n", "axis 'seed' has no values"),
+        ("axes: {method: {beta: [1]}}", "axis 'method' must be a list of values; write nested keys with dots (method.beta)"),
+        ("axes: {seed: [0]}\ngrids: [{seed: [1]}]", "axes and grids exclude each other; put common axes into each grid"),
+        ("grids: {seed: [1]}", "grids must be a list of `key: [values]` sections, axes one such section"),
+        ("grids: []", "grids must be a list of `key: [values]` sections, axes one such section"),
+        ("axes: [seed]", "grids must be a list of `key: [values]` sections, axes one such section"),
+        ("axes: {do: [run, plan]}", "'do' is no axis: it says how a command runs, not what a cell is"),
+        ("axes: {tracker.project: [a, b]}", "'tracker.project' is no axis: it says how a command runs, not what a cell is"),
+    ],
+)
+def test_axes_that_are_no_lists_of_values_are_said(problems: Problems, tmp_path: Path, text: str, reason: str) -> None:
+    flag = write_sweep(tmp_path, text)
+    assert problems(flag, "+sweep=mine", "method.beta=0") == [
+        f"{tmp_path / 'sweep' / 'mine.yaml'}: {reason}",
+        "method.beta must be > 0, got 0 (method.beta=0 on the command line)",
+    ]
+
+
+@pytest.mark.parametrize("text", ["axes: {seed: [0}", "- a\n- b", "a: 1\na: 2"])
+def test_a_broken_sweep_file_spoils_only_itself(problems: Problems, opened: Open, tmp_path: Path, text: str) -> None:
+    flag = write_sweep(tmp_path, text, name="broken")
+    write_sweep(tmp_path, "axes: {seed: [0, 1]}", name="whole")
+    found = problems(flag, "+sweep=broken", "seed=-1")
+    assert found[0].startswith(f"{tmp_path / 'sweep' / 'broken.yaml'} cannot be read: ")
+    assert found[1:] == ["seed must be >= 0, got -1 (seed=-1 on the command line)"]
+    assert len(opened(flag, "+sweep=whole").cells) == 2
+
+
+def test_a_users_sweep_without_its_header_is_told_so(problems: Problems, tmp_path: Path) -> None:
+    flag = write_sweep(tmp_path, "")
+    (tmp_path / "sweep" / "mine.yaml").write_text("axes: {seed: [0, 1]}\n")
+    assert problems(flag, "+sweep=mine") == [f"{tmp_path / 'sweep' / 'mine.yaml'} must begin with the line `# @package _global_`"]
+
+
+def test_a_users_folder_brings_sweeps_and_choices_of_groups(opened: Open, problems: Problems, tmp_path: Path) -> None:
+    flag = write_sweep(tmp_path, "# Question: mine?\n# Expected: yes\naxes: {data: [world, mine], seed: [0, 1]}")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("# @package _global_\ndefaults: [world]\ndata: {name: mine, n_prompts: 10}\n")
+    done = opened(flag, "+sweep=mine")
+    assert [(cell.data.name, cell.seed) for cell in done.cells] == [("world", 0), ("world", 1), ("mine", 0), ("mine", 1)]
+    assert (done.title, done.sweep) == ("mine?", "mine")
+    assert opened("--config-dir", str(tmp_path), "data=mine").cells[0].data.name == "mine"
+    (problem,) = problems(flag, "data=mne")
+    assert "did you mean mine? known: local, mine, world" in problem
+
+
+def test_a_sweep_file_may_choose_groups_for_all_its_cells(opened: Open, tmp_path: Path) -> None:
+    flag = write_sweep(tmp_path, "defaults:\n  - override /method: dpo\n  - override /judge: none\naxes: {method.beta: [0.1, 0.3]}")
+    cells = opened(flag, "+sweep=mine").cells
+    assert [(cell.method.name, cell.judge.name) for cell in cells] == [("dpo", "none")] * 2
+    assert {cell.method.name for cell in opened(flag, "+sweep=mine", "method=ipo").cells} == {"ipo"}
+
+
+def test_axes_may_be_read_from_the_scale_preset(opened: Open, problems: Problems, tmp_path: Path) -> None:
+    flag = write_sweep(tmp_path, "axes: {method.learning_rate: ['${scale.learning_rate.kto}', 1e-2]}")
+    assert [cell.method.learning_rate for cell in opened(flag, "+sweep=mine").cells] == [1e-3, 1e-2]  # type: ignore[union-attr]
+    write_sweep(tmp_path, "axes: {method.beta: '${scale.betas}'}")
+    assert problems(flag, "+sweep=mine")[0].startswith("Interpolation key 'scale.betas' not found")
+
+
+def test_results_do_not_depend_on_the_session(opened: Open) -> None:
+    """do, tracker, results, launcher: no cell changes."""
+    plain = opened("+sweep=smoke")
+    session = ["do=report", "tracker=none", "results=/tmp/other", "hydra.launcher.workers=7", "hydra.launcher.threads=2"]
+    assert opened("+sweep=smoke", *session).cells == plain.cells
+    assert opened("+sweep=smoke", *session).replaced is False
+
+
+def test_the_door_is_quick_for_a_hundred_cells() -> None:
+    """In a process of its own, imports included: 1.2 s on an idle core, ten times that is a fault."""
+    code = """
+import json, time
+start = time.time()
+from bench.door import open_door
+print(json.dumps([len(open_door(["+sweep=kto_beta", "seed=range(0,13)"]).cells), time.time() - start]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    cells, seconds = json.loads(done.stdout)
+    assert cells >= 100 and seconds < 12
