@@ -25,7 +25,7 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
 }
 
-KL_LABEL = "KL to the start model, nats"
+KL_LABEL = "KL to the start model, nats (small numbers: beta)"
 Value = Callable[[Group], float | None]
 
 
@@ -57,7 +57,7 @@ def _save(path: Path, plot: Callable[[Any], None], title: str) -> list[Path]:
     import matplotlib.pyplot as plt
 
     with mpl.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        figure, ax = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
         plot(ax)
         ax.set_title(title, fontsize=10, loc="left", wrap=True)
         figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
@@ -90,6 +90,10 @@ def _curves(ax: Axes, *, groups: Sequence[Group], value: Value, label: str, log:
         colour, marker = COLOURS[drawn % len(COLOURS)], MARKERS[drawn % len(MARKERS)]
         line = "-" if log else "none"
         ax.errorbar(x, y, yerr=bars, label=name, color=colour, marker=marker, markersize=5, capsize=3, linewidth=1.4, linestyle=line)
+        if not log:
+            for group, across, up in zip(members, x, y, strict=True):
+                if (beta := getattr(group.cell.method, "beta", None)) is not None:
+                    ax.annotate(f"{beta:g}", (across, up), textcoords="offset points", xytext=(5, 3), fontsize=7, color=colour)
         drawn += 1
     if log:
         ax.set_xscale("log")
@@ -100,7 +104,7 @@ def _curves(ax: Axes, *, groups: Sequence[Group], value: Value, label: str, log:
         ax.set_xlim(left=0)
     ax.set_xlabel(label)
     ax.set_ylabel("win rate, % (95 % interval)")
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _start(ax: Axes, group: Group, name: str) -> None:
