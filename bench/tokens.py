@@ -25,6 +25,10 @@ class Ids:
     completion: list[int]
 
 
+class PromptTooLong(ValueError):
+    """A prompt that fills the length that the model looks at: nothing of its completions would be left to learn from."""
+
+
 def model_folder(path: Path) -> Path:
     """Where the model lies in a stage's folder, or the user's folder itself."""
     return path / "model" if (path / "model").is_dir() else path
@@ -53,7 +57,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) ->
 def row_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str, max_length: int) -> Ids:
     """Ids of a prompt and its completion, EOS included; the end is cut at `max_length` tokens in all.
 
-    Raises ValueError when the prompt alone fills `max_length`: nothing would be left to learn from.
+    Raises PromptTooLong when the prompt alone fills `max_length`.
     """
     return aligned_ids(tokenizer, prompt, [completion], max_length)[0]
 
@@ -64,10 +68,7 @@ def aligned_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], c
     whole = [_whole(tokenizer, prompt, completion) for completion in completions]
     start = min(_shared(before, ids) for ids in whole)
     if start >= max_length:
-        raise ValueError(
-            f"a prompt of {start} tokens leaves nothing to learn within max_length={max_length}: raise model.max_length or drop the row "
-            f"({prompt[-1]['content'][:60]!r}...)"
-        )
+        raise PromptTooLong(f"a prompt of {start} tokens leaves nothing to learn within model.max_length={max_length}")
     return [Ids(ids[:start], ids[start:max_length]) for ids in whole]
 
 

@@ -56,6 +56,13 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+def gone(*pids: int, within_s: float = 5.0) -> bool:
+    until = time.monotonic() + within_s
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(map(alive, pids))
+
+
 def log_of(stage: Stage, store: Store) -> Path:
     return store.beside(stage, "log")
 
@@ -130,7 +137,7 @@ def test_a_death_is_noticed_although_a_child_holds_the_pipe_open(pool: Pool, sto
     began = time.monotonic()
     assert run(pool, store, stage).outcome == "lost"
     assert time.monotonic() - began < 10  # the child would live for 20 s
-    assert not alive(int((store.root / "fake" / "orphan.pid").read_text()))
+    assert gone(int((store.root / "fake" / "orphan.pid").read_text()))
 
 
 def test_a_worker_that_died_idle_costs_no_stage_a_try(pool: Pool, store: Store) -> None:
@@ -149,7 +156,7 @@ def test_a_stage_beyond_its_time_is_ended(store: Store) -> None:
         pid = pool.workers[0].process.pid  # type: ignore[union-attr]
         report = wait(pool)[0]
         assert report == Report(stage.key, "late", "ran longer than 2 s (hydra.launcher.stage_timeout_s) and was ended")
-        assert not alive(pid)
+        assert gone(pid, within_s=0.5)
         assert pool.free == 1
     finally:
         pool.close()
@@ -191,7 +198,7 @@ def test_closing_ends_every_worker_at_once(store: Store) -> None:
     began = time.monotonic()
     pool.close()
     assert time.monotonic() - began < 2
-    assert not any(alive(pid) for pid in pids)
+    assert gone(*pids, within_s=0.5)
 
 
 def test_workers_end_when_their_command_is_killed(store: Store) -> None:
@@ -224,10 +231,7 @@ time.sleep(60)
     assert all(alive(pid) for pid in pids)
     command.kill()
     command.wait()
-    until = time.monotonic() + 5
-    while any(alive(pid) for pid in pids) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not any(alive(pid) for pid in pids)
+    assert gone(*pids)
 
 
 def test_modules_are_imported_while_a_worker_is_idle(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

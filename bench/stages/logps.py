@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bench.engines.hf import Engine
 from bench.plan import LogpsSettings
 from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
-from bench.tokens import Ids, conversation, preference_ids, prompt_ids
+from bench.tokens import Ids, PromptTooLong, conversation, preference_ids, prompt_ids
 from bench.worker import Outcome, StageRun
 
 if TYPE_CHECKING:
@@ -32,11 +32,19 @@ def run(settings: LogpsSettings, run: StageRun) -> Outcome:
 
 def _preferences(tokenizer: PreTrainedTokenizerBase, folder: Path, settings: LogpsSettings) -> Iterator[tuple[str, Ids]]:
     """(name, ids) of each completion of the rows; names are `<split>/<row id>/<column>`."""
+    too_long = []
     for split in settings.splits:
         for row in read_rows(folder / f"{split}.jsonl"):
-            for column, ids in preference_ids(tokenizer, row, settings.max_length).items():
+            try:
+                columns = preference_ids(tokenizer, row, settings.max_length)
+            except PromptTooLong as error:
+                too_long.append(f"{split} row {row.id}: {error}")
+                continue
+            for column, ids in columns.items():
                 if settings.mismatched or not column.startswith("mismatched"):
                     yield f"{split}/{row.id}/{column}", ids
+    if too_long:
+        raise PromptTooLong(f"{len(too_long)} rows to drop, or raise model.max_length; first {too_long[0]}")
 
 
 def _completions(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path) -> Iterator[tuple[str, Ids]]:

@@ -1,0 +1,246 @@
+"""The scheduler with a real store and real workers; only what the stages do is made up."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
+
+from fake_stage import HERE, Fake, attempts, fake
+
+from bench import plan
+from bench.config import LocalLauncher
+from bench.launch import Pool, chain_lengths
+from bench.plan import CellPlan
+from bench.run import Scheduler, all_stages
+from bench.store import Stage, Store
+
+
+@pytest.fixture(autouse=True)
+def _known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plan.SETTINGS, "fake", (Fake,))
+    monkeypatch.setitem(plan.VERSIONS, "fake", 1)
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+
+
+@dataclass
+class Heard:
+    """A screen that remembers."""
+
+    said: list[str] = field(default_factory=list)
+    ended: list[tuple[str, str, str]] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def stage_started(self, stage: Stage) -> None:
+        self.started.append(stage.label)
+
+    def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None:
+        self.ended.append((stage.label, outcome, error))
+
+    def progress(self, stage: Stage, row: Mapping[str, float]) -> None: ...
+
+    def cell_ended(self, cell: CellPlan, reason: str | None) -> None: ...
+
+    def summary(self) -> str:
+        return ""
+
+
+@dataclass
+class Command:
+    """What one command has: its view of the store, its pool, its screen."""
+
+    root: Path
+    workers: int = 1
+    screen: Heard = field(default_factory=Heard)
+    failures: dict[Stage, str] = field(default_factory=dict)
+    rows: list[tuple[str, dict[str, float]]] = field(default_factory=list)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def run(self, *scores: Stage) -> Self:
+        cells = [CellPlan(None, stage.key, stage.label, stage, {}) for stage in scores]  # type: ignore[arg-type]
+        pool = Pool(LocalLauncher(name="local", workers=self.workers, threads=1, stage_timeout_s=60.0, retries=1))
+        ranks = chain_lengths(all_stages(cells), lambda stage: self.seconds.get(stage.label, 1.0))
+        try:
+            Scheduler(Store(self.root), pool, self.screen, 1, self.failures, ranks, lambda: None, self.progressed).run(cells)
+        finally:
+            pool.close()
+        return self
+
+    def progressed(self, stage: Stage, rows: Sequence[dict[str, float]]) -> None:
+        self.rows += [(stage.label, row) for row in rows]
+
+    def outcomes(self) -> dict[str, str]:
+        return {label: outcome for label, outcome, _ in self.screen.ended}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "fake").mkdir()
+    return tmp_path
+
+
+def test_inputs_come_first_and_a_shared_stage_runs_once(root: Path) -> None:
+    shared = fake("shared")
+    command = Command(root).run(fake("a", shared), fake("b", shared))
+    assert command.outcomes() == {"shared": "done", "a": "done", "b": "done"}
+    assert command.screen.started[0] == "shared"
+    assert len(attempts(shared, root)) == 1
+    assert (Store(root).folder(fake("a", shared)) / "text").read_text() == "ashared"
+
+
+def test_a_second_command_runs_nothing(root: Path) -> None:
+    Command(root).run(fake("a", fake("b")))
+    assert Command(root).run(fake("a", fake("b"))).screen.started == []
+
+
+def test_the_stage_with_the_longest_chain_behind_it_starts_first(root: Path) -> None:
+    """One worker: `long` (3 s) waits for `early`, `short` (1 s) for `late`, and `last` for nothing."""
+    early, late = fake("early"), fake("late")
+    scores = [fake("last"), fake("short", late), fake("long", early)]
+    command = Command(root, seconds={"early": 1, "late": 1, "long": 3, "short": 1, "last": 0.5}).run(*scores)
+    assert command.screen.started == ["early", "long", "late", "short", "last"]
+
+
+def test_a_lost_stage_is_tried_once_more(root: Path) -> None:
+    stage = fake("dies", die=1)
+    command = Command(root).run(stage)
+    assert command.screen.ended == [("dies", "retried", "its worker process died (signal SIGKILL)"), ("dies", "done", "")]
+    assert command.failures == {}
+    assert len(attempts(stage, root)) == 2
+    assert not list(root.glob("fake/*.build-*"))  # what the first attempt left
+
+
+def test_a_stage_lost_twice_fails_and_only_what_needs_it_is_left_out(root: Path) -> None:
+    dies = fake("dies", die=2)
+    needs, other = fake("needs", dies), fake("other")
+    command = Command(root).run(needs, other)
+    assert command.failures == {dies: "its worker process died (signal SIGKILL)"}
+    assert command.outcomes() == {"dies": "lost", "other": "done"}
+    assert Store(root).failure(dies) == "its worker process died (signal SIGKILL)"
+    assert attempts(needs, root) == []
+
+
+def test_a_failure_is_kept_and_the_next_command_tries_again(root: Path, tmp_path: Path) -> None:
+    tape = tmp_path / "tape"
+    stage = fake("reads", tape=str(tape))
+    first = Command(root).run(stage, fake("other"))
+    assert "No such file" in first.failures[stage]
+    assert Store(root).failure(stage) == first.failures[stage]
+    assert first.outcomes() == {"reads": "failed", "other": "done"}
+    tape.write_text("now it is there")
+    second = Command(root).run(stage, fake("other"))
+    assert second.outcomes() == {"reads": "done"}
+    assert Store(root).failure(stage) is None
+
+
+def test_what_was_computed_from_other_bytes_is_said_and_computed_again(root: Path, tmp_path: Path) -> None:
+    tape = tmp_path / "tape"
+    tape.write_text("one")
+    source = fake("source", tape=str(tape))
+    old, new = fake("old", source), fake("new", source)
+    Command(root).run(old)
+    shutil.rmtree(Store(root).folder(source))
+    tape.write_text("two")
+    command = Command(root).run(old, new)
+    assert any("made again with other bytes" in line for line in command.screen.said)
+    assert command.outcomes() == {"source": "done", "old": "done", "new": "done"}
+    assert (Store(root).folder(old) / "text").read_text() == "oldtwo"
+    assert Command(root).run(old, new).screen.started == []
+
+
+def test_an_input_made_again_with_the_same_bytes_leaves_its_readers_alone(root: Path) -> None:
+    source = fake("source")
+    Command(root).run(fake("old", source))
+    shutil.rmtree(Store(root).folder(source))
+    command = Command(root).run(fake("old", source), fake("new", source))
+    assert command.outcomes() == {"source": "done", "new": "done"}
+
+
+def test_progress_arrives_whole_and_what_a_killed_command_left_is_not_read(root: Path) -> None:
+    stage = fake("steps", steps=50, seconds=1.0)
+    left = Store(root).beside(stage, "progress.jsonl")
+    left.write_text('{"step": 999, "total": 999}\n' * 200 + '{"step": ')
+    command = Command(root).run(stage)
+    assert [row["step"] for _, row in command.rows] == list(range(1, 51))
+    assert command.rows[1][1] == {"step": 2, "total": 50, "loss": 0.5}
+    assert not left.exists()
+
+
+def test_a_stage_that_another_command_computes_is_waited_for(root: Path) -> None:
+    shared = fake("shared")
+    store = Store(root)
+    lock = store.try_lock(shared)
+    assert lock is not None
+    command = Command(root)
+    thread = threading.Thread(target=command.run, args=[fake("mine", shared)])
+    thread.start()
+    time.sleep(1.0)
+    assert command.screen.started == []
+    assert command.screen.said == ["waiting for stages that another command computes"]
+    lock.release()
+    thread.join(30)
+    assert command.outcomes() == {"shared": "done", "mine": "done"}
+
+
+def test_two_commands_at_once_share_the_work(root: Path) -> None:
+    shared = [fake(f"shared{i}", seconds=0.3) for i in range(4)]
+    both = [fake("both", *shared), fake("one", shared[0]), fake("two", shared[1])]
+    commands = [Command(root), Command(root)]
+    threads = [threading.Thread(target=commands[i].run, args=[both[0], both[1 + i]]) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all(Store(root).status(stage).state == "done" for stage in both)
+    assert [len(attempts(stage, root)) for stage in [*shared, *both]] == [1] * 7
+    assert sum(outcome == "elsewhere" for command in commands for _, outcome, _ in command.screen.ended) >= 1
+    assert all(command.failures == {} for command in commands)
+
+
+def test_a_stage_whose_folder_is_damaged_on_arrival_has_failed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that loses what was written: the check after a stage finds it."""
+    stage = fake("a")
+
+    class Losing(Store):
+        def forget(self, stage: Stage) -> None:
+            super().forget(stage)
+            (self.folder(stage) / "text").unlink(missing_ok=True)
+
+    cells = [CellPlan(None, stage.key, "a", stage, {})]  # type: ignore[arg-type]
+    pool = Pool(LocalLauncher(name="local", workers=1, threads=1, stage_timeout_s=60.0, retries=1))
+    failures: dict[Stage, str] = {}
+    try:
+        Scheduler(Losing(root), pool, Heard(), 1, failures, {}, lambda: None, lambda stage, rows: None).run(cells)
+    finally:
+        pool.close()
+    assert "text is missing: taken as absent" in failures[stage]
+
+
+def test_locks_are_let_go_when_a_command_is_interrupted(root: Path) -> None:
+    class Interrupted(Heard):
+        def stage_started(self, stage: Stage) -> None:
+            raise KeyboardInterrupt
+
+    stage = fake("a")
+    with pytest.raises(KeyboardInterrupt):
+        Command(root, screen=Interrupted()).run(stage)
+    lock = Store(root).try_lock(stage)
+    assert lock is not None
+    lock.release()
