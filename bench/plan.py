@@ -257,8 +257,8 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
         kl = generate(cell, policy, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
         inputs |= {
             "policy_logps": _preference_logps(cell, policy, ground.preferences, splits=("heldout",), mismatched=False),
-            "kl_policy_logps": _completion_logps(cell, policy, kl),
-            "kl_reference_logps": _completion_logps(cell, ground.start, kl),
+            "kl_policy_logps": _completion_logps(cell, policy, kl, "policy's log-probs for KL"),
+            "kl_reference_logps": _completion_logps(cell, ground.start, kl, "reference's log-probs for KL"),
         }
         roles["train"] = trained
     for manner, items, decoding in _questions(cell, sources):
@@ -327,7 +327,7 @@ def _whole(cell: Cell, data: Source) -> Stage:
     """All rows of the local file: which prompts are answered depends neither on how much is labelled nor on the replicate."""
     assert isinstance(cell.data, LocalData)
     settings = LocalPairData(fraction=1.0, heldout_fraction=cell.data.heldout_fraction, seed=0)
-    return stage("data", settings, {"file": data}, "preferences")
+    return stage("data", settings, {"file": data}, "all rows")
 
 
 def _world_start(cell: Cell, model: WorldModel) -> Stage:
@@ -349,7 +349,7 @@ def _world_start(cell: Cell, model: WorldModel) -> Stage:
 
 def _prompts(cell: Cell, split: Split, n: int, *, seed: int, n_turns: Literal[1, 2] = 1, reference: Writer | None = None) -> Stage:
     settings = PromptData(family=_family(cell), split=split, n=n, n_turns=n_turns, reference=reference, seed=seed)
-    return stage("data", settings, label=f"{split} prompts")
+    return stage("data", settings, label=f"{split} prompts{', two turns' if n_turns == 2 else ''}")
 
 
 def _world_preferences(cell: Cell, data: WorldData, start: Stage | Source) -> Stage:
@@ -382,11 +382,11 @@ def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, 
     return stage("logps", settings, {"model": model, "preferences": preferences}, label)
 
 
-def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage) -> Stage:
+def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage, label: str) -> Stage:
     settings = LogpsSettings(
         rows="completions", splits=(), mismatched=False, max_length=max_length(cell), batch_size=cell.engine.batch_size, dtype=dtype(cell)
     )
-    return stage("logps", settings, {"model": model, "completions": completions, "items": completions.inputs["items"]}, "log-probs for KL")
+    return stage("logps", settings, {"model": model, "completions": completions, "items": completions.inputs["items"]}, label)
 
 
 def generate(cell: Cell, policy: Stage | Source, items: Stage, decoding: Decoding, label: str) -> Stage:

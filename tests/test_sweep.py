@@ -1,0 +1,199 @@
+"""Sweeps to cells: products, grids, the command line over them, each cell once and with one identity wherever it is asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench import methods
+from bench.door import Opened
+from bench.plan import plan_cell
+from bench.run import with_start_cells
+from bench.sweep import parse_command_line, question, replace_axes, unfold
+
+ROOT = Path(__file__).parent.parent
+SWEEPS = sorted((ROOT / "sweeps").glob("**/*.yaml"))
+
+Open = Callable[..., Opened]
+
+
+def names(done: Opened) -> set[str]:
+    return {plan_cell(cell, sources, methods.chain).name for cell, sources in zip(done.cells, done.sources, strict=True)}
+
+
+# Every file ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_file_composes_and_passes(path: Path, opened: Open) -> None:
+    done = opened(f"+sweep={path.stem}")
+    assert len(done.cells) > 1 and len(names(done)) == len(done.cells)
+    assert not done.replaced and done.command == f"+sweep={path.stem}"
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_file_opens_with_question_expectation_and_command(path: Path, opened: Open) -> None:
+    parts = (r"# Question: .+\?.*\n(#   .+\n)*", r"# Expected: .+\n(#   .+\n)*", rf"# python -m bench \+sweep={path.stem}\n[^#]")
+    wanted = f"{path} must open with comments `# Question: ...?`, `# Expected: ...` and `# python -m bench +sweep={path.stem}`"
+    assert re.match("".join(parts), path.read_text()), wanted
+    assert opened(f"+sweep={path.stem}").title.endswith(("?", ")"))
+
+
+def test_a_question_ends_where_the_expectation_begins(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("# @package _global_\n# Question: is it so,\n#   or not?\n# Expected: so.\n# python -m bench\n# Other\naxes: {}\n")
+    assert question(file) == "is it so, or not?"
+    file.write_text("axes: {}\n# Question: too late?\n")
+    assert question(file) == ""
+
+
+# Unfolding -----------------------------------------------------------------------------------------------------------
+
+AXES = st.dictionaries(st.sampled_from("abcdef"), st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True), max_size=4)
+
+
+@given(AXES)
+def test_a_grid_has_as_many_points_as_its_axes_multiply_to(grid: dict[str, list[int]]) -> None:
+    points = unfold([grid])
+    assert len(points) == math.prod(map(len, grid.values()))
+    assert all(set(point) == set(grid) and all(point[key] in grid[key] for key in grid) for point in points)
+
+
+@given(st.lists(AXES, max_size=3))
+def test_a_point_of_several_grids_appears_once_where_it_first_stood(grids: list[dict[str, list[int]]]) -> None:
+    points = unfold([*grids, *reversed(grids)])
+    assert points == unfold(grids)
+    assert len({tuple(sorted(point.items())) for point in points}) == len(points)
+
+
+@given(AXES, AXES)
+def test_a_command_line_replaces_axes_and_adds_the_others(grid: dict[str, list[int]], asked: dict[str, list[int]]) -> None:
+    assert replace_axes([grid], asked) == [grid | asked]
+
+
+def test_the_order_is_the_files_with_the_last_axis_fastest() -> None:
+    assert unfold([{"b": [2, 1], "a": ["x", "y"]}]) == [
+        {"b": 2, "a": "x"},
+        {"b": 2, "a": "y"},
+        {"b": 1, "a": "x"},
+        {"b": 1, "a": "y"},
+    ]
+
+
+GRIDS = [
+    {"method": ["kto"], "method.beta": [0.02, 5.0]},
+    {"method": ["dpo"], "method.beta": [0.1]},
+    {"method": ["none"]},
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, GRIDS),
+        ({"method": ["kto"]}, GRIDS[:1]),
+        ({"method": ["dpo", "kto"]}, GRIDS[:2]),
+        ({"method.beta": [0.3]}, [{**grid, "method.beta": [0.3]} for grid in GRIDS]),
+        ({"method": ["kto"], "method.beta": [0.3]}, [{"method": ["kto"], "method.beta": [0.3]}]),
+        ({"method": ["ipo"]}, [{**grid, "method": ["ipo"]} for grid in GRIDS]),  # with the axes of all
+        ({"method": ["kto", "ipo"]}, [GRIDS[0], *({**grid, "method": ["ipo"]} for grid in GRIDS)]),
+        ({"seed": [0, 1]}, [{**grid, "seed": [0, 1]} for grid in GRIDS]),
+        ({"judge": ["none"]}, [{**grid, "judge": ["none"]} for grid in GRIDS]),
+    ],
+)
+def test_a_group_choice_picks_the_grids_that_make_it(asked: dict[str, list[object]], expected: list[dict[str, list[object]]]) -> None:
+    assert replace_axes(GRIDS, asked) == expected
+
+
+# The command line ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("seed=3", [3]),
+        ("seed=0,1,2", [0, 1, 2]),
+        ("seed=range(0,3)", [0, 1, 2]),
+        ("method.beta=choice(0.1,1)", [0.1, 1]),
+        ("method.beta=1e-2", [0.01]),
+        ("+method.beta=0.1", [0.1]),
+        ("data.path='a,b.jsonl'", ["a,b.jsonl"]),
+        ('data.path="/my files/x=1.jsonl"', ["/my files/x=1.jsonl"]),
+        ("data.path='a,b','c d'", ["a,b", "c d"]),
+        ("world.categories=[math,coding]", [["math", "coding"]]),
+        ("world.categories=[math],[coding,stem]", [["math"], ["coding", "stem"]]),
+        ("judge.preference={n_items: 8}", [{"n_items": 8}]),
+        ("data.path=null", [None]),
+    ],
+)
+def test_a_word_gives_its_values_with_types(word: str, values: list[object]) -> None:
+    read = parse_command_line([word])
+    (key,) = read.given
+    assert (read.problems, read.given[key], read.words[key]) == ((), values, word)
+    assert [type(value) for value in read.given[key]] == [type(value) for value in values]
+
+
+def test_words_are_sorted_by_whom_they_concern(tmp_path: Path) -> None:
+    words = ["-m", "+sweep=a", f"--config-dir={tmp_path}", "hydra.verbose=true", "hydra/launcher=local", "do=plan", "seed=1", "--multirun"]
+    read = parse_command_line(words)
+    assert (read.sweep, read.folders, read.hydra, read.problems) == ("a", (tmp_path,), ("hydra.verbose=true",), ())
+    assert read.given == {"hydra/launcher": ["local"], "do": ["plan"], "seed": [1]}
+    assert read.cell_words == f"--config-dir={tmp_path} +sweep=a seed=1"
+    assert read.asks and not parse_command_line(["+sweep=a", "do=plan", "results=x", "tracker.mode=offline"]).asks
+
+
+# Cells ---------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.lists(st.sampled_from(["dpo", "ipo", "kto"]), min_size=1, unique=True),
+    st.lists(st.sampled_from([0.05, 0.1, 1.0, 3]), min_size=1, unique=True),
+    st.integers(1, 4),
+)
+def test_a_command_has_as_many_cells_as_its_axes_multiply_to(method: list[str], beta: list[float], seeds: int) -> None:
+    from bench.door import open_door
+
+    done = open_door([f"method={','.join(method)}", f"method.beta={','.join(map(str, beta))}", f"seed=range({seeds})"])
+    assert len(done.cells) == len(set(done.cells)) == len(method) * len(beta) * seeds
+
+
+def test_values_that_are_one_number_are_one_cell(opened: Open) -> None:
+    assert len(opened("method.beta=1,1.0,1e0").cells) == 1
+
+
+@pytest.mark.parametrize("sweep", ["kto_beta", "smoke"])
+def test_a_cell_alone_and_in_a_sweep_has_one_key_and_one_folder(sweep: str, opened: Open) -> None:
+    """Every cell of the sweep, asked for alone with the words that a person would type."""
+    done = opened(f"+sweep={sweep}")
+    swept = {cell: plan_cell(cell, sources, methods.chain) for cell, sources in zip(done.cells, done.sources, strict=True)}
+    for cell, plan in swept.items():
+        settings = [f"method={cell.method.name}", f"method.beta={cell.method.beta}", f"seed={cell.seed}"]  # type: ignore[union-attr]
+        file = [f"+sweep={sweep}"] if sweep == "smoke" else []  # its models are small
+        alone = opened(*file, *settings)
+        (found,) = (plan_cell(c, s, methods.chain) for c, s in zip(alone.cells, alone.sources, strict=True))
+        assert (found.key, found.name, found.score.key) == (plan.key, plan.name, plan.score.key)
+
+
+def test_one_start_cell_is_added_before_all_that_start_from_it(opened: Open) -> None:
+    """Fractions share it, seeds do not; a `none` that was asked for is the same cell."""
+    done = opened("method=dpo,none,kto", "data.fraction=0.1,1.0", "seed=0,1")
+    cells = with_start_cells([plan_cell(c, s, methods.chain) for c, s in zip(done.cells, done.sources, strict=True)], done.sources)
+    assert [cell.name.rsplit("-", 1)[0] for cell in cells] == [
+        "start-world_medium-s0",
+        "dpo-beta0.1-frac0.1-world_medium-s0",
+        "start-world_medium-s1",
+        "dpo-beta0.1-frac0.1-world_medium-s1",
+        "dpo-beta0.1-world_medium-s0",
+        "dpo-beta0.1-world_medium-s1",
+        "kto-beta0.1-frac0.1-world_medium-s0",
+        "kto-beta0.1-frac0.1-world_medium-s1",
+        "kto-beta0.1-world_medium-s0",
+        "kto-beta0.1-world_medium-s1",
+    ]
