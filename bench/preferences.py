@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,8 +142,8 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
 
 
 def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
-    """How many first messages two conversations share."""
-    return next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))
+    """How many first messages two conversations share, the last of either aside: that is its completion."""
+    return len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(chosen[:-1], rejected[:-1], strict=False))))
 
 
 def _prompt(value: Any) -> list[Message]:
