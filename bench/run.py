@@ -158,26 +158,26 @@ class Scheduler:
     running: dict[str, _Running] = field(default_factory=dict)
     losses: Counter[Stage] = field(default_factory=Counter)
     said: set[str] = field(default_factory=set)
+    readers: dict[Stage, list[Stage]] = field(default_factory=dict)
 
     def run(self, cells: Sequence[CellPlan]) -> None:
         """Until every cell has its numbers or cannot have them. Stages made stale on the way are run again."""
-        readers: dict[Stage, list[Stage]] = {}
         for stage in all_stages(cells):
             for source in stage.inputs.values():
                 if isinstance(source, Stage):
-                    readers.setdefault(source, []).append(stage)
+                    self.readers.setdefault(source, []).append(stage)
         try:
             while True:
                 for stage in self._startable(cells):
                     if self.launcher.free == 0:
                         break
-                    self._start(stage, readers.get(stage, ()))
+                    self._start(stage)
                 if not self.running:
                     if not self._waiting(cells):
                         return
                     self._say_once("waiting for stages that another command computes")
                 for answer in self.launcher.reports(POLL_S):
-                    self._took(answer, readers)
+                    self._took(answer)
                 self._follow()
         finally:
             for running in self.running.values():
@@ -196,14 +196,14 @@ class Scheduler:
     def _ready(self, stage: Stage) -> bool:
         return all(not isinstance(source, Stage) or self.store.status(source).state == "done" for source in stage.inputs.values())
 
-    def _start(self, stage: Stage, readers: Sequence[Stage]) -> None:
+    def _start(self, stage: Stage) -> None:
         lock = self.store.try_lock(stage)
         if lock is None:
             return  # another command is at it, and holds the lock until it is done
         self.store.forget(stage)  # it may have been done there a moment ago
         if self.store.status(stage).state == "done":
             lock.release()
-            self._reconsider(readers)
+            self._reconsider(stage)
             self.screen.stage_ended(stage, "elsewhere")
             self.on_end()
             return
@@ -214,7 +214,7 @@ class Scheduler:
         self.screen.stage_started(stage)
         self.launcher.start(describe(stage, self.store), self.store.beside(stage, "log"))
 
-    def _took(self, answer: Report, readers: Mapping[Stage, Sequence[Stage]]) -> None:
+    def _took(self, answer: Report) -> None:
         running = self.running.pop(answer.key)
         stage, outcome, error = running.stage, answer.outcome, answer.error
         self.store.forget(stage)
@@ -228,20 +228,18 @@ class Scheduler:
             return
         if outcome == "done":
             self.store.beside(stage, "lock").unlink(missing_ok=True)
-            self._reconsider(readers.get(stage, ()))
+            self._reconsider(stage)
         else:
             self.failures[stage] = error
             self.store.record_failure(stage, error)
         self.screen.stage_ended(stage, outcome, error, self.store.beside(stage, "log"))
         self.on_end()
 
-    def _reconsider(self, readers: Sequence[Stage]) -> None:
-        """A stage was made again: what was computed from other bytes of it is stale, and is said to be."""
-        for reader in readers:
-            before = self.store.status(reader)
-            self.store.forget(reader)
-            if before.state == "done" and (why := self.store.status(reader).why):
-                self.screen.say(why)
+    def _reconsider(self, stage: Stage) -> None:
+        """A stage was made again: say it where something was computed from other bytes of it, and has to be again."""
+        for reader in self.readers.get(stage, ()):
+            if why := self.store.status(reader).why:
+                self._say_once(why)
 
     def _say_once(self, text: str) -> None:
         if text not in self.said:

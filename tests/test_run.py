@@ -151,18 +151,21 @@ def test_a_failure_is_kept_and_the_next_command_tries_again(root: Path, tmp_path
 
 
 def test_what_was_computed_from_other_bytes_is_said_and_computed_again(root: Path, tmp_path: Path) -> None:
+    """`top` read `middle`, which read `source`; `new` makes it necessary to make `source` again."""
     tape = tmp_path / "tape"
     tape.write_text("one")
     source = fake("source", tape=str(tape))
-    old, new = fake("old", source), fake("new", source)
-    Command(root).run(old)
+    middle, new = fake("middle", source), fake("new", source)
+    top = fake("top", middle)
+    Command(root).run(top)
     shutil.rmtree(Store(root).folder(source))
     tape.write_text("two")
-    command = Command(root).run(old, new)
-    assert any("made again with other bytes" in line for line in command.screen.said)
-    assert command.outcomes() == {"source": "done", "old": "done", "new": "done"}
-    assert (Store(root).folder(old) / "text").read_text() == "oldtwo"
-    assert Command(root).run(old, new).screen.started == []
+    command = Command(root).run(top, new)
+    assert [line for line in command.screen.said if "made again with other bytes" in line] == command.screen.said
+    assert len(command.screen.said) == 2  # of middle, and then of top
+    assert command.outcomes() == {"source": "done", "middle": "done", "top": "done", "new": "done"}
+    assert (Store(root).folder(top) / "text").read_text() == "topmiddletwo"
+    assert Command(root).run(top, new).screen.started == []
 
 
 def test_an_input_made_again_with_the_same_bytes_leaves_its_readers_alone(root: Path) -> None:
