@@ -110,14 +110,15 @@ class _Door:
     def open(self) -> Opened:
         self._choose_sweep()
         given = self._known_choices()
-        fixed = {key: values[0] for key, values in given.items() if is_session(key) or (key in GROUPS and len(values) == 1)}
-        base = self._point(fixed)
+        of_session = {key: values[0] for key, values in given.items() if is_session(key)}
+        of_cells = {key: values for key, values in given.items() if not is_session(key)}
+        base = self._point(of_session | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1})
         grids = self._grids(base[0]) if base else []
         session = self._session(*base) if base else None
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
-        for point in sweeps.unfold(sweeps.replace_axes(grids, {key: values for key, values in given.items() if not is_session(key)})):
-            if (composed := self._point(point)) and (cell := self._cell(*composed)):
+        for point in sweeps.unfold(sweeps.replace_axes(grids, of_cells)):
+            if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
                 cells[cell] = None
         if self.problems or session is None:
             raise BadConfig(self.problems)
@@ -202,7 +203,7 @@ class _Door:
     def _compose(self, groups: Mapping[str, str]) -> tuple[Tree, dict[str, str]] | None:
         """(config, choice of each group), once per combination of choices: composing takes 0.1 s, a plain value nothing."""
         sweep = [f"+sweep={self.sweep}"] if self.sweep else []
-        words = [*(f"{group}={choice}" for group, choice in groups.items()), *sweep, *self._hydra_words()]
+        words = [*(f"{group}={choice}" for group, choice in sorted(groups.items())), *sweep, *self._hydra_words()]
         if (key := tuple(words)) not in self._composed:
             self._composed[key] = None
             try:

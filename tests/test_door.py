@@ -44,11 +44,9 @@ def test_four_faults_at_once_are_four_lines_and_exit_code_2(run_bench: RunBench)
 
 
 @pytest.mark.parametrize("word", ["method.beta=-1", "method.betta=0.1", "model=nope", "data.fraction=2"])
-def test_each_fault_alone_is_one_line_and_exit_code_2(run_bench: RunBench, word: str) -> None:
-    done = run_bench(word)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert f"({word} on the command line)" in done.stderr
+def test_each_fault_alone_is_one_line(problems: Problems, word: str) -> None:
+    (problem,) = problems(word)
+    assert f"({word} on the command line)" in problem
 
 
 def test_the_door_loads_no_torch_whether_or_not_it_opens() -> None:

@@ -151,7 +151,7 @@ def test_words_are_sorted_by_whom_they_concern(tmp_path: Path) -> None:
 # Cells ---------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     st.lists(st.sampled_from(["dpo", "ipo", "kto"]), min_size=1, unique=True),
     st.lists(st.sampled_from([0.05, 0.1, 1.0, 3]), min_size=1, unique=True),
