@@ -477,7 +477,7 @@ def test_a_plan_of_a_hundred_cells_takes_seconds_and_loads_no_torch(run_bench: R
     start = time.monotonic()
     done = run_bench("do=plan", "method=dpo,ipo,kto", "method.beta=0.1,0.3,1,3", "seed=range(0,9)", python=LOUD_ABOUT_TORCH)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 20  # 3 s on an idle core
+    assert time.monotonic() - start < 60  # 3 s on an idle machine, a few times that on a busy one
     assert "heavy: []" in done.stderr
     assert ": 117 cells" in done.stdout  # 3 x 4 x 9, and a start model a seed
     assert "no like stage has run here yet" in done.stdout
