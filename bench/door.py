@@ -222,7 +222,7 @@ class _Door:
         return self._valid(Session, plain, where) if plain else None
 
     def _cell(self, tree: Tree, where: _Where) -> Cell | None:
-        for key in tree.keys() - {*SECTIONS, "axes", "grids", "expect", "hydra"}:
+        for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "hydra"}):
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
             else:
@@ -340,9 +340,9 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
 
 def _unknown(what: str, name: Any, known: Sequence[str], where: str, section: str = "") -> str:
     """`known`: names in `section`, where `name` is the whole dotted key."""
-    whole = [f"{section}.{other}" if section else other for other in known]
-    close = difflib.get_close_matches(str(name), whole, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ";"
+    prefix = f"{section}." if section else ""
+    close = difflib.get_close_matches(str(name).removeprefix(prefix), known, n=1)
+    hint = f"; did you mean {prefix}{close[0]}?" if close else ";"
     return f"unknown {what} {str(name)!r} ({where}){hint} known{f' in {section}' if section else ''}: {', '.join(sorted(known))}"
 
 

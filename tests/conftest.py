@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from bench.config import Cell
 from bench.door import BadConfig, Opened, open_door
 
 ROOT = Path(__file__).parent.parent
+
+settings.register_profile("bench", deadline=None, derandomize=True, database=None)  # the same everywhere, on busy machines too
+settings.load_profile("bench")
 
 RunBench = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -380,6 +380,23 @@ def test_axes_may_be_read_from_the_scale_preset(opened: Open, problems: Problems
     assert problems(flag, "+sweep=mine")[0].startswith("Interpolation key 'scale.betas' not found")
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("expect: 3", "expect must be a list of `better:` and `worse:`, got 3 (expect in {file})"),
+        ("expect: [kto]", "expect must be a list of `better:` and `worse:`, got ['kto'] (expect in {file})"),
+        ("expect: [{better: {seed: 0}}]", "expect.worse must be set: add expect.worse=... (expect.worse in {file})"),
+        (
+            "expect: [{better: {seed: 0}, worse: {seed: 1}, than: 3}]",
+            "unknown key 'expect.than' (expect.than in {file}); known in expect: better, worse",
+        ),
+    ],
+)
+def test_an_expectation_names_a_better_and_a_worse_side(problems: Problems, tmp_path: Path, text: str, problem: str) -> None:
+    flag = write_sweep(tmp_path, f"{text}\naxes: {{seed: [0, 1]}}")
+    assert problems(flag, "+sweep=mine") == [problem.format(file=tmp_path / "sweep" / "mine.yaml")]
+
+
 def test_results_do_not_depend_on_the_session(opened: Open) -> None:
     """do, tracker, results, launcher: no cell changes."""
     plain = opened("+sweep=smoke")

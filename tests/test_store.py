@@ -113,8 +113,13 @@ def test_a_field_added_later_keeps_keys_at_its_default() -> None:
     class Before(BaseModel):
         value: float = 0
 
+    class Outer(BaseModel):
+        inner: BaseModel
+
     assert Stage("data", 1, Before(value=2)).key == stage(2).key
     assert Stage("data", 1, Plain(value=2, dropout=0.1)).key != stage(2).key
+    assert Stage("data", 1, Outer(inner=Before(value=2))).key == Stage("data", 1, Outer(inner=Plain(value=2))).key
+    assert Stage("data", 1, Outer(inner=Before(value=2))).key != Stage("data", 1, Outer(inner=Plain(value=2, dropout=0.1))).key
 
 
 def test_kind_version_settings_inputs_and_roles_make_the_key_and_labels_do_not() -> None:

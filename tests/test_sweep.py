@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bench import methods
 from bench.door import Opened
 from bench.plan import plan_cell
+from bench.report.rows import matches, seedless
 from bench.run import with_start_cells
 from bench.sweep import parse_command_line, question, replace_axes, unfold
 
@@ -43,6 +44,17 @@ def test_every_sweep_file_opens_with_question_expectation_and_command(path: Path
     wanted = f"{path} must open with comments `# Question: ...?`, `# Expected: ...` and `# python -m bench +sweep={path.stem}`"
     assert re.match("".join(parts), path.read_text()), wanted
     assert opened(f"+sweep={path.stem}").title.endswith(("?", ")"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_both_sides_of_an_expectation_are_groups_of_the_files_table(path: Path, opened: Open) -> None:
+    done = opened(f"+sweep={path.stem}")
+    cells = with_start_cells([plan_cell(c, s, methods.chain) for c, s in zip(done.cells, done.sources, strict=True)], done.sources)
+    groups = {seedless(cell.cell): cell.cell for cell in cells}.values()
+    for expectation in done.expectations:
+        for side in (expectation.better, expectation.worse):
+            assert sum(matches(group, side) for group in groups) == 1, f"{side} of {path}"
+        assert expectation.better != expectation.worse
 
 
 def test_a_question_ends_where_the_expectation_begins(tmp_path: Path) -> None:
@@ -151,7 +163,7 @@ def test_words_are_sorted_by_whom_they_concern(tmp_path: Path) -> None:
 # Cells ---------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(
     st.lists(st.sampled_from(["dpo", "ipo", "kto"]), min_size=1, unique=True),
     st.lists(st.sampled_from([0.05, 0.1, 1.0, 3]), min_size=1, unique=True),
