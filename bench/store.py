@@ -252,7 +252,7 @@ class Store:
         if not folder.exists():
             return Status("absent")
         try:
-            manifest = self._intact(folder)
+            manifest = self.intact(folder)
         except ValueError as error:
             return Status("damaged", f"{error}: taken as absent")
         for role, facts in manifest.inputs.items():
@@ -264,7 +264,7 @@ class Store:
                 return Status("stale", f"{stage.kind}/{stage.key}: its input {role!r} was made again with other bytes", manifest)
         return Status("done", manifest=manifest)
 
-    def _intact(self, folder: Path) -> Manifest:
+    def intact(self, folder: Path) -> Manifest:
         """The manifest of a folder whose files are as it says; ValueError otherwise."""
         path = folder / "manifest.json"
         try:
@@ -389,7 +389,7 @@ class Store:
                 built.rename(folder)
                 return manifest
             with contextlib.suppress(ValueError):
-                standing = self._intact(folder)
+                standing = self.intact(folder)
                 if standing.inputs == manifest.inputs:
                     shutil.rmtree(built, ignore_errors=True)
                     return standing
