@@ -43,14 +43,14 @@ def _run(words: list[str]) -> None:
 
     try:
         opened = open_door(words)
+        # Hydra composes once more before it calls our sweeper, and would stumble over keys that only some cells have.
+        sys.argv[1:] = opened.hydra
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # what goes wrong from here on is no error of the user's
+        _hydra(opened)
     except BadConfig as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         sys.exit(BAD_CONFIG)
-    # Hydra composes once more before it calls our sweeper, and would stumble over keys that only some cells have.
-    sys.argv[1:] = opened.hydra
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # what goes wrong from here on is no error of the user's
-    _hydra(opened)
 
 
 def _ask_hydra() -> None:

@@ -20,7 +20,7 @@ from bench import sweep as sweeps
 from bench.config import Cell, Expectation, Form, LocalData, LocalModel, Scale, Session, misfits
 from bench.plan import Sources
 from bench.preferences import read_preferences
-from bench.store import Source, tree_digest
+from bench.store import Source, tree_digest, tree_stamp
 from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 
 CELL_SECTIONS = tuple(Cell.model_fields)
@@ -134,6 +134,10 @@ class _Door:
         path = sweeps.sweep_path(name, self.command.folders)
         if not path.exists():
             self.problems.append(_unknown("sweep", name, self._options("sweep"), f"+sweep={name} on the command line"))
+            return
+        if path.parent != sweeps.SWEEPS and (sweeps.SWEEPS / path.name).exists():
+            why = "is called like a sweep that comes with bench, and would write over its table: give it another name"
+            self.problems.append(f"{path} {why}")
             return
         try:
             written = OmegaConf.to_container(sweeps.load_sweep(path))
@@ -401,7 +405,7 @@ class _Files:
 
     def _source(self, path: Path) -> Source:
         if path not in self._digests:
-            self._digests[path] = Source(path, tree_digest(path))
+            self._digests[path] = Source(path, stamp=tree_stamp(path), digest=tree_digest(path))
         return self._digests[path]
 
 

@@ -36,6 +36,8 @@ WORKER_ENVIRONMENT = {
     "WANDB_MODE": "disabled",
     "PYTHONHASHSEED": "0",
 }
+# A shell that has run `accelerate launch` leaves these behind: they would change precision or sharding, unkeyed.
+FOREIGN = ("ACCELERATE_", "FSDP_", "DEEPSPEED_", "MEGATRON_", "PARALLELISM_CONFIG_")
 DEATH_S = 5.0  # the longest that a worker may take to go once it has closed its pipe
 
 
@@ -105,13 +107,14 @@ class Pool:
     def _spawn(self, slot: int) -> _Worker:
         read, write = os.pipe()
         os.set_blocking(read, False)
-        environment = {**os.environ, **WORKER_ENVIRONMENT, "OMP_NUM_THREADS": str(self.settings.threads)}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        environment |= {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": str(self.settings.threads)}
         environment |= {ANSWERS: str(write), PARENT: str(os.getpid()), IMPORTS: ",".join(self.imports)}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker"],
+            [sys.executable, "-P", "-m", "bench.worker"],  # -P: not a package `bench` of the folder that one stands in
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -153,7 +153,7 @@ class LogpsSettings(Settings):
     rows: Literal["preferences", "completions"]
     splits: Annotated[tuple[str, ...], AsList]
     mismatched: bool
-    max_length: Count
+    max_length: Count | None  # None: drawn tokens are scored as they are
     batch_size: Count
     dtype: Dtype
 
@@ -384,7 +384,7 @@ def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, 
 
 def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage, label: str) -> Stage:
     settings = LogpsSettings(
-        rows="completions", splits=(), mismatched=False, max_length=max_length(cell), batch_size=cell.engine.batch_size, dtype=dtype(cell)
+        rows="completions", splits=(), mismatched=False, max_length=None, batch_size=cell.engine.batch_size, dtype=dtype(cell)
     )
     return stage("logps", settings, {"model": model, "completions": completions, "items": completions.inputs["items"]}, label)
 
@@ -553,10 +553,10 @@ def token_bound(stage: Stage) -> int:
         case GenerateSettings():
             return _answers(inputs["items"]) * settings.decoding.max_new_tokens
         case LogpsSettings(rows="completions"):
-            return _answers(inputs["items"]) * settings.max_length
-        case LogpsSettings():
+            return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
+        case LogpsSettings(max_length=int(max_length)):
             rows = sum(_completions(inputs["preferences"], split) for split in settings.splits)
-            return rows * (2 if settings.mismatched else 1) * settings.max_length
+            return rows * (2 if settings.mismatched else 1) * max_length
         case TrainSettings():
             rows = _completions(inputs["preferences"], "train") * (2 if settings.method.name == "kto" else 1)
             return math.ceil(rows * settings.max_length * settings.method.num_train_epochs)

@@ -90,17 +90,18 @@ def completion_columns(row: Pair | Unpaired) -> tuple[str, ...]:
 class Labelled(Record):
     """Two completions of a prompt and what the labeller said; `first_preferred` None is a tie.
 
-    `p_first` in [0, 1]: how likely the labeller was to prefer the first. `correct`: whether the label agrees with the truth,
-    None where the truth is not known or is a tie.
+    `p_first` in [0, 1]: how likely the labeller was to prefer the first, None where it is `unscored` (the reason). `correct`: whether
+    the label agrees with the truth, None where the truth is not known or is a tie.
     """
 
     id: str
     prompt: list[Message]
     first: str
     second: str
-    p_first: float
+    p_first: float | None
     first_preferred: bool | None
     correct: bool | None = None
+    unscored: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Verdict(Record):
     rating: float | None = None
     unscored: str | None = None
     raw: str | None = None  # what the judge said, whole
-    policy_length: int = 0  # characters, as AlpacaEval counts
+    policy_length: int | None = None  # characters, as AlpacaEval counts
     baseline_length: int | None = None
     details: Mapping[str, float] | None = None  # named parts of the judgement
 

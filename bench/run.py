@@ -16,7 +16,7 @@ import yaml
 
 from bench import methods, report
 from bench.config import Session
-from bench.door import Opened
+from bench.door import BadConfig, Opened
 from bench.launch import Launcher, Pool, Report, chain_lengths, pool_size
 from bench.plan import CellPlan, Estimate, Plan, Sources, estimates, make_plan, plan_cell, start_cell
 from bench.screen import Screen, make_screen, print_plan, print_status
@@ -32,6 +32,8 @@ def main(opened: Opened) -> int:
     """Carry out a command that passed the door; returns the exit code."""
     session = opened.session
     store = Store(session.results_dir / "store")
+    if session.do.name in ("run", "report"):
+        _make(session.results_dir)
     asked = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
     cells = with_start_cells(asked, opened.sources)
     sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations)
@@ -49,6 +51,15 @@ def main(opened: Opened) -> int:
             report.print_report(sweep, rows, paths, [], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
             return SOME_FAILED if any(row.failed for row in rows) else OK
     return run_sweep(session, sweep, plan, store)
+
+
+def _make(results: Path) -> None:
+    """Make the results folder; BadConfig when it cannot be one."""
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"results={results} cannot be a folder to write to ({error.strerror}): set results=DIR or BENCH_RESULTS"
+        raise BadConfig([why]) from error
 
 
 def with_start_cells(cells: Sequence[CellPlan], sources: Sequence[Sources]) -> list[CellPlan]:
@@ -184,6 +195,8 @@ class Scheduler:
                 running.lock.release()
 
     def _needed(self, cells: Sequence[CellPlan]) -> list[Stage]:
+        """Stages to do of the cells that can still have their numbers: nothing is spent on one that has failed."""
+        cells = [cell for cell in cells if _failure_of(cell, self.failures) is None]
         return [stage for stage in make_plan(cells, self.store).to_do if stage not in self.failures]
 
     def _startable(self, cells: Sequence[CellPlan]) -> list[Stage]:

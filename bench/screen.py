@@ -192,18 +192,18 @@ def print_plan(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], wor
     cells = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("cell", "to do", "done"):
         cells.add_column(column, no_wrap=True, justify="left" if column == "cell" else "right")
+    to_do = set(plan.to_do)
     for cell in sweep.cells:
-        stages = [plan.statuses[stage] for stage in cell.stages if stage in plan.statuses]
-        to_do = sum(status.state != "done" for status in stages)
-        cells.add_row(cell.name, str(to_do), str(len(cell.stages) - to_do))
+        n = sum(stage in to_do for stage in cell.stages)
+        cells.add_row(cell.name, str(n), str(len(cell.stages) - n))
     console.print(cells)
     kinds = Table(title="unique stages", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("kind", "done", "to do", "shared by cells", "seconds", "tokens at most"):
+    for column in ("kind", "done or not needed", "to do", "shared by cells", "seconds", "tokens at most"):
         kinds.add_column(column, no_wrap=True, justify="left" if column == "kind" else "right")
     uses = Counter(stage for cell in sweep.cells for stage in cell.stages)
-    for kind in dict.fromkeys(stage.kind for stage in plan.statuses):
-        of_kind = [stage for stage in plan.statuses if stage.kind == kind]
-        waiting = [stage for stage in of_kind if stage in forecast]
+    for kind in dict.fromkeys(stage.kind for stage in uses):
+        of_kind = [stage for stage in uses if stage.kind == kind]
+        waiting = [stage for stage in of_kind if stage in to_do]
         kinds.add_row(
             kind,
             str(len(of_kind) - len(waiting)),

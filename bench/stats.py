@@ -201,6 +201,21 @@ def accuracy(right: Sequence[bool | None], level: float = 0.95) -> Estimate | No
     return Estimate(p, math.sqrt(p * (1 - p) / n), *wilson(sum(scored), n, level), n, len(right) - n)
 
 
+def auc(above: Array, below: Array, rng: np.random.Generator, n_resamples: int = 500, level: float = 0.95) -> Estimate:
+    """Chance that a value of the first kind is larger than one of the second; a tie is a half. Interval: bootstrap of either kind."""
+
+    def share(a: Array, b: Array) -> float:
+        gaps = np.sort(a)[:, None] - np.sort(b)[None, :]
+        return float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
+
+    n = above.size + below.size
+    if min(above.size, below.size) < 2:
+        return Estimate(share(above, below), None, None, None, n)
+    a, b = np.sort(above), np.sort(below)
+    draws = np.array([share(rng.choice(a, a.size), rng.choice(b, b.size)) for _ in range(n_resamples)])
+    return Estimate(share(above, below), float(draws.std(ddof=1)), *_percentiles(draws, level), n)
+
+
 def mean_estimate(values: Sequence[float | None], level: float = 0.95) -> Estimate | None:
     """Mean with a t interval: rewards, margins, KL, lengths. None when nothing was measured."""
     x = _scored(values)
@@ -262,7 +277,7 @@ class _LcFit(NamedTuple):
 
 def _lc_rows(
     preferences: Sequence[float | None],
-    policy_lengths: Sequence[int],
+    policy_lengths: Sequence[int | None],
     baseline_lengths: Sequence[int | None],
     difficulty: Sequence[float] | None,
 ) -> tuple[_LcRows, list[int]]:
@@ -275,10 +290,10 @@ def _lc_rows(
     for i, preference in enumerate(preferences):
         if preference is None:
             continue
-        baseline = baseline_lengths[i]
-        if baseline is None:
-            raise ValueError(f"item {i} has a preference but no baseline length")
-        rows.append((preference, float(baseline - policy_lengths[i]), 0.0 if difficulty is None else float(difficulty[i]), i))
+        baseline, policy = baseline_lengths[i], policy_lengths[i]
+        if baseline is None or policy is None:
+            raise ValueError(f"item {i} has a preference but no length of both completions")
+        rows.append((preference, float(baseline - policy), 0.0 if difficulty is None else float(difficulty[i]), i))
     rows.sort()
     table = np.array([row[:3] for row in rows], dtype=float).reshape(-1, 3)
     if not np.isfinite(table).all():
@@ -345,7 +360,7 @@ SEPARATED = Unmeasured("lengths or difficulty separate wins from losses: what is
 
 def lc_win_rate(
     preferences: Sequence[float | None],
-    policy_lengths: Sequence[int],
+    policy_lengths: Sequence[int | None],
     baseline_lengths: Sequence[int | None],
     rng: np.random.Generator,
     difficulty: Sequence[float] | None = None,
@@ -403,7 +418,7 @@ def lc_win_rate(
 
 def lc_contributions(
     preferences: Sequence[float | None],
-    policy_lengths: Sequence[int],
+    policy_lengths: Sequence[int | None],
     baseline_lengths: Sequence[int | None],
     difficulty: Sequence[float] | None = None,
 ) -> list[float | None] | Unmeasured:

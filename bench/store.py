@@ -78,6 +78,7 @@ class Source:
 
     path: Path
     digest: str
+    stamp: str = ""  # sizes and times of its files when the digest was made
 
     @property
     def key(self) -> str:
@@ -133,6 +134,12 @@ class Stage:
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_stamp(path: Path) -> str:
+    """Sizes and times of a file, or of a folder's files: another one when something was written since."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return hash_long({str(p): [(stat := p.stat()).st_size, stat.st_mtime_ns] for p in files})
 
 
 def tree_digest(path: Path) -> str:
@@ -221,8 +228,16 @@ class Store:
         except (OSError, ValueError, KeyError):
             return None
 
+    def recorded(self, stage: Stage) -> dict[str, Any]:
+        """What was recorded beside a stage when it ran; empty when it has no manifest to read."""
+        try:
+            return json.loads((self.folder(stage) / "manifest.json").read_text())["recorded"]
+        except (OSError, ValueError, KeyError):
+            return {}
+
     def record_failure(self, stage: Stage, error: str) -> None:
-        self.beside(stage, "failed.json").write_text(json.dumps({"kind": stage.kind, "key": stage.key, "error": error}, indent=1))
+        with contextlib.suppress(OSError):  # a full disk: the reason is in the table all the same
+            self.beside(stage, "failed.json").write_text(json.dumps({"kind": stage.kind, "key": stage.key, "error": error}, indent=1))
 
     def clear_failure(self, stage: Stage) -> None:
         self.beside(stage, "failed.json").unlink(missing_ok=True)
@@ -317,7 +332,10 @@ class Store:
 
     def is_locked(self, stage: Stage) -> bool:
         """Whether somebody computes this stage now."""
-        lock = self.try_lock(stage) if self.beside(stage, "lock").exists() else None
+        try:
+            lock = self.try_lock(stage) if self.beside(stage, "lock").exists() else None
+        except OSError:  # a store that one may only read
+            return False
         if lock is not None:
             lock.release()
             return False

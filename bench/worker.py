@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import plan
-from bench.store import Source, Stage, Store
+from bench.store import Source, Stage, Store, tree_stamp
 
 # What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
 ANSWERS, PARENT, IMPORTS = "BENCH_ANSWERS_FD", "BENCH_PARENT_PID", "BENCH_IMPORTS"
@@ -79,6 +79,8 @@ def describe(stage: Stage, store: Store) -> dict[str, Any]:
     inputs = {}
     for role, source in stage.inputs.items():
         inputs[role] = {"path": str(store.folder(source)), "key": source.key, "digest": store.digest(source)}
+        if isinstance(source, Source):
+            inputs[role]["stamp"] = source.stamp
     settings = type(stage.settings).__name__
     return {
         "kind": stage.kind,
@@ -88,6 +90,13 @@ def describe(stage: Stage, store: Store) -> dict[str, Any]:
         "inputs": inputs,
         "store": str(store.root),
     }
+
+
+def _check_sources(job: Mapping[str, Any]) -> None:
+    """Raises RuntimeError when a file of the user was written since the command made its key."""
+    for role, facts in job["inputs"].items():
+        if facts.get("stamp") and tree_stamp(Path(facts["path"])) != facts["stamp"]:
+            raise RuntimeError(f"{facts['path']} ({role}) was changed while the sweep ran: the same command reads it anew")
 
 
 def run_stage(job: Mapping[str, Any]) -> None:
@@ -104,7 +113,9 @@ def run_stage(job: Mapping[str, Any]) -> None:
     progress = Progress(store.beside(stage, "progress.jsonl"))
     wall, cpu = time.perf_counter(), time.process_time()
     try:
+        _check_sources(job)
         outcome: Outcome = module.run(settings, StageRun({role: s.path for role, s in sources.items()}, built, progress))
+        _check_sources(job)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
         raise

@@ -401,7 +401,7 @@ def test_tokens_are_bounded_by_hand() -> None:
     assert bounds["kto"] == 240 * 4 * 192 * 2
     assert bounds["held-out log-probs"] == 300 * 2 * 192
     assert bounds["samples for KL"] == 256 * 48
-    assert bounds["reference's log-probs for KL"] == bounds["policy's log-probs for KL"] == 256 * 192
+    assert bounds["reference's log-probs for KL"] == bounds["policy's log-probs for KL"] == 256 * 48
     assert bounds["preference completions"] == 805 * 48
     assert bounds["rating completions"] == 80 * 2 * 48
     dpo = {k: v for k, v in tree["method"].items() if "desirable" not in k} | {"name": "dpo"}

@@ -2,8 +2,8 @@
 
 -log σ(β Δ),  Δ = [log π/π_ref](y_w) - [log π/π_ref](y_l),  log-probabilities summed over completion tokens, EOS included
 
-Deviations: none; the reference's log-probabilities are computed once and shared, not once a step. Settings other than β and the
-learning rate come from the scale preset.
+Deviations: the reference's log-probabilities are computed once and shared, not once a step; a batch holds rows of like length
+(training.py). Settings other than β and the learning rate come from the scale preset.
 
 rewards/chosen, rewards/rejected: β log π/π_ref, mean over pairs; rewards/margins: their difference; rewards/accuracies: share of
 pairs with a positive margin; logps/*: summed log-probabilities, mean over pairs.

@@ -4,7 +4,8 @@
 z0 = max(0, mean over the batch of [log π/π_ref](y'|x)), y' the completion of another prompt; no gradient through it
 
 Pairs become two rows: chosen desirable, rejected undesirable. Deviation from TRL: y' is fixed for each row by the data stage
-(seeded, always of another prompt) and not the batch's neighbour, so that one reference pass serves every β, order and batch.
+(seeded, always of another prompt) and not the batch's neighbour, so that one reference pass serves every β, order and batch; a
+batch holds rows of like length (training.py), which z0 is a mean over.
 
 kl: z0. rewards/*: β r. rewards/accuracies: share of (desirable, undesirable) row pairs of a batch that the reward orders rightly;
 TRL logs none for KTO.

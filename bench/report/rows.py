@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bench import stats
 from bench.config import Cell, Expectation
 from bench.plan import CellPlan, start_cell
@@ -44,7 +46,7 @@ class Row:
     preferences: Mapping[str, float | None] = field(default_factory=dict)
     lc: Mapping[str, float | None] = field(default_factory=dict)
     n_train: int | None = None
-    recorded: Mapping[str, Any] = field(default_factory=dict)
+    recorded: Sequence[Mapping[str, Any]] = ()  # of every stage behind the numbers
 
     @property
     def group_key(self) -> str:
@@ -82,7 +84,7 @@ def _row(cell: CellPlan, store: Store, failed: str | None) -> Row:
         preferences,
         lc,
         data.counts.get("train") if data else None,
-        status.manifest.recorded,
+        [store.recorded(stage) for stage in cell.stages],
     )
 
 
@@ -105,16 +107,12 @@ class Group:
     """Cells that differ by seed only. `against_start` is None for start models and where nothing can be compared."""
 
     key: str
+    name: str
     cell: Cell
     rows: Sequence[Row]
     against_start: stats.Comparison | None
     lc_against_start: stats.Comparison | None
     among_best: bool  # by win rate: the best group, or not to be told apart from it
-
-    @property
-    def name(self) -> str:
-        """How the group is called where a line names it: the first cell's name less seed and key."""
-        return self.rows[0].cell.name.rsplit("-", 2)[0]
 
     @property
     def is_start(self) -> bool:
@@ -131,10 +129,15 @@ class Group:
     def pooled(self, metric: str) -> stats.Pooled | None:
         return stats.pool([row.metrics.get(metric) for row in self.done])
 
+    def n_seeds(self, metric: str) -> int:
+        """Seeds that have this metric."""
+        return sum(metric in row.metrics for row in self.done)
+
     def interval(self, metric: str) -> tuple[float, float] | None:
         """95 %: over seeds where there are several, over prompts where there is one."""
-        if len(self.done) == 1:
-            low, high = (self.done[0].metrics.get(f"{metric}_{end}") for end in ("low", "high"))
+        if self.n_seeds(metric) == 1:
+            only = next(row.metrics for row in self.done if metric in row.metrics)
+            low, high = only.get(f"{metric}_low"), only.get(f"{metric}_high")
             return None if low is None or high is None else (low, high)
         pooled = self.pooled(metric)
         return None if pooled is None or pooled.low is None or pooled.high is None else (pooled.low, pooled.high)
@@ -142,9 +145,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Pooled:
-    """The groups of a sweep, and every pair of them compared by win rate (first minus second; p Holm-corrected over all pairs)."""
+    """The groups of a sweep, and every pair of them compared by win rate (first minus second; p Holm-corrected over all pairs).
+
+    `varied`: settings that tell groups apart and have no column of their own (see `varied_settings`).
+    """
 
     groups: Sequence[Group]
+    varied: Sequence[str]
     pairs: Mapping[tuple[str, str], stats.Comparison | None]
 
 
@@ -156,8 +163,51 @@ def pool(rows: Sequence[Row]) -> Pooled:
     pairs = _all_pairs(members)
     best = _among_best(members, pairs)
     plain, lc = _against_start(members, "preferences"), _against_start(members, "lc")
-    found = [Group(key, group[0].cell.cell, group, plain.get(key), lc.get(key), key in best) for key, group in members.items()]
-    return Pooled(found, pairs)
+    varied = varied_settings([row.cell.cell for row in rows])
+    found = [
+        Group(key, _group_name(group[0].cell, varied), group[0].cell.cell, group, plain.get(key), lc.get(key), key in best)
+        for key, group in members.items()
+    ]
+    return Pooled(found, varied, pairs)
+
+
+OWN_COLUMN = {"seed", "method.name", "method.beta", "data.name", "data.fraction", "model.name"}
+NAMED_BY = {"method": "method.name", "model": "model.name", "data": "data.name", "world": "data.name"}
+
+
+def varied_settings(cells: Sequence[Cell]) -> list[str]:
+    """Dotted settings, without a column of their own, that differ between cells which otherwise are called the same."""
+    values: dict[str, dict[Any, set[str]]] = {}
+    for cell in cells:
+        if cell.method.name == "none":
+            continue
+        flat = settings(cell)
+        for key, value in flat.items():
+            name = NAMED_BY.get(key.split(".")[0])
+            values.setdefault(key, {}).setdefault(flat.get(name) if name else None, set()).add(value)
+    return [key for key, by_name in values.items() if key not in OWN_COLUMN and any(len(found) > 1 for found in by_name.values())]
+
+
+def settings(cell: Cell) -> dict[str, str]:
+    """A cell's settings by dotted key, each as JSON."""
+    flat: dict[str, str] = {}
+
+    def visit(value: Any, prefix: str) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                visit(item, f"{prefix}.{key}" if prefix else key)
+        else:
+            flat[prefix] = value if isinstance(value, str) else json.dumps(value)
+
+    visit(cell.model_dump(mode="json"), "")
+    return flat
+
+
+def _group_name(cell: CellPlan, varied: Sequence[str]) -> str:
+    """How a line names the group: the cell's name less seed and key, and what else tells it apart."""
+    flat = settings(cell.cell)
+    extra = [f" {key.rpartition('.')[2]} {flat[key]}" for key in varied if key in flat]
+    return cell.name.rsplit("-", 2)[0] + "".join(extra)
 
 
 class Verified(NamedTuple):
@@ -225,7 +275,16 @@ def _against_start(members: Mapping[str, Sequence[Row]], of: str) -> dict[str, s
         seeds = ours.keys() & theirs.keys()
         if seeds:
             pairs[key] = ({s: ours[s] for s in seeds}, {s: theirs[s] for s in seeds})
-    return stats.compare_table(pairs)
+    return {key: _bootstrapped(found, *pairs[key]) for key, found in stats.compare_table(pairs).items()}
+
+
+def _bootstrapped(found: stats.Comparison | None, ours: stats.BySeed, theirs: stats.BySeed) -> stats.Comparison | None:
+    """With one seed the interval is the paired bootstrap over prompts; the p-value stays that of the paired t."""
+    if found is None or found.n_seeds > 1:
+        return found
+    seed = next(iter(ours))
+    again = stats.paired_difference(ours[seed], theirs[seed], np.random.default_rng(0))
+    return found if again is None else replace(found, prompts=again)
 
 
 def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], stats.Comparison | None]:
@@ -255,7 +314,14 @@ def flat_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows of table.csv and cells.parquet: settings that sweeps vary, then metrics; what is missing is None."""
     names = sorted({name for row in rows for name in row.metrics})
     names = [name for name in HEADLINES if name in names] + [name for name in names if name not in HEADLINES]
-    return [_settings(row) | {name: row.metrics.get(name) for name in names} | {"reason": row.failed or ""} for row in rows]
+    varied = varied_settings([row.cell.cell for row in rows])
+    return [
+        _settings(row)
+        | {key: settings(row.cell.cell).get(key) for key in varied}
+        | {name: row.metrics.get(name) for name in names}
+        | {"reason": row.failed or "; ".join(f"{name}: {why}" for name, why in row.missing.items())}
+        for row in rows
+    ]
 
 
 def _settings(row: Row) -> dict[str, Any]:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from bench import stats
 from bench.config import Expectation
-from bench.report.rows import ALPHA, Group, Pooled, Verified, verify
+from bench.report.rows import ALPHA, Group, Pooled, Verified, settings, verify
 
 MISSING = "-"
+# Reasons that a reader expects: no note says them.
+BY_DESIGN = {
+    "the start model is its own reference",
+    "for unpaired data; these are pairs: see reward_accuracy",
+    "the data are unpaired: see reward_auc",
+}
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,14 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
     ):
         if varied:
             columns.append((name, value))
+    columns += [(key.rpartition(".")[2], partial(_setting, key)) for key in pooled.varied]
     columns.append(("seeds", lambda group: f"{len(group.done)}" + (f"/{len(group.rows)}" if len(group.done) < len(group.rows) else "")))
     columns += [
         ("win rate %", lambda g: _percent(g, "win_rate") + (" *" if g.among_best else "")),
         ("LC win rate %", lambda g: _percent(g, "lc_win_rate")),
-        ("vs start", lambda g: _difference(g.against_start)),
+        ("vs start", lambda g: _difference(g)),
+        ("over seeds", lambda g: _part(g.against_start.seeds if g.against_start else None)),
+        ("over prompts", lambda g: _part(g.against_start.prompts if g.against_start and g.against_start.seeds else None)),
         ("SEs", lambda g: _standard_errors(g.against_start)),
         ("p (Holm)", lambda g: _p(g.against_start)),
         ("rating", lambda g: _number(g, "rating", 2)),
@@ -62,6 +73,10 @@ def _beta(group: Group) -> str:
     return "" if beta is None else f"{beta:g}"
 
 
+def _setting(key: str, group: Group) -> str:
+    return settings(group.cell).get(key, "")
+
+
 def _fraction(group: Group) -> str:
     if group.is_start:
         return ""
@@ -75,7 +90,10 @@ def _percent(group: Group, metric: str) -> str:
 
 def _number(group: Group, metric: str, digits: int, factor: float = 1) -> str:
     pooled = group.pooled(metric)
-    return MISSING if pooled is None else f"{factor * pooled.mean:.{digits}f}"
+    if pooled is None:
+        return MISSING
+    fewer = f" (n={pooled.n_seeds})" if pooled.n_seeds < len(group.done) else ""
+    return f"{factor * pooled.mean:.{digits}f}{fewer}"
 
 
 def _with_interval(group: Group, metric: str, digits: int, factor: float) -> str:
@@ -85,11 +103,20 @@ def _with_interval(group: Group, metric: str, digits: int, factor: float) -> str
     return f"{text} [{factor * interval[0]:.{digits}f}, {factor * interval[1]:.{digits}f}]"
 
 
-def _difference(comparison: stats.Comparison | None) -> str:
+def _difference(group: Group) -> str:
+    comparison = group.against_start
     if comparison is None:
         return MISSING
+    fewer = f" (n={comparison.n_seeds})" if comparison.n_seeds < len(group.done) else ""
     apart = comparison.p_holm is not None and comparison.p_holm < ALPHA
-    return f"{_signed(comparison.lead)}{'' if apart else ' ≈'}"
+    return f"{_signed(comparison.lead)}{fewer}{'' if apart else ' ≈'}"
+
+
+def _part(difference: stats.Difference | None) -> str:
+    """One of the two intervals that a difference over seeds and prompts stands on."""
+    if difference is None or difference.low is None or difference.high is None:
+        return MISSING
+    return f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
 def _signed(difference: stats.Difference) -> str:
@@ -130,8 +157,10 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     if scored:
         n = sorted({int(row.metrics["n_scored"]) for row in scored})
         unscored = sum(int(row.metrics["n_unscored"]) for row in scored)
-        over = "seeds and prompts" if seeds > 1 else "prompts"
-        brackets = "95 % over seeds (t)" if seeds > 1 else "95 % over prompts (bootstrap), one seed"
+        over = "seeds and prompts, then over seeds (t) and over prompts alone" if seeds > 1 else "prompts (paired bootstrap)"
+        brackets = "95 % over seeds (t)" if seeds > 1 else "95 % over prompts (bootstrap); one seed says nothing of another training"
+        if seeds > 1 and any(len(group.done) == 1 for group in groups):
+            brackets += ", over prompts where one seed is left"
         prompts = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
         notes.append(f"Judged on {prompts} prompts a cell, {unscored} verdicts unscored. Brackets: {brackets}.")
         notes.append(
@@ -139,8 +168,8 @@ def _notes(groups: Sequence[Group]) -> list[str]:
             "errors; p: two-sided, Holm-corrected over the table."
         )
         notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
-    missing = {f"{name}: {why}" for group in groups for row in group.done for name, why in row.missing.items() if "no judge" in why}
-    notes += sorted(missing)
+    missing = Counter((name, why) for group in groups for row in group.done for name, why in row.missing.items() if why not in BY_DESIGN)
+    notes += [f"{name}: {why}" + (f" ({n} cells)" if n > 1 else "") for (name, why), n in sorted(missing.items())]
     reasons: dict[str, list[str]] = {}
     for row in (row for group in groups for row in group.rows if not row.done):
         reasons.setdefault(f"FAILED ({row.failed.splitlines()[0]})" if row.failed else "not run", []).append(row.cell.name)
@@ -150,18 +179,19 @@ def _notes(groups: Sequence[Group]) -> list[str]:
 
 
 def _mixed(groups: Sequence[Group]) -> list[str]:
-    """Says when rows of one table come from different code or packages."""
-    rows = [row for group in groups for row in group.done]
-    notes = []
-    revisions = {str(row.recorded.get("revision")) for row in rows}
-    if len(revisions) > 1:
-        notes.append(f"Rows come from {len(revisions)} revisions of bench: {', '.join(sorted(revisions))}.")
-    packages = {name for row in rows for name in row.recorded.get("packages", {})}
-    for name in sorted(packages):
-        versions = {str(row.recorded.get("packages", {}).get(name)) for row in rows}
-        if len(versions) > 1:
-            notes.append(f"Rows mix {name} {', '.join(sorted(versions))}.")
-    return notes
+    """Says when the stages behind one table ran with different code, packages or devices."""
+    recorded = [facts for group in groups for row in group.done for facts in row.recorded if facts]
+    values: dict[str, set[str]] = {}
+    for facts in recorded:
+        for name, value in {**facts, **facts.get("packages", {})}.items():
+            if not isinstance(value, dict):
+                values.setdefault(name, set()).add(str(value))
+    words = {"revision": "revisions of bench", "device": "devices", "machine": "kinds of machine", "threads": "numbers of threads"}
+    return [
+        f"Stages behind this table mix {words.get(name, name)}: {', '.join(sorted(found))}."
+        for name, found in sorted(values.items())
+        if len(found) > 1
+    ]
 
 
 # Writing ----------------------------------------------------------------------------------------------------------------

@@ -64,9 +64,11 @@ def _from_labels(settings: PairData, run: StageRun) -> Outcome:
     for split in ("train", "heldout"):
         labelled = list(read_jsonl(run.inputs[split] / "labels.jsonl", Labelled))
         rows: list[Any] = [row for label in labelled if (row := _row(label, settings)) is not None]
-        counts |= {f"{split}_prompts": len(labelled), f"{split}_ties": sum(label.first_preferred is None for label in labelled)}
+        unscored = sum(label.unscored is not None for label in labelled)
+        ties = sum(label.first_preferred is None for label in labelled) - unscored
+        counts |= {f"{split}_prompts": len(labelled), f"{split}_ties": ties, f"{split}_unscored": unscored}
         if not rows:
-            raise ValueError(f"no {split} pair is left of {len(labelled)} labelled prompts: all were ties")
+            raise ValueError(f"no {split} pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored")
         if split == "train":
             rows = nested_subset(rows, settings.fraction, settings.seed)
         counts[split] = len(rows)

@@ -30,9 +30,11 @@ def run(settings: GoldLabels, run: StageRun) -> Outcome:
 def _label(item: Item, verdict: Verdict, first: str, second: str, settings: GoldLabels) -> Labelled:
     """A tie of the annotator's opinion (equal margin) has no label; otherwise one is drawn, and flipped now and then."""
     rng = random.Random(f"label/{settings.seed}/{item.id}")
-    p_first = verdict.preference if verdict.preference is not None else 0.5
-    preferred = None if p_first == 0.5 or first == second else draw_label(p_first, settings.annotator.flip_rate, rng)
-    details = verdict.details or {}
-    difference = details.get("gold_first", 0.0) - details.get("gold_second", 0.0)
+    prompt = conversation(item, [])
+    if verdict.preference is None or verdict.details is None:
+        return Labelled(item.id, prompt, first, second, None, None, unscored=verdict.unscored)
+    tie = verdict.preference == 0.5 or first == second
+    preferred = None if tie else draw_label(verdict.preference, settings.annotator.flip_rate, rng)
+    difference = verdict.details["gold_first"] - verdict.details["gold_second"]
     correct = None if preferred is None or difference == 0 else preferred == (difference > 0)
-    return Labelled(item.id, conversation(item, []), first, second, p_first, preferred, correct)
+    return Labelled(item.id, prompt, first, second, verdict.preference, preferred, correct)

@@ -32,11 +32,13 @@ def run(settings: LogpsSettings, run: StageRun) -> Outcome:
 
 def _preferences(tokenizer: PreTrainedTokenizerBase, folder: Path, settings: LogpsSettings) -> Iterator[tuple[str, Ids]]:
     """(name, ids) of each completion of the rows; names are `<split>/<row id>/<column>`."""
+    max_length = settings.max_length
+    assert max_length is not None, "preference rows are cut where training cuts them"
     too_long = []
     for split in settings.splits:
         for row in read_rows(folder / f"{split}.jsonl"):
             try:
-                columns = preference_ids(tokenizer, row, settings.max_length)
+                columns = preference_ids(tokenizer, row, max_length)
             except PromptTooLong as error:
                 too_long.append(f"{split} row {row.id}: {error}")
                 continue

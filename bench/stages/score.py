@@ -34,7 +34,7 @@ class _Numbers:
         if estimate is None or isinstance(estimate, stats.Unmeasured):
             self.missing[name] = estimate.reason if estimate else why
             return
-        self.metrics[name] = estimate.value
+        self.metrics |= {name: estimate.value, f"{name}_n": estimate.n}
         for suffix, value in (("se", estimate.standard_error), ("low", estimate.low), ("high", estimate.high)):
             if value is not None:
                 self.metrics[f"{name}_{suffix}"] = value
@@ -63,7 +63,10 @@ def _preference(settings: ScoreSettings, folder: Path | None, numbers: _Numbers)
     rng = np.random.default_rng(settings.bootstrap_seed)
     numbers.add("win_rate", stats.win_rate(preferences, rng, settings.bootstrap_resamples))
     lengths = [v.policy_length for v in verdicts], [v.baseline_length for v in verdicts]
-    numbers.add("lc_win_rate", stats.lc_win_rate(preferences, *lengths, np.random.default_rng(settings.bootstrap_seed)))
+    controlled = stats.lc_win_rate(preferences, *lengths, np.random.default_rng(settings.bootstrap_seed))
+    numbers.add("lc_win_rate", controlled)
+    if isinstance(controlled, stats.LcWinRate) and controlled.n_failed_refits:
+        numbers.metrics["lc_win_rate_failed_refits"] = controlled.n_failed_refits
     numbers.metrics |= {"n_scored": sum(p is not None for p in preferences), "n_unscored": sum(p is None for p in preferences)}
     for part in ("gold", "content", "constraints", "conciseness", "fluency"):
         values = [v.details[part] for v in verdicts if v.details and part in v.details]
@@ -126,8 +129,7 @@ def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numb
     for name in ("reward_margin", "reward_accuracy"):
         numbers.missing[name] = "the data are unpaired: see reward_auc"
     if all(map(len, ratios.values())):
-        above = ratios["chosen"][:, None] - ratios["rejected"][None, :]
-        numbers.metrics["reward_auc"] = float((above > 0).mean() + 0.5 * (above == 0).mean())
+        numbers.add("reward_auc", stats.auc(ratios["chosen"], ratios["rejected"], np.random.default_rng(settings.bootstrap_seed)))
     else:
         numbers.missing["reward_auc"] = "held-out rows are all of one label"
 

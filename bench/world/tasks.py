@@ -1,9 +1,10 @@
 """What is asked in the controlled world: readable instructions in MT-Bench's eight categories, one or two turns.
 
 An instruction is a question and up to three constraints of style or length. Every first-turn text belongs to exactly one split, by a
-hash of its text: whatever the seed, no prompt of one split is ever a prompt of another. The fact tables (stem, humanities) hold only
-18 and 20 questions; their constraints make thousands of texts of them, so the same fact, asked otherwise, is in every split. (The
-same rules in another order are another text.)
+hash of its text: whatever the seed, no prompt of one split is ever a prompt of another. It is the texts that are disjoint, not the
+questions: the pools are small (18 and 20 facts in stem and humanities; a few hundred sums, notes and greetings), constraints make
+thousands of texts of them, and about two thirds of the evaluation prompts ask, under other constraints, a question that training asks
+too. What evaluation measures is keeping constraints on known kinds of question. (The same rules in another order are another text.)
 """
 
 from __future__ import annotations

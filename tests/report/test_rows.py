@@ -33,7 +33,8 @@ def _row(cell: CellPlan, rate: float) -> Row:
     """Every item the same distance from `rate`, so that differences between rows are exact."""
     preferences = {item: rate + (0.1 if i % 2 else -0.1) * (1 + 0.1 * cell.cell.seed) for i, item in enumerate(ITEMS)}
     metrics = {"win_rate": rate, "win_rate_low": rate - 0.03, "win_rate_high": rate + 0.03, "n_scored": 40.0, "n_unscored": 2.0, "kl": 1.5}
-    return Row(cell, None, True, metrics, {"rating": "no judge is set (judge=none)"}, preferences, preferences, 100, {"revision": "abc"})
+    missing = {"rating": "no judge is set (judge=none)"}
+    return Row(cell, None, True, metrics, missing, preferences, preferences, 100, [{"revision": "abc"}])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_one_seed_shows_the_prompt_interval(rows: list[Row]) -> None:
 def test_unscored_verdicts_and_missing_judges_are_said(rows: list[Row]) -> None:
     notes = comparison_table(pool(rows)).notes
     assert any("18 verdicts unscored" in note for note in notes)  # 2 in each of 9 cells
-    assert "rating: no judge is set (judge=none)" in notes
+    assert "rating: no judge is set (judge=none) (9 cells)" in notes
 
 
 def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: list[Row]) -> None:
@@ -85,8 +86,8 @@ def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: l
 
 
 def test_mixed_revisions_are_said(rows: list[Row]) -> None:
-    mixed = [rows[0], *(replace(row, recorded={"revision": "def"}) for row in rows[1:])]
-    assert any("2 revisions of bench: abc, def" in note for note in comparison_table(pool(mixed)).notes)
+    mixed = [rows[0], *(replace(row, recorded=[{"revision": "def"}]) for row in rows[1:])]
+    assert any("mix revisions of bench: abc, def" in note for note in comparison_table(pool(mixed)).notes)
 
 
 def test_flat_rows_lead_with_the_settings_and_leave_missing_numbers_empty(rows: list[Row]) -> None:
