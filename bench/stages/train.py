@@ -14,6 +14,8 @@ from bench.records import read_logps, read_rows
 from bench.tokens import load_tokenizer
 from bench.worker import Outcome, StageRun
 
+MORE_STEPS = "bring more rows or epochs, make steps smaller (batch_size, gradient_accumulation_steps) or set method.warmup_ratio=0"
+
 
 def run(settings: TrainSettings, run: StageRun) -> Outcome:
     tokenizer = load_tokenizer(run.inputs["model"])
@@ -24,6 +26,8 @@ def run(settings: TrainSettings, run: StageRun) -> Outcome:
     # float32 weights whatever the dtype: see engines/hf.py
     job = TrainingJob(settings, model.float(), tokenizer, rows, read_logps(run.inputs["reference_logps"]), run.out, recorder)
     load(settings.method.name).make_trainer(job).train()
+    if not any(row["learning_rate"] for row in recorder.history):
+        raise ValueError(f"all {len(recorder.history)} steps were warm-up: {MORE_STEPS}")
     model.to(getattr(torch, settings.dtype))
     check_weights(model, before)
     recorder.write(run.out)

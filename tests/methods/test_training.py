@@ -117,6 +117,13 @@ def test_a_training_that_diverges_or_goes_nowhere_has_no_result(stage_run: Stage
     assert not (stage_run.out / "model").exists()
 
 
+def test_a_training_that_is_all_warm_up_is_refused_with_a_way_out(stage_run: StageRun) -> None:
+    """117 rows in one step: the first step's learning rate is 0."""
+    with pytest.raises(ValueError, match="all 1 steps were warm-up: bring more rows or epochs, make steps smaller"):
+        train_stage.run(settings(batch_size=200), stage_run)
+    train_stage.run(settings(batch_size=200, warmup_ratio=0.0), stage_run)
+
+
 def test_the_same_training_twice_gives_the_same_bytes(stage_run: StageRun) -> None:
     torch.set_num_threads(1)  # as in the worker
     stored = smoke_folder(smoke_cell("dpo", 0.1).roles["train"])

@@ -1,0 +1,163 @@
+"""Golden outputs of the stages that need no models: if one moves, its kind's version in plan.VERSIONS must move with it.
+
+Otherwise a store that holds the old output would be read as if it held the new one. `UPDATE_GOLDEN=1 pytest tests/stages/test_digests.py`
+writes what is found now. Floats are compared to 9 digits: the last ones depend on the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_preferences
+
+from bench import plan
+from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
+from bench.plan import (
+    CorpusData,
+    DemonstrationData,
+    GoldLabels,
+    GoldPreferenceSettings,
+    GoldRatingSettings,
+    LocalPairData,
+    LocalPromptData,
+    PairData,
+    PromptData,
+    ScoreSettings,
+    TaskFamily,
+)
+from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
+from bench.stages import data, judge, label, score
+from bench.worker import Progress, StageRun
+from bench.world.tasks import Turn
+from bench.world.writers import write
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "digests.json"
+FAMILY = TaskFamily(categories=CATEGORIES, constraint_counts=(0.2, 0.4, 0.4))
+WEIGHTS = GoldWeights(content=0.45, constraints=0.35, conciseness=0.2)
+SLOPPY = Writer(error=0.3, missed_constraint=0.6, filler=0.5)
+ANNOTATOR = Annotator(temperature=0.5, length_bias=0.1, flip_rate=0.1)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in sorted(value.items())}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def _digest(folder: Path) -> str:
+    content = {}
+    for path in sorted(folder.iterdir()):
+        texts = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        content[path.name] = [_rounded(json.loads(text)) for text in texts]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+class Made:
+    """Each stage's output, from the outputs before it; simulated writers stand in for models."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def run(self, module: Any, settings: Any, **inputs: Path) -> Path:
+        out = self.root / f"{len(list(self.root.iterdir()))}"
+        out.mkdir()
+        module.run(settings, StageRun(inputs, out, Progress(self.root.parent / "progress")))
+        return out
+
+    def prompts(self, split: str, n: int, n_turns: int = 1, reference: Writer | None = None) -> Path:
+        settings = PromptData(family=FAMILY, split=split, n=n, n_turns=n_turns, reference=reference, seed=1)  # type: ignore[arg-type]
+        return self.run(data, settings)
+
+    def written(self, items: Path, draws: int = 1) -> Path:
+        rng = random.Random(1)
+        rows = []
+        for draw in range(draws):
+            for item in read_jsonl(items / "items.jsonl", Item):
+                texts = [write(Turn.from_json(task), SLOPPY, rng) for task in item.task or []]
+                rows.append(Completion(item.id, item.turns, texts, [len(t.split()) for t in texts], [True] * len(texts), draw))
+        out = self.root / f"{len(list(self.root.iterdir()))}"
+        out.mkdir()
+        write_jsonl(out / "completions.jsonl", rows)
+        return out
+
+    def labels(self, split: str) -> Path:
+        items = self.prompts(split, 40)
+        settings = GoldLabels(gold=WEIGHTS, annotator=ANNOTATOR, seed=1)
+        return self.run(label, settings, items=items, completions=self.written(items, draws=2))
+
+    def pairs(self, form: str = "paired") -> Path:
+        settings = PairData(form=form, fraction=0.5, seed=1)  # type: ignore[arg-type]
+        return self.run(data, settings, train=self.labels("train"), heldout=self.labels("heldout"))
+
+    def local_pairs(self) -> Path:
+        path = make_preferences(self.root.parent / "file.jsonl", paired=True, messages=True)
+        return self.run(data, LocalPairData(fraction=0.5, heldout_fraction=0.3, seed=1), file=path)
+
+    def verdicts(self, settings: Any, n_turns: int) -> Path:
+        items = self.prompts("evaluation", 24, n_turns, SLOPPY)
+        return self.run(judge, settings, items=items, completions=self.written(items))
+
+    def score(self) -> Path:
+        pairs = self.pairs()
+        rows = read_rows(pairs / "heldout.jsonl")
+        rng = random.Random(2)
+        inputs = {"preferences": pairs}
+        for role in ("reference_logps", "policy_logps"):
+            names = [f"heldout/{row.id}/{side}" for row in rows for side in ("chosen", "rejected")]
+            inputs[role] = self.root / role
+            inputs[role].mkdir()
+            write_jsonl(inputs[role] / "logps.jsonl", [Logps(name, rng.uniform(-60, -20), 12) for name in names])
+        inputs |= {"kl_reference_logps": inputs["reference_logps"], "kl_policy_logps": inputs["policy_logps"]}
+        items = self.prompts("evaluation", 24, 1, SLOPPY)
+        inputs["preference_completions"] = self.written(items)
+        judging = GoldPreferenceSettings(gold=WEIGHTS, temperature=1.0)
+        inputs["preference_verdicts"] = self.run(judge, judging, items=items, completions=inputs["preference_completions"])
+        inputs["rating_verdicts"] = self.verdicts(GoldRatingSettings(gold=WEIGHTS), 2)
+        return self.run(score, ScoreSettings(beta=0.1, bootstrap_resamples=500, bootstrap_seed=0), **inputs)
+
+
+MAKE: dict[str, dict[str, Callable[[Made], Path]]] = {
+    "data": {
+        "corpus": lambda made: made.run(data, CorpusData(family=FAMILY, n=64, seed=1)),
+        "demonstrations": lambda made: made.run(data, DemonstrationData(family=FAMILY, writer=SLOPPY, n=64, seed=1)),
+        "prompts": lambda made: made.prompts("evaluation", 32, 2, SLOPPY),
+        "pairs": lambda made: made.pairs(),
+        "unpaired": lambda made: made.pairs("unpaired"),
+        "local": lambda made: made.local_pairs(),
+        "local_prompts": lambda made: made.run(data, LocalPromptData(n=8), preferences=made.local_pairs()),
+    },
+    "label": {"gold": lambda made: made.labels("train")},
+    "judge": {
+        "gold_preference": lambda made: made.verdicts(GoldPreferenceSettings(gold=WEIGHTS, temperature=1.0), 1),
+        "gold_rating": lambda made: made.verdicts(GoldRatingSettings(gold=WEIGHTS), 2),
+    },
+    "score": {"cell": lambda made: made.score()},
+}
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_outputs_move_only_with_their_version(kind: str, tmp_path: Path) -> None:
+    found = {}
+    for name, make in MAKE[kind].items():
+        (tmp_path / name / "stages").mkdir(parents=True)
+        found[name] = _digest(make(Made(tmp_path / name / "stages")))
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    entry = f"{kind} v{plan.VERSIONS[kind]}"
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        kept = {name: digests for name, digests in golden.items() if name.split()[0] != kind}
+        GOLDEN.write_text(json.dumps(dict(sorted({**kept, entry: found}.items())), indent=1) + "\n")
+        return
+    assert golden.get(entry) == found, (
+        f"the output of {kind} stages has changed. If their numbers mean something else now, raise VERSIONS[{kind!r}] in bench/plan.py, so "
+        f"that nothing old is taken for new; then UPDATE_GOLDEN=1 pytest {Path(__file__).name}, and say in the commit what moved"
+    )

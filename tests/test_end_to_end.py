@@ -1,0 +1,383 @@
+"""The real command, sweep, workers, trainers and judge: what it leaves, and that neither death nor repetition changes it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pty
+import random
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny import Ran, bench, command_line, copy_results, environment, make_model, make_preferences, plans, smoke, smoke_cells
+
+from bench.plan import CellPlan
+from bench.store import Store
+
+ONE_WORKER = "hydra.launcher.workers=1"
+TORCH_FREE = ("judge", "score")
+CHATTER = ("grad_norm", "Loading weights", "[transformers]", "Warning", "it/s", "{'loss'")
+
+
+def rows_of(ran: Ran, sweep: str) -> list[dict[str, str]]:
+    with (ran.results / "sweeps" / sweep / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def only_sweep(ran: Ran) -> str:
+    (folder,) = (ran.results / "sweeps").iterdir()
+    return folder.name
+
+
+def digests(results: Path, cells: list[CellPlan]) -> dict[str, str | None]:
+    """Digest of every stage that is there; what differs from run to run (speeds) is not in it."""
+    store = Store(results / "store")
+    stages = {stage for cell in cells for stage in cell.stages}
+    return {f"{stage.kind}/{stage.key}": digest for stage in stages if (digest := store.digest(stage)) is not None}
+
+
+def started(*words: str, results: Path) -> subprocess.Popen[str]:
+    """A command in a process group of its own, as a shell would start it."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    line = command_line(*words, results=results)
+    return subprocess.Popen(line, text=True, env=environment(), cwd=results.parent, start_new_session=True, **pipes)  # type: ignore[call-overload]
+
+
+def wait_for(reached: Callable[[], object], command: subprocess.Popen[str], patience_s: float = 120) -> None:
+    until = time.monotonic() + patience_s
+    while not reached():
+        assert command.poll() is None, command.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def workers_of(command: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [child for child in psutil.Process(command.pid).children(recursive=True) if "bench.worker" in " ".join(child.cmdline())]
+
+
+def gone(processes: list[psutil.Process], within_s: float = 5.0) -> bool:
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        if not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+# A whole sweep --------------------------------------------------------------------------------------------------------
+
+
+def test_the_smoke_sweep_runs_from_nothing_to_a_table() -> None:
+    ran = smoke()
+    rows = rows_of(ran, "smoke")
+    assert [(row["method"], row["beta"], row["status"]) for row in rows] == [
+        ("start", "", "done"), ("kto", "0.1", "done"), ("kto", "1.0", "done"), ("dpo", "0.1", "done"), ("ipo", "0.1", "done"),
+    ]  # fmt: skip
+    for row in rows:
+        assert 0 <= float(row["win_rate_low"]) <= float(row["win_rate"]) <= float(row["win_rate_high"]) <= 1
+        assert (row["n_scored"], row["n_unscored"], row["n_ratings"]) == ("64", "0", "32")
+        assert 1 <= float(row["rating"]) <= 10
+        if row["method"] != "start":
+            assert float(row["kl"]) > 0
+            assert 0 <= float(row["reward_accuracy"]) <= 1
+    assert f"{len({s for cell in smoke_cells() for s in cell.stages})} stages run, 0 taken from the store" in ran.out
+
+
+def test_the_terminal_gets_sensible_lines_and_no_chatter() -> None:
+    ran = smoke()
+    for chatter in CHATTER:
+        assert chatter not in ran.err + ran.out
+    lines = ran.err.splitlines()
+    assert re.fullmatch(r"  0:0\d  smoke: 5 cells, 0 stages done, \d+ to do, \d+ workers", lines[0])
+    assert all(re.match(r" +\d+:\d\d  (data|sft|sample|label|logps|train|generate|judge|score|cell) ", line) for line in lines[1:])
+    assert sum(re.search(r"  cell \d/5 ", line) is not None for line in lines) == 5
+    assert "0 stages left" in [line for line in lines if " left" in line][-1]
+
+
+def test_each_cell_has_its_folder() -> None:
+    for cell in smoke_cells():
+        folder = smoke().results / "cells" / cell.name
+        stages = json.loads((folder / "stages.json").read_text())
+        assert (stages["key"], stages["failed"]) == (cell.key, None)
+        assert set(stages["stages"]) == {stage.key for stage in cell.stages}
+        result = json.loads((folder / "result.json").read_text())
+        assert "NaN" not in (folder / "result.json").read_text()
+        assert result["metrics"]["n_completions"] == 64
+        assert all(why for why in result["missing"].values())
+        log = (folder / "log.txt").read_text()
+        assert "=== sft" in log
+        assert "'loss'" in log  # trainers' chatter is here
+        assert (folder / "config.yaml").read_text().startswith("model:")
+
+
+def test_again_runs_no_stage_loads_no_torch_and_prints_the_same_table() -> None:
+    before = smoke().table()
+    code = (
+        "import sys, atexit, runpy\n"
+        "atexit.register(lambda: print('LOADED', sorted({'torch', 'transformers', 'trl', 'wandb', 'datasets'} & set(sys.modules))))\n"
+        "runpy.run_module('bench', run_name='__main__')"
+    )
+    line = [sys.executable, "-c", code, "+sweep=smoke", f"results={smoke().results}", "tracker=none"]
+    began = time.monotonic()
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 30
+    assert "0 stages run" in done.stdout
+    assert "LOADED []" in done.stdout
+    assert smoke().table() == before
+    table = smoke().out[smoke().out.index("method") : smoke().out.index("stages run")].rsplit("\n", 1)[0]
+    assert table in done.stdout
+
+
+# Death ----------------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_and_sigkill_change_nothing(tmp_path: Path) -> None:
+    """From the start model on: Ctrl-C while policies are trained, SIGKILL later, then the same command to its end."""
+    later = ("data", "sample", "label", "logps", "train", "generate", "judge", "score")
+    results = copy_results(smoke(), tmp_path / "results", drop=later)
+
+    command = started("+sweep=smoke", ONE_WORKER, results=results)
+    wait_for(lambda: list(results.glob("store/logps/*/manifest.json")), command)
+    workers = workers_of(command)
+    assert workers
+    os.killpg(command.pid, signal.SIGINT)
+    out, err = command.communicate(timeout=20)
+    assert command.returncode == 130
+    assert "interrupted; the same command goes on from here" in err
+    assert "Traceback" not in err + out
+    assert gone(workers, within_s=1)
+
+    command = started("+sweep=smoke", ONE_WORKER, results=results)
+    wait_for(lambda: list(results.glob("store/train/*/manifest.json")), command)
+    workers = workers_of(command)
+    command.kill()
+    command.communicate()
+    assert gone(workers)
+    assert not (results / "sweeps" / "smoke" / "table.csv").exists()
+
+    last = bench("+sweep=smoke", ONE_WORKER, results=results)
+    assert last.code == 0, last.err
+    assert "0 taken from the store" not in last.out
+    assert last.table() == smoke().table()
+    found, undisturbed = digests(results, smoke_cells()), digests(smoke().results, smoke_cells())
+    assert found == {name: undisturbed[name] for name in found}
+    assert {name.split("/")[0] for name in found} == {*later, "sft"}
+    assert not list(results.glob("store/*/*.build-*"))
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
+    """From nothing; six kills at moments that a seeded generator chooses, workers included now and then."""
+    rng = random.Random(0)
+    results = tmp_path / "results"
+    for attempt in range(6):
+        command = started("+sweep=smoke", results=results)
+        until = time.monotonic() + rng.uniform(2, 14)
+        while time.monotonic() < until and command.poll() is None:
+            time.sleep(0.1)
+            if attempt % 2 and rng.random() < 0.02 and (workers := workers_of(command)):
+                rng.choice(workers).kill()
+        workers = workers_of(command) if command.poll() is None else []
+        command.kill()
+        command.communicate()
+        assert gone(workers)
+    last = bench("+sweep=smoke", results=results)
+    assert last.code == 0, last.err
+    assert last.table() == smoke().table()
+    assert digests(results, smoke_cells()) == digests(smoke().results, smoke_cells())
+
+
+@pytest.mark.slow
+def test_the_same_sweep_in_two_stores_has_the_same_digests_everywhere(tmp_path: Path) -> None:
+    other = bench("+sweep=smoke", ONE_WORKER, results=tmp_path / "results")
+    assert digests(other.results, smoke_cells()) == digests(smoke().results, smoke_cells())
+    assert other.table() == smoke().table()
+
+
+# Failure --------------------------------------------------------------------------------------------------------------
+
+
+def test_one_bad_cell_is_one_failed_row_and_is_tried_again(tmp_path: Path) -> None:
+    """A learning rate at which the loss is not finite; the other cell's stages are in the store."""
+    results = copy_results(smoke(), tmp_path / "results")
+    words = ("+sweep=smoke", "method=dpo", "method.beta=0.1", "method.learning_rate=1e-3,1e30", ONE_WORKER)
+    ran = bench(*words, results=results)
+    assert ran.code == 3
+    sweep = only_sweep(ran)
+    start, good, bad = rows_of(ran, sweep)
+    assert (start["status"], good["status"], bad["status"]) == ("done", "done", "failed")
+    assert re.fullmatch(r"dpo: FloatingPointError: (loss|grad_norm) was (nan|inf) at step \d of \d: lower the learning rate", bad["reason"])
+    assert bad["win_rate"] == ""
+    assert bad["reason"] in (results / "sweeps" / sweep / "table.md").read_text()
+    assert bad["reason"] in ran.out
+    assert len([line for line in ran.out.splitlines() if "FloatingPointError" in line]) == 1
+    log = (results / "cells" / bad["name"] / "log.txt").read_text()
+    assert "Traceback" in log
+    assert not (results / "cells" / bad["name"] / "result.json").exists()
+    assert json.loads((results / "cells" / bad["name"] / "stages.json").read_text())["failed"] == bad["reason"]
+    assert f"FAILED train dpo beta 0.1 ({bad_stage(words)[:6]})" in ran.err
+
+    again = bench(*words, results=results)
+    assert again.code == 3
+    assert "0 stages run" in again.out
+    assert "1 failed" in again.out
+    assert again.table(sweep) == ran.table(sweep)
+    status = bench(*words, "do=status", results=results)
+    assert status.code == 3
+    assert bad["reason"].removeprefix("dpo: ") in " ".join(status.out.split())
+
+
+def bad_stage(words: tuple[str, ...]) -> str:
+    return plans(*words)[-1].roles["train"].key
+
+
+def test_a_shared_cause_is_said_once(tmp_path: Path) -> None:
+    """Of 117 labelled pairs a thousandth is one row, which has no partner: a stage that all trained cells share fails."""
+    results = copy_results(smoke(), tmp_path / "results")
+    ran = bench("+sweep=smoke", "data.fraction=0.001", ONE_WORKER, results=results)
+    sweep = only_sweep(ran)
+    assert ran.code == 3
+    assert [row["status"] for row in rows_of(ran, sweep)] == ["done"] + ["failed"] * 4
+    reason = "ValueError: 1 train rows: mismatched completions need rows of at least two prompts"
+    for text in (ran.out, (results / "sweeps" / sweep / "table.md").read_text()):
+        assert text.count(reason) == 1
+    assert len([line for line in ran.err.splitlines() if "FAILED" in line and reason in line]) == 2  # the stage's line, the first cell's
+    assert ran.err.count("as above") == 3
+
+
+# Two at once ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drop", [TORCH_FREE, pytest.param(("logps", "train", "generate", *TORCH_FREE), marks=pytest.mark.slow)])
+def test_two_commands_at_once_end_with_the_same_table(tmp_path: Path, drop: tuple[str, ...]) -> None:
+    results = copy_results(smoke(), tmp_path / "results", drop=drop)
+    commands = [started("+sweep=smoke", ONE_WORKER, results=results) for _ in range(2)]
+    outs = [command.communicate(timeout=200) for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], outs
+    assert Ran(results, 0, "", "", 0).table() == smoke().table()
+    ran = sum(int(re.search(r"(\d+) stages run", out).group(1)) for out, _ in outs)  # type: ignore[union-attr]
+    assert ran == len([path for kind in drop for path in results.glob(f"store/{kind}/*/manifest.json")])
+    assert not list(results.glob("store/*/*.build-*"))
+
+
+# A user's own model and data ------------------------------------------------------------------------------------------
+
+
+def local_words(model: Path, data: Path, *more: str) -> tuple[str, ...]:
+    small = ("judge.decoding.max_new_tokens=8", "judge.n_items=6", "data.n_kl_prompts=6", "data.heldout_fraction=0.2")
+    steps = ("method.batch_size=8", "method.gradient_accumulation_steps=2")
+    return ("model=local", f"model.path={model}", "data=local", f"data.path={data}", "model.max_length=128", *small, *steps, *more)
+
+
+def test_a_users_model_and_pairs_of_messages_give_a_table(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    data = make_preferences(tmp_path / "rows.jsonl", paired=True, messages=True)
+    ran = bench(*local_words(model, data, "method=dpo,kto"), ONE_WORKER, results=tmp_path / "results")
+    assert ran.code == 0, ran.err
+    rows = rows_of(ran, only_sweep(ran))
+    assert [row["method"] for row in rows] == ["start", "dpo", "kto"]
+    for row in rows:
+        assert float(row["mean_length"]) >= 0
+        assert float(row["logps_chosen"]) < 0
+        assert "win_rate" not in row or row["win_rate"] == ""
+        if row["method"] != "start":
+            assert 0 <= float(row["reward_accuracy"]) <= 1
+            assert float(row["kl"]) == pytest.approx(float(row["kl"]))
+    assert "no judge is set" in ran.out
+    samples = list((tmp_path / "results" / "sweeps" / only_sweep(ran) / "completions").glob("*.md"))
+    assert len(samples) == 3
+    again = bench(*local_words(model, data, "method=dpo,kto"), results=tmp_path / "results")
+    assert "0 stages run" in again.out
+
+
+def test_a_users_model_without_a_template_in_bfloat16_learns_from_unpaired_text(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", chat_template=False, dtype="bfloat16")
+    data = make_preferences(tmp_path / "rows.parquet", paired=False, messages=False)
+    words = local_words(model, data, "method=kto", "model.dtype=bfloat16", "method.learning_rate=1e-3", ONE_WORKER)
+    ran = bench(*words, results=tmp_path / "results")
+    assert ran.code == 0, ran.err
+    start, kto = rows_of(ran, only_sweep(ran))
+    assert 0 <= float(kto["reward_auc"]) <= 1
+    assert "reward_accuracy" not in kto or kto["reward_accuracy"] == ""
+    assert kto["logps_chosen"] != start["logps_chosen"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("messages", [True, False])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("paired", [True, False])
+def test_every_form_of_file_goes_through_the_command(tmp_path: Path, messages: bool, suffix: str, paired: bool) -> None:
+    model = make_model(tmp_path / "model", chat_template=messages)
+    data = make_preferences(tmp_path / f"rows{suffix}", paired=paired, messages=messages)
+    ran = bench(*local_words(model, data, "method=dpo,ipo,kto" if paired else "method=kto"), results=tmp_path / "results")
+    assert ran.code == 0, ran.err
+    assert {row["status"] for row in rows_of(ran, only_sweep(ran))} == {"done"}
+
+
+@pytest.mark.slow
+def test_a_users_model_in_the_controlled_world_is_judged(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    data = ("data=world", "data.n_prompts=48", "data.n_heldout_prompts=24", "data.n_kl_prompts=8")
+    judge = ("judge=gold", "judge.preference.n_items=16", "judge.rating.n_items=8")
+    words = ("model=local", f"model.path={model}", "method=dpo", "model.max_length=192", *data, *judge)
+    ran = bench(*words, results=tmp_path / "results")
+    assert ran.code == 0, ran.err
+    for row in rows_of(ran, only_sweep(ran)):
+        assert 0 <= float(row["win_rate"]) <= 1
+        assert 1 <= float(row["rating"]) <= 10
+
+
+def test_a_model_folder_without_safetensors_is_refused_at_the_door(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    data = make_preferences(tmp_path / "rows.jsonl", paired=True, messages=True)
+    ran = bench(*local_words(model, data, "method=dpo"), results=tmp_path / "results")
+    assert ran.code == 2
+    assert "safetensors" in ran.err
+    assert not (tmp_path / "results").exists()
+
+
+# What is seen ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
+    """In a pseudo-terminal: what runs while it runs, the table at the end, no traceback and no chatter."""
+    results = copy_results(smoke(), tmp_path / "results", drop=TORCH_FREE)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(results.parent)
+        os.execve(sys.executable, command_line("+sweep=smoke", ONE_WORKER, results=results), environment(TERM="xterm", COLUMNS="140"))
+    seen = b""
+    until = time.monotonic() + 200
+    while time.monotonic() < until:
+        if select.select([terminal], [], [], 1)[0]:
+            try:
+                data = os.read(terminal, 65536)
+            except OSError:  # the other side is closed
+                break
+            if not data:
+                break
+            seen += data
+    _, status = os.waitpid(pid, 0)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode(errors="replace"))
+    assert os.waitstatus_to_exitcode(status) == 0, text
+    assert "Traceback" not in text
+    for chatter in CHATTER:
+        assert chatter not in text
+    assert re.search(r"smoke  \d/5 cells, \d+/\d+ stages +\d+:\d\d elapsed, \d+ stages? left", text)
+    assert "cell 5/5" in text
+    assert "stages run" in text
+    assert Ran(results, 0, "", "", 0).table() == smoke().table()
