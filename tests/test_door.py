@@ -354,6 +354,12 @@ def test_a_users_sweep_without_its_header_is_told_so(problems: Problems, tmp_pat
     assert problems(flag, "+sweep=mine") == [f"{tmp_path / 'sweep' / 'mine.yaml'} must begin with the line `# @package _global_`"]
 
 
+def test_a_users_sweep_must_not_be_called_like_one_of_ours(problems: Problems, tmp_path: Path) -> None:
+    flag = write_sweep(tmp_path, "axes: {seed: [0, 1]}", name="smoke")
+    (problem,) = problems(flag, "+sweep=smoke")
+    assert problem.startswith(f"{tmp_path / 'sweep' / 'smoke.yaml'} is called like a sweep that comes with bench")
+
+
 def test_a_users_folder_brings_sweeps_and_choices_of_groups(opened: Open, problems: Problems, tmp_path: Path) -> None:
     flag = write_sweep(tmp_path, "# Question: mine?\n# Expected: yes\naxes: {data: [world, mine], seed: [0, 1]}")
     (tmp_path / "data").mkdir()

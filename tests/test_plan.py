@@ -163,7 +163,7 @@ WORLD_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "model.num_layers": (3, {"base model"}),
     "model.num_heads": (2, {"base model"}),
     "model.intermediate_size": (128, {"base model"}),
-    "model.max_length": (256, {"base model", "start model", "kto", *LOGPS}),
+    "model.max_length": (256, {"base model", "start model", "kto", "reference log-probs", "held-out log-probs"}),
     "model.pretraining.steps": (800, {"corpus", "base model"}),
     "model.pretraining.batch_size": (16, {"corpus", "base model"}),
     "model.pretraining.learning_rate": (1e-3, {"base model"}),
@@ -213,7 +213,7 @@ LOCAL_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "model.name": ("other", set()),
     "model.path": ("/moved/a", set()),  # its content is what counts: see below
     "model.dtype": ("bfloat16", {"kto", *LOGPS, "samples for KL", "plain completions"}),
-    "model.max_length": (256, {"kto", *LOGPS}),
+    "model.max_length": (256, {"kto", "reference log-probs", "held-out log-probs"}),
     "data.name": ("other", set()),
     "data.path": ("/moved/a.jsonl", set()),
     "data.fraction": (0.2, {"preferences"}),

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from bench.store import BIG_FILE, LaterField, Source, Stage, Store, canonical_json, hash_key, tree_digest
+from bench.store import BIG_FILE, LaterField, Source, Stage, Store, canonical_json, hash_key, tree_digest, tree_stamp
 
 ROOT = Path(__file__).parent.parent
 
@@ -155,6 +155,18 @@ def test_a_source_is_its_content_wherever_it_lies(tmp_path: Path) -> None:
     (tmp_path / "two" / "sub" / "w.bin").rename(tmp_path / "two" / "w.bin")
     assert tree_digest(tmp_path / "two") != one
     assert Source(tmp_path / "one", one).key == Source(tmp_path / "elsewhere", one).key
+
+
+@pytest.mark.parametrize("lies_in", ["", "sub"])
+def test_a_stamp_tells_that_something_was_written_since(tmp_path: Path, lies_in: str) -> None:
+    file = tmp_path / lies_in / "w.bin"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"weights")
+    for path in (tmp_path, file):
+        before = tree_stamp(path)
+        assert tree_stamp(path) == before
+        os.utime(file, ns=(1, file.stat().st_mtime_ns + 1))
+        assert tree_stamp(path) != before
 
 
 # Whole or absent -----------------------------------------------------------------------------------------------------
