@@ -92,6 +92,19 @@ def describe(stage: Stage, store: Store) -> dict[str, Any]:
     }
 
 
+def _check_inputs(job: Mapping[str, Any], store: Store) -> None:
+    """Checksums of what is about to be read. Raises RuntimeError for an input that is not what the command planned with."""
+    for role, facts in job["inputs"].items():
+        if "stamp" in facts:
+            continue
+        try:
+            digest = store.intact(Path(facts["path"])).digest
+        except ValueError as error:
+            raise RuntimeError(f"input {role}: {error}; the same command makes it again") from error
+        if digest != facts["digest"]:
+            raise RuntimeError(f"{facts['path']} ({role}) was made again with other bytes while the sweep ran: the same command goes on")
+
+
 def _check_sources(job: Mapping[str, Any]) -> None:
     """Raises RuntimeError when a file of the user was written since the command made its key."""
     for role, facts in job["inputs"].items():
@@ -113,6 +126,7 @@ def run_stage(job: Mapping[str, Any]) -> None:
     progress = Progress(store.beside(stage, "progress.jsonl"))
     wall, cpu = time.perf_counter(), time.process_time()
     try:
+        _check_inputs(job, store)
         _check_sources(job)
         outcome: Outcome = module.run(settings, StageRun({role: s.path for role, s in sources.items()}, built, progress))
         _check_sources(job)
