@@ -31,7 +31,7 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        return self.question or f"python -m bench {self.command}"
+        return self.question[:1].upper() + self.question[1:] or f"python -m bench {self.command}"
 
 
 @dataclass(frozen=True)
