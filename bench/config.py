@@ -24,6 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 AsList = Field(strict=False)  # a tuple that also takes the list that YAML writes
 Fraction = Annotated[float, Field(gt=0, le=1)]
+FlipRate = Annotated[float, Field(ge=0, lt=0.5)]  # share of labels that are turned round
 
 
 Misfit = tuple[str, str]  # (a dotted field of the record, what is wrong with it)
@@ -225,7 +226,64 @@ class Kto(Training):
     undesirable_weight: Positive
 
 
-NEEDS_PAIRS = frozenset({"dpo", "ipo"})  # methods; the others learn from unpaired rows too
+class Cdpo(Training):
+    name: Literal["cdpo"]
+    beta: Positive
+    label_smoothing: FlipRate
+
+
+class Robust(Training):
+    name: Literal["robust"]
+    beta: Positive
+    label_smoothing: FlipRate
+
+
+class IpoSummed(Training):
+    name: Literal["ipo_summed"]
+    beta: Positive  # the paper's tau
+
+
+class Hinge(Training):
+    name: Literal["hinge"]
+    beta: Positive  # 1 / margin
+
+
+class Slic(Training):
+    name: Literal["slic"]
+    delta: Positive  # margin, in nats of the whole completion
+    lambda_nll: float = Field(ge=0)  # the paper's lambda
+
+
+class Simpo(Training):
+    name: Literal["simpo"]
+    beta: Positive  # of log-probabilities per token: larger than DPO's
+    gamma: float = Field(ge=0)  # margin, absolute; the authors' code sets gamma / beta
+
+
+class Orpo(Training):
+    name: Literal["orpo"]
+    lambda_or: float = Field(ge=0)  # the paper's lambda
+
+
+class Cpo(Training):
+    name: Literal["cpo"]
+    beta: Positive
+    alpha: float = Field(ge=0)  # weight of the NLL term
+
+
+class KtoPair(Training):
+    name: Literal["kto_pair"]
+    beta: Positive
+
+
+class SftChosen(Training):
+    name: Literal["sft_chosen"]
+
+
+Trained = Dpo | Ipo | Kto | Cdpo | Robust | IpoSummed | Hinge | Slic | Simpo | Orpo | Cpo | KtoPair | SftChosen
+
+# Methods that learn from pairs only; the others learn from unpaired rows too.
+NEEDS_PAIRS = frozenset({"dpo", "ipo", "cdpo", "robust", "ipo_summed", "hinge", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen"})
 
 
 # Judges and engines --------------------------------------------------------------------------------------------------
@@ -279,7 +337,7 @@ class Engine(Settings):
 
 class Cell(Settings):
     model: WorldModel | LocalModel = Field(discriminator="kind")
-    method: NoMethod | Dpo | Ipo | Kto = Field(discriminator="name")
+    method: NoMethod | Trained = Field(discriminator="name")
     data: WorldData | LocalData = Field(discriminator="kind")
     world: World | None
     judge: GoldJudge | NoJudge = Field(discriminator="name")

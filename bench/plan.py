@@ -21,12 +21,9 @@ from bench.config import (
     Cell,
     Count,
     Decoding,
-    Dpo,
     Form,
     Fraction,
     GoldWeights,
-    Ipo,
-    Kto,
     LocalData,
     LocalModel,
     NoMethod,
@@ -35,6 +32,7 @@ from bench.config import (
     Probability,
     Settings,
     SftTraining,
+    Trained,
     WorldData,
     WorldModel,
     Writer,
@@ -159,7 +157,7 @@ class LogpsSettings(Settings):
 
 
 class TrainSettings(Settings):
-    method: Dpo | Ipo | Kto = Field(discriminator="name")
+    method: Trained = Field(discriminator="name")
     max_length: Count
     dtype: Dtype
     seed: int
@@ -185,7 +183,7 @@ class GoldRatingSettings(Settings):
 
 
 class ScoreSettings(Settings):
-    beta: Positive | None  # turns held-out log-ratios into rewards; None for the start model
+    beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None for the start model
     bootstrap_resamples: Count
     bootstrap_seed: int
 
@@ -268,11 +266,16 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
         if cell.judge.name == "gold":
             verdicts = stage("judge", _judging(cell, manner), {"items": items, "completions": completions}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
-    beta = getattr(cell.method, "beta", None)
+    beta = None if isinstance(cell.method, NoMethod) else reward_scale(cell.method)
     score = stage("score", ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0), inputs, "score")
     roles["score"] = score
     key = hash_key({"cell": score.key})
     return CellPlan(cell, key, f"{readable_name(cell)}-{key[:8]}", score, roles)
+
+
+def reward_scale(method: Trained) -> float:
+    """What turns log-ratios into rewards: beta, or 1 (nats) for a method without one."""
+    return getattr(method, "beta", 1.0)
 
 
 def readable_name(cell: Cell) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import methods
 from bench.door import Opened
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +76,7 @@ def test_what_hydra_answers_by_itself_still_works(run_bench: RunBench) -> None:
     printed = run_bench("--cfg", "job", "-m", "method=dpo")
     assert printed.returncode == 0 and "name: dpo" in printed.stdout
     helped = run_bench("--help")
-    assert helped.returncode == 0 and "method: dpo, ipo, kto, none" in helped.stdout
+    assert helped.returncode == 0 and "method: cdpo, cpo, dpo, hinge, ipo" in helped.stdout
     informed = run_bench("--info", "defaults")
     assert informed.returncode == 0 and "method/kto" in informed.stdout
     wrong = run_bench("--cfg", "job", "method=nope")
@@ -130,7 +131,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ],
         ),
         (["results=a,b"], ["results is no axis and takes one value, got 2 (results=a,b on the command line)"]),
-        (["do=pln"], ["unknown do 'pln' (do=pln on the command line); did you mean plan? known: plan, report, run, status"]),
+        (["do=pln"], ["unknown do 'pln' (do=pln on the command line); did you mean plan? known: conformance, plan, report, run, status"]),
         (
             ["+sweep=kto_beta,smoke"],
             ["one sweep at a time, got kto_beta, smoke (command line): run the command once for each"],
@@ -171,7 +172,8 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["model.name=a/b"],
             ["model.name must be a name of letters, digits, dots, +, - and _, got 'a/b' (model.name=a/b on the command line)"],
         ),
-        (["method.name=foo"], ["method.name must be one of 'none', 'dpo', 'ipo', 'kto', got 'foo' (method.name=foo on the command line)"]),
+        (["method.name=foo"], ["method.name must be one of 'none', 'dpo', 'ipo', 'kto', 'cdpo', 'robust', 'ipo_summed', 'hinge', "
+                "'slic', 'simpo', 'orpo', 'cpo', 'kto_pair', 'sft_chosen', got 'foo' (method.name=foo on the command line)"]),
         (["scale.batch_size=x"], ["scale.batch_size must be a valid integer, got 'x' (scale.batch_size=x on the command line)"]),
         (
             ["method.beta=${scale.foo}"],
@@ -295,7 +297,7 @@ def test_faults_in_a_sweep_file_name_the_file(problems: Problems, tmp_path: Path
     file = tmp_path / "sweep" / "mine.yaml"
     found = problems(flag, "+sweep=mine")
     for start, end in [
-        ("unknown method 'ktoo'", f"(method in {file}); did you mean kto? known: dpo, ipo, kto, none"),
+        ("unknown method 'ktoo'", f"(method in {file}); did you mean kto? known: {', '.join(sorted(methods.NAMES))}"),
         ("unknown key 'method.betta'", f"(method.betta in {file}); did you mean method.beta?"),
         ("method.beta must be > 0, got -1", f"(method.beta in {file})"),
         ("seed must be a valid integer, got 'a'", f"(seed in {file})"),

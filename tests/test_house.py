@@ -22,7 +22,7 @@ ORDER = [
     ["sweep"],
     ["plan"],
     ["worker", "launch"],
-    ["world"],
+    ["world", "losses"],
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],

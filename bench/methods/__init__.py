@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from bench import plan
-from bench.config import Cell, Dpo, Ipo, Kto
+from bench.config import Cell, NoMethod
 from bench.plan import Ground
 from bench.store import Stage
 
@@ -28,7 +28,22 @@ class Method(Protocol):
         """A trainer over prepared rows with cached reference log-probs."""
 
 
-NAMES = ("none", "dpo", "ipo", "kto")
+NAMES = (
+    "none",
+    "sft_chosen",
+    "dpo",
+    "cdpo",
+    "robust",
+    "ipo",
+    "ipo_summed",
+    "hinge",
+    "slic",
+    "simpo",
+    "orpo",
+    "cpo",
+    "kto",
+    "kto_pair",
+)
 
 
 def load(name: str) -> Method:
@@ -41,7 +56,7 @@ def chain(cell: Cell, ground: Ground) -> Stage | None:
 
 def one_shot(cell: Cell, ground: Ground) -> Stage:
     """One train stage from the start model, on the preference rows, against the start model's log-probs."""
-    assert isinstance(cell.method, (Dpo, Ipo, Kto))
+    assert not isinstance(cell.method, NoMethod)
     settings = plan.TrainSettings(method=cell.method, max_length=cell.model.max_length, dtype=plan.dtype(cell), seed=cell.seed)
     inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
     return plan.stage("train", settings, inputs, cell.method.name)

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from bench.plan import TrainSettings
+from bench import losses
+from bench.plan import TrainSettings, reward_scale
 from bench.records import Logps, Pair, Unpaired
 from bench.tokens import preference_ids
 from bench.worker import Progress
@@ -176,7 +177,32 @@ def paired_trainer(job: TrainingJob, **loss: Any) -> Trainer:
         pass
 
     rows = paired_rows(job)
-    return PairedTrainer.over(rows, job, DPOConfig(**method_arguments(job), beta=job.settings.method.beta, **loss))
+    return PairedTrainer.over(rows, job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method), **loss))
+
+
+def own_loss_trainer(job: TrainingJob, loss: Callable[[losses.PairLogps], torch.Tensor]) -> Trainer:
+    """TRL's DPOTrainer over pairs with a loss of ours, its mean over what it returns.
+
+    Forward pass, batches and metrics are TRL's own: rewards/* are reward_scale times log π/π_ref (summed), whatever the loss looks at.
+    """
+    from trl import DPOConfig, DPOTrainer
+
+    class OwnLossTrainer(Prepared, DPOTrainer):
+        def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
+            seen = []
+            handle = model.register_forward_hook(lambda _module, _args, output: seen.append(output))
+            try:
+                result = super()._compute_loss(model, inputs, return_outputs)  # its metrics; the loss it names (DPO's) is dropped
+            finally:
+                handle.remove()
+            outputs = seen[0]  # of the policy: reference log-probs are cached, and outputs that are asked for come later
+            references = {name: inputs[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
+            found = loss(losses.pair_logps(outputs.log_probs, inputs["completion_mask"], **references)).mean()
+            if self.aux_loss_enabled:
+                found = found + self.router_aux_loss_coef * outputs.aux_loss
+            return (found, result[1]) if return_outputs else found
+
+    return OwnLossTrainer.over(paired_rows(job), job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method)))
 
 
 def paired_rows(job: TrainingJob) -> list[dict[str, Any]]:

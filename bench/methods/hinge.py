@@ -1,0 +1,29 @@
+"""RSO's hinge (Liu et al. 2023, arXiv 2309.06657, `hinge-norm`), trained by TRL's DPOTrainer (`hinge`).
+
+max(0, 1 - β Δ),  Δ = [log π/π_ref](y_w) - [log π/π_ref](y_l)
+
+Only the loss: RSO's rejection sampling of the pairs is not part of it. Not SLiC-HF, which has no reference and an NLL term: see `slic`.
+β is 1 / margin: 0.1 asks for 10 nats between the log-ratios.
+
+rewards/*, logps/* and the other curves: as for DPO.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.methods import one_shot as chain
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from bench.methods.training import TrainingJob
+
+
+def make_trainer(job: TrainingJob) -> Trainer:
+    from bench.methods.training import paired_trainer
+
+    return paired_trainer(job, loss_type="hinge")
+
+
+__all__ = ["chain", "make_trainer"]

@@ -1,0 +1,33 @@
+"""IPO with sums (Azar et al. 2023, arXiv 2310.12036, eq. 17 as printed), a named historical form; a loss of ours.
+
+(Δ - 1/(2τ))²,  Δ = [log π/π_ref](y_w) - [log π/π_ref](y_l),  τ set as `beta`
+
+What TRL computed from v0.7.5 to v0.7.10 (November 2023 to January 2024), and the first text of Hugging Face's comparison of DPO, IPO and
+KTO with it; SPA's fork, OpenRLHF and others still do. `ipo` is the form with length means. At completions of one length T the two are one
+loss: ipo(τ) = ipo_summed(τ/T) / T². Deviations from the paper: none.
+
+rewards/*, logps/* and the other curves: as for DPO.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.methods import one_shot as chain
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from bench.methods.training import TrainingJob
+
+
+def make_trainer(job: TrainingJob) -> Trainer:
+    from bench import losses
+    from bench.methods.training import own_loss_trainer
+
+    settings = job.settings.method
+    assert settings.name == "ipo_summed"
+    return own_loss_trainer(job, lambda pairs: losses.ipo_summed(pairs, beta=settings.beta))
+
+
+__all__ = ["chain", "make_trainer"]

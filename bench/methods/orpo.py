@@ -1,0 +1,33 @@
+"""ORPO (Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7), reference-free; a loss of ours.
+
+-log π(y_w)/|y_w| - λ log σ(log odds(y_w) - log odds(y_l)),  odds(y) = p/(1-p),  p = exp(log π(y)/|y|),  λ set as `lambda_or`
+
+Deviations: the NLL is a mean over the completion's tokens and then over pairs. TRL (trl.experimental.orpo) pools the tokens of a batch and
+counts the prompt's too. ORPO is meant to start from a base model; here it starts where the cell's start model stands, like every method.
+
+The reference takes no part in the loss. rewards/*: log π/π_ref in nats (ORPO has no β), so that methods can be compared; other curves as
+for DPO.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.methods import one_shot as chain
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from bench.methods.training import TrainingJob
+
+
+def make_trainer(job: TrainingJob) -> Trainer:
+    from bench import losses
+    from bench.methods.training import own_loss_trainer
+
+    settings = job.settings.method
+    assert settings.name == "orpo"
+    return own_loss_trainer(job, lambda pairs: losses.orpo(pairs, lambda_or=settings.lambda_or))
+
+
+__all__ = ["chain", "make_trainer"]

@@ -1,0 +1,31 @@
+"""Robust DPO (Chowdhury et al. 2024, arXiv 2403.00409), trained by TRL's DPOTrainer (`robust`).
+
+[-(1-ε) log σ(β Δ) + ε log σ(-β Δ)] / (1 - 2ε),  Δ = [log π/π_ref](y_w) - [log π/π_ref](y_l),  ε set as `label_smoothing`
+
+DPO's loss on clean labels in expectation, when a share ε of them is turned round; of one pair it can be negative, and has no bound below.
+Deviations: none in the loss.
+
+rewards/*, logps/* and the other curves: as for DPO.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.methods import one_shot as chain
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from bench.methods.training import TrainingJob
+
+
+def make_trainer(job: TrainingJob) -> Trainer:
+    from bench.methods.training import paired_trainer
+
+    settings = job.settings.method
+    assert settings.name == "robust"
+    return paired_trainer(job, loss_type="robust", label_smoothing=settings.label_smoothing)
+
+
+__all__ = ["chain", "make_trainer"]

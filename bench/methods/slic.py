@@ -1,0 +1,34 @@
+"""SLiC-HF (Zhao et al. 2023, arXiv 2305.10425, eq. 4), reference-free; a loss of ours.
+
+max(0, δ - log π(y_w) + log π(y_l)) - λ log π(y_ref),  sums;  y_ref := y_w,  λ set as `lambda_nll`
+
+Deviations: the paper's y_ref is the SFT target or the best of the ranked samples; here it is the chosen completion, as in the KTO paper
+and in HALOs (legacy), whose δ 1 and λ 0.1 are the defaults (the paper prints no λ). Pairs come as they are (the paper's "direct" route).
+The NLL term is a sum, so it weighs long completions more.
+
+The reference takes no part in the loss. rewards/*: log π/π_ref in nats (SLiC has no β), so that methods can be compared; other curves as
+for DPO.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.methods import one_shot as chain
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from bench.methods.training import TrainingJob
+
+
+def make_trainer(job: TrainingJob) -> Trainer:
+    from bench import losses
+    from bench.methods.training import own_loss_trainer
+
+    settings = job.settings.method
+    assert settings.name == "slic"
+    return own_loss_trainer(job, lambda pairs: losses.slic(pairs, delta=settings.delta, lambda_nll=settings.lambda_nll))
+
+
+__all__ = ["chain", "make_trainer"]
