@@ -388,7 +388,7 @@ class Scale(Settings):
 
 
 class Do(Settings):
-    name: Literal["run", "plan", "report", "status"]
+    name: Literal["run", "plan", "report", "status", "conformance"]
 
 
 class WandbTracker(Settings):

@@ -26,7 +26,7 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
-    ["screen"],
+    ["screen", "conformance"],
     ["run"],
     ["__main__", "_plugins"],
 ]

@@ -1,0 +1,525 @@
+"""Checks of every method's real trainer against references.py: prescribed log-probabilities in float64, then a real model and batch.
+
+With prescribed log-probabilities the trainer's own loss code runs on a stand-in model that returns them, so that TRL's losses and ours are
+held to the same numbers. The real batch has padding, a completion that is cut, EOS, and a policy that is not the reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from transformers import TrainerCallback
+
+from bench.config import Pretraining, SftTraining, Trained, WorldModel
+from bench.conformance.references import REFERENCES, Row
+from bench.methods import load
+from bench.methods.training import TrainingJob
+from bench.plan import TrainSettings, reward_scale
+from bench.records import Logps, Message, Pair
+from bench.world.models import new_model
+from bench.world.tokenizer import new_tokenizer, vocabulary
+
+EXACT, SINGLE = 1e-9, 1e-5  # largest relative deviation in float64 and in float32
+GRADIENT = 1e-6  # of a central difference
+LOGGED = 1e-7  # TRL's accuracies are float32
+TEN_DIGITS = 1e-10
+
+REFERENCE_FREE = frozenset({"sft_chosen", "slic", "simpo", "orpo", "cpo"})
+NAMES = tuple(REFERENCES)
+COUPLED = frozenset({"kto", "kto_pair"})  # losses whose rows share a number of their batch: batch size is part of the method
+
+# Settings that each method is checked at; golden values belong to the first.
+SETTINGS: dict[str, list[dict[str, float]]] = {
+    "sft_chosen": [{}],
+    "dpo": [{"beta": 0.1}, {"beta": 2.0}],
+    "cdpo": [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 1.0, "label_smoothing": 0.3}],
+    "robust": [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 1.0, "label_smoothing": 0.3}],
+    "ipo": [{"beta": 0.1}, {"beta": 1.0}],
+    "ipo_summed": [{"beta": 0.1}, {"beta": 1.0}],
+    "hinge": [{"beta": 0.1}, {"beta": 1.0}],
+    "slic": [{"delta": 1.0, "lambda_nll": 0.1}, {"delta": 10.0, "lambda_nll": 0.5}],
+    "simpo": [{"beta": 2.0, "gamma": 1.6}, {"beta": 10.0, "gamma": 3.0}],
+    "orpo": [{"lambda_or": 0.1}, {"lambda_or": 1.0}],
+    "cpo": [{"beta": 0.1, "alpha": 1.0}, {"beta": 0.5, "alpha": 0.3}],
+    "kto": [
+        {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+        {"beta": 0.5, "desirable_weight": 1.3, "undesirable_weight": 0.7},
+    ],
+    "kto_pair": [{"beta": 0.1}, {"beta": 0.5}],
+}
+# log-probabilities -20 and -30, the reference's -22 and -28, lengths 10 and 12, a KL of 3
+GOLDEN_ROW = Row(
+    -20, -30, -22, -28, 10, 12, mismatched_chosen=-40, mismatched_rejected=-40, ref_mismatched_chosen=-43, ref_mismatched_rejected=-43
+)
+GOLDEN = {
+    "sft_chosen": 2.0,
+    "dpo": 0.5130152524,
+    "cdpo": 0.5530152524,
+    "robust": 0.4630152524,
+    "ipo": 21.4677777778,
+    "ipo_summed": 1.0,
+    "hinge": 0.6,
+    "slic": 2.0,
+    "simpo": 1.0374879505,
+    "orpo": 2.0451931604,
+    "cpo": 2.3132616875,
+    "kto": (0.5249791875 + 0.3775406688) / 2,  # desirable, undesirable
+    "kto_pair": 0.4257391713,  # KL_w 2, KL_l 0: half of (1 - sigma(0.2)) + (1 - sigma(0.4))
+}
+
+
+def _at_first_step(name: str, m: Any) -> float:
+    """The loss while the policy is the reference."""
+    match name:
+        case "dpo" | "cdpo" | "robust":
+            return math.log(2)
+        case "ipo" | "ipo_summed":
+            return 1 / (4 * m.beta**2)
+        case "hinge":
+            return 1.0
+        case "kto":
+            return 0.25 * (m.desirable_weight + m.undesirable_weight)
+        case "kto_pair":
+            return 0.5
+    raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: the largest relative deviation found, and the largest that passes."""
+
+    kind: Literal["golden", "loss", "gradient", "logged", "batch"]  # golden values have ten digits, a batch is in float32
+    name: str
+    deviation: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.deviation <= self.tolerance  # NaN does not
+
+
+class Reduction(NamedTuple):
+    """loss of `method` at `settings` = scale × loss of `other` at `other_settings`, on rows of a kind."""
+
+    text: str
+    method: str
+    settings: dict[str, float]
+    other: str
+    other_settings: dict[str, float]
+    scale: float
+    rows: str  # any; equal lengths (T = 10); equal references
+
+
+EPS_0 = {"beta": 0.3, "label_smoothing": 0.0}
+CALIBRATION = {"delta": 5.0, "lambda_nll": 0.0}
+REDUCTIONS = [
+    Reduction("ε 0 = DPO", "cdpo", EPS_0, "dpo", {"beta": 0.3}, 1, "any"),
+    Reduction("ε 0 = DPO", "robust", EPS_0, "dpo", {"beta": 0.3}, 1, "any"),
+    Reduction("length T: T² × IPO with means at τT", "ipo_summed", {"beta": 0.05}, "ipo", {"beta": 0.5}, 100, "equal lengths"),
+    Reduction("equal references: β × SLiC at δ 1/β, λ 0", "hinge", {"beta": 0.2}, "slic", CALIBRATION, 0.2, "equal references"),
+    Reduction("equal references, λ 0: δ × hinge at β 1/δ", "slic", CALIBRATION, "hinge", {"beta": 0.2}, 5, "equal references"),
+    Reduction(
+        "length T, γ 0: CPO at β/T, α 0", "simpo", {"beta": 2.0, "gamma": 0.0}, "cpo", {"beta": 0.2, "alpha": 0.0}, 1, "equal lengths"
+    ),
+    Reduction("λ 0 = SFT on chosen", "orpo", {"lambda_or": 0.0}, "sft_chosen", {}, 1, "any"),
+    Reduction("equal references, α 0 = DPO", "cpo", {"beta": 0.3, "alpha": 0.0}, "dpo", {"beta": 0.3}, 1, "equal references"),
+]
+
+KINDS: dict[str, type] = {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(Trained)}
+TRAINING = {
+    "learning_rate": 1e-9,  # one step is looked at, before it is taken
+    "num_train_epochs": 1.0,
+    "batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "optimizer": "adamw_torch",
+    "lr_scheduler_type": "constant",
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1e9,
+}
+
+
+def method(name: str, settings: Mapping[str, float], **training: Any) -> Any:
+    return KINDS[name](name=name, **TRAINING | training, **settings)
+
+
+def deviation(found: float, expected: float) -> float:
+    return abs(found - expected) / max(1.0, abs(expected))
+
+
+MAX_LENGTH = 32  # tokens; the longest completions are cut
+N_PAIRS = 8
+
+# Prescribed log-probabilities -----------------------------------------------------------------------------------------
+
+FIRST_PROMPT = 10  # token of the first pair's prompt; those of completions say whose they are
+WHOSE = ("chosen", "rejected", "mismatched_chosen", "mismatched_rejected")
+
+
+class Prescribed(torch.nn.Module):
+    """A model whose completions have the summed log-probabilities of a table (pairs, 4), spread unevenly over their tokens."""
+
+    def __init__(self, rows: Sequence[Row]):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.tensor([[getattr(row, whose) for whose in WHOSE] for row in rows], dtype=torch.float64))
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **_: Any) -> SimpleNamespace:
+        inside = (labels[:, 1:] != -100).double()
+        shares = inside * torch.arange(1, inside.shape[1] + 1)
+        sums = self.table[input_ids[:, 0] - FIRST_PROMPT, input_ids[:, 1] - 1]
+        nothing = torch.zeros_like(inside)
+        per_token = sums[:, None] * shares / shares.sum(dim=1, keepdim=True)
+        return SimpleNamespace(log_probs=per_token, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
+
+
+def _pair_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    features = [
+        {"prompt_ids": [FIRST_PROMPT + i], "chosen_ids": [1] * row.chosen_length, "rejected_ids": [2] * row.rejected_length}
+        for i, row in enumerate(rows)
+    ]
+    return features, {"ref_chosen_logps": [row.ref_chosen for row in rows], "ref_rejected_logps": [row.ref_rejected for row in rows]}
+
+
+def _kto_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    features = [
+        {
+            "prompt_ids": [FIRST_PROMPT + i],
+            "completion_ids": [1 + side] * (row.rejected_length if side else row.chosen_length),
+            "KL_completion_ids": [3 + side] * 7,
+            "label": not side,
+        }
+        for i, row in enumerate(rows)
+        for side in (0, 1)
+    ]
+    own = [value for row in rows for value in (row.ref_chosen, row.ref_rejected)]
+    partners = [value for row in rows for value in (row.ref_mismatched_chosen, row.ref_mismatched_rejected)]
+    return features, {"ref_logps": own, "ref_KL_logps": partners}
+
+
+def random_rows(rng: random.Random, n: int, *, spread: float = 3.0, drift: float = 0.0, kind: str = "any") -> list[Row]:
+    """Pairs of some length whose policy is `drift` ± `spread` nats above the reference."""
+    found = []
+    for _ in range(n):
+        lengths = [10, 10] if kind == "equal lengths" else [rng.randint(1, MAX_LENGTH - 1), rng.randint(1, MAX_LENGTH - 1)]
+        sums = [-rng.uniform(0.05, 4) * length for length in (*lengths, 7, 7)]
+        references = [value - rng.gauss(drift, spread) for value in sums]
+        if kind == "equal references":
+            references = [-20.0] * 4
+        numbers = dict(zip((*WHOSE, *(f"ref_{whose}" for whose in WHOSE)), (*sums, *references), strict=True))
+        found.append(Row(**numbers, chosen_length=lengths[0], rejected_length=lengths[1]))
+    return found
+
+
+# A real model and batch -----------------------------------------------------------------------------------------------
+
+TINY = WorldModel(
+    kind="world",
+    name="conformance",
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=32,
+    max_length=MAX_LENGTH,
+    pretraining=Pretraining(steps=1, batch_size=1, learning_rate=1e-3, init_std=0.15, seed=0),
+    sft=SftTraining(steps=1, batch_size=1, learning_rate=1e-3),
+)
+
+
+class FirstStep(TrainerCallback):
+    """The first logged numbers, and the gradient that the first step is taken with."""
+
+    def __init__(self) -> None:
+        self.logs: dict[str, float] = {}
+        self.gradient = torch.empty(0)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **seen: Any) -> None:
+        if not self.gradient.numel():
+            parts = [p.grad.flatten() for _, p in sorted(seen["model"].named_parameters()) if p.grad is not None]
+            self.gradient = torch.cat(parts).detach().clone()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs and not self.logs:
+            self.logs = dict(logs)
+
+
+class Bench:
+    """Trainers of every method over a tiny model, and what they compute. `close` puts the process back as it was."""
+
+    def __init__(self) -> None:
+        # Every training ends in a garbage collection, which is most of its time unless what is loaded by now is left out of it.
+        gc.collect()
+        gc.freeze()
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-conformance-")
+        self.tokenizer = new_tokenizer(4 * MAX_LENGTH)  # tokenizes what is then cut
+        self.pairs = self._make_pairs(random.Random(0))
+        self.rows = self._by_hand()
+        self._prescribed: dict[Any, Any] = {}
+
+    def close(self) -> None:
+        self._folder.cleanup()
+        torch.set_num_threads(self._threads)
+        gc.unfreeze()
+
+    def _make_pairs(self, rng: random.Random) -> list[Pair]:
+        words = vocabulary()
+
+        def text(n: int) -> str:
+            return " ".join(rng.choice(words) for _ in range(n))
+
+        lengths = [(3, 9), (12, 2), (60, 5), (1, 1), (8, 60), (17, 16), (4, 11), (6, 6)]
+        answers = [(text(a), text(b)) for a, b in lengths]
+        partners = [*answers[1:], answers[0]]  # of another prompt
+        return [
+            Pair(str(i), [{"role": "user", "content": text(rng.randint(2, 5))}], *answer, *partner)
+            for i, (answer, partner) in enumerate(zip(answers, partners, strict=True))
+        ]
+
+    def _model(self, seed: int) -> Any:
+        return new_model(TINY.model_copy(update={"pretraining": TINY.pretraining.model_copy(update={"seed": seed})}), self.tokenizer)
+
+    def _by_hand(self) -> list[Row]:
+        """Log-probabilities of policy (seed 0) and reference (seed 1): one row at a time, unpadded, float64, the plain forward."""
+        models = [self._model(seed).double().eval() for seed in (0, 1)]
+        ended = set()
+        rows = []
+        for pair in self.pairs:
+            numbers: dict[str, Any] = {}
+            for column in WHOSE:
+                prompt, completion = self._ids(pair.prompt, getattr(pair, column))
+                ended.add(completion[-1] == self.tokenizer.eos_token_id)
+                for prefix, model in zip(("", "ref_"), models, strict=True):
+                    numbers[f"{prefix}{column}"] = _sum_of_logps(model, prompt, completion)
+                if column in ("chosen", "rejected"):
+                    numbers[f"{column}_length"] = len(completion)
+            rows.append(Row(**numbers))
+        if ended != {True, False} or len({row.chosen_length for row in rows}) < 4:
+            raise AssertionError("the real batch must hold completions with EOS, ones that are cut, and padding")
+        return rows
+
+    def _ids(self, prompt: list[Message], completion: str) -> tuple[list[int], list[int]]:
+        """From the rendered text, without bench.tokens."""
+        asked: Any = [dict(message) for message in prompt]
+        answered = [*asked, {"role": "assistant", "content": completion}]
+        before, whole = (
+            self.tokenizer(
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens), add_special_tokens=False
+            )["input_ids"]
+            for messages, opens in ((asked, True), (answered, False))
+        )
+        if whole[: len(before)] != before:
+            raise AssertionError("a prompt's tokens must begin those of prompt and completion")
+        return before, whole[len(before) : MAX_LENGTH]
+
+    def trainer(self, settings: Any, callback: TrainerCallback | None = None) -> Any:
+        """The method's real trainer over the real pairs, with the reference log-probs that were computed by hand."""
+        reference = {}
+        for pair, row in zip(self.pairs, self.rows, strict=True):
+            for column in WHOSE:
+                name = f"train/{pair.id}/{column}"
+                reference[name] = Logps(name, getattr(row, f"ref_{column}"), 0)
+        whole = TrainSettings(method=settings, max_length=MAX_LENGTH, dtype="float32", seed=0)
+        out = Path(self._folder.name)
+        job = TrainingJob(whole, self._model(0), self.tokenizer, self.pairs, reference, out, callback or TrainerCallback())
+        return load(settings.name).make_trainer(job)
+
+    def first_step(self, settings: Any) -> FirstStep:
+        seen = FirstStep()
+        with _quiet():
+            self.trainer(settings, seen).train()
+        return seen
+
+    def prescribed(self, settings: Any, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+        """(loss, its gradient by the table (pairs, 4), logged numbers) of the method's trainer at prescribed log-probabilities."""
+        if settings not in self._prescribed:
+            self._prescribed[settings] = self.trainer(settings)
+            self._prescribed[settings].model.train()
+        trainer, model = self._prescribed[settings], Prescribed(rows)
+        features, references = (_kto_features if settings.name == "kto" else _pair_features)(rows)
+        # The collator would make its reference log-probs float32.
+        inputs = trainer.data_collator(features) | {name: torch.tensor(values, dtype=torch.float64) for name, values in references.items()}
+        trainer._metrics["train"].clear()
+        loss = trainer.compute_loss(model, inputs)
+        loss.backward()
+        gradient = torch.zeros_like(model.table) if model.table.grad is None else model.table.grad
+        return loss.detach(), gradient, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+
+
+def _sum_of_logps(model: Any, prompt: list[int], completion: list[int]) -> float:
+    with torch.no_grad():
+        logps = torch.log_softmax(model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0], -1)
+    places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+    return math.fsum(logps[place, token].item() for place, token in zip(places, completion, strict=True))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the trainer's summary line."""
+    with contextlib.redirect_stdout(None):
+        yield
+
+
+# Checks ---------------------------------------------------------------------------------------------------------------
+
+
+def quick_checks(bench: Bench, name: str) -> Iterator[Check]:
+    """Checks at prescribed log-probabilities, milliseconds each: what mutants have to survive."""
+    yield golden(bench, name)
+    yield first_step(bench, name)
+    yield equation(bench, name)
+    yield gradient(bench, name)
+    yield logged(bench, name)
+    for reduction in REDUCTIONS:
+        if reduction.method == name:
+            yield reduces(bench, reduction)
+    if name == "kto":
+        yield without_kl(bench)
+
+
+def checks(bench: Bench, name: str) -> Iterator[Check]:
+    yield from quick_checks(bench, name)
+    yield real_batch(bench, name)
+    if name not in COUPLED:
+        yield accumulation(bench, name)
+
+
+def golden(bench: Bench, name: str) -> Check:
+    loss, _, _ = bench.prescribed(method(name, SETTINGS[name][0]), [GOLDEN_ROW])
+    return Check("golden", "golden value", abs(loss.item() - GOLDEN[name]), TEN_DIGITS)
+
+
+def first_step(bench: Bench, name: str) -> Check:
+    """Policy = reference gives the known value; without a reference in the loss: another reference changes nothing."""
+    worst = 0.0
+    rng = random.Random(f"first step/{name}")
+    for settings in SETTINGS[name]:
+        m, rows = method(name, settings), random_rows(rng, 4)
+        if name in REFERENCE_FREE:
+            others = [replace(row, ref_chosen=row.ref_chosen - 5, ref_rejected=row.ref_rejected + 9) for row in rows]
+            worst = max(worst, deviation(bench.prescribed(m, others)[0].item(), bench.prescribed(m, rows)[0].item()))
+            continue
+        same = [replace(row, **{f"ref_{whose}": getattr(row, whose) for whose in WHOSE}) for row in rows]
+        worst = max(worst, deviation(bench.prescribed(m, same)[0].item(), _at_first_step(name, m)))
+    return Check("loss", "reference plays no part" if name in REFERENCE_FREE else "policy = reference", worst, EXACT)
+
+
+def _batches(name: str) -> list[list[Row]]:
+    """One pair; policies above and below the reference, where clamps do and do not bite; log-ratios that saturate everything."""
+    rng = random.Random(f"rows/{name}")
+    return [
+        random_rows(rng, 1),
+        random_rows(rng, 5, drift=4.0),
+        random_rows(rng, 5, drift=-4.0),
+        random_rows(rng, 6, spread=3000.0),
+    ]
+
+
+def equation(bench: Bench, name: str) -> Check:
+    worst = 0.0
+    for settings in SETTINGS[name]:
+        m = method(name, settings)
+        for rows in _batches(name):
+            worst = _worst(worst, deviation(bench.prescribed(m, rows)[0].item(), REFERENCES[name](rows, m)))
+    return Check("loss", "equation", worst, EXACT)
+
+
+def _worst(*deviations: float) -> float:
+    """Their maximum; NaN is the worst of all."""
+    return math.nan if any(map(math.isnan, deviations)) else max(deviations)
+
+
+def gradient(bench: Bench, name: str, step: float = 1e-5) -> Check:
+    """Autograd of the trainer's loss against central differences of the reference. Nothing may flow through KTO's reference point."""
+    worst = 0.0
+    for settings in SETTINGS[name]:
+        m = method(name, settings)
+        for rows in _batches(name)[:3]:
+            found = bench.prescribed(m, rows)[1]
+            for i, row in enumerate(rows):
+                for j, whose in enumerate(WHOSE):
+                    if whose.startswith("mismatched"):
+                        expected = 0.0
+                    else:
+                        up, down = (
+                            REFERENCES[name]([*rows[:i], replace(row, **{whose: getattr(row, whose) + move}), *rows[i + 1 :]], m)
+                            for move in (step, -step)
+                        )
+                        expected = (up - down) / (2 * step)
+                    worst = _worst(worst, deviation(found[i, j].item(), expected))
+    return Check("gradient", "gradient", worst, GRADIENT)
+
+
+def logged(bench: Bench, name: str) -> Check:
+    """rewards/* are beta (or 1) times the summed log-ratios to the reference, for every method; logps/* are sums."""
+    worst = 0.0
+    for settings in SETTINGS[name]:
+        m = method(name, settings)
+        for rows in _batches(name)[:3]:
+            numbers = bench.prescribed(m, rows)[2]
+            gains = {side: [getattr(row, f"gain_{side}") for row in rows] for side in ("chosen", "rejected")}
+            means = {side: reward_scale(m) * math.fsum(values) / len(rows) for side, values in gains.items()}
+            expected = {f"rewards/{side}": value for side, value in means.items()}
+            expected |= {"rewards/margins": means["chosen"] - means["rejected"]}
+            expected |= {f"logps/{side}": math.fsum(getattr(row, side) for row in rows) / len(rows) for side in ("chosen", "rejected")}
+            against = zip(gains["chosen"], gains["rejected"], strict=True)
+            if name == "kto":  # every desirable row against every undesirable one: they need not be pairs
+                against = ((a, b) for a in gains["chosen"] for b in gains["rejected"])  # type: ignore[assignment]
+            right = [a > b for a, b in against]
+            expected["rewards/accuracies"] = sum(right) / len(right)
+            worst = _worst(worst, *(deviation(numbers.get(key, math.nan), value) for key, value in expected.items()))
+    return Check("logged", "logged rewards and log-probs", worst, LOGGED)
+
+
+def reduces(bench: Bench, reduction: Reduction) -> Check:
+    worst = 0.0
+    rng = random.Random(f"reduction/{reduction.method}")
+    for drift in (4.0, -4.0):
+        rows = random_rows(rng, 5, drift=drift, kind=reduction.rows)
+        one = bench.prescribed(method(reduction.method, reduction.settings), rows)[0].item()
+        other = bench.prescribed(method(reduction.other, reduction.other_settings), rows)[0].item()
+        worst = _worst(worst, deviation(one, reduction.scale * other))
+    return Check("loss", reduction.text, worst, EXACT)
+
+
+def without_kl(bench: Bench) -> Check:
+    """KTO with a reference point that is clamped to 0: 1 - sigma(± beta r)."""
+    worst = 0.0
+    for row in random_rows(random.Random("without kl"), 5):
+        below = replace(row, mismatched_chosen=row.ref_mismatched_chosen - 3, mismatched_rejected=row.ref_mismatched_rejected - 1)
+        m = method("kto", SETTINGS["kto"][0])
+        plain = sum(1 / (1 + math.exp(sign * m.beta * gain)) for sign, gain in ((1, row.gain_chosen), (-1, row.gain_rejected))) / 2
+        worst = _worst(worst, deviation(bench.prescribed(m, [below])[0].item(), plain))
+    return Check("loss", "KL below 0: no reference point", worst, EXACT)
+
+
+def real_batch(bench: Bench, name: str) -> Check:
+    """What a whole training logs at its first step, against the reference on log-probabilities by hand."""
+    worst = 0.0
+    for settings in SETTINGS[name]:
+        m = method(name, settings, batch_size=2 * N_PAIRS if name == "kto" else N_PAIRS)
+        logs = bench.first_step(m).logs
+        worst = _worst(worst, deviation(logs["loss"], REFERENCES[name](bench.rows, m)))
+    return Check("batch", "real batch", worst, SINGLE)
+
+
+def accumulation(bench: Bench, name: str) -> Check:
+    """Eight pairs at once, or in two, four, eight parts: one gradient, one logged loss."""
+    settings = SETTINGS[name][0]
+    whole = bench.first_step(method(name, settings))
+    worst = 0.0
+    for size in (4, 2, 1):
+        parts = bench.first_step(method(name, settings, batch_size=size, gradient_accumulation_steps=N_PAIRS // size))
+        apart = (parts.gradient - whole.gradient).abs().max().item() / whole.gradient.abs().max().item()
+        worst = _worst(worst, apart, deviation(parts.logs["loss"], whole.logs["loss"]))
+    return Check("batch", "batch size and accumulation", worst, SINGLE)

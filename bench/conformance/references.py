@@ -1,0 +1,157 @@
+"""What each method's paper says, a second time: plain floats, one row after another, no torch, nothing shared with losses.py or TRL.
+
+Every function gives the mean loss of a batch. Log-probabilities are sums over completion tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair: log-probabilities of policy and reference, lengths, and the same of KTO's mismatched completions."""
+
+    chosen: float
+    rejected: float
+    ref_chosen: float
+    ref_rejected: float
+    chosen_length: int
+    rejected_length: int
+    mismatched_chosen: float = 0.0
+    mismatched_rejected: float = 0.0
+    ref_mismatched_chosen: float = 0.0
+    ref_mismatched_rejected: float = 0.0
+
+    @property
+    def gain_chosen(self) -> float:
+        return self.chosen - self.ref_chosen
+
+    @property
+    def gain_rejected(self) -> float:
+        return self.rejected - self.ref_rejected
+
+    @property
+    def delta(self) -> float:
+        return self.gain_chosen - self.gain_rejected
+
+
+def minus_log_sigmoid(x: float) -> float:
+    return math.log1p(math.exp(-x)) if x > 0 else math.log1p(math.exp(x)) - x
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def dpo(rows: Sequence[Row], m: Any) -> float:
+    """2305.18290, eq. 7"""
+    return mean([minus_log_sigmoid(m.beta * row.delta) for row in rows])
+
+
+def cdpo(rows: Sequence[Row], m: Any) -> float:
+    """Mitchell 2023: cross-entropy between the label's probability 1 - eps and sigma(beta delta)"""
+    eps = m.label_smoothing
+    return mean([(1 - eps) * minus_log_sigmoid(m.beta * row.delta) + eps * minus_log_sigmoid(-m.beta * row.delta) for row in rows])
+
+
+def robust(rows: Sequence[Row], m: Any) -> float:
+    """2403.00409: the unbiased estimate of the clean loss under flips with probability eps"""
+    eps = m.label_smoothing
+    clean, flipped = ([minus_log_sigmoid(sign * m.beta * row.delta) for row in rows] for sign in (1, -1))
+    return mean([((1 - eps) * a - eps * b) / (1 - 2 * eps) for a, b in zip(clean, flipped, strict=True)])
+
+
+def ipo(rows: Sequence[Row], m: Any) -> float:
+    """2310.12036, eq. 17, log-ratios per token"""
+    h = [row.gain_chosen / row.chosen_length - row.gain_rejected / row.rejected_length for row in rows]
+    return mean([(each - 0.5 / m.beta) ** 2 for each in h])
+
+
+def ipo_summed(rows: Sequence[Row], m: Any) -> float:
+    """2310.12036, eq. 17, as printed"""
+    return mean([(row.delta - 0.5 / m.beta) ** 2 for row in rows])
+
+
+def hinge(rows: Sequence[Row], m: Any) -> float:
+    """2309.06657, hinge-norm"""
+    return mean([max(0.0, 1 - m.beta * row.delta) for row in rows])
+
+
+def slic(rows: Sequence[Row], m: Any) -> float:
+    """2305.10425, eq. 4, with y_ref := y_w"""
+    calibration = [max(0.0, m.delta - row.chosen + row.rejected) for row in rows]
+    return mean(calibration) - m.lambda_nll * mean([row.chosen for row in rows])
+
+
+def simpo(rows: Sequence[Row], m: Any) -> float:
+    """2405.14734, eq. 6"""
+    return mean(
+        [minus_log_sigmoid(m.beta / row.chosen_length * row.chosen - m.beta / row.rejected_length * row.rejected - m.gamma) for row in rows]
+    )
+
+
+def _odds(mean_logps: float) -> float:
+    p = math.exp(mean_logps)
+    return p / (1 - p)
+
+
+def orpo(rows: Sequence[Row], m: Any) -> float:
+    """2403.07691, eq. 6 and 7: NLL + lambda · L_OR"""
+    nll = mean([-row.chosen / row.chosen_length for row in rows])
+    ratios = [_odds(row.chosen / row.chosen_length) / _odds(row.rejected / row.rejected_length) for row in rows]
+    return nll + m.lambda_or * mean([minus_log_sigmoid(math.log(ratio)) for ratio in ratios])
+
+
+def cpo(rows: Sequence[Row], m: Any) -> float:
+    """2401.08417: L_prefer + alpha · L_NLL"""
+    prefer = mean([minus_log_sigmoid(m.beta * row.chosen - m.beta * row.rejected) for row in rows])
+    return prefer + m.alpha * mean([-row.chosen / row.chosen_length for row in rows])
+
+
+def kto(rows: Sequence[Row], m: Any) -> float:
+    """2402.01306 v5, eq. 8: E[lambda_y - v(x, y)] over both rows of each pair, z0 from mismatched completions"""
+    drift = [row.mismatched_chosen - row.ref_mismatched_chosen for row in rows]
+    drift += [row.mismatched_rejected - row.ref_mismatched_rejected for row in rows]
+    z0 = max(0.0, mean(drift))
+    desirable = [m.desirable_weight - m.desirable_weight * sigmoid(m.beta * (row.gain_chosen - z0)) for row in rows]
+    undesirable = [m.undesirable_weight - m.undesirable_weight * sigmoid(m.beta * (z0 - row.gain_rejected)) for row in rows]
+    return mean(desirable + undesirable)
+
+
+def kto_pair(rows: Sequence[Row], m: Any) -> float:
+    """HALOs and TRL, December 2023: the other half's mean log-ratio is the reference point"""
+    chosen_kl = max(0.0, mean([row.gain_chosen for row in rows]))
+    rejected_kl = max(0.0, mean([row.gain_rejected for row in rows]))
+    chosen = [1 - sigmoid(m.beta * (row.gain_chosen - rejected_kl)) for row in rows]
+    rejected = [1 - sigmoid(m.beta * (chosen_kl - row.gain_rejected)) for row in rows]
+    return mean(chosen + rejected)
+
+
+def sft_chosen(rows: Sequence[Row], m: Any) -> float:
+    """Likelihood of the chosen completion per token, each completion counted once"""
+    return mean([-row.chosen / row.chosen_length for row in rows])
+
+
+REFERENCES: dict[str, Callable[[Sequence[Row], Any], float]] = {
+    "sft_chosen": sft_chosen,
+    "dpo": dpo,
+    "cdpo": cdpo,
+    "robust": robust,
+    "ipo": ipo,
+    "ipo_summed": ipo_summed,
+    "hinge": hinge,
+    "slic": slic,
+    "simpo": simpo,
+    "orpo": orpo,
+    "cpo": cpo,
+    "kto": kto,
+    "kto_pair": kto_pair,
+}
