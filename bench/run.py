@@ -220,6 +220,7 @@ class Scheduler:
         self.store.forget(stage)  # it may have been done there a moment ago
         if self.store.status(stage).state == "done":
             lock.release()
+            self.store.beside(stage, "lock").unlink(missing_ok=True)
             self._reconsider(stage)
             self.screen.stage_ended(stage, "elsewhere")
             self.on_end()

@@ -20,8 +20,6 @@ from bench.plan import CellPlan, Estimate, Plan
 from bench.report import Sweep
 from bench.store import Stage, Store
 
-LOG_LINES = 20  # of a failed stage
-
 
 class Screen(Protocol):
     def __enter__(self) -> Self: ...
@@ -36,7 +34,7 @@ class Screen(Protocol):
 
 def make_screen(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int) -> Screen:
     console = Console(stderr=True)
-    kind = LiveScreen if console.is_terminal else PlainScreen
+    kind = LiveScreen if console.is_interactive else PlainScreen
     return kind(console, sweep, plan, forecast, workers)
 
 
@@ -77,11 +75,7 @@ class PlainScreen:
             self.seconds.setdefault(stage.kind, []).append(seconds)
             self._stage_done(stage, seconds)
         elif outcome != "elsewhere":
-            self.say(f"{outcome.upper()} {_stage_words(stage)}: {error}")
-            if log is not None and log.exists():
-                for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:]:
-                    self.say(f"    {line}")
-                self.say(f"    whole log: {log}")
+            self.say(f"{outcome.upper()} {_stage_words(stage)}: {error}" + (f" (log: {log})" if log is not None and log.exists() else ""))
 
     def _stage_done(self, stage: Stage, seconds: float) -> None:
         self.say(f"{_stage_words(stage)} {seconds:.1f} s; {self._time_left()}")

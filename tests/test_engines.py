@@ -22,6 +22,8 @@ from bench.engines.hf import Engine, load_model
 from bench.records import Item, read_jsonl, read_rows
 from bench.tokens import Ids, conversation, model_folder, preference_ids, prompt_ids
 
+torch.set_num_threads(1)  # as in a worker
+
 GREEDY = Decoding(temperature=0.0, top_p=1.0, max_new_tokens=12)
 PLAIN = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=12)
 

@@ -125,7 +125,6 @@ def test_a_training_that_is_all_warm_up_is_refused_with_a_way_out(stage_run: Sta
 
 
 def test_the_same_training_twice_gives_the_same_bytes(stage_run: StageRun) -> None:
-    torch.set_num_threads(1)  # as in the worker
     stored = smoke_folder(smoke_cell("dpo", 0.1).roles["train"])
     train_stage.run(settings(), stage_run)
     names = sorted(str(path.relative_to(stage_run.out)) for path in stage_run.out.rglob("*") if path.is_file())
