@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -480,27 +480,37 @@ Traits = frozenset[tuple[str, Any]]  # (dotted setting, value) of a stage and of
 
 
 def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, Estimate]:
-    """Forecasts from the stored timings of the most similar finished stages of the same kind, a token where stages have any."""
-    paces: dict[str, dict[Traits, list[float]]] = {}
+    """Forecasts from the stored timings of the most similar finished stages of the same kind, a token where stages have any.
+
+    None where the likes were far smaller (FAR): most of a tiny stage's time is start-up, and says nothing of a large one.
+    """
+    paces: dict[str, dict[Traits, list[Pace]]] = {}
     for stage, seconds in _finished(store):
-        paces.setdefault(stage.kind, {}).setdefault(_traits(stage), []).append(seconds / (token_bound(stage) or 1))
-    nearest: dict[tuple[str, Traits], float | None] = {}
+        tokens = token_bound(stage) or 1
+        paces.setdefault(stage.kind, {}).setdefault(_traits(stage), []).append(Pace(seconds / tokens, tokens))
+    nearest: dict[tuple[str, Traits], list[Pace]] = {}
     forecast = {}
     for stage in stages:
         like, tokens = (stage.kind, _traits(stage)), token_bound(stage)
         if like not in nearest:
-            nearest[like] = _pace(like[1], paces.get(stage.kind, {}))
-        pace = nearest[like]
-        forecast[stage] = Estimate(None if pace is None else pace * (tokens or 1), tokens, 0.0)
+            nearest[like] = _nearest(like[1], paces.get(stage.kind, {}))
+        near = [pace.seconds_a_token for pace in nearest[like] if tokens <= FAR * pace.tokens]
+        forecast[stage] = Estimate(statistics.median(near) * (tokens or 1) if near else None, tokens, 0.0)
     return forecast
 
 
-def _pace(traits: Traits, known: Mapping[Traits, Sequence[float]]) -> float | None:
-    """Median over the stages that differ in the fewest settings."""
-    if not known:
-        return None
-    least = min(len(traits ^ other) for other in known)
-    return statistics.median(pace for other, paces in known.items() if len(traits ^ other) == least for pace in paces)
+FAR = 10  # times the tokens
+
+
+class Pace(NamedTuple):
+    seconds_a_token: float
+    tokens: int
+
+
+def _nearest(traits: Traits, known: Mapping[Traits, Sequence[Pace]]) -> list[Pace]:
+    """Paces of the stages that differ in the fewest settings."""
+    least = min((len(traits ^ other) for other in known), default=0)
+    return [pace for other, paces in known.items() if len(traits ^ other) == least for pace in paces]
 
 
 def _traits(stage: Stage) -> Traits:

@@ -80,7 +80,8 @@ def _write_rows(run: StageRun, split: str, rows: list[Any], seed: int) -> None:
     try:
         write_jsonl(run.out / f"{split}.jsonl", with_partners(rows, seed))
     except ValueError as error:
-        raise ValueError(f"{len(rows)} {split} rows: {error}") from error
+        way_out = "bring more prompts, or set data.heldout_fraction (held out) or data.fraction (train) higher"
+        raise ValueError(f"{len(rows)} {split} rows: {error}; {way_out}") from error
 
 
 def _row(label: Labelled, settings: PairData) -> Pair | Unpaired | None:
