@@ -191,9 +191,10 @@ class Scheduler:
                     if not self._waiting(cells):
                         return
                     self._say_once("waiting for stages that another command computes")
-                for answer in self.launcher.reports(POLL_S):
+                answers = self.launcher.reports(POLL_S)
+                self._follow()  # first: a stage that has ended has written its last row
+                for answer in answers:
                     self._took(answer)
-                self._follow()
         finally:
             for running in self.running.values():
                 running.lock.release()

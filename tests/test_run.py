@@ -177,7 +177,7 @@ def test_an_input_made_again_with_the_same_bytes_leaves_its_readers_alone(root: 
 
 
 def test_progress_arrives_whole_and_what_a_killed_command_left_is_not_read(root: Path) -> None:
-    stage = fake("steps", steps=50, seconds=1.0)
+    stage = fake("steps", steps=50)
     left = Store(root).beside(stage, "progress.jsonl")
     left.write_text('{"step": 999, "total": 999}\n' * 200 + '{"step": ')
     command = Command(root).run(stage)
