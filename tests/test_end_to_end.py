@@ -155,12 +155,12 @@ def test_a_folder_that_cannot_be_written_costs_no_cell(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_and_sigkill_change_nothing(tmp_path: Path) -> None:
-    """From the start model on: Ctrl-C while policies are trained, SIGKILL later, then the same command to its end."""
-    later = ("data", "sample", "label", "logps", "train", "generate", "judge", "score")
+    """From the preference rows on: Ctrl-C while a stage runs, SIGKILL while policies are trained, then the same command to its end."""
+    later = ("logps", "train", "generate", "judge", "score")
     results = copy_results(smoke(), tmp_path / "results", drop=later)
 
     command = started("+sweep=smoke", ONE_WORKER, results=results)
-    wait_for(lambda: list(results.glob("store/logps/*/manifest.json")), command)
+    wait_for(lambda: list(results.glob("store/*/*.build-*")), command)
     workers = workers_of(command)
     assert workers
     os.killpg(command.pid, signal.SIGINT)
@@ -184,7 +184,7 @@ def test_ctrl_c_and_sigkill_change_nothing(tmp_path: Path) -> None:
     assert last.table() == smoke().table()
     found, undisturbed = digests(results, smoke_cells()), digests(smoke().results, smoke_cells())
     assert found == {name: undisturbed[name] for name in found}
-    assert {name.split("/")[0] for name in found} == {*later, "sft"}
+    assert {name.split("/")[0] for name in found} == {*later, "data", "sft", "sample", "label"}
     assert not list(results.glob("store/*/*.build-*"))
 
 
@@ -220,7 +220,7 @@ def test_the_same_sweep_in_two_stores_has_the_same_digests_everywhere(tmp_path: 
 # Failure --------------------------------------------------------------------------------------------------------------
 
 
-def test_one_bad_cell_is_one_failed_row_and_is_tried_again(tmp_path: Path) -> None:
+def test_one_bad_cell_is_one_failed_row(tmp_path: Path) -> None:
     """A learning rate at which the loss is not finite; the other cell's stages are in the store."""
     results = copy_results(smoke(), tmp_path / "results")
     words = ("+sweep=smoke", "method=dpo", "method.beta=0.1", "method.learning_rate=1e-3,1e30", ONE_WORKER)
@@ -241,14 +241,22 @@ def test_one_bad_cell_is_one_failed_row_and_is_tried_again(tmp_path: Path) -> No
     assert f"FAILED train dpo beta 0.1 ({bad_stage(words)[:6]})" in ran.err
     assert not any(chatter in ran.err for chatter in ("Traceback", "{'loss'"))
 
-    again = bench(*words, results=results)
-    assert again.code == 3
-    assert "0 stages run" in again.out
-    assert "1 failed" in again.out
-    assert again.table(sweep) == ran.table(sweep)
     status = bench(*words, "do=status", results=results)
     assert status.code == 3
     assert bad["reason"].removeprefix("dpo: ") in " ".join(status.out.split())
+    report = bench(*words, "do=report", results=results)
+    assert (report.code, report.table(sweep)) == (3, ran.table(sweep))
+
+
+@pytest.mark.slow
+def test_the_next_command_tries_a_failed_cell_again_and_nothing_else(tmp_path: Path) -> None:
+    results = copy_results(smoke(), tmp_path / "results")
+    words = ("+sweep=smoke", "method=dpo", "method.beta=0.1", "method.learning_rate=1e-3,1e30", ONE_WORKER)
+    first, again = bench(*words, results=results), bench(*words, results=results)
+    assert (first.code, again.code) == (3, 3)
+    assert "0 stages run" in again.out
+    assert "1 failed" in again.out
+    assert "3 cells" in again.err.splitlines()[0]
 
 
 def bad_stage(words: tuple[str, ...]) -> str:
