@@ -1,213 +1,35 @@
-"""Cells to stages: what each stage's settings are, how stages hang together, what is done, what the rest costs.
-
-A settings record holds whatever can change its stage's numbers and nothing else: no paths, names or devices.
-"""
+"""Cells to stages: how a cell's stages hang together, and what of them is done."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Literal
 
-from pydantic import Field, ValidationError
-
-from bench.config import (
-    Annotator,
-    AsList,
-    Cell,
-    Count,
-    Decoding,
-    Form,
-    Fraction,
-    GoldWeights,
-    LocalData,
-    LocalModel,
-    NoMethod,
-    Positive,
-    Pretraining,
-    Probability,
-    Settings,
-    SftTraining,
-    Trained,
-    WorldData,
-    WorldModel,
-    Writer,
+from bench.config import Cell, Decoding, LocalData, LocalModel, NoMethod, Settings, Trained, WorldData, WorldModel, Writer
+from bench.kinds import (
+    BaseSettings,
+    CorpusData,
+    DemonstrationData,
+    Dtype,
+    GenerateSettings,
+    GoldLabels,
+    GoldPreferenceSettings,
+    GoldRatingSettings,
+    LocalPairData,
+    LocalPromptData,
+    LogpsSettings,
+    PairData,
+    PromptData,
+    SampleSettings,
+    ScoreSettings,
+    SftSettings,
+    Split,
+    TaskFamily,
+    stage,
 )
-from bench.store import Manifest, Source, Stage, Status, Store, hash_key, keyed_settings
+from bench.store import Source, Stage, Status, Store, hash_key
 
-# Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
-VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 1, "generate": 1, "judge": 1, "score": 1}
-
-Dtype = Literal["float32", "bfloat16"]
-Split = Literal["train", "heldout", "kl", "development", "evaluation"]
-
-
-# Settings of each kind of stage ---------------------------------------------------------------------------------------
-
-
-class TaskFamily(Settings):
-    """Which of the world's tasks are asked."""
-
-    categories: Annotated[tuple[str, ...], AsList]
-    constraint_counts: Annotated[tuple[Probability, ...], AsList]
-
-
-class CorpusData(Settings):
-    source: Literal["corpus"] = "corpus"
-    family: TaskFamily
-    n: Count
-    seed: int
-
-
-class DemonstrationData(Settings):
-    source: Literal["demonstrations"] = "demonstrations"
-    family: TaskFamily
-    writer: Writer
-    n: Count
-    seed: int
-
-
-class PromptData(Settings):
-    """Items to answer; with a `reference` writer each brings that opponent's completions as its baseline."""
-
-    source: Literal["prompts"] = "prompts"
-    family: TaskFamily
-    split: Split
-    n: Count
-    n_turns: Literal[1, 2]
-    reference: Writer | None
-    seed: int
-
-
-class PairData(Settings):
-    """Preference rows from labelled samples: a nested seeded subset, ties dropped, mismatched partners fixed."""
-
-    source: Literal["pairs"] = "pairs"
-    form: Form
-    fraction: Fraction
-    seed: int
-
-
-class LocalPairData(Settings):
-    """Preference rows from the user's file, split into train and held-out by prompt."""
-
-    source: Literal["local"] = "local"
-    fraction: Fraction
-    heldout_fraction: Probability
-    seed: int
-
-
-class LocalPromptData(Settings):
-    """Held-out prompts of the user's file, as items to answer."""
-
-    source: Literal["local_prompts"] = "local_prompts"
-    n: Count
-
-
-class BaseSettings(Settings):
-    """A Llama-architecture model from scratch."""
-
-    stage: Literal["base"] = "base"
-    hidden_size: Count
-    num_layers: Count
-    num_heads: Count
-    intermediate_size: Count
-    max_length: Count
-    pretraining: Pretraining
-
-
-class SftSettings(Settings):
-    stage: Literal["start"] = "start"
-    training: SftTraining
-    max_length: Count
-    seed: int
-
-
-class SampleSettings(Settings):
-    engine: Literal["transformers"]
-    decoding: Decoding
-    draws: Count  # completions of each prompt
-    batch_size: Count
-    dtype: Dtype
-    seed: int
-
-
-class GoldLabels(Settings):
-    """Labels by the world's annotator: the gold judge, biased and noisy as set."""
-
-    labeller: Literal["gold"] = "gold"
-    gold: GoldWeights
-    annotator: Annotator
-    seed: int
-
-
-class LogpsSettings(Settings):
-    """`rows`: preference rows of the named splits (mismatched partners too), or completions that a policy wrote."""
-
-    rows: Literal["preferences", "completions"]
-    splits: Annotated[tuple[str, ...], AsList]
-    mismatched: bool
-    max_length: Count | None  # None: drawn tokens are scored as they are
-    batch_size: Count
-    dtype: Dtype
-
-
-class TrainSettings(Settings):
-    method: Trained = Field(discriminator="name")
-    max_length: Count
-    dtype: Dtype
-    seed: int
-
-
-class GenerateSettings(Settings):
-    engine: Literal["transformers"]
-    decoding: Decoding
-    batch_size: Count
-    dtype: Dtype
-    seed: int
-
-
-class GoldPreferenceSettings(Settings):
-    judge: Literal["gold_preference"] = "gold_preference"
-    gold: GoldWeights
-    temperature: Positive
-
-
-class GoldRatingSettings(Settings):
-    judge: Literal["gold_rating"] = "gold_rating"
-    gold: GoldWeights
-
-
-class ScoreSettings(Settings):
-    beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None for the start model
-    bootstrap_resamples: Count
-    bootstrap_seed: int
-
-
-SETTINGS: dict[str, tuple[type[Settings], ...]] = {
-    "data": (CorpusData, DemonstrationData, PromptData, PairData, LocalPairData, LocalPromptData),
-    "sft": (BaseSettings, SftSettings),
-    "sample": (SampleSettings,),
-    "label": (GoldLabels,),
-    "logps": (LogpsSettings,),
-    "train": (TrainSettings,),
-    "generate": (GenerateSettings,),
-    "judge": (GoldPreferenceSettings, GoldRatingSettings),
-    "score": (ScoreSettings,),
-}
-
-
-def stage(kind: str, settings: Settings, inputs: Mapping[str, Stage | Source] | None = None, label: str = "") -> Stage:
-    if not isinstance(settings, SETTINGS[kind]):
-        raise TypeError(f"a {kind} stage takes {' or '.join(c.__name__ for c in SETTINGS[kind])}, got {type(settings).__name__}")
-    return Stage(kind, VERSIONS[kind], settings, dict(inputs or {}), label)
-
-
-# Cells to stages ------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Sources:
@@ -240,27 +62,34 @@ class CellPlan:
         return list(self.score.walk())
 
 
-Chain = Callable[[Cell, Ground], Stage | None]
+@dataclass(frozen=True)
+class Policy:
+    """What a method hands over to be judged: the model that writes."""
+
+    model: Stage | Source
+    train: Stage | None  # its last training; None where nothing was trained
+
+
+Chain = Callable[[Cell, Ground], Policy]
 
 
 def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
-    """The graph of one cell. `chain` gives a method's last train stage, or None where the start model is what is judged."""
+    """The graph of one cell. `chain` gives what a method hands over to be judged."""
     cell = start_cell(cell) if cell.method.name == "none" else cell
     ground = _ground(cell, sources)
-    trained = chain(cell, ground)
-    policy = trained or ground.start
+    policy = chain(cell, ground)
     roles: dict[str, Stage] = {"preferences": ground.preferences}
     inputs: dict[str, Stage] = {"preferences": ground.preferences, "reference_logps": ground.reference}
-    if trained is not None:
-        kl = generate(cell, policy, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
+    if policy.train is not None:
+        kl = generate(cell, policy.model, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
         inputs |= {
-            "policy_logps": _preference_logps(cell, policy, ground.preferences, splits=("heldout",), mismatched=False),
-            "kl_policy_logps": _completion_logps(cell, policy, kl, "policy's log-probs for KL"),
+            "policy_logps": _preference_logps(cell, policy.model, ground.preferences, splits=("heldout",), mismatched=False),
+            "kl_policy_logps": _completion_logps(cell, policy.model, kl, "policy's log-probs for KL"),
             "kl_reference_logps": _completion_logps(cell, ground.start, kl, "reference's log-probs for KL"),
         }
-        roles["train"] = trained
+        roles["train"] = policy.train
     for manner, items, decoding in _questions(cell, sources):
-        completions = generate(cell, policy, items, decoding, f"{manner} completions")
+        completions = generate(cell, policy.model, items, decoding, f"{manner} completions")
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
         if cell.judge.name == "gold":
@@ -339,9 +168,7 @@ def _world_start(cell: Cell, model: WorldModel) -> Stage:
     corpus = CorpusData(family=_family(cell), n=training.steps * training.batch_size, seed=training.seed)
     architecture = model.model_dump(include={"hidden_size", "num_layers", "num_heads", "intermediate_size", "max_length"})
     base = stage("sft", BaseSettings(**architecture, pretraining=training), {"corpus": stage("data", corpus, label="corpus")}, "base model")
-    demonstrations = DemonstrationData(
-        family=_family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed
-    )
+    demonstrations = DemonstrationData(family=_family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed)
     return stage(
         "sft",
         SftSettings(training=model.sft, max_length=model.max_length, seed=cell.seed),
@@ -429,16 +256,7 @@ def _judging(cell: Cell, manner: str) -> Settings:
     return GoldRatingSettings(gold=cell.world.gold)
 
 
-# What a sweep takes ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Forecast of one stage. `seconds` is None where no like stage has run in this store; `tokens` is an upper bound."""
-
-    seconds: float | None
-    tokens: int
-    dollars: float
+# What is done ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -471,122 +289,6 @@ def make_plan(cells: Sequence[CellPlan], store: Store) -> Plan:
         order[stage] = None
 
     for cell in cells:
-        for stage in [*cell.roles.values(), cell.score]:
-            need(stage)
-    return Plan(list(cells), {stage: statuses[stage] for stage in order})
-
-
-Traits = frozenset[tuple[str, Any]]  # (dotted setting, value) of a stage and of the model that it works with
-
-
-def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, Estimate]:
-    """Forecasts from the stored timings of the most similar finished stages of the same kind, a token where stages have any.
-
-    None where the likes were far smaller (FAR): most of a tiny stage's time is start-up, and says nothing of a large one.
-    """
-    paces: dict[str, dict[Traits, list[Pace]]] = {}
-    for stage, seconds in _finished(store):
-        tokens = token_bound(stage) or 1
-        paces.setdefault(stage.kind, {}).setdefault(_traits(stage), []).append(Pace(seconds / tokens, tokens))
-    nearest: dict[tuple[str, Traits], list[Pace]] = {}
-    forecast = {}
-    for stage in stages:
-        like, tokens = (stage.kind, _traits(stage)), token_bound(stage)
-        if like not in nearest:
-            nearest[like] = _nearest(like[1], paces.get(stage.kind, {}))
-        near = [pace.seconds_a_token for pace in nearest[like] if tokens <= FAR * pace.tokens]
-        forecast[stage] = Estimate(statistics.median(near) * (tokens or 1) if near else None, tokens, 0.0)
-    return forecast
-
-
-FAR = 10  # times the tokens
-
-
-class Pace(NamedTuple):
-    seconds_a_token: float
-    tokens: int
-
-
-def _nearest(traits: Traits, known: Mapping[Traits, Sequence[Pace]]) -> list[Pace]:
-    """Paces of the stages that differ in the fewest settings."""
-    least = min((len(traits ^ other) for other in known), default=0)
-    return [pace for other, paces in known.items() if len(traits ^ other) == least for pace in paces]
-
-
-def _traits(stage: Stage) -> Traits:
-    own = frozenset(_flat(keyed_settings(stage.settings)))
-    model = stage.inputs.get("model")
-    return own | {(f"model.{name}", value) for name, value in _traits(model)} if isinstance(model, Stage) else own
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, tuple(value) if isinstance(value, list) else value
-
-
-def _finished(store: Store) -> list[tuple[Stage, float]]:
-    """(stage, wall seconds) of what the store holds; stages of other versions of bench are left out."""
-    manifests = {manifest.key: manifest for manifest in store.history()}
-    stages: dict[str, Stage] = {}
-
-    def remake(key: str) -> Stage | Source:
-        if key not in stages and key in manifests:
-            manifest = manifests[key]
-            inputs = {role: remake(facts["key"]) for role, facts in manifest.inputs.items()}
-            stages[key] = stage(manifest.kind, _read_settings(manifest), inputs)
-        return stages.get(key) or Source(Path(), key)
-
-    for key in manifests:
-        with contextlib.suppress(ValueError):
-            remake(key)
-    return [(stage, manifests[key].timings["wall_s"]) for key, stage in stages.items()]
-
-
-def _read_settings(manifest: Manifest) -> Settings:
-    """The settings record of a stored stage. Raises ValueError for one that this version of bench does not know."""
-    for record in SETTINGS.get(manifest.kind, ()):
-        with contextlib.suppress(ValidationError):
-            return record.model_validate(manifest.settings)
-    raise ValueError(f"{manifest.kind}/{manifest.key} has settings of another version of bench")
-
-
-def token_bound(stage: Stage) -> int:
-    """Most tokens that a stage writes, scores or trains on (once an epoch); 0 where no model runs or a file's rows are not counted."""
-    settings, inputs = stage.settings, stage.inputs
-    match settings:
-        case BaseSettings():
-            return settings.pretraining.steps * settings.pretraining.batch_size * settings.max_length
-        case SftSettings():
-            return settings.training.steps * settings.training.batch_size * settings.max_length
-        case SampleSettings():
-            return _answers(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
-        case GenerateSettings():
-            return _answers(inputs["items"]) * settings.decoding.max_new_tokens
-        case LogpsSettings(rows="completions"):
-            return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
-        case LogpsSettings(max_length=int(max_length)):
-            rows = sum(_completions(inputs["preferences"], split) for split in settings.splits)
-            return rows * (2 if settings.mismatched else 1) * max_length
-        case TrainSettings():
-            rows = _completions(inputs["preferences"], "train") * (2 if settings.method.name == "kto" else 1)
-            return math.ceil(rows * settings.max_length * settings.method.num_train_epochs)
-    return 0
-
-
-def _answers(items: Stage | Source) -> int:
-    """How many completions a set of items asks for."""
-    assert isinstance(items, Stage) and isinstance(items.settings, (PromptData, LocalPromptData))
-    return items.settings.n * (items.settings.n_turns if isinstance(items.settings, PromptData) else 1)
-
-
-def _completions(preferences: Stage | Source, split: str) -> int:
-    """Most judged completions that a split of preference rows can hold; 0 for a user's file, which is counted when it is read."""
-    if not (isinstance(preferences, Stage) and isinstance(preferences.settings, PairData)):
-        return 0
-    labels = preferences.inputs[split]
-    assert isinstance(labels, Stage)
-    rows = _answers(labels.inputs["items"]) * (preferences.settings.fraction if split == "train" else 1)
-    return math.ceil(rows) * (2 if preferences.settings.form == "paired" else 1)
+        for role in [*cell.roles.values(), cell.score]:
+            need(role)
+    return Plan(list(cells), {needed: statuses[needed] for needed in order})

@@ -17,8 +17,9 @@ import yaml
 from bench import methods, report
 from bench.config import Session
 from bench.door import BadConfig, Opened
+from bench.forecast import Estimate, estimates
 from bench.launch import Launcher, Pool, Report, chain_lengths, pool_size
-from bench.plan import CellPlan, Estimate, Plan, Sources, estimates, make_plan, plan_cell, start_cell
+from bench.plan import CellPlan, Plan, Sources, make_plan, plan_cell, start_cell
 from bench.screen import Screen, make_screen, print_plan, print_status
 from bench.store import Stage, Store, hash_key
 from bench.tracking import Tracker, open_tracker
@@ -148,6 +149,7 @@ def _expected_s(stage: Stage, forecast: Mapping[Stage, Estimate]) -> float:
 def all_stages(cells: Sequence[CellPlan]) -> list[Stage]:
     """Every stage of the cells, each once, inputs before what reads them."""
     return list(dict.fromkeys(stage for cell in cells for stage in cell.stages))
+
 
 @dataclass
 class _Running:

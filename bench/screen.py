@@ -15,8 +15,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from bench.config import WorldData
+from bench.forecast import Estimate
 from bench.launch import chain_lengths
-from bench.plan import CellPlan, Estimate, Plan
+from bench.plan import CellPlan, Plan
 from bench.report import Sweep
 from bench.store import Stage, Store
 

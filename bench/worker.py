@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import plan
+from bench import kinds
 from bench.store import Source, Stage, Store, tree_stamp
 
 # What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
@@ -115,10 +115,10 @@ def _check_sources(job: Mapping[str, Any]) -> None:
 def run_stage(job: Mapping[str, Any]) -> None:
     """Run one described stage and commit it. Raises whatever the stage raises."""
     store = Store(Path(job["store"]))
-    kind = next(c for c in plan.SETTINGS[job["kind"]] if c.__name__ == job["settings_type"])
+    kind = next(c for c in kinds.SETTINGS[job["kind"]] if c.__name__ == job["settings_type"])
     settings = kind.model_validate(job["settings"])
     sources = {role: _Input(Path(facts["path"]), facts["key"]) for role, facts in job["inputs"].items()}
-    stage = plan.stage(job["kind"], settings, sources)  # type: ignore[arg-type]
+    stage = kinds.stage(job["kind"], settings, sources)  # type: ignore[arg-type]
     if stage.key != job["key"]:
         raise RuntimeError(f"this worker makes key {stage.key} of {job['kind']}/{job['key']}: it runs another version of bench")
     module = importlib.import_module(f"bench.stages.{stage.kind}")

@@ -20,7 +20,8 @@ ORDER = [
     ["stats", "preferences", "tokens"],
     ["store"],
     ["sweep"],
-    ["plan"],
+    ["kinds"],
+    ["plan", "forecast"],
     ["worker", "launch"],
     ["world", "losses"],
     ["judges", "engines", "methods"],
@@ -32,7 +33,22 @@ ORDER = [
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets"}
-LIGHT = ["config", "records", "stats", "preferences", "store", "sweep", "plan", "door", "report", "screen", "run", "tracking"]
+LIGHT = [
+    "config",
+    "records",
+    "stats",
+    "preferences",
+    "store",
+    "sweep",
+    "kinds",
+    "plan",
+    "forecast",
+    "door",
+    "report",
+    "screen",
+    "run",
+    "tracking",
+]
 LIGHT += ["judges.gold", "methods", "worker"]
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
 
 from fake_stage import HERE, Fake, attempts, fake
 
-from bench import plan
+from bench import kinds
 from bench.config import LocalLauncher
 from bench.launch import Pool, Report, _cpu_quota, chain_lengths, pool_size, visible_gpus
 from bench.store import Stage, Store
@@ -29,8 +29,8 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(autouse=True)
 def _known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(plan.SETTINGS, "fake", (Fake,))
-    monkeypatch.setitem(plan.VERSIONS, "fake", 1)
+    monkeypatch.setitem(kinds.SETTINGS, "fake", (Fake,))
+    monkeypatch.setitem(kinds.VERSIONS, "fake", 1)
     monkeypatch.setenv("PYTHONPATH", str(HERE))
 
 

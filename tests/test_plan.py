@@ -18,7 +18,8 @@ import pytest
 from bench import methods
 from bench.config import Cell
 from bench.door import Opened
-from bench.plan import CellPlan, Sources, estimates, make_plan, plan_cell, readable_name, start_cell, token_bound
+from bench.forecast import estimates, token_bound
+from bench.plan import CellPlan, Sources, make_plan, plan_cell, readable_name, start_cell
 from bench.run import with_start_cells
 from bench.store import Source, Stage, Store
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
 
 from fake_stage import HERE, Fake, attempts, fake
 
-from bench import plan
+from bench import kinds
 from bench.config import LocalLauncher
 from bench.launch import Pool, chain_lengths
 from bench.plan import CellPlan
@@ -27,8 +27,8 @@ from bench.store import Stage, Store
 
 @pytest.fixture(autouse=True)
 def _known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(plan.SETTINGS, "fake", (Fake,))
-    monkeypatch.setitem(plan.VERSIONS, "fake", 1)
+    monkeypatch.setitem(kinds.SETTINGS, "fake", (Fake,))
+    monkeypatch.setitem(kinds.VERSIONS, "fake", 1)
     monkeypatch.setenv("PYTHONPATH", str(HERE))
 
 

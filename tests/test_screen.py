@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import plans
 
-from bench.plan import Estimate, make_plan
+from bench.forecast import Estimate
+from bench.plan import make_plan
 from bench.report import Sweep
 from bench.screen import LiveScreen, PlainScreen, _makespan_s, cell_state, make_screen, print_plan, print_status
 from bench.store import Store

@@ -22,9 +22,10 @@ from transformers import TrainerCallback
 
 from bench.config import Pretraining, SftTraining, Trained, WorldModel
 from bench.conformance.references import REFERENCES, Row
+from bench.kinds import TrainSettings
 from bench.methods import load
 from bench.methods.training import TrainingJob
-from bench.plan import TrainSettings, reward_scale
+from bench.plan import reward_scale
 from bench.records import Logps, Message, Pair
 from bench.world.models import new_model
 from bench.world.tokenizer import new_tokenizer, vocabulary

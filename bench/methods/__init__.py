@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from bench import plan
 from bench.config import Cell, NoMethod
-from bench.plan import Ground
-from bench.store import Stage
+from bench.kinds import TrainSettings, stage
+from bench.plan import Ground, Policy
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -20,8 +20,8 @@ class Method(Protocol):
     """What a method's module holds."""
 
     @staticmethod
-    def chain(cell: Cell, ground: Ground) -> Stage | None:
-        """The method's last train stage, from settings alone; None where nothing is trained."""
+    def chain(cell: Cell, ground: Ground) -> Policy:
+        """What is judged and how it comes to be, from settings alone."""
 
     @staticmethod
     def make_trainer(job: TrainingJob) -> Trainer:
@@ -50,13 +50,14 @@ def load(name: str) -> Method:
     return import_module(f"bench.methods.{name}")  # type: ignore[return-value]
 
 
-def chain(cell: Cell, ground: Ground) -> Stage | None:
+def chain(cell: Cell, ground: Ground) -> Policy:
     return load(cell.method.name).chain(cell, ground)
 
 
-def one_shot(cell: Cell, ground: Ground) -> Stage:
+def one_shot(cell: Cell, ground: Ground) -> Policy:
     """One train stage from the start model, on the preference rows, against the start model's log-probs."""
     assert not isinstance(cell.method, NoMethod)
-    settings = plan.TrainSettings(method=cell.method, max_length=cell.model.max_length, dtype=plan.dtype(cell), seed=cell.seed)
+    settings = TrainSettings(method=cell.method, max_length=cell.model.max_length, dtype=plan.dtype(cell), seed=cell.seed)
     inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
-    return plan.stage("train", settings, inputs, cell.method.name)
+    trained = stage("train", settings, inputs, cell.method.name)
+    return Policy(trained, trained)

@@ -16,7 +16,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from bench import losses
-from bench.plan import TrainSettings, reward_scale
+from bench.kinds import TrainSettings
+from bench.plan import reward_scale
 from bench.records import Logps, Pair, Unpaired
 from bench.tokens import preference_ids
 from bench.worker import Progress

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import GoldWeights, Settings, World, Writer
-from bench.plan import CorpusData, DemonstrationData, LocalPairData, LocalPromptData, PairData, PromptData, TaskFamily
+from bench.kinds import CorpusData, DemonstrationData, LocalPairData, LocalPromptData, PairData, PromptData, TaskFamily
 from bench.preferences import nested_subset, prompt_key, read_preferences, split_heldout, with_partners
 from bench.records import Item, Labelled, Pair, Record, Unpaired, read_jsonl, read_rows, write_jsonl
 from bench.worker import Outcome, StageRun

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.engines.hf import Engine, Written
-from bench.plan import GenerateSettings
+from bench.kinds import GenerateSettings
 from bench.records import Completion, Item, read_jsonl, write_jsonl
 from bench.tokens import conversation, prompt_ids
 from bench.worker import Outcome, StageRun

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.config import Settings
 from bench.judges import Judge, baseline
 from bench.judges.gold import GoldPreference, GoldRating
-from bench.plan import GoldPreferenceSettings, GoldRatingSettings
+from bench.kinds import GoldPreferenceSettings, GoldRatingSettings
 from bench.records import Completion, Item, read_jsonl, write_jsonl
 from bench.worker import Outcome, StageRun
 

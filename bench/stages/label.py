@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from bench.judges.gold import GoldAnnotator
-from bench.plan import GoldLabels
+from bench.kinds import GoldLabels
 from bench.records import Completion, Item, Labelled, Verdict, read_jsonl, write_jsonl
 from bench.tokens import conversation
 from bench.worker import Outcome, StageRun

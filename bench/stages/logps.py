@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.engines.hf import Engine
-from bench.plan import LogpsSettings
+from bench.kinds import LogpsSettings
 from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
 from bench.tokens import Ids, PromptTooLong, conversation, preference_ids, prompt_ids
 from bench.worker import Outcome, StageRun
@@ -54,5 +54,3 @@ def _completions(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path) 
     by_id = {item.id: item for item in read_jsonl(items / "items.jsonl", Item)}
     for completion in read_jsonl(folder / "completions.jsonl", Completion):
         yield completion.id, Ids(prompt_ids(tokenizer, conversation(by_id[completion.id], [])), completion.ids[0])
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.engines.hf import Engine
-from bench.plan import SampleSettings
+from bench.kinds import SampleSettings
 from bench.records import Completion, Item, read_jsonl, write_jsonl
 from bench.tokens import conversation, prompt_ids
 from bench.worker import Outcome, StageRun

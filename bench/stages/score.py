@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import stats
-from bench.plan import ScoreSettings
+from bench.kinds import ScoreSettings
 from bench.records import Completion, Pair, Unpaired, Verdict, read_jsonl, read_logps, read_rows
 from bench.worker import Outcome, StageRun
 

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from bench.config import Settings
-from bench.plan import BaseSettings, SftSettings
+from bench.kinds import BaseSettings, SftSettings
 from bench.records import Text, read_jsonl
 from bench.worker import Outcome, StageRun
 

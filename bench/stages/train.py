@@ -7,9 +7,9 @@ import shutil
 import torch
 
 from bench.engines.hf import load_model
+from bench.kinds import TrainSettings
 from bench.methods import load
 from bench.methods.training import Recorder, TrainingJob, check_weights, fingerprint
-from bench.plan import TrainSettings
 from bench.records import read_logps, read_rows
 from bench.tokens import load_tokenizer
 from bench.worker import Outcome, StageRun

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import plan
+from bench import kinds
 from bench.config import Settings
 from bench.store import Stage
 from bench.worker import Outcome, StageRun
@@ -60,7 +60,7 @@ def run(settings: Fake, run: StageRun) -> Outcome:
 
 
 def fake(name: str, *inputs: Stage, **settings: object) -> Stage:
-    return plan.stage("fake", Fake(name=name, **settings), {f"input{i}": stage for i, stage in enumerate(inputs)}, name)  # type: ignore[arg-type]
+    return kinds.stage("fake", Fake(name=name, **settings), {f"input{i}": stage for i, stage in enumerate(inputs)}, name)  # type: ignore[arg-type]
 
 
 def attempts(stage: Stage, root: Path) -> list[tuple[int, float]]:

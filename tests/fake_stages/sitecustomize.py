@@ -4,8 +4,8 @@ import sys
 
 import fake_stage
 
-from bench import plan
+from bench import kinds
 
-plan.SETTINGS["fake"] = (fake_stage.Fake,)
-plan.VERSIONS["fake"] = 1
+kinds.SETTINGS["fake"] = (fake_stage.Fake,)
+kinds.VERSIONS["fake"] = 1
 sys.modules["bench.stages.fake"] = fake_stage

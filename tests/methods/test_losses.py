@@ -19,9 +19,9 @@ from tiny import smoke_cell, smoke_folder
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from bench.engines.hf import load_model
+from bench.kinds import TrainSettings
 from bench.methods import load
 from bench.methods.training import Recorder, TrainingJob
-from bench.plan import TrainSettings
 from bench.records import Logps, Pair, Unpaired, read_logps, read_rows
 from bench.tokens import Ids, load_tokenizer, model_folder, preference_ids
 from bench.worker import Progress

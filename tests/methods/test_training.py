@@ -19,8 +19,8 @@ from tiny import smoke_cell, smoke_folder
 
 from bench import worker
 from bench.engines.hf import Engine, load_model
+from bench.kinds import LogpsSettings, TrainSettings
 from bench.methods.training import LengthBatches, Recorder, check_weights, fingerprint
-from bench.plan import LogpsSettings, TrainSettings
 from bench.records import read_rows
 from bench.stages import logps as logps_stage
 from bench.stages import train as train_stage

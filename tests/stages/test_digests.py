@@ -1,4 +1,4 @@
-"""Golden outputs of the stages that need no models: if one moves, its kind's version in plan.VERSIONS must move with it.
+"""Golden outputs of the stages that need no models: if one moves, its kind's version in kinds.VERSIONS must move with it.
 
 Otherwise a store that holds the old output would be read as if it held the new one. `UPDATE_GOLDEN=1 pytest tests/stages/test_digests.py`
 writes what is found now. Floats are compared to 9 digits: the last ones depend on the machine.
@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from tiny import make_preferences
 
-from bench import plan
+from bench import kinds
 from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
-from bench.plan import (
+from bench.kinds import (
     CorpusData,
     DemonstrationData,
     GoldLabels,
@@ -151,13 +151,13 @@ def test_outputs_move_only_with_their_version(kind: str, tmp_path: Path) -> None
         (tmp_path / name / "stages").mkdir(parents=True)
         found[name] = _digest(make(Made(tmp_path / name / "stages")))
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    entry = f"{kind} v{plan.VERSIONS[kind]}"
+    entry = f"{kind} v{kinds.VERSIONS[kind]}"
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.parent.mkdir(exist_ok=True)
         kept = {name: digests for name, digests in golden.items() if name.split()[0] != kind}
         GOLDEN.write_text(json.dumps(dict(sorted({**kept, entry: found}.items())), indent=1) + "\n")
         return
     assert golden.get(entry) == found, (
-        f"the output of {kind} stages has changed. If their numbers mean something else now, raise VERSIONS[{kind!r}] in bench/plan.py, so "
+        f"the output of {kind} stages has changed. If their numbers mean something else now, raise VERSIONS[{kind!r}] in kinds.py, so "
         f"that nothing old is taken for new; then UPDATE_GOLDEN=1 pytest {Path(__file__).name}, and say in the commit what moved"
     )

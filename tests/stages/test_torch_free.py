@@ -15,7 +15,7 @@ from tiny import make_preferences, write_rows
 
 from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
 from bench.judges.gold import NO_TASK
-from bench.plan import GoldLabels, GoldPreferenceSettings, LocalPairData, LocalPromptData, PairData, PromptData, ScoreSettings, TaskFamily
+from bench.kinds import GoldLabels, GoldPreferenceSettings, LocalPairData, LocalPromptData, PairData, PromptData, ScoreSettings, TaskFamily
 from bench.records import Completion, Item, Labelled, Logps, Pair, Unpaired, Verdict, read_jsonl, read_rows, write_jsonl
 from bench.stages import data, judge, label, score
 from bench.worker import Outcome, Progress, StageRun

@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import load_file
 from tiny import smoke, smoke_cell, smoke_cells, smoke_folder
 
-from bench.plan import CellPlan, GenerateSettings, SampleSettings
+from bench.kinds import GenerateSettings, SampleSettings
+from bench.plan import CellPlan
 from bench.records import Completion, Item, Pair, read_jsonl, read_logps, read_rows
 from bench.stages import logps as logps_stage
 from bench.store import Stage

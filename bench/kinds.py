@@ -1,0 +1,193 @@
+"""What a stage of each kind is set by: one record a kind of work.
+
+A settings record holds whatever can change its stage's numbers and nothing else: no paths, names or devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bench.config import (
+    Annotator,
+    AsList,
+    Count,
+    Decoding,
+    Form,
+    Fraction,
+    GoldWeights,
+    Positive,
+    Pretraining,
+    Probability,
+    Settings,
+    SftTraining,
+    Trained,
+    Writer,
+)
+from bench.store import Source, Stage
+
+# Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
+VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 1, "generate": 1, "judge": 1, "score": 1}
+
+Dtype = Literal["float32", "bfloat16"]
+Split = Literal["train", "heldout", "kl", "development", "evaluation"]
+
+
+class TaskFamily(Settings):
+    """Which of the world's tasks are asked."""
+
+    categories: Annotated[tuple[str, ...], AsList]
+    constraint_counts: Annotated[tuple[Probability, ...], AsList]
+
+
+class CorpusData(Settings):
+    source: Literal["corpus"] = "corpus"
+    family: TaskFamily
+    n: Count
+    seed: int
+
+
+class DemonstrationData(Settings):
+    source: Literal["demonstrations"] = "demonstrations"
+    family: TaskFamily
+    writer: Writer
+    n: Count
+    seed: int
+
+
+class PromptData(Settings):
+    """Items to answer; with a `reference` writer each brings that opponent's completions as its baseline."""
+
+    source: Literal["prompts"] = "prompts"
+    family: TaskFamily
+    split: Split
+    n: Count
+    n_turns: Literal[1, 2]
+    reference: Writer | None
+    seed: int
+
+
+class PairData(Settings):
+    """Preference rows from labelled samples: a nested seeded subset, ties dropped, mismatched partners fixed."""
+
+    source: Literal["pairs"] = "pairs"
+    form: Form
+    fraction: Fraction
+    seed: int
+
+
+class LocalPairData(Settings):
+    """Preference rows from the user's file, split into train and held-out by prompt."""
+
+    source: Literal["local"] = "local"
+    fraction: Fraction
+    heldout_fraction: Probability
+    seed: int
+
+
+class LocalPromptData(Settings):
+    """Held-out prompts of the user's file, as items to answer."""
+
+    source: Literal["local_prompts"] = "local_prompts"
+    n: Count
+
+
+class BaseSettings(Settings):
+    """A Llama-architecture model from scratch."""
+
+    stage: Literal["base"] = "base"
+    hidden_size: Count
+    num_layers: Count
+    num_heads: Count
+    intermediate_size: Count
+    max_length: Count
+    pretraining: Pretraining
+
+
+class SftSettings(Settings):
+    stage: Literal["start"] = "start"
+    training: SftTraining
+    max_length: Count
+    seed: int
+
+
+class SampleSettings(Settings):
+    engine: Literal["transformers"]
+    decoding: Decoding
+    draws: Count  # completions of each prompt
+    batch_size: Count
+    dtype: Dtype
+    seed: int
+
+
+class GoldLabels(Settings):
+    """Labels by the world's annotator: the gold judge, biased and noisy as set."""
+
+    labeller: Literal["gold"] = "gold"
+    gold: GoldWeights
+    annotator: Annotator
+    seed: int
+
+
+class LogpsSettings(Settings):
+    """`rows`: preference rows of the named splits (mismatched partners too), or completions that a policy wrote."""
+
+    rows: Literal["preferences", "completions"]
+    splits: Annotated[tuple[str, ...], AsList]
+    mismatched: bool
+    max_length: Count | None  # None: drawn tokens are scored as they are
+    batch_size: Count
+    dtype: Dtype
+
+
+class TrainSettings(Settings):
+    method: Trained = Field(discriminator="name")
+    max_length: Count
+    dtype: Dtype
+    seed: int
+
+
+class GenerateSettings(Settings):
+    engine: Literal["transformers"]
+    decoding: Decoding
+    batch_size: Count
+    dtype: Dtype
+    seed: int
+
+
+class GoldPreferenceSettings(Settings):
+    judge: Literal["gold_preference"] = "gold_preference"
+    gold: GoldWeights
+    temperature: Positive
+
+
+class GoldRatingSettings(Settings):
+    judge: Literal["gold_rating"] = "gold_rating"
+    gold: GoldWeights
+
+
+class ScoreSettings(Settings):
+    beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None for the start model
+    bootstrap_resamples: Count
+    bootstrap_seed: int
+
+
+SETTINGS: dict[str, tuple[type[Settings], ...]] = {
+    "data": (CorpusData, DemonstrationData, PromptData, PairData, LocalPairData, LocalPromptData),
+    "sft": (BaseSettings, SftSettings),
+    "sample": (SampleSettings,),
+    "label": (GoldLabels,),
+    "logps": (LogpsSettings,),
+    "train": (TrainSettings,),
+    "generate": (GenerateSettings,),
+    "judge": (GoldPreferenceSettings, GoldRatingSettings),
+    "score": (ScoreSettings,),
+}
+
+
+def stage(kind: str, settings: Settings, inputs: Mapping[str, Stage | Source] | None = None, label: str = "") -> Stage:
+    if not isinstance(settings, SETTINGS[kind]):
+        raise TypeError(f"a {kind} stage takes {' or '.join(c.__name__ for c in SETTINGS[kind])}, got {type(settings).__name__}")
+    return Stage(kind, VERSIONS[kind], settings, dict(inputs or {}), label)
