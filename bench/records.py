@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -131,6 +132,25 @@ class Logps(Record):
 
 
 @dataclass(frozen=True)
+class Call(Record):
+    """One request to a judging model and what came back. Both orders of a pair, or several judges, are several calls."""
+
+    model: str  # as asked for
+    served: str | None  # as the reply names it
+    prompt_digest: str  # of the prompt's template, before the texts went in
+    parser: str  # name and version of what reads the reply
+    decoding: Mapping[str, Any]
+    policy_first: bool | None = None  # order shown; None where there is no opponent
+    raw: str | None = None  # the reply, whole
+    top_logprobs: Mapping[str, float] | None = None  # of the token that decides, in nats
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    latency_s: float | None = None
+    dollars: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Verdict(Record):
     """What a judge decided on one item: a preference, a rating, or unscored with its reason.
 
@@ -149,6 +169,18 @@ class Verdict(Record):
     policy_length: int | None = None  # characters, as AlpacaEval counts
     baseline_length: int | None = None
     details: Mapping[str, float] | None = None  # named parts of the judgement
+    policy_digest: str | None = None  # of the texts that were judged (`text_digest`)
+    baseline_digest: str | None = None
+    calls: list[Call] = field(default_factory=list)  # the requests behind it; none where the judge is a function
+
+    def to_json(self) -> dict[str, Any]:
+        """What is set: most verdicts leave most fields at their defaults."""
+        defaults = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(self)} | {"calls": []}
+        return {name: value for name, value in super().to_json().items() if value != defaults[name]}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        return super().from_json({**row, "calls": [Call.from_json(call) for call in row.get("calls", ())]})
 
     def __post_init__(self) -> None:
         if (self.preference is not None) + (self.rating is not None) + (self.unscored is not None) != 1:
@@ -165,6 +197,11 @@ class Result(Record):
 
     metrics: dict[str, float]
     missing: dict[str, str]
+
+
+def text_digest(text: str) -> str:
+    """How verdicts name the text that was judged."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:
