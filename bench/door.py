@@ -386,7 +386,8 @@ class _Files:
         if (path := _local_path(cell["data"])) is not None:
             read = self._once(self._data, path, _data_file, where.of("data.path"))
             found = misfits(cell | {"data": cell["data"] | {"form": read[1]}}) if read else []
-            self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key == "data.form"]
+            of_form = ("data.form", "data.desirable_fraction", "data.undesirable_fraction")
+            self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key in of_form]
 
     def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
         if path not in known:

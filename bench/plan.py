@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from bench.config import Cell, Decoding, LocalData, LocalModel, NoMethod, Settings, Trained, WorldData, WorldModel, Writer
 from bench.kinds import (
     BaseSettings,
+    ChosenData,
     CorpusData,
     DemonstrationData,
     Dtype,
@@ -26,6 +27,7 @@ from bench.kinds import (
     SftSettings,
     Split,
     TaskFamily,
+    WrittenData,
     stage,
 )
 from bench.store import Source, Stage, Status, Store, hash_key
@@ -114,14 +116,18 @@ def readable_name(cell: Cell) -> str:
         parts.append(f"beta{beta:g}")
     if cell.data.fraction != 1:
         parts.append(f"frac{cell.data.fraction:g}")
+    if isinstance(cell.model, WorldModel) and cell.model.start == "base":
+        parts.append("base")
     parts += [cell.model.name, f"s{cell.seed}"]
     return "-".join(parts)
 
 
 def start_cell(cell: Cell) -> Cell:
     """The cell that judges the start model of this one."""
-    whole = cell.data.model_copy(update={"fraction": 1.0})  # how much is labelled does not touch the start model
-    return cell.model_copy(update={"method": NoMethod(name="none"), "data": whole})
+    # How much is labelled, and in which form, does not touch the start model.
+    whole: dict[str, Any] = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0}
+    data = cell.data.model_copy(update=whole | ({"form": "paired"} if isinstance(cell.data, WorldData) else {}))
+    return cell.model_copy(update={"method": NoMethod(name="none"), "data": data})
 
 
 def _family(cell: Cell) -> TaskFamily:
@@ -139,20 +145,28 @@ def max_length(cell: Cell) -> int:
 
 
 def _ground(cell: Cell, sources: Sources) -> Ground:
-    start = _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else sources.model
-    if start is None:
+    tuned = start = _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else sources.model
+    if start is None or tuned is None:
         raise ValueError("model=local: no source given")
+    if isinstance(cell.model, WorldModel) and cell.model.start == "base":
+        start = start.inputs["model"]  # type: ignore[union-attr]  # what the fine-tuned model was made from
     if isinstance(cell.data, WorldData):
-        preferences = _world_preferences(cell, cell.data, start)
+        labels = {split: _labels(cell, cell.data, split, tuned) for split in ("train", "heldout")}
+        preferences = stage("data", PairData(form=cell.data.form, seed=cell.seed, **_kept(cell.data)), labels, "preferences")
         kl_prompts = _prompts(cell, "kl", cell.data.n_kl_prompts, seed=cell.seed)
     else:
         if sources.data is None:
             raise ValueError("data=local: no source given")
-        settings = LocalPairData(fraction=cell.data.fraction, heldout_fraction=cell.data.heldout_fraction, seed=cell.seed)
+        settings = LocalPairData(heldout_fraction=cell.data.heldout_fraction, seed=cell.seed, **_kept(cell.data))
         preferences = stage("data", settings, {"file": sources.data}, "preferences")
         kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _whole(cell, sources.data)}, "KL prompts")
     reference = _preference_logps(cell, start, preferences, splits=("train", "heldout"), mismatched=True)
     return Ground(start, preferences, reference, kl_prompts)
+
+
+def _kept(data: WorldData | LocalData) -> dict[str, Any]:
+    """Which shares of the labelled train rows are used."""
+    return data.model_dump(include={"fraction", "desirable_fraction", "undesirable_fraction"})
 
 
 def _whole(cell: Cell, data: Source) -> Stage:
@@ -182,21 +196,24 @@ def _prompts(cell: Cell, split: Split, n: int, *, seed: int, n_turns: Literal[1,
     return stage("data", settings, label=f"{split} prompts{', two turns' if n_turns == 2 else ''}")
 
 
-def _world_preferences(cell: Cell, data: WorldData, start: Stage | Source) -> Stage:
-    """Sample two completions of each prompt from the start model, have them labelled, keep a fraction of the train pairs."""
+def _labels(cell: Cell, data: WorldData, split: Split, tuned: Stage | Source | None, *, n: int = 0, seed: int | None = None) -> Stage:
+    """Two completions of each prompt of a split, by the fine-tuned model or the demonstrations' writer, and which the annotator chose."""
     assert cell.world is not None
-    labels: dict[str, Stage] = {}
-    decoding = Decoding(temperature=data.sample_temperature, top_p=1.0, max_new_tokens=data.sample_max_new_tokens)
-    sampling = SampleSettings(
-        engine=cell.engine.name, decoding=decoding, draws=2, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=cell.seed
-    )
-    sizes: dict[Split, int] = {"train": data.n_prompts, "heldout": data.n_heldout_prompts}
-    for split, n in sizes.items():
-        prompts = _prompts(cell, split, n, seed=cell.seed)
-        samples = stage("sample", sampling, {"model": start, "items": prompts}, f"{split} samples")
-        gold = GoldLabels(gold=cell.world.gold, annotator=data.annotator, seed=cell.seed)
-        labels[split] = stage("label", gold, {"items": prompts, "completions": samples}, f"{split} labels")
-    return stage("data", PairData(form=data.form, fraction=data.fraction, seed=cell.seed), labels, "preferences")
+    seed = cell.seed if seed is None else seed
+    sizes = {"train": data.n_prompts, "heldout": data.n_heldout_prompts}
+    prompts = _prompts(cell, split, sizes.get(split, n), seed=seed)
+    if data.completions_by == "writer":
+        written = WrittenData(writer=data.demonstrations, draws=2, seed=seed)
+        samples = stage("data", written, {"items": prompts}, f"{split} completions by the writer")
+    else:
+        assert tuned is not None
+        decoding = Decoding(temperature=data.sample_temperature, top_p=1.0, max_new_tokens=data.sample_max_new_tokens)
+        sampling = SampleSettings(
+            engine=cell.engine.name, decoding=decoding, draws=2, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=seed
+        )
+        samples = stage("sample", sampling, {"model": tuned, "items": prompts}, f"{split} samples")
+    gold = GoldLabels(gold=cell.world.gold, annotator=data.annotator, seed=seed)
+    return stage("label", gold, {"items": prompts, "completions": samples}, f"{split} labels")
 
 
 def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, splits: Sequence[str], mismatched: bool) -> Stage:
@@ -238,7 +255,12 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
     if judge.name == "gold":
         assert cell.world is not None
         world, split = cell.world, judge.split
-        single = _prompts(cell, split, judge.preference.n_items, seed=world.eval_seed, reference=world.reference)
+        n = judge.preference.n_items
+        single = _prompts(cell, split, n, seed=world.eval_seed, reference=world.reference)
+        if judge.preference.opponent == "chosen":
+            assert isinstance(cell.data, WorldData)
+            labels = _labels(cell, cell.data, split, None, n=n, seed=world.eval_seed)
+            single = stage("data", ChosenData(), {"items": labels.inputs["items"], "labels": labels}, f"{split} prompts and chosen answers")
         double = _prompts(cell, split, judge.rating.n_items, seed=world.eval_seed, n_turns=2)
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
     if sources.data is not None:
