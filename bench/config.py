@@ -141,6 +141,13 @@ class LocalModel(Settings):
     max_length: Count  # tokens of prompt and completion that training and log-probs look at
 
 
+class NoModel(Settings):
+    """For completions that a file brings: nobody is asked."""
+
+    kind: Literal["none"]
+    name: Literal["none"]
+
+
 # Data ----------------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +219,14 @@ class NoMethod(Settings):
     """The start model as it is, judged like the others."""
 
     name: Literal["none"]
+
+
+class Written(Settings):
+    """A file of completions: nothing is trained, nobody writes."""
+
+    name: Literal["completions"]
+    path: str
+    label: Name  # how tables call it
 
 
 class Dpo(Training):
@@ -343,8 +358,8 @@ class Engine(Settings):
 
 
 class Cell(Settings):
-    model: WorldModel | LocalModel = Field(discriminator="kind")
-    method: NoMethod | Trained = Field(discriminator="name")
+    model: WorldModel | LocalModel | NoModel = Field(discriminator="kind")
+    method: NoMethod | Written | Trained = Field(discriminator="name")
     data: WorldData | LocalData = Field(discriminator="kind")
     world: World | None
     judge: GoldJudge | NoJudge = Field(discriminator="name")
@@ -371,6 +386,10 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if judge.get("name") == "gold" and not in_world:
         text = f"judge=gold knows the truth of the controlled world only and needs its data, got data={data.get('name')}"
         found.append(("judge", f"{text}; take judge=none"))
+    if model.get("kind") == "none" and method.get("name") != "completions":
+        found.append(("model", f"method={method.get('name')} needs a model, got none; a file of completions is judged by completions=FILE"))
+    if model.get("kind") != "none" and method.get("name") == "completions":
+        found.append(("model", f"completions of a file have no model, got model={model.get('name')}; take model=none"))
     if in_world and data.get("completions_by") == "sft" and _opponent(judge) == "chosen":
         text = "chosen completions are one opponent for all models only where data.completions_by=writer, got sft"
         found.append(("judge.preference.opponent", text))

@@ -176,6 +176,12 @@ class GenerateSettings(Settings):
     seed: int
 
 
+class WrittenCompletions(Settings):
+    """Completions of the items that a user's file brings."""
+
+    source: Literal["file"] = "file"
+
+
 class GoldPreferenceSettings(Settings):
     judge: Literal["gold_preference"] = "gold_preference"
     gold: GoldWeights
@@ -200,7 +206,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "label": (GoldLabels,),
     "logps": (LogpsSettings,),
     "train": (TrainSettings,),
-    "generate": (GenerateSettings,),
+    "generate": (GenerateSettings, WrittenCompletions),
     "judge": (GoldPreferenceSettings, GoldRatingSettings),
     "score": (ScoreSettings,),
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.config import Cell, Decoding, LocalData, LocalModel, NoMethod, Settings, Trained, WorldData, WorldModel, Writer
+from bench.config import Cell, Decoding, LocalData, LocalModel, NoMethod, NoModel, Settings, Trained, WorldData, WorldModel, Writer, Written
 from bench.kinds import (
     BaseSettings,
     ChosenData,
@@ -27,6 +27,7 @@ from bench.kinds import (
     SftSettings,
     Split,
     TaskFamily,
+    WrittenCompletions,
     WrittenData,
     stage,
 )
@@ -39,6 +40,7 @@ class Sources:
 
     model: Source | None = None
     data: Source | None = None
+    completions: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ Chain = Callable[[Cell, Ground], Policy]
 
 def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     """The graph of one cell. `chain` gives what a method hands over to be judged."""
+    if isinstance(cell.method, Written):
+        return _judged(cell, sources, None, {}, {})
     cell = start_cell(cell) if cell.method.name == "none" else cell
     ground = _ground(cell, sources)
     policy = chain(cell, ground)
@@ -90,14 +94,25 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
             "kl_reference_logps": _completion_logps(cell, ground.start, kl, "reference's log-probs for KL"),
         }
         roles["train"] = policy.train
+    return _judged(cell, sources, policy, roles, inputs)
+
+
+def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str, Stage], inputs: dict[str, Stage]) -> CellPlan:
+    """The rest of a cell's graph: the completions of a policy, or of a file where there is none, their verdicts and numbers."""
     for manner, items, decoding in _questions(cell, sources):
-        completions = generate(cell, policy.model, items, decoding, f"{manner} completions")
+        if policy is not None:
+            completions = generate(cell, policy.model, items, decoding, f"{manner} completions")
+        else:
+            assert sources.completions is not None
+            completions = stage(
+                "generate", WrittenCompletions(), {"file": sources.completions, "items": items}, f"{manner} completions"
+            )
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
         if cell.judge.name == "gold":
             verdicts = stage("judge", _judging(cell, manner), {"items": items, "completions": completions}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
-    beta = None if isinstance(cell.method, NoMethod) else reward_scale(cell.method)
+    beta = None if isinstance(cell.method, (NoMethod, Written)) else reward_scale(cell.method)
     score = stage("score", ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0), inputs, "score")
     roles["score"] = score
     key = hash_key({"cell": score.key})
@@ -111,6 +126,8 @@ def reward_scale(method: Trained) -> float:
 
 def readable_name(cell: Cell) -> str:
     """What a folder is called, before its key: the settings that sweeps usually vary."""
+    if isinstance(cell.method, Written):
+        return f"completions-{cell.method.label}-s{cell.seed}"
     parts: list[str] = ["start" if cell.method.name == "none" else cell.method.name]
     if (beta := getattr(cell.method, "beta", None)) is not None:
         parts.append(f"beta{beta:g}")
@@ -123,7 +140,9 @@ def readable_name(cell: Cell) -> str:
 
 
 def start_cell(cell: Cell) -> Cell:
-    """The cell that judges the start model of this one."""
+    """The cell that judges the start model of this one; completions of a file have none and are their own."""
+    if isinstance(cell.method, Written):
+        return cell
     # How much is labelled, and in which form, does not touch the start model.
     whole: dict[str, Any] = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0}
     data = cell.data.model_copy(update=whole | ({"form": "paired"} if isinstance(cell.data, WorldData) else {}))
@@ -141,6 +160,7 @@ def dtype(cell: Cell) -> Dtype:
 
 def max_length(cell: Cell) -> int:
     """Tokens of prompt and completion that log-probs look at; the reference looks at what training looks at."""
+    assert not isinstance(cell.model, NoModel)
     return cell.model.max_length
 
 

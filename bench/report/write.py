@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from bench import stats
 from bench.report import figures
 from bench.report.completions import write_samples
-from bench.report.rows import Group, Pooled, Row, Sweep, flat_rows, pool
+from bench.report.rows import Group, Pooled, Row, Sweep, flat_rows, method_name, pool
 from bench.report.tables import Table, comparison_table, latex, markdown
 from bench.store import Store
 
@@ -73,7 +73,7 @@ def _against_start(group: Group) -> dict[str, Any]:
     row = {
         "model": group.cell.model.name,
         "data": group.cell.data.name,
-        "method": group.cell.method.name,
+        "method": method_name(group.cell),
         "beta": getattr(group.cell.method, "beta", None),
         "fraction": group.cell.data.fraction,
     }
