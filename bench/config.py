@@ -420,6 +420,10 @@ class Scale(Settings):
     weight_decay: float
     max_grad_norm: Positive
     generation_batch_size: Count
+    n_prompts: Count  # of the world's training data
+    n_items: Count  # that are judged
+    models: Annotated[tuple[Name, ...], AsList]  # axis of the sweeps over sizes
+    seeds: Annotated[tuple[Seed, ...], AsList]  # axis of the sweeps that compare methods
 
 
 # How a command runs --------------------------------------------------------------------------------------------------
