@@ -79,7 +79,8 @@ def _names_read() -> set[str]:
 def test_every_config_field_is_read_by_something() -> None:
     """Fields of a scale preset are read by interpolation in conf/ and sweeps/, the others in code."""
     read = _names_read()
-    interpolated = set(re.findall(r"\$\{scale\.(\w+)", "\n".join(path.read_text() for path in (*CONF.rglob("*.yaml"), *SWEEPS.glob("*.yaml")))))
+    files = (*CONF.rglob("*.yaml"), *SWEEPS.glob("*.yaml"))
+    interpolated = set(re.findall(r"\$\{scale\.(\w+)", "\n".join(path.read_text() for path in files)))
     for record in _records():
         for name in record.model_fields:
             assert name in (interpolated if record is config.Scale else read), f"nothing reads {record.__name__}.{name}"
