@@ -55,6 +55,7 @@ class Opened:
     sources: list[Sources]  # of each cell
     hydra: tuple[str, ...]  # words that are Hydra's own business
     expectations: tuple[Expectation, ...] = ()  # that the sweep file names
+    axes: tuple[str, ...] = ()  # keys and groups that the cells differ in on purpose
 
 
 def open_door(words: Sequence[str]) -> Opened:
@@ -117,7 +118,8 @@ class _Door:
         session = self._session(*base) if base else None
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
-        for point in sweeps.unfold(sweeps.replace_axes(grids, of_cells)):
+        grids = sweeps.replace_axes(grids, of_cells)
+        for point in sweeps.unfold(grids):
             if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
                 cells[cell] = None
         if self.problems or session is None:
@@ -125,7 +127,8 @@ class _Door:
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
         sources = [self.files.sources(cell) for cell in cells]
         words = self.command.cell_words
-        return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, self.command.hydra, expectations)
+        hydra, axes = self.command.hydra, sweeps.varied(grids)
+        return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, hydra, expectations, axes)
 
     def _choose_sweep(self) -> None:
         """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""

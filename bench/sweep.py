@@ -223,6 +223,14 @@ def replace_axes(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]]) -> l
     return replaced
 
 
+def varied(grids: Sequence[Grid]) -> tuple[str, ...]:
+    """Keys that differ over the grid's points on purpose: several values, or not the same ones in every grid."""
+    values: dict[str, set[str]] = {}
+    for key in dict.fromkeys(key for grid in grids for key in grid):
+        values[key] = {repr(value) for grid in grids for value in grid.get(key, ["as composed"])}
+    return tuple(key for key, found in values.items() if len(found) > 1)
+
+
 def unfold(grids: Sequence[Grid]) -> list[Point]:
     """Every point of every grid, in the order of the file, each once."""
     points: dict[str, Point] = {}

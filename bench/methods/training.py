@@ -13,7 +13,8 @@ from typing import Any, Self
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, Trainer, TrainerCallback
+from transformers.training_args import OptimizerNames
 
 from bench import losses
 from bench.facts import Example, Fed, TrainFacts, digest
@@ -279,10 +280,10 @@ def training_facts(trainer: Trainer, job: TrainingJob) -> TrainFacts:
     return TrainFacts(
         **trainer.fed.facts(),  # type: ignore[attr-defined]
         template=digest(template) if template else "none",
-        optimizer=arguments.optim.value,
+        optimizer=OptimizerNames(arguments.optim).value,
         weight_decay=arguments.weight_decay,
         max_grad_norm=arguments.max_grad_norm,
-        schedule=arguments.lr_scheduler_type.value,
+        schedule=SchedulerType(arguments.lr_scheduler_type).value,
         warmup=job.settings.method.warmup_ratio,
         learning_rate=arguments.learning_rate,
         max_length=job.settings.max_length,
