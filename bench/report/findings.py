@@ -274,7 +274,7 @@ def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
 
 
 def lines(groups: Sequence[Group], found: Mapping[str, Sequence[Finding]]) -> list[str]:
-    """Findings with the seeds that have each, then the groups: a line for groups of the same findings, and one for trained groups of none."""
+    """Findings with the seeds that have each, then the groups: a line for groups of the same findings, one for trained groups of none."""
     said: dict[str, list[str]] = {}
     for group in groups:
         rows = [row for row in group.rows if row.cell.key in found]
