@@ -114,6 +114,7 @@ class WorldModel(Settings):
 
     kind: Literal["world"]
     name: Name
+    start: Literal["sft", "base"]  # where alignment starts: the fine-tuned model, or the base model that it was made from
     hidden_size: Count
     num_layers: Count
     num_heads: Count
@@ -140,6 +141,13 @@ class LocalModel(Settings):
     max_length: Count  # tokens of prompt and completion that training and log-probs look at
 
 
+class NoModel(Settings):
+    """For completions that a file brings: nobody is asked."""
+
+    kind: Literal["none"]
+    name: Literal["none"]
+
+
 # Data ----------------------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +166,7 @@ Form = Literal["paired", "unpaired"]
 
 
 class WorldData(Settings):
-    """Demonstrations for the start model, then preference pairs sampled from it and labelled."""
+    """Demonstrations for the start model, then pairs of completions that an annotator labels."""
 
     kind: Literal["world"]
     name: Name
@@ -167,11 +175,14 @@ class WorldData(Settings):
     n_prompts: Count
     n_heldout_prompts: Count
     n_kl_prompts: Count
+    completions_by: Literal["sft", "writer"]  # who wrote the pairs: the fine-tuned model, or the demonstrations' writer (one set for all)
     sample_temperature: Positive
     sample_max_new_tokens: Count
     annotator: Annotator
     form: Form  # unpaired: one of the two completions of a prompt, thumbs up if it was the preferred one
     fraction: Fraction
+    desirable_fraction: Fraction  # of the desirable train rows, after `fraction`; unpaired rows only
+    undesirable_fraction: Fraction
 
 
 class LocalData(Settings):
@@ -181,6 +192,8 @@ class LocalData(Settings):
     name: Name
     path: str
     fraction: Fraction
+    desirable_fraction: Fraction  # of the desirable train rows, after `fraction`; unpaired rows only
+    undesirable_fraction: Fraction
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)]
     n_kl_prompts: Count
 
@@ -206,6 +219,14 @@ class NoMethod(Settings):
     """The start model as it is, judged like the others."""
 
     name: Literal["none"]
+
+
+class Written(Settings):
+    """A file of completions: nothing is trained, nobody writes."""
+
+    name: Literal["completions"]
+    path: str
+    label: Name  # how tables call it
 
 
 class Dpo(Training):
@@ -296,9 +317,10 @@ class Decoding(Settings):
 
 
 class PreferenceJudging(Settings):
-    """AlpacaEval 2.0's manner: preference in [0, 1] over a fixed reference policy, one turn."""
+    """AlpacaEval 2.0's manner: preference in [0, 1] over a fixed opponent, one turn."""
 
     n_items: Count
+    opponent: Literal["reference", "chosen"]  # the world's reference writer, or what the annotator chose of two completions
     temperature: Positive  # preference = sigmoid(gold difference / temperature)
     decoding: Decoding
 
@@ -336,8 +358,8 @@ class Engine(Settings):
 
 
 class Cell(Settings):
-    model: WorldModel | LocalModel = Field(discriminator="kind")
-    method: NoMethod | Trained = Field(discriminator="name")
+    model: WorldModel | LocalModel | NoModel = Field(discriminator="kind")
+    method: NoMethod | Written | Trained = Field(discriminator="name")
     data: WorldData | LocalData = Field(discriminator="kind")
     world: World | None
     judge: GoldJudge | NoJudge = Field(discriminator="name")
@@ -364,9 +386,25 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if judge.get("name") == "gold" and not in_world:
         text = f"judge=gold knows the truth of the controlled world only and needs its data, got data={data.get('name')}"
         found.append(("judge", f"{text}; take judge=none"))
+    if model.get("kind") == "none" and method.get("name") != "completions":
+        found.append(("model", f"method={method.get('name')} needs a model, got none; a file of completions is judged by completions=FILE"))
+    if model.get("kind") != "none" and method.get("name") == "completions":
+        found.append(("model", f"completions of a file have no model, got model={model.get('name')}; take model=none"))
+    if in_world and data.get("completions_by") == "sft" and _opponent(judge) == "chosen":
+        text = "chosen completions are one opponent for all models only where data.completions_by=writer, got sft"
+        found.append(("judge.preference.opponent", text))
+    thinned = [key for key in ("desirable_fraction", "undesirable_fraction") if data.get(key, 1) != 1]
+    if thinned and data.get("form") == "paired":
+        text = f"data.{thinned[0]} drops rows of one label, and a pair has both: take unpaired data (data.form=unpaired)"
+        found.append((f"data.{thinned[0]}", text))
     if data.get("form") == "unpaired" and method.get("name") in NEEDS_PAIRS:
         found.append(("data.form", f"method={method['name']} learns from pairs, got unpaired rows; take method=kto or paired data"))
     return found
+
+
+def _opponent(judge: Mapping[str, Any]) -> Any:
+    preference = judge.get("preference")
+    return preference.get("opponent") if isinstance(preference, Mapping) else None
 
 
 class Scale(Settings):
@@ -382,6 +420,10 @@ class Scale(Settings):
     weight_decay: float
     max_grad_norm: Positive
     generation_batch_size: Count
+    n_prompts: Count  # of the world's training data
+    n_items: Count  # that are judged
+    models: Annotated[tuple[Name, ...], AsList]  # axis of the sweeps over sizes
+    seeds: Annotated[tuple[Seed, ...], AsList]  # axis of the sweeps that compare methods
 
 
 # How a command runs --------------------------------------------------------------------------------------------------

@@ -17,11 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from bench import sweep as sweeps
-from bench.config import Cell, Expectation, Form, LocalData, LocalModel, Scale, Session, misfits
+from bench.config import Cell, Expectation, Form, LocalData, LocalModel, Scale, Session, Written, misfits
 from bench.plan import Sources
 from bench.preferences import read_preferences
 from bench.store import Source, tree_digest, tree_stamp
 from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
+from bench.written import read_written
 
 CELL_SECTIONS = tuple(Cell.model_fields)
 SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "results")
@@ -118,8 +119,8 @@ class _Door:
         session = self._session(*base) if base else None
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
-        grids = sweeps.replace_axes(grids, of_cells)
-        for point in sweeps.unfold(grids):
+        asked = sweeps.points(grids, of_cells, of_sweep=self.sweep is not None)
+        for point in asked:
             if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
                 cells[cell] = None
         if self.problems or session is None:
@@ -127,7 +128,7 @@ class _Door:
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
         sources = [self.files.sources(cell) for cell in cells]
         words = self.command.cell_words
-        hydra, axes = self.command.hydra, sweeps.varied(grids)
+        hydra, axes = self.command.hydra, sweeps.varied(asked)
         return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, hydra, expectations, axes)
 
     def _choose_sweep(self) -> None:
@@ -168,7 +169,7 @@ class _Door:
         for key, values in self.command.given.items():
             known = values
             if key in GROUPS:
-                known = [value for value in values if value in self._options(key)]
+                known = [value for value in values if value in self._options(key) or sweeps.is_path(key, value)]
                 where = f"{self.command.words[key]} on the command line"
                 self.problems += [_unknown(key, value, self._options(key), where) for value in values if value not in known]
             if known:
@@ -195,6 +196,7 @@ class _Door:
 
     def _point(self, point: sweeps.Point) -> tuple[Tree, _Where] | None:
         """The composed config of one point, and where it comes from; what cannot be set is said and left out."""
+        point = sweeps.spelled_out(point)
         groups = {key: value for key, value in point.items() if key in GROUPS}
         unknown = [group for group, choice in groups.items() if choice not in self._options(group)]
         for group in unknown:
@@ -202,6 +204,9 @@ class _Door:
         if unknown or (composed := self._compose(groups)) is None:
             return None
         tree, where = copy.deepcopy(composed[0]), _Where(self.command, self.sweep_file, self.in_sweep, composed[1])
+        if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # whatever the sweep sets of models and methods
+            tree["model"] = {"kind": "none", "name": "none"}
+            tree["method"] = {"name": "completions", "path": str(file), "label": sweeps.as_name(Path(str(file)).stem)}
         for key, value in point.items():
             if key not in GROUPS and (problem := _set(tree, key, value, where)):
                 self.problems.append(problem)
@@ -380,6 +385,7 @@ class _Files:
     problems: list[str]
     _models: dict[str, Path | None] = field(default_factory=dict)
     _data: dict[str, tuple[Path, Form] | None] = field(default_factory=dict)
+    _written: dict[str, Path | None] = field(default_factory=dict)
     _digests: dict[Path, Source] = field(default_factory=dict)
 
     def check(self, cell: Tree, where: _Where) -> None:
@@ -389,7 +395,11 @@ class _Files:
         if (path := _local_path(cell["data"])) is not None:
             read = self._once(self._data, path, _data_file, where.of("data.path"))
             found = misfits(cell | {"data": cell["data"] | {"form": read[1]}}) if read else []
-            self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key == "data.form"]
+            of_form = ("data.form", "data.desirable_fraction", "data.undesirable_fraction")
+            self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key in of_form]
+
+        if cell["method"].get("name") == "completions":
+            self._once(self._written, cell["method"]["path"], _written_file, where.of(sweeps.COMPLETIONS))
 
     def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
         if path not in known:
@@ -404,7 +414,8 @@ class _Files:
         """What a checked cell reads from outside the store."""
         model = self._models[cell.model.path] if isinstance(cell.model, LocalModel) else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
-        return Sources(self._source(model) if model else None, self._source(data[0]) if data else None)
+        written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
+        return Sources(*(self._source(path) if path else None for path in (model, data[0] if data else None, written)))
 
     def _source(self, path: Path) -> Source:
         if path not in self._digests:
@@ -435,3 +446,11 @@ def _data_file(text: str) -> tuple[Path, Form]:
     if not path.is_file():
         raise ValueError(f"data.path must be a preference file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
     return path, read_preferences(path).form
+
+
+def _written_file(text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"completions must be a file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
+    read_written(path)
+    return path

@@ -16,6 +16,7 @@ from bench.config import Settings
 from bench.kinds import (
     SETTINGS,
     BaseSettings,
+    ChosenData,
     GenerateSettings,
     LocalPromptData,
     LogpsSettings,
@@ -140,7 +141,10 @@ def token_bound(stage: Stage) -> int:
 
 def _answers(items: Stage | Source) -> int:
     """How many completions a set of items asks for."""
-    assert isinstance(items, Stage) and isinstance(items.settings, (PromptData, LocalPromptData))
+    assert isinstance(items, Stage)
+    if isinstance(items.settings, ChosenData):
+        return _answers(items.inputs["items"])
+    assert isinstance(items.settings, (PromptData, LocalPromptData))
     return items.settings.n * (items.settings.n_turns if isinstance(items.settings, PromptData) else 1)
 
 

@@ -26,7 +26,7 @@ from bench.config import (
     Trained,
     Writer,
 )
-from bench.store import Source, Stage
+from bench.store import LaterField, Source, Stage
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
 VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2}
@@ -69,6 +69,21 @@ class PromptData(Settings):
     seed: int
 
 
+class WrittenData(Settings):
+    """Completions of the prompts by a simulated writer, `draws` of each: pairs that no model of ours wrote."""
+
+    source: Literal["written"] = "written"
+    writer: Writer
+    draws: Count
+    seed: int
+
+
+class ChosenData(Settings):
+    """Items whose baseline is what the annotator chose of two completions (of a tie, the first)."""
+
+    source: Literal["chosen"] = "chosen"
+
+
 class PairData(Settings):
     """Preference rows from labelled samples: a nested seeded subset, ties dropped, mismatched partners fixed."""
 
@@ -76,6 +91,8 @@ class PairData(Settings):
     form: Form
     fraction: Fraction
     seed: int
+    desirable_fraction: Annotated[Fraction, LaterField()] = 1.0
+    undesirable_fraction: Annotated[Fraction, LaterField()] = 1.0
 
 
 class LocalPairData(Settings):
@@ -85,6 +102,8 @@ class LocalPairData(Settings):
     fraction: Fraction
     heldout_fraction: Probability
     seed: int
+    desirable_fraction: Annotated[Fraction, LaterField()] = 1.0
+    undesirable_fraction: Annotated[Fraction, LaterField()] = 1.0
 
 
 class LocalPromptData(Settings):
@@ -157,6 +176,12 @@ class GenerateSettings(Settings):
     seed: int
 
 
+class WrittenCompletions(Settings):
+    """Completions of the items that a user's file brings."""
+
+    source: Literal["file"] = "file"
+
+
 class GoldPreferenceSettings(Settings):
     judge: Literal["gold_preference"] = "gold_preference"
     gold: GoldWeights
@@ -175,13 +200,13 @@ class ScoreSettings(Settings):
 
 
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {
-    "data": (CorpusData, DemonstrationData, PromptData, PairData, LocalPairData, LocalPromptData),
+    "data": (CorpusData, DemonstrationData, PromptData, WrittenData, ChosenData, PairData, LocalPairData, LocalPromptData),
     "sft": (BaseSettings, SftSettings),
     "sample": (SampleSettings,),
     "label": (GoldLabels,),
     "logps": (LogpsSettings,),
     "train": (TrainSettings,),
-    "generate": (GenerateSettings,),
+    "generate": (GenerateSettings, WrittenCompletions),
     "judge": (GoldPreferenceSettings, GoldRatingSettings),
     "score": (ScoreSettings,),
 }

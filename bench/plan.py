@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from bench.config import Cell, Decoding, LocalData, LocalModel, NoMethod, Settings, Trained, WorldData, WorldModel, Writer
+from bench.config import Cell, Decoding, LocalData, LocalModel, NoMethod, NoModel, Settings, Trained, WorldData, WorldModel, Writer, Written
 from bench.kinds import (
     BaseSettings,
+    ChosenData,
     CorpusData,
     DemonstrationData,
     Dtype,
@@ -26,6 +27,8 @@ from bench.kinds import (
     SftSettings,
     Split,
     TaskFamily,
+    WrittenCompletions,
+    WrittenData,
     stage,
 )
 from bench.store import Source, Stage, Status, Store, hash_key
@@ -37,6 +40,7 @@ class Sources:
 
     model: Source | None = None
     data: Source | None = None
+    completions: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ Chain = Callable[[Cell, Ground], Policy]
 
 def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     """The graph of one cell. `chain` gives what a method hands over to be judged."""
+    if isinstance(cell.method, Written):
+        return _judged(cell, sources, None, {}, {})
     cell = start_cell(cell) if cell.method.name == "none" else cell
     ground = _ground(cell, sources)
     policy = chain(cell, ground)
@@ -88,14 +94,25 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
             "kl_reference_logps": _completion_logps(cell, ground.start, kl, "reference's log-probs for KL"),
         }
         roles["train"] = policy.train
+    return _judged(cell, sources, policy, roles, inputs)
+
+
+def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str, Stage], inputs: dict[str, Stage]) -> CellPlan:
+    """The rest of a cell's graph: the completions of a policy, or of a file where there is none, their verdicts and numbers."""
     for manner, items, decoding in _questions(cell, sources):
-        completions = generate(cell, policy.model, items, decoding, f"{manner} completions")
+        if policy is not None:
+            completions = generate(cell, policy.model, items, decoding, f"{manner} completions")
+        else:
+            assert sources.completions is not None
+            completions = stage(
+                "generate", WrittenCompletions(), {"file": sources.completions, "items": items}, f"{manner} completions"
+            )
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
         if cell.judge.name == "gold":
             verdicts = stage("judge", _judging(cell, manner), {"items": items, "completions": completions}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
-    beta = None if isinstance(cell.method, NoMethod) else reward_scale(cell.method)
+    beta = None if isinstance(cell.method, (NoMethod, Written)) else reward_scale(cell.method)
     score = stage("score", ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0), inputs, "score")
     roles["score"] = score
     key = hash_key({"cell": score.key})
@@ -109,19 +126,27 @@ def reward_scale(method: Trained) -> float:
 
 def readable_name(cell: Cell) -> str:
     """What a folder is called, before its key: the settings that sweeps usually vary."""
+    if isinstance(cell.method, Written):
+        return f"completions-{cell.method.label}-s{cell.seed}"
     parts: list[str] = ["start" if cell.method.name == "none" else cell.method.name]
     if (beta := getattr(cell.method, "beta", None)) is not None:
         parts.append(f"beta{beta:g}")
     if cell.data.fraction != 1:
         parts.append(f"frac{cell.data.fraction:g}")
+    if isinstance(cell.model, WorldModel) and cell.model.start == "base":
+        parts.append("base")
     parts += [cell.model.name, f"s{cell.seed}"]
     return "-".join(parts)
 
 
 def start_cell(cell: Cell) -> Cell:
-    """The cell that judges the start model of this one."""
-    whole = cell.data.model_copy(update={"fraction": 1.0})  # how much is labelled does not touch the start model
-    return cell.model_copy(update={"method": NoMethod(name="none"), "data": whole})
+    """The cell that judges the start model of this one; completions of a file have none and are their own."""
+    if isinstance(cell.method, Written):
+        return cell
+    # How much is labelled, and in which form, does not touch the start model.
+    whole: dict[str, Any] = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0}
+    data = cell.data.model_copy(update=whole | ({"form": "paired"} if isinstance(cell.data, WorldData) else {}))
+    return cell.model_copy(update={"method": NoMethod(name="none"), "data": data})
 
 
 def _family(cell: Cell) -> TaskFamily:
@@ -135,24 +160,33 @@ def dtype(cell: Cell) -> Dtype:
 
 def max_length(cell: Cell) -> int:
     """Tokens of prompt and completion that log-probs look at; the reference looks at what training looks at."""
+    assert not isinstance(cell.model, NoModel)
     return cell.model.max_length
 
 
 def _ground(cell: Cell, sources: Sources) -> Ground:
-    start = _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else sources.model
-    if start is None:
+    tuned = start = _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else sources.model
+    if start is None or tuned is None:
         raise ValueError("model=local: no source given")
+    if isinstance(cell.model, WorldModel) and cell.model.start == "base":
+        start = start.inputs["model"]  # type: ignore[union-attr]  # what the fine-tuned model was made from
     if isinstance(cell.data, WorldData):
-        preferences = _world_preferences(cell, cell.data, start)
+        labels = {split: _labels(cell, cell.data, split, tuned) for split in ("train", "heldout")}
+        preferences = stage("data", PairData(form=cell.data.form, seed=cell.seed, **_kept(cell.data)), labels, "preferences")
         kl_prompts = _prompts(cell, "kl", cell.data.n_kl_prompts, seed=cell.seed)
     else:
         if sources.data is None:
             raise ValueError("data=local: no source given")
-        settings = LocalPairData(fraction=cell.data.fraction, heldout_fraction=cell.data.heldout_fraction, seed=cell.seed)
+        settings = LocalPairData(heldout_fraction=cell.data.heldout_fraction, seed=cell.seed, **_kept(cell.data))
         preferences = stage("data", settings, {"file": sources.data}, "preferences")
         kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _whole(cell, sources.data)}, "KL prompts")
     reference = _preference_logps(cell, start, preferences, splits=("train", "heldout"), mismatched=True)
     return Ground(start, preferences, reference, kl_prompts)
+
+
+def _kept(data: WorldData | LocalData) -> dict[str, Any]:
+    """Which shares of the labelled train rows are used."""
+    return data.model_dump(include={"fraction", "desirable_fraction", "undesirable_fraction"})
 
 
 def _whole(cell: Cell, data: Source) -> Stage:
@@ -182,21 +216,24 @@ def _prompts(cell: Cell, split: Split, n: int, *, seed: int, n_turns: Literal[1,
     return stage("data", settings, label=f"{split} prompts{', two turns' if n_turns == 2 else ''}")
 
 
-def _world_preferences(cell: Cell, data: WorldData, start: Stage | Source) -> Stage:
-    """Sample two completions of each prompt from the start model, have them labelled, keep a fraction of the train pairs."""
+def _labels(cell: Cell, data: WorldData, split: Split, tuned: Stage | Source | None, *, n: int = 0, seed: int | None = None) -> Stage:
+    """Two completions of each prompt of a split, by the fine-tuned model or the demonstrations' writer, and which the annotator chose."""
     assert cell.world is not None
-    labels: dict[str, Stage] = {}
-    decoding = Decoding(temperature=data.sample_temperature, top_p=1.0, max_new_tokens=data.sample_max_new_tokens)
-    sampling = SampleSettings(
-        engine=cell.engine.name, decoding=decoding, draws=2, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=cell.seed
-    )
-    sizes: dict[Split, int] = {"train": data.n_prompts, "heldout": data.n_heldout_prompts}
-    for split, n in sizes.items():
-        prompts = _prompts(cell, split, n, seed=cell.seed)
-        samples = stage("sample", sampling, {"model": start, "items": prompts}, f"{split} samples")
-        gold = GoldLabels(gold=cell.world.gold, annotator=data.annotator, seed=cell.seed)
-        labels[split] = stage("label", gold, {"items": prompts, "completions": samples}, f"{split} labels")
-    return stage("data", PairData(form=data.form, fraction=data.fraction, seed=cell.seed), labels, "preferences")
+    seed = cell.seed if seed is None else seed
+    sizes = {"train": data.n_prompts, "heldout": data.n_heldout_prompts}
+    prompts = _prompts(cell, split, sizes.get(split, n), seed=seed)
+    if data.completions_by == "writer":
+        written = WrittenData(writer=data.demonstrations, draws=2, seed=seed)
+        samples = stage("data", written, {"items": prompts}, f"{split} completions by the writer")
+    else:
+        assert tuned is not None
+        decoding = Decoding(temperature=data.sample_temperature, top_p=1.0, max_new_tokens=data.sample_max_new_tokens)
+        sampling = SampleSettings(
+            engine=cell.engine.name, decoding=decoding, draws=2, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=seed
+        )
+        samples = stage("sample", sampling, {"model": tuned, "items": prompts}, f"{split} samples")
+    gold = GoldLabels(gold=cell.world.gold, annotator=data.annotator, seed=seed)
+    return stage("label", gold, {"items": prompts, "completions": samples}, f"{split} labels")
 
 
 def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, splits: Sequence[str], mismatched: bool) -> Stage:
@@ -238,7 +275,12 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
     if judge.name == "gold":
         assert cell.world is not None
         world, split = cell.world, judge.split
-        single = _prompts(cell, split, judge.preference.n_items, seed=world.eval_seed, reference=world.reference)
+        n = judge.preference.n_items
+        single = _prompts(cell, split, n, seed=world.eval_seed, reference=world.reference)
+        if judge.preference.opponent == "chosen":
+            assert isinstance(cell.data, WorldData)
+            labels = _labels(cell, cell.data, split, None, n=n, seed=world.eval_seed)
+            single = stage("data", ChosenData(), {"items": labels.inputs["items"], "labels": labels}, f"{split} prompts and chosen answers")
         double = _prompts(cell, split, judge.rating.n_items, seed=world.eval_seed, n_turns=2)
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
     if sources.data is not None:

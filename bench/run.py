@@ -71,7 +71,7 @@ def with_start_cells(cells: Sequence[CellPlan], sources: Sequence[Sources]) -> l
     """The cells, each once, with the cell of every start model in front of the first one that starts from it."""
     found: dict[str, CellPlan] = {}
     for cell, source in zip(cells, sources, strict=True):
-        start = plan_cell(start_cell(cell.cell), source, methods.chain)
+        start = plan_cell(start_cell(cell.cell), source, methods.chain)  # of completions of a file, these themselves
         found.setdefault(start.key, start)
         found.setdefault(cell.key, cell)
     return list(found.values())

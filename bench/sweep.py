@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parent
 CONF = next(path for path in (ROOT / "_conf", ROOT.parent / "conf") if path.is_dir())
 SWEEPS = next(path for path in (ROOT / "_sweeps", ROOT.parent / "sweeps") if path.is_dir())
 
+COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
 CELL_GROUPS = ("scale", "data", "model", "method", "judge", "engine")
 SESSION_GROUPS = ("do", "tracker", "hydra/launcher")
 
@@ -223,12 +225,52 @@ def replace_axes(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]]) -> l
     return replaced
 
 
-def varied(grids: Sequence[Grid]) -> tuple[str, ...]:
-    """Keys that differ over the grid's points on purpose: several values, or not the same ones in every grid."""
-    values: dict[str, set[str]] = {}
-    for key in dict.fromkeys(key for grid in grids for key in grid):
-        values[key] = {repr(value) for grid in grids for value in grid.get(key, ["as composed"])}
-    return tuple(key for key, found in values.items() if len(found) > 1)
+def varied(asked: Sequence[Point]) -> tuple[str, ...]:
+    """Keys that the points of a command differ in on purpose: other values, or set for some of them only. Files of completions, which set
+    nothing of a training, apart."""
+    cells = [point for point in asked if COMPLETIONS not in point]
+    keys = dict.fromkeys(key for point in cells for key in point)
+    return tuple(key for key in keys if len({repr(point.get(key, "as composed")) for point in cells}) > 1)
+
+
+def points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> list[Point]:
+    """Every point of a command: the grids with the command line's axes, and beside them each file of `completions=`.
+
+    Such a file is judged as the grids' cells are, once for each of their data and judges. Without a sweep, and where no method or model is
+    asked for, the files are all there is.
+    """
+    files = given.get(COMPLETIONS, [])
+    given = {key: values for key, values in given.items() if key != COMPLETIONS}
+    replaced = replace_axes(grids, given)
+    asks = of_sweep or any(key.split(".")[0] in ("method", "model") for key in given)
+    found = unfold(replaced) if asks or not files else []
+    if files:
+        beside: dict[str, list[Any]] = {COMPLETIONS: list(files)}
+        for key, values in [(key, values) for grid in replaced for key, values in grid.items()]:
+            if key.split(".")[0] in ("judge", "world") or key == "data" or (key.startswith("data.") and key in given):
+                beside[key] = list(dict.fromkeys([*beside.get(key, []), *values]))
+        found += unfold([beside])
+    return found
+
+
+def is_path(group: str, value: Any) -> bool:
+    """Whether the choice of a group is the folder of a model: `model=DIR` is short for model=local model.path=DIR."""
+    return group == "model" and isinstance(value, str) and ("/" in value or value.startswith("~")) and Path(value).expanduser().is_dir()
+
+
+def spelled_out(point: Point) -> dict[str, Any]:
+    """A point whose short form `model=DIR` is settings of a cell."""
+    full: dict[str, Any] = {}
+    for key, value in point.items():
+        if is_path(key, value):
+            full |= {"model": "local", "model.path": value, "model.name": as_name(Path(value).expanduser().absolute().name)}
+        else:
+            full.setdefault(key, value)
+    return full
+
+
+def as_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).lstrip("._+-") or "local"
 
 
 def unfold(grids: Sequence[Grid]) -> list[Point]:

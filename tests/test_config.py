@@ -17,7 +17,7 @@ from bench.config import Cell, Session, misfits
 from bench.door import Opened
 
 ROOT = Path(__file__).parent.parent
-CONF = ROOT / "conf"
+CONF, SWEEPS = ROOT / "conf", ROOT / "sweeps"
 
 
 def _records() -> Iterator[type[BaseModel]]:
@@ -77,9 +77,9 @@ def _names_read() -> set[str]:
 
 
 def test_every_config_field_is_read_by_something() -> None:
-    """Fields of a scale preset are read by interpolation in conf/, the others in code."""
+    """Fields of a scale preset are read by interpolation in conf/ and sweeps/, the others in code."""
     read = _names_read()
-    interpolated = set(re.findall(r"\$\{scale\.(\w+)", "\n".join(path.read_text() for path in CONF.rglob("*.yaml"))))
+    interpolated = set(re.findall(r"\$\{scale\.(\w+)", "\n".join(path.read_text() for path in (*CONF.rglob("*.yaml"), *SWEEPS.glob("*.yaml")))))
     for record in _records():
         for name in record.model_fields:
             assert name in (interpolated if record is config.Scale else read), f"nothing reads {record.__name__}.{name}"

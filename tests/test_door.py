@@ -172,7 +172,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["model.name=a/b"],
             ["model.name must be a name of letters, digits, dots, +, - and _, got 'a/b' (model.name=a/b on the command line)"],
         ),
-        (["method.name=foo"], ["method.name must be one of 'none', 'dpo', 'ipo', 'kto', 'cdpo', 'robust', 'ipo_summed', 'hinge', "
+        (["method.name=foo"], ["method.name must be one of 'none', 'completions', 'dpo', 'ipo', 'kto', 'cdpo', 'robust', 'ipo_summed', 'hinge', "
                 "'slic', 'simpo', 'orpo', 'cpo', 'kto_pair', 'sft_chosen', got 'foo' (method.name=foo on the command line)"]),
         (["scale.batch_size=x"], ["scale.batch_size must be a valid integer, got 'x' (scale.batch_size=x on the command line)"]),
         (

@@ -21,7 +21,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import Ran, bench, command_line, copy_results, environment, make_model, make_preferences, plans, smoke, smoke_cells
+from tiny import (
+    Ran,
+    bench,
+    command_line,
+    copy_results,
+    environment,
+    make_model,
+    make_preferences,
+    plans,
+    smoke,
+    smoke_cell,
+    smoke_cells,
+    smoke_folder,
+)
 
 from bench.plan import CellPlan
 from bench.store import Store
@@ -34,6 +47,10 @@ CHATTER = ("grad_norm", "Loading weights", "[transformers]", "Warning", "it/s", 
 def rows_of(ran: Ran, sweep: str) -> list[dict[str, str]]:
     with (ran.results / "sweeps" / sweep / "table.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def lines_of(folder: Path) -> list[str]:
+    return (folder / "completions.jsonl").read_text().splitlines(keepends=True)
 
 
 def only_sweep(ran: Ran) -> str:
@@ -357,6 +374,39 @@ def test_a_users_model_in_the_controlled_world_is_judged(tmp_path: Path) -> None
     for row in rows_of(ran, only_sweep(ran)):
         assert 0 <= float(row["win_rate"]) <= 1
         assert 1 <= float(row["rating"]) <= 10
+
+
+def test_a_file_of_completions_is_a_row_with_the_numbers_of_whoever_wrote_it(tmp_path: Path) -> None:
+    """What the KTO cell wrote, as a file beside its own sweep: same win rate and rating; half of it: the rest is unscored."""
+    kto = smoke_cell("kto", 0.1)
+    rows = [line for role in ("preference_completions", "rating_completions") for line in lines_of(smoke_folder(kto.roles[role]))]
+    (tmp_path / "whole.jsonl").write_text("".join(rows))
+    (tmp_path / "half.jsonl").write_text("".join(rows[:32]))
+    results = copy_results(smoke(), tmp_path / "results")
+    ran = bench("+sweep=smoke", f"completions={tmp_path}/whole.jsonl,{tmp_path}/half.jsonl", results=results)
+    assert ran.code == 0, ran.err
+    table = {row["name"].rpartition("-")[0]: row for row in rows_of(ran, only_sweep(ran))}
+    assert len(table) == 7
+    theirs, whole, half = table["kto-beta0.1-world_smoke-s0"], table["completions-whole-s0"], table["completions-half-s0"]
+    for metric in ("win_rate", "lc_win_rate", "rating", "mean_length"):
+        assert whole[metric] == theirs[metric]
+    assert (half["n_scored"], half["n_unscored"], half["rating"]) == ("32", "32", "")
+    assert half["win_rate"] != "" and whole["kl"] == whole["mean_tokens"] == ""
+    assert "32 verdicts unscored" in ran.out
+
+
+def test_a_checkpoint_is_a_row_without_training(tmp_path: Path) -> None:
+    """The KTO cell's policy as a folder: the same items, decoding and seed give the same win rate."""
+    kto = smoke_cell("kto", 0.1)
+    model = smoke_folder(kto.roles["train"]) / "model"
+    data = ("data=world", "data.n_prompts=8", "data.n_heldout_prompts=8", "data.n_kl_prompts=8", "judge=gold")
+    judge = ("judge.preference.n_items=64", "judge.rating.n_items=16", "engine.batch_size=128", "model.max_length=192")
+    ran = bench(f"model={model}", "method=none", *data, *judge, results=tmp_path / "results")
+    assert ran.code == 0, ran.err
+    (row,) = rows_of(ran, only_sweep(ran))
+    theirs = next(row for row in rows_of(smoke(), "smoke") if row["name"] == kto.name)
+    assert (row["model"], row["win_rate"], row["rating"]) == ("model", theirs["win_rate"], theirs["rating"])
+    assert not (tmp_path / "results" / "store" / "train").exists()
 
 
 def test_a_model_folder_without_safetensors_is_refused_at_the_door(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ LIGHT = [
     "records",
     "stats",
     "preferences",
+    "written",
     "store",
     "sweep",
     "kinds",

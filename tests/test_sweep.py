@@ -212,10 +212,11 @@ def test_one_start_cell_is_added_before_all_that_start_from_it(opened: Open) -> 
 
 
 def test_the_axes_are_the_keys_that_differ_over_the_points() -> None:
-    """A key with one value in every grid is none; one that only some grids set, or set otherwise, is."""
+    """A key with one value in every grid is none; one that only some grids set, or set otherwise, is. A file of completions sets none."""
     one = [{"method": ["dpo"], "method.beta": [0.1, 0.3], "seed": [0]}]
-    assert varied(one) == ("method.beta",)
+    assert varied(unfold(one)) == ("method.beta",)
     two = [*one, {"method": ["kto"], "method.beta": [0.1, 0.3], "method.batch_size": [64], "seed": [0]}]
-    assert varied(two) == ("method", "method.beta", "method.batch_size")
-    assert varied([{**grid, "method.beta": [0.1]} for grid in two]) == ("method", "method.batch_size")
+    assert varied(unfold(two)) == ("method", "method.beta", "method.batch_size")
+    assert varied(unfold([{**grid, "method.beta": [0.1]} for grid in two])) == ("method", "method.batch_size")
+    assert varied([*unfold(one), {"completions": "a.jsonl"}]) == ("method.beta",)
     assert varied([{}]) == ()

@@ -226,6 +226,7 @@ def random_rows(rng: random.Random, n: int, *, spread: float = 3.0, drift: float
 TINY = WorldModel(
     kind="world",
     name="conformance",
+    start="sft",
     hidden_size=16,
     num_layers=2,
     num_heads=2,

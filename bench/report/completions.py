@@ -43,7 +43,7 @@ def _turns(item: Item, completion: Completion, verdicts: dict[tuple[str, int], V
     yield f"### {item.id}" + (f" ({item.category})" if item.category else "")
     for turn, (asked, text) in enumerate(zip(item.turns, completion.completions, strict=True)):
         yield f"- **prompt** {_inline(asked)}"
-        yield f"- **policy** {_inline(text)}" + ("" if completion.finished[turn] else " *(cut)*")
+        yield f"- **policy** {_inline(text)}" + (" *(cut)*" if completion.finished and not completion.finished[turn] else "")
         if item.baseline and turn < len(item.baseline):
             yield f"- **baseline** {_inline(item.baseline[turn])}"
         if (verdict := verdicts.get((item.id, turn))) is not None:

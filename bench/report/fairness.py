@@ -9,16 +9,16 @@ choice of those, and within a seed where the seed draws the fact, the most commo
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeGuard
 
-from bench.facts import TrainFacts
-from bench.report.rows import Row, chosen
+from bench.facts import TrainFacts, digest
+from bench.records import Verdict, read_jsonl
+from bench.report.rows import Row, chosen, method_name
 from bench.store import Stage, Store
 
 Value = str | int | float
@@ -126,7 +126,7 @@ class Certificate:
         lines += [f"Not compared, each {keys} has its own: {', '.join(facts)}." for keys, facts in self.apart.items()]
         lines += [f"Differs by method, on purpose: {fact} ({values})." for fact, values in self.by_method.items()]
         if self.n_trained == 1:
-            lines.append("One trained cell: nothing to compare its training with.")
+            lines.append("One training is known: there is nothing to compare it with.")
         by_cells: dict[str, list[str]] = {}
         for fact, cells in self.unknown.items():
             by_cells.setdefault(", ".join(cells), []).append(fact)
@@ -143,8 +143,7 @@ class Certificate:
 
 def certify(cells: Sequence[Known], axes: Sequence[str]) -> Certificate:
     """Hold the cells' facts against each other."""
-    trained = [cell for cell in cells if any(fact.of and fact.name in cell.facts for fact in FACTS)]
-    certificate = Certificate(tuple(axes), len(trained))
+    certificate = Certificate(tuple(axes), sum(any(fact.of and cell.facts.get(fact.name) is not None for fact in FACTS) for cell in cells))
     for fact in FACTS:
         having = [cell for cell in cells if fact.name in cell.facts]
         known = [cell for cell in having if cell.facts[fact.name] is not None]
@@ -231,17 +230,21 @@ def known(row: Row, name: str, axes: Sequence[str], store: Store) -> Known:
     if cell.method.name != "none":
         train = roles.get("train")
         measured = None
-        if train is not None and store.status(train).state == "done":
-            measured = TrainFacts.from_json(json.loads((store.folder(train) / "facts.json").read_text()))
+        if train is not None and _done(train, store) and (path := store.folder(train) / "facts.json").exists():
+            measured = TrainFacts.from_json(json.loads(path.read_text()))
         facts = {fact.name: fact.of(measured) if measured else None for fact in FACTS if fact.of}
     manners = [manner for manner in MANNERS if f"{manner}_completions" in roles]
     facts |= {
-        "decoding": _each(manners, lambda manner: _decoding(roles[f"{manner}_completions"])),
+        "decoding": _each(manners, lambda manner: _decoding(roles[f"{manner}_completions"], store)),
         "items": _each(manners, lambda manner: _items(roles.get(f"{manner}_items"), store)),
-        "judge": _each(manners, lambda manner: _judge(roles.get(f"{manner}_verdicts"), cell.judge.name)),
+        "judge": _each(manners, lambda manner: _judge(roles.get(f"{manner}_verdicts"), cell.judge.name, store)),
     }
     where = {key: chosen(cell, key) for key in (*axes, "seed", "method.name")}
-    return Known(row.cell.key, name, "start" if cell.method.name == "none" else cell.method.name, where, facts)
+    return Known(row.cell.key, name, method_name(cell), where, facts)
+
+
+def _done(stage: Stage | None, store: Store) -> TypeGuard[Stage]:
+    return stage is not None and store.status(stage).state == "done"
 
 
 def _each(manners: Sequence[str], of: Callable[[str], str | None]) -> str | None:
@@ -250,23 +253,25 @@ def _each(manners: Sequence[str], of: Callable[[str], str | None]) -> str | None
     return None if None in found.values() or not found else "; ".join(f"{manner}: {value}" for manner, value in found.items())
 
 
-def _decoding(stage: Stage) -> str | None:
+def _decoding(stage: Stage, store: Store) -> str | None:
+    """None for a file of completions, too."""
     settings = stage.settings
-    if (decoding := getattr(settings, "decoding", None)) is None:
+    if (decoding := getattr(settings, "decoding", None)) is None or not _done(stage, store):
         return None
     how = "greedy" if decoding.temperature == 0 else f"temperature {decoding.temperature:g}, top_p {decoding.top_p:g}"
     return f"{how}, {decoding.max_new_tokens} tokens, {settings.engine} {settings.dtype}"  # type: ignore[attr-defined]
 
 
 def _items(stage: Stage | None, store: Store) -> str | None:
-    if stage is None or store.status(stage).state != "done":
-        return None
-    return store.manifest(stage).digest[:DIGITS]
+    return store.manifest(stage).digest[:DIGITS] if _done(stage, store) else None
 
 
-def _judge(stage: Stage | None, name: str) -> str:
-    """`none` is a judge like another: nobody."""
+def _judge(stage: Stage | None, name: str, store: Store) -> str | None:
+    """Its settings, and the models that its replies name. Nobody is a judge like another."""
     if stage is None:
         return name
-    settings = json.dumps(stage.settings.model_dump(mode="json"), sort_keys=True)
-    return f"{name} ({hashlib.sha256(settings.encode()).hexdigest()[:DIGITS]})"
+    if not _done(stage, store):
+        return None
+    verdicts = read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict)
+    served = sorted({call.served for verdict in verdicts for call in verdict.calls if call.served})
+    return ", ".join([f"{name} ({digest(stage.settings.model_dump(mode='json'))[:DIGITS]})", *served])

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.report.rows import Group
+from bench.report.rows import Group, method_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ Value = Callable[[Group], float | None]
 def draw(groups: Sequence[Group], title: str, folder: Path) -> list[Path]:
     """PNG and SVG of each figure that has something to show; the paths of the PNGs."""
     judged = [group for group in groups if group.pooled("win_rate")]
-    trained = [group for group in judged if not group.is_start]
+    trained = [group for group in judged if group.is_trained]
     paths = []
     for name, label, value, log in (
         ("beta", "beta", lambda g: getattr(g.cell.method, "beta", None), True),
@@ -67,16 +67,16 @@ def _save(path: Path, plot: Callable[[Any], None], title: str) -> list[Path]:
 
 
 def _curves(ax: Axes, *, groups: Sequence[Group], value: Value, label: str, log: bool) -> None:
-    """A line per method (and model or data where several), intervals as bars; start models as dashed lines with their band."""
+    """A line per method (and model or data where several), intervals as bars; start models and files as dashed lines with their band."""
     lines: dict[str, list[Group]] = {}
-    several = {name: len({getattr(g.cell, name).name for g in groups}) > 1 for name in ("model", "data")}
+    several = {name: len({getattr(g.cell, name).name for g in groups if g.is_trained}) > 1 for name in ("model", "data")}
     for group in groups:
-        parts = [group.cell.method.name if not group.is_start else "start"]
+        parts = [method_name(group.cell)]
         parts += [getattr(group.cell, name).name for name, many in several.items() if many]
         lines.setdefault(" ".join(parts), []).append(group)
     drawn = 0
     for name, members in lines.items():
-        if members[0].is_start:
+        if not members[0].is_trained:
             _start(ax, members[0], name)
             continue
         members = sorted((g for g in members if value(g) is not None), key=lambda g: value(g) or 0.0)
@@ -97,7 +97,7 @@ def _curves(ax: Axes, *, groups: Sequence[Group], value: Value, label: str, log:
         drawn += 1
     if log:
         ax.set_xscale("log")
-        ticks = sorted({v for group in groups if not group.is_start and (v := value(group)) is not None})
+        ticks = sorted({v for group in groups if group.is_trained and (v := value(group)) is not None})
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
     elif any(group.is_start for group in groups):

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from bench.plan import CellPlan
-from bench.report.rows import Group, Row
+from bench.report.rows import UNTRAINED, Group, Row
 from bench.store import Store
 
 Curve = Sequence[Mapping[str, float]]
@@ -63,6 +63,7 @@ class Evidence:
     curve: Curve
     metrics: Metrics
     start: Metrics
+    method: str = ""
 
 
 def find(evidence: Evidence) -> list[Finding]:
@@ -220,9 +221,9 @@ def entropy_collapse(e: Evidence) -> Finding | None:
 
 
 def z0_at_zero(e: Evidence) -> Finding | None:
-    """KTO's `kl` of the curve; no other method logs one."""
+    """KTO's `kl` of the curve; what others call so is something else."""
     values = [row["kl"] for row in e.curve if "kl" in row]
-    if not values:
+    if e.method != "kto" or not values:
         return None
     share = sum(value <= Z0_ZERO_NATS for value in values) / len(values)
     if share <= Z0_SHARE:
@@ -256,9 +257,9 @@ NONE = "nothing conspicuous"
 def read_curve(cell: CellPlan, store: Store) -> Curve:
     """Of a cell's training; empty where there is none."""
     train = cell.roles.get("train")
-    if train is None or store.status(train).state != "done":
+    if train is None or store.status(train).state != "done" or not (path := store.folder(train) / "history.jsonl").exists():
         return []
-    return [json.loads(line) for line in (store.folder(train) / "history.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
@@ -267,9 +268,9 @@ def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
     found = {}
     for row in rows:
         if row.done:
-            trained = row.cell.cell.method.name != "none"
-            start = starts.get((row.start_key, row.cell.cell.seed), {}) if trained else {}
-            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start))
+            method = row.cell.cell.method.name
+            start = starts.get((row.start_key, row.cell.cell.seed), {}) if method not in UNTRAINED else {}
+            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start, method))
     return found
 
 
@@ -281,7 +282,7 @@ def lines(groups: Sequence[Group], found: Mapping[str, Sequence[Finding]]) -> li
         names: dict[str, int] = {}
         for name in (finding.name for row in rows for finding in found[row.cell.key]):
             names[name] = names.get(name, 0) + 1
-        if names or (rows and not group.is_start):
+        if names or (rows and group.is_trained):
             of = f" of {len(rows)} seeds)" if len(rows) > 1 else ""
             words = ", ".join(f"{name} ({n}{of}" if of else name for name, n in names.items()) or NONE
             said.setdefault(words, []).append(group.name)

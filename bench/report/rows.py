@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench import stats
-from bench.config import Cell, Expectation
+from bench.config import Cell, Expectation, Written
 from bench.plan import CellPlan, start_cell
 from bench.records import Verdict, read_jsonl
 from bench.store import Store, hash_key
@@ -75,7 +75,7 @@ def _row(cell: CellPlan, store: Store, failed: str | None) -> Row:
         return Row(cell, failed, False, {}, {"win_rate": failed or "not run yet"})
     result = json.loads((store.folder(cell.score) / "result.json").read_text())
     preferences, lc = _by_item(cell, store)
-    data = store.status(cell.roles["preferences"]).manifest
+    data = store.status(cell.roles["preferences"]).manifest if "preferences" in cell.roles else None
     return Row(
         cell,
         None,
@@ -118,6 +118,10 @@ class Group:
     @property
     def is_start(self) -> bool:
         return self.cell.method.name == "none"
+
+    @property
+    def is_trained(self) -> bool:
+        return self.cell.method.name not in UNTRAINED
 
     @property
     def done(self) -> list[Row]:
@@ -172,6 +176,7 @@ def pool(rows: Sequence[Row]) -> Pooled:
     return Pooled(found, varied, pairs)
 
 
+UNTRAINED = ("none", "completions")  # start models and files of completions: beside the grid, not in it
 OWN_COLUMN = {"seed", "method.name", "method.beta", "data.name", "data.fraction", "model.name"}
 NAMED_BY = {"method": "method.name", "model": "model.name", "data": "data.name", "world": "data.name"}
 
@@ -180,7 +185,7 @@ def varied_settings(cells: Sequence[Cell]) -> list[str]:
     """Dotted settings, without a column of their own, that differ between cells which otherwise are called the same."""
     values: dict[str, dict[Any, set[str]]] = {}
     for cell in cells:
-        if cell.method.name == "none":
+        if cell.method.name in UNTRAINED:
             continue
         flat = settings(cell)
         for key, value in flat.items():
@@ -202,6 +207,13 @@ def settings(cell: Cell) -> dict[str, str]:
 
     visit(cell.model_dump(mode="json"), "")
     return flat
+
+
+def method_name(cell: Cell) -> str:
+    """How tables call a cell's method."""
+    if isinstance(cell.method, Written):
+        return cell.method.label
+    return "start" if cell.method.name == "none" else cell.method.name
 
 
 def _group_name(cell: CellPlan, varied: Sequence[str]) -> str:
@@ -334,7 +346,7 @@ def _settings(row: Row) -> dict[str, Any]:
         "done" if row.done else "failed" if row.failed else "absent",
         cell.model.name,
         cell.data.name,
-        "start" if cell.method.name == "none" else cell.method.name,
+        method_name(cell),
         getattr(cell.method, "beta", None),
         cell.data.fraction,
         None,

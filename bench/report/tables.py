@@ -9,7 +9,7 @@ from functools import partial
 
 from bench import stats
 from bench.config import Expectation
-from bench.report.rows import ALPHA, Group, Pooled, Verified, settings, verify
+from bench.report.rows import ALPHA, Group, Pooled, Verified, method_name, settings, verify
 
 MISSING = "-"
 # Reasons that a reader expects: no note says them.
@@ -33,10 +33,10 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
     """One line a group; columns that say nothing in this sweep are left out and, where a judge is missing, said."""
     groups = pooled.groups
     columns: list[tuple[str, Callable[[Group], str]]] = [("method", _method)]
-    trained = [group for group in groups if not group.is_start]
+    trained = [group for group in groups if group.is_trained]
     for name, value, varied in (
         ("beta", _beta, any(map(_beta, trained))),
-        ("model", lambda g: g.cell.model.name, len({g.cell.model.name for g in groups}) > 1),
+        ("model", lambda g: g.cell.model.name, len({g.cell.model.name for g in groups if g.cell.model.name != "none"}) > 1),
         ("data", lambda g: g.cell.data.name, len({g.cell.data.name for g in groups}) > 1),
         ("labels", _fraction, len({g.cell.data.fraction for g in trained}) > 1),
     ):
@@ -65,7 +65,7 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
 
 
 def _method(group: Group) -> str:
-    return "start" if group.is_start else group.cell.method.name
+    return method_name(group.cell)
 
 
 def _beta(group: Group) -> str:
@@ -78,7 +78,7 @@ def _setting(key: str, group: Group) -> str:
 
 
 def _fraction(group: Group) -> str:
-    if group.is_start:
+    if not group.is_trained:
         return ""
     n = {row.n_train for row in group.done if row.n_train is not None}
     return f"{100 * group.cell.data.fraction:g} %" + (f" ({min(n)})" if len(n) == 1 else f" ({min(n)}-{max(n)})" if n else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from rich.table import Table as RichTable
 from bench import stats
 from bench.report import fairness, figures, findings
 from bench.report.completions import write_samples
-from bench.report.rows import Group, Pooled, Row, Sweep, flat_rows, pool
+from bench.report.rows import Group, Pooled, Row, Sweep, flat_rows, method_name, pool
 from bench.report.tables import Table, comparison_table, latex, markdown
 from bench.store import Store
 
@@ -75,12 +76,13 @@ def _marked(table: Table, groups: Sequence[Group], certificate: fairness.Certifi
 
 def _write_findings(folder: Path, found: Sequence[findings.Finding] | None) -> None:
     """Beside the cell's numbers; no file where there are none."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "findings.json"
-    if found is None:
-        path.unlink(missing_ok=True)
-    else:
-        path.write_text(json.dumps(list(findings.to_json(found)), indent=1, allow_nan=False))
+    with contextlib.suppress(OSError):  # a folder that could not be written was said when its cell ended
+        if found is None:
+            path.unlink(missing_ok=True)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(list(findings.to_json(found)), indent=1, allow_nan=False))
 
 
 def _short(lines: list[str], folder: Path) -> list[str]:
@@ -110,7 +112,7 @@ def _against_start(group: Group) -> dict[str, Any]:
     row = {
         "model": group.cell.model.name,
         "data": group.cell.data.name,
-        "method": group.cell.method.name,
+        "method": method_name(group.cell),
         "beta": getattr(group.cell.method, "beta", None),
         "fraction": group.cell.data.fraction,
     }

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.config import GoldWeights, Settings, World, Writer
-from bench.kinds import CorpusData, DemonstrationData, LocalPairData, LocalPromptData, PairData, PromptData, TaskFamily
+from bench.kinds import (
+    ChosenData,
+    CorpusData,
+    DemonstrationData,
+    LocalPairData,
+    LocalPromptData,
+    PairData,
+    PromptData,
+    TaskFamily,
+    WrittenData,
+)
 from bench.preferences import nested_subset, prompt_key, read_preferences, split_heldout, with_partners
-from bench.records import Item, Labelled, Pair, Record, Unpaired, read_jsonl, read_rows, write_jsonl
+from bench.records import Completion, Item, Labelled, Pair, Record, Unpaired, read_jsonl, read_rows, write_jsonl
 from bench.worker import Outcome, StageRun
 from bench.world.corpus import base_rows, demonstration_rows, make_items
+from bench.world.tasks import Turn
+from bench.world.writers import write
 
 
 def run(settings: Settings, run: StageRun) -> Outcome:
@@ -23,6 +36,10 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _write(run.out / "rows.jsonl", demonstration_rows(_world(settings.family), settings.writer, settings.n, settings.seed))
         case PromptData():
             return _write(run.out / "items.jsonl", _items(settings))
+        case WrittenData():
+            return _written(settings, run.inputs["items"], run.out)
+        case ChosenData():
+            return _write(run.out / "items.jsonl", _with_chosen(run.inputs["items"], run.inputs["labels"]))
         case PairData():
             return _from_labels(settings, run)
         case LocalPairData():
@@ -59,6 +76,25 @@ def _items(settings: PromptData) -> list[Item]:
     return items
 
 
+def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
+    completions = []
+    for draw in range(settings.draws):
+        for item in read_jsonl(items / "items.jsonl", Item):
+            rng = random.Random(f"written/{settings.seed}/{draw}/{item.id}")
+            text = write(Turn.from_json((item.task or [])[0]), settings.writer, rng)
+            completions.append(Completion(item.id, item.turns[:1], [text], [], [True], draw))
+    return _write(out / "completions.jsonl", completions)
+
+
+def _with_chosen(items: Path, labels: Path) -> list[Item]:
+    labelled = {label.id: label for label in read_jsonl(labels / "labels.jsonl", Labelled)}
+
+    def chosen(label: Labelled) -> str:
+        return label.second if label.first_preferred is False else label.first
+
+    return [replace(item, baseline=[chosen(labelled[item.id])]) for item in read_jsonl(items / "items.jsonl", Item)]
+
+
 def _from_labels(settings: PairData, run: StageRun) -> Outcome:
     counts: dict[str, int] = {}
     for split in ("train", "heldout"):
@@ -70,10 +106,22 @@ def _from_labels(settings: PairData, run: StageRun) -> Outcome:
         if not rows:
             raise ValueError(f"no {split} pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored")
         if split == "train":
-            rows = nested_subset(rows, settings.fraction, settings.seed)
+            rows = _kept(rows, settings)
         counts[split] = len(rows)
         _write_rows(run, split, rows, settings.seed)
     return Outcome(counts)
+
+
+def _kept(rows: list[Any], settings: PairData | LocalPairData) -> list[Any]:
+    """The nested subset of the train rows that is used; of unpaired rows less of either label where that is asked."""
+    rows = nested_subset(rows, settings.fraction, settings.seed)
+    for label, fraction in ((True, settings.desirable_fraction), (False, settings.undesirable_fraction)):
+        if fraction == 1:
+            continue
+        one = [row for row in rows if row.label == label]
+        kept = {row.id for row in nested_subset(one, fraction, settings.seed)} if one else set()
+        rows = [row for row in rows if row.label != label or row.id in kept]
+    return rows
 
 
 def _write_rows(run: StageRun, split: str, rows: list[Any], seed: int) -> None:
@@ -103,7 +151,7 @@ def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
             f"{run.inputs['file']}: {len(train)} train and {len(heldout)} held-out rows at "
             f"data.heldout_fraction={settings.heldout_fraction:g}; both need some: change the fraction or bring more prompts"
         )
-    train = nested_subset(train, settings.fraction, settings.seed)
+    train = _kept(train, settings)
     _write_rows(run, "train", train, settings.seed)
     _write_rows(run, "heldout", heldout, settings.seed)
     return Outcome({"train": len(train), "heldout": len(heldout), "train_prompts": len({prompt_key(row.prompt) for row in train})})

@@ -30,6 +30,7 @@ from bench.worker import Outcome, StageRun
 
 GRAM = 3  # words
 NO_GRAM = f"no completion has {GRAM} words"
+FROM_FILE = "the completions come from a file: there is no model to ask"
 
 
 @dataclass
@@ -110,8 +111,11 @@ def _by_item(verdicts: Sequence[Verdict]) -> dict[str, list[float | None]]:
 
 def _completions(completions: Sequence[Completion], numbers: _Numbers) -> None:
     numbers.add("mean_length", stats.mean_estimate([len(c.completions[0]) for c in completions]))
-    numbers.add("mean_tokens", stats.mean_estimate([c.n_tokens[0] for c in completions]))
-    numbers.metrics["unfinished"] = float(np.mean([not c.finished[0] for c in completions]))
+    if completions and all(c.n_tokens and c.finished for c in completions):
+        numbers.add("mean_tokens", stats.mean_estimate([c.n_tokens[0] for c in completions]))
+        numbers.metrics["unfinished"] = float(np.mean([not c.finished[0] for c in completions]))
+    else:
+        numbers.missing |= dict.fromkeys(("mean_tokens", "unfinished"), FROM_FILE)
     numbers.metrics["n_completions"] = len(completions)
     grams = [found for c in completions if (found := _grams(c.completions[0]))]
     numbers.add("repetition", stats.mean_estimate([1 - len(set(found)) / len(found) for found in grams]), NO_GRAM)
@@ -128,6 +132,9 @@ def _grams(text: str) -> list[tuple[str, ...]]:
 
 
 def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+    if "preferences" not in inputs:
+        numbers.missing |= dict.fromkeys(("reward_accuracy", "reward_auc", "logps_chosen", "logps_rejected", "kl"), FROM_FILE)
+        return
     rows = read_rows(inputs["preferences"] / "heldout.jsonl")
     reference = read_logps(inputs["reference_logps"])
     policy = read_logps(inputs["policy_logps"]) if "policy_logps" in inputs else reference
@@ -168,7 +175,7 @@ def _side(rows: Sequence[Pair] | Sequence[Unpaired], desirable: bool) -> Iterato
 
 def _kl(inputs: Mapping[str, Path], numbers: _Numbers) -> None:
     if "kl_policy_logps" not in inputs:
-        numbers.missing["kl"] = "the start model is its own reference"
+        numbers.missing.setdefault("kl", "the start model is its own reference")
         return
     policy, reference = read_logps(inputs["kl_policy_logps"]), read_logps(inputs["kl_reference_logps"])
     numbers.add("kl", stats.mean_estimate([policy[name].logps - reference[name].logps for name in policy]))

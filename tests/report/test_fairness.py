@@ -162,7 +162,7 @@ def test_what_is_not_known_is_never_the_same() -> None:
 def test_one_trained_cell_has_nothing_to_be_compared_with() -> None:
     certificate = certify([start(), cell("dpo")], [])
     assert certificate.same == ["decoding", "items", "judge"]
-    assert "One trained cell: nothing to compare its training with." in certificate.lines()
+    assert "One training is known: there is nothing to compare it with." in certificate.lines()
 
 
 def test_an_axis_that_no_cell_holds_leaves_what_it_may_move_uncompared() -> None:

@@ -36,7 +36,7 @@ CURVE = [{"step": i, "loss": 0.7 - 0.01 * i, "entropy": 1.0 - 0.01 * i} for i in
 
 
 def found(curve: Any = CURVE, start: Any = START, **metrics: float) -> dict[str, Finding]:
-    return {f.name: f for f in find(Evidence(curve, HEALTHY | metrics, start))}
+    return {f.name: f for f in find(Evidence(curve, HEALTHY | metrics, start, "kto"))}
 
 
 def test_a_healthy_cell_has_none() -> None:
@@ -132,6 +132,7 @@ def test_z0_is_at_0_when_it_is_on_more_than_half_of_the_steps(zeros: int, stuck:
     assert ("z0 at 0" in findings) is stuck
     if stuck:
         assert "55 % of 20 steps" in findings["z0 at 0"].says
+    assert find(Evidence(curve, HEALTHY, START, "offline_ppo")) == []  # another's kl is no z0
 
 
 @pytest.mark.parametrize(("low", "learnt"), [(0.49, False), (0.5, False), (0.51, True)])

@@ -20,6 +20,7 @@ from tiny import make_preferences
 from bench import kinds
 from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
 from bench.kinds import (
+    ChosenData,
     CorpusData,
     DemonstrationData,
     GoldLabels,
@@ -31,6 +32,7 @@ from bench.kinds import (
     PromptData,
     ScoreSettings,
     TaskFamily,
+    WrittenData,
 )
 from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
 from bench.stages import data, judge, label, score
@@ -98,6 +100,14 @@ class Made:
         settings = PairData(form=form, fraction=0.5, seed=1)  # type: ignore[arg-type]
         return self.run(data, settings, train=self.labels("train"), heldout=self.labels("heldout"))
 
+    def by_writer(self, items: Path) -> Path:
+        return self.run(data, WrittenData(writer=SLOPPY, draws=2, seed=1), items=items)
+
+    def chosen(self) -> Path:
+        items = self.prompts("evaluation", 24)
+        gold = GoldLabels(gold=WEIGHTS, annotator=ANNOTATOR, seed=1)
+        return self.run(data, ChosenData(), items=items, labels=self.run(label, gold, items=items, completions=self.by_writer(items)))
+
     def local_pairs(self) -> Path:
         path = make_preferences(self.root.parent / "file.jsonl", paired=True, messages=True)
         return self.run(data, LocalPairData(fraction=0.5, heldout_fraction=0.3, seed=1), file=path)
@@ -132,6 +142,8 @@ MAKE: dict[str, dict[str, Callable[[Made], Path]]] = {
         "prompts": lambda made: made.prompts("evaluation", 32, 2, SLOPPY),
         "pairs": lambda made: made.pairs(),
         "unpaired": lambda made: made.pairs("unpaired"),
+        "written": lambda made: made.by_writer(made.prompts("evaluation", 32)),
+        "chosen": lambda made: made.chosen(),
         "local": lambda made: made.local_pairs(),
         "local_prompts": lambda made: made.run(data, LocalPromptData(n=8), preferences=made.local_pairs()),
     },

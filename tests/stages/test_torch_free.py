@@ -15,7 +15,18 @@ from tiny import make_preferences, write_rows
 
 from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
 from bench.judges.gold import NO_TASK
-from bench.kinds import GoldLabels, GoldPreferenceSettings, LocalPairData, LocalPromptData, PairData, PromptData, ScoreSettings, TaskFamily
+from bench.kinds import (
+    ChosenData,
+    GoldLabels,
+    GoldPreferenceSettings,
+    LocalPairData,
+    LocalPromptData,
+    PairData,
+    PromptData,
+    ScoreSettings,
+    TaskFamily,
+    WrittenData,
+)
 from bench.records import Completion, Item, Labelled, Logps, Pair, Unpaired, Verdict, read_jsonl, read_rows, write_jsonl
 from bench.stages import data, judge, label, score
 from bench.worker import Outcome, Progress, StageRun
@@ -25,6 +36,7 @@ from bench.world.writers import write
 FAMILY = TaskFamily(categories=CATEGORIES, constraint_counts=(0.2, 0.4, 0.4))
 WEIGHTS = GoldWeights(content=0.45, constraints=0.35, conciseness=0.2)
 SLOPPY = Writer(error=0.3, missed_constraint=0.6, filler=0.5)
+SURE = Annotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0)
 
 
 class Room:
@@ -76,7 +88,7 @@ def labelled(room: Room, annotator: Annotator, n: int = 1500, seed: int = 0) -> 
 
 
 def test_a_cold_annotator_without_flips_is_always_right(room: Room) -> None:
-    labels, outcome = labelled(room, Annotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0))
+    labels, outcome = labelled(room, SURE)
     assert {row.correct for row in labels} == {True, None}
     assert outcome.counts["correct"] == outcome.counts["with_truth"] == sum(row.correct is not None for row in labels) > 1000
 
@@ -143,10 +155,10 @@ def label_file(room: Room, name: str, preferred: Sequence[bool | None]) -> Path:
     return room.folder(name)
 
 
-def pairs(room: Room, form: str = "paired", fraction: float = 1.0, seed: int = 0, n: int = 200) -> tuple[list[Any], Outcome]:
+def pairs(room: Room, form: str = "paired", fraction: float = 1.0, seed: int = 0, n: int = 200, **kept: float) -> tuple[list[Any], Outcome]:
     preferred = [None if i % 10 == 0 else i % 3 == 0 for i in range(n)]
     inputs = {"train": label_file(room, "train", preferred), "heldout": label_file(room, "heldout", preferred[:50])}
-    outcome = room.run(data, PairData(form=form, fraction=fraction, seed=seed), "rows", **inputs)  # type: ignore[arg-type]
+    outcome = room.run(data, PairData(form=form, fraction=fraction, seed=seed, **kept), "rows", **inputs)  # type: ignore[arg-type]
     return list(read_rows(room.folder("rows") / "train.jsonl")), outcome
 
 
@@ -179,6 +191,32 @@ def test_unpaired_rows_show_one_completion_of_each_prompt_with_both_labels(room:
     for row in rows:
         i = int(row.id.split("-")[1])
         assert row.label == (row.completion.startswith("first") == (i % 3 == 0))
+
+
+def test_dropping_desirable_rows_leaves_the_others_and_is_nested(room: Room) -> None:
+    """Of 180 unpaired rows, those with thumbs up are thinned; a smaller share lies inside a larger one."""
+    whole, _ = pairs(room, form="unpaired")
+    found = {f: pairs(room, form="unpaired", desirable_fraction=f)[0] for f in (0.1, 0.5)}
+    undesirable = [row.id for row in whole if not row.label]
+    for fraction, rows in found.items():
+        assert [row.id for row in rows if not row.label] == undesirable
+        assert sum(row.label for row in rows) == round(fraction * (len(whole) - len(undesirable)))
+    kept = {fraction: {row.id for row in rows if row.label} for fraction, rows in found.items()}
+    assert kept[0.1] < kept[0.5]
+
+
+def test_a_writers_pairs_need_no_model_and_their_chosen_answers_are_baselines(room: Room) -> None:
+    items = prompts(room, 40, split="evaluation")
+    room.run(data, WrittenData(writer=SLOPPY, draws=2, seed=0), "written", items=items)
+    room.run(label, GoldLabels(gold=WEIGHTS, annotator=SURE, seed=0), "labels", items=items, completions=room.folder("written"))
+    room.run(data, ChosenData(), "with chosen", items=items, labels=room.folder("labels"))
+    labels = {row.id: row for row in read_jsonl(room.folder("labels") / "labels.jsonl", Labelled)}
+    chosen = list(read_jsonl(room.folder("with chosen") / "items.jsonl", Item))
+    assert len(chosen) == 40 and {item.turns[0] for item in chosen} == {item.turns[0] for item in read_jsonl(items / "items.jsonl", Item)}
+    for item in chosen:
+        seen = labels[item.id]
+        assert item.baseline == [seen.second if seen.first_preferred is False else seen.first]
+    assert any(seen.first_preferred is False for seen in labels.values())
 
 
 def test_partners_come_from_other_prompts(room: Room) -> None:

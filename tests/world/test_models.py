@@ -21,6 +21,7 @@ def settings() -> WorldModel:
     return WorldModel(
         kind="world",
         name="tiny",
+        start="sft",
         hidden_size=16,
         num_layers=1,
         num_heads=2,
