@@ -56,6 +56,7 @@ class Opened:
     sources: list[Sources]  # of each cell
     hydra: tuple[str, ...]  # words that are Hydra's own business
     expectations: tuple[Expectation, ...] = ()  # that the sweep file names
+    axes: tuple[str, ...] = ()  # keys and groups that the cells differ in on purpose
 
 
 def open_door(words: Sequence[str]) -> Opened:
@@ -118,7 +119,8 @@ class _Door:
         session = self._session(*base) if base else None
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
-        for point in sweeps.points(grids, of_cells, of_sweep=self.sweep is not None):
+        asked = sweeps.points(grids, of_cells, of_sweep=self.sweep is not None)
+        for point in asked:
             if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
                 cells[cell] = None
         if self.problems or session is None:
@@ -126,7 +128,8 @@ class _Door:
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
         sources = [self.files.sources(cell) for cell in cells]
         words = self.command.cell_words
-        return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, self.command.hydra, expectations)
+        hydra, axes = self.command.hydra, sweeps.varied(asked)
+        return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, hydra, expectations, axes)
 
     def _choose_sweep(self) -> None:
         """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""

@@ -29,7 +29,7 @@ from bench.config import (
 from bench.store import LaterField, Source, Stage
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
-VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 1, "generate": 1, "judge": 2, "score": 1}
+VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2}
 
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["train", "heldout", "kl", "development", "evaluation"]

@@ -41,7 +41,7 @@ def main(opened: Opened) -> int:
         _make(session.results_dir)
     asked = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
     cells = with_start_cells(asked, opened.sources)
-    sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations)
+    sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations, opened.axes)
     plan = make_plan(cells, store)
     workers = pool_size(session.launcher)
     match session.do.name:
@@ -53,7 +53,7 @@ def main(opened: Opened) -> int:
         case "report":
             rows = report.collect(sweep, store, {})
             paths = report.write_files(sweep, rows, session.results_dir)
-            report.print_report(sweep, rows, paths, [], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
+            report.print_report(sweep, paths, [], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
             return SOME_FAILED if any(row.failed for row in rows) else OK
     return run_sweep(session, sweep, plan, store)
 
@@ -126,7 +126,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         paths = report.write_files(sweep, rows, results)
         tracker.sweep(sweep=sweep.name, rows=report.flat_rows(rows), files=paths.for_tracker)
         tracker.close()
-    report.print_report(sweep, rows, paths, tracker.notes, screen.summary())
+    report.print_report(sweep, paths, tracker.notes, screen.summary())
     return SOME_FAILED if any(row.failed for row in rows) else OK
 
 

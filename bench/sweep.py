@@ -225,6 +225,14 @@ def replace_axes(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]]) -> l
     return replaced
 
 
+def varied(asked: Sequence[Point]) -> tuple[str, ...]:
+    """Keys that the points of a command differ in on purpose: other values, or set for some of them only. Files of completions, which set
+    nothing of a training, apart."""
+    cells = [point for point in asked if COMPLETIONS not in point]
+    keys = dict.fromkeys(key for point in cells for key in point)
+    return tuple(key for key in keys if len({repr(point.get(key, "as composed")) for point in cells}) > 1)
+
+
 def points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> list[Point]:
     """Every point of a command: the grids with the command line's axes, and beside them each file of `completions=`.
 

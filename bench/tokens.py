@@ -23,6 +23,7 @@ class Ids:
 
     prompt: list[int]
     completion: list[int]
+    cut: bool = False  # the completion's end is missing
 
 
 class PromptTooLong(ValueError):
@@ -69,7 +70,7 @@ def aligned_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], c
     start = min(_shared(before, ids) for ids in whole)
     if start >= max_length:
         raise PromptTooLong(f"a prompt of {start} tokens leaves nothing to learn within model.max_length={max_length}")
-    return [Ids(ids[:start], ids[start:max_length]) for ids in whole]
+    return [Ids(ids[:start], ids[start:max_length], len(ids) > max_length) for ids in whole]
 
 
 def preference_ids(tokenizer: PreTrainedTokenizerBase, row: Pair | Unpaired, max_length: int) -> dict[str, Ids]:

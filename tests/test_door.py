@@ -221,6 +221,19 @@ def test_a_command_without_faults_opens(opened: Open) -> None:
     assert not opened("+sweep=kto_beta", "do=plan", "hydra/launcher=local").replaced
 
 
+@pytest.mark.parametrize(
+    ("words", "axes"),
+    [
+        (["+sweep=kto_beta"], ("method", "method.beta")),
+        (["+sweep=kto_beta", "method=kto", "method.beta=0.1", "seed=0,1"], ("seed",)),
+        (["method=dpo,kto", "seed=0,1", "judge.split=development"], ("method", "seed")),
+        (["method=dpo"], ()),
+    ],
+)
+def test_what_the_cells_differ_in_on_purpose_is_kept(opened: Open, words: list[str], axes: tuple[str, ...]) -> None:
+    assert opened(*words).axes == axes
+
+
 def test_the_command_that_is_kept_can_be_typed_again(opened: Open, tmp_path: Path) -> None:
     flag = write_sweep(tmp_path / "my configs", "axes: {seed: [0, 1]}")
     done = opened(flag, "+sweep=mine", "method.beta=choice(0.1,0.3)", "judge.preference={n_items: 8}", "do=plan")

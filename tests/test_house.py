@@ -23,7 +23,7 @@ ORDER = [
     ["kinds"],
     ["plan", "forecast"],
     ["worker", "launch"],
-    ["world", "losses"],
+    ["world", "losses", "facts"],
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
@@ -50,7 +50,7 @@ LIGHT = [
     "run",
     "tracking",
 ]
-LIGHT += ["judges.gold", "methods", "worker"]
+LIGHT += ["judges.gold", "methods", "worker", "facts"]
 
 
 def _room(path: Path) -> str:

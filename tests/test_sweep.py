@@ -16,7 +16,7 @@ from bench.door import Opened
 from bench.plan import plan_cell
 from bench.report.rows import matches, seedless
 from bench.run import with_start_cells
-from bench.sweep import parse_command_line, question, replace_axes, unfold
+from bench.sweep import parse_command_line, question, replace_axes, unfold, varied
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("**/*.yaml"))
@@ -209,3 +209,14 @@ def test_one_start_cell_is_added_before_all_that_start_from_it(opened: Open) -> 
         "kto-beta0.1-world_medium-s0",
         "kto-beta0.1-world_medium-s1",
     ]
+
+
+def test_the_axes_are_the_keys_that_differ_over_the_points() -> None:
+    """A key with one value in every grid is none; one that only some grids set, or set otherwise, is. A file of completions sets none."""
+    one = [{"method": ["dpo"], "method.beta": [0.1, 0.3], "seed": [0]}]
+    assert varied(unfold(one)) == ("method.beta",)
+    two = [*one, {"method": ["kto"], "method.beta": [0.1, 0.3], "method.batch_size": [64], "seed": [0]}]
+    assert varied(unfold(two)) == ("method", "method.beta", "method.batch_size")
+    assert varied(unfold([{**grid, "method.beta": [0.1]} for grid in two])) == ("method", "method.batch_size")
+    assert varied([*unfold(one), {"completions": "a.jsonl"}]) == ("method.beta",)
+    assert varied([{}]) == ()

@@ -27,7 +27,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
 
     settings = job.settings.method
     assert settings.name == "sft_chosen"
-    return own_loss_trainer(job, lambda pairs: losses.sft_chosen(pairs))
+    return own_loss_trainer(job, lambda pairs: losses.sft_chosen(pairs), learns_from=("chosen",))
 
 
 __all__ = ["chain", "make_trainer"]

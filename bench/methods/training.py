@@ -13,9 +13,11 @@ from typing import Any, Self
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, Trainer, TrainerCallback
+from transformers.training_args import OptimizerNames
 
 from bench import losses
+from bench.facts import Example, Fed, TrainFacts, digest
 from bench.kinds import TrainSettings
 from bench.plan import reward_scale
 from bench.records import Logps, Pair, Unpaired
@@ -141,24 +143,41 @@ def method_arguments(job: TrainingJob) -> dict[str, Any]:
         "max_length": job.settings.max_length,
         "precompute_ref_log_probs": True,
         "disable_dropout": True,
+        "remove_unused_columns": False,  # rows carry their number
     }
 
 
 class Prepared:
-    """Mixed into TRL's preference trainers: rows arrive tokenised, with reference log-probs, in our order."""
+    """Mixed into TRL's preference trainers: rows arrive tokenised, with reference log-probs, in our order; `fed` counts what is stepped on.
+
+    A row's `length` is what batches are made by; its `example` says which completions of which preference row it learns from.
+    """
+
+    fed: Fed
 
     @classmethod
     def over(cls, rows: Sequence[dict[str, Any]], job: TrainingJob, arguments: Any) -> Self:
         trainer = cls(  # type: ignore[call-arg]
             model=job.model,
             args=arguments,
-            train_dataset=Dataset.from_list([{k: v for k, v in row.items() if k != "length"} for row in rows]),
+            train_dataset=Dataset.from_list(
+                [{k: v for k, v in row.items() if k not in ("length", "example")} | {"row": i} for i, row in enumerate(rows)]
+            ),
             processing_class=job.tokenizer,
             callbacks=[job.callback],
         )
         method = job.settings.method
         trainer.order = LengthBatches([row["length"] for row in rows], method.batch_size, job.settings.seed)  # type: ignore[attr-defined]
+        trainer.fed = Fed([row["example"] for row in rows])
+        collate = trainer.data_collator  # type: ignore[attr-defined]
+        trainer.data_collator = lambda rows: {**collate(rows), "row": torch.tensor([row["row"] for row in rows])}  # type: ignore[attr-defined]
         return trainer
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **named: Any) -> torch.Tensor:
+        rows = self.accelerator.gather(inputs.pop("row")).tolist()  # type: ignore[attr-defined]
+        state = self.state  # type: ignore[attr-defined]
+        self.fed.visit(rows, step=state.global_step, epoch=int(state.epoch))
+        return super().training_step(model, inputs, *args, **named)  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
@@ -181,8 +200,10 @@ def paired_trainer(job: TrainingJob, **loss: Any) -> Trainer:
     return PairedTrainer.over(rows, job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method), **loss))
 
 
-def own_loss_trainer(job: TrainingJob, loss: Callable[[losses.PairLogps], torch.Tensor]) -> Trainer:
-    """TRL's DPOTrainer over pairs with a loss of ours, its mean over what it returns.
+def own_loss_trainer(
+    job: TrainingJob, loss: Callable[[losses.PairLogps], torch.Tensor], learns_from: Sequence[str] = ("chosen", "rejected")
+) -> Trainer:
+    """TRL's DPOTrainer over pairs with a loss of ours, its mean over what it returns; `learns_from`: the completions that it reads.
 
     Forward pass, batches and metrics are TRL's own: rewards/* are reward_scale times log π/π_ref (summed), whatever the loss looks at.
     """
@@ -203,10 +224,11 @@ def own_loss_trainer(job: TrainingJob, loss: Callable[[losses.PairLogps], torch.
                 found = found + self.router_aux_loss_coef * outputs.aux_loss
             return (found, result[1]) if return_outputs else found
 
-    return OwnLossTrainer.over(paired_rows(job), job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method)))
+    rows = paired_rows(job, learns_from)
+    return OwnLossTrainer.over(rows, job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method)))
 
 
-def paired_rows(job: TrainingJob) -> list[dict[str, Any]]:
+def paired_rows(job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejected")) -> list[dict[str, Any]]:
     """Rows of TRL's DPOTrainer. Raises ValueError for unpaired data."""
     rows = []
     for row in job.rows:
@@ -221,6 +243,7 @@ def paired_rows(job: TrainingJob) -> list[dict[str, Any]]:
                 "ref_chosen_logps": job.reference[f"train/{row.id}/chosen"].logps,
                 "ref_rejected_logps": job.reference[f"train/{row.id}/rejected"].logps,
                 "length": len(ids["chosen"].prompt) + max(len(ids["chosen"].completion), len(ids["rejected"].completion)),
+                "example": Example(row, {side: ids[side] for side in learns_from}),
             }
         )
     return rows
@@ -244,10 +267,28 @@ def unpaired_rows(job: TrainingJob) -> list[dict[str, Any]]:
                 "ref_logps": job.reference[f"train/{row.id}/{column}"].logps,
                 "ref_KL_logps": job.reference[f"train/{row.id}/{mismatched}"].logps,
                 "length": len(ids[column].prompt) + len(ids[column].completion),
+                "example": Example(row, {column: ids[column]}),
             }
             for column, mismatched, label in parts
         ]
     return rows
+
+
+def training_facts(trainer: Trainer, job: TrainingJob) -> TrainFacts:
+    """What a training that has ended was fed (`Prepared`), and how it stepped, as its trainer was told."""
+    arguments, template = trainer.args, job.tokenizer.chat_template
+    return TrainFacts(
+        **trainer.fed.facts(),  # type: ignore[attr-defined]
+        template=digest(template) if template else "none",
+        optimizer=OptimizerNames(arguments.optim).value,
+        weight_decay=arguments.weight_decay,
+        max_grad_norm=arguments.max_grad_norm,
+        schedule=SchedulerType(arguments.lr_scheduler_type).value,
+        warmup=job.settings.method.warmup_ratio,
+        learning_rate=arguments.learning_rate,
+        max_length=job.settings.max_length,
+        dtype=job.settings.dtype,
+    )
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, tuple[float, float]]:

@@ -28,6 +28,7 @@ class Sweep:
     command: str
     cells: Sequence[CellPlan]
     expectations: Sequence[Expectation] = ()
+    axes: Sequence[str] = ()  # keys and groups that the cells differ in on purpose
 
     @property
     def title(self) -> str:
@@ -263,10 +264,11 @@ def _turned(d: stats.Difference) -> stats.Difference:
 
 def matches(cell: Cell, choice: Mapping[str, Any]) -> bool:
     """Whether a cell has these values; a group's value is its choice's name."""
-    return all(_chosen(cell, key) == value for key, value in choice.items())
+    return all(chosen(cell, key) == value for key, value in choice.items())
 
 
-def _chosen(cell: Cell, key: str) -> Any:
+def chosen(cell: Cell, key: str) -> Any:
+    """A cell's value of a dotted key, or the name of its choice of a group; None for what no cell holds."""
     value: Any = cell
     for part in key.split("."):
         value = getattr(value, part, None)

@@ -210,7 +210,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def latex(table: Table) -> str:
     """A booktabs tabular, with the notes as comments."""
-    escape = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "≈": r"$\approx$", "*": r"$^{*}$", "<": "$<$"}
+    escape = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "≈": r"$\approx$", "*": r"$^{*}$", "†": r"$^{\dagger}$", "<": "$<$"}
 
     def tex(text: str) -> str:
         return "".join(escape.get(letter, letter) for letter in text)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,23 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from bench import stats
-from bench.report import figures
+from bench.report import fairness, figures, findings
 from bench.report.completions import write_samples
 from bench.report.rows import Group, Pooled, Row, Sweep, flat_rows, method_name, pool
 from bench.report.tables import Table, comparison_table, latex, markdown
 from bench.store import Store
 
+SHORT_LINES = 12  # of certificate and findings on a terminal
+
 
 @dataclass(frozen=True)
 class Paths:
+    """Where a report lies; `table` is the one that was written, `aids` its certificate and findings in short."""
+
     folder: Path
     figures: list[Path]
+    table: Table
+    aids: list[str]
 
     @property
     def for_tracker(self) -> list[Path]:
@@ -31,24 +38,56 @@ class Paths:
 
 
 def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
-    """table.md .csv .tex, differences.csv, pairs.csv, cells.parquet, plan.json, figures/ and completions/; same rows, same bytes."""
+    """table.md .csv .tex, differences.csv, pairs.csv, cells.parquet, plan.json, fairness.json, findings.md, figures/ and completions/,
+    and each cell's findings.json; same rows, same bytes."""
     folder = results / "sweeps" / sweep.name
     for name in ("figures", "completions"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     pooled = pool(rows)
-    table = comparison_table(pooled, sweep.expectations)
-    (folder / "table.md").write_text(markdown(sweep.title, f"python -m bench {sweep.command}", table))
-    (folder / "table.tex").write_text(latex(table))
-    flat = flat_rows(rows)
+    store = Store(results / "store")
+    cells = [fairness.known(row, group.name, sweep.axes, store) for group in pooled.groups for row in group.rows]
+    certificate, found = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store)
+    said = findings.lines(pooled.groups, found)
+    table = _marked(comparison_table(pooled, sweep.expectations), pooled.groups, certificate)
+    written = replace(table, notes=[*table.notes, *certificate.lines(), *said])
+    (folder / "table.md").write_text(markdown(sweep.title, f"python -m bench {sweep.command}", written))
+    (folder / "table.tex").write_text(latex(written))
+    (folder / "fairness.json").write_text(json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False))
+    (folder / "findings.md").write_text(findings.markdown(sweep.title, rows, found))
+    for row in rows:
+        _write_findings(results / "cells" / row.cell.name, found.get(row.cell.key))
+    flat = [row | {"differs": certificate.words(row["key"])} for row in flat_rows(rows)]
     _write_csv(folder / "table.csv", flat)
     _write_csv(folder / "differences.csv", [_against_start(group) for group in pooled.groups if group.against_start])
     _write_csv(folder / "pairs.csv", list(_pairs(pooled)))
     _write_parquet(folder / "cells.parquet", flat)
     (folder / "plan.json").write_text(json.dumps(_plan(sweep), indent=1))
-    store = Store(results / "store")
     for row in rows:
         write_samples(row, store, folder / "completions")
-    return Paths(folder, figures.draw(pooled.groups, sweep.title, folder / "figures"))
+    drawn = figures.draw(pooled.groups, sweep.title, folder / "figures")
+    return Paths(folder, drawn, table, _short([*certificate.short(), *said], folder))
+
+
+def _marked(table: Table, groups: Sequence[Group], certificate: fairness.Certificate) -> Table:
+    """The table with a mark behind the method of each group that the certificate names."""
+    marks = [f" {fairness.MARK}" if any(row.cell.key in certificate.differs for row in group.rows) else "" for group in groups]
+    return replace(table, rows=[[row[0] + mark, *row[1:]] for row, mark in zip(table.rows, marks, strict=True)])
+
+
+def _write_findings(folder: Path, found: Sequence[findings.Finding] | None) -> None:
+    """Beside the cell's numbers; no file where there are none."""
+    path = folder / "findings.json"
+    with contextlib.suppress(OSError):  # a folder that could not be written was said when its cell ended
+        if found is None:
+            path.unlink(missing_ok=True)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(list(findings.to_json(found)), indent=1, allow_nan=False))
+
+
+def _short(lines: list[str], folder: Path) -> list[str]:
+    left = len(lines) - SHORT_LINES
+    return lines if left <= 0 else [*lines[:SHORT_LINES], f"... {left} more in {folder}/table.md"]
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -115,12 +154,11 @@ def _plan(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def print_report(sweep: Sweep, rows: Sequence[Row], paths: Paths, notes: Sequence[str], summary: str) -> None:
+def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str) -> None:
     console = Console(soft_wrap=True)
-    table = comparison_table(pool(rows), sweep.expectations)
     console.print()
-    _print_table(console, sweep, table)
-    for note in table.notes:
+    _print_table(console, sweep, paths.table)
+    for note in (*paths.table.notes, *paths.aids):
         console.print(note, style="red" if note.startswith("FAILED") else "dim", highlight=False, markup=False)
     console.print()
     for note in notes:
@@ -129,6 +167,7 @@ def print_report(sweep: Sweep, rows: Sequence[Row], paths: Paths, notes: Sequenc
     console.print(f"table    {paths.folder}/table.md .csv .tex", highlight=False, markup=False)
     for figure in paths.figures:
         console.print(f"figure   {figure} .svg", highlight=False, markup=False)
+    console.print(f"findings {paths.folder}/findings.md", highlight=False, markup=False)
     console.print(f"samples  {paths.folder}/completions/", highlight=False, markup=False)
 
 

@@ -5,12 +5,17 @@ rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clu
 reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref (paired data)
 reward_auc                   chance that a desirable held-out completion has a larger one than an undesirable (unpaired data)
 reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows; logps_chosen, _rejected: summed log-probs (nats)
+shift_chosen, shift_rejected log π/π_ref a token of held-out completions, in nats: how far they rose or fell from the start model
 kl                           KL(π || π_ref) of whole completions in nats, on the policy's own samples at temperature 1
 mean_length, mean_tokens, unfinished   of the evaluation completions: characters, tokens, share cut at max_new_tokens
+repetition                   share of a completion's word 3-grams that it has written before (rep-3 of Su et al. 2022), mean over
+                             the completions that have any
+distinct                     different word 3-grams of all completions over their number (distinct-n of Li et al. 2016); more text, less
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +28,8 @@ from bench.kinds import ScoreSettings
 from bench.records import Completion, Pair, Unpaired, Verdict, read_jsonl, read_logps, read_rows
 from bench.worker import Outcome, StageRun
 
+GRAM = 3  # words
+NO_GRAM = f"no completion has {GRAM} words"
 FROM_FILE = "the completions come from a file: there is no model to ask"
 
 
@@ -110,6 +117,18 @@ def _completions(completions: Sequence[Completion], numbers: _Numbers) -> None:
     else:
         numbers.missing |= dict.fromkeys(("mean_tokens", "unfinished"), FROM_FILE)
     numbers.metrics["n_completions"] = len(completions)
+    grams = [found for c in completions if (found := _grams(c.completions[0]))]
+    numbers.add("repetition", stats.mean_estimate([1 - len(set(found)) / len(found) for found in grams]), NO_GRAM)
+    if grams:
+        numbers.metrics["distinct"] = len(set(itertools.chain(*grams))) / sum(map(len, grams))
+    else:
+        numbers.missing["distinct"] = NO_GRAM
+
+
+def _grams(text: str) -> list[tuple[str, ...]]:
+    """Its runs of GRAM words, in lower case."""
+    words = text.lower().split()
+    return [tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1)]
 
 
 def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) -> None:
@@ -123,12 +142,15 @@ def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numb
     for side, names in sides.items():
         numbers.add(f"logps_{side}", stats.mean_estimate([policy[name].logps for name in names]), "no held-out row of this kind")
     if settings.beta is None:
-        for name in ("reward_accuracy", "reward_auc", "reward_chosen", "reward_rejected", "reward_margin"):
+        sides_of = ("reward_chosen", "reward_rejected", "shift_chosen", "shift_rejected")
+        for name in ("reward_accuracy", "reward_auc", "reward_margin", *sides_of):
             numbers.missing[name] = "the start model is its own reference"
         return
     ratios = {side: np.array([policy[name].logps - reference[name].logps for name in names]) for side, names in sides.items()}
     for side, values in ratios.items():
         numbers.add(f"reward_{side}", stats.mean_estimate((settings.beta * values).tolist()), "no held-out row of this kind")
+        per_token = [ratio / max(policy[name].n_tokens, 1) for ratio, name in zip(values.tolist(), sides[side], strict=True)]
+        numbers.add(f"shift_{side}", stats.mean_estimate(per_token), "no held-out row of this kind")
     if isinstance(rows[0], Pair):
         numbers.add("reward_margin", stats.mean_estimate((settings.beta * (ratios["chosen"] - ratios["rejected"])).tolist()))
         numbers.add("reward_accuracy", stats.accuracy([bool(right) for right in ratios["chosen"] > ratios["rejected"]]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from bench.engines.hf import load_model
 from bench.kinds import TrainSettings
 from bench.methods import load
-from bench.methods.training import Recorder, TrainingJob, check_weights, fingerprint
+from bench.methods.training import Recorder, TrainingJob, check_weights, fingerprint, training_facts
 from bench.records import read_logps, read_rows
 from bench.tokens import load_tokenizer
 from bench.worker import Outcome, StageRun
@@ -25,12 +26,14 @@ def run(settings: TrainSettings, run: StageRun) -> Outcome:
     recorder = Recorder(run.progress)
     # float32 weights whatever the dtype: see engines/hf.py
     job = TrainingJob(settings, model.float(), tokenizer, rows, read_logps(run.inputs["reference_logps"]), run.out, recorder)
-    load(settings.method.name).make_trainer(job).train()
+    trainer = load(settings.method.name).make_trainer(job)
+    trainer.train()
     if not any(row["learning_rate"] for row in recorder.history):
         raise ValueError(f"all {len(recorder.history)} steps were warm-up: {MORE_STEPS}")
     model.to(getattr(torch, settings.dtype))
     check_weights(model, before)
     recorder.write(run.out)
+    (run.out / "facts.json").write_text(json.dumps(training_facts(trainer, job).to_json(), indent=1, allow_nan=False))
     model.save_pretrained(run.out / "model")
     tokenizer.save_pretrained(run.out / "model")
     shutil.rmtree(run.out / "trainer", ignore_errors=True)

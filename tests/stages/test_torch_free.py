@@ -334,6 +334,8 @@ def test_every_metric_by_hand(room: Room, cell: dict[str, Path]) -> None:
         "mean_tokens": 4.0,
         "unfinished": 0.5,
         "n_completions": 2,
+        "shift_chosen": -0.25,  # (2 / 4 - 4 / 4) / 2
+        "shift_rejected": -0.5,  # (-3 / 4 - 1 / 4) / 2
         "reward_accuracy": 0.5,
         "reward_chosen": 0.1 * -1,
         "reward_rejected": 0.1 * -2,
@@ -372,11 +374,22 @@ def test_what_was_not_measured_says_why(room: Room, cell: dict[str, Path]) -> No
     metrics, missing = result(room, inputs, beta=None)
     assert set(missing) == {
         "win_rate", "lc_win_rate", "rating", "kl", "reward_accuracy", "reward_auc", "reward_chosen", "reward_rejected", "reward_margin",
+        "shift_chosen", "shift_rejected", "repetition", "distinct",
     }  # fmt: skip
     assert missing["win_rate"] == missing["rating"] == "no judge is set (judge=none)"
     assert missing["kl"] == "the start model is its own reference"
     assert metrics["logps_chosen"] == -15.0
     assert metrics["mean_length"] == 6.0
+
+
+def test_repetition_within_and_across_completions_by_hand(room: Room, cell: dict[str, Path]) -> None:
+    """`a b a b a` holds aba bab aba: 1 of 3 is a repeat. `A b a c` holds aba bac: none. Too short: left out. 3 different of 5 in all."""
+    texts = ["a b a b a", "A b a c", "a b"]
+    write_jsonl(cell["preference_completions"] / "completions.jsonl", [Completion(t, ["?"], [t], [5], [True]) for t in texts])
+    metrics, _ = result(room, cell)
+    assert metrics["repetition"] == pytest.approx((1 / 3 + 0) / 2)
+    assert metrics["repetition_n"] == 2
+    assert metrics["distinct"] == pytest.approx(3 / 5)
 
 
 def test_nothing_scored_is_missing_and_not_a_number(room: Room, cell: dict[str, Path]) -> None:

@@ -1,0 +1,277 @@
+"""The fairness certificate under a table: what all cells had in common, and which cell differs in what besides the axes of the sweep.
+
+Facts of a training are measured (bench/facts.py, written by the train stage); those of judging are its stages' settings and the digest of
+the items. A fact that nobody knows - a cell that failed, completions from elsewhere - is not known, and never called the same.
+
+Cells are held against each other where the axes leave a fact no excuse: `FACTS` names the settings that may move each fact. Within one
+choice of those, and within a seed where the seed draws the fact, the most common value is what the others are held against.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any, TypeGuard
+
+from bench.facts import TrainFacts, digest
+from bench.records import Verdict, read_jsonl
+from bench.report.rows import Row, chosen, method_name
+from bench.store import Stage, Store
+
+Value = str | int | float
+
+MARK = "†"
+MANNERS = ("preference", "rating", "plain")
+DIGITS = 8  # of a digest, for people
+
+
+@dataclass(frozen=True)
+class Fact:
+    """`moved_by`: settings that move it; an axis over one of them excuses a difference. `within`: compared at equal values of these."""
+
+    name: str
+    moved_by: tuple[str, ...]
+    of: Callable[[TrainFacts], Value] | None = None  # None: a fact of judging
+    within: tuple[str, ...] = ()
+
+
+ROWS = ("data", "world", "model", "scale")  # the world's rows are sampled from the start model
+BATCH = ("method.batch_size", "method.gradient_accumulation_steps", "scale")
+EPOCHS = ("method.num_train_epochs", "scale")
+SEED = ("seed",)
+
+FACTS = (
+    Fact("examples", ROWS, lambda f: f"{f.rows} rows ({f.examples[:DIGITS]})", SEED),
+    Fact("completions in the loss", ROWS, lambda f: " and ".join(f.completions)),
+    Fact("order", (*ROWS, *BATCH, *EPOCHS), lambda f: " ".join(part[:DIGITS] for part in f.order), SEED),
+    Fact("prompt tokens", (*ROWS, *EPOCHS), lambda f: f.prompt_tokens, SEED),
+    Fact("completion tokens", (*ROWS, *EPOCHS), lambda f: f.completion_tokens, SEED),
+    Fact("truncated completions", ROWS, lambda f: f.truncated, SEED),
+    Fact("max_length", ("model", "scale"), lambda f: f.max_length),
+    Fact("template", ("model", "scale"), lambda f: f.template[:DIGITS]),
+    Fact("steps", (*ROWS, *BATCH, *EPOCHS), lambda f: f.steps, SEED),
+    Fact("completions a step", BATCH, lambda f: f.batch_completions),
+    Fact("preference rows a step", BATCH, lambda f: f.batch_rows),
+    Fact("epochs", EPOCHS, lambda f: f.epochs),
+    Fact("optimiser", ("method.optimizer", "scale"), lambda f: f.optimizer),
+    Fact("weight decay", ("method.weight_decay", "scale"), lambda f: f.weight_decay),
+    Fact("gradient clip", ("method.max_grad_norm", "scale"), lambda f: f.max_grad_norm),
+    Fact("schedule", ("method.lr_scheduler_type", "method.warmup_ratio", "scale"), lambda f: f"{f.schedule}, warm-up {f.warmup:g}"),
+    Fact("learning rate", ("method.learning_rate", "scale"), lambda f: f.learning_rate, ("method.name",)),
+    Fact("training dtype", ("model", "scale"), lambda f: f.dtype),
+    Fact("decoding", ("judge", "engine", "model.dtype", "scale")),
+    Fact("items", ("judge", "world", "data")),
+    Fact("judge", ("judge", "world")),
+)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one cell. `facts`: None is not known; a fact that it cannot have (a start model's training) is absent.
+
+    `where`: its values of the axes, of `seed` and of `method.name`.
+    """
+
+    key: str
+    name: str  # the group's: without seed
+    method: str
+    where: Mapping[str, Any]
+    facts: Mapping[str, Value | None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    fact: str
+    cells: tuple[str, ...]  # groups that differ
+    value: str
+    others: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """`same`: over all cells. `within`: over all cells at equal values of some settings. `apart`: no two cells may be compared.
+    `by_method`: differs by method and within none. `differs`, `not_known`: names of facts by cell key; `unknown`: groups by name of
+    fact."""
+
+    axes: tuple[str, ...]
+    n_trained: int
+    same: list[str] = field(default_factory=list)
+    within: dict[str, list[str]] = field(default_factory=dict)
+    apart: dict[str, list[str]] = field(default_factory=dict)
+    by_method: dict[str, str] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    unknown: dict[str, list[str]] = field(default_factory=dict)
+    not_known: dict[str, list[str]] = field(default_factory=dict)
+    differs: dict[str, list[str]] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """What stands under the table: what is the same, and a line for each fact that is not."""
+        return [*self._common(), *(f"{MARK} {d.fact}: {', '.join(d.cells)} {d.value}, the others {d.others}." for d in self.differences)]
+
+    def short(self) -> list[str]:
+        """The same with one line for all facts in which the same cells differ."""
+        lines = self._common()
+        for cells, found in groupby(sorted(self.differences, key=lambda d: d.cells), key=lambda d: d.cells):
+            said = "; ".join(f"{d.fact} {d.value} against {d.others}" for d in found)
+            lines.append(f"{MARK} {', '.join(cells)} and the others: {said}.")
+        return lines
+
+    def _common(self) -> list[str]:
+        but = f" but the axes ({_keys(self.axes, ', ')})" if self.axes else ""
+        lines = [f"Same over all cells{but}: {', '.join(self.same)}."] if self.same else []
+        lines += [f"Same at equal {keys}: {', '.join(facts)}." for keys, facts in self.within.items()]
+        lines += [f"Not compared, each {keys} has its own: {', '.join(facts)}." for keys, facts in self.apart.items()]
+        lines += [f"Differs by method, on purpose: {fact} ({values})." for fact, values in self.by_method.items()]
+        if self.n_trained == 1:
+            lines.append("One training is known: there is nothing to compare it with.")
+        by_cells: dict[str, list[str]] = {}
+        for fact, cells in self.unknown.items():
+            by_cells.setdefault(", ".join(cells), []).append(fact)
+        return [*lines, *(f"Not known of {cells}: {', '.join(facts)}." for cells, facts in by_cells.items())]
+
+    def words(self, key: str) -> str:
+        """What table.csv says of a cell: names of the facts in which it differs; those that nobody knows are not the same."""
+        return "; ".join([*self.differs.get(key, ()), *(f"{fact} not known" for fact in self.not_known.get(key, ()))])
+
+    def to_json(self, cells: Sequence[Known]) -> dict[str, Any]:
+        facts = {cell.key: {"name": cell.name, "seed": cell.where.get("seed"), **cell.facts} for cell in cells}
+        return {**asdict(self), "cells": facts}
+
+
+def certify(cells: Sequence[Known], axes: Sequence[str]) -> Certificate:
+    """Hold the cells' facts against each other."""
+    certificate = Certificate(tuple(axes), sum(any(fact.of and cell.facts.get(fact.name) is not None for fact in FACTS) for cell in cells))
+    for fact in FACTS:
+        having = [cell for cell in cells if fact.name in cell.facts]
+        known = [cell for cell in having if cell.facts[fact.name] is not None]
+        if missing := [cell for cell in having if cell not in known]:
+            certificate.unknown[fact.name] = list(dict.fromkeys(cell.name for cell in missing))
+            for cell in missing:
+                certificate.not_known.setdefault(cell.key, []).append(fact.name)
+        if len(known) > 1:
+            _compare(fact, known, certificate)
+    return certificate
+
+
+def _compare(fact: Fact, cells: Sequence[Known], certificate: Certificate) -> None:
+    values = {cell.key: cell.facts[fact.name] for cell in cells}
+    excuses = [axis for axis in certificate.axes if excused(axis, fact.moved_by)]
+    keys = [key for key in dict.fromkeys([*excuses, *fact.within]) if len({str(cell.where.get(key)) for cell in cells}) > 1]
+    blocks: dict[tuple[str, ...], list[Known]] = {}
+    for cell in cells:
+        blocks.setdefault(tuple(str(cell.where.get(key)) for key in keys), []).append(cell)
+    unreadable = [axis for axis in excuses if all(cell.where.get(axis) is None for cell in cells)]
+    if unreadable and len(set(values.values())) > 1:
+        certificate.apart.setdefault(_keys(unreadable), []).append(fact.name)
+        return
+    usual = {key: _usual([values[cell.key] for cell in block]) for key, block in blocks.items()}
+    odd = {key: found for key, block in blocks.items() if (found := [cell for cell in block if values[cell.key] != usual[key]])}
+    if odd:
+        found = [cell for block in odd.values() for cell in block]
+        for cell in found:
+            certificate.differs.setdefault(cell.key, []).append(fact.name)
+        theirs, usuals = _words([values[cell.key] for cell in found]), _words([usual[key] for key in odd])
+        certificate.differences.append(Difference(fact.name, _who(found, cells), theirs, usuals))
+    elif len(set(values.values())) == 1:
+        certificate.same.append(fact.name)
+    elif keys == ["method.name"]:
+        by_value: dict[Value | None, list[str]] = {}
+        for cell in cells:
+            by_value.setdefault(values[cell.key], []).append(cell.method)
+        certificate.by_method[fact.name] = "; ".join(f"{', '.join(dict.fromkeys(m))} {_words([v])}" for v, m in by_value.items())
+    else:
+        several = any(len(block) > 1 for block in blocks.values())
+        (certificate.within if several else certificate.apart).setdefault(_keys(keys), []).append(fact.name)
+
+
+def excused(axis: str, moved_by: Sequence[str]) -> bool:
+    """Whether an axis may move a fact: it sets one of the settings, or something in the group that one names. The choice of the method
+    excuses nothing by itself."""
+    return any(axis == key or axis.startswith(f"{key}.") or (axis != "method" and key.startswith(f"{axis}.")) for key in moved_by)
+
+
+def _usual(values: Sequence[Value | None]) -> Value | None:
+    """The most common one; of two as common, the one that comes first."""
+    return Counter(values).most_common(1)[0][0]
+
+
+def _words(values: Sequence[Value | None]) -> str:
+    """One value, the span of numbers, or the first of several texts and how many more there are."""
+    found = list(dict.fromkeys(values))
+    numbers = sorted(value for value in found if isinstance(value, int | float))
+    if len(numbers) == len(found):
+        return f"{numbers[0]:g}" if len(numbers) == 1 else f"{numbers[0]:g} to {numbers[-1]:g}"
+    return f"{found[0]}" + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+
+
+def _keys(keys: Sequence[str], joined: str = " and ") -> str:
+    return joined.join(key.removeprefix("method.").replace("name", "method") for key in keys)
+
+
+def _who(found: Sequence[Known], cells: Sequence[Known]) -> tuple[str, ...]:
+    """A method for all of its cells, else the groups one by one."""
+    names: dict[str, None] = {}
+    for cell in found:
+        whole = all(other in found for other in cells if other.method == cell.method)
+        names[cell.method if whole else cell.name] = None
+    return tuple(names)
+
+
+# From the store -------------------------------------------------------------------------------------------------------
+
+
+def known(row: Row, name: str, axes: Sequence[str], store: Store) -> Known:
+    """What the store knows of a row's cell; `name` is its group's."""
+    cell, roles = row.cell.cell, row.cell.roles
+    facts: dict[str, Value | None] = {}
+    if cell.method.name != "none":
+        train = roles.get("train")
+        measured = None
+        if train is not None and _done(train, store) and (path := store.folder(train) / "facts.json").exists():
+            measured = TrainFacts.from_json(json.loads(path.read_text()))
+        facts = {fact.name: fact.of(measured) if measured else None for fact in FACTS if fact.of}
+    manners = [manner for manner in MANNERS if f"{manner}_completions" in roles]
+    facts |= {
+        "decoding": _each(manners, lambda manner: _decoding(roles[f"{manner}_completions"], store)),
+        "items": _each(manners, lambda manner: _items(roles.get(f"{manner}_items"), store)),
+        "judge": _each(manners, lambda manner: _judge(roles.get(f"{manner}_verdicts"), cell.judge.name, store)),
+    }
+    where = {key: chosen(cell, key) for key in (*axes, "seed", "method.name")}
+    return Known(row.cell.key, name, method_name(cell), where, facts)
+
+
+def _done(stage: Stage | None, store: Store) -> TypeGuard[Stage]:
+    return stage is not None and store.status(stage).state == "done"
+
+
+def _each(manners: Sequence[str], of: Callable[[str], str | None]) -> str | None:
+    """The same question of every manner of evaluation; not known where one is not."""
+    found = {manner: of(manner) for manner in manners}
+    return None if None in found.values() or not found else "; ".join(f"{manner}: {value}" for manner, value in found.items())
+
+
+def _decoding(stage: Stage, store: Store) -> str | None:
+    """None for a file of completions, too."""
+    settings = stage.settings
+    if (decoding := getattr(settings, "decoding", None)) is None or not _done(stage, store):
+        return None
+    how = "greedy" if decoding.temperature == 0 else f"temperature {decoding.temperature:g}, top_p {decoding.top_p:g}"
+    return f"{how}, {decoding.max_new_tokens} tokens, {settings.engine} {settings.dtype}"  # type: ignore[attr-defined]
+
+
+def _items(stage: Stage | None, store: Store) -> str | None:
+    return store.manifest(stage).digest[:DIGITS] if _done(stage, store) else None
+
+
+def _judge(stage: Stage | None, name: str, store: Store) -> str | None:
+    """Its settings, and the models that its replies name. Nobody is a judge like another."""
+    if stage is None:
+        return name
+    if not _done(stage, store):
+        return None
+    verdicts = read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict)
+    served = sorted({call.served for verdict in verdicts for call in verdict.calls if call.served})
+    return ", ".join([f"{name} ({digest(stage.settings.model_dump(mode='json'))[:DIGITS]})", *served])

@@ -1,0 +1,308 @@
+"""What a cell's curve and numbers say in plain words: displacement, drift, collapse, or nothing conspicuous.
+
+A finding is a measured number beyond a threshold. The thresholds are conventions that were set before any cell was looked at; each says
+why it is where it is. They mark what a reader should look at, not what is wrong. What was not measured gives no finding.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bench.plan import CellPlan
+from bench.report.rows import UNTRAINED, Group, Row
+from bench.store import Store
+
+Curve = Sequence[Mapping[str, float]]
+Metrics = Mapping[str, float]
+Severity = Literal["warning", "note"]
+
+# A fall of chosen completions counts when each token is a tenth less likely: exp(-0.1) is 0.905. A convention: Razin et al. 2024
+# (likelihood displacement) and Pal et al. 2024 (Smaug) count any fall.
+DISPLACEMENT_NATS = 0.1
+# Mean length against the start model's, either way. A convention.
+LENGTH_RATIO = 1.25
+# Rise of the share of repeated word 3-grams. A convention: one 3-gram in ten that has been there before, on top of the start model's.
+REPETITION_RISE = 0.1
+# Different 3-grams over all 3-grams, against the start model's: half as many. A convention.
+DISTINCT_RATIO = 0.5
+# Entropy of the policy's next token on training completions, last tenth of the steps against the first: half. A convention.
+ENTROPY_RATIO = 0.5
+# Best of n is log n - (n - 1)/n nats away from what it samples (Stiennon et al. 2020, appendix G.3): 10 nats are the best of
+# 60 000 samples.
+KL_NATS = 10.0
+# Share of the steps on which KTO's reference point is clamped at 0 and takes no part. A convention: most of them. No fault by itself: the
+# authors accept z0 = 0 where the start model learnt from the same data.
+Z0_SHARE = 0.5
+Z0_ZERO_NATS = 1e-6
+# Share of completions cut at max_new_tokens: from there on lengths and judgements measure the limit too. A convention.
+UNFINISHED_SHARE = 0.05
+# Standard errors that a difference must exceed: 95 %, two-sided.
+Z = 1.96
+FEWEST_STEPS = 10  # for the first and last tenth of a curve to be a step at least
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`says`: one sentence with the numbers. `threshold` with its unit."""
+
+    name: str
+    says: str
+    threshold: str
+    severity: Severity
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What there is to look at: the training's curve, the cell's metrics, those of the model it started from (of the same seed)."""
+
+    curve: Curve
+    metrics: Metrics
+    start: Metrics
+    method: str = ""
+
+
+def find(evidence: Evidence) -> list[Finding]:
+    """Every finding, in a fixed order."""
+    return [found for check in CHECKS if (found := check(evidence)) is not None]
+
+
+# Log-probabilities of held-out completions ------------------------------------------------------------------------------
+
+
+def displacement(e: Evidence) -> Finding | None:
+    shift, high = e.metrics.get("shift_chosen"), e.metrics.get("shift_chosen_high")
+    if shift is None or high is None or shift > -DISPLACEMENT_NATS or high >= 0:
+        return None
+    interval = f"[{e.metrics['shift_chosen_low']:+.2f}, {high:+.2f}]"
+    says = f"Chosen completions became less likely: {shift:+.2f} nats a token on held-out rows {interval}"
+    return Finding(
+        "displacement",
+        f"{says}{_rejected(e)}.",
+        f"fell by {DISPLACEMENT_NATS:g} nats a token and beyond its 95 % interval",
+        "warning",
+        _numbers(e.metrics, "shift_chosen", "shift_chosen_low", "shift_chosen_high", "shift_rejected"),
+    )
+
+
+def _rejected(e: Evidence) -> str:
+    shift = e.metrics.get("shift_rejected")
+    return "" if shift is None else f"; rejected ones {shift:+.2f}"
+
+
+def margin_from_rejected(e: Evidence) -> Finding | None:
+    """By the same per-token shifts; the margin is what held-out rewards show."""
+    needed = ("reward_margin", "reward_margin_low", "shift_chosen", "shift_chosen_high", "shift_rejected")
+    if any(name not in e.metrics for name in needed):
+        return None
+    m = e.metrics
+    if m["reward_margin_low"] <= 0 or m["shift_chosen_high"] >= 0 or m["shift_rejected"] >= m["shift_chosen"]:
+        return None
+    says = f"The margin grows only because rejected completions fell faster: {m['shift_chosen']:+.2f} nats a token chosen, "
+    return Finding(
+        "margin from rejected",
+        f"{says}{m['shift_rejected']:+.2f} rejected; margin of rewards {m['reward_margin']:+.2f}.",
+        "chosen below 0 and margin above 0, both beyond their 95 % intervals",
+        "note",
+        _numbers(m, *needed),
+    )
+
+
+def nothing_learnt(e: Evidence) -> Finding | None:
+    for name, words in (("reward_accuracy", "Held-out reward accuracy"), ("reward_auc", "Held-out reward AUC")):
+        value, low = e.metrics.get(name), e.metrics.get(f"{name}_low")
+        if value is None or low is None:
+            continue
+        if low > 0.5:
+            return None
+        says = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * e.metrics[f'{name}_high']:.1f}], not above 50 %"
+        numbers = _numbers(e.metrics, name, f"{name}_low", f"{name}_high")
+        return Finding("nothing learnt", f"{says}{_loss_words(e.curve)}.", "95 % interval reaches 50 %", "warning", numbers)
+    if (ends := _ends(e.curve, "loss")) is None or abs(ends.last - ends.first) > Z * ends.error:
+        return None
+    says = f"The loss did not move: {ends.first:.4g} in the first tenth of the steps, {ends.last:.4g} in the last"
+    numbers = {"first": ends.first, "last": ends.last}
+    return Finding("nothing learnt", f"{says}.", f"moved by less than {Z:g} standard errors", "warning", numbers)
+
+
+def _loss_words(curve: Curve) -> str:
+    ends = _ends(curve, "loss")
+    return "" if ends is None else f"; loss {ends.first:.4g} in the first tenth of the steps, {ends.last:.4g} in the last"
+
+
+# What the policy writes -------------------------------------------------------------------------------------------------
+
+
+def length_drift(e: Evidence) -> Finding | None:
+    ours, theirs = e.metrics.get("mean_length"), e.start.get("mean_length")
+    if ours is None or not theirs:
+        return None
+    ratio = ours / theirs
+    error = (e.metrics.get("mean_length_se", 0.0) ** 2 + e.start.get("mean_length_se", 0.0) ** 2) ** 0.5
+    if 1 / LENGTH_RATIO < ratio < LENGTH_RATIO or abs(ours - theirs) <= Z * error:
+        return None
+    says = f"Completions are {ratio:.2f} times as long as the start model's: {ours:.1f} characters against {theirs:.1f}."
+    threshold = f"ratio above {LENGTH_RATIO:g} or below {1 / LENGTH_RATIO:g}, and beyond {Z:g} standard errors"
+    return Finding("length drift", says, threshold, "warning", {"mean_length": ours, "start_mean_length": theirs, "ratio": ratio})
+
+
+def repetition(e: Evidence) -> Finding | None:
+    ours, theirs = e.metrics.get("repetition"), e.start.get("repetition")
+    distinct, start_distinct = e.metrics.get("distinct"), e.start.get("distinct")
+    within = ours is not None and theirs is not None and ours - theirs >= REPETITION_RISE
+    across = distinct is not None and bool(start_distinct) and distinct / start_distinct <= DISTINCT_RATIO  # type: ignore[operator]
+    if not (within or across):
+        return None
+    said = []
+    if within:
+        said.append(f"{100 * ours:.1f} % of a completion's 3-grams repeat earlier ones (start model {100 * theirs:.1f} %)")  # type: ignore[operator]
+    if across:
+        said.append(f"{100 * distinct:.1f} % of all 3-grams are different (start model {100 * start_distinct:.1f} %)")  # type: ignore[operator]
+    return Finding(
+        "repetition collapse",
+        f"The policy repeats itself: {'; '.join(said)}.",
+        f"repeated share up by {100 * REPETITION_RISE:g} points, or different share at most {DISTINCT_RATIO:g} times the start model's",
+        "warning",
+        _numbers(e.metrics, "repetition", "distinct") | _numbers(e.start, "repetition", "distinct", prefix="start_"),
+    )
+
+
+def unfinished(e: Evidence) -> Finding | None:
+    ours, theirs = e.metrics.get("unfinished"), e.start.get("unfinished")
+    if ours is None or ours <= UNFINISHED_SHARE:
+        return None
+    beside = "" if theirs is None else f" (start model {100 * theirs:.1f} %)"
+    says = f"{100 * ours:.1f} % of the completions are cut at max_new_tokens{beside}"
+    numbers = _numbers(e.metrics, "unfinished") | _numbers(e.start, "unfinished", prefix="start_")
+    return Finding("completions cut", f"{says}.", f"more than {100 * UNFINISHED_SHARE:g} %", "warning", numbers)
+
+
+def kl_blow_up(e: Evidence) -> Finding | None:
+    kl = e.metrics.get("kl")
+    if kl is None or kl <= KL_NATS:
+        return None
+    says = f"The policy is {kl:.1f} nats a completion from the start model, further than the best of 60 000 samples would be."
+    return Finding("KL blow-up", says, f"more than {KL_NATS:g} nats", "warning", _numbers(e.metrics, "kl", "kl_se"))
+
+
+# The curve --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Means of the first and last tenth of a curve, and the standard error of their difference."""
+
+    first: float
+    last: float
+    error: float
+
+
+def _ends(curve: Curve, name: str) -> Ends | None:
+    values = [row[name] for row in curve if name in row]
+    if len(values) < FEWEST_STEPS:
+        return None
+    n = len(values) // 10
+    first, last = values[:n], values[-n:]
+    # One step an end has no spread of its own: that of the steps between stands in.
+    spreads = [statistics.variance(part) / n if n > 1 else statistics.variance(values) for part in (first, last)]
+    return Ends(statistics.fmean(first), statistics.fmean(last), sum(spreads) ** 0.5)
+
+
+def entropy_collapse(e: Evidence) -> Finding | None:
+    if (ends := _ends(e.curve, "entropy")) is None or ends.first <= 0 or ends.last > ENTROPY_RATIO * ends.first:
+        return None
+    says = f"Entropy on training completions fell from {ends.first:.2f} to {ends.last:.2f} nats a token (first, last tenth of the steps)."
+    numbers = {"first": ends.first, "last": ends.last}
+    return Finding("entropy collapse", says, f"at most {ENTROPY_RATIO:g} times the first tenth's", "warning", numbers)
+
+
+def z0_at_zero(e: Evidence) -> Finding | None:
+    """KTO's `kl` of the curve; what others call so is something else."""
+    values = [row["kl"] for row in e.curve if "kl" in row]
+    if e.method != "kto" or not values:
+        return None
+    share = sum(value <= Z0_ZERO_NATS for value in values) / len(values)
+    if share <= Z0_SHARE:
+        return None
+    says = f"KTO's reference point z0 is 0 on {100 * share:.0f} % of {len(values)} steps: completions are held against 0 there."
+    return Finding("z0 at 0", says, f"more than {100 * Z0_SHARE:g} % of the steps", "note", {"share": share, "steps": len(values)})
+
+
+CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
+    nothing_learnt,
+    displacement,
+    margin_from_rejected,
+    kl_blow_up,
+    length_drift,
+    repetition,
+    entropy_collapse,
+    unfinished,
+    z0_at_zero,
+)
+
+
+def _numbers(metrics: Metrics, *names: str, prefix: str = "") -> dict[str, float]:
+    return {prefix + name: metrics[name] for name in names if name in metrics}
+
+
+# From rows to words -----------------------------------------------------------------------------------------------------
+
+NONE = "nothing conspicuous"
+
+
+def read_curve(cell: CellPlan, store: Store) -> Curve:
+    """Of a cell's training; empty where there is none."""
+    train = cell.roles.get("train")
+    if train is None or store.status(train).state != "done" or not (path := store.folder(train) / "history.jsonl").exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
+    """Findings of every row that has its numbers, by cell key; a start model has only what needs no start model."""
+    starts = {(row.group_key, row.cell.cell.seed): row.metrics for row in rows if row.cell.cell.method.name == "none"}
+    found = {}
+    for row in rows:
+        if row.done:
+            method = row.cell.cell.method.name
+            start = starts.get((row.start_key, row.cell.cell.seed), {}) if method not in UNTRAINED else {}
+            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start, method))
+    return found
+
+
+def lines(groups: Sequence[Group], found: Mapping[str, Sequence[Finding]]) -> list[str]:
+    """Findings with the seeds that have each, then the groups: a line for groups of the same findings, one for trained groups of none."""
+    said: dict[str, list[str]] = {}
+    for group in groups:
+        rows = [row for row in group.rows if row.cell.key in found]
+        names: dict[str, int] = {}
+        for name in (finding.name for row in rows for finding in found[row.cell.key]):
+            names[name] = names.get(name, 0) + 1
+        if names or (rows and group.is_trained):
+            of = f" of {len(rows)} seeds)" if len(rows) > 1 else ""
+            words = ", ".join(f"{name} ({n}{of}" if of else name for name, n in names.items()) or NONE
+            said.setdefault(words, []).append(group.name)
+    quiet = said.pop(NONE, [])
+    return [f"{words}: {', '.join(groups)}." for words, groups in [*said.items(), *([(NONE, quiet)] if quiet else [])]]
+
+
+def markdown(title: str, rows: Sequence[Row], found: Mapping[str, Sequence[Finding]]) -> str:
+    """findings.md: every cell, every finding with its numbers and threshold."""
+    opening = "What curves and numbers of each cell say. `bench/report/findings.py` says why the thresholds are where they are."
+    parts = [f"# {title}", "", opening, ""]
+    for row in rows:
+        parts += [f"## {row.cell.name}", ""]
+        if row.cell.key not in found:
+            parts += [f"- no numbers: {row.failed or 'not run yet'}", ""]
+            continue
+        parts += [f"- **{f.name}** ({f.severity}): {f.says} Threshold: {f.threshold}." for f in found[row.cell.key]] or [f"- {NONE}"]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def to_json(found: Sequence[Finding]) -> Iterator[dict[str, Any]]:
+    return (asdict(finding) for finding in found)

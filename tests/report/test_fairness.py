@@ -1,0 +1,224 @@
+"""Certificates from hand-made facts, and from what a real sweep left."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import copy_results, plans, smoke
+
+from bench.facts import TrainFacts
+from bench.report import Sweep, collect, write_files
+from bench.report.fairness import FACTS, MARK, Certificate, Known, certify, excused
+from bench.store import Store
+
+DPO = TrainFacts(
+    rows=2278,
+    completions={"chosen": 2278, "rejected": 2278},
+    examples="e" * 16,
+    order=["a" * 16],
+    prompt_tokens=9000,
+    completion_tokens=40000,
+    truncated=0,
+    template="t" * 16,
+    steps=72,
+    batch_completions=64,
+    batch_rows=32.0,
+    epochs=1.0,
+    optimizer="adamw_torch",
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    schedule="linear",
+    warmup=0.1,
+    learning_rate=1e-3,
+    max_length=192,
+    dtype="float32",
+)
+KTO = replace(DPO, order=["b" * 16], steps=143, batch_completions=32, batch_rows=16.0)
+JUDGING = {"decoding": "preference: greedy, 48 tokens", "items": "preference: 1234", "judge": "preference: gold"}
+TRAINING = [fact.name for fact in FACTS if fact.of]
+
+
+def cell(method: str, facts: TrainFacts | None = DPO, seed: int = 0, judging: Mapping[str, Any] = JUDGING, **where: Any) -> Known:
+    """`where`: values of axes, dots as double underscores."""
+    at = {key.replace("__", "."): value for key, value in where.items()} | {"seed": seed, "method.name": method, "method": method}
+    measured = {fact.name: fact.of(facts) if facts else None for fact in FACTS if fact.of}
+    name = "-".join([method, *(f"{value}" for value in where.values())])
+    return Known(f"{name}-s{seed}", name, method, at, measured | dict(judging))
+
+
+def start(seed: int = 0) -> Known:
+    return Known(f"start-s{seed}", "start", "start", {"seed": seed, "method.name": "none"}, JUDGING)
+
+
+def found(certificate: Certificate) -> dict[str, tuple[tuple[str, ...], str, str]]:
+    return {d.fact: (d.cells, d.value, d.others) for d in certificate.differences}
+
+
+def test_cells_with_the_same_facts_certify() -> None:
+    certificate = certify([start(), cell("dpo", beta=1), cell("ipo", beta=1), cell("dpo", beta=2)], ["method", "method.beta"])
+    assert certificate.same == [fact.name for fact in FACTS]
+    assert not certificate.differs and not certificate.unknown
+    said = f"Same over all cells but the axes (method, beta): {', '.join(certificate.same)}."
+    assert certificate.lines() == certificate.short() == [said]
+
+
+def test_a_cell_with_another_batch_is_named_with_both_values() -> None:
+    """Nobody named the batch as an axis: half the batch is named, and so are the steps that it doubles."""
+    odd = replace(DPO, steps=143, batch_completions=32, batch_rows=16.0)
+    certificate = certify([cell("dpo", beta=1), cell("dpo", odd, beta=2), cell("dpo", beta=3)], ["method.beta"])
+    assert found(certificate) == {
+        "steps": (("dpo-2",), "143", "72"),
+        "completions a step": (("dpo-2",), "32", "64"),
+        "preference rows a step": (("dpo-2",), "16", "32"),
+    }
+    assert certificate.differs == {"dpo-2-s0": ["steps", "completions a step", "preference rows a step"]}
+    assert f"{MARK} steps: dpo-2 143, the others 72." in certificate.lines()
+    assert certificate.short()[-1].startswith(f"{MARK} dpo-2 and the others: steps 143 against 72; completions a step 32 against 64;")
+    assert certificate.words("dpo-2-s0") == "steps; completions a step; preference rows a step"
+    assert certificate.words("dpo-1-s0") == ""
+
+
+def test_the_axis_that_moves_a_fact_excuses_it_and_what_it_moves_with_it() -> None:
+    small = replace(DPO, order=["c" * 16], steps=143, batch_completions=32, batch_rows=16.0)
+    cells = [cell("dpo", method__batch_size=32), cell("dpo", small, method__batch_size=16)]
+    certificate = certify(cells, ["method.batch_size"])
+    assert certificate.differences == []
+    assert certificate.apart == {"batch_size": ["order", "steps", "completions a step", "preference rows a step"]}
+    assert "examples" in certificate.same
+    assert certify(cells, ["method.beta"]).differences
+
+
+def test_kto_takes_twice_dpo_s_steps_at_the_same_batch_size_and_the_choice_of_method_is_no_excuse() -> None:
+    """32 rows a step are 32 pairs for DPO and 32 completions, 16 pairs' worth, for KTO."""
+    certificate = certify([cell("dpo", beta=1), cell("dpo", beta=2), cell("kto", KTO, beta=1)], ["method", "method.beta"])
+    assert found(certificate) == {
+        "order": (("kto",), "bbbbbbbb", "aaaaaaaa"),
+        "steps": (("kto",), "143", "72"),
+        "completions a step": (("kto",), "32", "64"),
+        "preference rows a step": (("kto",), "16", "32"),
+    }
+    assert {"examples", "prompt tokens", "completion tokens", "epochs"} <= set(certificate.same)
+
+
+def test_learning_rates_by_method_have_a_line_of_their_own_and_within_a_method_they_are_a_difference() -> None:
+    hinge = replace(DPO, learning_rate=3e-4)
+    certificate = certify([cell("dpo"), cell("hinge", hinge)], ["method"])
+    assert certificate.by_method == {"learning rate": "dpo 0.001; hinge 0.0003"}
+    assert certificate.differences == []
+    assert "learning rate" not in certificate.same
+    assert any(line.startswith("Differs by method, on purpose: learning rate (dpo 0.001; hinge 0.0003)") for line in certificate.lines())
+    certificate = certify([cell("dpo", beta=1), cell("dpo", beta=2), cell("dpo", hinge, beta=3)], ["method.beta"])
+    assert found(certificate) == {"learning rate": (("dpo-3",), "0.0003", "0.001")}
+
+
+def test_seeds_are_compared_within_a_seed() -> None:
+    """Seed 1 has other rows in another order for every cell; one cell of seed 1 has yet others."""
+    second = replace(DPO, examples="f" * 16, order=["d" * 16], rows=2280, prompt_tokens=9100)
+    cells = [cell(method, DPO if seed == 0 else second, seed) for method in ("dpo", "ipo", "cpo") for seed in (0, 1)]
+    certificate = certify(cells, ["method", "seed"])
+    assert certificate.differences == []
+    assert certificate.within == {"seed": ["examples", "order", "prompt tokens"]}
+    certificate = certify([*cells, cell("slic", DPO, 1)], ["method", "seed"])
+    assert found(certificate)["examples"] == (("slic",), "2278 rows (eeeeeeee)", "2280 rows (ffffffff)")
+    assert certificate.differs == {"slic-s1": ["examples", "order", "prompt tokens"]}
+
+
+def test_fractions_are_compared_at_equal_fractions_and_the_batch_over_all() -> None:
+    tenth = replace(DPO, rows=228, examples="f" * 16, steps=8)
+    cells = [cell(m, f, data__fraction=size) for m in ("dpo", "ipo") for f, size in ((DPO, 1.0), (tenth, 0.1))]
+    certificate = certify(cells, ["method", "data.fraction"])
+    assert certificate.within == {"data.fraction": ["examples", "steps"]}
+    assert certificate.differences == []
+    odd = replace(tenth, batch_rows=16.0)
+    assert found(certify([*cells, cell("cpo", odd, data__fraction=0.1)], ["method", "data.fraction"])) == {
+        "preference rows a step": (("cpo",), "16", "32")
+    }
+
+
+@pytest.mark.parametrize("fact", JUDGING)
+def test_what_is_judged_and_by_whom_counts_for_start_models_too(fact: str) -> None:
+    certificate = certify([start(), cell("dpo", beta=1), cell("dpo", judging=JUDGING | {fact: "other"}, beta=2)], ["method.beta"])
+    assert found(certificate) == {fact: (("dpo-2",), "other", JUDGING[fact])}
+
+
+def test_what_is_not_known_is_never_the_same() -> None:
+    """A training that failed, and completions from elsewhere whose decoding nobody knows."""
+    failed, foreign = cell("dpo", None, beta=1), cell("ipo", judging=JUDGING | {"decoding": None}, beta=1)
+    certificate = certify([failed, foreign], ["method"])
+    assert certificate.unknown == {name: ["dpo-1"] for name in TRAINING} | {"decoding": ["ipo-1"]}
+    assert certificate.same == ["items", "judge"]
+    assert certificate.words("dpo-1-s0").startswith("examples not known; completions in the loss not known")
+    assert any(line.startswith("Not known of ipo-1: decoding.") for line in certificate.lines())
+    assert not any("Same" in line and "examples" in line for line in certificate.lines())
+
+
+def test_one_trained_cell_has_nothing_to_be_compared_with() -> None:
+    certificate = certify([start(), cell("dpo")], [])
+    assert certificate.same == ["decoding", "items", "judge"]
+    assert "One training is known: there is nothing to compare it with." in certificate.lines()
+
+
+def test_an_axis_that_no_cell_holds_leaves_what_it_may_move_uncompared() -> None:
+    certificate = certify([cell("dpo"), cell("dpo", replace(DPO, steps=9), other=1)], ["scale"])
+    assert certificate.apart == {"scale": ["steps"]}
+    assert certificate.differences == []
+
+
+@pytest.mark.parametrize(
+    ("axis", "moved_by", "excuse"),
+    [
+        ("data.fraction", ("data",), True),
+        ("data", ("data.fraction",), True),
+        ("data", ("data",), True),
+        ("method", ("method.batch_size",), False),
+        ("method.batch_size", ("method.batch_size",), True),
+        ("method.beta", ("method.batch_size",), False),
+        ("database", ("data",), False),
+    ],
+)
+def test_an_axis_excuses_what_it_sets(axis: str, moved_by: Sequence[str], excuse: bool) -> None:
+    assert excused(axis, moved_by) is excuse
+
+
+# A real sweep -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_smoke_sweep_s_certificate_names_what_kto_does_otherwise(tmp_path: Path) -> None:
+    """KTO's two cells come first, so DPO and IPO are held against them."""
+    folder = smoke().results / "sweeps" / "smoke"
+    written = json.loads((folder / "fairness.json").read_text())
+    assert [d["fact"] for d in written["differences"]] == ["order", "steps", "completions a step", "preference rows a step"]
+    assert {(tuple(d["cells"]), d["value"], d["others"]) for d in written["differences"] if d["fact"] != "order"} == {
+        (("dpo", "ipo"), "4", "8"),
+        (("dpo", "ipo"), "64", "32"),
+        (("dpo", "ipo"), "32", "16"),
+    }
+    assert {"examples", "prompt tokens", "completion tokens", "items", "judge"} <= set(written["same"])
+    assert written["axes"] == ["method", "method.beta"]
+    assert f"| dpo {MARK} |" in (folder / "table.md").read_text()
+    assert "$^{\\dagger}$" in (folder / "table.tex").read_text()
+    with (folder / "table.csv").open() as file:
+        differs = {row["method"]: row["differs"] for row in csv.DictReader(file)}
+    assert differs == {"start": "", "kto": "", "dpo": "order; steps; completions a step; preference rows a step", "ipo": differs["dpo"]}
+    assert f"{MARK} dpo, ipo and the others: order" in smoke().out
+
+
+def test_a_cell_whose_training_is_gone_is_not_known(tmp_path: Path) -> None:
+    results = copy_results(smoke(), tmp_path / "results")
+    cells = plans("+sweep=smoke")
+    dpo = next(plan for plan in cells if plan.cell.method.name == "dpo")
+    for role in ("train", "score"):
+        shutil.rmtree(results / "store" / dpo.roles[role].kind / dpo.roles[role].key)
+    sweep, store = Sweep("smoke", "", "+sweep=smoke", cells, axes=("method", "method.beta")), Store(results / "store")
+    written = write_files(sweep, collect(sweep, store, {}), results)
+    assert any(line.startswith("Not known of dpo-beta0.1-world_smoke: examples, ") for line in written.aids)
+    certificate = json.loads((written.folder / "fairness.json").read_text())
+    assert certificate["cells"][dpo.key]["steps"] is None
+    assert {d["fact"]: d["cells"] for d in certificate["differences"]}["steps"] == ["ipo"]
