@@ -21,12 +21,13 @@ from bench.config import (
     Positive,
     Pretraining,
     Probability,
+    RewardModel,
     Settings,
     SftTraining,
     Trained,
     Writer,
 )
-from bench.store import Source, Stage
+from bench.store import LaterField, Source, Stage
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
 VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 1, "generate": 1, "judge": 2, "score": 1}
@@ -142,8 +143,26 @@ class LogpsSettings(Settings):
     dtype: Dtype
 
 
+class RewardScoreSettings(Settings):
+    """A reward model's rewards of the preference rows of the named splits."""
+
+    splits: Annotated[tuple[str, ...], AsList]
+    max_length: Count
+    batch_size: Count
+    dtype: Dtype
+
+
 class TrainSettings(Settings):
     method: Trained = Field(discriminator="name")
+    max_length: Count
+    dtype: Dtype
+    seed: int
+
+
+class RewardModelSettings(Settings):
+    """A start model with a new head of one output, trained on pairs."""
+
+    method: RewardModel
     max_length: Count
     dtype: Dtype
     seed: int
@@ -155,6 +174,7 @@ class GenerateSettings(Settings):
     batch_size: Count
     dtype: Dtype
     seed: int
+    best_of: Annotated[Count, LaterField()] = 1  # samples of each turn, of which the input `reward_model` chooses one
 
 
 class GoldPreferenceSettings(Settings):
@@ -169,9 +189,10 @@ class GoldRatingSettings(Settings):
 
 
 class ScoreSettings(Settings):
-    beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None for the start model
+    beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None where the policy is the start model
     bootstrap_resamples: Count
     bootstrap_seed: int
+    best_of: Annotated[Count, LaterField()] = 1
 
 
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {
@@ -179,8 +200,8 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "sft": (BaseSettings, SftSettings),
     "sample": (SampleSettings,),
     "label": (GoldLabels,),
-    "logps": (LogpsSettings,),
-    "train": (TrainSettings,),
+    "logps": (LogpsSettings, RewardScoreSettings),
+    "train": (TrainSettings, RewardModelSettings),
     "generate": (GenerateSettings,),
     "judge": (GoldPreferenceSettings, GoldRatingSettings),
     "score": (ScoreSettings,),

@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.config import Cell, Decoding, LocalData, LocalModel, NoMethod, Settings, Trained, WorldData, WorldModel, Writer
+from bench.config import (
+    BestOfN,
+    Cell,
+    Decoding,
+    LocalData,
+    LocalModel,
+    NoMethod,
+    Settings,
+    Training,
+    WorldData,
+    WorldModel,
+    Writer,
+)
 from bench.kinds import (
     BaseSettings,
     CorpusData,
@@ -21,6 +33,7 @@ from bench.kinds import (
     LogpsSettings,
     PairData,
     PromptData,
+    RewardScoreSettings,
     SampleSettings,
     ScoreSettings,
     SftSettings,
@@ -64,10 +77,12 @@ class CellPlan:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a method hands over to be judged: the model that writes."""
+    """What a method hands over to be judged: the model that writes, and who chooses among `best_of` samples of it."""
 
     model: Stage | Source
     train: Stage | None  # its last training; None where nothing was trained
+    reward_model: Stage | Source | None = None
+    best_of: int = 1
 
 
 Chain = Callable[[Cell, Ground], Policy]
@@ -80,29 +95,41 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     policy = chain(cell, ground)
     roles: dict[str, Stage] = {"preferences": ground.preferences}
     inputs: dict[str, Stage] = {"preferences": ground.preferences, "reference_logps": ground.reference}
-    if policy.train is not None:
+    if policy.reward_model is not None:
+        inputs["rewards"] = _preference_rewards(cell, policy.reward_model, ground.preferences)
+    elif policy.train is not None:
         kl = generate(cell, policy.model, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
         inputs |= {
             "policy_logps": _preference_logps(cell, policy.model, ground.preferences, splits=("heldout",), mismatched=False),
             "kl_policy_logps": _completion_logps(cell, policy.model, kl, "policy's log-probs for KL"),
             "kl_reference_logps": _completion_logps(cell, ground.start, kl, "reference's log-probs for KL"),
         }
+    if policy.train is not None:
         roles["train"] = policy.train
     for manner, items, decoding in _questions(cell, sources):
-        completions = generate(cell, policy.model, items, decoding, f"{manner} completions")
+        completions = generate(
+            cell,
+            policy.model,
+            items,
+            decoding,
+            f"{manner} completions",
+            reward_model=policy.reward_model,
+            best_of=policy.best_of,
+        )
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
         if cell.judge.name == "gold":
             verdicts = stage("judge", _judging(cell, manner), {"items": items, "completions": completions}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
-    beta = None if isinstance(cell.method, NoMethod) else reward_scale(cell.method)
-    score = stage("score", ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0), inputs, "score")
+    beta = None if isinstance(cell.method, NoMethod | BestOfN) else reward_scale(cell.method)
+    scoring = ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0, best_of=policy.best_of)
+    score = stage("score", scoring, inputs, "score")
     roles["score"] = score
     key = hash_key({"cell": score.key})
     return CellPlan(cell, key, f"{readable_name(cell)}-{key[:8]}", score, roles)
 
 
-def reward_scale(method: Trained) -> float:
+def reward_scale(method: Training) -> float:
     """What turns log-ratios into rewards: beta, or 1 (nats) for a method without one."""
     return getattr(method, "beta", 1.0)
 
@@ -110,8 +137,7 @@ def reward_scale(method: Trained) -> float:
 def readable_name(cell: Cell) -> str:
     """What a folder is called, before its key: the settings that sweeps usually vary."""
     parts: list[str] = ["start" if cell.method.name == "none" else cell.method.name]
-    if (beta := getattr(cell.method, "beta", None)) is not None:
-        parts.append(f"beta{beta:g}")
+    parts += [f"{name}{value:g}" for name in ("beta", "n") if (value := getattr(cell.method, name, None)) is not None]
     if cell.data.fraction != 1:
         parts.append(f"frac{cell.data.fraction:g}")
     parts += [cell.model.name, f"s{cell.seed}"]
@@ -212,6 +238,13 @@ def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, 
     return stage("logps", settings, {"model": model, "preferences": preferences}, label)
 
 
+def _preference_rewards(cell: Cell, reward_model: Stage | Source, preferences: Stage) -> Stage:
+    settings = RewardScoreSettings(
+        splits=("heldout",), max_length=max_length(cell), batch_size=cell.engine.batch_size, dtype=dtype(cell)
+    )
+    return stage("logps", settings, {"model": reward_model, "preferences": preferences}, "held-out rewards")
+
+
 def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage, label: str) -> Stage:
     settings = LogpsSettings(
         rows="completions", splits=(), mismatched=False, max_length=None, batch_size=cell.engine.batch_size, dtype=dtype(cell)
@@ -219,11 +252,26 @@ def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage, lab
     return stage("logps", settings, {"model": model, "completions": completions, "items": completions.inputs["items"]}, label)
 
 
-def generate(cell: Cell, policy: Stage | Source, items: Stage, decoding: Decoding, label: str) -> Stage:
+def generate(
+    cell: Cell,
+    policy: Stage | Source,
+    items: Stage,
+    decoding: Decoding,
+    label: str,
+    *,
+    reward_model: Stage | Source | None = None,
+    best_of: int = 1,
+) -> Stage:
     settings = GenerateSettings(
-        engine=cell.engine.name, decoding=decoding, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=cell.seed
+        engine=cell.engine.name,
+        decoding=decoding,
+        batch_size=cell.engine.batch_size,
+        dtype=dtype(cell),
+        seed=cell.seed,
+        best_of=best_of,
     )
-    return stage("generate", settings, {"model": policy, "items": items}, label)
+    inputs = {"model": policy, "items": items} | ({} if reward_model is None else {"reward_model": reward_model})
+    return stage("generate", settings, inputs, label)
 
 
 def _kl_decoding(cell: Cell) -> Decoding:
