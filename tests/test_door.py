@@ -241,6 +241,15 @@ def test_impossible_combinations_are_said_beside_other_faults(problems: Problems
     ]
 
 
+def test_best_of_n_refuses_unpaired_rows_and_samples_that_are_all_the_same(problems: Problems) -> None:
+    assert problems("method=best_of_n", "data.form=unpaired", "judge.rating.decoding.temperature=0", "method.n=1") == [
+        "method.n must be >= 2, got 1 (method.n=1 on the command line)",
+        "method=best_of_n learns from pairs, got unpaired rows; take method=kto or paired data (data.form=unpaired on the command line)",
+        "method=best_of_n chooses among samples, which are all the same at temperature 0; set it above 0 "
+        "(judge.rating.decoding.temperature=0 on the command line)",
+    ]
+
+
 def test_a_method_for_pairs_refuses_a_file_of_unpaired_rows(problems: Problems, model_folder: Path, unpaired_file: Path) -> None:
     words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={unpaired_file}"]
     assert problems(*words, "method=ipo,kto") == [

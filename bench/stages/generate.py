@@ -65,7 +65,11 @@ def draw_seed(seed: int, turn: int, draw: int) -> int:
 
 
 def _rewards(scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Sequence[Written]]) -> list[list[float]]:
-    """Each conversation's rewards by draw. The texts are tokenised as in training, not cut: what is judged is whole."""
-    rows = [row_ids(scorer.tokenizer, messages, mine[place].text, None) for place, messages in enumerate(before) for mine in draws]
-    found, n = scorer.rewards(rows), len(draws)
-    return [found[start : start + n] for start in range(0, len(found), n)]
+    """Each conversation's rewards by draw. The texts are tokenised as in training, not cut: what is judged is whole.
+
+    Equal texts are scored once: in two batches they would differ in their last digits, and which is chosen would hang on that.
+    """
+    texts = list(dict.fromkeys((place, draw[place].text) for place in range(len(before)) for draw in draws))
+    found = scorer.rewards([row_ids(scorer.tokenizer, before[place], text, None) for place, text in texts])
+    rewards = dict(zip(texts, found, strict=True))
+    return [[rewards[place, draw[place].text] for draw in draws] for place in range(len(before))]
