@@ -352,7 +352,7 @@ class Engine(Settings):
 
 class Cell(Settings):
     model: WorldModel | LocalModel = Field(discriminator="kind")
-    method: NoMethod | BestOfN | Trained = Field(discriminator="name")
+    method: NoMethod | Trained | BestOfN = Field(discriminator="name")
     data: WorldData | LocalData = Field(discriminator="kind")
     world: World | None
     judge: GoldJudge | NoJudge = Field(discriminator="name")

@@ -239,9 +239,7 @@ def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, 
 
 
 def _preference_rewards(cell: Cell, reward_model: Stage | Source, preferences: Stage) -> Stage:
-    settings = RewardScoreSettings(
-        splits=("heldout",), max_length=max_length(cell), batch_size=cell.engine.batch_size, dtype=dtype(cell)
-    )
+    settings = RewardScoreSettings(splits=("heldout",), max_length=max_length(cell), batch_size=cell.engine.batch_size, dtype=dtype(cell))
     return stage("logps", settings, {"model": reward_model, "preferences": preferences}, "held-out rewards")
 
 

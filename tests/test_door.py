@@ -76,7 +76,7 @@ def test_what_hydra_answers_by_itself_still_works(run_bench: RunBench) -> None:
     printed = run_bench("--cfg", "job", "-m", "method=dpo")
     assert printed.returncode == 0 and "name: dpo" in printed.stdout
     helped = run_bench("--help")
-    assert helped.returncode == 0 and "method: cdpo, cpo, dpo, hinge, ipo" in helped.stdout
+    assert helped.returncode == 0 and "method: best_of_n, cdpo, cpo, dpo, hinge, ipo" in helped.stdout
     informed = run_bench("--info", "defaults")
     assert informed.returncode == 0 and "method/kto" in informed.stdout
     wrong = run_bench("--cfg", "job", "method=nope")
@@ -173,7 +173,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["model.name must be a name of letters, digits, dots, +, - and _, got 'a/b' (model.name=a/b on the command line)"],
         ),
         (["method.name=foo"], ["method.name must be one of 'none', 'dpo', 'ipo', 'kto', 'cdpo', 'robust', 'ipo_summed', 'hinge', "
-                "'slic', 'simpo', 'orpo', 'cpo', 'kto_pair', 'sft_chosen', got 'foo' (method.name=foo on the command line)"]),
+                "'slic', 'simpo', 'orpo', 'cpo', 'kto_pair', 'sft_chosen', 'best_of_n', got 'foo' (method.name=foo on the command line)"]),
         (["scale.batch_size=x"], ["scale.batch_size must be a valid integer, got 'x' (scale.batch_size=x on the command line)"]),
         (
             ["method.beta=${scale.foo}"],

@@ -148,9 +148,7 @@ def gradient(rewards: RewardBench, step: float = 1e-5) -> Check:
         found = rewards.prescribed(rows)[1]
         for i, (chosen, rejected) in enumerate(rows):
             for j, (a, b) in enumerate(((step, 0.0), (0.0, step))):
-                up, down = (
-                    bradley_terry([*rows[:i], (chosen + sign * a, rejected + sign * b), *rows[i + 1 :]]) for sign in (1, -1)
-                )
+                up, down = (bradley_terry([*rows[:i], (chosen + sign * a, rejected + sign * b), *rows[i + 1 :]]) for sign in (1, -1))
                 worst = worst_of(worst, deviation(found[i, j].item(), (up - down) / (2 * step)))
     return Check("gradient", "gradient", worst, GRADIENT)
 

@@ -77,8 +77,9 @@ def test_one_reward_model_of_the_start_model_serves_every_n() -> None:
         stage = two.roles[f"{manner}_completions"]
         assert stage.inputs["model"] == dpo.roles["train"].inputs["model"]
         assert stage.inputs["reward_model"] == two.roles["train"]
-        assert stage.key != four.roles[f"{manner}_completions"].key
-    assert two.key != four.key
+    moved = {s.label for s in two.stages} - {s.label for s in set(two.stages) & set(four.stages)}
+    written = {f"{manner} {what}" for manner in ("preference", "rating") for what in ("completions", "verdicts")}
+    assert moved == {*written, "score"}
 
 
 def test_a_cells_name_tells_n_and_its_tokens_count_every_sample() -> None:
