@@ -301,10 +301,25 @@ class SftChosen(Training):
     name: Literal["sft_chosen"]
 
 
+class BestOfN(Training):
+    """The start model's best of n samples by a reward model, which the training settings are for."""
+
+    name: Literal["best_of_n"]
+    n: Annotated[int, Field(ge=2)]
+
+
+class RewardModel(Training):
+    """A Bradley-Terry reward model: what best_of_n trains, whatever its n."""
+
+    name: Literal["reward_model"] = "reward_model"
+
+
 Trained = Dpo | Ipo | Kto | Cdpo | Robust | IpoSummed | Hinge | Slic | Simpo | Orpo | Cpo | KtoPair | SftChosen
 
 # Methods that learn from pairs only; the others learn from unpaired rows too.
-NEEDS_PAIRS = frozenset({"dpo", "ipo", "cdpo", "robust", "ipo_summed", "hinge", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen"})
+NEEDS_PAIRS = frozenset(
+    {"dpo", "ipo", "cdpo", "robust", "ipo_summed", "hinge", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen", "best_of_n"}
+)
 
 
 # Judges and engines --------------------------------------------------------------------------------------------------
@@ -359,7 +374,7 @@ class Engine(Settings):
 
 class Cell(Settings):
     model: WorldModel | LocalModel | NoModel = Field(discriminator="kind")
-    method: NoMethod | Written | Trained = Field(discriminator="name")
+    method: NoMethod | Written | Trained | BestOfN = Field(discriminator="name")
     data: WorldData | LocalData = Field(discriminator="kind")
     world: World | None
     judge: GoldJudge | NoJudge = Field(discriminator="name")
@@ -399,6 +414,15 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         found.append((f"data.{thinned[0]}", text))
     if data.get("form") == "unpaired" and method.get("name") in NEEDS_PAIRS:
         found.append(("data.form", f"method={method['name']} learns from pairs, got unpaired rows; take method=kto or paired data"))
+    if method.get("name") == "best_of_n":
+        text = "method=best_of_n chooses among samples, which are all the same at temperature 0; set it above 0"
+        asked = {"": judge, "preference.": judge.get("preference"), "rating.": judge.get("rating")}
+        decodings = {place: manner.get("decoding") for place, manner in asked.items() if isinstance(manner, Mapping)}
+        found += [
+            (f"judge.{place}decoding.temperature", text)
+            for place, decoding in decodings.items()
+            if isinstance(decoding, Mapping) and decoding.get("temperature") == 0
+        ]
     return found
 
 

@@ -22,6 +22,8 @@ from bench.kinds import (
     LogpsSettings,
     PairData,
     PromptData,
+    RewardModelSettings,
+    RewardScoreSettings,
     SampleSettings,
     SftSettings,
     TrainSettings,
@@ -127,13 +129,15 @@ def token_bound(stage: Stage) -> int:
         case SampleSettings():
             return _answers(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
         case GenerateSettings():
-            return _answers(inputs["items"]) * settings.decoding.max_new_tokens
+            return _answers(inputs["items"]) * settings.best_of * settings.decoding.max_new_tokens
         case LogpsSettings(rows="completions"):
             return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
         case LogpsSettings(max_length=int(max_length)):
             rows = sum(_completions(inputs["preferences"], split) for split in settings.splits)
             return rows * (2 if settings.mismatched else 1) * max_length
-        case TrainSettings():
+        case RewardScoreSettings():
+            return sum(_completions(inputs["preferences"], split) for split in settings.splits) * settings.max_length
+        case TrainSettings() | RewardModelSettings():
             rows = _completions(inputs["preferences"], "train") * (2 if settings.method.name == "kto" else 1)
             return math.ceil(rows * settings.max_length * settings.method.num_train_epochs)
     return 0

@@ -21,6 +21,7 @@ from bench.config import (
     Positive,
     Pretraining,
     Probability,
+    RewardModel,
     Settings,
     SftTraining,
     Trained,
@@ -161,8 +162,26 @@ class LogpsSettings(Settings):
     dtype: Dtype
 
 
+class RewardScoreSettings(Settings):
+    """A reward model's rewards of the preference rows of the named splits."""
+
+    splits: Annotated[tuple[str, ...], AsList]
+    max_length: Count
+    batch_size: Count
+    dtype: Dtype
+
+
 class TrainSettings(Settings):
     method: Trained = Field(discriminator="name")
+    max_length: Count
+    dtype: Dtype
+    seed: int
+
+
+class RewardModelSettings(Settings):
+    """A start model with a new head of one output, trained on pairs."""
+
+    method: RewardModel
     max_length: Count
     dtype: Dtype
     seed: int
@@ -174,6 +193,7 @@ class GenerateSettings(Settings):
     batch_size: Count
     dtype: Dtype
     seed: int
+    best_of: Annotated[Count, LaterField()] = 1  # samples of each turn, of which the input `reward_model` chooses one
 
 
 class WrittenCompletions(Settings):
@@ -194,9 +214,10 @@ class GoldRatingSettings(Settings):
 
 
 class ScoreSettings(Settings):
-    beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None for the start model
+    beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None where the policy is the start model
     bootstrap_resamples: Count
     bootstrap_seed: int
+    best_of: Annotated[Count, LaterField()] = 1
 
 
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {
@@ -204,8 +225,8 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "sft": (BaseSettings, SftSettings),
     "sample": (SampleSettings,),
     "label": (GoldLabels,),
-    "logps": (LogpsSettings,),
-    "train": (TrainSettings,),
+    "logps": (LogpsSettings, RewardScoreSettings),
+    "train": (TrainSettings, RewardModelSettings),
     "generate": (GenerateSettings, WrittenCompletions),
     "judge": (GoldPreferenceSettings, GoldRatingSettings),
     "score": (ScoreSettings,),

@@ -6,7 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.config import Cell, Decoding, LocalData, LocalModel, NoMethod, NoModel, Settings, Trained, WorldData, WorldModel, Writer, Written
+from bench.config import (
+    BestOfN,
+    Cell,
+    Decoding,
+    LocalData,
+    LocalModel,
+    NoMethod,
+    NoModel,
+    Settings,
+    Training,
+    WorldData,
+    WorldModel,
+    Writer,
+    Written,
+)
 from bench.kinds import (
     BaseSettings,
     ChosenData,
@@ -22,6 +36,7 @@ from bench.kinds import (
     LogpsSettings,
     PairData,
     PromptData,
+    RewardScoreSettings,
     SampleSettings,
     ScoreSettings,
     SftSettings,
@@ -68,10 +83,12 @@ class CellPlan:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a method hands over to be judged: the model that writes."""
+    """What a method hands over to be judged: the model that writes, and who chooses among `best_of` samples of it."""
 
     model: Stage | Source
     train: Stage | None  # its last training; None where nothing was trained
+    reward_model: Stage | Source | None = None
+    best_of: int = 1
 
 
 Chain = Callable[[Cell, Ground], Policy]
@@ -86,13 +103,16 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     policy = chain(cell, ground)
     roles: dict[str, Stage] = {"preferences": ground.preferences}
     inputs: dict[str, Stage] = {"preferences": ground.preferences, "reference_logps": ground.reference}
-    if policy.train is not None:
+    if policy.reward_model is not None:
+        inputs["rewards"] = _preference_rewards(cell, policy.reward_model, ground.preferences)
+    elif policy.train is not None:
         kl = generate(cell, policy.model, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
         inputs |= {
             "policy_logps": _preference_logps(cell, policy.model, ground.preferences, splits=("heldout",), mismatched=False),
             "kl_policy_logps": _completion_logps(cell, policy.model, kl, "policy's log-probs for KL"),
             "kl_reference_logps": _completion_logps(cell, ground.start, kl, "reference's log-probs for KL"),
         }
+    if policy.train is not None:
         roles["train"] = policy.train
     return _judged(cell, sources, policy, roles, inputs)
 
@@ -101,25 +121,28 @@ def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str
     """The rest of a cell's graph: the completions of a policy, or of a file where there is none, their verdicts and numbers."""
     for manner, items, decoding in _questions(cell, sources):
         if policy is not None:
-            completions = generate(cell, policy.model, items, decoding, f"{manner} completions")
+            label = f"{manner} completions"
+            completions = generate(
+                cell, policy.model, items, decoding, label, reward_model=policy.reward_model, best_of=policy.best_of
+            )
         else:
             assert sources.completions is not None
-            completions = stage(
-                "generate", WrittenCompletions(), {"file": sources.completions, "items": items}, f"{manner} completions"
-            )
+            inputs_of: dict[str, Stage | Source] = {"file": sources.completions, "items": items}
+            completions = stage("generate", WrittenCompletions(), inputs_of, f"{manner} completions")
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
         if cell.judge.name == "gold":
             verdicts = stage("judge", _judging(cell, manner), {"items": items, "completions": completions}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
-    beta = None if isinstance(cell.method, (NoMethod, Written)) else reward_scale(cell.method)
-    score = stage("score", ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0), inputs, "score")
+    beta = None if isinstance(cell.method, NoMethod | Written | BestOfN) else reward_scale(cell.method)
+    best_of = policy.best_of if policy else 1
+    score = stage("score", ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0, best_of=best_of), inputs, "score")
     roles["score"] = score
     key = hash_key({"cell": score.key})
     return CellPlan(cell, key, f"{readable_name(cell)}-{key[:8]}", score, roles)
 
 
-def reward_scale(method: Trained) -> float:
+def reward_scale(method: Training) -> float:
     """What turns log-ratios into rewards: beta, or 1 (nats) for a method without one."""
     return getattr(method, "beta", 1.0)
 
@@ -129,8 +152,7 @@ def readable_name(cell: Cell) -> str:
     if isinstance(cell.method, Written):
         return f"completions-{cell.method.label}-s{cell.seed}"
     parts: list[str] = ["start" if cell.method.name == "none" else cell.method.name]
-    if (beta := getattr(cell.method, "beta", None)) is not None:
-        parts.append(f"beta{beta:g}")
+    parts += [f"{name}{value:g}" for name in ("beta", "n") if (value := getattr(cell.method, name, None)) is not None]
     if cell.data.fraction != 1:
         parts.append(f"frac{cell.data.fraction:g}")
     if isinstance(cell.model, WorldModel) and cell.model.start == "base":
@@ -249,6 +271,11 @@ def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, 
     return stage("logps", settings, {"model": model, "preferences": preferences}, label)
 
 
+def _preference_rewards(cell: Cell, reward_model: Stage | Source, preferences: Stage) -> Stage:
+    settings = RewardScoreSettings(splits=("heldout",), max_length=max_length(cell), batch_size=cell.engine.batch_size, dtype=dtype(cell))
+    return stage("logps", settings, {"model": reward_model, "preferences": preferences}, "held-out rewards")
+
+
 def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage, label: str) -> Stage:
     settings = LogpsSettings(
         rows="completions", splits=(), mismatched=False, max_length=None, batch_size=cell.engine.batch_size, dtype=dtype(cell)
@@ -256,11 +283,26 @@ def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage, lab
     return stage("logps", settings, {"model": model, "completions": completions, "items": completions.inputs["items"]}, label)
 
 
-def generate(cell: Cell, policy: Stage | Source, items: Stage, decoding: Decoding, label: str) -> Stage:
+def generate(
+    cell: Cell,
+    policy: Stage | Source,
+    items: Stage,
+    decoding: Decoding,
+    label: str,
+    *,
+    reward_model: Stage | Source | None = None,
+    best_of: int = 1,
+) -> Stage:
     settings = GenerateSettings(
-        engine=cell.engine.name, decoding=decoding, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=cell.seed
+        engine=cell.engine.name,
+        decoding=decoding,
+        batch_size=cell.engine.batch_size,
+        dtype=dtype(cell),
+        seed=cell.seed,
+        best_of=best_of,
     )
-    return stage("generate", settings, {"model": policy, "items": items}, label)
+    inputs = {"model": policy, "items": items} | ({} if reward_model is None else {"reward_model": reward_model})
+    return stage("generate", settings, inputs, label)
 
 
 def _kl_decoding(cell: Cell) -> Decoding:

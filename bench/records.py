@@ -132,6 +132,14 @@ class Logps(Record):
 
 
 @dataclass(frozen=True)
+class Reward(Record):
+    """What a reward model gives a completion, in its own units."""
+
+    id: str
+    reward: float
+
+
+@dataclass(frozen=True)
 class Call(Record):
     """One request to a judging model and what came back. Both orders of a pair, or several judges, are several calls."""
 
@@ -222,6 +230,11 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
 def read_logps(folder: Path) -> dict[str, Logps]:
     """A logps stage's sums by row name."""
     return {row.id: row for row in read_jsonl(folder / "logps.jsonl", Logps)}
+
+
+def read_rewards(folder: Path) -> dict[str, float]:
+    """A reward model's rewards by name."""
+    return {row.id: row.reward for row in read_jsonl(folder / "rewards.jsonl", Reward)}
 
 
 def read_rows(path: Path) -> list[Pair] | list[Unpaired]:

@@ -55,22 +55,24 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) ->
     return _template(tokenizer, prompt, add_generation_prompt=True)
 
 
-def row_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str, max_length: int) -> Ids:
-    """Ids of a prompt and its completion, EOS included; the end is cut at `max_length` tokens in all.
+def row_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str, max_length: int | None) -> Ids:
+    """Ids of a prompt and its completion, EOS included; the end is cut at `max_length` tokens in all, where there is one.
 
     Raises PromptTooLong when the prompt alone fills `max_length`.
     """
     return aligned_ids(tokenizer, prompt, [completion], max_length)[0]
 
 
-def aligned_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completions: Sequence[str], max_length: int) -> list[Ids]:
+def aligned_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completions: Sequence[str], max_length: int | None
+) -> list[Ids]:
     """`row_ids` of several completions of one prompt, which all start at the earliest of their starts."""
     before = prompt_ids(tokenizer, prompt)
     whole = [_whole(tokenizer, prompt, completion) for completion in completions]
     start = min(_shared(before, ids) for ids in whole)
-    if start >= max_length:
+    if max_length is not None and start >= max_length:
         raise PromptTooLong(f"a prompt of {start} tokens leaves nothing to learn within model.max_length={max_length}")
-    return [Ids(ids[:start], ids[start:max_length], len(ids) > max_length) for ids in whole]
+    return [Ids(ids[:start], ids[start:max_length], max_length is not None and len(ids) > max_length) for ids in whole]
 
 
 def preference_ids(tokenizer: PreTrainedTokenizerBase, row: Pair | Unpaired, max_length: int) -> dict[str, Ids]:

@@ -76,7 +76,7 @@ def test_what_hydra_answers_by_itself_still_works(run_bench: RunBench) -> None:
     printed = run_bench("--cfg", "job", "-m", "method=dpo")
     assert printed.returncode == 0 and "name: dpo" in printed.stdout
     helped = run_bench("--help")
-    assert helped.returncode == 0 and "method: cdpo, cpo, dpo, hinge, ipo" in helped.stdout
+    assert helped.returncode == 0 and "method: best_of_n, cdpo, cpo, dpo, hinge, ipo" in helped.stdout
     informed = run_bench("--info", "defaults")
     assert informed.returncode == 0 and "method/kto" in informed.stdout
     wrong = run_bench("--cfg", "job", "method=nope")
@@ -176,7 +176,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["method.name=foo"],
             [
                 "method.name must be one of 'none', 'completions', 'dpo', 'ipo', 'kto', 'cdpo', 'robust', 'ipo_summed', 'hinge', 'slic', "
-                "'simpo', 'orpo', 'cpo', 'kto_pair', 'sft_chosen', got 'foo' (method.name=foo on the command line)"
+                "'simpo', 'orpo', 'cpo', 'kto_pair', 'sft_chosen', 'best_of_n', got 'foo' (method.name=foo on the command line)"
             ],
         ),
         (["scale.batch_size=x"], ["scale.batch_size must be a valid integer, got 'x' (scale.batch_size=x on the command line)"]),
@@ -257,6 +257,15 @@ def test_impossible_combinations_are_said_beside_other_faults(problems: Problems
     assert found == [
         "method.beta must be > 0, got -1 (method.beta=-1 on the command line)",
         "method=dpo learns from pairs, got unpaired rows; take method=kto or paired data (data.form=unpaired on the command line)",
+    ]
+
+
+def test_best_of_n_refuses_unpaired_rows_and_samples_that_are_all_the_same(problems: Problems) -> None:
+    assert problems("method=best_of_n", "data.form=unpaired", "judge.rating.decoding.temperature=0", "method.n=1") == [
+        "method.n must be >= 2, got 1 (method.n=1 on the command line)",
+        "method=best_of_n learns from pairs, got unpaired rows; take method=kto or paired data (data.form=unpaired on the command line)",
+        "method=best_of_n chooses among samples, which are all the same at temperature 0; set it above 0 "
+        "(judge.rating.decoding.temperature=0 on the command line)",
     ]
 
 

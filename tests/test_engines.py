@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,6 +19,7 @@ from tiny import make_model, smoke_cell, smoke_folder
 
 from bench.config import Decoding
 from bench.engines.hf import Engine, load_model
+from bench.engines.reward import Scorer, new_reward_model
 from bench.records import Item, read_jsonl, read_rows
 from bench.tokens import Ids, conversation, model_folder, preference_ids, prompt_ids
 
@@ -213,3 +214,62 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tmp_path: Path) -> No
         assert completion.ids == greedy_by_hand(model, prompt, engine.ends, GREEDY.max_new_tokens)
     rows = [Ids(prompt, [*asked[0], engine.tokenizer.eos_token_id]) for prompt in asked]
     assert engine.logps(rows) == pytest.approx([logps_by_hand(model, row) for row in rows], rel=1e-5, abs=1e-4)
+
+
+# Reward models --------------------------------------------------------------------------------------------------------
+
+
+def make_classifier(folder: Path, *, pad: int | None, num_labels: int = 1) -> Path:
+    """A random sequence classifier of a user's own."""
+    make_model(folder)
+    config = AutoConfig.from_pretrained(folder, num_labels=num_labels, pad_token_id=pad)
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def reward_by_hand(folder: Path, row: Ids, end: int) -> float:
+    """The head's weights times the hidden state of the token before `end`, of an unpadded row."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float64)
+    hidden = model.model(input_ids=torch.tensor([row.prompt + row.completion])).last_hidden_state[0, end - 1]
+    return (hidden @ model.score.weight[0]).item()
+
+
+def rewarded_rows(eos: int) -> list[Ids]:
+    return [Ids([20 + i, 40, 41][: 1 + i % 3], [*range(50, 52 + 3 * i), eos]) for i in range(7)]
+
+
+@pytest.mark.parametrize("pad", [None, 0, "eos"])
+def test_rewards_are_the_models_own_in_any_batch(tmp_path: Path, pad: int | str | None) -> None:
+    """With a pad token of its own or none the last token is read, with EOS as pad token the one before it, as transformers does."""
+    eos = 2
+    folder = make_classifier(tmp_path / "own", pad=eos if pad == "eos" else pad)  # type: ignore[arg-type]
+    rows = rewarded_rows(eos)
+    by_hand = [reward_by_hand(folder, row, len(row.prompt + row.completion) - (pad == "eos")) for row in rows]
+    assert len({round(value, 6) for value in by_hand}) == len(rows)
+    for size in (1, 3, 16):
+        assert Scorer(folder, "float32", size).rewards(rows) == pytest.approx(by_hand, rel=1e-5, abs=1e-5)
+    assert Scorer(folder, "float32", 3).rewards(rows[::-1]) == pytest.approx(by_hand[::-1], rel=1e-5, abs=1e-5)
+
+
+def test_a_classifier_of_several_outputs_is_no_reward_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has 3 outputs \(num_labels\); a reward model has one"):
+        Scorer(make_classifier(tmp_path / "own", pad=0, num_labels=3), "float32", 4)
+
+
+def test_a_reward_that_is_not_finite_is_a_failure(tmp_path: Path) -> None:
+    scorer = Scorer(make_classifier(tmp_path / "own", pad=0), "float32", 4)
+    torch.nn.init.constant_(scorer.model.score.weight, float("inf"))
+    with pytest.raises(FloatingPointError, match="7 of 7 rewards are not finite"):
+        scorer.rewards(rewarded_rows(2))
+
+
+def test_a_new_reward_model_has_the_start_models_body_and_a_seeded_head(start: Path) -> None:
+    state = torch.get_rng_state()
+    one, same, other = (new_reward_model(start, "float32", seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    body = load_model(start, "float32").state_dict()
+    assert all(torch.equal(one[name], body[name]) for name in one if name != "score.weight")
+    assert torch.equal(one["score.weight"], same["score.weight"])
+    assert not torch.equal(one["score.weight"], other["score.weight"])

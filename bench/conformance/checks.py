@@ -264,6 +264,7 @@ class Bench:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self._folder = tempfile.TemporaryDirectory(prefix="bench-conformance-")
+        self.folder = Path(self._folder.name)
         self.tokenizer = new_tokenizer(4 * MAX_LENGTH)  # tokenizes what is then cut
         self.pairs = self._make_pairs(random.Random(0))
         self.rows = self._by_hand()
@@ -288,18 +289,18 @@ class Bench:
             for i, (answer, partner) in enumerate(zip(answers, partners, strict=True))
         ]
 
-    def _model(self, seed: int) -> Any:
+    def model(self, seed: int) -> Any:
         return new_model(TINY.model_copy(update={"pretraining": TINY.pretraining.model_copy(update={"seed": seed})}), self.tokenizer)
 
     def _by_hand(self) -> list[Row]:
         """Log-probabilities of policy (seed 0) and reference (seed 1): one row at a time, unpadded, float64, the plain forward."""
-        models = [self._model(seed).double().eval() for seed in (0, 1)]
+        models = [self.model(seed).double().eval() for seed in (0, 1)]
         ended = set()
         rows = []
         for pair in self.pairs:
             numbers: dict[str, Any] = {}
             for column in WHOSE:
-                prompt, completion = self._ids(pair.prompt, getattr(pair, column))
+                prompt, completion = self.ids(pair.prompt, getattr(pair, column))
                 ended.add(completion[-1] == self.tokenizer.eos_token_id)
                 for prefix, model in zip(("", "ref_"), models, strict=True):
                     numbers[f"{prefix}{column}"] = _sum_of_logps(model, prompt, completion)
@@ -310,7 +311,7 @@ class Bench:
             raise AssertionError("the real batch must hold completions with EOS, ones that are cut, and padding")
         return rows
 
-    def _ids(self, prompt: list[Message], completion: str) -> tuple[list[int], list[int]]:
+    def ids(self, prompt: list[Message], completion: str) -> tuple[list[int], list[int]]:
         """From the rendered text, without bench.tokens."""
         asked: Any = [dict(message) for message in prompt]
         answered = [*asked, {"role": "assistant", "content": completion}]
@@ -332,13 +333,12 @@ class Bench:
                 name = f"train/{pair.id}/{column}"
                 reference[name] = Logps(name, getattr(row, f"ref_{column}"), 0)
         whole = TrainSettings(method=settings, max_length=MAX_LENGTH, dtype="float32", seed=0)
-        out = Path(self._folder.name)
-        job = TrainingJob(whole, self._model(0), self.tokenizer, self.pairs, reference, out, callback or TrainerCallback())
+        job = TrainingJob(whole, self.model(0), self.tokenizer, self.pairs, reference, self.folder, callback or TrainerCallback())
         return load(settings.name).make_trainer(job)
 
     def first_step(self, settings: Any) -> FirstStep:
         seen = FirstStep()
-        with _quiet():
+        with quiet():
             self.trainer(settings, seen).train()
         return seen
 
@@ -366,7 +366,7 @@ def _sum_of_logps(model: Any, prompt: list[int], completion: list[int]) -> float
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the trainer's summary line."""
     with contextlib.redirect_stdout(None):
         yield
@@ -432,11 +432,11 @@ def equation(bench: Bench, name: str) -> Check:
     for settings in SETTINGS[name]:
         m = method(name, settings)
         for rows in _batches(name):
-            worst = _worst(worst, deviation(bench.prescribed(m, rows)[0].item(), REFERENCES[name](rows, m)))
+            worst = worst_of(worst, deviation(bench.prescribed(m, rows)[0].item(), REFERENCES[name](rows, m)))
     return Check("loss", "equation", worst, EXACT)
 
 
-def _worst(*deviations: float) -> float:
+def worst_of(*deviations: float) -> float:
     """Their maximum; NaN is the worst of all."""
     return math.nan if any(map(math.isnan, deviations)) else max(deviations)
 
@@ -458,7 +458,7 @@ def gradient(bench: Bench, name: str, step: float = 1e-5) -> Check:
                             for move in (step, -step)
                         )
                         expected = (up - down) / (2 * step)
-                    worst = _worst(worst, deviation(found[i, j].item(), expected))
+                    worst = worst_of(worst, deviation(found[i, j].item(), expected))
     return Check("gradient", "gradient", worst, GRADIENT)
 
 
@@ -479,7 +479,7 @@ def logged(bench: Bench, name: str) -> Check:
                 against = ((a, b) for a in gains["chosen"] for b in gains["rejected"])  # type: ignore[assignment]
             right = [a > b for a, b in against]
             expected["rewards/accuracies"] = sum(right) / len(right)
-            worst = _worst(worst, *(deviation(numbers.get(key, math.nan), value) for key, value in expected.items()))
+            worst = worst_of(worst, *(deviation(numbers.get(key, math.nan), value) for key, value in expected.items()))
     return Check("logged", "logged rewards and log-probs", worst, LOGGED)
 
 
@@ -490,7 +490,7 @@ def reduces(bench: Bench, reduction: Reduction) -> Check:
         rows = random_rows(rng, 5, drift=drift, kind=reduction.rows)
         one = bench.prescribed(method(reduction.method, reduction.settings), rows)[0].item()
         other = bench.prescribed(method(reduction.other, reduction.other_settings), rows)[0].item()
-        worst = _worst(worst, deviation(one, reduction.scale * other))
+        worst = worst_of(worst, deviation(one, reduction.scale * other))
     return Check("loss", reduction.text, worst, EXACT)
 
 
@@ -501,7 +501,7 @@ def without_kl(bench: Bench) -> Check:
         below = replace(row, mismatched_chosen=row.ref_mismatched_chosen - 3, mismatched_rejected=row.ref_mismatched_rejected - 1)
         m = method("kto", SETTINGS["kto"][0])
         plain = sum(1 / (1 + math.exp(sign * m.beta * gain)) for sign, gain in ((1, row.gain_chosen), (-1, row.gain_rejected))) / 2
-        worst = _worst(worst, deviation(bench.prescribed(m, [below])[0].item(), plain))
+        worst = worst_of(worst, deviation(bench.prescribed(m, [below])[0].item(), plain))
     return Check("loss", "KL below 0: no reference point", worst, EXACT)
 
 
@@ -511,7 +511,7 @@ def real_batch(bench: Bench, name: str) -> Check:
     for settings in SETTINGS[name]:
         m = method(name, settings, batch_size=2 * N_PAIRS if name == "kto" else N_PAIRS)
         logs = bench.first_step(m).logs
-        worst = _worst(worst, deviation(logs["loss"], REFERENCES[name](bench.rows, m)))
+        worst = worst_of(worst, deviation(logs["loss"], REFERENCES[name](bench.rows, m)))
     return Check("batch", "real batch", worst, SINGLE)
 
 
@@ -523,5 +523,5 @@ def accumulation(bench: Bench, name: str) -> Check:
     for size in (4, 2, 1):
         parts = bench.first_step(method(name, settings, batch_size=size, gradient_accumulation_steps=N_PAIRS // size))
         apart = (parts.gradient - whole.gradient).abs().max().item() / whole.gradient.abs().max().item()
-        worst = _worst(worst, apart, deviation(parts.logs["loss"], whole.logs["loss"]))
+        worst = worst_of(worst, apart, deviation(parts.logs["loss"], whole.logs["loss"]))
     return Check("batch", "batch size and accumulation", worst, SINGLE)

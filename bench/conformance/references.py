@@ -140,6 +140,14 @@ def sft_chosen(rows: Sequence[Row], m: Any) -> float:
     return mean([-row.chosen / row.chosen_length for row in rows])
 
 
+Rewards = tuple[float, float]  # of a pair's chosen and rejected completion
+
+
+def bradley_terry(rows: Sequence[Rewards]) -> float:
+    """2203.02155, eq. 1, every pair an element of the mean: what best_of_n's reward model is trained by"""
+    return mean([minus_log_sigmoid(chosen - rejected) for chosen, rejected in rows])
+
+
 REFERENCES: dict[str, Callable[[Sequence[Row], Any], float]] = {
     "sft_chosen": sft_chosen,
     "dpo": dpo,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.conformance.checks import NAMES, Bench, Check, checks
+from bench.conformance import checks, reward
+from bench.conformance.checks import Bench, Check
 
+NAMES = (*checks.NAMES, "best_of_n")
 NUMBERS = ("checks", "loss", "gradient", "real batch")
 COLUMNS = ("method", "paper", "equation", "computed by", *NUMBERS, "elsewhere")
 WIDTH = 200  # characters, where the terminal has fewer or is none
@@ -82,7 +85,18 @@ FACTS = {
         OURS,
         "TRL's DPOTrainer until June 2024; SPA's fork and turbo-alignment call it KTO; not KTOTrainer's loss",
     ),
+    "best_of_n": Facts(
+        "2203.02155 eq. 1",
+        "-log σ(R_w - R_l), then argmax R of n",
+        f"{TRL} RewardTrainer",
+        "InstructGPT: all pairs of a prompt are one element of a batch; TRL drops rows over max_length, here they are cut",
+    ),
 }
+
+
+def checks_of(bench: Bench, name: str) -> Iterator[Check]:
+    """Every check of a method. best_of_n has no policy to train: what is checked is its reward model."""
+    return reward.reward_checks(bench) if name == "best_of_n" else checks.checks(bench, name)
 
 
 def print_table() -> bool:
@@ -90,7 +104,7 @@ def print_table() -> bool:
     began = time.monotonic()
     bench = Bench()
     try:
-        found = {name: list(checks(bench, name)) for name in NAMES}
+        found = {name: list(checks_of(bench, name)) for name in NAMES}
     finally:
         bench.close()
     failed = [

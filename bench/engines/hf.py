@@ -6,7 +6,7 @@ float32 weights. AdamW on bfloat16 weights loses its updates: at 5e-7, 100 steps
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,13 @@ class Written:
     finished: bool
 
 
-def _silent(done: int, total: int) -> None: ...
+def silent(done: int, total: int) -> None: ...
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Row numbers in batches of like length, the shortest first."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
 
 def load_model(path: Path, dtype: str) -> PreTrainedModel:
@@ -57,20 +63,18 @@ class Engine:
         self._scores = False  # whether the model has been made ready for `logps`
 
     def generate(
-        self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Callable[[int, int], None] = _silent
+        self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Callable[[int, int], None] = silent
     ) -> list[Written]:
         """A completion of each prompt, in the prompts' order. The same prompts, decoding and seed give the same completions.
 
         Prompts are batched by length; each batch draws from a generator of its own, seeded by `seed` and its place.
         """
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         written: dict[int, Written] = {}
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            torch.manual_seed(seed * 1_000_003 + start)
+        for rows in by_length([len(prompt) for prompt in prompts], self.batch_size):
+            torch.manual_seed(seed * 1_000_003 + len(written))
             for row, completion in zip(rows, self._batch([prompts[i] for i in rows], decoding), strict=True):
                 written[row] = completion
-            progress(len(written), len(order))
+            progress(len(written), len(prompts))
         return [written[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
@@ -91,7 +95,7 @@ class Engine:
         kept = ids if end is None else ids[: end + 1]
         return Written(str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(), kept, end is not None)
 
-    def logps(self, rows: Sequence[Ids], progress: Callable[[int, int], None] = _silent) -> list[float]:
+    def logps(self, rows: Sequence[Ids], progress: Callable[[int, int], None] = silent) -> list[float]:
         """Summed log-probability (nats) of each row's completion given its prompt, in the rows' order.
 
         Goes through TRL's fused head, as training does, so that a reference equals a policy with the same weights.
@@ -99,12 +103,10 @@ class Engine:
         if not self._scores:
             add_fused_lm_head(self.model.float())
             self._scores = True
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt) + len(rows[i].completion), i))
         sums: dict[int, float] = {}
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        for batch in by_length([len(row.prompt) + len(row.completion) for row in rows], self.batch_size):
             sums |= zip(batch, self._batch_logps([rows[i] for i in batch]), strict=True)
-            progress(len(sums), len(order))
+            progress(len(sums), len(rows))
         return [sums[i] for i in range(len(rows))]
 
     @torch.inference_mode()

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from bench import plan
-from bench.config import Cell, NoMethod, Written
+from bench.config import BestOfN, Cell, NoMethod, Written
 from bench.kinds import TrainSettings, stage
 from bench.plan import Ground, Policy
 
@@ -43,6 +43,7 @@ NAMES = (
     "cpo",
     "kto",
     "kto_pair",
+    "best_of_n",
 )
 
 
@@ -56,7 +57,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
 
 def one_shot(cell: Cell, ground: Ground) -> Policy:
     """One train stage from the start model, on the preference rows, against the start model's log-probs."""
-    assert not isinstance(cell.method, (NoMethod, Written))
+    assert not isinstance(cell.method, NoMethod | Written | BestOfN)
     settings = TrainSettings(method=cell.method, max_length=plan.max_length(cell), dtype=plan.dtype(cell), seed=cell.seed)
     inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
     trained = stage("train", settings, inputs, cell.method.name)

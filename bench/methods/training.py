@@ -18,7 +18,7 @@ from transformers.training_args import OptimizerNames
 
 from bench import losses
 from bench.facts import Example, Fed, TrainFacts, digest
-from bench.kinds import TrainSettings
+from bench.kinds import RewardModelSettings, TrainSettings
 from bench.plan import reward_scale
 from bench.records import Logps, Pair, Unpaired
 from bench.tokens import preference_ids
@@ -30,9 +30,12 @@ MEGABATCH = 16  # batches that are sorted by length together; more saves padding
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a method's trainer is made of. `reference`: the start model's log-probs by name (see stages/logps.py)."""
+    """What a method's trainer is made of.
 
-    settings: TrainSettings
+    `reference`: the start model's log-probs by name (see stages/logps.py); none for a reward model.
+    """
+
+    settings: TrainSettings | RewardModelSettings
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     rows: Sequence[Pair] | Sequence[Unpaired]
@@ -127,7 +130,12 @@ def common_arguments(out: Path, *, seed: int, dtype: str) -> dict[str, Any]:
 
 
 def method_arguments(job: TrainingJob) -> dict[str, Any]:
-    """Arguments of the preference trainers, from the method's settings."""
+    """Arguments of the trainers that compare with a reference."""
+    return {**training_arguments(job), "precompute_ref_log_probs": True}
+
+
+def training_arguments(job: TrainingJob) -> dict[str, Any]:
+    """Arguments of all trainers over preference rows, from the method's settings."""
     method = job.settings.method
     return {
         **common_arguments(job.out, seed=job.settings.seed, dtype=job.settings.dtype),
@@ -141,7 +149,6 @@ def method_arguments(job: TrainingJob) -> dict[str, Any]:
         "weight_decay": method.weight_decay,
         "max_grad_norm": method.max_grad_norm,
         "max_length": job.settings.max_length,
-        "precompute_ref_log_probs": True,
         "disable_dropout": True,
         "remove_unused_columns": False,  # rows carry their number
     }

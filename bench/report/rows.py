@@ -219,8 +219,9 @@ def method_name(cell: Cell) -> str:
 def _group_name(cell: CellPlan, varied: Sequence[str]) -> str:
     """How a line names the group: the cell's name less seed and key, and what else tells it apart."""
     flat = settings(cell.cell)
-    extra = [f" {key.rpartition('.')[2]} {flat[key]}" for key in varied if key in flat]
-    return cell.name.rsplit("-", 2)[0] + "".join(extra)
+    name = cell.name.rsplit("-", 2)[0]
+    words = [(key.rpartition(".")[2], flat[key]) for key in varied if key in flat]
+    return name + "".join(f" {word} {value}" for word, value in words if f"{word}{value}" not in name.split("-"))
 
 
 class Verified(NamedTuple):

@@ -1,18 +1,24 @@
-"""Evaluation completions, turn by turn: a later turn is asked after the policy's own earlier answers. Or those that a file brings."""
+"""Evaluation completions, turn by turn: a later turn is asked after the policy's own earlier answers. Or those that a file brings.
+
+With `best_of` above 1 each turn is drawn so often, and the sample that the reward model likes best is the answer.
+"""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.config import Settings
 from bench.kinds import GenerateSettings, WrittenCompletions
-from bench.records import Completion, Item, read_jsonl, write_jsonl
-from bench.tokens import conversation, prompt_ids
+from bench.records import Completion, Item, Message, Reward, read_jsonl, write_jsonl
+from bench.tokens import conversation, prompt_ids, row_ids
 from bench.worker import Outcome, StageRun
 from bench.written import matched, read_written
 
 if TYPE_CHECKING:
     from bench.engines.hf import Written
+    from bench.engines.reward import Scorer
 
 
 def run(settings: Settings, run: StageRun) -> Outcome:
@@ -37,25 +43,61 @@ def _from_file(run: StageRun) -> Outcome:
 
 def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
     from bench.engines.hf import Engine
+    from bench.engines.reward import Scorer
 
     engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size)
+    scorer = Scorer(run.inputs["reward_model"], settings.dtype, settings.batch_size) if settings.best_of > 1 else None
     items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
-    total = sum(len(item.turns) for item in items)
+    total = settings.best_of * sum(len(item.turns) for item in items)
     answers: list[list[Written]] = [[] for _ in items]
+    rewards: list[Reward] = []
+    sampled: list[Written] = []
     for turn in range(max(len(item.turns) for item in items)):
         asked = [i for i, item in enumerate(items) if len(item.turns) > turn]
-        prompts = [prompt_ids(engine.tokenizer, conversation(items[i], [w.text for w in answers[i]])) for i in asked]
-        done = sum(map(len, answers))
+        before = [conversation(items[i], [w.text for w in answers[i]]) for i in asked]
+        prompts = [prompt_ids(engine.tokenizer, messages) for messages in before]
+        draws = []
+        for draw in range(settings.best_of):
+            done = len(sampled)
 
-        def progress(n: int, _: int, done: int = done) -> None:
-            run.progress(done + n, total)
+            def progress(n: int, _: int, done: int = done) -> None:
+                run.progress(done + n, total)
 
-        written = engine.generate(prompts, settings.decoding, settings.seed * 100 + turn, progress)
-        for i, completion in zip(asked, written, strict=True):
-            answers[i].append(completion)
+            draws.append(engine.generate(prompts, settings.decoding, draw_seed(settings.seed, turn, draw), progress))
+            sampled += draws[-1]
+        given = _rewards(scorer, before, draws) if scorer else [[0.0] for _ in asked]
+        for place, (i, mine) in enumerate(zip(asked, given, strict=True)):
+            best = best_of(mine)
+            answers[i].append(draws[best][place])
+            rewards.append(Reward(f"{items[i].id}/{turn}", mine[best]))
     completions = [
         Completion(item.id, item.turns, [w.text for w in ws], [len(w.ids) for w in ws], [w.finished for w in ws], ids=[w.ids for w in ws])
         for item, ws in zip(items, answers, strict=True)
     ]
     write_jsonl(run.out / "completions.jsonl", completions)
-    return Outcome({"rows": len(completions), "tokens": sum(sum(c.n_tokens) for c in completions)})
+    counts = {"rows": len(completions), "tokens": sum(sum(c.n_tokens) for c in completions)}
+    if scorer:
+        write_jsonl(run.out / "rewards.jsonl", rewards)  # of the chosen, by `<item id>/<turn>`
+        counts |= {"sampled": len(sampled), "sampled_tokens": sum(len(w.ids) for w in sampled)}
+    return Outcome(counts)
+
+
+def best_of(rewards: Sequence[float]) -> int:
+    """Which draw has the largest reward, the first of equals."""
+    return max(range(len(rewards)), key=rewards.__getitem__)
+
+
+def draw_seed(seed: int, turn: int, draw: int) -> int:
+    """Of one draw of a turn, whatever the number of draws; the first is what is drawn where there is one."""
+    return random.Random(f"draw/{seed}/{turn}/{draw}").getrandbits(40) if draw else seed * 100 + turn
+
+
+def _rewards(scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Sequence[Written]]) -> list[list[float]]:
+    """Each conversation's rewards by draw. The texts are tokenised as in training, not cut: what is judged is whole.
+
+    Equal texts are scored once: in two batches they would differ in their last digits, and which is chosen would hang on that.
+    """
+    texts = list(dict.fromkeys((place, draw[place].text) for place in range(len(before)) for draw in draws))
+    found = scorer.rewards([row_ids(scorer.tokenizer, before[place], text, None) for place, text in texts])
+    rewards = dict(zip(texts, found, strict=True))
+    return [[rewards[place, draw[place].text] for draw in draws] for place in range(len(before))]

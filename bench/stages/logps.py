@@ -1,15 +1,18 @@
-"""Summed log-probabilities of given completions under a model, by row id: one reference pass serves every beta, order and batch."""
+"""What a model makes of given completions, by row id: summed log-probabilities (one reference pass serves every beta, order and batch), or
+a reward model's rewards."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.config import Settings
 from bench.engines.hf import Engine
-from bench.kinds import LogpsSettings
-from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
+from bench.engines.reward import Scorer
+from bench.kinds import LogpsSettings, RewardScoreSettings
+from bench.records import Completion, Item, Logps, Reward, read_jsonl, read_rows, write_jsonl
 from bench.tokens import Ids, PromptTooLong, conversation, preference_ids, prompt_ids
 from bench.worker import Outcome, StageRun
 
@@ -17,25 +20,49 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def run(settings: LogpsSettings, run: StageRun) -> Outcome:
+def run(settings: Settings, run: StageRun) -> Outcome:
+    match settings:
+        case LogpsSettings():
+            return _logps(settings, run)
+        case RewardScoreSettings():
+            return _rewards(settings, run)
+    raise TypeError(f"no logps stage for {type(settings).__name__}")
+
+
+def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
     engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size)
     if settings.rows == "preferences":
-        named = list(_preferences(engine.tokenizer, run.inputs["preferences"], settings))
+        assert settings.max_length is not None, "preference rows are cut where training cuts them"
+        where = run.inputs["preferences"], settings.splits
+        named = list(_preferences(engine.tokenizer, *where, max_length=settings.max_length, mismatched=settings.mismatched))
     else:
         named = list(_completions(engine.tokenizer, run.inputs["completions"], run.inputs["items"]))
     sums = engine.logps([ids for _, ids in named], run.progress)
     if bad := [(name, value) for (name, _), value in zip(named, sums, strict=True) if not math.isfinite(value)]:
         raise FloatingPointError(f"{len(bad)} of {len(sums)} log-probabilities are not finite, first {bad[0][0]}: {bad[0][1]}")
     write_jsonl(run.out / "logps.jsonl", [Logps(name, value, len(ids.completion)) for (name, ids), value in zip(named, sums, strict=True)])
+    return _outcome(named)
+
+
+def _rewards(settings: RewardScoreSettings, run: StageRun) -> Outcome:
+    scorer = Scorer(run.inputs["model"], settings.dtype, settings.batch_size)
+    where = run.inputs["preferences"], settings.splits
+    named = list(_preferences(scorer.tokenizer, *where, max_length=settings.max_length, mismatched=False))
+    rewards = scorer.rewards([ids for _, ids in named], run.progress)
+    write_jsonl(run.out / "rewards.jsonl", [Reward(name, reward) for (name, _), reward in zip(named, rewards, strict=True)])
+    return _outcome(named)
+
+
+def _outcome(named: Sequence[tuple[str, Ids]]) -> Outcome:
     return Outcome({"rows": len(named), "tokens": sum(len(ids.prompt) + len(ids.completion) for _, ids in named)})
 
 
-def _preferences(tokenizer: PreTrainedTokenizerBase, folder: Path, settings: LogpsSettings) -> Iterator[tuple[str, Ids]]:
+def _preferences(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, splits: Sequence[str], *, max_length: int, mismatched: bool
+) -> Iterator[tuple[str, Ids]]:
     """(name, ids) of each completion of the rows; names are `<split>/<row id>/<column>`."""
-    max_length = settings.max_length
-    assert max_length is not None, "preference rows are cut where training cuts them"
     too_long = []
-    for split in settings.splits:
+    for split in splits:
         for row in read_rows(folder / f"{split}.jsonl"):
             try:
                 columns = preference_ids(tokenizer, row, max_length)
@@ -43,7 +70,7 @@ def _preferences(tokenizer: PreTrainedTokenizerBase, folder: Path, settings: Log
                 too_long.append(f"{split} row {row.id}: {error}")
                 continue
             for column, ids in columns.items():
-                if settings.mismatched or not column.startswith("mismatched"):
+                if mismatched or not column.startswith("mismatched"):
                     yield f"{split}/{row.id}/{column}", ids
     if too_long:
         raise PromptTooLong(f"{len(too_long)} rows to drop, or raise model.max_length; first {too_long[0]}")

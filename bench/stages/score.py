@@ -6,6 +6,7 @@ reward_accuracy              share of held-out pairs whose chosen completion has
 reward_auc                   chance that a desirable held-out completion has a larger one than an undesirable (unpaired data)
 reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows; logps_chosen, _rejected: summed log-probs (nats)
 shift_chosen, shift_rejected log π/π_ref a token of held-out completions, in nats: how far they rose or fell from the start model
+reward_best                  best of n: mean reward of the chosen completions; it and reward_* are then the reward model's, in its own units
 kl                           KL(π || π_ref) of whole completions in nats, on the policy's own samples at temperature 1
 mean_length, mean_tokens, unfinished   of the evaluation completions: characters, tokens, share cut at max_new_tokens
 repetition                   share of a completion's word 3-grams that it has written before (rep-3 of Su et al. 2022), mean over
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,7 @@ import numpy as np
 
 from bench import stats
 from bench.kinds import ScoreSettings
-from bench.records import Completion, Pair, Unpaired, Verdict, read_jsonl, read_logps, read_rows
+from bench.records import Completion, Pair, Unpaired, Verdict, read_jsonl, read_logps, read_rewards, read_rows
 from bench.worker import Outcome, StageRun
 
 GRAM = 3  # words
@@ -55,8 +57,11 @@ def run(settings: ScoreSettings, run: StageRun) -> Outcome:
     _rating(run.inputs.get("rating_verdicts"), numbers)
     completions = run.inputs.get("preference_completions") or run.inputs["plain_completions"]
     _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
+    if "rewards" in run.inputs:
+        chosen = read_rewards(completions)
+        numbers.add("reward_best", stats.mean_estimate([reward for name, reward in chosen.items() if name.endswith("/0")]))
     _heldout(settings, run.inputs, numbers)
-    _kl(run.inputs, numbers)
+    _kl(settings, run.inputs, numbers)
     result = json.dumps({"metrics": numbers.metrics, "missing": numbers.missing}, indent=1, sort_keys=True, allow_nan=False)
     (run.out / "result.json").write_text(result)
     return Outcome({"metrics": len(numbers.metrics), "missing": len(numbers.missing)})
@@ -141,18 +146,26 @@ def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numb
     sides = {"chosen": list(_side(rows, True)), "rejected": list(_side(rows, False))}
     for side, names in sides.items():
         numbers.add(f"logps_{side}", stats.mean_estimate([policy[name].logps for name in names]), "no held-out row of this kind")
-    if settings.beta is None:
+    if "rewards" in inputs:
+        rewards = read_rewards(inputs["rewards"])
+        scale, ratios = 1.0, {side: np.array([rewards[name] for name in names]) for side, names in sides.items()}
+    elif settings.beta is None:
         sides_of = ("reward_chosen", "reward_rejected", "shift_chosen", "shift_rejected")
         for name in ("reward_accuracy", "reward_auc", "reward_margin", *sides_of):
             numbers.missing[name] = "the start model is its own reference"
         return
-    ratios = {side: np.array([policy[name].logps - reference[name].logps for name in names]) for side, names in sides.items()}
+    else:
+        ratios = {side: np.array([policy[name].logps - reference[name].logps for name in names]) for side, names in sides.items()}
+        scale = settings.beta
     for side, values in ratios.items():
-        numbers.add(f"reward_{side}", stats.mean_estimate((settings.beta * values).tolist()), "no held-out row of this kind")
+        numbers.add(f"reward_{side}", stats.mean_estimate((scale * values).tolist()), "no held-out row of this kind")
+        if "rewards" in inputs:
+            numbers.missing[f"shift_{side}"] = "best of n moves no log-probability"
+            continue
         per_token = [ratio / max(policy[name].n_tokens, 1) for ratio, name in zip(values.tolist(), sides[side], strict=True)]
         numbers.add(f"shift_{side}", stats.mean_estimate(per_token), "no held-out row of this kind")
     if isinstance(rows[0], Pair):
-        numbers.add("reward_margin", stats.mean_estimate((settings.beta * (ratios["chosen"] - ratios["rejected"])).tolist()))
+        numbers.add("reward_margin", stats.mean_estimate((scale * (ratios["chosen"] - ratios["rejected"])).tolist()))
         numbers.add("reward_accuracy", stats.accuracy([bool(right) for right in ratios["chosen"] > ratios["rejected"]]))
         numbers.missing["reward_auc"] = "for unpaired data; these are pairs: see reward_accuracy"
         return
@@ -173,7 +186,11 @@ def _side(rows: Sequence[Pair] | Sequence[Unpaired], desirable: bool) -> Iterato
             yield f"heldout/{row.id}/completion"
 
 
-def _kl(inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+def _kl(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+    if (n := settings.best_of) > 1:
+        bound = f"log n - (n-1)/n = {math.log(n) - (n - 1) / n:.2f} nats"
+        numbers.missing["kl"] = f"choosing has no log-probabilities to measure; best of {n} is at most {bound} from its samples"
+        return
     if "kl_policy_logps" not in inputs:
         numbers.missing.setdefault("kl", "the start model is its own reference")
         return

@@ -1,4 +1,4 @@
-"""One training: a method's trainer from the start model to a policy, with its curve."""
+"""One training: a method's trainer from the start model to a policy or a reward model, with its curve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shutil
 import torch
 
 from bench.engines.hf import load_model
-from bench.kinds import TrainSettings
+from bench.engines.reward import new_reward_model
+from bench.kinds import RewardModelSettings, TrainSettings
 from bench.methods import load
 from bench.methods.training import Recorder, TrainingJob, check_weights, fingerprint, training_facts
 from bench.records import read_logps, read_rows
@@ -18,15 +19,20 @@ from bench.worker import Outcome, StageRun
 MORE_STEPS = "bring more rows or epochs, make steps smaller (batch_size, gradient_accumulation_steps) or set method.warmup_ratio=0"
 
 
-def run(settings: TrainSettings, run: StageRun) -> Outcome:
+def run(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outcome:
     tokenizer = load_tokenizer(run.inputs["model"])
-    model = load_model(run.inputs["model"], settings.dtype)
+    if isinstance(settings, RewardModelSettings):
+        method, reference = "best_of_n", {}
+        model = new_reward_model(run.inputs["model"], settings.dtype, settings.seed)
+    else:
+        method, reference = settings.method.name, read_logps(run.inputs["reference_logps"])
+        model = load_model(run.inputs["model"], settings.dtype)
     before = fingerprint(model)
     rows = read_rows(run.inputs["preferences"] / "train.jsonl")
     recorder = Recorder(run.progress)
     # float32 weights whatever the dtype: see engines/hf.py
-    job = TrainingJob(settings, model.float(), tokenizer, rows, read_logps(run.inputs["reference_logps"]), run.out, recorder)
-    trainer = load(settings.method.name).make_trainer(job)
+    job = TrainingJob(settings, model.float(), tokenizer, rows, reference, run.out, recorder)
+    trainer = load(method).make_trainer(job)
     trainer.train()
     if not any(row["learning_rate"] for row in recorder.history):
         raise ValueError(f"all {len(recorder.history)} steps were warm-up: {MORE_STEPS}")

@@ -24,13 +24,14 @@ def test_every_method_trains_from_one_start_on_the_same_rows_and_reference(cells
     assert set(cells) == {*TRAINED, "none"}
     trained = [cells[name].roles["train"] for name in TRAINED]
     assert len({stage.key for stage in trained}) == len(TRAINED)
-    for role in ("model", "preferences", "reference_logps"):
+    for role in ("model", "preferences"):
         assert len({stage.inputs[role] for stage in trained}) == 1
+    assert len({stage.inputs["reference_logps"] for stage in trained if stage.label != "reward model"}) == 1
 
 
 def test_rewards_of_a_method_without_beta_are_in_nats(cells: dict[str, CellPlan]) -> None:
     scales = {name: cells[name].score.settings.beta for name in cells}  # type: ignore[attr-defined]
-    assert scales["none"] is None
+    assert scales["none"] is scales["best_of_n"] is None  # the latter's are its reward model's
     assert {name for name, scale in scales.items() if scale == 1.0} == {"sft_chosen", "slic", "orpo"}
     assert (scales["dpo"], scales["cpo"], scales["simpo"]) == (0.1, 0.1, 2.0)
 

@@ -1,0 +1,76 @@
+"""Reward models: sequence classifiers with one output, ours or anybody's, in transformers.
+
+The reward is read where transformers reads it, at the last token that is not the pad token of the model's config. A folder that names none
+was trained on whole rows: here it pads with a token that no row holds, so that its last token counts in a batch too.
+bfloat16 means what it means in hf.py: weights are stored in it, rewards computed by autocast over float32 weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from bench.engines.hf import by_length, silent
+from bench.tokens import Ids, load_tokenizer, model_folder
+
+
+def load_classifier(path: Path, dtype: str, **settings: Any) -> PreTrainedModel:
+    """A fresh sequence classifier from a folder, on the GPU where there is one."""
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        model_folder(path), dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False, **settings
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def new_reward_model(path: Path, dtype: str, seed: int) -> PreTrainedModel:
+    """A causal model's body with a new head of one output: the same head for the same seed; torch's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return load_classifier(path, dtype, num_labels=1)
+
+
+class Scorer:
+    """A loaded reward model. Raises ValueError for a classifier of several outputs, which has no reward to give."""
+
+    def __init__(self, path: Path, dtype: str, batch_size: int):
+        self.tokenizer = load_tokenizer(path)
+        model: Any = load_classifier(path, dtype)
+        if model.config.num_labels != 1:
+            raise ValueError(f"{model_folder(path)} has {model.config.num_labels} outputs (num_labels); a reward model has one")
+        self.model = model.float()
+        self.dtype, self.batch_size = dtype, batch_size
+        self._pad = self.model.config.get_text_config().pad_token_id
+
+    def rewards(self, rows: Sequence[Ids], progress: Callable[[int, int], None] = silent) -> list[float]:
+        """The reward of each row's completion given its prompt, in the rows' order and the model's own units.
+
+        Raises FloatingPointError for a reward that is not finite.
+        """
+        pad = self._pad if self._pad is not None else _unused(rows)
+        self.model.config.get_text_config().pad_token_id = pad
+        found: dict[int, float] = {}
+        for batch in by_length([len(row.prompt) + len(row.completion) for row in rows], self.batch_size):
+            found |= zip(batch, self._batch([rows[i].prompt + rows[i].completion for i in batch], pad), strict=True)
+            progress(len(found), len(rows))
+        if bad := [value for value in found.values() if not math.isfinite(value)]:
+            raise FloatingPointError(f"{len(bad)} of {len(found)} rewards are not finite, first {bad[0]}")
+        return [found[i] for i in range(len(rows))]
+
+    @torch.inference_mode()
+    def _batch(self, rows: Sequence[list[int]], pad: int) -> list[float]:
+        width, device = max(map(len, rows)), self.model.device
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().squeeze(-1).tolist()
+
+
+def _unused(rows: Sequence[Ids]) -> int:
+    """The first token that no row holds."""
+    used = {token for row in rows for token in (*row.prompt, *row.completion)}
+    return next(token for token in range(len(used) + 1) if token not in used)
