@@ -228,7 +228,7 @@ def entropy_moved(e: Evidence) -> Finding | None:
     if (ends := _ends(e.curve, "entropy")) is None or ends.first <= 0 or ENTROPY_RATIO < ends.last / ends.first < 1 / ENTROPY_RATIO:
         return None
     name, moved = ("collapse", "fell") if ends.last < ends.first else ("blow-up", "rose")
-    says = f"Entropy on training completions {moved} from {ends.first:.2f} to {ends.last:.2f} nats a token (first, last tenth of the steps)."
+    says = f"Entropy on training completions {moved} from {ends.first:.2f} to {ends.last:.2f} nats a token (first, last tenth of steps)."
     threshold = f"at most {ENTROPY_RATIO:g} or at least {1 / ENTROPY_RATIO:g} times the first tenth's"
     return Finding(f"entropy {name}", says, ends.last, "nats a token", threshold, "warning", {"first": ends.first, "last": ends.last})
 
@@ -289,7 +289,7 @@ def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
 
 
 def lines(groups: Sequence[Group], found: Mapping[str, Sequence[Finding]]) -> list[str]:
-    """A line for each group that has findings, each with its number (mean over the seeds that have it), and one for trained groups of none."""
+    """A line for each group that has findings, each with its number (mean over the seeds that have it), then the groups without any."""
     said, quiet = [], []
     for group in groups:
         rows = [row for row in group.rows if row.cell.key in found]
