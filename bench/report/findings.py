@@ -29,7 +29,7 @@ LENGTH_RATIO = 1.25
 REPETITION_RISE = 0.1
 # Different 3-grams over all 3-grams, against the start model's: half as many. A convention.
 DISTINCT_RATIO = 0.5
-# Entropy of the policy's next token on training completions, last tenth of the steps against the first: half. A convention.
+# Entropy of the policy's next token on training completions, last tenth of the steps against the first: half, or double. A convention.
 ENTROPY_RATIO = 0.5
 # Best of n is log n - (n - 1)/n nats away from what it samples (Stiennon et al. 2020, appendix G.3): 10 nats are the best of
 # 60 000 samples.
@@ -47,10 +47,12 @@ FEWEST_STEPS = 10  # for the first and last tenth of a curve to be a step at lea
 
 @dataclass(frozen=True)
 class Finding:
-    """`says`: one sentence with the numbers. `threshold` with its unit."""
+    """`says`: one sentence with the numbers; `value` is the one that stands for it under the table. `threshold` with its unit."""
 
     name: str
     says: str
+    value: float
+    unit: str
     threshold: str
     severity: Severity
     numbers: Mapping[str, float]
@@ -83,6 +85,8 @@ def displacement(e: Evidence) -> Finding | None:
     return Finding(
         "displacement",
         f"{says}{_rejected(e)}.",
+        shift,
+        "nats a token",
         f"fell by {DISPLACEMENT_NATS:g} nats a token and beyond its 95 % interval",
         "warning",
         _numbers(e.metrics, "shift_chosen", "shift_chosen_low", "shift_chosen_high", "shift_rejected"),
@@ -106,6 +110,8 @@ def margin_from_rejected(e: Evidence) -> Finding | None:
     return Finding(
         "margin from rejected",
         f"{says}{m['shift_rejected']:+.2f} rejected; margin of rewards {m['reward_margin']:+.2f}.",
+        m["shift_rejected"],
+        "nats a token",
         "chosen below 0 and margin above 0, both beyond their 95 % intervals",
         "note",
         _numbers(m, *needed),
@@ -121,12 +127,14 @@ def nothing_learnt(e: Evidence) -> Finding | None:
             return None
         says = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * e.metrics[f'{name}_high']:.1f}], not above 50 %"
         numbers = _numbers(e.metrics, name, f"{name}_low", f"{name}_high")
-        return Finding("nothing learnt", f"{says}{_loss_words(e.curve)}.", "95 % interval reaches 50 %", "warning", numbers)
+        says += f"{_loss_words(e.curve)}."
+        return Finding("nothing learnt", says, 100 * value, "% right", "95 % interval reaches 50 %", "warning", numbers)
     if (ends := _ends(e.curve, "loss")) is None or abs(ends.last - ends.first) > Z * ends.error:
         return None
     says = f"The loss did not move: {ends.first:.4g} in the first tenth of the steps, {ends.last:.4g} in the last"
     numbers = {"first": ends.first, "last": ends.last}
-    return Finding("nothing learnt", f"{says}.", f"moved by less than {Z:g} standard errors", "warning", numbers)
+    threshold = f"moved by less than {Z:g} standard errors"
+    return Finding("nothing learnt", f"{says}.", ends.last - ends.first, "of loss", threshold, "warning", numbers)
 
 
 def _loss_words(curve: Curve) -> str:
@@ -147,7 +155,8 @@ def length_drift(e: Evidence) -> Finding | None:
         return None
     says = f"Completions are {ratio:.2f} times as long as the start model's: {ours:.1f} characters against {theirs:.1f}."
     threshold = f"ratio above {LENGTH_RATIO:g} or below {1 / LENGTH_RATIO:g}, and beyond {Z:g} standard errors"
-    return Finding("length drift", says, threshold, "warning", {"mean_length": ours, "start_mean_length": theirs, "ratio": ratio})
+    numbers = {"mean_length": ours, "start_mean_length": theirs, "ratio": ratio}
+    return Finding("length drift", says, ratio, "times the start model's", threshold, "warning", numbers)
 
 
 def repetition(e: Evidence) -> Finding | None:
@@ -165,6 +174,8 @@ def repetition(e: Evidence) -> Finding | None:
     return Finding(
         "repetition collapse",
         f"The policy repeats itself: {'; '.join(said)}.",
+        100 * ours if within else 100 * distinct,  # type: ignore[operator]
+        "% repeated" if within else "% different",
         f"repeated share up by {100 * REPETITION_RISE:g} points, or different share at most {DISTINCT_RATIO:g} times the start model's",
         "warning",
         _numbers(e.metrics, "repetition", "distinct") | _numbers(e.start, "repetition", "distinct", prefix="start_"),
@@ -178,7 +189,7 @@ def unfinished(e: Evidence) -> Finding | None:
     beside = "" if theirs is None else f" (start model {100 * theirs:.1f} %)"
     says = f"{100 * ours:.1f} % of the completions are cut at max_new_tokens{beside}"
     numbers = _numbers(e.metrics, "unfinished") | _numbers(e.start, "unfinished", prefix="start_")
-    return Finding("completions cut", f"{says}.", f"more than {100 * UNFINISHED_SHARE:g} %", "warning", numbers)
+    return Finding("completions cut", f"{says}.", 100 * ours, "%", f"more than {100 * UNFINISHED_SHARE:g} %", "warning", numbers)
 
 
 def kl_blow_up(e: Evidence) -> Finding | None:
@@ -186,7 +197,7 @@ def kl_blow_up(e: Evidence) -> Finding | None:
     if kl is None or kl <= KL_NATS:
         return None
     says = f"The policy is {kl:.1f} nats a completion from the start model, further than the best of 60 000 samples would be."
-    return Finding("KL blow-up", says, f"more than {KL_NATS:g} nats", "warning", _numbers(e.metrics, "kl", "kl_se"))
+    return Finding("KL blow-up", says, kl, "nats", f"more than {KL_NATS:g} nats", "warning", _numbers(e.metrics, "kl", "kl_se"))
 
 
 # The curve --------------------------------------------------------------------------------------------------------------
@@ -212,12 +223,14 @@ def _ends(curve: Curve, name: str) -> Ends | None:
     return Ends(statistics.fmean(first), statistics.fmean(last), sum(spreads) ** 0.5)
 
 
-def entropy_collapse(e: Evidence) -> Finding | None:
-    if (ends := _ends(e.curve, "entropy")) is None or ends.first <= 0 or ends.last > ENTROPY_RATIO * ends.first:
+def entropy_moved(e: Evidence) -> Finding | None:
+    """Collapse to a few words, or blow-up to noise."""
+    if (ends := _ends(e.curve, "entropy")) is None or ends.first <= 0 or ENTROPY_RATIO < ends.last / ends.first < 1 / ENTROPY_RATIO:
         return None
-    says = f"Entropy on training completions fell from {ends.first:.2f} to {ends.last:.2f} nats a token (first, last tenth of the steps)."
-    numbers = {"first": ends.first, "last": ends.last}
-    return Finding("entropy collapse", says, f"at most {ENTROPY_RATIO:g} times the first tenth's", "warning", numbers)
+    name, moved = ("collapse", "fell") if ends.last < ends.first else ("blow-up", "rose")
+    says = f"Entropy on training completions {moved} from {ends.first:.2f} to {ends.last:.2f} nats a token (first, last tenth of steps)."
+    threshold = f"at most {ENTROPY_RATIO:g} or at least {1 / ENTROPY_RATIO:g} times the first tenth's"
+    return Finding(f"entropy {name}", says, ends.last, "nats a token", threshold, "warning", {"first": ends.first, "last": ends.last})
 
 
 def z0_at_zero(e: Evidence) -> Finding | None:
@@ -229,7 +242,8 @@ def z0_at_zero(e: Evidence) -> Finding | None:
     if share <= Z0_SHARE:
         return None
     says = f"KTO's reference point z0 is 0 on {100 * share:.0f} % of {len(values)} steps: completions are held against 0 there."
-    return Finding("z0 at 0", says, f"more than {100 * Z0_SHARE:g} % of the steps", "note", {"share": share, "steps": len(values)})
+    threshold = f"more than {100 * Z0_SHARE:g} % of the steps"
+    return Finding("z0 at 0", says, 100 * share, "% of the steps", threshold, "note", {"share": share, "steps": len(values)})
 
 
 CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
@@ -239,7 +253,7 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     kl_blow_up,
     length_drift,
     repetition,
-    entropy_collapse,
+    entropy_moved,
     unfinished,
     z0_at_zero,
 )
@@ -275,19 +289,23 @@ def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
 
 
 def lines(groups: Sequence[Group], found: Mapping[str, Sequence[Finding]]) -> list[str]:
-    """Findings with the seeds that have each, then the groups: a line for groups of the same findings, one for trained groups of none."""
-    said: dict[str, list[str]] = {}
+    """A line for each group that has findings, each with its number (mean over the seeds that have it), then the groups without any."""
+    said, quiet = [], []
     for group in groups:
         rows = [row for row in group.rows if row.cell.key in found]
-        names: dict[str, int] = {}
-        for name in (finding.name for row in rows for finding in found[row.cell.key]):
-            names[name] = names.get(name, 0) + 1
-        if names or (rows and group.is_trained):
-            of = f" of {len(rows)} seeds)" if len(rows) > 1 else ""
-            words = ", ".join(f"{name} ({n}{of}" if of else name for name, n in names.items()) or NONE
-            said.setdefault(words, []).append(group.name)
-    quiet = said.pop(NONE, [])
-    return [f"{words}: {', '.join(groups)}." for words, groups in [*said.items(), *([(NONE, quiet)] if quiet else [])]]
+        by_name: dict[str, list[Finding]] = {}
+        for finding in (finding for row in rows for finding in found[row.cell.key]):
+            by_name.setdefault(finding.name, []).append(finding)
+        if by_name:
+            said.append(f"{group.name}: {', '.join(_in_short(same, len(rows)) for same in by_name.values())}.")
+        elif rows and group.is_trained:
+            quiet.append(group.name)
+    return said + ([f"{NONE.capitalize()}: {', '.join(quiet)}."] if quiet else [])
+
+
+def _in_short(same: Sequence[Finding], n_seeds: int) -> str:
+    seeds = f", {len(same)} of {n_seeds} seeds" if n_seeds > 1 else ""
+    return f"{same[0].name} ({statistics.fmean(finding.value for finding in same):.3g} {same[0].unit}{seeds})"
 
 
 def markdown(title: str, rows: Sequence[Row], found: Mapping[str, Sequence[Finding]]) -> str:

@@ -159,7 +159,9 @@ def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str)
     console.print()
     _print_table(console, sweep, paths.table)
     for note in (*paths.table.notes, *paths.aids):
-        console.print(note, style="red" if note.startswith("FAILED") else "dim", highlight=False, markup=False)
+        style = "red" if note.startswith("FAILED") else "dim"
+        # A terminal breaks long lines between words; what is piped stays one line a note.
+        console.print(note, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
     console.print()
     for note in notes:
         console.print(note, style="dim", highlight=False, markup=False)

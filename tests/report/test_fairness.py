@@ -14,8 +14,8 @@ import pytest
 from tiny import copy_results, plans, smoke
 
 from bench.facts import TrainFacts
-from bench.report import Sweep, collect, write_files
-from bench.report.fairness import FACTS, MARK, Certificate, Known, certify, excused
+from bench.report import Row, Sweep, collect, write_files
+from bench.report.fairness import FACTS, MARK, Certificate, Known, certify, excused, known
 from bench.store import Store
 
 DPO = TrainFacts(
@@ -185,6 +185,13 @@ def test_an_axis_that_no_cell_holds_leaves_what_it_may_move_uncompared() -> None
 )
 def test_an_axis_excuses_what_it_sets(axis: str, moved_by: Sequence[str], excuse: bool) -> None:
     assert excused(axis, moved_by) is excuse
+
+
+def test_completions_of_a_file_have_no_known_training_and_decoding(tmp_path: Path) -> None:
+    (tmp_path / "theirs.jsonl").write_text('{"id": "1", "completion": "yes"}\n')
+    (cell,) = plans(f"completions={tmp_path / 'theirs.jsonl'}")
+    facts = known(Row(cell, None, True, {}, {}), "theirs", [], Store(tmp_path / "store")).facts
+    assert {name for name, value in facts.items() if value is None} >= {*TRAINING, "decoding"}
 
 
 # A real sweep -------------------------------------------------------------------------------------------------------------

@@ -109,10 +109,10 @@ def test_repetition_is_a_rise_of_ten_points_or_half_as_many_different_grams(repe
     assert ("repetition collapse" in found(repetition=repeated, distinct=distinct)) is collapsed
 
 
-@pytest.mark.parametrize(("last", "collapsed"), [(0.5, True), (0.51, False)])
-def test_entropy_collapses_at_half_of_the_first_tenth(last: float, collapsed: bool) -> None:
+@pytest.mark.parametrize(("last", "names"), [(0.5, ["entropy collapse"]), (0.51, []), (1.99, []), (2.0, ["entropy blow-up"])])
+def test_entropy_collapses_at_half_of_the_first_tenth_and_blows_up_at_twice(last: float, names: list[str]) -> None:
     curve = [{"loss": 0.7 - 0.01 * i, "entropy": 1.0 if i < 2 else last} for i in range(20)]
-    assert ("entropy collapse" in found(curve)) is collapsed
+    assert list(found(curve)) == names
 
 
 def test_a_curve_of_nine_steps_has_no_ends() -> None:
@@ -183,12 +183,14 @@ def test_findings_stand_by_group_with_the_seeds_that_have_them() -> None:
     by_name = {row.cell.cell.method.name: row.cell.key for row in real}
     named = {row.cell.key: [kl, cut] if row.cell.key == by_name["dpo"] else [] for row in real if row.cell.key != by_name["ipo"]}
     assert lines(groups, named) == [
-        f"{kl.name}, {cut.name}: dpo-beta0.1-world_smoke.",
+        "dpo-beta0.1-world_smoke: KL blow-up (20 nats), completions cut (50 %).",
         f"{NONE.capitalize()}: kto-beta0.1-world_smoke, kto-beta1-world_smoke.",  # a start model is no training, IPO has no numbers
     ]
     dpo = next(group for group in groups if group.cell.method.name == "dpo")
     twice = [type(dpo)(**{**vars(dpo), "rows": [dpo.rows[0], next(row for row in real if row.cell.cell.method.name == "kto")]})]
-    assert lines(twice, named) == [f"{kl.name} (1 of 2 seeds), {cut.name} (1 of 2 seeds): dpo-beta0.1-world_smoke."]
+    assert lines(twice, named) == ["dpo-beta0.1-world_smoke: KL blow-up (20 nats, 1 of 2 seeds), completions cut (50 %, 1 of 2 seeds)."]
+    named[twice[0].rows[1].cell.key] = [*found(kl=30.0).values()]
+    assert "KL blow-up (25 nats, 2 of 2 seeds)" in lines(twice, named)[0]
 
 
 def test_findings_md_has_every_cell_with_numbers_and_thresholds() -> None:
