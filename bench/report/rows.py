@@ -12,6 +12,7 @@ import numpy as np
 
 from bench import stats
 from bench.config import Cell, Expectation
+from bench.length_control import lc_contributions
 from bench.plan import CellPlan, start_cell
 from bench.records import Verdict, read_jsonl
 from bench.store import Store, hash_key
@@ -94,7 +95,7 @@ def _by_item(cell: CellPlan, store: Store) -> tuple[dict[str, float | None], dic
         return {}, {}
     verdicts = list(read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict))
     preferences = [v.preference for v in verdicts]
-    lc = stats.lc_contributions(preferences, [v.policy_length for v in verdicts], [v.baseline_length for v in verdicts])
+    lc = lc_contributions(preferences, [v.policy_length for v in verdicts], [v.baseline_length for v in verdicts])
     ids = [v.item_id for v in verdicts]
     return dict(zip(ids, preferences, strict=True)), {} if isinstance(lc, stats.Unmeasured) else dict(zip(ids, lc, strict=True))
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from bench import stats
 from bench.kinds import ScoreSettings
+from bench.length_control import LcWinRate, lc_win_rate
 from bench.records import Completion, Pair, Unpaired, Verdict, read_jsonl, read_logps, read_rows
 from bench.worker import Outcome, StageRun
 
@@ -63,9 +64,9 @@ def _preference(settings: ScoreSettings, folder: Path | None, numbers: _Numbers)
     rng = np.random.default_rng(settings.bootstrap_seed)
     numbers.add("win_rate", stats.win_rate(preferences, rng, settings.bootstrap_resamples))
     lengths = [v.policy_length for v in verdicts], [v.baseline_length for v in verdicts]
-    controlled = stats.lc_win_rate(preferences, *lengths, np.random.default_rng(settings.bootstrap_seed))
+    controlled = lc_win_rate(preferences, *lengths, np.random.default_rng(settings.bootstrap_seed))
     numbers.add("lc_win_rate", controlled)
-    if isinstance(controlled, stats.LcWinRate) and controlled.n_failed_refits:
+    if isinstance(controlled, LcWinRate) and controlled.n_failed_refits:
         numbers.metrics["lc_win_rate_failed_refits"] = controlled.n_failed_refits
     numbers.metrics |= {"n_scored": sum(p is not None for p in preferences), "n_unscored": sum(p is None for p in preferences)}
     for part in ("gold", "content", "constraints", "conciseness", "fluency"):
