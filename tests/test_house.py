@@ -28,7 +28,7 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
-    ["screen", "conformance"],
+    ["screen", "conformance", "rescore"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -51,7 +51,7 @@ LIGHT = [
     "run",
     "tracking",
 ]
-LIGHT += ["judges.gold", "methods", "worker"]
+LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "rescore", "stages.score", "worker"]
 
 
 def _room(path: Path) -> str:

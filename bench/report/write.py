@@ -40,9 +40,9 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     (folder / "table.md").write_text(markdown(sweep.title, f"python -m bench {sweep.command}", table))
     (folder / "table.tex").write_text(latex(table))
     flat = flat_rows(rows)
-    _write_csv(folder / "table.csv", flat)
-    _write_csv(folder / "differences.csv", [_against_start(group) for group in pooled.groups if group.against_start])
-    _write_csv(folder / "pairs.csv", list(_pairs(pooled)))
+    write_csv(folder / "table.csv", flat)
+    write_csv(folder / "differences.csv", [_against_start(group) for group in pooled.groups if group.against_start])
+    write_csv(folder / "pairs.csv", list(_pairs(pooled)))
     _write_parquet(folder / "cells.parquet", flat)
     (folder / "plan.json").write_text(json.dumps(_plan(sweep), indent=1))
     store = Store(results / "store")
@@ -51,7 +51,7 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     return Paths(folder, figures.draw(pooled.groups, sweep.title, folder / "figures"))
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         if rows:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -117,12 +117,7 @@ def _plan(sweep: Sweep) -> dict[str, Any]:
 
 def print_report(sweep: Sweep, rows: Sequence[Row], paths: Paths, notes: Sequence[str], summary: str) -> None:
     console = Console(soft_wrap=True)
-    table = comparison_table(pool(rows), sweep.expectations)
-    console.print()
-    _print_table(console, sweep, table)
-    for note in table.notes:
-        console.print(note, style="red" if note.startswith("FAILED") else "dim", highlight=False, markup=False)
-    console.print()
+    print_comparison(sweep, rows)
     for note in notes:
         console.print(note, style="dim", highlight=False, markup=False)
     console.print(f"{summary}", highlight=False, markup=False)
@@ -132,8 +127,15 @@ def print_report(sweep: Sweep, rows: Sequence[Row], paths: Paths, notes: Sequenc
     console.print(f"samples  {paths.folder}/completions/", highlight=False, markup=False)
 
 
-def _print_table(console: Console, sweep: Sweep, table: Table) -> None:
-    console.print(sweep.title, style="bold", highlight=False, markup=False)
+def print_comparison(sweep: Sweep, rows: Sequence[Row]) -> None:
+    print_table(sweep.title, comparison_table(pool(rows), sweep.expectations))
+
+
+def print_table(title: str, table: Table) -> None:
+    """A title, the table and its notes."""
+    console = Console(soft_wrap=True)
+    console.print()
+    console.print(title, style="bold", highlight=False, markup=False)
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
@@ -142,3 +144,6 @@ def _print_table(console: Console, sweep: Sweep, table: Table) -> None:
     # A table wider than the terminal runs on into the next line: cut numbers would be no numbers.
     width = Console(width=10_000).measure(shown).maximum
     Console(width=max(width, console.width)).print(shown, highlight=False)
+    for note in table.notes:
+        console.print(note, style="red" if note.startswith(("FAILED", "REFUSED")) else "dim", highlight=False, markup=False)
+    console.print()
