@@ -236,7 +236,7 @@ def _alpaca_eval_notes(rows: Sequence[Line], do: Rescore) -> list[str]:
     for row in rows:
         if row["reason"] and not row["refused"]:
             reasons.setdefault(row["reason"], []).append(row["model"])
-    return notes + [f"{why} ({', '.join(models)})" for why, models in reasons.items()]
+    return notes + [why + ("" if len(models) == len(rows) else f" ({', '.join(models)})") for why, models in reasons.items()]
 
 
 # FastChat's judgements ------------------------------------------------------------------------------------------------

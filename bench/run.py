@@ -297,7 +297,8 @@ class Scheduler:
 
 
 def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) -> None:
-    """`cells/<name>-<key>/`: what the cell is, its numbers or why it has none, and the logs of its stages."""
+    """`cells/<name>-<key>/`: what the cell is, its numbers or why it has none, what it wrote and how it was judged in the formats
+    of AlpacaEval and FastChat, and the logs of its stages."""
     folder = results / "cells" / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False))
@@ -307,6 +308,7 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
         shutil.copyfile(store.folder(cell.score) / "result.json", folder / "result.json")
     else:
         (folder / "result.json").unlink(missing_ok=True)
+    report.export(cell, store, folder)
     with (folder / "log.txt").open("w") as log:
         for stage in cell.stages:
             with contextlib.suppress(FileNotFoundError):  # made in another store, or by a command that logs now
