@@ -67,7 +67,7 @@ def _reference_and_calibration(do: Rescore) -> tuple[alpaca_eval.Outputs | None,
     if do.calibration in (None, FITTED):
         return reference, None, None
     path = Path(str(do.calibration)).expanduser()
-    return reference, path, _read(alpaca_eval.read_calibration, path, reference)
+    return reference, path, _read(alpaca_eval.read_calibration, path, reference.items if reference else None)
 
 
 def show(found: Rescores, do: Rescore) -> None:
@@ -420,9 +420,12 @@ def _moved(cell: CellPlan, stored: Result | None, now: Result) -> list[str]:
     """What a cell's stored numbers were, where they are others now; the last digits may differ between machines."""
     if stored is None:
         return [f"{cell.name} had no stored numbers"]
+    moved: list[str] = []
     lines = []
     for name in sorted(stored.metrics.keys() | now.metrics.keys()):
         before, after = stored.metrics.get(name), now.metrics.get(name)
         if before is None or after is None or not math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-12):
-            lines.append(f"{name} {'-' if before is None else f'{before:.6g}'} -> {'-' if after is None else f'{after:.6g}'}")
+            if not any(name.startswith(f"{other}_") for other in moved):  # the interval of a number that moved
+                lines.append(f"{name} {'-' if before is None else f'{before:.6g}'} -> {'-' if after is None else f'{after:.6g}'}")
+            moved.append(name)
     return [f"{cell.name} moved: {', '.join(lines)}"] if lines else []

@@ -196,10 +196,11 @@ def find_outputs(annotations: Path) -> Path | None:
 COLUMNS = ("model", "preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
 
 
-def read_calibration(path: Path, reference: Outputs | None = None) -> Calibration:
-    """The columns of `df_gamed.csv`, plain or .gz, with items by `item_id`, by `instruction`, or by `index` into the reference.
+def read_calibration(path: Path, items: Sequence[Item] | None = None) -> Calibration:
+    """The columns of `df_gamed.csv`, plain or .gz, with items by `item_id`, by `instruction`, or by `index`, their number among `items`.
 
-    A row without a preference brings a difficulty and no gamed vote. Raises ValueError for a file that cannot be keyed by item.
+    A row without a preference brings a difficulty and no gamed vote; one about an item beyond `items` is left out. Raises ValueError
+    for a file that cannot be keyed by item.
     """
     text = _text(path)
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -211,7 +212,8 @@ def read_calibration(path: Path, reference: Outputs | None = None) -> Calibratio
     weight = GAMED_WEIGHT / max(1, len({row.get("model") for row in rows if row.get("preference")}))
     for number, row in enumerate(rows):
         try:
-            item = _calibrated_item(row, reference)
+            if (item := _calibrated_item(row, items)) is None:
+                continue
             difficulty[item] = float(row["instruction_difficulty"])
             if row.get("preference"):
                 gamed.setdefault(item, []).append(Gamed(float(row["preference"]), float(row["std_delta_len"]), weight))
@@ -220,17 +222,17 @@ def read_calibration(path: Path, reference: Outputs | None = None) -> Calibratio
     return Calibration(difficulty, gamed, text_digest(text))
 
 
-def _calibrated_item(row: Mapping[str, str], reference: Outputs | None) -> str:
+def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None) -> str | None:
     if row.get("item_id"):
         return row["item_id"]
     if row.get("instruction"):
         return item_id(row["instruction"])
-    if reference is None:
-        raise ValueError("rows are known by `index`, a number of the reference's rows: set reference_outputs=FILE")
+    if items is None:
+        raise ValueError("items are known by `index`, a number of the reference's rows: set reference_outputs=FILE")
     place = int(row["index"])
-    if not 0 <= place < len(reference.items):
-        raise ValueError(f"index {place} is not among the {len(reference.items)} rows of the reference")
-    return reference.items[place].id
+    if place < 0:
+        raise ValueError(f"index {place} is negative")
+    return items[place].id if place < len(items) else None
 
 
 def fitted_calibration(difficulty: Mapping[str, float]) -> Calibration:

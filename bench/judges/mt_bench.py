@@ -175,6 +175,17 @@ def _judge(value: Any) -> tuple[str, str]:
     return str(name), str(prompt)
 
 
+def compared(model: str, baseline: str, verdict: Verdict) -> Compared:
+    """A verdict over both orders as a row of FastChat's: each order's own, where the requests behind it tell them."""
+    orders = {call.policy_first: call.raw or "" for call in verdict.calls}
+    preferences: tuple[float | None, float | None] = (verdict.preference, verdict.preference)
+    if orders.keys() >= {True, False}:
+        second = parse_pairwise(orders[False])
+        preferences = (parse_pairwise(orders[True]), None if second is None else 1 - second)
+    texts = (orders.get(True, ""), orders.get(False, ""))
+    return Compared((model, baseline), verdict.item_id, verdict.turn, verdict.judge, preferences, texts)
+
+
 def write_rated(path: Path, rows: Iterable[Rated]) -> None:
     def fields(row: Rated) -> dict[str, Any]:
         return {
@@ -276,6 +287,8 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _number(question: str) -> int | str:
+    """FastChat's questions are numbers; items that came from its files may say so in their name."""
+    question = question.removeprefix("mt_bench-")
     return int(question) if question.isdecimal() else question
 
 

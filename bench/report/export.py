@@ -1,7 +1,7 @@
 """A cell's completions and verdicts in the formats of AlpacaEval and FastChat, so that `cells/` is a folder in AlpacaEval's layout:
 
     cells/CELL/model_outputs.json, reference_outputs.json, JUDGE/annotations.json      one-turn completions and preferences
-    cells/CELL/model_answer.jsonl, JUDGE_single.jsonl                                  two-turn completions and ratings
+    cells/CELL/model_answer.jsonl, JUDGE_single.jsonl, JUDGE_pair.jsonl                 two-turn completions, ratings and preferences
 """
 
 from __future__ import annotations
@@ -17,31 +17,27 @@ BASELINE = "baseline"  # what items bring is one fixed opponent without a name o
 
 
 def export(cell: CellPlan, store: Store, folder: Path) -> None:
-    """Write what the cell has; what is written already and not older than the completions is left."""
+    """Write what the cell has. What was written since its completions and verdicts came is left, for a cached sweep to be quick."""
     for manner in ("preference", "plain", "rating"):
-        items, completions = (cell.roles.get(f"{manner}_{what}") for what in ("items", "completions"))
-        if items is None or completions is None or store.status(completions).state != "done" or store.status(items).state != "done":
+        files = {what: _file(cell, store, f"{manner}_{what}", f"{what}.jsonl") for what in ("items", "completions", "verdicts")}
+        items, completions, verdicts = files.values()
+        if items is None or completions is None:
             continue
-        source = store.folder(completions) / "completions.jsonl"
-        written = folder / ("model_answer.jsonl" if manner == "rating" else "model_outputs.json")
-        if written.exists() and written.stat().st_mtime >= source.stat().st_mtime:
+        mark = folder / f".{manner}_exported"
+        if mark.exists() and all(mark.stat().st_mtime > path.stat().st_mtime for path in files.values() if path):
             continue
-        asked, texts = list(read_jsonl(store.folder(items) / "items.jsonl", Item)), list(read_jsonl(source, Completion))
-        verdicts = _verdicts(cell, store, manner)
-        if manner == "rating":
-            _fastchat(cell.name, texts, verdicts, folder)
-        else:
-            _alpaca_eval(cell.name, asked, texts, verdicts, folder)
+        asked, texts = list(read_jsonl(items, Item)), list(read_jsonl(completions, Completion))
+        by_judge: dict[str, list[Verdict]] = {}
+        for verdict in read_jsonl(verdicts, Verdict) if verdicts else ():
+            by_judge.setdefault(verdict.judge, []).append(verdict)
+        several_turns = any(len(item.turns) > 1 for item in asked)
+        (_fastchat if several_turns else _alpaca_eval)(cell.name, asked, texts, by_judge, folder)
+        mark.touch()
 
 
-def _verdicts(cell: CellPlan, store: Store, manner: str) -> dict[str, list[Verdict]]:
-    """Verdicts by judge."""
-    found: dict[str, list[Verdict]] = {}
-    stage = cell.roles.get(f"{manner}_verdicts")
-    if stage is not None and store.status(stage).state == "done":
-        for verdict in read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict):
-            found.setdefault(verdict.judge, []).append(verdict)
-    return found
+def _file(cell: CellPlan, store: Store, role: str, name: str) -> Path | None:
+    stage = cell.roles.get(role)
+    return store.folder(stage) / name if stage is not None and store.status(stage).state == "done" else None
 
 
 def _alpaca_eval(name: str, items: list[Item], completions: list[Completion], verdicts: dict[str, list[Verdict]], folder: Path) -> None:
@@ -52,11 +48,13 @@ def _alpaca_eval(name: str, items: list[Item], completions: list[Completion], ve
     for judge, given in verdicts.items():
         annotations = alpaca_eval.Annotations(name, BASELINE, judge, given)
         alpaca_eval.write_annotations(folder / judge / "annotations.json", annotations, items, texts)
-    alpaca_eval.write_outputs(folder / "model_outputs.json", name, items, texts)  # last: it is what says that all are written
+    alpaca_eval.write_outputs(folder / "model_outputs.json", name, items, texts)
 
 
-def _fastchat(name: str, completions: list[Completion], verdicts: dict[str, list[Verdict]], folder: Path) -> None:
+def _fastchat(name: str, items: list[Item], completions: list[Completion], verdicts: dict[str, list[Verdict]], folder: Path) -> None:
     for judge, given in verdicts.items():
-        rows = (mt_bench.Rated(name, verdict, verdict.rating) for verdict in given)
-        mt_bench.write_rated(folder / f"{judge}_single.jsonl", rows)
+        if items[0].baseline:
+            mt_bench.write_compared(folder / f"{judge}_pair.jsonl", [mt_bench.compared(name, BASELINE, verdict) for verdict in given])
+        else:
+            mt_bench.write_rated(folder / f"{judge}_single.jsonl", [mt_bench.Rated(name, verdict, verdict.rating) for verdict in given])
     mt_bench.write_answers(folder / "model_answer.jsonl", name, completions)
