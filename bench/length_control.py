@@ -19,7 +19,7 @@ with standard errors to match (2.5, 4.0): few wins by mostly shorter completions
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,10 +87,7 @@ class _Rows(NamedTuple):
     def take(self, items: NDArray[np.int_]) -> _Sample:
         """(R, n) items -> R samples as they are fitted. Each item brings its gamed rows along."""
         gaps = self.gaps[items]
-        spread = gaps.std(axis=1, ddof=1, keepdims=True)
-        # without spread in the lengths there is nothing to control: the column is 0
-        lengths = np.tanh(np.divide(gaps, spread, out=np.zeros_like(gaps), where=np.ptp(gaps, axis=1, keepdims=True) > 0))
-        x = _columns(lengths, np.ones_like(gaps), None if self.difficulty is None else self.difficulty[items])
+        x = _columns(_tanh_gaps(gaps), np.ones_like(gaps), None if self.difficulty is None else self.difficulty[items])
         y, weights = self.preferences[items], np.ones_like(gaps)
         if self.gamed.size:
             n_fits, n_gamed = len(items), items.shape[1] * self.gamed.shape[1]
@@ -100,6 +97,12 @@ class _Rows(NamedTuple):
             x, y = np.concatenate([x, more], axis=1), np.concatenate([y, gamed[..., 0]], axis=1)
             weights = np.concatenate([weights, gamed[..., 2]], axis=1)
         return _Sample(x, y, weights, items.shape[1])
+
+
+def _tanh_gaps(gaps: Array) -> Array:
+    """(R, n) -> tanh(g / sd); without spread in the lengths there is nothing to control, and 0."""
+    spread = gaps.std(axis=1, ddof=1, keepdims=True)
+    return np.tanh(np.divide(gaps, spread, out=np.zeros_like(gaps), where=np.ptp(gaps, axis=1, keepdims=True) > 0))
 
 
 def _columns(lengths: Array, model: Array, difficulty: Array | None) -> Array:
@@ -331,6 +334,13 @@ def contributions_of_verdicts(verdicts: Sequence[Verdict], calibration: Calibrat
 # ---- difficulty ------------------------------------------------------------------------------------------------------
 
 
+def _scored(policy: Judged) -> Iterator[tuple[str, float, float]]:
+    """(item, preference, baseline length - policy length) of the scored items."""
+    for item, preference, length, opposite in zip(*policy, strict=True):
+        if preference is not None and length is not None and opposite is not None:
+            yield item, preference, float(opposite - length)
+
+
 def fit_difficulty(policies: Sequence[Judged]) -> dict[str, float]:
     """Difficulties of the items that several policies were judged on, with their policies' strength and length taken out.
 
@@ -340,14 +350,16 @@ def fit_difficulty(policies: Sequence[Judged]) -> dict[str, float]:
     would be infinitely hard. Positive is where policies win. A policy's own verdicts should not be among those that its
     difficulties come from: they would be fitted twice (the caller leaves them out).
     """
-    rows = [_rows(p.preferences, p.policy_lengths, p.baseline_lengths, None, None) for p in policies]
-    names = sorted({p.items[i] for p, (_, places) in zip(policies, rows, strict=True) for i in places})
+    scored = sorted(  # by item, and the policies by what they hold: whatever the caller's order, the same to the last bit
+        rows
+        for policy in policies
+        if len(rows := sorted(_scored(policy))) > 1
+    )
+    names = sorted({item for rows in scored for item, _, _ in rows})
     number = {name: i for i, name in enumerate(names)}
-    fits = [(found.take(np.arange(len(places))[None]), places) for found, places in rows if len(places) > 1]
-    kept = [p for p, (_, places) in zip(policies, rows, strict=True) if len(places) > 1]
-    x = [sample.x[0] for sample, _ in fits]
-    y = [sample.y[0] for sample, _ in fits]
-    of = [np.array([number[p.items[i]] for i in places]) for p, (_, places) in zip(kept, fits, strict=True)]
+    of = [np.array([number[item] for item, _, _ in rows]) for rows in scored]
+    y = [np.array([preference for _, preference, _ in rows]) for rows in scored]
+    x = [_columns(_tanh_gaps(gaps), np.ones_like(gaps), None)[0] for gaps in (np.array([[gap for _, _, gap in rows]]) for rows in scored)]
 
     def loss(theta: Array) -> tuple[float, Array]:
         d, w = theta[: len(names)], theta[len(names) :].reshape(-1, 2)

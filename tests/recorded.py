@@ -60,7 +60,8 @@ def annotation_rows(model: str) -> Rows:
     rows = []
     for row in recorded["rows"]:
         item = reference()[row["index"]]
-        common = {"instruction": item["instruction"], "dataset": item["dataset"]} | {n: v for n, v in recorded.items() if n not in ("rows", "model")}
+        common = {name: item[name] for name in ("instruction", "dataset")}
+        common |= {name: recorded[name] for name in ("annotator", "generator_1", "generator_2")}
         texts = {"output_1": item["output"], "output_2": outputs[item["instruction"]]}
         rows.append(common | texts | {name: value for name, value in row.items() if name != "index"})
     return rows

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from bench.length_control import LcWinRate, lc_contributions, lc_win_rate
+from bench.length_control import (
+    Calibration,
+    Gamed,
+    Judged,
+    LcWinRate,
+    contributions_of_verdicts,
+    fit_difficulty,
+    known,
+    lc_contributions,
+    lc_of_verdicts,
+    lc_win_rate,
+)
+from bench.records import Verdict
 from bench.stats import Unmeasured, mean_estimate
 
 
@@ -160,3 +172,152 @@ def test_lc_interval_covers_the_truth():
         assert isinstance(rate, LcWinRate) and rate.low is not None and rate.high is not None
         covered += rate.low <= truth <= rate.high
     assert covered >= 134
+
+
+# ---- calibrations
+
+
+def gamed_rows(n: int, seed: int = 3) -> list[list[Gamed]]:
+    """A verbose and a concise version of the baseline for each item, of a judge that likes length as `world`'s does."""
+    g = rng(seed)
+    gaps = np.column_stack([-np.abs(g.normal(1, 0.5, n)), np.abs(g.normal(1, 0.5, n))])
+    likes = 1 / (1 + np.exp(np.tanh(gaps)))
+    return [[Gamed(float(p), float(gap), 0.1) for p, gap in zip(ps, row, strict=True)] for ps, row in zip(likes, gaps, strict=True)]
+
+
+def test_gamed_rows_enter_the_fit_with_their_weight_and_without_the_models_term():
+    """statsmodels on the stacked rows, weights as var_weights: each version of the baseline a tenth of an item."""
+    y, policy, baseline = world(150, seed=7)
+    difficulty, gamed = rng(6).normal(size=150), gamed_rows(150)
+    gap = np.array(baseline) - np.array(policy)
+    items = np.column_stack([np.tanh(gap / gap.std(ddof=1)), np.ones(150), difficulty])
+    more = np.array([[math.tanh(g.gap), 0, d] for games, d in zip(gamed, difficulty, strict=True) for g in games])
+    targets = np.array(y + [g.preference for games in gamed for g in games])
+    family, weights = sm.families.Binomial(), np.concatenate([np.ones(150), np.full(300, 0.1)])
+    w = sm.GLM(targets, np.vstack([items, more]), family=family, var_weights=weights).fit(tol=1e-14, maxiter=100).params
+    rate = lc_win_rate(y, policy, baseline, rng(), difficulty.tolist(), gamed, n_resamples=5)
+    assert isinstance(rate, LcWinRate)
+    assert [rate.length_coefficient, rate.model_coefficient, rate.difficulty_coefficient] == pytest.approx(list(w), abs=1e-6)
+    assert rate.value == pytest.approx(float(np.mean(1 / (1 + np.exp(-(w[1] + w[2] * difficulty))))), abs=1e-8)
+
+
+def test_gamed_rows_keep_a_weak_policy_from_being_excused_by_its_length():
+    """Wins only where the policy happens to be longer: alone the fit gives all of it to length; the baseline's versions say otherwise."""
+    _, policy, baseline = world(300, seed=4)
+    short = [length - 600 for length in baseline]
+    policy = [s + (500 if i % 10 == 0 else i % 7) for i, s in enumerate(short)]
+    y = [0.6 if i % 10 == 0 else 0.02 for i in range(300)]
+    alone, calibrated = lc_win_rate(y, policy, baseline, rng(), n_resamples=5), lc_win_rate(
+        y, policy, baseline, rng(), None, gamed_rows(300), n_resamples=5
+    )  # fmt: skip
+    assert isinstance(alone, LcWinRate) and isinstance(calibrated, LcWinRate)
+    assert calibrated.value < 0.5 * alone.value
+
+
+def test_a_calibrated_rate_is_the_same_to_the_last_bit_in_any_order():
+    y, policy, baseline = world(90)
+    difficulty, gamed = rng(8).normal(size=90).tolist(), gamed_rows(90)
+    gamed[3] = gamed[3][:1]  # an item with one gamed row
+    order = list(range(90))
+    random.Random(2).shuffle(order)
+    columns = (y, policy, baseline, difficulty, gamed)
+    turned = [[column[i] for i in order] for column in columns]
+    turned[4] = [rows[::-1] for rows in turned[4]]
+    ours = lc_win_rate(y, policy, baseline, rng(), difficulty, gamed, n_resamples=40)
+    assert lc_win_rate(*turned[:3], rng(), *turned[3:], n_resamples=40) == ours
+
+
+def test_refits_in_parts_are_those_of_one_batch(monkeypatch):
+    columns = world(60)
+    whole = lc_win_rate(*columns, rng(), n_resamples=90)
+    monkeypatch.setattr("bench.length_control.REFITS_AT_ONCE", 7)
+    assert lc_win_rate(*columns, rng(), n_resamples=90) == whole
+
+
+def test_calibrated_contributions_average_to_the_rate_and_scatter_like_its_refits():
+    y, policy, baseline = world(500, seed=2)
+    difficulty, gamed = rng(1).normal(size=500).tolist(), gamed_rows(500)
+    rate = lc_win_rate(y, policy, baseline, rng(), difficulty, gamed, n_resamples=300)
+    each = lc_contributions(y, policy, baseline, difficulty, gamed)
+    assert isinstance(rate, LcWinRate) and isinstance(each, list)
+    mean = mean_estimate(each)
+    assert mean is not None and mean.value == pytest.approx(rate.value, abs=1e-10)
+    assert mean.standard_error == pytest.approx(rate.standard_error, rel=0.12)
+
+
+def verdicts(columns, names):
+    return [
+        Verdict(name, "j", preference=y, unscored=None if y is not None else "no vote", policy_length=p, baseline_length=b)
+        for name, y, p, b in zip(names, *columns, strict=True)
+    ]
+
+
+def test_verdicts_take_their_own_items_difficulty_and_gamed_rows():
+    y, policy, baseline = world(60)
+    names, difficulty, gamed = [f"i{n}" for n in range(60)], rng(1).normal(size=60).tolist(), gamed_rows(60)
+    calibration = Calibration(dict(zip(names[::-1], difficulty[::-1], strict=True)), dict(zip(names, gamed, strict=True)), "abc")
+    direct = lc_win_rate(y, policy, baseline, rng(), difficulty, gamed)
+    assert lc_of_verdicts(verdicts((y, policy, baseline), names), calibration, rng()) == direct
+    each = contributions_of_verdicts(verdicts((y, policy, baseline), names), calibration)
+    assert isinstance(each, dict) and list(each) == names
+
+
+def test_a_calibration_that_lacks_items_measures_nothing():
+    calibration = Calibration({"a": 0.1}, {}, "abc")
+    assert known(None, ["a"]) == (None, None)
+    assert known(calibration, ["a"]) == ([0.1], None)
+    lacking = known(calibration, ["a", "b", "c"])
+    assert isinstance(lacking, Unmeasured) and lacking.reason == "the calibration abc has no difficulty for 2 of 3 items"
+    some = verdicts(([1.0, 0.0, 0.5], [1, 2, 3], [3, 2, 2]), ["a", "b", "c"])
+    assert lc_of_verdicts(some, calibration, rng()) == contributions_of_verdicts(some, calibration) == lacking
+
+
+# ---- difficulties from several policies
+
+
+def planted(n_policies: int = 8, n: int = 300) -> tuple[list[Judged], np.ndarray]:
+    g = rng(11)
+    difficulty, names = g.normal(size=n), [f"i{k}" for k in range(n)]
+    policies = []
+    for m in range(n_policies):
+        baseline = g.integers(500, 2500, size=n)
+        policy = np.maximum(1, baseline + g.normal(200, 400, size=n).astype(int))
+        gap = baseline - policy
+        p = 1 / (1 + np.exp(-(0.4 * m - 1.5 - np.tanh(gap / gap.std(ddof=1)) + difficulty)))
+        policies.append(Judged(names, (g.random(n) < p).astype(float).tolist(), policy.tolist(), baseline.tolist()))
+    return policies, difficulty
+
+
+def test_planted_difficulties_come_back():
+    """8 votes an item of logistic noise: reliability about 8 v / (8 v + 1), v = 0.18, so a correlation of some 0.75."""
+    policies, difficulty = planted()
+    found = fit_difficulty(policies)
+    assert list(found) == sorted(found)
+    assert np.corrcoef([found[f"i{k}"] for k in range(len(difficulty))], difficulty)[0, 1] > 0.7
+
+
+def test_difficulties_solve_their_penalised_equations():
+    """Gradient of the joint likelihood with the unit ridge on d: sum over policies of (y - p) equals d, for every item."""
+    policies, _ = planted(3, 80)
+    found = fit_difficulty(policies)
+    d = np.array([found[name] for name in policies[0].items])
+    residual = np.zeros(80)
+    for policy in policies:
+        gap = np.array(policy.baseline_lengths) - np.array(policy.policy_lengths)
+        x = np.column_stack([np.tanh(gap / gap.std(ddof=1)), np.ones(80)])
+        y = np.array(policy.preferences)
+        fit = sm.GLM(y, x, family=sm.families.Binomial(), offset=d).fit(tol=1e-14)
+        residual += y - fit.fittedvalues
+    assert residual == pytest.approx(d, abs=5e-3)  # the fit's own ridge of 1e-3 on strengths is in there
+
+
+def test_difficulties_do_not_depend_on_the_order_and_take_items_that_some_policies_lack():
+    policies, _ = planted(4, 50)
+    order = rng(5).permutation(50)
+    shuffled = [Judged(*([column[i] for i in order] for column in policy)) for policy in policies]
+    assert fit_difficulty(shuffled[::-1]) == fit_difficulty(policies)
+    first = policies[0]
+    partly = Judged(first.items[:30], [None, *first.preferences[1:30]], first.policy_lengths[:30], first.baseline_lengths[:30])
+    assert len(fit_difficulty([partly, *policies[1:]])) == 50
+    lost = Judged(first.items, [0.0] * 50, first.policy_lengths, first.baseline_lengths)
+    assert all(math.isfinite(value) and value < 0 for value in fit_difficulty([lost]).values())

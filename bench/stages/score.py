@@ -56,7 +56,7 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
     _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
     _heldout(settings, inputs, numbers)
     _kl(inputs, numbers)
-    return Result(numbers.metrics, numbers.missing)
+    return Result(numbers.metrics, dict(sorted(numbers.missing.items())))
 
 
 def _preference(settings: ScoreSettings, folder: Path | None, calibration: Calibration | None, numbers: _Numbers) -> None:

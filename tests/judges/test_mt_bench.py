@@ -133,7 +133,9 @@ def test_ratings_are_parsed_as_fastchat_does(text: str, rating: float | None) ->
     assert parse_rating(text) == rating
 
 
-@pytest.mark.parametrize(("text", "preference"), [("[[A]]", 1.0), ("so [[B]].", 0.0), ("[[C]]", 0.5), ("[[B]] no, [[A]]", 1.0), ("A", None)])
+@pytest.mark.parametrize(
+    ("text", "preference"), [("[[A]]", 1.0), ("so [[B]].", 0.0), ("[[C]]", 0.5), ("[[B]] no, [[A]]", 1.0), ("A", None)]
+)
 def test_pairs_are_parsed_as_fastchat_does(text: str, preference: float | None) -> None:
     assert parse_pairwise(text) == preference
 
