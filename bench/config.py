@@ -453,8 +453,27 @@ class Scale(Settings):
 # How a command runs --------------------------------------------------------------------------------------------------
 
 
-class Do(Settings):
+class Verb(Settings):
+    """What to do with the cells."""
+
     name: Literal["run", "plan", "report", "status", "conformance"]
+
+
+class Rescore(Settings):
+    """Tables again from stored verdicts, with no judge. Its keys need no `do.` on the command line: `do=rescore judgements=DIR`."""
+
+    name: Literal["rescore"]
+    judgements: str | None
+    reference_outputs: str | None
+    calibration: str | None
+    out: str | None
+    max_unscored: Probability
+
+
+FITTED = "fitted"  # a calibration: item difficulties from the other rows of the table
+
+# Keys of a verb that are typed without its section.
+VERB_KEYS = frozenset(Rescore.model_fields) - {"name"}
 
 
 class WandbTracker(Settings):
@@ -480,7 +499,7 @@ class LocalLauncher(Settings):
 
 
 class Session(Settings):
-    do: Do
+    do: Verb | Rescore = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
     launcher: LocalLauncher
     results: str | None

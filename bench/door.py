@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from bench import sweep as sweeps
-from bench.config import Cell, Expectation, Form, LocalData, LocalModel, Scale, Session, Written, misfits
+from bench.config import FITTED, Cell, Expectation, Form, LocalData, LocalModel, Rescore, Scale, Session, Written, misfits
 from bench.plan import Sources
 from bench.preferences import read_preferences
 from bench.store import Source, tree_digest, tree_stamp
@@ -123,6 +123,8 @@ class _Door:
         for point in asked:
             if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
                 cells[cell] = None
+        if base and session and isinstance(session.do, Rescore):
+            self._check_rescore(session.do, base[1])
         if self.problems or session is None:
             raise BadConfig(self.problems)
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
@@ -130,6 +132,24 @@ class _Door:
         words = self.command.cell_words
         hydra, axes = self.command.hydra, sweeps.varied(asked)
         return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, hydra, expectations, axes)
+
+    def _check_rescore(self, do: Rescore, where: _Where) -> None:
+        """Files that exist and fit together; what is in them is seen when they are read."""
+        judgements, foreign = Path(do.judgements or ".").expanduser(), do.judgements is not None
+        files = {"reference_outputs": do.reference_outputs, "calibration": None if do.calibration == FITTED else do.calibration}
+        if foreign and not judgements.exists():
+            what = "a folder in AlpacaEval's layout or a file of FastChat's judgements (.jsonl)"
+            self.problems.append(f"judgements must be {what}, got {do.judgements}: no such file or folder ({where.of('do.judgements')})")
+        for name, path in files.items():
+            if path is not None and not Path(path).expanduser().is_file():
+                self.problems.append(f"{name} must be a file, got {path}: no such file ({where.of(f'do.{name}')})")
+        for name in ("reference_outputs", "calibration"):
+            if foreign and judgements.is_file() and getattr(do, name) is not None:
+                self.problems.append(f"{name} is for AlpacaEval's verdicts, judgements={do.judgements} are FastChat's: leave it out")
+        if foreign and (self.command.sweep or self.command.asks):
+            self.problems.append(f"judgements={do.judgements} are rescored by themselves: leave out {self.command.cell_words}")
+        if do.out is not None and (not (out := Path(do.out).expanduser()).parent.is_dir() or out.is_dir()):
+            self.problems.append(f"out must be a CSV file in a folder that is there, got {do.out} ({where.of('do.out')})")
 
     def _choose_sweep(self) -> None:
         """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""

@@ -14,8 +14,8 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import methods, report
-from bench.config import Session
+from bench import methods, report, rescore
+from bench.config import Rescore, Session
 from bench.door import BadConfig, Opened
 from bench.forecast import Estimate, estimates
 from bench.launch import Launcher, Pool, Report, chain_lengths, pool_size
@@ -36,6 +36,8 @@ def main(opened: Opened) -> int:
         from bench.conformance.table import print_table  # loads torch, as no other verb does here
 
         return OK if print_table() else SOME_FAILED
+    if isinstance(session.do, Rescore) and session.do.judgements is not None:
+        return _rescore_files(session.do)
     store = Store(session.results_dir / "store")
     if session.do.name in ("run", "report"):
         _make(session.results_dir)
@@ -44,6 +46,9 @@ def main(opened: Opened) -> int:
     sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations, opened.axes)
     plan = make_plan(cells, store)
     workers = pool_size(session.launcher)
+    if isinstance(session.do, Rescore):
+        rescore.rescore_sweep(session.do, sweep, store)
+        return OK
     match session.do.name:
         case "plan":
             print_plan(sweep, plan, estimates(plan.to_do, store), workers)
@@ -56,6 +61,12 @@ def main(opened: Opened) -> int:
             report.print_report(sweep, paths, [], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
             return SOME_FAILED if any(row.failed for row in rows) else OK
     return run_sweep(session, sweep, plan, store)
+
+
+def _rescore_files(do: Rescore) -> int:
+    found = rescore.rescore_files(do)
+    rescore.show(found, do)
+    return SOME_FAILED if found.refused else OK
 
 
 def _make(results: Path) -> None:
@@ -286,7 +297,8 @@ class Scheduler:
 
 
 def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) -> None:
-    """`cells/<name>-<key>/`: what the cell is, its numbers or why it has none, and the logs of its stages."""
+    """`cells/<name>-<key>/`: what the cell is, its numbers or why it has none, what it wrote and how it was judged in the formats
+    of AlpacaEval and FastChat, and the logs of its stages."""
     folder = results / "cells" / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False))
@@ -296,6 +308,7 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
         shutil.copyfile(store.folder(cell.score) / "result.json", folder / "result.json")
     else:
         (folder / "result.json").unlink(missing_ok=True)
+    report.export(cell, store, folder)
     with (folder / "log.txt").open("w") as log:
         for stage in cell.stages:
             with contextlib.suppress(FileNotFoundError):  # made in another store, or by a command that logs now

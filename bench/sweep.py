@@ -21,6 +21,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from omegaconf import DictConfig, OmegaConf
 
+from bench.config import VERB_KEYS
+
 ROOT = Path(__file__).parent
 CONF = next(path for path in (ROOT / "_conf", ROOT.parent / "conf") if path.is_dir())
 SWEEPS = next(path for path in (ROOT / "_sweeps", ROOT.parent / "sweeps") if path.is_dir())
@@ -112,6 +114,7 @@ def _read_override(word: str, parser: OverridesParser, reading: _Reading) -> Non
         say(f"cannot read {word!r} on the command line: {str(error).splitlines()[0]}; {way_out}")
         return
     key = override.get_key_element().lstrip("+~")
+    key = f"do.{key}" if key in VERB_KEYS else key
     if override.is_delete():
         say(f"cannot delete {key!r} ({word} on the command line): set another value instead")
     elif not values:

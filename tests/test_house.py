@@ -18,6 +18,7 @@ ORDER = [
     ["config"],
     ["records"],
     ["stats", "preferences", "tokens"],
+    ["length_control"],
     ["store"],
     ["sweep"],
     ["kinds"],
@@ -27,7 +28,7 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
-    ["screen", "conformance"],
+    ["screen", "conformance", "rescore"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -37,6 +38,7 @@ LIGHT = [
     "config",
     "records",
     "stats",
+    "length_control",
     "preferences",
     "written",
     "store",
@@ -50,7 +52,7 @@ LIGHT = [
     "run",
     "tracking",
 ]
-LIGHT += ["judges.gold", "methods", "worker", "facts"]
+LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "stages.score", "worker"]
 
 
 def _room(path: Path) -> str:

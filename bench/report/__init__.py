@@ -1,6 +1,26 @@
 """From the store to what a person reads: tables, figures, sample completions. Loads no torch and runs no judge."""
 
-from bench.report.rows import Group, Pooled, Row, Sweep, collect, flat_rows, pool
-from bench.report.write import Paths, print_report, write_files
+from bench.report.export import export
+from bench.report.rows import Group, Pooled, Rescored, Row, Sweep, collect, flat_rows, pool, stored_result
+from bench.report.tables import Table
+from bench.report.write import Paths, print_comparison, print_report, print_table, write_csv, write_files
 
-__all__ = ["Group", "Paths", "Pooled", "Row", "Sweep", "collect", "flat_rows", "pool", "print_report", "write_files"]
+__all__ = [
+    "Group",
+    "Paths",
+    "Pooled",
+    "Rescored",
+    "Row",
+    "Sweep",
+    "Table",
+    "collect",
+    "export",
+    "flat_rows",
+    "pool",
+    "print_comparison",
+    "print_report",
+    "print_table",
+    "stored_result",
+    "write_csv",
+    "write_files",
+]

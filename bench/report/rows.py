@@ -12,8 +12,9 @@ import numpy as np
 
 from bench import stats
 from bench.config import Cell, Expectation, Written
+from bench.length_control import Calibration, contributions_of_verdicts
 from bench.plan import CellPlan, start_cell
-from bench.records import Verdict, read_jsonl
+from bench.records import Result, Verdict, read_jsonl
 from bench.store import Store, hash_key
 
 ALPHA = 0.05
@@ -63,25 +64,39 @@ def seedless(cell: Cell) -> str:
     return hash_key(cell.model_dump(mode="json", exclude={"seed"}))
 
 
-def collect(sweep: Sweep, store: Store, failures: Mapping[str, str]) -> list[Row]:
-    """One row a cell, from the store alone. `failures`: cell key -> reason, of this command; earlier ones are read from the store."""
-    return [_row(cell, store, failures.get(cell.key)) for cell in sweep.cells]
+class Rescored(NamedTuple):
+    """A cell's numbers computed now, from what the store has of it."""
+
+    result: Result
+    calibration: Calibration | None
 
 
-def _row(cell: CellPlan, store: Store, failed: str | None) -> Row:
-    status = store.status(cell.score)
-    if status.state != "done" or status.manifest is None:
+def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: Mapping[str, Rescored] | None = None) -> list[Row]:
+    """One row a cell, from the store alone. `failures`: cell key -> reason, of this command; earlier ones are read from the store.
+    `rescored`: by cell key, in place of the stored numbers."""
+    return [_row(cell, store, failures.get(cell.key), (rescored or {}).get(cell.key)) for cell in sweep.cells]
+
+
+def stored_result(cell: CellPlan, store: Store) -> Result | None:
+    """A cell's numbers as they were stored; None where it has none."""
+    if store.status(cell.score).state != "done":
+        return None
+    return Result.from_json(json.loads((store.folder(cell.score) / "result.json").read_text()))
+
+
+def _row(cell: CellPlan, store: Store, failed: str | None, rescored: Rescored | None) -> Row:
+    result = rescored.result if rescored else stored_result(cell, store)
+    if result is None:
         failed = failed or next((f"{s.label or s.kind}: {why}" for s in cell.stages if (why := store.failure(s))), None)
         return Row(cell, failed, False, {}, {"win_rate": failed or "not run yet"})
-    result = json.loads((store.folder(cell.score) / "result.json").read_text())
-    preferences, lc = _by_item(cell, store)
+    preferences, lc = _by_item(cell, store, rescored.calibration if rescored else None)
     data = store.status(cell.roles["preferences"]).manifest if "preferences" in cell.roles else None
     return Row(
         cell,
         None,
         True,
-        result["metrics"],
-        result["missing"],
+        result.metrics,
+        result.missing,
         preferences,
         lc,
         data.counts.get("train") if data else None,
@@ -89,15 +104,15 @@ def _row(cell: CellPlan, store: Store, failed: str | None) -> Row:
     )
 
 
-def _by_item(cell: CellPlan, store: Store) -> tuple[dict[str, float | None], dict[str, float | None]]:
+def _by_item(
+    cell: CellPlan, store: Store, calibration: Calibration | None
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
     stage = cell.roles.get("preference_verdicts")
     if stage is None or store.status(stage).state != "done":
         return {}, {}
     verdicts = list(read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict))
-    preferences = [v.preference for v in verdicts]
-    lc = stats.lc_contributions(preferences, [v.policy_length for v in verdicts], [v.baseline_length for v in verdicts])
-    ids = [v.item_id for v in verdicts]
-    return dict(zip(ids, preferences, strict=True)), {} if isinstance(lc, stats.Unmeasured) else dict(zip(ids, lc, strict=True))
+    lc = contributions_of_verdicts(verdicts, calibration)
+    return {v.item_id: v.preference for v in verdicts}, {} if isinstance(lc, stats.Unmeasured) else lc
 
 
 # Seeds pooled ---------------------------------------------------------------------------------------------------------

@@ -57,9 +57,9 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     for row in rows:
         _write_findings(results / "cells" / row.cell.name, found.get(row.cell.key))
     flat = [row | {"differs": certificate.words(row["key"])} for row in flat_rows(rows)]
-    _write_csv(folder / "table.csv", flat)
-    _write_csv(folder / "differences.csv", [_against_start(group) for group in pooled.groups if group.against_start])
-    _write_csv(folder / "pairs.csv", list(_pairs(pooled)))
+    write_csv(folder / "table.csv", flat)
+    write_csv(folder / "differences.csv", [_against_start(group) for group in pooled.groups if group.against_start])
+    write_csv(folder / "pairs.csv", list(_pairs(pooled)))
     _write_parquet(folder / "cells.parquet", flat)
     (folder / "plan.json").write_text(json.dumps(_plan(sweep), indent=1))
     for row in rows:
@@ -90,7 +90,7 @@ def _short(lines: list[str], folder: Path) -> list[str]:
     return lines if left <= 0 else [*lines[:SHORT_LINES], f"... {left} more in {folder}/table.md"]
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         if rows:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -156,13 +156,7 @@ def _plan(sweep: Sweep) -> dict[str, Any]:
 
 def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str) -> None:
     console = Console(soft_wrap=True)
-    console.print()
-    _print_table(console, sweep, paths.table)
-    for note in (*paths.table.notes, *paths.aids):
-        style = "red" if note.startswith("FAILED") else "dim"
-        # A terminal breaks long lines between words; what is piped stays one line a note.
-        console.print(note, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
-    console.print()
+    print_table(sweep.title, replace(paths.table, notes=[*paths.table.notes, *paths.aids]))
     for note in notes:
         console.print(note, style="dim", highlight=False, markup=False)
     console.print(f"{summary}", highlight=False, markup=False)
@@ -173,8 +167,15 @@ def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str)
     console.print(f"samples  {paths.folder}/completions/", highlight=False, markup=False)
 
 
-def _print_table(console: Console, sweep: Sweep, table: Table) -> None:
-    console.print(sweep.title, style="bold", highlight=False, markup=False)
+def print_comparison(sweep: Sweep, rows: Sequence[Row]) -> None:
+    print_table(sweep.title, comparison_table(pool(rows), sweep.expectations))
+
+
+def print_table(title: str, table: Table) -> None:
+    """A title, the table and its notes."""
+    console = Console(soft_wrap=True)
+    console.print()
+    console.print(title, style="bold", highlight=False, markup=False)
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
@@ -183,3 +184,8 @@ def _print_table(console: Console, sweep: Sweep, table: Table) -> None:
     # A table wider than the terminal runs on into the next line: cut numbers would be no numbers.
     width = Console(width=10_000).measure(shown).maximum
     Console(width=max(width, console.width)).print(shown, highlight=False)
+    for note in table.notes:
+        style = "red" if note.startswith(("FAILED", "REFUSED")) else "dim"
+        # A terminal breaks long lines between words; what is piped stays one line a note.
+        console.print(note, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+    console.print()

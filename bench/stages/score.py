@@ -27,7 +27,8 @@ import numpy as np
 
 from bench import stats
 from bench.kinds import ScoreSettings
-from bench.records import Completion, Pair, Unpaired, Verdict, read_jsonl, read_logps, read_rewards, read_rows
+from bench.length_control import Calibration, LcWinRate, lc_of_verdicts
+from bench.records import Completion, Pair, Result, Unpaired, Verdict, read_jsonl, read_logps, read_rewards, read_rows
 from bench.worker import Outcome, StageRun
 
 GRAM = 3  # words
@@ -52,22 +53,27 @@ class _Numbers:
 
 
 def run(settings: ScoreSettings, run: StageRun) -> Outcome:
+    result = score(settings, run.inputs)
+    (run.out / "result.json").write_text(json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False))
+    return Outcome({"metrics": len(result.metrics), "missing": len(result.missing)})
+
+
+def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Calibration | None = None) -> Result:
+    """A cell's numbers from the folders of its inputs. With a calibration, which knows items by id, length control takes it."""
     numbers = _Numbers()
-    _preference(settings, run.inputs.get("preference_verdicts"), numbers)
-    _rating(run.inputs.get("rating_verdicts"), numbers)
-    completions = run.inputs.get("preference_completions") or run.inputs["plain_completions"]
+    _preference(settings, inputs.get("preference_verdicts"), calibration, numbers)
+    _rating(inputs.get("rating_verdicts"), numbers)
+    completions = inputs.get("preference_completions") or inputs["plain_completions"]
     _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
-    if "rewards" in run.inputs:
+    if "rewards" in inputs:
         chosen = read_rewards(completions)
         numbers.add("reward_best", stats.mean_estimate([reward for name, reward in chosen.items() if name.endswith("/0")]))
-    _heldout(settings, run.inputs, numbers)
-    _kl(settings, run.inputs, numbers)
-    result = json.dumps({"metrics": numbers.metrics, "missing": numbers.missing}, indent=1, sort_keys=True, allow_nan=False)
-    (run.out / "result.json").write_text(result)
-    return Outcome({"metrics": len(numbers.metrics), "missing": len(numbers.missing)})
+    _heldout(settings, inputs, numbers)
+    _kl(settings, inputs, numbers)
+    return Result(numbers.metrics, dict(sorted(numbers.missing.items())))
 
 
-def _preference(settings: ScoreSettings, folder: Path | None, numbers: _Numbers) -> None:
+def _preference(settings: ScoreSettings, folder: Path | None, calibration: Calibration | None, numbers: _Numbers) -> None:
     if folder is None:
         for name in ("win_rate", "lc_win_rate"):
             numbers.missing[name] = "no judge is set (judge=none)"
@@ -76,10 +82,9 @@ def _preference(settings: ScoreSettings, folder: Path | None, numbers: _Numbers)
     preferences = [v.preference for v in verdicts]
     rng = np.random.default_rng(settings.bootstrap_seed)
     numbers.add("win_rate", stats.win_rate(preferences, rng, settings.bootstrap_resamples))
-    lengths = [v.policy_length for v in verdicts], [v.baseline_length for v in verdicts]
-    controlled = stats.lc_win_rate(preferences, *lengths, np.random.default_rng(settings.bootstrap_seed))
+    controlled = lc_of_verdicts(verdicts, calibration, np.random.default_rng(settings.bootstrap_seed))
     numbers.add("lc_win_rate", controlled)
-    if isinstance(controlled, stats.LcWinRate) and controlled.n_failed_refits:
+    if isinstance(controlled, LcWinRate) and controlled.n_failed_refits:
         numbers.metrics["lc_win_rate_failed_refits"] = controlled.n_failed_refits
     numbers.metrics |= {"n_scored": sum(p is not None for p in preferences), "n_unscored": sum(p is None for p in preferences)}
     for part in ("gold", "content", "constraints", "conciseness", "fluency"):

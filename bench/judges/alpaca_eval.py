@@ -1,0 +1,337 @@
+"""AlpacaEval 2.0: its files, read and written, and its official numbers (Dubois et al. 2024; package alpaca-eval 0.6.6).
+
+The official numbers are the package's own functions, fed from stored verdicts and offline, so they are its numbers by construction:
+
+win_rate, standard_error, n_wins, n_wins_base, n_draws, n_total, discrete_win_rate    get_winrate; percent and counts, over rows with a vote
+length_controlled_winrate, lc_standard_error    get_length_controlled_winrate; percent. By *row position*: row k takes difficulty k,
+    whatever its instruction is, so a file that lacks its first row is scored by other difficulties
+avg_length    integer part of the mean characters of the model's outputs
+
+Length control needs `df_gamed.csv` of the hub's data set tatsu-lab/alpaca_eval, or a file with its columns: the *calibration*.
+Our own `lc_win_rate` (bench/length_control.py) takes the same file keyed by item.
+
+An item's id is the digest of its instruction: annotations, outputs and references need not agree on an order to be aligned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from bench.length_control import Calibration, Gamed
+from bench.records import Completion, Item, Verdict, text_digest
+from bench.stats import Unmeasured
+
+GAMED_WEIGHT = 0.2  # lambda of the package's `length_controlled_v1`, shared by the gamed versions of the baseline
+NO_VOTE = "no vote was read from the judge's reply"
+
+
+def item_id(instruction: str) -> str:
+    return text_digest(instruction)
+
+
+# Outputs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A model's completions of one-turn items, in a file's order. As a reference each is the item's baseline."""
+
+    model: str
+    items: list[Item]
+    completions: list[Completion]
+
+    @property
+    def texts(self) -> dict[str, str]:
+        return {completion.id: completion.completions[0] for completion in self.completions}
+
+    @property
+    def avg_length(self) -> int | None:
+        return int(sum(map(len, self.texts.values())) / len(self.texts)) if self.texts else None
+
+
+def read_outputs(path: Path) -> Outputs:
+    """`model_outputs.json` or a reference, plain or .gz. Raises ValueError for rows without instruction or output, or several models."""
+    items: list[Item] = []
+    completions: list[Completion] = []
+    models: dict[Any, None] = {}
+    for number, row in enumerate(_rows(path)):
+        instruction, output = row.get("instruction"), row.get("output")
+        if not isinstance(instruction, str) or not isinstance(output, str):
+            raise ValueError(f"{path}: row {number} must have an `instruction` and an `output`, got {_short(row)}")
+        items.append(Item(item_id(instruction), row.get("dataset"), [instruction], baseline=[output]))
+        completions.append(Completion(item_id(instruction), [instruction], [output], [], []))
+        models[row.get("generator")] = None
+    if len(models) != 1:
+        raise ValueError(f"{path}: expected the outputs of one model (`generator`), got {', '.join(map(str, models)) or 'no rows'}")
+    if len({item.id for item in items}) < len(items):
+        raise ValueError(f"{path}: an instruction comes twice; items are told apart by it")
+    return Outputs(str(next(iter(models))), items, completions)
+
+
+def write_outputs(path: Path, model: str, items: Iterable[Item], completions: Mapping[str, str]) -> None:
+    """The leaderboard's format, in the order of the items; items without a completion are left out."""
+    rows = [
+        {"dataset": item.category, "instruction": item.turns[0], "output": completions[item.id], "generator": model}
+        for item in items
+        if item.id in completions
+    ]
+    _write(path, rows)
+
+
+# Annotations ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """One model's verdicts by one annotator, in the order of the file."""
+
+    model: str
+    baseline: str
+    annotator: str
+    verdicts: list[Verdict]
+
+
+def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outputs | None = None) -> Annotations:
+    """`annotations.json`, plain or .gz; texts that its rows lack come from `outputs` and `reference`, by instruction.
+
+    Raises ValueError where a row has a vote and a text is in neither, and for several models or annotators in one file.
+    """
+    verdicts: list[Verdict] = []
+    names: dict[tuple[Any, Any, Any], None] = {}
+    texts = {"output_1": reference.texts if reference else {}, "output_2": outputs.texts if outputs else {}}
+    for number, row in enumerate(_rows(path)):
+        if isinstance(instruction := row.get("instruction"), str):
+            item = item_id(instruction)
+        elif reference and isinstance(place := row.get("index"), int) and 0 <= place < len(reference.items):
+            item = reference.items[place].id
+        else:
+            raise ValueError(f"{path}: row {number} must have an `instruction`, got {_short(row)}")
+        pair = [row.get(side) if isinstance(row.get(side), str) else texts[side].get(item) for side in ("output_1", "output_2")]
+        preference, unscored = _preference(row.get("preference"))
+        if preference is not None and None in pair:
+            raise ValueError(f"{path}: row {number} has a vote but not both `output_1` and `output_2`, nor do the files beside it")
+        baseline, policy = pair
+        names[row.get("generator_2"), row.get("generator_1"), row.get("annotator")] = None
+        raw = row.get("preference_raw_completion", row.get("raw_completion"))
+        verdicts.append(
+            Verdict(
+                item,
+                str(row.get("annotator")),
+                category=row.get("dataset"),
+                preference=preference,
+                unscored=unscored,
+                raw=None if raw is None else raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False),
+                policy_length=None if policy is None else len(policy),
+                baseline_length=None if baseline is None else len(baseline),
+                policy_digest=None if policy is None else text_digest(policy),
+                baseline_digest=None if baseline is None else text_digest(baseline),
+            )
+        )
+    if len(names) != 1:
+        found = "; ".join(" ".join(map(str, name)) for name in names) or "no rows"
+        raise ValueError(f"{path}: expected one model, baseline and annotator, got {found}")
+    model, base, annotator = next(iter(names))
+    return Annotations(str(model), str(base), str(annotator), verdicts)
+
+
+def _preference(value: Any) -> tuple[float | None, str | None]:
+    """(preference in [0, 1], why there is none) of a number in 1 to 2: 1 baseline, 2 model, 1.5 a draw, which old files write as 0."""
+    if value is None or value == -1 or (isinstance(value, float) and math.isnan(value)):
+        return None, NO_VOTE
+    if value == 0:
+        return 0.5, None
+    if isinstance(value, (int, float)) and 1 <= value <= 2:
+        return float(value) - 1, None
+    return None, f"preference {value!r} is not in 1 to 2"
+
+
+def write_annotations(
+    path: Path, annotations: Annotations, items: Iterable[Item], completions: Mapping[str, str]
+) -> None:
+    """What the package's `evaluate` leaves and, as its `caching_path`, takes: unscored rows have an empty preference. Items bring
+    the baseline's texts."""
+    by_id = {item.id: item for item in items}
+    rows = []
+    for verdict in annotations.verdicts:
+        item = by_id[verdict.item_id]
+        row = {
+            "instruction": item.turns[0],
+            "output_1": item.baseline[0] if item.baseline else None,
+            "generator_1": annotations.baseline,
+            "dataset": item.category,
+            "output_2": completions.get(item.id),
+            "generator_2": annotations.model,
+            "annotator": annotations.annotator,
+            "preference": None if verdict.preference is None else 1 + verdict.preference,
+        }
+        rows.append(row | ({"preference_raw_completion": verdict.raw} if verdict.raw is not None else {}))
+    _write(path, rows)
+
+
+def find_annotations(folder: Path) -> list[Path]:
+    """Files of AlpacaEval's own layout, `MODEL/ANNOTATOR/annotations.json` or .gz, in the order of names."""
+    return sorted(path for pattern in ("annotations.json", "annotations.json.gz") for path in folder.glob(f"*/*/{pattern}"))
+
+
+def find_outputs(annotations: Path) -> Path | None:
+    """`MODEL/model_outputs.json` or .gz of an annotations file."""
+    folder = annotations.parent.parent
+    return next((path for name in ("model_outputs.json", "model_outputs.json.gz") if (path := folder / name).exists()), None)
+
+
+# Calibration ----------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("model", "preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
+
+
+def read_calibration(path: Path, items: Sequence[Item] | None = None) -> Calibration:
+    """The columns of `df_gamed.csv`, plain or .gz, with items by `item_id`, by `instruction`, or by `index`, their number among `items`.
+
+    A row without a preference brings a difficulty and no gamed vote; one about an item beyond `items` is left out. Raises ValueError
+    for a file that cannot be keyed by item.
+    """
+    text = _text(path)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    columns = list(rows[0]) if rows else []
+    if "instruction_difficulty" not in columns:
+        raise ValueError(f"{path} must have a column instruction_difficulty, as df_gamed.csv has, got {', '.join(columns) or 'nothing'}")
+    difficulty: dict[str, float] = {}
+    gamed: dict[str, list[Gamed]] = {}
+    weight = GAMED_WEIGHT / max(1, len({row.get("model") for row in rows if row.get("preference")}))
+    for number, row in enumerate(rows):
+        try:
+            if (item := _calibrated_item(row, items)) is None:
+                continue
+            difficulty[item] = float(row["instruction_difficulty"])
+            if row.get("preference"):
+                gamed.setdefault(item, []).append(Gamed(float(row["preference"]), float(row["std_delta_len"]), weight))
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path}: row {number}: {error}") from error
+    return Calibration(difficulty, gamed, text_digest(text))
+
+
+def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None) -> str | None:
+    if row.get("item_id"):
+        return row["item_id"]
+    if row.get("instruction"):
+        return item_id(row["instruction"])
+    if items is None:
+        raise ValueError("items are known by `index`, a number of the reference's rows: set reference_outputs=FILE")
+    place = int(row["index"])
+    if place < 0:
+        raise ValueError(f"index {place} is negative")
+    return items[place].id if place < len(items) else None
+
+
+def fitted_calibration(difficulty: Mapping[str, float]) -> Calibration:
+    """Difficulties without gamed rows, as a calibration."""
+    lines = [f"{item},{value!r}" for item, value in sorted(difficulty.items())]
+    return Calibration(dict(difficulty), {}, text_digest("\n".join(["item_id,instruction_difficulty", *lines])))
+
+
+# Official numbers -----------------------------------------------------------------------------------------------------
+
+LENGTH_CONTROLLED = ("length_controlled_winrate", "lc_standard_error")
+
+
+def official_win_rate(annotations: Annotations) -> dict[str, float] | Unmeasured:
+    """The package's `get_winrate`: percent and counts under its names. A standard error of one row is left out."""
+    if all(verdict.preference is None for verdict in annotations.verdicts):
+        return Unmeasured("no item was scored")
+    with _package() as glm:
+        return _plain(glm.get_winrate(_frame(annotations)))
+
+
+def official_lc_win_rate(annotations: Annotations, calibration: Path | None) -> dict[str, float] | Unmeasured:
+    """The package's `get_length_controlled_winrate` by row position: percent. The baseline against itself is 50 without a fit."""
+    if all(verdict.preference is None for verdict in annotations.verdicts):
+        return Unmeasured("no item was scored")
+    if calibration is None:
+        return Unmeasured("the package's length control needs calibration=FILE (df_gamed.csv, or a file with its columns)")
+    rows = list(csv.DictReader(io.StringIO(_text(calibration))))
+    if missing := [column for column in COLUMNS if not rows or column not in rows[0]]:
+        return Unmeasured(f"the package's length control reads df_gamed.csv; {calibration.name} has no {', '.join(missing)}")
+    if (n := len({row["index"] for row in rows})) < len(annotations.verdicts):
+        return Unmeasured(f"the package goes by row number, and {len(annotations.verdicts)} rows are more than the calibration's {n}")
+    with _package() as glm, mock.patch.object(glm, "hf_hub_download", lambda **_: str(calibration)):
+        found = glm.get_length_controlled_winrate(_frame(annotations), save_weights_dir=None, is_warn_extreme_changes=False)
+    return _plain({name: found[name] for name in LENGTH_CONTROLLED})
+
+
+@contextlib.contextmanager
+def _package() -> Iterator[Any]:
+    """The package's module, without what importing and fitting leave in the process: log level, warnings, scikit-learn's settings."""
+    import sklearn
+
+    level = logging.getLogger().level
+    with warnings.catch_warnings(), sklearn.config_context():
+        warnings.simplefilter("ignore")
+        from alpaca_eval.metrics import glm_winrate
+
+        logging.getLogger().setLevel(level)
+        yield glm_winrate
+
+
+def _frame(annotations: Annotations) -> Any:
+    """The columns that the package's metrics read. Of the texts they take nothing but the lengths."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "preference": [None if v.preference is None else 1 + v.preference for v in annotations.verdicts],
+            "output_1": ["x" * (v.baseline_length or 0) for v in annotations.verdicts],
+            "output_2": ["x" * (v.policy_length or 0) for v in annotations.verdicts],
+            "generator_1": annotations.baseline,
+            "generator_2": annotations.model,
+            "annotator": annotations.annotator,
+        }
+    )
+
+
+def _plain(found: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {name: int(value) if name.startswith("n_") else float(value) for name, value in found.items()}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+
+
+def _rows(path: Path) -> Sequence[dict[str, Any]]:
+    """A list of rows; or one object whose `rows` share its other entries, as trimmed files have it."""
+    try:
+        found = json.loads(_text(path))
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if isinstance(found, dict) and isinstance(found.get("rows"), list):
+        common = {name: value for name, value in found.items() if name != "rows"}
+        found = [common | row if isinstance(row, dict) else row for row in found["rows"]]
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise ValueError(f"{path} must be a list of rows, got {_short(found)}")
+    return found
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,300 @@
+"""MT-Bench (Zheng et al. 2023): FastChat's files, read and written, its parsers, and its averages.
+
+turn1, turn2, average   mean over *all* rows with a score, as FastChat's show_result prints it: repeated rows count each time, so with
+                        repeated or failed rows the average is not the mean of the two turns
+rating                  ours: the last row of each question and turn, standard error clustered by question
+win, loss, tie          pairwise: a win takes both orders, any disagreement is a tie, an error in either order drops the row
+win_rate_adjusted       (win + tie / 2) / (win + loss + tie), per model over all its pairs
+
+A question's id is its number, as text; turns count from 0 here and from 1 in the files.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.config import CATEGORIES
+from bench.records import Completion, Item, Verdict
+
+API_ERROR = "$ERROR$"  # what FastChat writes where a request failed
+NO_RATING = "the judge's reply has no rating"
+WINNERS = {"model_1": 1.0, "tie": 0.5, "model_2": 0.0}
+FIRST_QUESTION, QUESTIONS_A_CATEGORY = 81, 10
+
+
+# The judge's replies --------------------------------------------------------------------------------------------------
+
+
+def parse_rating(text: str) -> float | None:
+    """The first `[[n]]`, else the first `[n]`, n a whole or decimal number; None where there is neither."""
+    found = re.search(r"\[\[(\d+\.?\d*)\]\]", text) or re.search(r"\[(\d+\.?\d*)\]", text)
+    return float(found[1]) if found else None
+
+
+def parse_pairwise(text: str) -> float | None:
+    """Preference for the completion shown first: `[[A]]` 1, `[[B]]` 0, `[[C]]` a tie, 0.5, looked for in this order; else None."""
+    return next((value for mark, value in (("[[A]]", 1.0), ("[[B]]", 0.0), ("[[C]]", 0.5)) if mark in text), None)
+
+
+def rating_verdict(item: str, judge: str, turn: int, score: float | None, raw: str, category: str | None = None) -> Verdict:
+    """A rating, or why there is none: a failed request, no rating in the reply, or one outside 1 to 10."""
+    if score is not None and 1 <= score <= 10:
+        return Verdict(item, judge, turn, category, rating=score, raw=raw)
+    why = "the request failed" if raw == API_ERROR else NO_RATING if score is None else f"rating {score:g} is not in 1 to 10"
+    return Verdict(item, judge, turn, category, unscored=why, raw=raw)
+
+
+def category_of(question: str) -> str | None:
+    """The category of one of MT-Bench's own 80 questions; None for another."""
+    place = int(question) - FIRST_QUESTION if question.isdecimal() else -1
+    return CATEGORIES[place // QUESTIONS_A_CATEGORY] if 0 <= place < QUESTIONS_A_CATEGORY * len(CATEGORIES) else None
+
+
+# Questions and answers ------------------------------------------------------------------------------------------------
+
+
+def read_questions(path: Path) -> list[Item]:
+    """`question.jsonl` as items of two turns."""
+    return [Item(str(row["question_id"]), row.get("category"), list(row["turns"])) for row in _rows(path, ("question_id", "turns"))]
+
+
+def read_answers(path: Path, questions: Sequence[Item] = ()) -> dict[str, list[Completion]]:
+    """`model_answer/*.jsonl` or `reference_answer/*.jsonl`: completions by model; a question answered again keeps its last answer."""
+    turns = {item.id: item.turns for item in questions}
+    found: dict[str, dict[tuple[str, int], Completion]] = {}
+    for row in _rows(path, ("question_id", "model_id", "choices")):
+        question = str(row["question_id"])
+        for choice in row["choices"]:
+            draw = int(choice.get("index", 0))
+            completion = Completion(question, turns.get(question, []), list(choice["turns"]), [], [], draw)
+            found.setdefault(str(row["model_id"]), {})[question, draw] = completion
+    return {model: list(by_key.values()) for model, by_key in found.items()}
+
+
+def write_answers(path: Path, model: str, completions: Iterable[Completion]) -> None:
+    by_question: dict[str, list[Completion]] = {}
+    for completion in completions:
+        by_question.setdefault(completion.id, []).append(completion)
+    _write(
+        path,
+        (
+            {"question_id": _number(question), "model_id": model, "choices": [{"index": c.draw, "turns": c.completions} for c in draws]}
+            for question, draws in by_question.items()
+        ),
+    )
+
+
+# Judgements -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A row of `JUDGE_single.jsonl`."""
+
+    model: str
+    verdict: Verdict
+    score: float | None  # as recorded: None for FastChat's -1
+    prompt_name: str = ""
+    user_prompt: str = ""
+    tstamp: float | None = None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row of `JUDGE_pair.jsonl`. `preferences`: for model_1, in either order shown; None where that order gave no verdict."""
+
+    models: tuple[str, str]
+    question: str
+    turn: int
+    judge: str
+    preferences: tuple[float | None, float | None]
+    judgements: tuple[str, str]
+    prompt_name: str = ""
+    user_prompts: tuple[str, str] = ("", "")
+    tstamp: float | None = None
+
+    @property
+    def preference(self) -> float | None:
+        """For model_1: both orders must agree, else it is a tie; None where either gave no verdict."""
+        first, second = self.preferences
+        if first is None or second is None:
+            return None
+        return first if first == second else 0.5
+
+    @property
+    def flipped(self) -> bool:
+        """Whether the same position won both times."""
+        return set(self.preferences) == {0.0, 1.0}
+
+
+def read_judgements(path: Path) -> list[Rated] | list[Compared]:
+    """FastChat's single or pairwise judgements, told apart by their first row. Raises ValueError for anything else."""
+    rows = list(_rows(path, ("question_id", "turn", "judge")))
+    if not rows:
+        raise ValueError(f"{path} is empty; expected FastChat's judgements")
+    kind = "single" if "score" in rows[0] else "pairwise" if "g1_winner" in rows[0] else None
+    if kind is None:
+        raise ValueError(f"{path} must hold FastChat's single (`score`) or pairwise (`g1_winner`) judgements, got {', '.join(rows[0])}")
+    try:
+        return [_rated(row) for row in rows] if kind == "single" else [_compared(row) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a {kind} judgement: {type(error).__name__} {error}") from error
+
+
+def _rated(row: Mapping[str, Any]) -> Rated:
+    question, judge, prompt_name = str(row["question_id"]), *_judge(row["judge"])
+    score = None if row["score"] == -1 else float(row["score"])
+    verdict = rating_verdict(question, judge, int(row["turn"]) - 1, score, row.get("judgment", ""), category_of(question))
+    return Rated(row["model"], verdict, score, prompt_name, row.get("user_prompt", ""), row.get("tstamp"))
+
+
+def _compared(row: Mapping[str, Any]) -> Compared:
+    judge, prompt_name = _judge(row["judge"])
+    return Compared(
+        (row["model_1"], row["model_2"]),
+        str(row["question_id"]),
+        int(row["turn"]) - 1,
+        judge,
+        (WINNERS.get(row["g1_winner"]), WINNERS.get(row["g2_winner"])),
+        (row.get("g1_judgment", ""), row.get("g2_judgment", "")),
+        prompt_name,
+        (row.get("g1_user_prompt", ""), row.get("g2_user_prompt", "")),
+        row.get("tstamp"),
+    )
+
+
+def _judge(value: Any) -> tuple[str, str]:
+    """(model, name of its prompt)"""
+    name, prompt = value if isinstance(value, list) else (value, "")
+    return str(name), str(prompt)
+
+
+def compared(model: str, baseline: str, verdict: Verdict) -> Compared:
+    """A verdict over both orders as a row of FastChat's: each order's own, where the requests behind it tell them."""
+    orders = {call.policy_first: call.raw or "" for call in verdict.calls}
+    preferences: tuple[float | None, float | None] = (verdict.preference, verdict.preference)
+    if orders.keys() >= {True, False}:
+        second = parse_pairwise(orders[False])
+        preferences = (parse_pairwise(orders[True]), None if second is None else 1 - second)
+    texts = (orders.get(True, ""), orders.get(False, ""))
+    return Compared((model, baseline), verdict.item_id, verdict.turn, verdict.judge, preferences, texts)
+
+
+def write_rated(path: Path, rows: Iterable[Rated]) -> None:
+    def fields(row: Rated) -> dict[str, Any]:
+        return {
+            "question_id": _number(row.verdict.item_id),
+            "model": row.model,
+            "judge": [row.verdict.judge, row.prompt_name],
+            "user_prompt": row.user_prompt,
+            "judgment": row.verdict.raw or "",
+            "score": -1 if row.score is None else _whole(row.score),
+            "turn": row.verdict.turn + 1,
+        } | _stamp(row.tstamp)
+
+    _write(path, map(fields, rows))
+
+
+def write_compared(path: Path, rows: Iterable[Compared]) -> None:
+    words = {value: name for name, value in WINNERS.items()}
+
+    def fields(row: Compared) -> dict[str, Any]:
+        g1, g2 = ("error" if value is None else words[value] for value in row.preferences)
+        return {
+            "question_id": _number(row.question),
+            "model_1": row.models[0],
+            "model_2": row.models[1],
+            "g1_winner": g1,
+            "g2_winner": g2,
+            "judge": [row.judge, row.prompt_name],
+            "g1_user_prompt": row.user_prompts[0],
+            "g1_judgment": row.judgements[0],
+            "g2_user_prompt": row.user_prompts[1],
+            "g2_judgment": row.judgements[1],
+            "turn": row.turn + 1,
+        } | _stamp(row.tstamp)
+
+    _write(path, map(fields, rows))
+
+
+# FastChat's numbers ---------------------------------------------------------------------------------------------------
+
+
+def last_ratings(rows: Iterable[Rated]) -> list[Verdict]:
+    """Of one model: the last row of each question and turn. Files are appended to, so earlier ones may rate older answers."""
+    return list({(row.verdict.item_id, row.verdict.turn): row.verdict for row in rows}.values())
+
+
+def last_comparisons(rows: Iterable[Compared]) -> list[Compared]:
+    return list({(row.models, row.question, row.turn): row for row in rows}.values())
+
+
+def fastchat_averages(rows: Sequence[Rated]) -> dict[str, float]:
+    """`average`, `turn1`, `turn2` of one model's rows; a mean of nothing is absent."""
+    turns = sorted({row.verdict.turn for row in rows})
+    parts = {"average": rows} | {f"turn{turn + 1}": [row for row in rows if row.verdict.turn == turn] for turn in turns}
+    scores = {name: [row.score for row in part if row.score is not None] for name, part in parts.items()}
+    return {name: sum(found) / len(found) for name, found in scores.items() if found}
+
+
+def fastchat_wins(rows: Sequence[Compared], model: str) -> dict[str, float]:
+    """`win`, `loss`, `tie` of a model and FastChat's rates of them; empty where no row has both orders."""
+    won = [preference for row in rows if (preference := preference_for(row, model)) is not None]
+    counts = {name: won.count(value) for name, value in (("win", 1.0), ("loss", 0.0), ("tie", 0.5))}
+    if not won:
+        return {}
+    rates = {"win_rate": counts["win"], "loss_rate": counts["loss"], "win_rate_adjusted": counts["win"] + counts["tie"] / 2}
+    return counts | {name: value / len(won) for name, value in rates.items()}
+
+
+def preference_for(row: Compared, model: str) -> float | None:
+    """The preference of a row's verdict for one of its two models."""
+    if row.preference is None:
+        return None
+    return row.preference if model == row.models[0] else 1 - row.preference
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def _rows(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """JSONL, plain or .gz. Raises ValueError for a line that is no JSON object with the needed fields."""
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): texts may hold other line separators
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+        if not isinstance(row, dict) or any(name not in row for name in needed):
+            raise ValueError(f"{path}:{number}: expected an object with {', '.join(needed)}, got {', '.join(row) or type(row).__name__}")
+        yield row
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _number(question: str) -> int | str:
+    """FastChat's questions are numbers; items that came from its files may say so in their name."""
+    question = question.removeprefix("mt_bench-")
+    return int(question) if question.isdecimal() else question
+
+
+def _whole(score: float) -> float:
+    return int(score) if score.is_integer() else score
+
+
+def _stamp(tstamp: float | None) -> dict[str, float]:
+    return {} if tstamp is None else {"tstamp": tstamp}

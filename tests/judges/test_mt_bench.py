@@ -1,0 +1,206 @@
+"""MT-Bench's files and numbers: parity with what FastChat prints, round trips, parsers."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recorded import MT_BENCH, expected, needs_fixtures
+
+from bench.config import CATEGORIES
+from bench.judges.mt_bench import (
+    Compared,
+    Rated,
+    category_of,
+    compared,
+    fastchat_averages,
+    fastchat_wins,
+    last_comparisons,
+    last_ratings,
+    parse_pairwise,
+    parse_rating,
+    rating_verdict,
+    read_answers,
+    read_judgements,
+    read_questions,
+    write_answers,
+    write_compared,
+    write_rated,
+)
+from bench.records import Call, Completion, Verdict
+
+SINGLES = {
+    "orpo_gpt-4_single": ["mistral-orpo-mix", "mistral-orpo", "mistral-orpo-capybara", "mistral-orpo-trl"],
+    "phi3_gpt-4_single": ["phi-3-dpo"],
+    "errors_gpt-4_single": ["Meta-Llama-3-8B-Instruct-Normal", "Meta-Llama-3-8B-Instruct-Griffin"],
+    "granite_gpt-4_single": ["granite-7b-lab"],
+}
+
+
+@functools.cache
+def judgements(name: str) -> list[Any]:
+    return read_judgements(MT_BENCH / "model_judgment" / f"{name}.jsonl.gz")
+
+
+def _lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().split("\n") if line]
+
+
+@needs_fixtures
+@pytest.mark.parametrize(("file", "model"), [(file, model) for file, models in SINGLES.items() for model in models])
+def test_averages_are_fastchats(file: str, model: str) -> None:
+    wanted, rows = expected(MT_BENCH)[file]["models"][model], [row for row in judgements(file) if row.model == model]
+    assert fastchat_averages(rows) == pytest.approx({name: wanted[name] for name in ("average", "turn1", "turn2")}, abs=1e-4)
+    assert (len(rows), sum(row.score is None for row in rows)) == (wanted["rows"], wanted["failed"])
+    last = last_ratings(rows)
+    assert len(rows) - len(last) == wanted["duplicate_keys"]
+    kept = [verdict.rating for verdict in last if verdict.rating is not None]
+    if model != "granite-7b-lab":  # two of its scores are 0, which is no rating of 1 to 10
+        assert sum(kept) / len(kept) == pytest.approx(wanted["average_keeping_last_row_per_key"], abs=1e-4)
+    by_category = {c: [r.score for r in rows if r.verdict.category == c and r.score is not None] for c in CATEGORIES}
+    assert {c: sum(v) / len(v) for c, v in by_category.items()} == pytest.approx(wanted["by_category"], abs=1e-4)
+
+
+@needs_fixtures
+def test_pairwise_wins_are_fastchats() -> None:
+    wanted, rows = expected(MT_BENCH)["phi3_gpt-4_pair"]["pair"], judgements("phi3_gpt-4_pair")
+    for model in ("phi-3", "phi-3-dpo"):
+        assert fastchat_wins(rows, model) == pytest.approx(wanted[model], abs=1e-6)
+    assert fastchat_wins(rows, "phi-3-dpo")["win_rate_adjusted"] == pytest.approx(0.513699, abs=1e-6)
+    assert sum(row.preference is None for row in rows) == wanted["dropped_error_rows"]
+    assert sum(row.flipped for row in rows) == wanted["order_flips"]
+    assert len(last_comparisons(rows)) == len(rows) == wanted["rows"]
+
+
+@needs_fixtures
+@pytest.mark.parametrize("file", [*SINGLES, "phi3_gpt-4_pair"])
+def test_judgements_are_written_as_they_were_read(file: str, tmp_path: Path) -> None:
+    rows, path = judgements(file), tmp_path / "again.jsonl"
+    if file.endswith("_pair"):
+        write_compared(path, rows)
+    else:
+        write_rated(path, rows)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == _lines(MT_BENCH / "model_judgment" / f"{file}.jsonl.gz")
+    assert read_judgements(path) == rows
+
+
+@needs_fixtures
+def test_scores_come_back_from_the_judges_text() -> None:
+    """All 1,450 recorded single ratings, and both winners of every pair."""
+    rows = [row for file in SINGLES for row in judgements(file)]
+    assert len(rows) == 1450
+    assert [parse_rating(row.verdict.raw or "") for row in rows] == [row.score for row in rows]
+    for row in judgements("phi3_gpt-4_pair"):
+        first, second = map(parse_pairwise, row.judgements)
+        assert (first, None if second is None else 1 - second) == row.preferences
+
+
+@needs_fixtures
+def test_questions_answers_and_references_are_read_and_answers_written(tmp_path: Path) -> None:
+    questions = read_questions(MT_BENCH / "question.jsonl")
+    assert [item.id for item in questions] == [str(number) for number in range(81, 161)]
+    assert [item.category for item in questions] == [category_of(item.id) for item in questions]
+    found = read_answers(MT_BENCH / "model_answer" / "phi-3.jsonl.gz", questions)
+    assert list(found) == ["phi-3"] and len(found["phi-3"]) == 80
+    assert all(len(completion.completions) == 2 and len(completion.turns) == 2 for completion in found["phi-3"])
+    write_answers(tmp_path / "phi-3.jsonl", "phi-3", found["phi-3"])
+    assert read_answers(tmp_path / "phi-3.jsonl", questions) == found
+    references = read_answers(MT_BENCH / "reference_answer" / "gpt-4.jsonl")["gpt-4"]
+    assert [completion.id for completion in references] == [str(number) for number in range(101, 131)]
+
+
+# By hand ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rating"),
+    [
+        ("Rating: [[7]]", 7.0),
+        ("[[6.5]] and later [[9]]", 6.5),
+        ("[3] of [4], so [[8]]", 8.0),  # double brackets first, wherever they stand
+        ("Rating: [5]", 5.0),
+        ("[[x]] Rating: [4.]", 4.0),
+        ("Rating: [[-2]]", None),
+        ("Rating: 7", None),
+        ("", None),
+    ],
+)
+def test_ratings_are_parsed_as_fastchat_does(text: str, rating: float | None) -> None:
+    assert parse_rating(text) == rating
+
+
+@pytest.mark.parametrize(
+    ("text", "preference"), [("[[A]]", 1.0), ("so [[B]].", 0.0), ("[[C]]", 0.5), ("[[B]] no, [[A]]", 1.0), ("A", None)]
+)
+def test_pairs_are_parsed_as_fastchat_does(text: str, preference: float | None) -> None:
+    assert parse_pairwise(text) == preference
+
+
+def test_a_reply_without_a_rating_says_why() -> None:
+    assert rating_verdict("81", "j", 0, None, "$ERROR$").unscored == "the request failed"
+    assert rating_verdict("81", "j", 0, None, "well").unscored == "the judge's reply has no rating"
+    assert rating_verdict("81", "j", 0, 11, "[[11]]").unscored == "rating 11 is not in 1 to 10"
+    assert rating_verdict("81", "j", 1, 10, "[[10]]").rating == 10
+
+
+def _rated(question: str, turn: int, score: float | None) -> Rated:
+    return Rated("m", rating_verdict(question, "j", turn, score, "text"), score)
+
+
+def test_repeated_rows_count_each_time_for_fastchat_and_the_last_for_us() -> None:
+    """Turn 1: 2, then 8 again; turn 2: 4 and a failure. FastChat: (2 + 8 + 4) / 3; turn means 5 and 4. Ours: 8 and 4."""
+    rows = [_rated("81", 0, 2), _rated("81", 1, 4), _rated("82", 1, None), _rated("81", 0, 8)]
+    assert fastchat_averages(rows) == pytest.approx({"average": 14 / 3, "turn1": 5, "turn2": 4})
+    assert [verdict.rating for verdict in last_ratings(rows)] == [8, 4, None]
+
+
+@pytest.mark.parametrize(
+    ("orders", "preference", "flipped"),
+    [
+        ((1.0, 1.0), 1.0, False), ((0.0, 0.0), 0.0, False), ((1.0, 0.0), 0.5, True), ((1.0, 0.5), 0.5, False), ((0.5, 0.5), 0.5, False),
+        ((1.0, None), None, False),
+    ],
+)  # fmt: skip
+def test_a_win_takes_both_orders(orders: tuple[float | None, float | None], preference: float | None, flipped: bool) -> None:
+    row = Compared(("a", "b"), "81", 0, "j", orders, ("", ""))
+    assert (row.preference, row.flipped) == (preference, flipped)
+
+
+def test_a_verdict_over_both_orders_keeps_each_orders_own_winner() -> None:
+    def call(first: bool, raw: str) -> Call:
+        return Call("j", None, "", "", {}, policy_first=first, raw=raw)
+
+    verdict = Verdict("mt_bench-81", "j", preference=0.5, calls=[call(True, "[[A]]"), call(False, "[[A]]")])
+    row = compared("me", "base", verdict)
+    assert row.preferences == (1.0, 0.0) and row.flipped and row.preference == 0.5
+    assert compared("me", "base", Verdict("81", "j", preference=1.0)).preferences == (1.0, 1.0)
+
+
+def test_files_that_are_no_judgements_say_where(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    for text, says in (
+        ("", "is empty"),
+        ("{}\n", r"j\.jsonl:1: expected an object with question_id"),
+        ('{"question_id": 1, "turn": 1, "judge": "j"}\n', "single .`score`. or pairwise"),
+        ('{"question_id": 1, "turn": 1, "judge": "j", "score": "x", "model": "m"}\n', "not a single judgement"),
+        ("not json\n", r"j\.jsonl:1: not JSON"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=says):
+            read_judgements(path)
+
+
+def test_categories_are_those_of_the_eighty_questions() -> None:
+    assert [category_of(str(n)) for n in (80, 81, 90, 91, 160, 161)] == [None, "writing", "writing", "roleplay", "humanities", None]
+    assert category_of("mine") is None
+
+
+def test_several_samples_of_a_question_are_choices(tmp_path: Path) -> None:
+    draws = [Completion("81", [], ["a", "b"], [], []), Completion("81", [], ["c", "d"], [], [], draw=1)]
+    write_answers(tmp_path / "m.jsonl", "m", draws)
+    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 1
+    assert read_answers(tmp_path / "m.jsonl") == {"m": draws}

@@ -1,0 +1,285 @@
+"""`do=rescore`: the real command on recorded judgements and on the smoke sweep's own verdicts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recorded import ALPACA_EVAL, CALIBRATION, MODELS, MT_BENCH, REFERENCE, expected, laid_out, lay_out, needs_fixtures
+from tiny import ROOT, Ran, bench, copy_results, plans, smoke, smoke_folder
+
+from bench.config import Rescore
+from bench.door import BadConfig
+from bench.rescore import rescore_files, show
+from bench.store import FileFacts, Store, file_digest, files_digest
+
+Row = dict[str, str]
+
+
+def asked(judgements: Path, **keys: Any) -> Rescore:
+    defaults = {"reference_outputs": None, "calibration": None, "out": None, "max_unscored": 0.1}
+    return Rescore(name="rescore", judgements=str(judgements), **{**defaults, **{name: _plain(value) for name, value in keys.items()}})
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def by_model(do: Rescore) -> dict[str, dict[str, Any]]:
+    return {row["model"]: row for row in rescore_files(do).rows}
+
+
+def rows_of(path: Path) -> list[Row]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def command(tmp_path: Path, *words: str) -> Ran:
+    return bench("do=rescore", *words, results=tmp_path / "results")
+
+
+# AlpacaEval's layout --------------------------------------------------------------------------------------------------
+
+
+@needs_fixtures
+def test_the_command_writes_the_packages_columns_beside_ours(tmp_path: Path) -> None:
+    out = tmp_path / "board.csv"
+    ran = command(tmp_path, f"judgements={laid_out()}", f"reference_outputs={REFERENCE}", f"calibration={CALIBRATION}", f"out={out}")
+    assert ran.code == 0, ran.err
+    rows, published = {row["model"]: row for row in rows_of(out)}, expected(ALPACA_EVAL)["models"]
+    assert list(rows) == sorted(MODELS)
+    for model, row in rows.items():
+        for name in ("win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate"):
+            assert float(row[name]) == pytest.approx(published[model][name], abs=1e-6), (model, name)
+        assert float(row["length_controlled_winrate"]) == pytest.approx(MODELS[model], abs=0.001)
+        assert float(row["lc_win_rate_low"]) <= float(row["lc_win_rate"]) <= float(row["lc_win_rate_high"])
+        assert f"{float(row['lc_win_rate']):.2f} [" in ran.out
+        assert len(row["calibration"]) == 16
+    assert {row["n_unscored"] for model, row in rows.items() if model != "text_davinci_001"} == {"0"}
+    davinci = rows["text_davinci_001"]
+    assert (davinci["n_total"], davinci["n_unscored"]) == ("803", "2")
+    assert float(davinci["lc_win_rate"]) == pytest.approx(6.36, abs=0.01)  # by item; by position the package says 9.03
+    assert not (tmp_path / "results").exists()
+
+
+@needs_fixtures
+def test_without_a_calibration_the_official_rate_says_what_it_lacks_and_ours_is_there() -> None:
+    row = by_model(asked(laid_out(), reference_outputs=REFERENCE))["FuseChat-Llama-3.2-3B-Instruct"]
+    assert row["length_controlled_winrate"] is None and "calibration=FILE" in row["reason"]
+    assert row["lc_win_rate"] == pytest.approx(54.0, abs=0.05) and row["calibration"] is None
+    assert row["win_rate"] == pytest.approx(51.2967, abs=1e-4)
+
+
+@needs_fixtures
+def test_fitted_difficulties_come_from_the_other_models(tmp_path: Path) -> None:
+    """Each model's own calibration, hence its own digest; a model alone has none."""
+    for model in ("alpaca-7b", "claude-2.1", "FuseChat-Llama-3.2-3B-Instruct"):
+        lay_out(tmp_path, model)
+    rows = by_model(asked(tmp_path, calibration="fitted"))
+    assert len({row["calibration"] for row in rows.values()}) == 3
+    assert rows["FuseChat-Llama-3.2-3B-Instruct"]["lc_win_rate"] == pytest.approx(54, abs=1)
+    alone = by_model(asked(lay_out(tmp_path / "alone", "alpaca-7b"), calibration="fitted"))["alpaca-7b"]
+    assert alone["lc_win_rate"] is None and "no other model under this annotator" in alone["reason"]
+
+
+@needs_fixtures
+def test_failed_votes_are_counted_and_too_many_refuse_the_model(tmp_path: Path) -> None:
+    def fail(every: int) -> Any:
+        return lambda rows: [row | {"preference": None} if i % every == 0 else row for i, row in enumerate(rows)]
+
+    lay_out(tmp_path, "claude-2.1", fail(20), name="some")
+    lay_out(tmp_path, "claude-2.1", fail(4), name="many")
+    lay_out(tmp_path, "claude-2.1", lambda rows: rows[:-3], name="cut")
+    found = by_model(asked(tmp_path, reference_outputs=REFERENCE))
+    assert (found["some"]["n_unscored"], found["some"]["n_total"]) == (41, 764)
+    assert (found["cut"]["n_unscored"], found["cut"]["n_total"]) == (3, 802)
+    assert found["many"]["refused"] and found["many"]["win_rate"] is found["many"]["lc_win_rate"] is None
+    assert found["many"]["reason"] == "win_rate: 202 of 805 verdicts (25%) have no score, more than max_unscored=0.1: no mean of the rest"
+    allowed = rescore_files(asked(tmp_path, max_unscored=0.3))
+    assert not allowed.refused and all(row["win_rate"] > 0 for row in allowed.rows)
+
+
+@needs_fixtures
+def test_a_repeated_item_counts_once_for_us(tmp_path: Path) -> None:
+    lay_out(tmp_path, "claude-2.1", lambda rows: [rows[0] | {"preference": 2.0}, *rows])
+    row = by_model(asked(tmp_path))["claude-2.1"]
+    assert (row["n_repeated"], row["n_total"]) == (1, 806)
+    assert row["lc_win_rate"] == by_model(asked(laid_out()))["claude-2.1"]["lc_win_rate"]
+
+
+# FastChat's files -----------------------------------------------------------------------------------------------------
+
+
+@needs_fixtures
+@pytest.mark.parametrize("file", ["orpo_gpt-4_single", "phi3_gpt-4_single", "errors_gpt-4_single"])
+def test_single_judgements_give_fastchats_averages_and_ours_beside(tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = rescore_files(asked(MT_BENCH / "model_judgment" / f"{file}.jsonl.gz", out=tmp_path / "rows.csv"))
+    show(found, asked(tmp_path, out=tmp_path / "rows.csv"))
+    printed, wanted = capsys.readouterr().out, expected(MT_BENCH)[file]["models"]
+    for row in rows_of(tmp_path / "rows.csv"):
+        theirs = wanted[row["model"]]
+        for name in ("turn1", "turn2", "average"):
+            assert float(row[name]) == pytest.approx(theirs[name], abs=1e-4)
+        assert f" {theirs['average']:.4f} " in printed
+        assert float(row["rating"]) == pytest.approx(theirs["average_keeping_last_row_per_key"], abs=1e-4)
+        assert 0.2 < float(row["rating_se"]) < 0.4  # clustered by question
+        assert [int(row[name]) for name in ("rows", "failed", "duplicate_keys")] == [
+            theirs[name] for name in ("rows", "failed", "duplicate_keys")
+        ]
+        assert (f"{row['model']} {theirs['duplicate_keys']}" in printed) == (theirs["duplicate_keys"] > 0)
+
+
+@needs_fixtures
+def test_a_file_with_three_quarters_failures_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "granite.csv"
+    ran = command(tmp_path, f"judgements={MT_BENCH / 'model_judgment' / 'granite_gpt-4_single.jsonl.gz'}", f"out={out}")
+    assert ran.code == 3
+    assert "REFUSED granite-7b-lab: 122 of 160 verdicts (76%) have no score" in ran.out and "7.4" not in ran.out
+    (row,) = rows_of(out)
+    assert row["rating"] == "" and row["failed"] == "120" and "average" not in row
+
+
+@needs_fixtures
+def test_pairwise_judgements_give_fastchats_rates() -> None:
+    rows = by_model(asked(MT_BENCH / "model_judgment" / "phi3_gpt-4_pair.jsonl.gz"))
+    dpo = rows["phi-3-dpo"]
+    assert dpo["win_rate_adjusted"] == pytest.approx(0.513699, abs=1e-6) == dpo["pairwise_win_rate"]
+    assert [dpo[name] for name in ("win", "loss", "tie", "rows", "failed", "order_flips")] == [20, 18, 35, 75, 2, 18]
+    assert dpo["pairwise_win_rate_low"] == pytest.approx(1 - rows["phi-3"]["pairwise_win_rate_high"])
+
+
+# The sweep's own verdicts ---------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_rescored_from_the_store_without_a_judge_and_nothing_moves(tmp_path: Path) -> None:
+    results = copy_results(smoke(), tmp_path / "results")
+    before = {path: path.stat().st_mtime_ns for path in (results / "store").rglob("*") if path.is_file()}
+    ran = bench("+sweep=smoke", "do=rescore", f"out={tmp_path / 'out.csv'}", results=results)
+    assert ran.code == 0, ran.err
+    assert "5 of 5 cells scored anew" in ran.out and "moved" not in ran.out
+    assert {path: path.stat().st_mtime_ns for path in (results / "store").rglob("*") if path.is_file()} == before
+    stored, now = rows_of(smoke().results / "sweeps" / "smoke" / "table.csv"), rows_of(tmp_path / "out.csv")
+    assert [row | {"calibration": ""} for row in stored] == now
+
+
+def test_numbers_that_moved_are_named_and_cells_without_inputs_stay_as_they_were(tmp_path: Path) -> None:
+    """A stored score from other code (here: edited, with its manifest), one that is gone, and verdicts that are gone."""
+    results = copy_results(smoke(), tmp_path / "results")
+    store, cells = Store(results / "store"), plans("+sweep=smoke")
+    edited, gone, unjudged = cells[1:4]
+    folder = store.folder(edited.score)
+    result = json.loads((folder / "result.json").read_text())
+    right = result["metrics"]["win_rate"]
+    result["metrics"] |= {"win_rate": 0.75}
+    (folder / "result.json").write_text(json.dumps(result))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    facts = manifest["files"]["result.json"]
+    facts |= {"sha256": file_digest(folder / "result.json"), "size": (folder / "result.json").stat().st_size}
+    manifest["digest"] = files_digest({"result.json": FileFacts(**facts)})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for stage in (gone.score, unjudged.roles["preference_verdicts"]):
+        for path in store.folder(stage).iterdir():
+            path.unlink()
+        store.folder(stage).rmdir()
+    ran = bench("+sweep=smoke", "do=rescore", f"out={tmp_path / 'out.csv'}", results=results)
+    assert ran.code == 0, ran.err
+    assert f"{edited.name} moved: win_rate 0.75 -> {right:.6g}" in ran.out
+    assert f"{gone.name} had no stored numbers" in ran.out
+    assert f"{unjudged.name} is as it was stored, for the store has no preference verdicts" in ran.out
+    rows = {row["name"]: row for row in rows_of(tmp_path / "out.csv")}
+    assert float(rows[edited.name]["win_rate"]) == right
+    assert all(rows[cell.name]["status"] == "done" for cell in cells)
+
+
+def test_a_calibration_by_item_id_reaches_the_sweeps_length_control(tmp_path: Path) -> None:
+    cell = plans("+sweep=smoke")[0]
+    lines = (smoke_folder(cell.roles["preference_items"]) / "items.jsonl").read_text().splitlines()
+    items = [json.loads(line)["id"] for line in lines]
+    path = tmp_path / "difficulty.csv"
+    path.write_text("item_id,instruction_difficulty\n" + "".join(f"{item},{i % 5 - 2}\n" for i, item in enumerate(items)))
+    ran = bench("+sweep=smoke", "do=rescore", f"calibration={path}", f"out={tmp_path / 'o.csv'}", results=smoke().results)
+    assert ran.code == 0, ran.err
+    stored = {row["name"]: row for row in rows_of(smoke().results / "sweeps" / "smoke" / "table.csv")}
+    for row in rows_of(tmp_path / "o.csv"):
+        assert row["win_rate"] == stored[row["name"]]["win_rate"] and row["lc_win_rate"] != stored[row["name"]]["lc_win_rate"]
+        assert len(row["calibration"]) == 16
+    path.write_text(f"item_id,instruction_difficulty\n{items[0]},1\n")
+    ran = bench("+sweep=smoke", "do=rescore", f"calibration={path}", f"out={tmp_path / 'o.csv'}", results=smoke().results)
+    assert f"has no difficulty for {len(items) - 1} of {len(items)} items" in ran.out
+    assert {row["lc_win_rate"] for row in rows_of(tmp_path / "o.csv") if "lc_win_rate" in row} <= {""}
+
+
+def test_cells_lie_in_alpacaevals_layout_and_are_rescored_to_the_same_rates(tmp_path: Path) -> None:
+    """What a run exports of its cells goes in again: win rates of result.json in percent, ratings as they were."""
+    for row in by_model(asked(smoke().results / "cells")).values():
+        metrics = json.loads((smoke().results / "cells" / row["model"] / "result.json").read_text())["metrics"]
+        assert row["win_rate"] == pytest.approx(100 * metrics["win_rate"], abs=1e-9)
+        assert row["lc_win_rate"] == pytest.approx(100 * metrics["lc_win_rate"], abs=1e-9)
+        assert row["avg_length"] == int(metrics["mean_length"])
+        single = smoke().results / "cells" / row["model"] / "gold_rating_single.jsonl"
+        rated = by_model(asked(single))[row["model"]]
+        assert (rated["rating"], rated["rating_se"]) == pytest.approx((metrics["rating"], metrics["rating_se"]))
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["judgements=/no/where"], "judgements must be a folder in AlpacaEval's layout or a file of FastChat's judgements (.jsonl), got"),
+        (["reference_outputs=/no/where"], "reference_outputs must be a file, got /no/where: no such file (reference_outputs=/no/where"),
+        (["calibration=/no/where"], "calibration must be a file, got /no/where: no such file"),
+        (["out=/no/where/x.csv"], "out must be a CSV file in a folder that is there, got /no/where/x.csv"),
+        (["judgements=.", "method=dpo"], "judgements=. are rescored by themselves: leave out method=dpo"),
+        (["do.max_unscored=2"], "do.max_unscored must be <= 1, got 2"),
+        (["do.judgement=x"], "did you mean do.judgements?"),
+    ],
+)
+def test_the_door_says_what_cannot_be_rescored(problems: Any, words: list[str], says: str) -> None:
+    assert any(text.startswith(says) or says in text for text in problems("do=rescore", *words)), problems("do=rescore", *words)
+
+
+def test_all_that_is_wrong_is_said_at_once_and_a_key_of_another_verb_is_unknown(problems: Any, tmp_path: Path) -> None:
+    assert len(problems("do=rescore", "judgements=/no/where", "calibration=/no/file", "out=/no/where/x.csv")) == 3
+    assert problems("judgements=x") == ["unknown key 'do.judgements' (judgements=x on the command line); known in do: name"]
+    (tmp_path / "j.jsonl").write_text("")
+    words = ("do=rescore", f"judgements={tmp_path / 'j.jsonl'}", "calibration=fitted")
+    assert ["calibration is for AlpacaEval's verdicts" in text for text in problems(*words)] == [True]
+
+
+def test_files_that_cannot_be_read_are_bad_config_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    for path, says in (("empty", "holds no MODEL/ANNOTATOR/annotations.json"), ("bad.jsonl", "expected an object with question_id")):
+        with pytest.raises(BadConfig, match=says):
+            rescore_files(asked(tmp_path / path))
+    ran = command(tmp_path, f"judgements={tmp_path / 'bad.jsonl'}")
+    assert ran.code == 2 and "Traceback" not in ran.err and "bad.jsonl:1" in ran.err
+
+
+def test_rescoring_loads_nothing_heavy(tmp_path: Path) -> None:
+    """`datasets` comes with the alpaca-eval package, and only where its numbers are asked for."""
+    rows = [{"question_id": 81, "model": "m", "judge": ["j", "p"], "user_prompt": "", "judgment": "[[8]]", "score": 8, "turn": 1}]
+    (tmp_path / "j.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    annotation = {"instruction": "a", "output_1": "x", "generator_1": "b", "output_2": "yy", "generator_2": "m", "annotator": "j"}
+    folder = tmp_path / "ae" / "m" / "j"
+    folder.mkdir(parents=True)
+    (folder / "annotations.json").write_text(json.dumps([annotation | {"instruction": f"{i}", "preference": 1 + i % 2} for i in range(5)]))
+    for path, allowed in (("j.jsonl", set()), ("ae", {"datasets"})):
+        code = f"""
+import sys
+from bench.config import Rescore
+from bench.rescore import rescore_files, show
+do = Rescore(name="rescore", judgements={str(tmp_path / path)!r}, reference_outputs=None, calibration=None, out=None, max_unscored=0.1)
+show(rescore_files(do), do)
+print(sorted({{"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets"}} & set(sys.modules)))
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert set(json.loads(done.stdout.splitlines()[-1].replace("'", '"'))) == allowed
