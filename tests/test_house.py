@@ -17,7 +17,7 @@ BENCH = ROOT / "bench"
 ORDER = [
     ["config"],
     ["records"],
-    ["stats", "preferences", "tokens"],
+    ["stats", "preferences", "tokens", "written"],
     ["length_control"],
     ["store"],
     ["sweep"],
