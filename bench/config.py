@@ -35,6 +35,13 @@ def misfit(*found: Misfit) -> PydanticCustomError:
     return PydanticCustomError("misfit", "{text}", {"found": found, "text": "; ".join(text for _, text in found)})
 
 
+class LaterField:
+    """Marks a settings field added after results existed: left out of keys while it holds its default.
+
+    `dropout: Annotated[float, LaterField()] = 0.0` keeps every key that was made before `dropout` was known.
+    """
+
+
 class Settings(BaseModel):
     """Base of every record that a user or a stage key sees: frozen, strict, closed."""
 
@@ -211,6 +218,7 @@ class NoMethod(Settings):
 class Dpo(Training):
     name: Literal["dpo"]
     beta: Positive
+    sft_weight: Annotated[float, Field(ge=0), LaterField()] = 0.0  # of the mean NLL of the chosen completion, beside the loss
 
 
 class Ipo(Training):
@@ -224,6 +232,14 @@ class Kto(Training):
     batch_size: Annotated[int, Field(ge=2)]  # the KL term is estimated from the rows of a batch
     desirable_weight: Positive
     undesirable_weight: Positive
+    weight_ratio: Annotated[Positive | None, LaterField()] = None  # λ_D n_D / (λ_U n_U); sets both weights by the rows' counts
+
+    @model_validator(mode="after")
+    def _one_way_to_weigh(self) -> Kto:
+        if self.weight_ratio is not None and (self.desirable_weight, self.undesirable_weight) != (1, 1):
+            got = f"desirable_weight={self.desirable_weight:g} and undesirable_weight={self.undesirable_weight:g}"
+            raise misfit(("weight_ratio", f"weight_ratio sets both weights, which must then be 1, got {got}"))
+        return self
 
 
 class Cdpo(Training):
@@ -280,7 +296,21 @@ class SftChosen(Training):
     name: Literal["sft_chosen"]
 
 
-Trained = Dpo | Ipo | Kto | Cdpo | Robust | IpoSummed | Hinge | Slic | Simpo | Orpo | Cpo | KtoPair | SftChosen
+class Csft(Training):
+    name: Literal["csft"]
+
+
+class OfflinePpo(Training):
+    name: Literal["offline_ppo"]
+    clip: Annotated[float, Field(gt=0, lt=1)]  # ratios are held in [clip, 1 / clip]
+    gamma: Fraction  # discount a token
+    gae_lambda: Probability
+    value_weight: float = Field(ge=0)
+    kl_weight: float = Field(ge=0)
+    value_max_grad_norm: Positive  # the value head's own; max_grad_norm is the policy's
+
+
+Trained = Dpo | Ipo | Kto | Cdpo | Robust | IpoSummed | Hinge | Slic | Simpo | Orpo | Cpo | KtoPair | SftChosen | Csft | OfflinePpo
 
 # Methods that learn from pairs only; the others learn from unpaired rows too.
 NEEDS_PAIRS = frozenset({"dpo", "ipo", "cdpo", "robust", "ipo_summed", "hinge", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen"})
@@ -365,7 +395,8 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         text = f"judge=gold knows the truth of the controlled world only and needs its data, got data={data.get('name')}"
         found.append(("judge", f"{text}; take judge=none"))
     if data.get("form") == "unpaired" and method.get("name") in NEEDS_PAIRS:
-        found.append(("data.form", f"method={method['name']} learns from pairs, got unpaired rows; take method=kto or paired data"))
+        text = f"method={method['name']} learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data"
+        found.append(("data.form", text))
     return found
 
 

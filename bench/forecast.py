@@ -133,8 +133,9 @@ def token_bound(stage: Stage) -> int:
             rows = sum(_completions(inputs["preferences"], split) for split in settings.splits)
             return rows * (2 if settings.mismatched else 1) * max_length
         case TrainSettings():
-            rows = _completions(inputs["preferences"], "train") * (2 if settings.method.name == "kto" else 1)
-            return math.ceil(rows * settings.max_length * settings.method.num_train_epochs)
+            method = settings.method
+            passes = method.num_train_epochs * (2 if method.name == "kto" else 1) + (method.name == "offline_ppo")
+            return math.ceil(_completions(inputs["preferences"], "train") * settings.max_length * passes)
     return 0
 
 

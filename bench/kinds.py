@@ -26,7 +26,7 @@ from bench.config import (
     Trained,
     Writer,
 )
-from bench.store import Source, Stage
+from bench.store import LaterField, Source, Stage
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
 VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 1, "generate": 1, "judge": 2, "score": 1}
@@ -140,6 +140,7 @@ class LogpsSettings(Settings):
     max_length: Count | None  # None: drawn tokens are scored as they are
     batch_size: Count
     dtype: Dtype
+    control: Annotated[str | None, LaterField()] = None  # token between prompt and completion, where the model is asked so
 
 
 class TrainSettings(Settings):
@@ -155,6 +156,7 @@ class GenerateSettings(Settings):
     batch_size: Count
     dtype: Dtype
     seed: int
+    control: Annotated[str | None, LaterField()] = None  # token after every prompt, where the policy is asked so
 
 
 class GoldPreferenceSettings(Settings):

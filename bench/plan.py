@@ -64,10 +64,11 @@ class CellPlan:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a method hands over to be judged: the model that writes."""
+    """What a method hands over to be judged: the model that writes, and how it is asked."""
 
     model: Stage | Source
     train: Stage | None  # its last training; None where nothing was trained
+    control: str | None = None  # token after every prompt, whatever is asked or scored; engines refuse the model without it
 
 
 Chain = Callable[[Cell, Ground], Policy]
@@ -81,15 +82,15 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     roles: dict[str, Stage] = {"preferences": ground.preferences}
     inputs: dict[str, Stage] = {"preferences": ground.preferences, "reference_logps": ground.reference}
     if policy.train is not None:
-        kl = generate(cell, policy.model, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
+        kl = generate(cell, policy, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
         inputs |= {
-            "policy_logps": _preference_logps(cell, policy.model, ground.preferences, splits=("heldout",), mismatched=False),
-            "kl_policy_logps": _completion_logps(cell, policy.model, kl, "policy's log-probs for KL"),
-            "kl_reference_logps": _completion_logps(cell, ground.start, kl, "reference's log-probs for KL"),
+            "policy_logps": _preference_logps(cell, policy, ground.preferences, splits=("heldout",), mismatched=False),
+            "kl_policy_logps": _completion_logps(cell, policy, kl, "policy's log-probs for KL"),
+            "kl_reference_logps": _completion_logps(cell, Policy(ground.start, None), kl, "reference's log-probs for KL"),
         }
         roles["train"] = policy.train
     for manner, items, decoding in _questions(cell, sources):
-        completions = generate(cell, policy.model, items, decoding, f"{manner} completions")
+        completions = generate(cell, policy, items, decoding, f"{manner} completions")
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
         if cell.judge.name == "gold":
@@ -151,7 +152,7 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
         settings = LocalPairData(fraction=cell.data.fraction, heldout_fraction=cell.data.heldout_fraction, seed=cell.seed)
         preferences = stage("data", settings, {"file": sources.data}, "preferences")
         kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _whole(cell, sources.data)}, "KL prompts")
-    reference = _preference_logps(cell, start, preferences, splits=("train", "heldout"), mismatched=True)
+    reference = _preference_logps(cell, Policy(start, None), preferences, splits=("train", "heldout"), mismatched=True)
     return Ground(start, preferences, reference, kl_prompts)
 
 
@@ -199,7 +200,7 @@ def _world_preferences(cell: Cell, data: WorldData, start: Stage | Source) -> St
     return stage("data", PairData(form=data.form, fraction=data.fraction, seed=cell.seed), labels, "preferences")
 
 
-def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, splits: Sequence[str], mismatched: bool) -> Stage:
+def _preference_logps(cell: Cell, policy: Policy, preferences: Stage, *, splits: Sequence[str], mismatched: bool) -> Stage:
     settings = LogpsSettings(
         rows="preferences",
         splits=tuple(splits),
@@ -207,23 +208,35 @@ def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, 
         max_length=max_length(cell),
         batch_size=cell.engine.batch_size,
         dtype=dtype(cell),
+        control=policy.control,
     )
     label = "reference log-probs" if mismatched else "held-out log-probs"
-    return stage("logps", settings, {"model": model, "preferences": preferences}, label)
+    return stage("logps", settings, {"model": policy.model, "preferences": preferences}, label)
 
 
-def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage, label: str) -> Stage:
+def _completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str) -> Stage:
     settings = LogpsSettings(
-        rows="completions", splits=(), mismatched=False, max_length=None, batch_size=cell.engine.batch_size, dtype=dtype(cell)
+        rows="completions",
+        splits=(),
+        mismatched=False,
+        max_length=None,
+        batch_size=cell.engine.batch_size,
+        dtype=dtype(cell),
+        control=policy.control,
     )
-    return stage("logps", settings, {"model": model, "completions": completions, "items": completions.inputs["items"]}, label)
+    return stage("logps", settings, {"model": policy.model, "completions": completions, "items": completions.inputs["items"]}, label)
 
 
-def generate(cell: Cell, policy: Stage | Source, items: Stage, decoding: Decoding, label: str) -> Stage:
+def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str) -> Stage:
     settings = GenerateSettings(
-        engine=cell.engine.name, decoding=decoding, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=cell.seed
+        engine=cell.engine.name,
+        decoding=decoding,
+        batch_size=cell.engine.batch_size,
+        dtype=dtype(cell),
+        seed=cell.seed,
+        control=policy.control,
     )
-    return stage("generate", settings, {"model": policy, "items": items}, label)
+    return stage("generate", settings, {"model": policy.model, "items": items}, label)
 
 
 def _kl_decoding(cell: Cell) -> Decoding:

@@ -43,6 +43,8 @@ NAMES = (
     "cpo",
     "kto",
     "kto_pair",
+    "csft",
+    "offline_ppo",
 )
 
 

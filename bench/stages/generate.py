@@ -10,13 +10,13 @@ from bench.worker import Outcome, StageRun
 
 
 def run(settings: GenerateSettings, run: StageRun) -> Outcome:
-    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size)
+    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size, settings.control)
     items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
     total = sum(len(item.turns) for item in items)
     answers: list[list[Written]] = [[] for _ in items]
     for turn in range(max(len(item.turns) for item in items)):
         asked = [i for i, item in enumerate(items) if len(item.turns) > turn]
-        prompts = [prompt_ids(engine.tokenizer, conversation(items[i], [w.text for w in answers[i]])) for i in asked]
+        prompts = [prompt_ids(engine.tokenizer, conversation(items[i], [w.text for w in answers[i]]), settings.control) for i in asked]
         done = sum(map(len, answers))
 
         def progress(n: int, _: int, done: int = done) -> None:

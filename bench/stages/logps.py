@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def run(settings: LogpsSettings, run: StageRun) -> Outcome:
-    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size)
+    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size, settings.control)
     if settings.rows == "preferences":
         named = list(_preferences(engine.tokenizer, run.inputs["preferences"], settings))
     else:
-        named = list(_completions(engine.tokenizer, run.inputs["completions"], run.inputs["items"]))
+        named = list(_completions(engine.tokenizer, run.inputs["completions"], run.inputs["items"], settings.control))
     sums = engine.logps([ids for _, ids in named], run.progress)
     if bad := [(name, value) for (name, _), value in zip(named, sums, strict=True) if not math.isfinite(value)]:
         raise FloatingPointError(f"{len(bad)} of {len(sums)} log-probabilities are not finite, first {bad[0][0]}: {bad[0][1]}")
@@ -38,7 +38,7 @@ def _preferences(tokenizer: PreTrainedTokenizerBase, folder: Path, settings: Log
     for split in settings.splits:
         for row in read_rows(folder / f"{split}.jsonl"):
             try:
-                columns = preference_ids(tokenizer, row, max_length)
+                columns = preference_ids(tokenizer, row, max_length, settings.control)
             except PromptTooLong as error:
                 too_long.append(f"{split} row {row.id}: {error}")
                 continue
@@ -49,8 +49,8 @@ def _preferences(tokenizer: PreTrainedTokenizerBase, folder: Path, settings: Log
         raise PromptTooLong(f"{len(too_long)} rows to drop, or raise model.max_length; first {too_long[0]}")
 
 
-def _completions(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path) -> Iterator[tuple[str, Ids]]:
+def _completions(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, control: str | None) -> Iterator[tuple[str, Ids]]:
     """(item id, ids) of what a policy drew: its very tokens, without an EOS where it was cut."""
     by_id = {item.id: item for item in read_jsonl(items / "items.jsonl", Item)}
     for completion in read_jsonl(folder / "completions.jsonl", Completion):
-        yield completion.id, Ids(prompt_ids(tokenizer, conversation(by_id[completion.id], [])), completion.ids[0])
+        yield completion.id, Ids(prompt_ids(tokenizer, conversation(by_id[completion.id], []), control), completion.ids[0])

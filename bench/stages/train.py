@@ -20,12 +20,13 @@ MORE_STEPS = "bring more rows or epochs, make steps smaller (batch_size, gradien
 def run(settings: TrainSettings, run: StageRun) -> Outcome:
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_model(run.inputs["model"], settings.dtype)
-    before = fingerprint(model)
     rows = read_rows(run.inputs["preferences"] / "train.jsonl")
     recorder = Recorder(run.progress)
     # float32 weights whatever the dtype: see engines/hf.py
     job = TrainingJob(settings, model.float(), tokenizer, rows, read_logps(run.inputs["reference_logps"]), run.out, recorder)
-    load(settings.method.name).make_trainer(job).train()
+    trainer = load(settings.method.name).make_trainer(job)  # may add tokens to model and tokenizer
+    before = fingerprint(model)
+    trainer.train()
     if not any(row["learning_rate"] for row in recorder.history):
         raise ValueError(f"all {len(recorder.history)} steps were warm-up: {MORE_STEPS}")
     model.to(getattr(torch, settings.dtype))

@@ -31,7 +31,7 @@ def test_every_method_trains_from_one_start_on_the_same_rows_and_reference(cells
 def test_rewards_of_a_method_without_beta_are_in_nats(cells: dict[str, CellPlan]) -> None:
     scales = {name: cells[name].score.settings.beta for name in cells}  # type: ignore[attr-defined]
     assert scales["none"] is None
-    assert {name for name, scale in scales.items() if scale == 1.0} == {"sft_chosen", "slic", "orpo"}
+    assert {name for name, scale in scales.items() if scale == 1.0} == {"sft_chosen", "slic", "orpo", "csft", "offline_ppo"}
     assert (scales["dpo"], scales["cpo"], scales["simpo"]) == (0.1, 0.1, 2.0)
 
 
@@ -41,5 +41,5 @@ def test_a_scale_preset_has_a_learning_rate_for_every_method(preset: str) -> Non
     assert set(yaml.safe_load(text)["learning_rate"]) == set(TRAINED)
 
 
-def test_all_methods_but_kto_need_pairs() -> None:
-    assert set(TRAINED) - {"kto"} == NEEDS_PAIRS
+def test_which_methods_need_pairs() -> None:
+    assert set(TRAINED) - {"kto", "csft", "offline_ppo"} == NEEDS_PAIRS
