@@ -107,11 +107,11 @@ def sft_chosen(pairs: PairLogps) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenLogps:
-    """A batch of judged completions, token by token (B, T): log-probabilities, 0 outside completions."""
+    """A batch of judged completions, token by token (B, T); log-probabilities are 0 outside completions."""
 
     policy: Tensor
     reference: Tensor
-    mask: Tensor  # 1 at the tokens of completions, else 0
+    mask: Tensor  # 1 at the tokens of completions, else 0, in the log-probabilities' dtype
     desirable: Tensor  # (B,), bool
 
     @property
@@ -137,10 +137,12 @@ def _next(values: Tensor) -> Tensor:
 
 def _discounted(values: Tensor, discount: float) -> Tensor:
     """x_t + discount x_{t+1} + discount² x_{t+2} + ... (B, T)"""
-    sums = [torch.zeros_like(values[:, 0])]
+    sums: list[Tensor] = []
+    total: Tensor | float = 0.0
     for value in reversed(values.unbind(dim=1)):
-        sums.append(value + discount * sums[-1])
-    return torch.stack(sums[:0:-1], dim=1)
+        total = value + discount * total
+        sums.append(total)
+    return torch.stack(sums[::-1], dim=1)
 
 
 def terminal_rewards(rows: TokenLogps) -> Tensor:

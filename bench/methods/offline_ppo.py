@@ -50,7 +50,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
         assert batch.reference_logps is not None
         with torch.autocast(batch.hidden.device.type, enabled=False):  # as in HALOs: values want float32
             values = value_head(batch.hidden.to(next(value_head.parameters()).dtype)).squeeze(-1)
-        rows = losses.TokenLogps(batch.logps, batch.reference_logps, batch.mask, batch.desirable)
+        rows = losses.TokenLogps(batch.logps, batch.reference_logps, batch.mask.to(batch.logps.dtype), batch.desirable)
         parts = losses.offline_ppo(rows, values, clip=settings.clip, gamma=settings.gamma, gae_lambda=settings.gae_lambda)
         numbers = {"ppo/policy_loss": parts.policy, "ppo/value_loss": parts.value, "kl": parts.kl}
         return parts.policy + settings.value_weight * parts.value + settings.kl_weight * parts.kl, numbers

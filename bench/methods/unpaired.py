@@ -96,6 +96,7 @@ def own_unpaired_trainer(
     trainer = OwnUnpairedTrainer.over(
         rows, job, KTOConfig(**arguments, loss_type="apo_zero_unpaired", beta=reward_scale(job.settings.method))
     )
+    trainer.critic = critic  # type: ignore[attr-defined]  # where a check finds it
     trainer.data_collator = _with_token_references(trainer.data_collator)
     if critic:
         trainer.add_callback(_ZeroGradient(critic.module))
