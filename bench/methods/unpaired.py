@@ -92,6 +92,7 @@ def own_unpaired_trainer(
                 found = found + self.router_aux_loss_coef * outputs[0].aux_loss
             return (found, result[1]) if return_outputs else found
 
+    rows = [{name: value for name, value in row.items() if "KL" not in name} for row in rows]  # nor the partners that it scores
     arguments = method_arguments(job) | {"max_length": None}  # rows are cut, and a control token has a place of its own
     trainer = OwnUnpairedTrainer.over(
         rows, job, KTOConfig(**arguments, loss_type="apo_zero_unpaired", beta=reward_scale(job.settings.method))

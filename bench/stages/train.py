@@ -20,6 +20,8 @@ MORE_STEPS = "bring more rows or epochs, make steps smaller (batch_size, gradien
 def run(settings: TrainSettings, run: StageRun) -> Outcome:
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_model(run.inputs["model"], settings.dtype)
+    if controls := getattr(model.config, "control_tokens", None):
+        raise ValueError(f"the start model is asked with {controls[0]}, which no method trains with: start from the model before it")
     rows = read_rows(run.inputs["preferences"] / "train.jsonl")
     recorder = Recorder(run.progress)
     # float32 weights whatever the dtype: see engines/hf.py
