@@ -84,7 +84,9 @@ def own_unpaired_trainer(
             )
             found, numbers = loss(batch)
             metrics = self._metrics["train"]
-            metrics.pop("kl", None)  # TRL's, of a loss without one
+            metrics["kl"].pop()  # TRL's 0, of a loss without one
+            if not metrics["kl"]:
+                del metrics["kl"]
             for name, value in numbers.items():
                 metrics[name].append(value.item())
             log_accuracy(metrics, batch.logps.detach().sum(dim=1) - inputs["ref_logps"], batch.desirable)

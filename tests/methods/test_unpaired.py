@@ -306,6 +306,29 @@ def test_offline_ppos_first_step_has_no_kl_and_no_policy_loss(inputs: dict[str, 
     assert abs(last["kl"]) > 1e-6
 
 
+def test_a_step_of_several_batches_logs_the_mean_of_each_number(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """TRL's own `kl`, 0 for a loss without one, stands neither in offline PPO's nor in CSFT's curve."""
+    settings = train_settings("offline_ppo", batch_size=8, gradient_accumulation_steps=3, num_train_epochs=2.0)
+    recorder = Recorder(Progress(tmp_path / "progress"))
+    trainer = trainer_of(settings, inputs, some_rows(inputs, 12), tmp_path, recorder)
+    parts: list[dict[str, float]] = []
+    compute = trainer._compute_loss
+
+    def watch(*given: Any) -> Any:
+        found = compute(*given)
+        parts.append({name: trainer._metrics["train"][name][-1] for name in ("kl", "ppo/policy_loss", "ppo/value_loss")})
+        return found
+
+    trainer._compute_loss = watch
+    trainer.train()
+    assert [row["step"] for row in recorder.history] == [1, 2]
+    for name in parts[3]:
+        assert recorder.history[1][name] == pytest.approx(sum(part[name] for part in parts[3:]) / 3)
+    assert len({part["kl"] for part in parts[3:]}) == 3
+    trainer_of(train_settings("csft"), inputs, some_rows(inputs, 12), tmp_path, plain := Recorder(Progress(tmp_path / "progress"))).train()
+    assert "kl" not in plain.history[0]
+
+
 def test_rewards_and_targets_by_hand() -> None:
     """Rows of a desirable completion of two tokens and an undesirable one of one, a prompt place before and padding after them.
 
