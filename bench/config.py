@@ -35,6 +35,13 @@ def misfit(*found: Misfit) -> PydanticCustomError:
     return PydanticCustomError("misfit", "{text}", {"found": found, "text": "; ".join(text for _, text in found)})
 
 
+class LaterField:
+    """Marks a settings field added after results existed: left out of keys while it holds its default.
+
+    `dropout: Annotated[float, LaterField()] = 0.0` keeps every key that was made before `dropout` was known.
+    """
+
+
 class Settings(BaseModel):
     """Base of every record that a user or a stage key sees: frozen, strict, closed."""
 
@@ -232,6 +239,7 @@ class Written(Settings):
 class Dpo(Training):
     name: Literal["dpo"]
     beta: Positive
+    sft_weight: Annotated[float, Field(ge=0), LaterField()] = 0.0  # of the mean NLL of the chosen completion, beside the loss
 
 
 class Ipo(Training):
@@ -245,6 +253,14 @@ class Kto(Training):
     batch_size: Annotated[int, Field(ge=2)]  # the KL term is estimated from the rows of a batch
     desirable_weight: Positive
     undesirable_weight: Positive
+    weight_ratio: Annotated[Positive | None, LaterField()] = None  # λ_D n_D / (λ_U n_U); sets both weights by the rows' counts
+
+    @model_validator(mode="after")
+    def _one_way_to_weigh(self) -> Kto:
+        if self.weight_ratio is not None and (self.desirable_weight, self.undesirable_weight) != (1, 1):
+            got = f"desirable_weight={self.desirable_weight:g} and undesirable_weight={self.undesirable_weight:g}"
+            raise misfit(("weight_ratio", f"weight_ratio sets both weights, which must then be 1, got {got}"))
+        return self
 
 
 class Cdpo(Training):
@@ -314,7 +330,21 @@ class RewardModel(Training):
     name: Literal["reward_model"] = "reward_model"
 
 
-Trained = Dpo | Ipo | Kto | Cdpo | Robust | IpoSummed | Hinge | Slic | Simpo | Orpo | Cpo | KtoPair | SftChosen
+class Csft(Training):
+    name: Literal["csft"]
+
+
+class OfflinePpo(Training):
+    name: Literal["offline_ppo"]
+    clip: Annotated[float, Field(gt=0, lt=1)]  # ratios are held in [clip, 1 / clip]
+    gamma: Fraction  # discount a token
+    gae_lambda: Probability
+    value_weight: float = Field(ge=0)
+    kl_weight: float = Field(ge=0)
+    value_max_grad_norm: Positive  # the value head's own; max_grad_norm is the policy's
+
+
+Trained = Dpo | Ipo | Kto | Cdpo | Robust | IpoSummed | Hinge | Slic | Simpo | Orpo | Cpo | KtoPair | SftChosen | Csft | OfflinePpo
 
 # Methods that learn from pairs only; the others learn from unpaired rows too.
 NEEDS_PAIRS = frozenset(
@@ -413,7 +443,8 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         text = f"data.{thinned[0]} drops rows of one label, and a pair has both: take unpaired data (data.form=unpaired)"
         found.append((f"data.{thinned[0]}", text))
     if data.get("form") == "unpaired" and method.get("name") in NEEDS_PAIRS:
-        found.append(("data.form", f"method={method['name']} learns from pairs, got unpaired rows; take method=kto or paired data"))
+        text = f"method={method['name']} learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data"
+        found.append(("data.form", text))
     if method.get("name") == "best_of_n":
         text = "method=best_of_n chooses among samples, which are all the same at temperature 0; set it above 0"
         asked = {"": judge, "preference.": judge.get("preference"), "rating.": judge.get("rating")}

@@ -138,8 +138,9 @@ def token_bound(stage: Stage) -> int:
         case RewardScoreSettings():
             return sum(_completions(inputs["preferences"], split) for split in settings.splits) * settings.max_length
         case TrainSettings() | RewardModelSettings():
-            rows = _completions(inputs["preferences"], "train") * (2 if settings.method.name == "kto" else 1)
-            return math.ceil(rows * settings.max_length * settings.method.num_train_epochs)
+            method = settings.method
+            passes = method.num_train_epochs * (2 if method.name == "kto" else 1) + (method.name == "offline_ppo")
+            return math.ceil(_completions(inputs["preferences"], "train") * settings.max_length * passes)
     return 0
 
 

@@ -160,6 +160,7 @@ class LogpsSettings(Settings):
     max_length: Count | None  # None: drawn tokens are scored as they are
     batch_size: Count
     dtype: Dtype
+    control: Annotated[str | None, LaterField()] = None  # token between prompt and completion, where the model is asked so
 
 
 class RewardScoreSettings(Settings):
@@ -194,6 +195,7 @@ class GenerateSettings(Settings):
     dtype: Dtype
     seed: int
     best_of: Annotated[Count, LaterField()] = 1  # samples of each turn, of which the input `reward_model` chooses one
+    control: Annotated[str | None, LaterField()] = None  # token after every prompt, where the policy is asked so
 
 
 class WrittenCompletions(Settings):

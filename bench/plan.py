@@ -83,10 +83,11 @@ class CellPlan:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a method hands over to be judged: the model that writes, and who chooses among `best_of` samples of it."""
+    """What a method hands over to be judged: the model that writes, how it is asked, and who chooses among `best_of` samples of it."""
 
     model: Stage | Source
     train: Stage | None  # its last training; None where nothing was trained
+    control: str | None = None  # token after every prompt, whatever is asked or scored; engines refuse the model without it
     reward_model: Stage | Source | None = None
     best_of: int = 1
 
@@ -106,11 +107,11 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     if policy.reward_model is not None:
         inputs["rewards"] = _preference_rewards(cell, policy.reward_model, ground.preferences)
     elif policy.train is not None:
-        kl = generate(cell, policy.model, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
+        kl = generate(cell, policy, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
         inputs |= {
-            "policy_logps": _preference_logps(cell, policy.model, ground.preferences, splits=("heldout",), mismatched=False),
-            "kl_policy_logps": _completion_logps(cell, policy.model, kl, "policy's log-probs for KL"),
-            "kl_reference_logps": _completion_logps(cell, ground.start, kl, "reference's log-probs for KL"),
+            "policy_logps": _preference_logps(cell, policy, ground.preferences, splits=("heldout",), mismatched=False),
+            "kl_policy_logps": _completion_logps(cell, policy, kl, "policy's log-probs for KL"),
+            "kl_reference_logps": _completion_logps(cell, Policy(ground.start, None), kl, "reference's log-probs for KL"),
         }
     if policy.train is not None:
         roles["train"] = policy.train
@@ -121,10 +122,7 @@ def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str
     """The rest of a cell's graph: the completions of a policy, or of a file where there is none, their verdicts and numbers."""
     for manner, items, decoding in _questions(cell, sources):
         if policy is not None:
-            label = f"{manner} completions"
-            completions = generate(
-                cell, policy.model, items, decoding, label, reward_model=policy.reward_model, best_of=policy.best_of
-            )
+            completions = generate(cell, policy, items, decoding, f"{manner} completions")
         else:
             assert sources.completions is not None
             inputs_of: dict[str, Stage | Source] = {"file": sources.completions, "items": items}
@@ -202,7 +200,7 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
         settings = LocalPairData(heldout_fraction=cell.data.heldout_fraction, seed=cell.seed, **_kept(cell.data))
         preferences = stage("data", settings, {"file": sources.data}, "preferences")
         kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _whole(cell, sources.data)}, "KL prompts")
-    reference = _preference_logps(cell, start, preferences, splits=("train", "heldout"), mismatched=True)
+    reference = _preference_logps(cell, Policy(start, None), preferences, splits=("train", "heldout"), mismatched=True)
     return Ground(start, preferences, reference, kl_prompts)
 
 
@@ -258,7 +256,7 @@ def _labels(cell: Cell, data: WorldData, split: Split, tuned: Stage | Source | N
     return stage("label", gold, {"items": prompts, "completions": samples}, f"{split} labels")
 
 
-def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, splits: Sequence[str], mismatched: bool) -> Stage:
+def _preference_logps(cell: Cell, policy: Policy, preferences: Stage, *, splits: Sequence[str], mismatched: bool) -> Stage:
     settings = LogpsSettings(
         rows="preferences",
         splits=tuple(splits),
@@ -266,9 +264,10 @@ def _preference_logps(cell: Cell, model: Stage | Source, preferences: Stage, *, 
         max_length=max_length(cell),
         batch_size=cell.engine.batch_size,
         dtype=dtype(cell),
+        control=policy.control,
     )
     label = "reference log-probs" if mismatched else "held-out log-probs"
-    return stage("logps", settings, {"model": model, "preferences": preferences}, label)
+    return stage("logps", settings, {"model": policy.model, "preferences": preferences}, label)
 
 
 def _preference_rewards(cell: Cell, reward_model: Stage | Source, preferences: Stage) -> Stage:
@@ -276,32 +275,30 @@ def _preference_rewards(cell: Cell, reward_model: Stage | Source, preferences: S
     return stage("logps", settings, {"model": reward_model, "preferences": preferences}, "held-out rewards")
 
 
-def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage, label: str) -> Stage:
+def _completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str) -> Stage:
     settings = LogpsSettings(
-        rows="completions", splits=(), mismatched=False, max_length=None, batch_size=cell.engine.batch_size, dtype=dtype(cell)
+        rows="completions",
+        splits=(),
+        mismatched=False,
+        max_length=None,
+        batch_size=cell.engine.batch_size,
+        dtype=dtype(cell),
+        control=policy.control,
     )
-    return stage("logps", settings, {"model": model, "completions": completions, "items": completions.inputs["items"]}, label)
+    return stage("logps", settings, {"model": policy.model, "completions": completions, "items": completions.inputs["items"]}, label)
 
 
-def generate(
-    cell: Cell,
-    policy: Stage | Source,
-    items: Stage,
-    decoding: Decoding,
-    label: str,
-    *,
-    reward_model: Stage | Source | None = None,
-    best_of: int = 1,
-) -> Stage:
+def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str) -> Stage:
     settings = GenerateSettings(
         engine=cell.engine.name,
         decoding=decoding,
         batch_size=cell.engine.batch_size,
         dtype=dtype(cell),
         seed=cell.seed,
-        best_of=best_of,
+        best_of=policy.best_of,
+        control=policy.control,
     )
-    inputs = {"model": policy, "items": items} | ({} if reward_model is None else {"reward_model": reward_model})
+    inputs = {"model": policy.model, "items": items} | ({} if policy.reward_model is None else {"reward_model": policy.reward_model})
     return stage("generate", settings, inputs, label)
 
 

@@ -25,15 +25,10 @@ import filelock
 import psutil
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from bench.config import LaterField as LaterField
+
 KEY_LENGTH = 16  # hexadecimal digits of sha256: 64 bits, no clash below millions of stages
 BIG_FILE = 64 * 2**20  # bytes; from here on a file as old as its checksum is trusted: a sweep of 7B models is a terabyte
-
-
-class LaterField:
-    """Marks a settings field added after results existed: left out of keys while it holds its default.
-
-    `dropout: Annotated[float, LaterField()] = 0.0` keeps every key that was made before `dropout` was known.
-    """
 
 
 def canonical_json(value: Any) -> str:

@@ -48,11 +48,13 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
-    """Ids after which the policy writes."""
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], control: str | None = None) -> list[int]:
+    """Ids after which the policy writes; the last one is the control token's, where there is one."""
     if prompt[0]["role"] == "text":
-        return tokenizer(prompt[0]["content"])["input_ids"]
-    return _template(tokenizer, prompt, add_generation_prompt=True)
+        before = tokenizer(prompt[0]["content"])["input_ids"]
+    else:
+        before = _template(tokenizer, prompt, add_generation_prompt=True)
+    return [*before, *_control_ids(tokenizer, control)]
 
 
 def row_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str, max_length: int | None) -> Ids:
@@ -64,21 +66,41 @@ def row_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], compl
 
 
 def aligned_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completions: Sequence[str], max_length: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[Message],
+    completions: Sequence[str],
+    max_length: int | None,
+    control: str | None = None,
 ) -> list[Ids]:
-    """`row_ids` of several completions of one prompt, which all start at the earliest of their starts."""
+    """`row_ids` of several completions of one prompt, which all start at the earliest of their starts.
+
+    A control token ends the prompt and takes a place of its own beside `max_length`: completions are cut where they are without it, or
+    a policy that is asked with it and a reference that is not would be compared on other tokens.
+    """
     before = prompt_ids(tokenizer, prompt)
     whole = [_whole(tokenizer, prompt, completion) for completion in completions]
     start = min(_shared(before, ids) for ids in whole)
     if max_length is not None and start >= max_length:
         raise PromptTooLong(f"a prompt of {start} tokens leaves nothing to learn within model.max_length={max_length}")
-    return [Ids(ids[:start], ids[start:max_length], max_length is not None and len(ids) > max_length) for ids in whole]
+    asked = _control_ids(tokenizer, control)
+    return [Ids([*ids[:start], *asked], ids[start:max_length], max_length is not None and len(ids) > max_length) for ids in whole]
 
 
-def preference_ids(tokenizer: PreTrainedTokenizerBase, row: Pair | Unpaired, max_length: int) -> dict[str, Ids]:
+def preference_ids(
+    tokenizer: PreTrainedTokenizerBase, row: Pair | Unpaired, max_length: int, control: str | None = None
+) -> dict[str, Ids]:
     """Ids of every completion of a preference row by column; what training and log-probs both use."""
     names = completion_columns(row)
-    return dict(zip(names, aligned_ids(tokenizer, row.prompt, [getattr(row, name) for name in names], max_length), strict=True))
+    ids = aligned_ids(tokenizer, row.prompt, [getattr(row, name) for name in names], max_length, control)
+    return dict(zip(names, ids, strict=True))
+
+
+def _control_ids(tokenizer: PreTrainedTokenizerBase, control: str | None) -> list[int]:
+    if control is None:
+        return []
+    if control not in tokenizer.get_added_vocab():
+        raise ValueError(f"{control} is no token of this model's tokenizer: only a model that was trained with it can be asked with it")
+    return [tokenizer.convert_tokens_to_ids(control)]  # type: ignore[list-item]  # one token, one id
 
 
 def _shared(before: Sequence[int], whole: Sequence[int]) -> int:

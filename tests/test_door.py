@@ -38,7 +38,7 @@ def test_four_faults_at_once_are_four_lines_and_exit_code_2(run_bench: RunBench)
         "method.beta must be > 0, got -1 (method.beta=-1 on the command line)",
         "unknown key 'method.betta' (method.betta=0.1 on the command line); did you mean method.beta? known in method: batch_size, beta, "
         "desirable_weight, gradient_accumulation_steps, learning_rate, lr_scheduler_type, max_grad_norm, name, num_train_epochs, "
-        "optimizer, undesirable_weight, warmup_ratio, weight_decay",
+        "optimizer, undesirable_weight, warmup_ratio, weight_decay, weight_ratio",
         "unknown model 'nope' (model=nope on the command line); known: local, world_large, world_medium, world_small",
     ]
 
@@ -76,7 +76,7 @@ def test_what_hydra_answers_by_itself_still_works(run_bench: RunBench) -> None:
     printed = run_bench("--cfg", "job", "-m", "method=dpo")
     assert printed.returncode == 0 and "name: dpo" in printed.stdout
     helped = run_bench("--help")
-    assert helped.returncode == 0 and "method: best_of_n, cdpo, cpo, dpo, hinge, ipo" in helped.stdout
+    assert helped.returncode == 0 and "method: best_of_n, cdpo, cpo, csft, dpo, hinge, ipo" in helped.stdout
     informed = run_bench("--info", "defaults")
     assert informed.returncode == 0 and "method/kto" in informed.stdout
     wrong = run_bench("--cfg", "job", "method=nope")
@@ -179,7 +179,8 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["method.name=foo"],
             [
                 "method.name must be one of 'none', 'completions', 'dpo', 'ipo', 'kto', 'cdpo', 'robust', 'ipo_summed', 'hinge', 'slic', "
-                "'simpo', 'orpo', 'cpo', 'kto_pair', 'sft_chosen', 'best_of_n', got 'foo' (method.name=foo on the command line)"
+                "'simpo', 'orpo', 'cpo', 'kto_pair', 'sft_chosen', 'csft', 'offline_ppo', 'best_of_n', got 'foo' "
+                "(method.name=foo on the command line)"
             ],
         ),
         (["scale.batch_size=x"], ["scale.batch_size must be a valid integer, got 'x' (scale.batch_size=x on the command line)"]),
@@ -259,23 +260,34 @@ def test_impossible_combinations_are_said_beside_other_faults(problems: Problems
     found = problems("data.form=unpaired", "method=dpo", "method.beta=-1")
     assert found == [
         "method.beta must be > 0, got -1 (method.beta=-1 on the command line)",
-        "method=dpo learns from pairs, got unpaired rows; take method=kto or paired data (data.form=unpaired on the command line)",
+        "method=dpo learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data "
+        "(data.form=unpaired on the command line)",
     ]
 
 
 def test_best_of_n_refuses_unpaired_rows_and_samples_that_are_all_the_same(problems: Problems) -> None:
     assert problems("method=best_of_n", "data.form=unpaired", "judge.rating.decoding.temperature=0", "method.n=1") == [
         "method.n must be >= 2, got 1 (method.n=1 on the command line)",
-        "method=best_of_n learns from pairs, got unpaired rows; take method=kto or paired data (data.form=unpaired on the command line)",
+        "method=best_of_n learns from pairs, got unpaired rows; take method=kto, csft or "
+        "offline_ppo, or paired data (data.form=unpaired on the command line)",
         "method=best_of_n chooses among samples, which are all the same at temperature 0; set it above 0 "
         "(judge.rating.decoding.temperature=0 on the command line)",
     ]
 
 
+def test_ktos_weights_are_set_in_one_way(problems: Problems) -> None:
+    assert problems("method=kto", "method.weight_ratio=1.33", "method.undesirable_weight=2") == [
+        "weight_ratio sets both weights, which must then be 1, got desirable_weight=1 and undesirable_weight=2 "
+        "(method.weight_ratio=1.33 on the command line)"
+    ]
+    assert problems("method=kto", "method.weight_ratio=1.33") == []
+
+
 def test_a_method_for_pairs_refuses_a_file_of_unpaired_rows(problems: Problems, model_folder: Path, unpaired_file: Path) -> None:
     words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={unpaired_file}"]
     assert problems(*words, "method=ipo,kto") == [
-        f"method=ipo learns from pairs, got unpaired rows; take method=kto or paired data (data.path={unpaired_file} on the command line)"
+        "method=ipo learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data "
+        f"(data.path={unpaired_file} on the command line)"
     ]
 
 

@@ -342,13 +342,16 @@ def test_a_users_model_and_pairs_of_messages_give_a_table(tmp_path: Path) -> Non
 def test_a_users_model_without_a_template_in_bfloat16_learns_from_unpaired_text(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", chat_template=False, dtype="bfloat16")
     data = make_preferences(tmp_path / "rows.parquet", paired=False, messages=False)
-    words = local_words(model, data, "method=kto", "model.dtype=bfloat16", "method.learning_rate=1e-3", ONE_WORKER)
+    words = local_words(model, data, "method=kto,csft,offline_ppo", "model.dtype=bfloat16", "method.learning_rate=1e-3", ONE_WORKER)
     ran = bench(*words, results=tmp_path / "results")
     assert ran.code == 0, ran.err
-    start, kto = rows_of(ran, only_sweep(ran))
-    assert 0 <= float(kto["reward_auc"]) <= 1
-    assert "reward_accuracy" not in kto or kto["reward_accuracy"] == ""
-    assert kto["logps_chosen"] != start["logps_chosen"]
+    start, *trained = rows_of(ran, only_sweep(ran))
+    assert [row["method"] for row in trained] == ["kto", "csft", "offline_ppo"]
+    for row in trained:
+        assert 0 <= float(row["reward_auc"]) <= 1
+        assert "reward_accuracy" not in row or row["reward_accuracy"] == ""
+        assert row["logps_chosen"] != start["logps_chosen"]
+        assert float(row["kl"]) == pytest.approx(float(row["kl"]))
 
 
 @pytest.mark.slow

@@ -151,6 +151,7 @@ TRAINING: dict[str, tuple[Any, set[str]]] = {
     "method.beta": (0.3, {"kto", "score"}),
     "method.desirable_weight": (1.5, {"kto"}),
     "method.undesirable_weight": (1.5, {"kto"}),
+    "method.weight_ratio": (1.5, {"kto"}),
 }
 SAMPLES = {"train samples", "heldout samples"}
 LABELS = {"train labels", "heldout labels"}
@@ -268,7 +269,7 @@ def test_a_field_moves_exactly_the_keys_that_it_is_declared_to_bear_on(variant: 
 
 def test_another_method_moves_its_training_and_what_reads_it() -> None:
     tree = golden_cell("world")
-    dpo = {"method": {k: v for k, v in tree["method"].items() if "desirable" not in k} | {"name": "dpo"}}
+    dpo = {"method": {k: v for k, v in tree["method"].items() if "weight" not in k or k == "weight_decay"} | {"name": "dpo"}}
     old, dpos, ipos = (by_label(plan(t)) for t in (tree, tree | dpo, changed(tree | dpo, {"method.name": "ipo"})))
     moved = with_readers({"kto"}, WORLD_GRAPH) - {"kto"}
     for one, other in ((old, dpos), (dpos, ipos), (old, ipos)):
@@ -420,8 +421,11 @@ def test_tokens_are_bounded_by_hand() -> None:
     assert bounds["reference's log-probs for KL"] == bounds["policy's log-probs for KL"] == 256 * 48
     assert bounds["preference completions"] == 805 * 48
     assert bounds["rating completions"] == 80 * 2 * 48
-    dpo = {k: v for k, v in tree["method"].items() if "desirable" not in k} | {"name": "dpo"}
+    dpo = {k: v for k, v in tree["method"].items() if "weight" not in k or k == "weight_decay"} | {"name": "dpo"}
     assert token_bound(by_label(plan(tree | {"method": dpo}))["dpo"]) == 240 * 2 * 192 * 2
+    ppo = {"name": "offline_ppo", "clip": 0.5, "gamma": 1.0, "gae_lambda": 1.0, "value_weight": 0.0, "kl_weight": 0.0}
+    ppo |= {k: v for k, v in dpo.items() if k not in ("beta", "name")} | {"value_max_grad_norm": 0.1}
+    assert token_bound(by_label(plan(tree | {"method": ppo}))["offline_ppo"]) == 240 * 2 * 192 * (2 + 1)  # the reference's pass
     unpaired = by_label(plan(changed(tree, {"data.form": "unpaired"})))
     assert token_bound(unpaired["kto"]) == 240 * 2 * 192 * 2
     assert token_bound(unpaired["held-out log-probs"]) == 300 * 192

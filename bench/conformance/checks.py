@@ -7,6 +7,7 @@ held to the same numbers. The real batch has padding, a completion that is cut, 
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import math
 import random
@@ -21,7 +22,8 @@ import torch
 from transformers import TrainerCallback
 
 from bench.config import Pretraining, SftTraining, Trained, WorldModel
-from bench.conformance.references import REFERENCES, Row
+from bench.conformance.judged import OUTSIDE, csft_rows, passes_through, ppo_rows, token_features, token_references, with_references
+from bench.conformance.references import REFERENCES, Row, judged, kto_weights, ppo_parts, ppo_total, sft_chosen
 from bench.kinds import TrainSettings
 from bench.methods import load
 from bench.methods.training import TrainingJob
@@ -35,14 +37,16 @@ GRADIENT = 1e-6  # of a central difference
 LOGGED = 1e-7  # TRL's accuracies are float32
 TEN_DIGITS = 1e-10
 
-REFERENCE_FREE = frozenset({"sft_chosen", "slic", "simpo", "orpo", "cpo"})
+REFERENCE_FREE = frozenset({"sft_chosen", "slic", "simpo", "orpo", "cpo", "csft"})
+UNPAIRED = frozenset({"kto", "csft", "offline_ppo"})  # a pair is two rows
 NAMES = tuple(REFERENCES)
-COUPLED = frozenset({"kto", "kto_pair"})  # losses whose rows share a number of their batch: batch size is part of the method
+COUPLED = frozenset({"kto", "kto_pair", "offline_ppo"})  # losses whose rows share a number of their batch: batch size is part of the method
 
 # Settings that each method is checked at; golden values belong to the first.
+HALOS = {"gamma": 0.99, "gae_lambda": 0.95, "value_weight": 0.01, "kl_weight": 0.1, "value_max_grad_norm": 0.1}
 SETTINGS: dict[str, list[dict[str, float]]] = {
     "sft_chosen": [{}],
-    "dpo": [{"beta": 0.1}, {"beta": 2.0}],
+    "dpo": [{"beta": 0.1}, {"beta": 2.0}, {"beta": 0.1, "sft_weight": 0.5}, {"beta": 1.0, "sft_weight": 2.0}],
     "cdpo": [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 1.0, "label_smoothing": 0.3}],
     "robust": [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 1.0, "label_smoothing": 0.3}],
     "ipo": [{"beta": 0.1}, {"beta": 1.0}],
@@ -55,13 +59,25 @@ SETTINGS: dict[str, list[dict[str, float]]] = {
     "kto": [
         {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
         {"beta": 0.5, "desirable_weight": 1.3, "undesirable_weight": 0.7},
+        {"beta": 0.5, "desirable_weight": 1.0, "undesirable_weight": 1.0, "weight_ratio": 4 / 3},
+        {"beta": 0.5, "desirable_weight": 1.0, "undesirable_weight": 1.0, "weight_ratio": 0.5},
     ],
     "kto_pair": [{"beta": 0.1}, {"beta": 0.5}],
+    "csft": [{}],
+    "offline_ppo": [
+        {"clip": 0.5, **HALOS},
+        {"clip": 0.25, **HALOS},
+        {"clip": 0.8, "gamma": 0.7, "gae_lambda": 0.4, "value_weight": 1.5, "kl_weight": 2.0, "value_max_grad_norm": 1.0},
+    ],
 }
 # log-probabilities -20 and -30, the reference's -22 and -28, lengths 10 and 12, a KL of 3
 GOLDEN_ROW = Row(
     -20, -30, -22, -28, 10, 12, mismatched_chosen=-40, mismatched_rejected=-40, ref_mismatched_chosen=-43, ref_mismatched_rejected=-43
 )
+# Ratios 1.5 and 2.25 of two desirable tokens, 0.4 of an undesirable one; values 0.1, 0.2 and 0.4
+PPO_ROW = Row(
+    -3.0, -2.0, -3.0 - 3 * math.log(1.5), -2.0 - math.log(0.4), 2, 1, value_chosen=0.3, value_rejected=0.4
+)  # fmt: skip
 GOLDEN = {
     "sft_chosen": 2.0,
     "dpo": 0.5130152524,
@@ -76,20 +92,30 @@ GOLDEN = {
     "cpo": 2.3132616875,
     "kto": (0.5249791875 + 0.3775406688) / 2,  # desirable, undesirable
     "kto_pair": 0.4257391713,  # KL_w 2, KL_l 0: half of (1 - sigma(0.2)) + (1 - sigma(0.4))
+    "csft": 2.25,  # (20 / 10 + 30 / 12) / 2
+    # Surprises .99 x .2 - .1 = .098, 1 - .2 = .8 and -1 - .4 = -1.4; advantages .098 + .9405 x .8 = .8504, .8, -1.4, their mean
+    # .0834666667 and variance 1.1007600356, whitened .7309897465, .6829518251, -1.4139415716. Policy: the mean of -1.5 x .7309897465,
+    # -2 x .6829518251 (clipped) and .5 x 1.4139415716 (clipped) = -.5851391614. Value: half the mean of (.1 - 1)², .2², .4² =
+    # .1683333333. KL: -ln(1.5 x 2.25 x .4) / 3 = -.1000348642. In all -.5851391614 + .0016833333 - .0100034864.
+    "offline_ppo": -0.5934593145,
 }
 
 
-def _at_first_step(name: str, m: Any) -> float:
+def _at_first_step(name: str, m: Any, rows: Sequence[Row]) -> float:
     """The loss while the policy is the reference."""
     match name:
-        case "dpo" | "cdpo" | "robust":
+        case "dpo":
+            return math.log(2) + m.sft_weight * sft_chosen(rows, m)
+        case "cdpo" | "robust":
             return math.log(2)
         case "ipo" | "ipo_summed":
             return 1 / (4 * m.beta**2)
         case "hinge":
             return 1.0
         case "kto":
-            return 0.25 * (m.desirable_weight + m.undesirable_weight)
+            return 0.25 * sum(kto_weights(m))
+        case "offline_ppo":  # whitened advantages have mean 0, and there is no KL
+            return m.value_weight * ppo_parts(judged(rows), m).value
         case "kto_pair":
             return 0.5
     raise KeyError(name)
@@ -167,17 +193,31 @@ FIRST_PROMPT = 10  # token of the first pair's prompt; those of completions say 
 WHOSE = ("chosen", "rejected", "mismatched_chosen", "mismatched_rejected")
 
 
+class PrescribedStates(torch.nn.Module):
+    """Hidden states whose first number is a value: sums spread over the tokens of completions, OUTSIDE elsewhere."""
+
+    def forward(self, sums: torch.Tensor, shares: torch.Tensor) -> SimpleNamespace:
+        values = torch.where(shares > 0, sums[:, None] * shares / shares.sum(dim=1, keepdim=True), OUTSIDE)
+        states = torch.zeros(*values.shape, TINY.hidden_size, dtype=values.dtype)
+        states[..., 0] = values
+        return SimpleNamespace(last_hidden_state=torch.cat([states, states[:, -1:]], dim=1))
+
+
 class Prescribed(torch.nn.Module):
     """A model whose completions have the summed log-probabilities of a table (pairs, 4), spread unevenly over their tokens."""
 
     def __init__(self, rows: Sequence[Row]):
         super().__init__()
         self.table = torch.nn.Parameter(torch.tensor([[getattr(row, whose) for whose in WHOSE] for row in rows], dtype=torch.float64))
+        self.values = torch.tensor([[row.value_chosen, row.value_rejected, 0.0, 0.0] for row in rows], dtype=torch.float64)
+        self.base_model = PrescribedStates()
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **_: Any) -> SimpleNamespace:
         inside = (labels[:, 1:] != -100).double()
         shares = inside * torch.arange(1, inside.shape[1] + 1)
-        sums = self.table[input_ids[:, 0] - FIRST_PROMPT, input_ids[:, 1] - 1]
+        where = input_ids[:, 0] - FIRST_PROMPT, input_ids[:, 1] - 1
+        sums = self.table[where]
+        self.base_model(self.values[where], shares)
         nothing = torch.zeros_like(inside)
         per_token = sums[:, None] * shares / shares.sum(dim=1, keepdim=True)
         return SimpleNamespace(log_probs=per_token, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
@@ -217,7 +257,8 @@ def random_rows(rng: random.Random, n: int, *, spread: float = 3.0, drift: float
         if kind == "equal references":
             references = [-20.0] * 4
         numbers = dict(zip((*WHOSE, *(f"ref_{whose}" for whose in WHOSE)), (*sums, *references), strict=True))
-        found.append(Row(**numbers, chosen_length=lengths[0], rejected_length=lengths[1]))
+        values = {f"value_{side}": rng.gauss(0, 1) * length for side, length in zip(("chosen", "rejected"), lengths, strict=True)}
+        found.append(Row(**numbers, **values, chosen_length=lengths[0], rejected_length=lengths[1]))
     return found
 
 
@@ -268,6 +309,7 @@ class Bench:
         self.tokenizer = new_tokenizer(4 * MAX_LENGTH)  # tokenizes what is then cut
         self.pairs = self._make_pairs(random.Random(0))
         self.rows = self._by_hand()
+        self.csft_rows, self.ppo_rows = csft_rows(self), ppo_rows(self)
         self._prescribed: dict[Any, Any] = {}
 
     def close(self) -> None:
@@ -289,6 +331,9 @@ class Bench:
             for i, (answer, partner) in enumerate(zip(answers, partners, strict=True))
         ]
 
+    def first_settings(self, name: str) -> Any:
+        return method(name, SETTINGS[name][0])
+
     def model(self, seed: int) -> Any:
         return new_model(TINY.model_copy(update={"pretraining": TINY.pretraining.model_copy(update={"seed": seed})}), self.tokenizer)
 
@@ -303,13 +348,20 @@ class Bench:
                 prompt, completion = self.ids(pair.prompt, getattr(pair, column))
                 ended.add(completion[-1] == self.tokenizer.eos_token_id)
                 for prefix, model in zip(("", "ref_"), models, strict=True):
-                    numbers[f"{prefix}{column}"] = _sum_of_logps(model, prompt, completion)
+                    numbers[f"{prefix}{column}"] = math.fsum(self.token_logps(model, prompt, completion))
                 if column in ("chosen", "rejected"):
                     numbers[f"{column}_length"] = len(completion)
             rows.append(Row(**numbers))
         if ended != {True, False} or len({row.chosen_length for row in rows}) < 4:
             raise AssertionError("the real batch must hold completions with EOS, ones that are cut, and padding")
         return rows
+
+    @staticmethod
+    @torch.no_grad()
+    def token_logps(model: Any, prompt: list[int], completion: list[int]) -> list[float]:
+        logps = torch.log_softmax(model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0], -1)
+        places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+        return [logps[place, token].item() for place, token in zip(places, completion, strict=True)]
 
     def ids(self, prompt: list[Message], completion: str) -> tuple[list[int], list[int]]:
         """From the rendered text, without bench.tokens."""
@@ -333,8 +385,11 @@ class Bench:
                 name = f"train/{pair.id}/{column}"
                 reference[name] = Logps(name, getattr(row, f"ref_{column}"), 0)
         whole = TrainSettings(method=settings, max_length=MAX_LENGTH, dtype="float32", seed=0)
-        job = TrainingJob(whole, self.model(0), self.tokenizer, self.pairs, reference, self.folder, callback or TrainerCallback())
-        return load(settings.name).make_trainer(job)
+        out = self.folder
+        tokenizer = copy.deepcopy(self.tokenizer)  # csft adds to it
+        job = TrainingJob(whole, self.model(0), tokenizer, self.pairs, reference, out, callback or TrainerCallback())
+        trainer = load(settings.name).make_trainer(job)
+        return with_references(trainer, self.ppo_rows) if settings.name == "offline_ppo" else trainer
 
     def first_step(self, settings: Any) -> FirstStep:
         seen = FirstStep()
@@ -342,27 +397,37 @@ class Bench:
             self.trainer(settings, seen).train()
         return seen
 
-    def prescribed(self, settings: Any, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-        """(loss, its gradient by the table (pairs, 4), logged numbers) of the method's trainer at prescribed log-probabilities."""
+    def prepared(self, settings: Any) -> Any:
+        """The method's trainer for prescribed log-probabilities and values."""
         if settings not in self._prescribed:
-            self._prescribed[settings] = self.trainer(settings)
-            self._prescribed[settings].model.train()
-        trainer, model = self._prescribed[settings], Prescribed(rows)
-        features, references = (_kto_features if settings.name == "kto" else _pair_features)(rows)
+            self._prescribed[settings] = trainer = self.trainer(settings)
+            trainer.model.train()
+            if settings.name == "offline_ppo":
+                passes_through(trainer.critic.module)
+        return self._prescribed[settings]
+
+    def prescribed(
+        self, settings: Any, rows: Sequence[Row], sides: Sequence[int] = (0, 1)
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+        """(loss, its gradient by the table (pairs, 4), logged numbers) of the method's trainer at prescribed log-probabilities.
+
+        `sides`: which completions of the pairs csft and offline_ppo see, chosen (0) or rejected (1).
+        """
+        trainer, model = self.prepared(settings), Prescribed(rows)
+        if settings.name in UNPAIRED - {"kto"}:
+            features = token_features(rows, FIRST_PROMPT, sides)
+            inputs = trainer.data_collator([feature | {"row": 0} for feature in features])
+            references = token_references(rows, sides, inputs["input_ids"].shape[1] - 1)
+        else:
+            features, references = (_kto_features if settings.name == "kto" else _pair_features)(rows)
+            inputs = trainer.data_collator([feature | {"row": 0} for feature in features])
         # The collator would make its reference log-probs float32.
-        inputs = trainer.data_collator(features) | {name: torch.tensor(values, dtype=torch.float64) for name, values in references.items()}
+        inputs |= {name: torch.tensor(values, dtype=torch.float64) for name, values in references.items()}
         trainer._metrics["train"].clear()
         loss = trainer.compute_loss(model, inputs)
         loss.backward()
         gradient = torch.zeros_like(model.table) if model.table.grad is None else model.table.grad
         return loss.detach(), gradient, {name: values[-1] for name, values in trainer._metrics["train"].items()}
-
-
-def _sum_of_logps(model: Any, prompt: list[int], completion: list[int]) -> float:
-    with torch.no_grad():
-        logps = torch.log_softmax(model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0], -1)
-    places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
-    return math.fsum(logps[place, token].item() for place, token in zip(places, completion, strict=True))
 
 
 @contextlib.contextmanager
@@ -387,6 +452,12 @@ def quick_checks(bench: Bench, name: str) -> Iterator[Check]:
             yield reduces(bench, reduction)
     if name == "kto":
         yield without_kl(bench)
+    if name == "dpo":
+        yield adds_up(bench)
+    if name == "csft":
+        yield only_desirable(bench)
+    if name == "offline_ppo":
+        yield value_gradient(bench)
 
 
 def checks(bench: Bench, name: str) -> Iterator[Check]:
@@ -397,7 +468,7 @@ def checks(bench: Bench, name: str) -> Iterator[Check]:
 
 
 def golden(bench: Bench, name: str) -> Check:
-    loss, _, _ = bench.prescribed(method(name, SETTINGS[name][0]), [GOLDEN_ROW])
+    loss, _, _ = bench.prescribed(bench.first_settings(name), [PPO_ROW if name == "offline_ppo" else GOLDEN_ROW])
     return Check("golden", "golden value", abs(loss.item() - GOLDEN[name]), TEN_DIGITS)
 
 
@@ -412,18 +483,21 @@ def first_step(bench: Bench, name: str) -> Check:
             worst = max(worst, deviation(bench.prescribed(m, others)[0].item(), bench.prescribed(m, rows)[0].item()))
             continue
         same = [replace(row, **{f"ref_{whose}": getattr(row, whose) for whose in WHOSE}) for row in rows]
-        worst = max(worst, deviation(bench.prescribed(m, same)[0].item(), _at_first_step(name, m)))
+        worst = max(worst, deviation(bench.prescribed(m, same)[0].item(), _at_first_step(name, m, same)))
     return Check("loss", "reference plays no part" if name in REFERENCE_FREE else "policy = reference", worst, EXACT)
 
 
 def _batches(name: str) -> list[list[Row]]:
-    """One pair; policies above and below the reference, where clamps do and do not bite; log-ratios that saturate everything."""
+    """One pair; policies above and below the reference, where clamps do and do not bite; log-ratios that saturate everything.
+
+    offline_ppo's do not saturate: a ratio of e^3000 is no number.
+    """
     rng = random.Random(f"rows/{name}")
     return [
         random_rows(rng, 1),
         random_rows(rng, 5, drift=4.0),
         random_rows(rng, 5, drift=-4.0),
-        random_rows(rng, 6, spread=3000.0),
+        random_rows(rng, 6, spread=30.0 if name == "offline_ppo" else 3000.0),
     ]
 
 
@@ -475,7 +549,7 @@ def logged(bench: Bench, name: str) -> Check:
             expected |= {"rewards/margins": means["chosen"] - means["rejected"]}
             expected |= {f"logps/{side}": math.fsum(getattr(row, side) for row in rows) / len(rows) for side in ("chosen", "rejected")}
             against = zip(gains["chosen"], gains["rejected"], strict=True)
-            if name == "kto":  # every desirable row against every undesirable one: they need not be pairs
+            if name in UNPAIRED:  # every desirable row against every undesirable one: they need not be pairs
                 against = ((a, b) for a in gains["chosen"] for b in gains["rejected"])  # type: ignore[assignment]
             right = [a > b for a, b in against]
             expected["rewards/accuracies"] = sum(right) / len(right)
@@ -505,23 +579,65 @@ def without_kl(bench: Bench) -> Check:
     return Check("loss", "KL below 0: no reference point", worst, EXACT)
 
 
+def adds_up(bench: Bench) -> Check:
+    """With an SFT term, a loss of ours: TRL's DPO plus sft_weight times SFT on the chosen."""
+    worst = 0.0
+    rows = random_rows(random.Random("sft term"), 5)
+    for weight in (0.0, 0.5, 3.0):
+        whole = bench.prescribed(method("dpo", {"beta": 0.3, "sft_weight": weight}), rows)[0]
+        parts = bench.prescribed(method("dpo", {"beta": 0.3}), rows)[0] + weight * bench.prescribed(method("sft_chosen", {}), rows)[0]
+        worst = worst_of(worst, deviation(whole.item(), parts.item()))
+    return Check("loss", "DPO + w × SFT on chosen", worst, EXACT)
+
+
+def only_desirable(bench: Bench) -> Check:
+    rows = random_rows(random.Random("only desirable"), 5)
+    found, sft = bench.prescribed(method("csft", {}), rows, sides=(0,))[0], bench.prescribed(method("sft_chosen", {}), rows)[0]
+    return Check("loss", "desirable rows alone = SFT on chosen", deviation(found.item(), sft.item()), EXACT)
+
+
+def value_gradient(bench: Bench, step: float = 1e-5) -> Check:
+    """A shift of all values moves the value loss alone: advantages are fixed, and the policy's hidden states detached."""
+    worst = 0.0
+    for settings in SETTINGS["offline_ppo"]:
+        m = method("offline_ppo", settings)
+        last = [layer for layer in bench.prepared(m).critic.module if isinstance(layer, torch.nn.Linear)][-1]
+        for rows in _batches("offline_ppo")[:3]:
+            last.zero_grad()
+            bench.prescribed(m, rows)
+            assert last.bias.grad is not None
+            moved = [[replace(each, values=[v + move for v in each.values]) for each in judged(rows)] for move in (step, -step)]
+            up, down = (ppo_parts(completions, m).value for completions in moved)
+            worst = worst_of(worst, deviation(last.bias.grad.item(), m.value_weight * (up - down) / (2 * step)))
+    return Check("gradient", "gradient of the values", worst, GRADIENT)
+
+
+def n_rows(name: str) -> int:
+    """Rows of the real batch."""
+    return 2 * N_PAIRS if name in UNPAIRED else N_PAIRS
+
+
 def real_batch(bench: Bench, name: str) -> Check:
     """What a whole training logs at its first step, against the reference on log-probabilities by hand."""
     worst = 0.0
     for settings in SETTINGS[name]:
-        m = method(name, settings, batch_size=2 * N_PAIRS if name == "kto" else N_PAIRS)
-        logs = bench.first_step(m).logs
-        worst = worst_of(worst, deviation(logs["loss"], REFERENCES[name](bench.rows, m)))
+        m = method(name, settings, batch_size=n_rows(name))
+        if name == "offline_ppo":
+            expected = ppo_total(ppo_parts(bench.ppo_rows, m), m)
+        else:
+            expected = REFERENCES[name](bench.csft_rows if name == "csft" else bench.rows, m)
+        worst = worst_of(worst, deviation(bench.first_step(m).logs["loss"], expected))
     return Check("batch", "real batch", worst, SINGLE)
 
 
 def accumulation(bench: Bench, name: str) -> Check:
     """Eight pairs at once, or in two, four, eight parts: one gradient, one logged loss."""
-    settings = SETTINGS[name][0]
-    whole = bench.first_step(method(name, settings))
+    settings = SETTINGS[name][-1]
+    whole = bench.first_step(method(name, settings, batch_size=n_rows(name)))
     worst = 0.0
-    for size in (4, 2, 1):
-        parts = bench.first_step(method(name, settings, batch_size=size, gradient_accumulation_steps=N_PAIRS // size))
+    for parts_of in (2, 4, 8):
+        size = n_rows(name) // parts_of
+        parts = bench.first_step(method(name, settings, batch_size=size, gradient_accumulation_steps=parts_of))
         apart = (parts.gradient - whole.gradient).abs().max().item() / whole.gradient.abs().max().item()
         worst = worst_of(worst, apart, deviation(parts.logs["loss"], whole.logs["loss"]))
     return Check("batch", "batch size and accumulation", worst, SINGLE)

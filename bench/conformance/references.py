@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
 class Row:
-    """One pair: log-probabilities of policy and reference, lengths, and the same of KTO's mismatched completions."""
+    """One pair: log-probabilities of policy and reference, lengths, the same of KTO's mismatched completions, and a critic's values."""
 
     chosen: float
     rejected: float
@@ -25,6 +25,8 @@ class Row:
     mismatched_rejected: float = 0.0
     ref_mismatched_chosen: float = 0.0
     ref_mismatched_rejected: float = 0.0
+    value_chosen: float = 0.0  # a critic's values of a completion's tokens, summed
+    value_rejected: float = 0.0
 
     @property
     def gain_chosen(self) -> float:
@@ -52,8 +54,9 @@ def mean(values: Sequence[float]) -> float:
 
 
 def dpo(rows: Sequence[Row], m: Any) -> float:
-    """2305.18290, eq. 7"""
-    return mean([minus_log_sigmoid(m.beta * row.delta) for row in rows])
+    """2305.18290, eq. 7, plus the SFT term of 2404.19733"""
+    preference = mean([minus_log_sigmoid(m.beta * row.delta) for row in rows])
+    return preference - m.sft_weight * mean([row.chosen / row.chosen_length for row in rows])
 
 
 def cdpo(rows: Sequence[Row], m: Any) -> float:
@@ -121,9 +124,17 @@ def kto(rows: Sequence[Row], m: Any) -> float:
     drift = [row.mismatched_chosen - row.ref_mismatched_chosen for row in rows]
     drift += [row.mismatched_rejected - row.ref_mismatched_rejected for row in rows]
     z0 = max(0.0, mean(drift))
-    desirable = [m.desirable_weight - m.desirable_weight * sigmoid(m.beta * (row.gain_chosen - z0)) for row in rows]
-    undesirable = [m.undesirable_weight - m.undesirable_weight * sigmoid(m.beta * (z0 - row.gain_rejected)) for row in rows]
+    lambda_d, lambda_u = kto_weights(m)
+    desirable = [lambda_d - lambda_d * sigmoid(m.beta * (row.gain_chosen - z0)) for row in rows]
+    undesirable = [lambda_u - lambda_u * sigmoid(m.beta * (z0 - row.gain_rejected)) for row in rows]
     return mean(desirable + undesirable)
+
+
+def kto_weights(m: Any) -> tuple[float, float]:
+    """As set; or, on pairs (as many desirable as undesirable rows), so that lambda_D / lambda_U is the ratio and the smaller is 1."""
+    if m.weight_ratio is None:
+        return m.desirable_weight, m.undesirable_weight
+    return max(m.weight_ratio, 1.0), max(1 / m.weight_ratio, 1.0)
 
 
 def kto_pair(rows: Sequence[Row], m: Any) -> float:
@@ -148,6 +159,71 @@ def bradley_terry(rows: Sequence[Rewards]) -> float:
     return mean([minus_log_sigmoid(chosen - rejected) for chosen, rejected in rows])
 
 
+def csft(rows: Sequence[Row], m: Any) -> float:
+    """HALOs, per token: every completion counts once, whatever its label; the label is in the prompt"""
+    return mean([-row.chosen / row.chosen_length for row in rows] + [-row.rejected / row.rejected_length for row in rows])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One completion, a list entry a token: log-probabilities of policy and reference, a critic's values."""
+
+    policy: Sequence[float]
+    reference: Sequence[float]
+    values: Sequence[float]
+    desirable: bool
+
+
+def spread(total: float, n: int) -> list[float]:
+    """A sum over a completion's tokens as the stand-in model spreads it: 1, 2, ... n parts."""
+    return [2 * total * k / (n * (n + 1)) for k in range(1, n + 1)]
+
+
+def judged(rows: Sequence[Row]) -> list[Judged]:
+    """Both completions of each pair."""
+    found = []
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            n = getattr(row, f"{side}_length")
+            policy, reference, values = (spread(getattr(row, name), n) for name in (side, f"ref_{side}", f"value_{side}"))
+            found.append(Judged(policy, reference, values, desirable=side == "chosen"))
+    return found
+
+
+class PpoParts(NamedTuple):
+    policy: float
+    value: float
+    kl: float
+
+
+def ppo_parts(completions: Sequence[Judged], m: Any) -> PpoParts:
+    """HALOs legacy: advantages from their definition as sums, the only reward on the last token"""
+    advantages, losses, errors, drift = [], [], [], []
+    for each in completions:
+        n = len(each.values)
+        reward = 1.0 if each.desirable else -1.0
+        after = [*each.values[1:], 0.0]
+        surprise = [(reward if t == n - 1 else 0.0) + m.gamma * after[t] - each.values[t] for t in range(n)]
+        advantages += [math.fsum((m.gamma * m.gae_lambda) ** (k - t) * surprise[k] for k in range(t, n)) for t in range(n)]
+        errors += [(each.values[t] - (reward * m.gamma ** (n - 2 - t) if t < n - 1 else 0.0)) ** 2 for t in range(n)]
+        drift += [b - a for a, b in zip(each.policy, each.reference, strict=True)]
+    centre = mean(advantages)
+    deviation = math.sqrt(mean([(a - centre) ** 2 for a in advantages]) + 1e-8)
+    for advantage, kl in zip(advantages, drift, strict=True):
+        a, ratio = (advantage - centre) / deviation, math.exp(-kl)
+        losses.append(max(-a * ratio, -a * min(max(ratio, m.clip), 1 / m.clip)))
+    return PpoParts(mean(losses), 0.5 * mean(errors), mean(drift))
+
+
+def ppo_total(parts: PpoParts, m: Any) -> float:
+    return parts.policy + m.value_weight * parts.value + m.kl_weight * parts.kl
+
+
+def offline_ppo(rows: Sequence[Row], m: Any) -> float:
+    """HALOs legacy: policy loss + 0.01 critic loss + 0.1 KL, with the reference as the old policy"""
+    return ppo_total(ppo_parts(judged(rows), m), m)
+
+
 REFERENCES: dict[str, Callable[[Sequence[Row], Any], float]] = {
     "sft_chosen": sft_chosen,
     "dpo": dpo,
@@ -162,4 +238,6 @@ REFERENCES: dict[str, Callable[[Sequence[Row], Any], float]] = {
     "cpo": cpo,
     "kto": kto,
     "kto_pair": kto_pair,
+    "csft": csft,
+    "offline_ppo": offline_ppo,
 }

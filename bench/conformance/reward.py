@@ -83,7 +83,7 @@ class RewardBench:
         model, metrics = Prescribed(rows), self._trainer._metrics["train"]
         features = [{"chosen_ids": [FIRST_PROMPT + i, 1], "rejected_ids": [FIRST_PROMPT + i, 2, 2]} for i in range(len(rows))]
         metrics.clear()
-        loss = self._trainer.compute_loss(model, self._trainer.data_collator(features))
+        loss = self._trainer.compute_loss(model, self._trainer.data_collator([feature | {"row": 0} for feature in features]))
         loss.backward()
         assert model.table.grad is not None
         return loss.item(), model.table.grad, {name: values[-1] for name, values in metrics.items()}

@@ -31,7 +31,11 @@ OURS, TRL = "ours", "TRL"
 FACTS = {
     "sft_chosen": Facts("Preferred-FT in 2305.18290", "-log π(y_w)/|y_w|", OURS, "TRL's `sft` and SFTTrainer pool the tokens of a batch"),
     "dpo": Facts(
-        "2305.18290 eq. 7", "-log σ(βΔ)", f"{TRL} sigmoid", "HALOs' reward accuracy compares chosen of one prompt with rejected of another"
+        "2305.18290 eq. 7; 2404.19733",
+        "-log σ(βΔ) - w log π(y_w)/|y_w|",
+        f"{TRL} sigmoid; with w {OURS}",
+        "TRL's `sft` beside `sigmoid` pools the tokens of a batch; IRPO weighs the DPO term; "
+        "HALOs' reward accuracy compares chosen of one prompt with rejected of another",
     ),
     "cdpo": Facts(
         "Mitchell 2023",
@@ -76,8 +80,8 @@ FACTS = {
         "2402.01306 v5 eq. 8",
         "λ_D (1 - σ(β(r - z0))), λ_U (1 - σ(β(z0 - r)))",
         f"{TRL} kto",
-        "TRL: y' is the neighbour in the device's batch, here a fixed partner; oxRL: z0 is a running mean of chosen log-ratios, "
-        "log-sigmoid; align-anything: token-mean KL",
+        "TRL: y' is the neighbour in the device's batch, here a fixed partner, and both λ are set by hand; oxRL: z0 is a running "
+        "mean of chosen log-ratios, log-sigmoid; align-anything: token-mean KL",
     ),
     "kto_pair": Facts(
         "HALOs, TRL, December 2023",
@@ -91,7 +95,30 @@ FACTS = {
         f"{TRL} RewardTrainer",
         "InstructGPT: all pairs of a prompt are one element of a batch; TRL drops rows over max_length, here they are cut",
     ),
+    "csft": Facts(
+        "2302.08582; HALOs",
+        "-log π(y|x,c)/|y|, c = <|good|>, <|bad|>",
+        OURS,
+        "HALOs (legacy) sums over tokens; where nobody appends <|good|> it is judged as plain SFT on good and bad rows; TRL: none",
+    ),
+    "offline_ppo": Facts(
+        "2402.01306; HALOs legacy",
+        "mean max(-Aρ, -A clip(ρ, c, 1/c)) + .01 ½ mean (V-G)² + .1 mean log π_ref/π",
+        OURS,
+        "the KTO paper prints a clip of [1/4, 4], its code has [1/2, 2] and leaves the last reward out of G; TRL: none",
+    ),
 }
+# The methods' needs against TRL v1.9.0 were written down first; what the pinned version keeps is held by tests/conformance.
+TRL_VERSION = "1.16.0"
+TRL_MOVED = (
+    "moved: trl.experimental.ppo and .bco are gone; no online PPO is left (GRPO, RLOO and online DPO are)",
+    "as it was: `sigmoid` ignores label_smoothing without an error, so cDPO would be plain DPO; `robust` heeds it; `ipo` takes means per "
+    "token and calls tau beta; `hinge` is RSO's; orpo and cpo are experimental; no SLiC-HF, kto_pair, CSFT or offline PPO; fifteen losses "
+    "of DPOTrainer; truncation keeps the start, no max_prompt_length; beta 0.1, learning rate 1e-6, max_length 1024, bf16 and "
+    "checkpointing on",
+    "KTOTrainer: kto needs batches of 2 and sequential sampling and logs no accuracies; apo_zero_unpaired needs neither, nor KTO's second "
+    "forward: our losses on judged completions run inside it",
+)
 
 
 def checks_of(bench: Bench, name: str) -> Iterator[Check]:
@@ -116,6 +143,9 @@ def print_table() -> bool:
     text = f"{total - len(failed)} of {total} checks passed in {time.monotonic() - began:.0f} s. Largest relative deviations from "
     text += "the equation: loss and gradient in float64 at prescribed log-probabilities, real batch in float32."
     console.print(text, highlight=False)
+    console.print(f"\nTRL {TRL_VERSION} against v1.9.0, for which the methods were first looked up:", highlight=False)
+    for line in TRL_MOVED:
+        console.print(f"- {line}", highlight=False, markup=False)
     for line in failed:
         console.print(f"failed: {line}", style="red", highlight=False, markup=False)
     return not failed

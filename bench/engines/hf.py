@@ -52,11 +52,19 @@ def load_model(path: Path, dtype: str) -> PreTrainedModel:
 
 
 class Engine:
-    """A loaded policy that writes and scores."""
+    """A loaded policy that writes and scores.
 
-    def __init__(self, path: Path, dtype: str, batch_size: int):
+    A model that was trained with control tokens names them in its config, the one it is asked with first. Raises ValueError when that is
+    not `control`: without its token such a model is another one. No engine ever writes a control token: a reference has none.
+    """
+
+    def __init__(self, path: Path, dtype: str, batch_size: int, control: str | None = None):
         self.tokenizer = load_tokenizer(path)
         self.model: Any = load_model(path, dtype)
+        controls = getattr(self.model.config, "control_tokens", [])
+        if control not in (controls[:1] or [None]):
+            raise ValueError(f"{model_folder(path)} is to be asked with {controls[0] if controls else 'no control token'}, got {control}")
+        self._unwritten = self.tokenizer.convert_tokens_to_ids(controls) or None
         self.dtype, self.batch_size = dtype, batch_size
         ends = self.model.generation_config.eos_token_id
         self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
@@ -86,7 +94,9 @@ class Engine:
         sampling: dict[str, Any] = {"do_sample": False}
         if decoding.temperature:
             sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
-        limits = {"max_new_tokens": decoding.max_new_tokens, "eos_token_id": sorted(self.ends), "pad_token_id": pad}
+        limits: dict[str, Any] = {"max_new_tokens": decoding.max_new_tokens, "eos_token_id": sorted(self.ends), "pad_token_id": pad}
+        if self._unwritten:
+            limits["suppress_tokens"] = self._unwritten
         out = self.model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **limits, **sampling)
         return [self._written(row) for row in out[:, width:].tolist()]
 
@@ -109,22 +119,30 @@ class Engine:
             progress(len(sums), len(rows))
         return [sums[i] for i in range(len(rows))]
 
-    @torch.inference_mode()
     def _batch_logps(self, rows: Sequence[Ids]) -> list[float]:
-        width = max(len(row.prompt) + len(row.completion) for row in rows)
-        ids, mask, labels = [], [], []
-        for row in rows:
-            padding = width - len(row.prompt) - len(row.completion)
-            ids.append(row.prompt + row.completion + [self.tokenizer.pad_token_id] * padding)
-            mask.append([1] * (width - padding) + [0] * padding)
-            labels.append([-100] * len(row.prompt) + row.completion + [-100] * padding)
-        device = self.model.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            out = self.model(
-                input_ids=torch.tensor(ids, device=device),
-                attention_mask=torch.tensor(mask, device=device),
-                labels=torch.tensor(labels, device=device),
-                use_cache=False,
-                fused_lm_head=True,
-            )
-        return out.log_probs.float().sum(dim=1).tolist()
+        return per_token_logps(self.model, rows, self.tokenizer.pad_token_id, self.dtype).sum(dim=1).tolist()
+
+
+@torch.no_grad()
+def per_token_logps(model: Any, rows: Sequence[Ids], pad: int, dtype: str) -> torch.Tensor:
+    """Log-probability (nats) of each token of the rows' completions, (B, T-1), 0 elsewhere; token t+1 stands at t.
+
+    `model` has TRL's fused head; rows are padded on the right.
+    """
+    width = max(len(row.prompt) + len(row.completion) for row in rows)
+    ids, mask, labels = [], [], []
+    for row in rows:
+        padding = width - len(row.prompt) - len(row.completion)
+        ids.append(row.prompt + row.completion + [pad] * padding)
+        mask.append([1] * (width - padding) + [0] * padding)
+        labels.append([-100] * len(row.prompt) + row.completion + [-100] * padding)
+    device = model.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        out = model(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            labels=torch.tensor(labels, device=device),
+            use_cache=False,
+            fused_lm_head=True,
+        )
+    return out.log_probs.float()

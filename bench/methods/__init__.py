@@ -44,6 +44,8 @@ NAMES = (
     "kto",
     "kto_pair",
     "best_of_n",
+    "csft",
+    "offline_ppo",
 )
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 def chain(cell: Cell, ground: Ground) -> Policy:
     assert isinstance(cell.method, BestOfN)
     reward_model = _reward_model(cell, cell.method, ground)
-    return Policy(ground.start, reward_model, reward_model, cell.method.n)
+    return Policy(ground.start, reward_model, reward_model=reward_model, best_of=cell.method.n)
 
 
 def _reward_model(cell: Cell, training: Training, ground: Ground) -> Stage:

@@ -1,6 +1,12 @@
-"""DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7), trained by TRL's DPOTrainer (`sigmoid`).
+"""DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7), trained by TRL's DPOTrainer (`sigmoid`); with an SFT term, a loss of ours.
 
 -log σ(β Δ),  Δ = [log π/π_ref](y_w) - [log π/π_ref](y_l),  log-probabilities summed over completion tokens, EOS included
+- w log π(y_w)/|y_w|,  w set as `sft_weight`, 0 as published
+
+The SFT term holds up the likelihood of the chosen completion, which DPO alone often lets fall: RPO (Liu et al. 2024, arXiv 2405.16436), and
+in this form, a mean over the completion's tokens, IRPO (Pang et al. 2024, arXiv 2404.19733), which puts its weight α on the DPO term
+(w = 1/α). TRL's way, loss_type=[sigmoid, sft] with loss_weights, pools the tokens of a batch, which weighs long completions more and
+couples the rows of a batch; here each completion counts once.
 
 Deviations: the reference's log-probabilities are computed once and shared, not once a step; a batch holds rows of like length
 (training.py). Settings other than β and the learning rate come from the scale preset.
@@ -22,9 +28,14 @@ if TYPE_CHECKING:
 
 
 def make_trainer(job: TrainingJob) -> Trainer:
-    from bench.methods.training import paired_trainer
+    from bench import losses
+    from bench.methods.training import own_loss_trainer, paired_trainer
 
-    return paired_trainer(job, loss_type="sigmoid")
+    settings = job.settings.method
+    assert settings.name == "dpo"
+    if not settings.sft_weight:
+        return paired_trainer(job, loss_type="sigmoid")
+    return own_loss_trainer(job, lambda pairs: losses.dpo_sft(pairs, beta=settings.beta, sft_weight=settings.sft_weight))
 
 
 __all__ = ["chain", "make_trainer"]

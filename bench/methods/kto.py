@@ -7,13 +7,16 @@ Pairs become two rows: chosen desirable, rejected undesirable. Deviation from TR
 (seeded, always of another prompt) and not the batch's neighbour, so that one reference pass serves every β, order and batch; a
 batch holds rows of like length (training.py), which z0 is a mean over.
 
+Weights: λ_D n_D / (λ_U n_U) is to lie in [1, 3/2] (v1 of the paper: [1, 4/3]; its study of imbalance: 4/3). `weight_ratio` sets both λ for
+it from the counts of the train rows; the curve then holds them as desirable_weight and undesirable_weight.
+
 kl: z0. rewards/*: β r. rewards/accuracies: share of (desirable, undesirable) row pairs of a batch that the reward orders rightly;
 TRL logs none for KTO.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench.methods import one_shot as chain
 
@@ -23,36 +26,54 @@ if TYPE_CHECKING:
     from bench.methods.training import TrainingJob
 
 
+class Weights(NamedTuple):
+    desirable: float
+    undesirable: float
+
+
+def class_weights(ratio: float, n_desirable: int, n_undesirable: int) -> Weights:
+    """The λ for which λ_D n_D / (λ_U n_U) is `ratio`: the side that is short is raised, the other stays 1.
+
+    Raises ValueError where one side has no rows.
+    """
+    if not n_desirable or not n_undesirable:
+        raise ValueError(f"weight_ratio weighs two kinds of rows, got {n_desirable} desirable and {n_undesirable} undesirable: set weights")
+    raised = ratio * n_undesirable / n_desirable
+    return Weights(raised, 1.0) if raised >= 1 else Weights(1.0, 1 / raised)
+
+
 def make_trainer(job: TrainingJob) -> Trainer:
     from trl import KTOConfig, KTOTrainer
 
-    from bench.methods.training import Prepared, method_arguments, unpaired_rows
+    from bench.methods.training import Prepared, method_arguments, outputs_of, unpaired_rows
+    from bench.methods.unpaired import log_accuracy
 
     rows = unpaired_rows(job)
     settings = job.settings.method
     assert settings.name == "kto"
+    weights = Weights(settings.desirable_weight, settings.undesirable_weight)
+    if settings.weight_ratio is not None:
+        n_desirable = sum(row["label"] for row in rows)
+        weights = class_weights(settings.weight_ratio, n_desirable, len(rows) - n_desirable)
 
     class KtoTrainer(Prepared, KTOTrainer):
         def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
-            seen = []
-            handle = model.register_forward_hook(lambda _module, _args, output: seen.append(output.log_probs))
-            try:
+            with outputs_of(model) as seen:
                 loss = super()._compute_loss(model, inputs, return_outputs)
-            finally:
-                handle.remove()
-            logps = next(out for out in reversed(seen) if out.shape[0] == len(inputs["label"])).detach().sum(dim=1)
+            logps = seen[-1].log_probs.detach().sum(dim=1)  # the completions' own forward follows that of their partners
             rewards, label = logps - inputs["ref_logps"], inputs["label"].bool()
-            if label.any() and (~label).any():
-                right = rewards[label][:, None] > rewards[~label][None, :]
-                self._metrics["train"]["rewards/accuracies"].append(right.float().mean().item())
+            log_accuracy(self._metrics["train"], rewards, label)
+            if settings.weight_ratio is not None:
+                self._metrics["train"]["desirable_weight"].append(weights.desirable)
+                self._metrics["train"]["undesirable_weight"].append(weights.undesirable)
             return loss
 
     arguments = KTOConfig(
         **method_arguments(job),
         loss_type="kto",
         beta=settings.beta,
-        desirable_weight=settings.desirable_weight,
-        undesirable_weight=settings.undesirable_weight,
+        desirable_weight=weights.desirable,
+        undesirable_weight=weights.undesirable,
         train_sampling_strategy="sequential",
     )
     return KtoTrainer.over(rows, job, arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -196,6 +197,17 @@ class Prepared:
         return self.order  # type: ignore[attr-defined]
 
 
+@contextlib.contextmanager
+def outputs_of(module: torch.nn.Module) -> Iterator[list[Any]]:
+    """What a module's forwards return meanwhile, in their order."""
+    seen: list[Any] = []
+    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 def paired_trainer(job: TrainingJob, **loss: Any) -> Trainer:
     """TRL's DPOTrainer over pairs, with the loss that its keyword arguments name."""
     from trl import DPOConfig, DPOTrainer
@@ -218,12 +230,8 @@ def own_loss_trainer(
 
     class OwnLossTrainer(Prepared, DPOTrainer):
         def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
-            seen = []
-            handle = model.register_forward_hook(lambda _module, _args, output: seen.append(output))
-            try:
+            with outputs_of(model) as seen:
                 result = super()._compute_loss(model, inputs, return_outputs)  # its metrics; the loss it names (DPO's) is dropped
-            finally:
-                handle.remove()
             outputs = seen[0]  # of the policy: reference log-probs are cached, and outputs that are asked for come later
             references = {name: inputs[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
             found = loss(losses.pair_logps(outputs.log_probs, inputs["completion_mask"], **references)).mean()
@@ -240,7 +248,7 @@ def paired_rows(job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejec
     rows = []
     for row in job.rows:
         if not isinstance(row, Pair):
-            raise ValueError(f"{job.settings.method.name} learns from pairs and the data are unpaired: take method=kto")
+            raise ValueError(f"{job.settings.method.name} learns from pairs and the data are unpaired: take method=kto, csft, offline_ppo")
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
         rows.append(
             {

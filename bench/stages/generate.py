@@ -45,7 +45,7 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
     from bench.engines.hf import Engine
     from bench.engines.reward import Scorer
 
-    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size)
+    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size, settings.control)
     scorer = Scorer(run.inputs["reward_model"], settings.dtype, settings.batch_size) if settings.best_of > 1 else None
     items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
     total = settings.best_of * sum(len(item.turns) for item in items)
@@ -55,7 +55,7 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
     for turn in range(max(len(item.turns) for item in items)):
         asked = [i for i, item in enumerate(items) if len(item.turns) > turn]
         before = [conversation(items[i], [w.text for w in answers[i]]) for i in asked]
-        prompts = [prompt_ids(engine.tokenizer, messages) for messages in before]
+        prompts = [prompt_ids(engine.tokenizer, messages, settings.control) for messages in before]
         draws = []
         for draw in range(settings.best_of):
             done = len(sampled)

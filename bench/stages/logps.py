@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,13 +31,14 @@ def run(settings: Settings, run: StageRun) -> Outcome:
 
 
 def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
-    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size)
+    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size, settings.control)
     if settings.rows == "preferences":
         assert settings.max_length is not None, "preference rows are cut where training cuts them"
         where = run.inputs["preferences"], settings.splits
-        named = list(_preferences(engine.tokenizer, *where, max_length=settings.max_length, mismatched=settings.mismatched))
+        cut = partial(_preferences, engine.tokenizer, *where, max_length=settings.max_length)
+        named = list(cut(mismatched=settings.mismatched, control=settings.control))
     else:
-        named = list(_completions(engine.tokenizer, run.inputs["completions"], run.inputs["items"]))
+        named = list(_completions(engine.tokenizer, run.inputs["completions"], run.inputs["items"], settings.control))
     sums = engine.logps([ids for _, ids in named], run.progress)
     if bad := [(name, value) for (name, _), value in zip(named, sums, strict=True) if not math.isfinite(value)]:
         raise FloatingPointError(f"{len(bad)} of {len(sums)} log-probabilities are not finite, first {bad[0][0]}: {bad[0][1]}")
@@ -58,14 +60,20 @@ def _outcome(named: Sequence[tuple[str, Ids]]) -> Outcome:
 
 
 def _preferences(
-    tokenizer: PreTrainedTokenizerBase, folder: Path, splits: Sequence[str], *, max_length: int, mismatched: bool
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    splits: Sequence[str],
+    *,
+    max_length: int,
+    mismatched: bool,
+    control: str | None = None,
 ) -> Iterator[tuple[str, Ids]]:
     """(name, ids) of each completion of the rows; names are `<split>/<row id>/<column>`."""
     too_long = []
     for split in splits:
         for row in read_rows(folder / f"{split}.jsonl"):
             try:
-                columns = preference_ids(tokenizer, row, max_length)
+                columns = preference_ids(tokenizer, row, max_length, control)
             except PromptTooLong as error:
                 too_long.append(f"{split} row {row.id}: {error}")
                 continue
@@ -76,8 +84,8 @@ def _preferences(
         raise PromptTooLong(f"{len(too_long)} rows to drop, or raise model.max_length; first {too_long[0]}")
 
 
-def _completions(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path) -> Iterator[tuple[str, Ids]]:
+def _completions(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, control: str | None) -> Iterator[tuple[str, Ids]]:
     """(item id, ids) of what a policy drew: its very tokens, without an EOS where it was cut."""
     by_id = {item.id: item for item in read_jsonl(items / "items.jsonl", Item)}
     for completion in read_jsonl(folder / "completions.jsonl", Completion):
-        yield completion.id, Ids(prompt_ids(tokenizer, conversation(by_id[completion.id], [])), completion.ids[0])
+        yield completion.id, Ids(prompt_ids(tokenizer, conversation(by_id[completion.id], []), control), completion.ids[0])

@@ -27,12 +27,14 @@ def run(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outcome
     else:
         method, reference = settings.method.name, read_logps(run.inputs["reference_logps"])
         model = load_model(run.inputs["model"], settings.dtype)
-    before = fingerprint(model)
+    if controls := getattr(model.config, "control_tokens", None):
+        raise ValueError(f"the start model is asked with {controls[0]}, which no method trains with: start from the model before it")
     rows = read_rows(run.inputs["preferences"] / "train.jsonl")
     recorder = Recorder(run.progress)
     # float32 weights whatever the dtype: see engines/hf.py
     job = TrainingJob(settings, model.float(), tokenizer, rows, reference, run.out, recorder)
-    trainer = load(method).make_trainer(job)
+    trainer = load(method).make_trainer(job)  # may add tokens to model and tokenizer
+    before = fingerprint(model)
     trainer.train()
     if not any(row["learning_rate"] for row in recorder.history):
         raise ValueError(f"all {len(recorder.history)} steps were warm-up: {MORE_STEPS}")

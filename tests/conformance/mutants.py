@@ -20,9 +20,13 @@ from typing import Any, NamedTuple
 from bench import losses
 from bench.conformance.checks import Bench, quick_checks
 
-OURS = ("cdpo", "ipo_summed", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen")
-USED_BY = {"log_odds": ("orpo",), "pair_logps": OURS, "PairLogps": OURS}  # a loss of its own name otherwise
-POLICY = {"chosen", "rejected", "chosen_mean", "rejected_mean", "delta"}  # what gradients flow through
+PAIRED = ("dpo", "cdpo", "ipo_summed", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen")
+OURS = (*PAIRED, "csft", "offline_ppo")
+PPO = ("TokenLogps", "token_mean", "_next", "_discounted", "terminal_rewards", "future_rewards", "generalized_advantages", "whitened")
+PPO += ("clipped_policy_loss", "PpoLoss")
+USED_BY = {"log_odds": ("orpo",), "dpo_sft": ("dpo",), "pair_logps": PAIRED, "PairLogps": PAIRED}  # a loss of its own name otherwise
+USED_BY |= dict.fromkeys(PPO, ("offline_ppo",))
+POLICY = {"chosen", "rejected", "chosen_mean", "rejected_mean", "delta", "policy", "ratio"}  # what gradients flow through
 OPERATORS: dict[type[ast.operator], tuple[str, ast.operator]] = {
     ast.Add: ("sign", ast.Sub()),
     ast.Sub: ("sign", ast.Add()),
@@ -79,13 +83,24 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
         case ast.Call(func=ast.Attribute(value=value, attr="clamp")):
             yield "clamp dropped", value
             yield "detached", _call(node, "detach")
-        case ast.Call(func=ast.Attribute(attr="relu" | "sigmoid" | "expm1" | "log") | ast.Name(id="logsigmoid")):
+        case ast.Call(func=ast.Attribute(attr="relu" | "sigmoid" | "expm1" | "log" | "rsqrt") | ast.Name(id="logsigmoid")):
             yield "clamp dropped" if ast.unparse(node.func).endswith("relu") else "function dropped", node.args[0]
+        case ast.Call(func=ast.Attribute(value=value, attr="exp" | "detach" as attr)):
+            yield "detach dropped" if attr == "detach" else "function dropped", value
+        case ast.Call(func=ast.Name(id="whitened" | "_next" | "_discounted" as name), args=[argument, *_]):
+            yield "whitening dropped" if name == "whitened" else "function dropped", argument
+        case ast.Call(func=ast.Attribute(value=value, attr="maximum") as func):
+            yield "minimum for maximum", ast.Call(ast.Attribute(value, "minimum", func.ctx), node.args, node.keywords)
+        case ast.Call(func=ast.Attribute(attr="where"), args=[label, yes, no]):
+            yield "desirable for undesirable", ast.Call(node.func, [label, no, yes], node.keywords)
         case ast.Attribute(attr=attr, ctx=ast.Load()) if (other := _other_side(attr)) != attr or attr in POLICY:
             if other != attr:
-                yield "chosen for rejected", ast.Attribute(node.value, other, node.ctx)
+                change = "policy for reference" if {attr, other} == {"policy", "reference"} else "chosen for rejected"
+                yield change, ast.Attribute(node.value, other, node.ctx)
             if attr in POLICY:
                 yield "detached", _call(node, "detach")
+        case ast.Name(id="policy_logps"):
+            yield "detached", _call(node, "detach")
         case ast.Name(id=name, ctx=ast.Load()) if (other := _other_side(name)) != name:
             yield "chosen for rejected", ast.Name(other, node.ctx)
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
@@ -93,7 +108,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _other_side(name: str) -> str:
-    swapped = {"chosen": "rejected", "rejected": "chosen"}
+    swapped = {"chosen": "rejected", "rejected": "chosen", "policy": "reference", "reference": "policy"}
     return "_".join(swapped.get(part, part) for part in name.split("_"))
 
 

@@ -10,7 +10,7 @@ import mutants
 import pytest
 
 from bench import losses, methods
-from bench.conformance.checks import COUPLED, KINDS, SETTINGS, Bench, Check, method
+from bench.conformance.checks import COUPLED, GOLDEN_ROW, HALOS, KINDS, PPO_ROW, SETTINGS, Bench, Check, method
 from bench.conformance.references import REFERENCES, Row
 from bench.conformance.table import FACTS, NAMES, checks_of, print_table
 
@@ -27,6 +27,22 @@ def test_every_method_has_a_reference_settings_and_facts() -> None:
     trained = set(methods.NAMES) - {"none"}
     assert trained == set(FACTS) == set(NAMES)
     assert trained - {"best_of_n"} == set(REFERENCES) == set(SETTINGS) == set(KINDS)  # that one's are in reward.py
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "golden"),
+    [
+        ("dpo", {"beta": 0.1, "sft_weight": 0.5}, 1.5130152524),  # 0.5130152524 + 0.5 x 20 / 10
+        ("kto", {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "weight_ratio": 4 / 3}, 0.5387564594),
+        ("kto", {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "weight_ratio": 0.5}, 0.6400302625),
+        ("offline_ppo", {"clip": 0.25, **HALOS}, -0.6975033523),
+    ],
+)
+def test_golden_values_of_further_settings(trainers: Bench, name: str, settings: dict[str, float], golden: float) -> None:
+    """KTO: half of 4/3 x 0.5249791875 + 0.3775406688, of 0.5249791875 + 2 x 0.3775406688. Offline PPO with the paper's clip: no ratio is
+    cut, so the policy's part is the mean of -1.5 x .7309897465, -2.25 x .6829518251 and .4 x 1.4139415716, -.6891831992."""
+    row = PPO_ROW if name == "offline_ppo" else GOLDEN_ROW
+    assert trainers.prescribed(method(name, settings), [row])[0].item() == pytest.approx(golden, abs=1e-10)
 
 
 def test_a_number_that_is_none_does_not_pass() -> None:
@@ -52,6 +68,7 @@ def test_every_mutant_of_the_losses_is_killed(trainers: Bench, capsys: pytest.Ca
     assert survivors == []
     changes = Counter(mutant.change for mutant in found)
     wanted = {"sign", "mean for sum", "sum for mean", "clamp dropped", "detached", "chosen for rejected", "number"}
+    wanted |= {"detach dropped", "whitening dropped", "desirable for undesirable", "policy for reference", "minimum for maximum"}
     assert wanted <= set(changes)
     assert {mutant.function for mutant in found} >= {
         "cdpo",
@@ -63,6 +80,10 @@ def test_every_mutant_of_the_losses_is_killed(trainers: Bench, capsys: pytest.Ca
         "kto_pair",
         "sft_chosen",
         "pair_logps",
+        "dpo_sft",
+        "csft",
+        "offline_ppo",
+        *mutants.PPO[:-1],  # PpoLoss holds no expression
     }
 
 

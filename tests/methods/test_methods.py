@@ -11,6 +11,7 @@ from tiny import plans
 from bench import methods
 from bench.config import NEEDS_PAIRS
 from bench.plan import CellPlan
+from bench.store import Stage, canonical_json
 
 TRAINED = [name for name in methods.NAMES if name != "none"]
 
@@ -32,8 +33,26 @@ def test_every_method_trains_from_one_start_on_the_same_rows_and_reference(cells
 def test_rewards_of_a_method_without_beta_are_in_nats(cells: dict[str, CellPlan]) -> None:
     scales = {name: cells[name].score.settings.beta for name in cells}  # type: ignore[attr-defined]
     assert scales["none"] is scales["best_of_n"] is None  # the latter's are its reward model's
-    assert {name for name, scale in scales.items() if scale == 1.0} == {"sft_chosen", "slic", "orpo"}
+    assert {name for name, scale in scales.items() if scale == 1.0} == {"sft_chosen", "slic", "orpo", "csft", "offline_ppo"}
     assert (scales["dpo"], scales["cpo"], scales["simpo"]) == (0.1, 0.1, 2.0)
+
+
+def test_whatever_reads_csfts_policy_asks_with_its_control_token_and_nothing_else_does(cells: dict[str, CellPlan]) -> None:
+    for name, cell in cells.items():
+        policy = cell.roles.get("train")
+        asked = {stage.label for stage in cell.stages if getattr(stage.settings, "control", None) is not None}
+        assert {getattr(stage.settings, "control", None) for stage in cell.stages} <= {None, "<|good|>"}
+        readers = {stage.label for stage in cell.stages if policy in stage.inputs.values()} if policy else set()
+        assert asked == (readers if name == "csft" else set())
+    assert len(asked_by_csft := [s for s in cells["csft"].stages if getattr(s.settings, "control", None)]) == 5
+    assert {stage.kind for stage in asked_by_csft} == {"generate", "logps"}
+
+
+def test_a_control_token_moves_keys_and_its_absence_does_not(cells: dict[str, CellPlan]) -> None:
+    stage = next(s for s in cells["csft"].stages if s.kind == "generate")
+    without = Stage(stage.kind, stage.version, stage.settings.model_copy(update={"control": None}), stage.inputs, stage.label)
+    assert without.key != stage.key
+    assert "control" not in canonical_json(without.settings) and "<|good|>" in canonical_json(stage.settings)
 
 
 @pytest.mark.parametrize("preset", ["world", "llm"])
@@ -42,5 +61,5 @@ def test_a_scale_preset_has_a_learning_rate_for_every_method(preset: str) -> Non
     assert set(yaml.safe_load(text)["learning_rate"]) == set(TRAINED)
 
 
-def test_all_methods_but_kto_need_pairs() -> None:
-    assert set(TRAINED) - {"kto"} == NEEDS_PAIRS
+def test_which_methods_need_pairs() -> None:
+    assert set(TRAINED) - {"kto", "csft", "offline_ppo"} == NEEDS_PAIRS
