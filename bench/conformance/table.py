@@ -103,7 +103,7 @@ FACTS = {
     ),
     "offline_ppo": Facts(
         "2402.01306; HALOs legacy",
-        "mean max(-Aρ, -A clip(ρ, c, 1/c)) + .01 ½ mean (V-G)² + .1 mean log π_ref/π",
+        "mean max(-Aρ, -A clip(ρ, c, 1/c)) + .01 L_V + .1 KL",
         OURS,
         "the KTO paper prints a clip of [1/4, 4], its code has [1/2, 2] and leaves the last reward out of G; TRL: none",
     ),
