@@ -17,6 +17,7 @@ from bench.kinds import (
     SETTINGS,
     BaseSettings,
     GenerateSettings,
+    JudgeItemData,
     LocalPromptData,
     LogpsSettings,
     PairData,
@@ -140,8 +141,8 @@ def token_bound(stage: Stage) -> int:
 
 def _answers(items: Stage | Source) -> int:
     """How many completions a set of items asks for."""
-    assert isinstance(items, Stage) and isinstance(items.settings, (PromptData, LocalPromptData))
-    return items.settings.n * (items.settings.n_turns if isinstance(items.settings, PromptData) else 1)
+    assert isinstance(items, Stage) and isinstance(items.settings, (PromptData, LocalPromptData, JudgeItemData))
+    return items.settings.n * (1 if isinstance(items.settings, LocalPromptData) else items.settings.n_turns)
 
 
 def _completions(preferences: Stage | Source, split: str) -> int:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from bench.config import Cell, Decoding, LocalData, LocalModel, NoMethod, Settings, Trained, WorldData, WorldModel, Writer
+from bench.config import (
+    AlpacaEvalJudge,
+    Asking,
+    Cell,
+    Decoding,
+    LocalData,
+    LocalModel,
+    MtBenchJudge,
+    NoMethod,
+    Settings,
+    Trained,
+    WorldData,
+    WorldModel,
+    Writer,
+)
 from bench.kinds import (
     BaseSettings,
     CorpusData,
@@ -16,6 +30,8 @@ from bench.kinds import (
     GoldLabels,
     GoldPreferenceSettings,
     GoldRatingSettings,
+    JudgeItemData,
+    LanguageJudgeSettings,
     LocalPairData,
     LocalPromptData,
     LogpsSettings,
@@ -28,7 +44,18 @@ from bench.kinds import (
     TaskFamily,
     stage,
 )
-from bench.store import Source, Stage, Status, Store, hash_key
+from bench.store import Source, Stage, Status, Store, canonical_json, hash_key
+
+
+@dataclass(frozen=True)
+class JudgeSources:
+    """What a judge that is a language model reads from outside the store."""
+
+    prompts: Source  # what it is asked with, and how its replies are read
+    parser: str  # version of that reading
+    model: Source | None = None  # its folder, where it is served here
+    files: Mapping[str, Source] = field(default_factory=dict)  # items, references, baseline
+    n_items: int = 0  # that `items` holds
 
 
 @dataclass(frozen=True)
@@ -37,6 +64,7 @@ class Sources:
 
     model: Source | None = None
     data: Source | None = None
+    judge: JudgeSources | None = None
 
 
 @dataclass(frozen=True)
@@ -89,11 +117,12 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
         }
         roles["train"] = policy.train
     for manner, items, decoding in _questions(cell, sources):
-        completions = generate(cell, policy.model, items, decoding, f"{manner} completions")
+        completions = generate(cell, policy.model, items, decoding, f"{manner} completions", answers=True)
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
-        if cell.judge.name == "gold":
-            verdicts = stage("judge", _judging(cell, manner), {"items": items, "completions": completions}, f"{manner} verdicts")
+        if cell.judge.name != "none":
+            judging, read = _judging(cell, manner, sources)
+            verdicts = stage("judge", judging, {"items": items, "completions": completions, **read}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
     beta = None if isinstance(cell.method, NoMethod) else reward_scale(cell.method)
     score = stage("score", ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0), inputs, "score")
@@ -219,9 +248,15 @@ def _completion_logps(cell: Cell, model: Stage | Source, completions: Stage, lab
     return stage("logps", settings, {"model": model, "completions": completions, "items": completions.inputs["items"]}, label)
 
 
-def generate(cell: Cell, policy: Stage | Source, items: Stage, decoding: Decoding, label: str) -> Stage:
+def generate(cell: Cell, policy: Stage | Source, items: Stage, decoding: Decoding, label: str, answers: bool = False) -> Stage:
+    """`answers`: to the judge's items, whose categories may have temperatures of their own."""
     settings = GenerateSettings(
-        engine=cell.engine.name, decoding=decoding, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=cell.seed
+        engine=cell.engine.name,
+        decoding=decoding,
+        batch_size=cell.engine.batch_size,
+        dtype=dtype(cell),
+        seed=cell.seed,
+        temperatures=cell.judge.temperatures if answers and isinstance(cell.judge, MtBenchJudge) else {},
     )
     return stage("generate", settings, {"model": policy, "items": items}, label)
 
@@ -241,6 +276,9 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
         single = _prompts(cell, split, judge.preference.n_items, seed=world.eval_seed, reference=world.reference)
         double = _prompts(cell, split, judge.rating.n_items, seed=world.eval_seed, n_turns=2)
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
+    if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge)):
+        manner = "rating" if isinstance(judge, MtBenchJudge) and judge.mode == "single" else "preference"
+        return [(manner, _judge_items(cell, judge, sources), judge.decoding)]
     if sources.data is not None:
         items = stage("data", LocalPromptData(n=judge.n_items), {"preferences": _whole(cell, sources.data)}, "held-out prompts")
     else:
@@ -249,7 +287,47 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
     return [("plain", items, judge.decoding)]
 
 
-def _judging(cell: Cell, manner: str) -> Settings:
+def _judge_items(cell: Cell, judge: AlpacaEvalJudge | MtBenchJudge, sources: Sources) -> Stage:
+    """The items of the user's file, or the world's own evaluation prompts with its reference writer as the opponent."""
+    n_turns: Literal[1, 2] = 2 if isinstance(judge, MtBenchJudge) else 1
+    if sources.judge is None or not sources.judge.files:
+        assert cell.world is not None and judge.n_items is not None
+        return _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed, n_turns=n_turns, reference=cell.world.reference)
+    n = min(judge.n_items or sources.judge.n_items, sources.judge.n_items)
+    return stage("data", JudgeItemData(form=judge.name, n=n, n_turns=n_turns), sources.judge.files, f"{judge.name} items")
+
+
+def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[str, Source]]:
+    """(settings, what is read beside items and completions) of a stage that judges."""
+    judge = cell.judge
+    if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge)):
+        assert sources.judge is not None
+        read = {"prompts": sources.judge.prompts} | ({"model": sources.judge.model} if sources.judge.model else {})
+        return _language_judging(judge, sources.judge), read
+    return _gold_judging(cell, manner), {}
+
+
+def _language_judging(judge: AlpacaEvalJudge | MtBenchJudge, sources: JudgeSources) -> LanguageJudgeSettings:
+    verdict = judge.verdict
+    return LanguageJudgeSettings(
+        manner=judge.name,
+        mode=judge.order if isinstance(judge, AlpacaEvalJudge) else judge.mode,
+        model=None if sources.model else judge.model,
+        provider=judge.provider if judge.server == "endpoint" else judge.server,
+        dtype=judge.dtype,
+        server_args=judge.server_args,
+        temperature=verdict.temperature,
+        top_p=verdict.top_p,
+        max_tokens=verdict.max_tokens,
+        top_logprobs=verdict.top_logprobs,
+        request=canonical_json(verdict.request),
+        parser=sources.parser,
+        annotator=judge.annotator if isinstance(judge, AlpacaEvalJudge) else "",
+        asking=Asking.model_validate(judge.model_dump(include=set(Asking.model_fields))),
+    )
+
+
+def _gold_judging(cell: Cell, manner: str) -> Settings:
     assert cell.world is not None and cell.judge.name == "gold"
     if manner == "preference":
         return GoldPreferenceSettings(gold=cell.world.gold, temperature=cell.judge.preference.temperature)

@@ -36,6 +36,10 @@ class LaterField:
     """
 
 
+class Unkeyed:
+    """Marks a settings field that reaches the stage and no key: how something is asked or served, which changes no number."""
+
+
 def canonical_json(value: Any) -> str:
     """JSON that one value writes in one way; refuses what it cannot write the same way twice (NaN, sets, odd keys)."""
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -59,12 +63,13 @@ def _plain(value: Any) -> Any:
 
 
 def keyed_settings(settings: BaseModel) -> dict[str, Any]:
-    """What a settings record adds to a key: every field, less those added later that hold their default."""
+    """What a settings record adds to a key: every field, less those added later that hold their default and the unkeyed."""
     fields = type(settings).model_fields
     return {
         name: _plain(getattr(settings, name))
         for name, info in fields.items()
         if not (any(isinstance(mark, LaterField) for mark in info.metadata) and getattr(settings, name) == info.default)
+        and not any(isinstance(mark, Unkeyed) for mark in info.metadata)
     }
 
 

@@ -40,6 +40,12 @@ HEAVY_IMPORTS = {
     "generate": ("bench.engines.hf",),
     "train": ("bench.methods.training", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer"),
 }
+
+
+class OverBudget(RuntimeError):
+    """The stage stopped because the next thing it pays for could cost more than is left."""
+
+
 REASON_LENGTH = 400  # characters; the whole of an error is in the stage's log
 
 
@@ -58,12 +64,25 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class ServerPlace:
+    """A model server that the command has started."""
+
+    base_url: str
+    pid: int
+    log: str
+
+
+@dataclass(frozen=True)
 class StageRun:
     """What a stage's function works with: where inputs lie, where to write, whom to tell."""
 
     inputs: Mapping[str, Path]
     out: Path
     progress: Progress
+    key: str = ""
+    work: Path | None = None  # `<key>.work/`: what outlives a failed attempt
+    sharing: tuple[str, ...] = ()  # keys of the judge stages that share a budget
+    server: ServerPlace | None = None  # where the command serves the model that this stage asks
 
 
 @dataclass(frozen=True)
@@ -128,7 +147,10 @@ def run_stage(job: Mapping[str, Any]) -> None:
     try:
         _check_inputs(job, store)
         _check_sources(job)
-        outcome: Outcome = module.run(settings, StageRun({role: s.path for role, s in sources.items()}, built, progress))
+        paths = {role: source.path for role, source in sources.items()}
+        server = ServerPlace(**job["server"]) if job.get("server") else None
+        work, sharing = store.beside(stage, "work"), tuple(job.get("sharing", ()))
+        outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server))
         _check_sources(job)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
@@ -261,7 +283,7 @@ def main() -> None:
             run_stage(job)
         except (Exception, SystemExit) as error:  # one stage's failure is one failed row; its reason is kept
             traceback.print_exc()
-            answer |= {"ok": False, "error": reason(error)}
+            answer |= {"ok": False, "error": reason(error), "over_budget": isinstance(error, OverBudget)}
         sys.stdout.flush()
         sys.stderr.flush()
         answers.write(json.dumps(answer) + "\n")

@@ -27,7 +27,7 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
-    ["screen", "conformance"],
+    ["costs", "screen", "conformance"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -48,6 +48,7 @@ LIGHT = [
     "screen",
     "run",
     "tracking",
+    "costs",
 ]
 LIGHT += ["judges.gold", "methods", "worker"]
 
@@ -79,6 +80,7 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_no_method_judge_or_stage_imports_another() -> None:
     """Shared parts have a room of their own (methods/training.py); `none` aside, a method's file is whole."""
     shared = {"training", "__init__"}
+    shared |= {"asking", "client", "in_process", "items", "journal", "prices", "prompts", "replies", "server"}  # of judges that are asked
     for room in ("methods", "judges", "stages"):
         names = {path.stem for path in (BENCH / room).glob("*.py")} - shared
         for path in (BENCH / room).glob("*.py"):

@@ -13,7 +13,7 @@ import numpy as np
 from bench import stats
 from bench.config import Cell, Expectation
 from bench.plan import CellPlan, start_cell
-from bench.records import Verdict, read_jsonl
+from bench.records import preference_verdicts
 from bench.store import Store, hash_key
 
 ALPHA = 0.05
@@ -92,7 +92,7 @@ def _by_item(cell: CellPlan, store: Store) -> tuple[dict[str, float | None], dic
     stage = cell.roles.get("preference_verdicts")
     if stage is None or store.status(stage).state != "done":
         return {}, {}
-    verdicts = list(read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict))
+    verdicts = preference_verdicts(store.folder(stage) / "verdicts.jsonl")
     preferences = [v.preference for v in verdicts]
     lc = stats.lc_contributions(preferences, [v.policy_length for v in verdicts], [v.baseline_length for v in verdicts])
     ids = [v.item_id for v in verdicts]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import GoldWeights, Settings, World, Writer
-from bench.kinds import CorpusData, DemonstrationData, LocalPairData, LocalPromptData, PairData, PromptData, TaskFamily
+from bench.judges.items import cut, read_items
+from bench.kinds import CorpusData, DemonstrationData, JudgeItemData, LocalPairData, LocalPromptData, PairData, PromptData, TaskFamily
 from bench.preferences import nested_subset, prompt_key, read_preferences, split_heldout, with_partners
 from bench.records import Item, Labelled, Pair, Record, Unpaired, read_jsonl, read_rows, write_jsonl
 from bench.worker import Outcome, StageRun
@@ -27,6 +28,8 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _from_labels(settings, run)
         case LocalPairData():
             return _from_file(settings, run)
+        case JudgeItemData():
+            return _write(run.out / "items.jsonl", cut(read_items(settings.form, run.inputs), settings.n, settings.n_turns))
         case LocalPromptData():
             return _write(run.out / "items.jsonl", _local_items(read_rows(run.inputs["preferences"] / "heldout.jsonl"), settings.n))
     raise TypeError(f"no data stage for {type(settings).__name__}")

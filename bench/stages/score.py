@@ -2,6 +2,7 @@
 
 win_rate, lc_win_rate        of the preference verdicts, in [0, 1], with standard errors and 95 % intervals over prompts
 rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clustered by question
+expected_rating              the same from the whole distribution over ratings, where the judge lists log-probs
 reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref (paired data)
 reward_auc                   chance that a desirable held-out completion has a larger one than an undesirable (unpaired data)
 reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows; logps_chosen, _rejected: summed log-probs (nats)
@@ -12,7 +13,7 @@ mean_length, mean_tokens, unfinished   of the evaluation completions: characters
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +21,11 @@ import numpy as np
 
 from bench import stats
 from bench.kinds import ScoreSettings
-from bench.records import Completion, Pair, Unpaired, Verdict, read_jsonl, read_logps, read_rows
+from bench.records import Completion, Pair, Unpaired, Verdict, preference_verdicts, read_jsonl, read_logps, read_rows
 from bench.worker import Outcome, StageRun
+
+COMPLETIONS = ("preference_completions", "rating_completions", "plain_completions")  # whose lengths are told, the first that is there
+NO_JUDGE = "no judge is set (judge=none)"
 
 
 @dataclass
@@ -42,9 +46,10 @@ class _Numbers:
 
 def run(settings: ScoreSettings, run: StageRun) -> Outcome:
     numbers = _Numbers()
-    _preference(settings, run.inputs.get("preference_verdicts"), numbers)
-    _rating(run.inputs.get("rating_verdicts"), numbers)
-    completions = run.inputs.get("preference_completions") or run.inputs["plain_completions"]
+    preferred, rated = run.inputs.get("preference_verdicts"), run.inputs.get("rating_verdicts")
+    _preference(settings, preferred, rated, numbers)
+    _rating(rated, preferred, numbers)
+    completions = next(run.inputs[role] for role in COMPLETIONS if role in run.inputs)
     _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
     _heldout(settings, run.inputs, numbers)
     _kl(run.inputs, numbers)
@@ -53,12 +58,12 @@ def run(settings: ScoreSettings, run: StageRun) -> Outcome:
     return Outcome({"metrics": len(numbers.metrics), "missing": len(numbers.missing)})
 
 
-def _preference(settings: ScoreSettings, folder: Path | None, numbers: _Numbers) -> None:
+def _preference(settings: ScoreSettings, folder: Path | None, rated: Path | None, numbers: _Numbers) -> None:
     if folder is None:
         for name in ("win_rate", "lc_win_rate"):
-            numbers.missing[name] = "no judge is set (judge=none)"
+            numbers.missing[name] = NO_JUDGE if rated is None else "the judge gives ratings and compares with nobody"
         return
-    verdicts = list(read_jsonl(folder / "verdicts.jsonl", Verdict))
+    verdicts = preference_verdicts(folder / "verdicts.jsonl")
     preferences = [v.preference for v in verdicts]
     rng = np.random.default_rng(settings.bootstrap_seed)
     numbers.add("win_rate", stats.win_rate(preferences, rng, settings.bootstrap_resamples))
@@ -74,9 +79,9 @@ def _preference(settings: ScoreSettings, folder: Path | None, numbers: _Numbers)
             numbers.metrics[part if part == "gold" else f"gold_{part}"] = float(np.mean(values))
 
 
-def _rating(folder: Path | None, numbers: _Numbers) -> None:
+def _rating(folder: Path | None, preferred: Path | None, numbers: _Numbers) -> None:
     if folder is None:
-        numbers.missing["rating"] = "no judge is set (judge=none)"
+        numbers.missing["rating"] = NO_JUDGE if preferred is None else "the judge compares and gives no ratings"
         return
     verdicts = list(read_jsonl(folder / "verdicts.jsonl", Verdict))
     turns = sorted({v.turn for v in verdicts})
@@ -87,16 +92,21 @@ def _rating(folder: Path | None, numbers: _Numbers) -> None:
         mean = stats.rating_mean(_by_item([v for v in verdicts if v.category == category]))
         if mean is not None:
             numbers.metrics[f"rating_{category}"] = mean.value
+    expected = _by_item(verdicts, lambda verdict: (verdict.details or {}).get("expected_rating"))
+    if any(value is not None for values in expected.values() for value in values):
+        numbers.add("expected_rating", stats.rating_mean(expected))
     numbers.metrics |= {
         "n_ratings": sum(v.rating is not None for v in verdicts),
         "n_ratings_unscored": sum(v.rating is None for v in verdicts),
     }
 
 
-def _by_item(verdicts: Sequence[Verdict]) -> dict[str, list[float | None]]:
+def _by_item(
+    verdicts: Sequence[Verdict], value: Callable[[Verdict], float | None] = lambda verdict: verdict.rating
+) -> dict[str, list[float | None]]:
     ratings: dict[str, list[float | None]] = {}
     for verdict in verdicts:
-        ratings.setdefault(verdict.item_id, []).append(verdict.rating)
+        ratings.setdefault(verdict.item_id, []).append(value(verdict))
     return ratings
 
 
