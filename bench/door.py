@@ -438,8 +438,8 @@ JUDGE_FILES = {"alpaca_eval": ("items",), "mt_bench": ("items", "references", "b
 
 def _what_judge_reads(judge: Tree) -> str:
     """What the files of a judge depend on; they are read once for all cells."""
-    names = ("name", "annotator", "prompts", "items", "references", "baseline", "mode", "model", "server", "prices", "budget_dollars")
-    return repr([judge.get(name) for name in (*names, "tokenizer")])
+    names = ("name", "annotator", "prompts", "items", "references", "baseline", "mode", "model", "server", "prices", "tokenizer")
+    return repr([judge.get(name) for name in names] + [judge.get("budget_dollars") is not None])
 
 
 def _judge_files(judge: Tree) -> _JudgeFiles:

@@ -128,7 +128,8 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
             servers = contextlib.closing(Servers(store.root / "judge"))
             with servers as judges, contextlib.closing(Pool(session.launcher, list(imports))) as launcher:
                 ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))
-                scheduler = Scheduler(store, launcher, screen, session.launcher.retries, failures, ranks, judges, ended, progressed)
+                retries = session.launcher.retries
+                scheduler = Scheduler(store, launcher, screen, retries, failures, ranks, ended, progressed, servers=judges)
                 scheduler.run(sweep.cells)
                 over_budget = scheduler.over_budget
         ended()
@@ -188,12 +189,12 @@ class Scheduler:
     retries: int
     failures: dict[Stage, str]
     ranks: Mapping[Stage, float]
-    servers: Servers
     on_end: Callable[[], None]
     on_progress: Callable[[Stage, Sequence[dict[str, float]]], None]
     running: dict[str, _Running] = field(default_factory=dict)
     losses: Counter[Stage] = field(default_factory=Counter)
     said: set[str] = field(default_factory=set)
+    servers: Servers | None = None  # of models that judge
     over_budget: bool = False  # a judge has stopped at its budget
     judges: list[str] = field(default_factory=list)  # keys of all that judge, who share a budget
     readers: dict[Stage, list[Stage]] = field(default_factory=dict)
@@ -255,7 +256,7 @@ class Scheduler:
         self.running[stage.key] = _Running(stage, lock, progress)
         self.store.clear_failure(stage)
         self.screen.stage_started(stage)
-        more = {"sharing": self.judges, "server": self.servers.place(stage)} if stage.kind == "judge" else {}
+        more = {"sharing": self.judges, "server": self.servers and self.servers.place(stage)} if stage.kind == "judge" else {}
         self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
 
     def _took(self, answer: Report) -> None:

@@ -31,7 +31,8 @@ class Request:
     @property
     def max_cost_tokens(self) -> tuple[int, int]:
         """(prompt tokens, completion tokens) at most: a token is a byte or more."""
-        prompt = sum(len(message["content"].encode()) + 16 for message in self.messages) + len(json.dumps(self.body.get("tools", "")))
+        prompt = sum(len(message["content"].encode()) + 16 for message in self.messages)
+        prompt += len(json.dumps(self.body["tools"])) if "tools" in self.body else 0
         limit = self.body.get("max_tokens") or self.body.get("max_completion_tokens") or 4096
         return prompt, int(limit)
 

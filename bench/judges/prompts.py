@@ -42,7 +42,7 @@ class Template:
 
 
 def parse_messages(text: str) -> tuple[tuple[str, str], ...]:
-    """A template's messages: ChatML, Llama 3's headers or Anthropic's turns; a text without such marks is the user's."""
+    """A template's messages: ChatML, Llama 3's headers, Anthropic's or OpenAssistant's turns; a text without such marks is the user's."""
     text = text.strip()
     if text.startswith("<|im_start|>"):
         found = re.findall(r"<\|im_start\|>(\w+)[^\n]*\n(.*?)(?:<\|im_end\|>|\Z)", text, re.DOTALL)
@@ -51,7 +51,7 @@ def parse_messages(text: str) -> tuple[tuple[str, str], ...]:
     elif text.startswith("Human:"):
         found = [("user", text.removeprefix("Human:").removesuffix("Assistant:"))]
     else:
-        found = [("user", text)]
+        found = [("user", re.sub(r"^<\|prompter\|>|(<\|endoftext\|>)?<\|assistant\|>$", "", text))]  # OpenAssistant's marks
     messages = [(role, content.strip()) for role, content in found]
     return tuple(messages if messages[-1][0] != "assistant" or messages[-1][1] else messages[:-1])
 
