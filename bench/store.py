@@ -193,6 +193,13 @@ def files_digest(files: Mapping[str, FileFacts]) -> str:
     return hash_long({name: facts.sha256 for name, facts in files.items()})
 
 
+class OverBudget(RuntimeError):
+    """A stage stopped because the next thing it pays for could cost more than is left; what it has paid for is kept.
+
+    Not in worker.py, which runs as `__main__` and would have a class of its own.
+    """
+
+
 State = Literal["done", "absent", "damaged", "stale"]
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import kinds
-from bench.store import Source, Stage, Store, tree_stamp
+from bench.store import OverBudget, Source, Stage, Store, tree_stamp
 
 # What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
 ANSWERS, PARENT, IMPORTS = "BENCH_ANSWERS_FD", "BENCH_PARENT_PID", "BENCH_IMPORTS"
@@ -40,12 +40,6 @@ HEAVY_IMPORTS = {
     "generate": ("bench.engines.hf",),
     "train": ("bench.methods.training", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer"),
 }
-
-
-class OverBudget(RuntimeError):
-    """The stage stopped because the next thing it pays for could cost more than is left."""
-
-
 REASON_LENGTH = 400  # characters; the whole of an error is in the stage's log
 
 

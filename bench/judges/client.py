@@ -26,7 +26,7 @@ from bench.config import Asking
 from bench.judges.asking import Progress, Reply, Request
 from bench.judges.journal import Journal, Ledger
 from bench.judges.prices import Price
-from bench.worker import OverBudget
+from bench.store import OverBudget
 
 AGAIN = {408, 409, 429}  # and every 5xx
 REFUSED = {400, 413, 422}

@@ -13,7 +13,7 @@ from typing import Any
 import filelock
 
 from bench.judges.asking import Reply
-from bench.worker import OverBudget
+from bench.store import OverBudget
 
 
 class Journal:

@@ -27,8 +27,8 @@ from bench.judges.prompts import OWN_PROMPTS
 from bench.kinds import LanguageJudgeSettings, stage
 from bench.records import Completion, Item, Verdict, preference_verdicts, read_jsonl, text_digest, write_jsonl
 from bench.stages import judge
-from bench.store import Source, keyed_settings
-from bench.worker import Outcome, OverBudget, Progress, ServerPlace, StageRun
+from bench.store import OverBudget, Source, keyed_settings
+from bench.worker import Outcome, Progress, ServerPlace, StageRun
 
 ROOT = Path(__file__).parent.parent.parent
 ASKING = Asking(

@@ -17,7 +17,7 @@ from bench.judges.asking import Request
 from bench.judges.client import JudgeRefused, JudgeUnfinished, ServedModelsDiffer, check_served
 from bench.judges.journal import Journal, Ledger
 from bench.judges.prices import Price
-from bench.worker import OverBudget
+from bench.store import OverBudget
 
 Serve = Callable[..., Endpoint]
 
