@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +33,6 @@ class Price(Settings):
 _ROWS = TypeAdapter(list[Price])
 
 
-@lru_cache(maxsize=8)
 def read_prices(path: Path) -> tuple[Price, ...]:
     """The rows of a price file. Raises ValueError for one that is none."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -402,3 +403,24 @@ def test_keys_hold_what_is_asked_of_whom_and_not_how_it_is_reached() -> None:
     }
     keys = {name: key(**{name: value}) for name, value in asked.items()} | {"prompts": key("another prompt"), "": key()}
     assert len(set(keys.values())) == len(keys)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
+def test_vllm_itself_serves_and_agrees_with_the_judge_in_process(tmp_path: Path, model: Path) -> None:
+    """The real server by the command that `judge.server=vllm` uses."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    settings = LOCAL.model_copy(update={"asking": ASKING.model_copy(update={"server": "vllm"})})
+    verdicts = stage("judge", settings, {"model": Source(model, "m")})
+    servers = server.Servers(tmp_path)
+    found = servers.place(verdicts)
+    assert found == servers.place(verdicts) and found is not None  # one server for all stages
+    try:
+        ours = Room(here).judged(LOCAL, model=model, server="in_process")
+        theirs = Room(there).judged(LOCAL, model=model, place=ServerPlace(**found), server="vllm")
+    finally:
+        servers.close()
+    assert [v.preference for v in ours] == pytest.approx([v.preference for v in theirs], abs=1e-5)
+    assert not psutil.pid_exists(found["pid"])
