@@ -1,5 +1,5 @@
 """`python -m bench`: the door. Checks every cell, then lets Hydra start the sweep. Exit codes: 0 well, 2 bad config, 3 some cells
-failed, 130 interrupted; 1 only for a bug of ours."""
+failed, 4 over budget, 130 interrupted; 1 only for a bug of ours."""
 
 from __future__ import annotations
 

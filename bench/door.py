@@ -17,8 +17,26 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from bench import sweep as sweeps
-from bench.config import FITTED, Cell, Expectation, Form, LocalData, LocalModel, Rescore, Scale, Session, Written, misfits
-from bench.plan import Sources
+from bench.config import (
+    FITTED,
+    AlpacaEvalJudge,
+    Cell,
+    Expectation,
+    Form,
+    LocalData,
+    LocalModel,
+    MtBenchJudge,
+    Rescore,
+    Scale,
+    Session,
+    Written,
+    misfits,
+)
+from bench.judges.items import hub_file, read_items
+from bench.judges.prices import price_of
+from bench.judges.prompts import OWN_PROMPTS, annotator, mt_bench_digest, mt_bench_templates
+from bench.judges.replies import parser_version
+from bench.plan import JudgeSources, Sources
 from bench.preferences import read_preferences
 from bench.store import Source, tree_digest, tree_stamp
 from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
@@ -404,6 +422,7 @@ class _Files:
 
     problems: list[str]
     _models: dict[str, Path | None] = field(default_factory=dict)
+    _judges: dict[str, _JudgeFiles | None] = field(default_factory=dict)
     _data: dict[str, tuple[Path, Form] | None] = field(default_factory=dict)
     _written: dict[str, Path | None] = field(default_factory=dict)
     _digests: dict[Path, Source] = field(default_factory=dict)
@@ -417,9 +436,10 @@ class _Files:
             found = misfits(cell | {"data": cell["data"] | {"form": read[1]}}) if read else []
             of_form = ("data.form", "data.desirable_fraction", "data.undesirable_fraction")
             self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key in of_form]
-
-        if cell["method"].get("name") == "completions":
-            self._once(self._written, cell["method"]["path"], _written_file, where.of(sweeps.COMPLETIONS))
+        if isinstance(method := cell["method"], dict) and method.get("name") == "completions":
+            self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
+        if isinstance(judge := cell["judge"], dict) and judge.get("name") in JUDGE_FILES:
+            self._once(self._judges, _what_judge_reads(judge), lambda _: _judge_files(judge), where.of("judge"))
 
     def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
         if path not in known:
@@ -435,12 +455,73 @@ class _Files:
         model = self._models[cell.model.path] if isinstance(cell.model, LocalModel) else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
-        return Sources(*(self._source(path) if path else None for path in (model, data[0] if data else None, written)))
+        judge = self._judge(cell.judge) if isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge)) else None
+        own, rows, texts = (self._source(path) if path else None for path in (model, data[0] if data else None, written))
+        return Sources(own, rows, texts, judge)
+
+    def _judge(self, judge: AlpacaEvalJudge | MtBenchJudge) -> JudgeSources:
+        found = self._judges[_what_judge_reads(judge.model_dump())]
+        assert found is not None
+        files = {role: self._source(path) for role, path in found.files.items()}
+        return JudgeSources(found.prompts, parser_version(), self._source(found.model) if found.model else None, files, found.n_items)
 
     def _source(self, path: Path) -> Source:
         if path not in self._digests:
             self._digests[path] = Source(path, stamp=tree_stamp(path), digest=tree_digest(path))
         return self._digests[path]
+
+
+@dataclass(frozen=True)
+class _JudgeFiles:
+    """What a judge that is a language model reads."""
+
+    prompts: Source
+    model: Path | None
+    files: Mapping[str, Path]  # items, references, baseline
+    n_items: int
+
+
+JUDGE_FILES = {"alpaca_eval": ("items",), "mt_bench": ("items", "references", "baseline")}  # by manner, those that bring items
+
+
+def _what_judge_reads(judge: Tree) -> str:
+    """What the files of a judge depend on; they are read once for all cells."""
+    names = ("name", "annotator", "prompts", "items", "references", "baseline", "mode", "model", "server", "prices", "tokenizer")
+    return repr([judge.get(name) for name in names] + [judge.get("budget_dollars") is not None])
+
+
+def _judge_files(judge: Tree) -> _JudgeFiles:
+    """The files of a judge's section, which may have other faults. Raises ValueError for the first that cannot be used."""
+    if judge["name"] == "alpaca_eval":
+        found = annotator(str(judge["annotator"]))
+        prompts = Source(found.folder, found.digest)
+    else:
+        path = _file(judge["prompts"], "judge.prompts") if judge["prompts"] else OWN_PROMPTS
+        prompts = Source(path, mt_bench_digest(mt_bench_templates(path)))
+    if judge["budget_dollars"] is not None and judge["server"] == "endpoint" and price_of(judge["model"], judge["prices"]) is None:
+        raise ValueError(
+            f"judge.budget_dollars needs a price of {judge['model']}, and {judge['prices'] or 'the price file of bench'} has none: "
+            "give a file that names it as judge.prices"
+        )
+    price_of(judge["model"], judge["prices"])
+    if judge["tokenizer"]:
+        _file(f"{judge['tokenizer']}/tokenizer.json", "judge.tokenizer")
+    model = _model_folder(judge["model"], "judge.model") if judge["server"] != "endpoint" and judge["model"] != "???" else None
+    named = {role: judge[role] for role in JUDGE_FILES[judge["name"]] if judge[role]}
+    files = {role: hub_file() if (role, text) == ("items", "hub") else _file(text, f"judge.{role}") for role, text in named.items()}
+    if "items" not in files and files:
+        raise ValueError(f"judge.{next(iter(files))} goes with judge.items, which is not set")
+    items = read_items(judge["name"], files) if files else []
+    if judge.get("mode") == "pairwise" and files and "baseline" not in files:
+        raise ValueError("judge.mode=pairwise compares with a model's answers: name FastChat's file of them as judge.baseline")
+    return _JudgeFiles(prompts, model, files, len(items))
+
+
+def _file(text: str, key: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"{key} must be a file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
+    return path
 
 
 def _local_path(section: Any) -> str | None:
@@ -449,14 +530,14 @@ def _local_path(section: Any) -> str | None:
     return path if isinstance(path, str) and path != "???" else None
 
 
-def _model_folder(text: str) -> Path:
+def _model_folder(text: str, key: str = "model.path") -> Path:
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
-        raise ValueError(f"model.path must be a folder of a causal LM, got {text}: no such folder")
+        raise ValueError(f"{key} must be a folder of a causal LM, got {text}: no such folder")
     lying = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     for what, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
         if not list(folder.glob(pattern)):
-            wanted = "model.path must hold config.json, a tokenizer and weights as safetensors"
+            wanted = f"{key} must hold config.json, a tokenizer and weights as safetensors"
             raise ValueError(f"{wanted}, got {text} without {what} (it holds {lying})")
     return folder
 

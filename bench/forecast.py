@@ -18,6 +18,7 @@ from bench.kinds import (
     BaseSettings,
     ChosenData,
     GenerateSettings,
+    JudgeItemData,
     LocalPromptData,
     LogpsSettings,
     PairData,
@@ -149,8 +150,8 @@ def _answers(items: Stage | Source) -> int:
     assert isinstance(items, Stage)
     if isinstance(items.settings, ChosenData):
         return _answers(items.inputs["items"])
-    assert isinstance(items.settings, (PromptData, LocalPromptData))
-    return items.settings.n * (items.settings.n_turns if isinstance(items.settings, PromptData) else 1)
+    assert isinstance(items.settings, (PromptData, LocalPromptData, JudgeItemData))
+    return items.settings.n * (1 if isinstance(items.settings, LocalPromptData) else items.settings.n_turns)
 
 
 def _completions(preferences: Stage | Source, split: str) -> int:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from bench.config import (
     Annotator,
+    Asking,
     AsList,
     Count,
     Decoding,
@@ -27,7 +28,7 @@ from bench.config import (
     Trained,
     Writer,
 )
-from bench.store import LaterField, Source, Stage
+from bench.store import LaterField, Source, Stage, Unkeyed
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
 VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2}
@@ -114,6 +115,15 @@ class LocalPromptData(Settings):
     n: Count
 
 
+class JudgeItemData(Settings):
+    """Items of a benchmark's file: AlpacaEval's list with its baseline, or FastChat's questions, references and a model's answers."""
+
+    source: Literal["judge_items"] = "judge_items"
+    form: Literal["alpaca_eval", "mt_bench"]
+    n: Count
+    n_turns: Literal[1, 2]
+
+
 class BaseSettings(Settings):
     """A Llama-architecture model from scratch."""
 
@@ -196,6 +206,7 @@ class GenerateSettings(Settings):
     seed: int
     best_of: Annotated[Count, LaterField()] = 1  # samples of each turn, of which the input `reward_model` chooses one
     control: Annotated[str | None, LaterField()] = None  # token after every prompt, where the policy is asked so
+    temperatures: Annotated[Mapping[str, float], LaterField()] = {}  # by category, before that of decoding
 
 
 class WrittenCompletions(Settings):
@@ -215,6 +226,25 @@ class GoldRatingSettings(Settings):
     gold: GoldWeights
 
 
+class LanguageJudgeSettings(Settings):
+    """A judge that is a language model. Its prompts, rules of reading, and a local model's folder are inputs, keyed by content."""
+
+    manner: Literal["alpaca_eval", "mt_bench"]
+    mode: Literal["official", "both", "single", "pairwise"]  # alpaca_eval: which orders; mt_bench: ratings or pairs
+    model: str | None  # as asked for; None where a folder is an input
+    provider: str
+    dtype: Dtype
+    server_args: Annotated[tuple[str, ...], AsList]
+    temperature: float | None
+    top_p: float | None
+    max_tokens: int | None
+    top_logprobs: int | None
+    request: str  # further fields of a request, as canonical JSON
+    parser: str  # version of what reads the replies
+    annotator: Annotated[str, Unkeyed()] = ""  # its name; what it asks and how it is read is an input
+    asking: Annotated[Asking | None, Unkeyed()] = None
+
+
 class ScoreSettings(Settings):
     beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None where the policy is the start model
     bootstrap_resamples: Count
@@ -223,14 +253,24 @@ class ScoreSettings(Settings):
 
 
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {
-    "data": (CorpusData, DemonstrationData, PromptData, WrittenData, ChosenData, PairData, LocalPairData, LocalPromptData),
+    "data": (
+        CorpusData,
+        DemonstrationData,
+        PromptData,
+        WrittenData,
+        ChosenData,
+        PairData,
+        LocalPairData,
+        LocalPromptData,
+        JudgeItemData,
+    ),
     "sft": (BaseSettings, SftSettings),
     "sample": (SampleSettings,),
     "label": (GoldLabels,),
     "logps": (LogpsSettings, RewardScoreSettings),
     "train": (TrainSettings, RewardModelSettings),
     "generate": (GenerateSettings, WrittenCompletions),
-    "judge": (GoldPreferenceSettings, GoldRatingSettings),
+    "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings),
     "score": (ScoreSettings,),
 }
 

@@ -46,7 +46,7 @@ class Report:
     """What became of a stage: `lost` when its worker died, so that trying again makes sense."""
 
     key: str
-    outcome: Literal["done", "failed", "lost", "late"]
+    outcome: Literal["done", "failed", "over_budget", "lost", "late"]
     error: str = ""
 
 
@@ -158,7 +158,8 @@ class Pool:
         for line in lines:
             answer = json.loads(line)
             worker.key, worker.since = None, time.monotonic()
-            found.append(Report(answer["key"], "done" if answer["ok"] else "failed", answer.get("error", "")))
+            outcome: Literal["done", "failed", "over_budget"] = "done" if answer["ok"] else "failed"
+            found.append(Report(answer["key"], "over_budget" if answer.get("over_budget") else outcome, answer.get("error", "")))
         return ended
 
     def _bury(self, slot: int) -> list[Report]:

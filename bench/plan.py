@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bench.config import (
+    AlpacaEvalJudge,
+    Asking,
     BestOfN,
     Cell,
     Decoding,
     LocalData,
     LocalModel,
+    MtBenchJudge,
     NoMethod,
     NoModel,
     Settings,
@@ -31,6 +34,8 @@ from bench.kinds import (
     GoldLabels,
     GoldPreferenceSettings,
     GoldRatingSettings,
+    JudgeItemData,
+    LanguageJudgeSettings,
     LocalPairData,
     LocalPromptData,
     LogpsSettings,
@@ -46,7 +51,18 @@ from bench.kinds import (
     WrittenData,
     stage,
 )
-from bench.store import Source, Stage, Status, Store, hash_key
+from bench.store import Source, Stage, Status, Store, canonical_json, hash_key
+
+
+@dataclass(frozen=True)
+class JudgeSources:
+    """What a judge that is a language model reads from outside the store."""
+
+    prompts: Source  # what it is asked with, and how its replies are read
+    parser: str  # version of that reading
+    model: Source | None = None  # its folder, where it is served here
+    files: Mapping[str, Source] = field(default_factory=dict)  # items, references, baseline
+    n_items: int = 0  # that `items` holds
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,7 @@ class Sources:
     model: Source | None = None
     data: Source | None = None
     completions: Source | None = None
+    judge: JudgeSources | None = None
 
 
 @dataclass(frozen=True)
@@ -122,15 +139,16 @@ def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str
     """The rest of a cell's graph: the completions of a policy, or of a file where there is none, their verdicts and numbers."""
     for manner, items, decoding in _questions(cell, sources):
         if policy is not None:
-            completions = generate(cell, policy, items, decoding, f"{manner} completions")
+            completions = generate(cell, policy, items, decoding, f"{manner} completions", answers=True)
         else:
             assert sources.completions is not None
             inputs_of: dict[str, Stage | Source] = {"file": sources.completions, "items": items}
             completions = stage("generate", WrittenCompletions(), inputs_of, f"{manner} completions")
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
-        if cell.judge.name == "gold":
-            verdicts = stage("judge", _judging(cell, manner), {"items": items, "completions": completions}, f"{manner} verdicts")
+        if cell.judge.name != "none":
+            judging, read = _judging(cell, manner, sources)
+            verdicts = stage("judge", judging, {"items": items, "completions": completions, **read}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
     beta = None if isinstance(cell.method, NoMethod | Written | BestOfN) else reward_scale(cell.method)
     best_of = policy.best_of if policy else 1
@@ -288,7 +306,8 @@ def _completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str
     return stage("logps", settings, {"model": policy.model, "completions": completions, "items": completions.inputs["items"]}, label)
 
 
-def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str) -> Stage:
+def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str, answers: bool = False) -> Stage:
+    """`answers`: to the judge's items, whose categories may have temperatures of their own."""
     settings = GenerateSettings(
         engine=cell.engine.name,
         decoding=decoding,
@@ -297,6 +316,7 @@ def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label
         seed=cell.seed,
         best_of=policy.best_of,
         control=policy.control,
+        temperatures=cell.judge.temperatures if answers and isinstance(cell.judge, MtBenchJudge) else {},
     )
     inputs = {"model": policy.model, "items": items} | ({} if policy.reward_model is None else {"reward_model": policy.reward_model})
     return stage("generate", settings, inputs, label)
@@ -322,6 +342,9 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
             single = stage("data", ChosenData(), {"items": labels.inputs["items"], "labels": labels}, f"{split} prompts and chosen answers")
         double = _prompts(cell, split, judge.rating.n_items, seed=world.eval_seed, n_turns=2)
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
+    if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge)):
+        manner = "rating" if isinstance(judge, MtBenchJudge) and judge.mode == "single" else "preference"
+        return [(manner, _judge_items(cell, judge, sources), judge.decoding)]
     if sources.data is not None:
         items = stage("data", LocalPromptData(n=judge.n_items), {"preferences": _whole(cell, sources.data)}, "held-out prompts")
     else:
@@ -330,7 +353,47 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
     return [("plain", items, judge.decoding)]
 
 
-def _judging(cell: Cell, manner: str) -> Settings:
+def _judge_items(cell: Cell, judge: AlpacaEvalJudge | MtBenchJudge, sources: Sources) -> Stage:
+    """The items of the user's file, or the world's own evaluation prompts with its reference writer as the opponent."""
+    n_turns: Literal[1, 2] = 2 if isinstance(judge, MtBenchJudge) else 1
+    if sources.judge is None or not sources.judge.files:
+        assert cell.world is not None and judge.n_items is not None
+        return _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed, n_turns=n_turns, reference=cell.world.reference)
+    n = min(judge.n_items or sources.judge.n_items, sources.judge.n_items)
+    return stage("data", JudgeItemData(form=judge.name, n=n, n_turns=n_turns), sources.judge.files, f"{judge.name} items")
+
+
+def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[str, Source]]:
+    """(settings, what is read beside items and completions) of a stage that judges."""
+    judge = cell.judge
+    if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge)):
+        assert sources.judge is not None
+        read = {"prompts": sources.judge.prompts} | ({"model": sources.judge.model} if sources.judge.model else {})
+        return _language_judging(judge, sources.judge), read
+    return _gold_judging(cell, manner), {}
+
+
+def _language_judging(judge: AlpacaEvalJudge | MtBenchJudge, sources: JudgeSources) -> LanguageJudgeSettings:
+    verdict = judge.verdict
+    return LanguageJudgeSettings(
+        manner=judge.name,
+        mode=judge.order if isinstance(judge, AlpacaEvalJudge) else judge.mode,
+        model=None if sources.model else judge.model,
+        provider=judge.provider if judge.server == "endpoint" else judge.server,
+        dtype=judge.dtype,
+        server_args=judge.server_args,
+        temperature=verdict.temperature,
+        top_p=verdict.top_p,
+        max_tokens=verdict.max_tokens,
+        top_logprobs=verdict.top_logprobs,
+        request=canonical_json(verdict.request),
+        parser=sources.parser,
+        annotator=judge.annotator if isinstance(judge, AlpacaEvalJudge) else "",
+        asking=Asking.model_validate(judge.model_dump(include=set(Asking.model_fields))),
+    )
+
+
+def _gold_judging(cell: Cell, manner: str) -> Settings:
     assert cell.world is not None and cell.judge.name == "gold"
     if manner == "preference":
         return GoldPreferenceSettings(gold=cell.world.gold, temperature=cell.judge.preference.temperature)

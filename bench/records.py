@@ -35,7 +35,8 @@ class Item(Record):
 
     `context`: messages before the first turn (system prompt, earlier conversation). `plain`: text without a chat template.
     `task` is what the controlled world's gold judge reads (one entry a turn), None elsewhere.
-    `baseline`: the fixed opponent's completion of each turn, None where nobody is compared with.
+    `baseline`: the fixed opponent's completion of each turn, None where nobody is compared with. `reference`: right answers that a
+    judge is shown, None where there are none.
     """
 
     id: str
@@ -45,6 +46,10 @@ class Item(Record):
     baseline: list[str] | None = None
     context: list[Message] = field(default_factory=list)
     plain: bool = False
+    reference: list[str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_json().items() if name != "reference" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,23 @@ class Result(Record):
 
     metrics: dict[str, float]
     missing: dict[str, str]
+
+
+def preference_verdicts(path: Path) -> list[Verdict]:
+    """One verdict an item: where turns were judged one by one, the mean over those that were scored, and lengths summed."""
+    by_item: dict[str, list[Verdict]] = {}
+    for verdict in read_jsonl(path, Verdict):
+        by_item.setdefault(verdict.item_id, []).append(verdict)
+    return [turns[0] if len(turns) == 1 else _over_turns(turns) for turns in by_item.values()]
+
+
+def _over_turns(turns: list[Verdict]) -> Verdict:
+    scored = [verdict.preference for verdict in turns if verdict.preference is not None]
+    preference = sum(scored) / len(scored) if scored else None
+    policy = sum(verdict.policy_length or 0 for verdict in turns)
+    baseline = sum(verdict.baseline_length or 0 for verdict in turns)
+    unscored = None if scored else turns[0].unscored
+    return dataclasses.replace(turns[0], preference=preference, unscored=unscored, policy_length=policy, baseline_length=baseline)
 
 
 def text_digest(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +17,11 @@ import yaml
 
 from bench import methods, report, rescore
 from bench.config import Rescore, Session
+from bench.costs import judge_costs, with_costs
 from bench.door import BadConfig, Opened
 from bench.forecast import Estimate, estimates
+from bench.judges.server import Servers
+from bench.kinds import LanguageJudgeSettings
 from bench.launch import Launcher, Pool, Report, chain_lengths, pool_size
 from bench.plan import CellPlan, Plan, Sources, make_plan, plan_cell, start_cell
 from bench.screen import Screen, make_screen, print_plan, print_status
@@ -25,7 +29,7 @@ from bench.store import Stage, Store, hash_key
 from bench.tracking import Tracker, open_tracker
 from bench.worker import HEAVY_IMPORTS, describe
 
-OK, SOME_FAILED = 0, 3
+OK, SOME_FAILED, OVER_BUDGET = 0, 3, 4
 POLL_S = 0.25
 
 
@@ -51,7 +55,8 @@ def main(opened: Opened) -> int:
         return OK
     match session.do.name:
         case "plan":
-            print_plan(sweep, plan, estimates(plan.to_do, store), workers)
+            costs = judge_costs(plan.to_do, store)
+            print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs)
             return OK
         case "status":
             return SOME_FAILED if print_status(sweep, store) else OK
@@ -60,6 +65,7 @@ def main(opened: Opened) -> int:
             paths = report.write_files(sweep, rows, session.results_dir)
             report.print_report(sweep, paths, [], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
             return SOME_FAILED if any(row.failed for row in rows) else OK
+    check_keys(plan.to_do)
     return run_sweep(session, sweep, plan, store)
 
 
@@ -101,6 +107,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     forecast = estimates(plan.to_do, store)
     screen = make_screen(sweep, plan, forecast, pool_size(session.launcher))
     failures: dict[Stage, str] = {}
+    over_budget = False
     written: set[str] = set()
     trained = {stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage] for stage in plan.to_do if stage.kind == "train"}
 
@@ -129,16 +136,28 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         ended()
         if plan.to_do:
             imports = dict.fromkeys(module for stage in plan.to_do for module in HEAVY_IMPORTS.get(stage.kind, ()))
-            with contextlib.closing(Pool(session.launcher, list(imports))) as launcher:
+            servers = contextlib.closing(Servers(store.root / "judge"))
+            with servers as judges, contextlib.closing(Pool(session.launcher, list(imports))) as launcher:
                 ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))
-                Scheduler(store, launcher, screen, session.launcher.retries, failures, ranks, ended, progressed).run(sweep.cells)
+                retries = session.launcher.retries
+                scheduler = Scheduler(store, launcher, screen, retries, failures, ranks, ended, progressed, servers=judges)
+                scheduler.run(sweep.cells)
+                over_budget = scheduler.over_budget
         ended()
         rows = report.collect(sweep, store, {cell.key: why for cell in sweep.cells if (why := _failure_of(cell, failures))})
         paths = report.write_files(sweep, rows, results)
         tracker.sweep(sweep=sweep.name, rows=report.flat_rows(rows), files=paths.for_tracker)
         tracker.close()
     report.print_report(sweep, paths, tracker.notes, screen.summary())
-    return SOME_FAILED if any(row.failed for row in rows) else OK
+    return OVER_BUDGET if over_budget else SOME_FAILED if any(row.failed for row in rows) else OK
+
+
+def check_keys(stages: Sequence[Stage]) -> None:
+    """Raises BadConfig where a judge of these stages needs a key that the environment does not hold: before anything is trained."""
+    asked = {stage.settings.asking for stage in stages if isinstance(stage.settings, LanguageJudgeSettings) and stage.settings.asking}
+    needed = {asking.api_key_env for asking in asked if asking.server == "endpoint" and asking.base_url is None}
+    if lacking := sorted(name for name in needed if not os.environ.get(name)):
+        raise BadConfig([f"the environment variable {name} (judge.api_key_env) must hold the judge's key" for name in lacking])
 
 
 def _failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
@@ -186,10 +205,14 @@ class Scheduler:
     running: dict[str, _Running] = field(default_factory=dict)
     losses: Counter[Stage] = field(default_factory=Counter)
     said: set[str] = field(default_factory=set)
+    servers: Servers | None = None  # of models that judge
+    over_budget: bool = False  # a judge has stopped at its budget
+    judges: list[str] = field(default_factory=list)  # keys of all that judge, who share a budget
     readers: dict[Stage, list[Stage]] = field(default_factory=dict)
 
     def run(self, cells: Sequence[CellPlan]) -> None:
         """Until every cell has its numbers or cannot have them. Stages made stale on the way are run again."""
+        self.judges = [stage.key for stage in all_stages(cells) if stage.kind == "judge"]
         for stage in all_stages(cells):
             for source in stage.inputs.values():
                 if isinstance(source, Stage):
@@ -244,7 +267,8 @@ class Scheduler:
         self.running[stage.key] = _Running(stage, lock, progress)
         self.store.clear_failure(stage)
         self.screen.stage_started(stage)
-        self.launcher.start(describe(stage, self.store), self.store.beside(stage, "log"))
+        more = {"sharing": self.judges, "server": self.servers and self.servers.place(stage)} if stage.kind == "judge" else {}
+        self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
 
     def _took(self, answer: Report) -> None:
         running = self.running.pop(answer.key)
@@ -262,6 +286,7 @@ class Scheduler:
             self.store.beside(stage, "lock").unlink(missing_ok=True)
             self._reconsider(stage)
         else:
+            self.over_budget |= outcome == "over_budget"
             self.failures[stage] = error
             self.store.record_failure(stage, error)
         self.screen.stage_ended(stage, outcome, error, self.store.beside(stage, "log"))

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from bench.config import WorldData
+from bench.costs import JudgeCost
 from bench.forecast import Estimate
 from bench.launch import chain_lengths
 from bench.plan import CellPlan, Plan
@@ -76,7 +77,8 @@ class PlainScreen:
             self.seconds.setdefault(stage.kind, []).append(seconds)
             self._stage_done(stage, seconds)
         elif outcome != "elsewhere":
-            self.say(f"{outcome.upper()} {_stage_words(stage)}: {error}" + (f" (log: {log})" if log is not None and log.exists() else ""))
+            words = outcome.upper().replace("_", " ")
+            self.say(f"{words} {_stage_words(stage)}: {error}" + (f" (log: {log})" if log is not None and log.exists() else ""))
 
     def _stage_done(self, stage: Stage, seconds: float) -> None:
         self.say(f"{_stage_words(stage)} {seconds:.1f} s; {self._time_left()}")
@@ -96,7 +98,7 @@ class PlainScreen:
         counts = [f"{self.outcomes['done']} stages run", f"{len(self.plan.done)} taken from the store"]
         if self.outcomes["elsewhere"]:
             counts.append(f"{self.outcomes['elsewhere']} computed by another command")
-        if bad := sum(self.outcomes[name] for name in ("failed", "late", "lost")):
+        if bad := sum(self.outcomes[name] for name in ("failed", "over_budget", "late", "lost")):
             counts.append(f"{bad} failed")
         return f"{', '.join(counts)} in {_clock(time.monotonic() - self.started).strip()}"
 
@@ -181,7 +183,9 @@ def _clock(seconds: float) -> str:
 # Verbs that run nothing -----------------------------------------------------------------------------------------------
 
 
-def print_plan(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int) -> None:
+def print_plan(
+    sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int, costs: Mapping[Stage, JudgeCost]
+) -> None:
     """Cells, unique stages by kind with what is done, and forecasts of time, tokens and judge cost."""
     console = Console(soft_wrap=True)
     cells = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -217,10 +221,23 @@ def print_plan(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], wor
     if known or not forecast:
         time_words = f"about {_clock(_makespan_s(known, workers)).strip()} on {workers} workers"
         time_words += f" and {unknown} stages of which no like has run here" if unknown else ""
-    dollars = sum(estimate.dollars for estimate in forecast.values())
     console.print(f"time     {time_words}", highlight=False)
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{_uncounted(sweep)}", highlight=False)
-    console.print(f"judge    ${dollars:.2f} ({', '.join(sorted({cell.cell.judge.name for cell in sweep.cells}))})", highlight=False)
+    names = ", ".join(sorted({cell.cell.judge.name for cell in sweep.cells}))
+    console.print(f"judge    {_cost_words(list(costs.values()))} ({names})", highlight=False)
+    for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
+        console.print(f"         counted from {how}", highlight=False)
+
+
+def _cost_words(costs: Sequence[JudgeCost]) -> str:
+    known = sum(cost.dollars for cost in costs if cost.dollars is not None)
+    if not costs:
+        return "$0.00"
+    requests = sum(cost.requests for cost in costs)
+    tokens = f"{sum(cost.prompt_tokens for cost in costs):,} + {sum(cost.completion_tokens for cost in costs):,} tokens"
+    unknown = any(cost.dollars is None for cost in costs)
+    dollars = f"${known:.2f}" if known or not unknown else "no price known (judge.prices)"
+    return f"{dollars}{' and a model without a price' if known and unknown else ''}: {requests:,} requests, {tokens}"
 
 
 def _uncounted(sweep: Sweep) -> str:

@@ -31,6 +31,10 @@ KEY_LENGTH = 16  # hexadecimal digits of sha256: 64 bits, no clash below million
 BIG_FILE = 64 * 2**20  # bytes; from here on a file as old as its checksum is trusted: a sweep of 7B models is a terabyte
 
 
+class Unkeyed:
+    """Marks a settings field that reaches the stage and no key: how something is asked or served, which changes no number."""
+
+
 def canonical_json(value: Any) -> str:
     """JSON that one value writes in one way; refuses what it cannot write the same way twice (NaN, sets, odd keys)."""
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -54,12 +58,13 @@ def _plain(value: Any) -> Any:
 
 
 def keyed_settings(settings: BaseModel) -> dict[str, Any]:
-    """What a settings record adds to a key: every field, less those added later that hold their default."""
+    """What a settings record adds to a key: every field, less those added later that hold their default and the unkeyed."""
     fields = type(settings).model_fields
     return {
         name: _plain(getattr(settings, name))
         for name, info in fields.items()
         if not (any(isinstance(mark, LaterField) for mark in info.metadata) and getattr(settings, name) == info.default)
+        and not any(isinstance(mark, Unkeyed) for mark in info.metadata)
     }
 
 
@@ -181,6 +186,13 @@ _MANIFEST = TypeAdapter(Manifest)
 
 def files_digest(files: Mapping[str, FileFacts]) -> str:
     return hash_long({name: facts.sha256 for name, facts in files.items()})
+
+
+class OverBudget(RuntimeError):
+    """A stage stopped because the next thing it pays for could cost more than is left; what it has paid for is kept.
+
+    Not in worker.py, which runs as `__main__` and would have a class of its own.
+    """
 
 
 State = Literal["done", "absent", "damaged", "stale"]

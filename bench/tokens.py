@@ -57,6 +57,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], co
     return [*before, *_control_ids(tokenizer, control)]
 
 
+def letter_ids(tokenizer: PreTrainedTokenizerBase, letters: Sequence[str]) -> list[int]:
+    """Ids of the single tokens that spell a letter, with and without a leading space."""
+    spelt = [tokenizer(text, add_special_tokens=False)["input_ids"] for letter in letters for text in (letter, f" {letter}")]
+    return sorted({ids[0] for ids in spelt if len(ids) == 1})
+
+
 def row_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str, max_length: int | None) -> Ids:
     """Ids of a prompt and its completion, EOS included; the end is cut at `max_length` tokens in all, where there is one.
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import kinds
-from bench.store import Source, Stage, Store, tree_stamp
+from bench.store import OverBudget, Source, Stage, Store, tree_stamp
 
 # What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
 ANSWERS, PARENT, IMPORTS = "BENCH_ANSWERS_FD", "BENCH_PARENT_PID", "BENCH_IMPORTS"
@@ -58,12 +58,25 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class ServerPlace:
+    """A model server that the command has started."""
+
+    base_url: str
+    pid: int
+    log: str
+
+
+@dataclass(frozen=True)
 class StageRun:
     """What a stage's function works with: where inputs lie, where to write, whom to tell."""
 
     inputs: Mapping[str, Path]
     out: Path
     progress: Progress
+    key: str = ""
+    work: Path | None = None  # `<key>.work/`: what outlives a failed attempt
+    sharing: tuple[str, ...] = ()  # keys of the judge stages that share a budget
+    server: ServerPlace | None = None  # where the command serves the model that this stage asks
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,10 @@ def run_stage(job: Mapping[str, Any]) -> None:
     try:
         _check_inputs(job, store)
         _check_sources(job)
-        outcome: Outcome = module.run(settings, StageRun({role: s.path for role, s in sources.items()}, built, progress))
+        paths = {role: source.path for role, source in sources.items()}
+        server = ServerPlace(**job["server"]) if job.get("server") else None
+        work, sharing = store.beside(stage, "work"), tuple(job.get("sharing", ()))
+        outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server))
         _check_sources(job)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
@@ -261,7 +277,7 @@ def main() -> None:
             run_stage(job)
         except (Exception, SystemExit) as error:  # one stage's failure is one failed row; its reason is kept
             traceback.print_exc()
-            answer |= {"ok": False, "error": reason(error)}
+            answer |= {"ok": False, "error": reason(error), "over_budget": isinstance(error, OverBudget)}
         sys.stdout.flush()
         sys.stderr.flush()
         answers.write(json.dumps(answer) + "\n")

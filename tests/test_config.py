@@ -42,13 +42,26 @@ def test_every_file_in_conf_composes_and_passes(
         words |= {f"model.path={model_folder}"}
     if (group, choice) == ("data", "local"):
         words |= {"model=local", f"model.path={model_folder}", f"data.path={pairs_file}"}
+    if group == "judge" and choice in ("alpaca_eval", "mt_bench"):
+        words |= {"judge.model=some-model"}
+    if (group, choice) == ("judge", "local"):
+        words |= {f"judge.model={model_folder}"}
+    if (group, choice) == ("judge", "alpaca_eval_gpt4"):
+        items = model_folder.parent / "items.json"
+        items.write_text('[{"instruction": "Say it.", "output": "It."}]')
+        words |= {f"judge.items={items}"}  # in place of the hub
     done = opened(*words)
     assert len(done.cells) == 1
 
 
 def test_only_paths_of_own_files_have_no_default() -> None:
-    must = {key for path in CONF.rglob("*.yaml") for key, value in _leaves(yaml.safe_load(path.read_text())) if value == "???"}
-    assert must == {"model.path", "data.path"}
+    must = {
+        f"{path.parent.name}.{key}".replace("model.model.", "model.").replace("data.data.", "data.")
+        for path in CONF.rglob("*.yaml")
+        for key, value in _leaves(yaml.safe_load(path.read_text()))
+        if value == "???"
+    }
+    assert must == {"model.path", "data.path", "judge.model"}  # which judge is asked is nobody's default
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

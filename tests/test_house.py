@@ -28,7 +28,7 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
-    ["screen", "conformance", "rescore"],
+    ["costs", "screen", "conformance", "rescore"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -51,6 +51,7 @@ LIGHT = [
     "screen",
     "run",
     "tracking",
+    "costs",
 ]
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "stages.score", "worker"]
 
@@ -82,6 +83,7 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_no_method_judge_or_stage_imports_another() -> None:
     """Shared parts have files of their own (methods/training.py, unpaired.py); `none` aside, a method's file is whole."""
     shared = {"training", "unpaired", "__init__"}
+    shared |= {"asking", "client", "in_process", "items", "journal", "prices", "prompts", "replies", "server"}  # of judges that are asked
     for room in ("methods", "judges", "stages"):
         names = {path.stem for path in (BENCH / room).glob("*.py")} - shared
         for path in (BENCH / room).glob("*.py"):

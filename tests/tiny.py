@@ -112,7 +112,9 @@ CHATML = (
 )
 
 
-def make_model(folder: Path, *, chat_template: bool = True, dtype: str = "float32", seed: int = 0) -> Path:
+def make_model(
+    folder: Path, *, chat_template: bool = True, dtype: str = "float32", seed: int = 0, max_positions: int = 256, heads: int = 2
+) -> Path:
     """A random tiny Llama with a real tokenizer, as a folder in the transformers layout."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -133,10 +135,10 @@ def make_model(folder: Path, *, chat_template: bool = True, dtype: str = "float3
         vocab_size=len(tokenizer),
         hidden_size=32,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         num_key_value_heads=1,
         intermediate_size=64,
-        max_position_embeddings=256,
+        max_position_embeddings=max_positions,
         initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.config import CATEGORIES
+from bench.judges.replies import parse_pairwise
 from bench.records import Completion, Item, Verdict
 
 API_ERROR = "$ERROR$"  # what FastChat writes where a request failed
@@ -29,17 +29,6 @@ FIRST_QUESTION, QUESTIONS_A_CATEGORY = 81, 10
 
 
 # The judge's replies --------------------------------------------------------------------------------------------------
-
-
-def parse_rating(text: str) -> float | None:
-    """The first `[[n]]`, else the first `[n]`, n a whole or decimal number; None where there is neither."""
-    found = re.search(r"\[\[(\d+\.?\d*)\]\]", text) or re.search(r"\[(\d+\.?\d*)\]", text)
-    return float(found[1]) if found else None
-
-
-def parse_pairwise(text: str) -> float | None:
-    """Preference for the completion shown first: `[[A]]` 1, `[[B]]` 0, `[[C]]` a tie, 0.5, looked for in this order; else None."""
-    return next((value for mark, value in (("[[A]]", 1.0), ("[[B]]", 0.0), ("[[C]]", 0.5)) if mark in text), None)
 
 
 def rating_verdict(item: str, judge: str, turn: int, score: float | None, raw: str, category: str | None = None) -> Verdict:

@@ -28,7 +28,7 @@ def _samples(row: Row, store: Store, manner: str) -> str:
         return ""
     items = {item.id: item for item in read_jsonl(store.folder(roles[f"{manner}_items"]) / "items.jsonl", Item)}
     verdicts: dict[tuple[str, int], Verdict] = {}
-    if f"{manner}_verdicts" in roles:
+    if f"{manner}_verdicts" in roles and store.status(roles[f"{manner}_verdicts"]).state == "done":
         for verdict in read_jsonl(store.folder(roles[f"{manner}_verdicts"]) / "verdicts.jsonl", Verdict):
             verdicts[verdict.item_id, verdict.turn] = verdict
     shown: list[str] = []

@@ -14,7 +14,7 @@ from bench import stats
 from bench.config import Cell, Expectation, Written
 from bench.length_control import Calibration, contributions_of_verdicts
 from bench.plan import CellPlan, start_cell
-from bench.records import Result, Verdict, read_jsonl
+from bench.records import Result, Verdict, preference_verdicts, read_jsonl
 from bench.store import Store, hash_key
 
 ALPHA = 0.05
@@ -71,10 +71,34 @@ class Rescored(NamedTuple):
     calibration: Calibration | None
 
 
+def _same_judge(row: Row, served: str | None, first: dict[str, str]) -> Row:
+    """The row, or its failure where another served model judged the first row that asked the same judge (`first` remembers it)."""
+    asked = getattr(row.cell.cell.judge, "model", None)
+    if served is None or asked is None or first.setdefault(asked, served) == served:
+        return row
+    why = f"{asked} was served by {served} here and by {first[asked]} for an earlier cell: verdicts of two models are not pooled"
+    return Row(row.cell, why, False, {}, {"win_rate": why})
+
+
+def _served(cell: CellPlan, store: Store) -> str | None:
+    """The model that answered for a judge that was asked; None where the judge is a function, or the endpoint does not say."""
+    for role, stage in cell.roles.items():
+        if role.endswith("_verdicts") and "requests" in store.manifest(stage).counts:
+            for verdict in read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict):
+                if served := next((call.served for call in verdict.calls if call.served), None):
+                    return served
+    return None
+
+
 def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: Mapping[str, Rescored] | None = None) -> list[Row]:
     """One row a cell, from the store alone. `failures`: cell key -> reason, of this command; earlier ones are read from the store.
-    `rescored`: by cell key, in place of the stored numbers."""
-    return [_row(cell, store, failures.get(cell.key), (rescored or {}).get(cell.key)) for cell in sweep.cells]
+    `rescored`: by cell key, in place of the stored numbers.
+
+    Cells that asked one judge and were answered by two served models are not pooled: those that differ from the first have failed.
+    """
+    rows = [_row(cell, store, failures.get(cell.key), (rescored or {}).get(cell.key)) for cell in sweep.cells]
+    first: dict[str, str] = {}
+    return [_same_judge(row, _served(row.cell, store) if row.done else None, first) for row in rows]
 
 
 def stored_result(cell: CellPlan, store: Store) -> Result | None:
@@ -110,7 +134,7 @@ def _by_item(
     stage = cell.roles.get("preference_verdicts")
     if stage is None or store.status(stage).state != "done":
         return {}, {}
-    verdicts = list(read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict))
+    verdicts = preference_verdicts(store.folder(stage) / "verdicts.jsonl")
     lc = contributions_of_verdicts(verdicts, calibration)
     return {v.item_id: v.preference for v in verdicts}, {} if isinstance(lc, stats.Unmeasured) else lc
 

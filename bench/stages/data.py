@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import GoldWeights, Settings, World, Writer
+from bench.judges.items import cut, read_items
 from bench.kinds import (
     ChosenData,
     CorpusData,
     DemonstrationData,
+    JudgeItemData,
     LocalPairData,
     LocalPromptData,
     PairData,
@@ -44,6 +46,8 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _from_labels(settings, run)
         case LocalPairData():
             return _from_file(settings, run)
+        case JudgeItemData():
+            return _write(run.out / "items.jsonl", cut(read_items(settings.form, run.inputs), settings.n, settings.n_turns))
         case LocalPromptData():
             return _write(run.out / "items.jsonl", _local_items(read_rows(run.inputs["preferences"] / "heldout.jsonl"), settings.n))
     raise TypeError(f"no data stage for {type(settings).__name__}")

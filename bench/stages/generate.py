@@ -53,23 +53,24 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
     rewards: list[Reward] = []
     sampled: list[Written] = []
     for turn in range(max(len(item.turns) for item in items)):
-        asked = [i for i, item in enumerate(items) if len(item.turns) > turn]
-        before = [conversation(items[i], [w.text for w in answers[i]]) for i in asked]
-        prompts = [prompt_ids(engine.tokenizer, messages, settings.control) for messages in before]
-        draws = []
-        for draw in range(settings.best_of):
-            done = len(sampled)
+        for temperature, asked in _by_temperature(settings, items, turn).items():
+            before = [conversation(items[i], [w.text for w in answers[i]]) for i in asked]
+            prompts = [prompt_ids(engine.tokenizer, messages, settings.control) for messages in before]
+            decoding = settings.decoding.model_copy(update={"temperature": temperature})
+            draws = []
+            for draw in range(settings.best_of):
+                done = len(sampled)
 
-            def progress(n: int, _: int, done: int = done) -> None:
-                run.progress(done + n, total)
+                def progress(n: int, _: int, done: int = done) -> None:
+                    run.progress(done + n, total)
 
-            draws.append(engine.generate(prompts, settings.decoding, draw_seed(settings.seed, turn, draw), progress))
-            sampled += draws[-1]
-        given = _rewards(scorer, before, draws) if scorer else [[0.0] for _ in asked]
-        for place, (i, mine) in enumerate(zip(asked, given, strict=True)):
-            best = best_of(mine)
-            answers[i].append(draws[best][place])
-            rewards.append(Reward(f"{items[i].id}/{turn}", mine[best]))
+                draws.append(engine.generate(prompts, decoding, draw_seed(settings.seed, turn, draw), progress))
+                sampled += draws[-1]
+            given = _rewards(scorer, before, draws) if scorer else [[0.0] for _ in asked]
+            for place, (i, mine) in enumerate(zip(asked, given, strict=True)):
+                best = best_of(mine)
+                answers[i].append(draws[best][place])
+                rewards.append(Reward(f"{items[i].id}/{turn}", mine[best]))
     completions = [
         Completion(item.id, item.turns, [w.text for w in ws], [len(w.ids) for w in ws], [w.finished for w in ws], ids=[w.ids for w in ws])
         for item, ws in zip(items, answers, strict=True)
@@ -101,3 +102,12 @@ def _rewards(scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Se
     found = scorer.rewards([row_ids(scorer.tokenizer, before[place], text, None) for place, text in texts])
     rewards = dict(zip(texts, found, strict=True))
     return [[rewards[place, draw[place].text] for draw in draws] for place in range(len(before))]
+
+
+def _by_temperature(settings: GenerateSettings, items: Sequence[Item], turn: int) -> dict[float, list[int]]:
+    """Indices of the items that have this turn, by the temperature at which their category is answered."""
+    found: dict[float, list[int]] = {}
+    for i, item in enumerate(items):
+        if len(item.turns) > turn:
+            found.setdefault(settings.temperatures.get(item.category or "", settings.decoding.temperature), []).append(i)
+    return found

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from bench.config import Settings
 from bench.judges import Judge, baseline
+from bench.judges.asking import Ask, Asker, Reply, Request
 from bench.judges.gold import GoldPreference, GoldRating
-from bench.kinds import GoldPreferenceSettings, GoldRatingSettings
+from bench.judges.journal import Journal, Ledger
+from bench.judges.preference import AskedPreference
+from bench.judges.prices import price_of
+from bench.judges.prompts import annotator, mt_bench_templates
+from bench.judges.rating import AskedRating
+from bench.judges.server import wait_until_ready
+from bench.kinds import GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings
 from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
+from bench.tokens import letter_ids, load_tokenizer
 from bench.worker import Outcome, StageRun
 
 
 def run(settings: Settings, run: StageRun) -> Outcome:
     items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
     completions = list(read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion))
-    judge, against = _judge(settings, items)
+    asked: dict[str, tuple[Request, Reply]] = {}
+    judge, against = _judge(settings, items, run, asked)
     verdicts = [*judge.judge(items, completions, against), *_unanswered(items, completions, judge.name)]
     write_jsonl(run.out / "verdicts.jsonl", verdicts)
-    return Outcome({"rows": len(verdicts), "unscored": sum(v.unscored is not None for v in verdicts)})
+    unscored = sum(verdict.unscored is not None for verdict in verdicts)
+    return Outcome({"rows": len(verdicts), "unscored": unscored, **_counts(list(asked.values()))})
 
 
 def _unanswered(items: list[Item], completions: list[Completion], judge: str) -> Iterator[Verdict]:
@@ -30,10 +43,106 @@ def _unanswered(items: list[Item], completions: list[Completion], judge: str) ->
                 yield Verdict(item.id, judge, turn, item.category, unscored="the policy has no completion of it")
 
 
-def _judge(settings: Settings, items: list[Item]) -> tuple[Judge, list[Completion] | None]:
+def _counts(asked: Sequence[tuple[Request, Reply]]) -> dict[str, int]:
+    """What forecasts learn from. Nothing where nobody was asked, or the endpoint does not count tokens."""
+    if not asked or any(reply.prompt_tokens is None for _, reply in asked if not reply.error):
+        return {"requests": len(asked)} if asked else {}
+    return {
+        "requests": len(asked),
+        "prompt_characters": sum(len(message["content"]) for request, _ in asked for message in request.messages),
+        "prompt_tokens": sum(reply.prompt_tokens or 0 for _, reply in asked),
+        "completion_tokens": sum(reply.completion_tokens or 0 for _, reply in asked),
+    }
+
+
+def _judge(
+    settings: Settings, items: list[Item], run: StageRun, asked: dict[str, tuple[Request, Reply]]
+) -> tuple[Judge, list[Completion] | None]:
+    """The judge, and whom completions are compared with; `asked` takes up what it asks a language model."""
     match settings:
         case GoldPreferenceSettings():
             return GoldPreference(settings.gold, settings.temperature), baseline(items)
         case GoldRatingSettings():
             return GoldRating(settings.gold), None
+        case LanguageJudgeSettings():
+
+
+            def ask(requests: Sequence[Request]) -> Sequence[Reply]:
+                replies = _ask(settings, run, requests)
+                asked.update({request.digest: (request, reply) for request, reply in zip(requests, replies, strict=True)})
+                return replies
+
+            return language_judge(settings, run.inputs, ask), None
     raise TypeError(f"no judge for {type(settings).__name__}")
+
+
+def _ask_nobody(_: Sequence[Request]) -> Sequence[Reply]:
+    raise RuntimeError("this judge was made to say what it would ask")
+
+
+def language_judge(
+    settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask = _ask_nobody
+) -> AskedPreference | AskedRating:
+    """The judge that settings and inputs describe; forecasts make one too, for its requests."""
+    model = settings.model or inputs["model"].name
+    if settings.manner == "alpaca_eval":
+        found = annotator(settings.annotator)
+        body = request_body(settings, model, found.decoding)
+        return AskedPreference(found, settings.mode, body, f"{found.parser}/{settings.parser}", ask)
+    decoding = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048, "top_logprobs": 20}
+    parser = f"{'rating' if settings.mode == 'single' else 'winner'}/{settings.parser}"
+    return AskedRating(mt_bench_templates(inputs["prompts"]), settings.mode, request_body(settings, model, decoding), parser, ask)
+
+
+def request_body(settings: LanguageJudgeSettings, model: str, decoding: Any) -> dict[str, Any]:
+    """What a request holds beside its messages: the manner's decoding, what the settings set, further fields."""
+    own = {name: getattr(settings, name) for name in ("temperature", "top_p", "max_tokens", "top_logprobs")}
+    body = {**decoding, **{name: value for name, value in own.items() if value is not None}}
+    if body.get("top_logprobs"):
+        body["logprobs"] = True
+    else:
+        body.pop("logprobs", None)
+        body.pop("top_logprobs", None)
+    further = json.loads(settings.request)
+    return {"model": model} | {name: value for name, value in (body | further).items() if value is not None}
+
+
+def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Request]) -> Sequence[Reply]:
+    """Replies from whoever serves the model, those of the journal first. Raises ServedModelsDiffer when they name two models."""
+    from bench.judges.client import Endpoint, check_served
+
+    assert settings.asking is not None and run.work is not None
+    journal = Journal(run.work)
+    asker: Asker
+    if settings.asking.server == "in_process":
+        from bench.judges.in_process import InProcess
+
+        asker = InProcess(run.inputs["model"], run.inputs["model"].name, settings.dtype, journal, letters(settings))
+    else:
+        base_url = settings.asking.base_url
+        if settings.asking.server == "vllm":
+            assert run.server is not None
+            wait_until_ready(run.server)
+            base_url = run.server.base_url
+            requests = with_letters(requests, run.inputs["model"], letters(settings))
+        price = price_of(settings.model, settings.asking.prices) if settings.model else None
+        ledger = Ledger(run.work.parent / "spending.jsonl")
+        asker = Endpoint(settings.asking, base_url, journal, ledger, run.key, run.sharing or (run.key,), price)
+    replies = asker.ask(requests, run.progress)
+    check_served(replies, journal)
+    return replies
+
+
+def letters(settings: LanguageJudgeSettings) -> list[str]:
+    """The tokens whose log-probs decide, where the annotator reads log-probs."""
+    if settings.manner != "alpaca_eval" or (found := annotator(settings.annotator)).parser != "logprob_parser":
+        return []
+    return list(dict.fromkeys((found.parser_kwargs["numerator_token"], *found.parser_kwargs["denominator_tokens"])))
+
+
+def with_letters(requests: Sequence[Request], model: Path, wanted: Sequence[str]) -> Sequence[Request]:
+    """Requests that make vLLM list the deciding tokens, however unlikely they are (a field of vLLM's own)."""
+    if not wanted:
+        return requests
+    ids = letter_ids(load_tokenizer(model), wanted)
+    return [Request(request.messages, {**request.body, "logprob_token_ids": ids}) for request in requests] if ids else requests

@@ -2,6 +2,7 @@
 
 win_rate, lc_win_rate        of the preference verdicts, in [0, 1], with standard errors and 95 % intervals over prompts
 rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clustered by question
+expected_rating              the same from the whole distribution over ratings, where the judge lists log-probs
 reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref (paired data)
 reward_auc                   chance that a desirable held-out completion has a larger one than an undesirable (unpaired data)
 reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows; logps_chosen, _rejected: summed log-probs (nats)
@@ -19,7 +20,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,12 +29,14 @@ import numpy as np
 from bench import stats
 from bench.kinds import ScoreSettings
 from bench.length_control import Calibration, LcWinRate, lc_of_verdicts
-from bench.records import Completion, Pair, Result, Unpaired, Verdict, read_jsonl, read_logps, read_rewards, read_rows
+from bench.records import Completion, Pair, Result, Unpaired, Verdict, preference_verdicts, read_jsonl, read_logps, read_rewards, read_rows
 from bench.worker import Outcome, StageRun
 
 GRAM = 3  # words
 NO_GRAM = f"no completion has {GRAM} words"
 FROM_FILE = "the completions come from a file: there is no model to ask"
+COMPLETIONS = ("preference_completions", "rating_completions", "plain_completions")  # whose lengths are told, the first that is there
+NO_JUDGE = "no judge is set (judge=none)"
 
 
 @dataclass
@@ -61,9 +64,10 @@ def run(settings: ScoreSettings, run: StageRun) -> Outcome:
 def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Calibration | None = None) -> Result:
     """A cell's numbers from the folders of its inputs. With a calibration, which knows items by id, length control takes it."""
     numbers = _Numbers()
-    _preference(settings, inputs.get("preference_verdicts"), calibration, numbers)
-    _rating(inputs.get("rating_verdicts"), numbers)
-    completions = inputs.get("preference_completions") or inputs["plain_completions"]
+    preferred, rated = inputs.get("preference_verdicts"), inputs.get("rating_verdicts")
+    _preference(settings, preferred, rated, calibration, numbers)
+    _rating(rated, preferred, numbers)
+    completions = next(inputs[role] for role in COMPLETIONS if role in inputs)
     _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
     if "rewards" in inputs:
         chosen = read_rewards(completions)
@@ -73,12 +77,14 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
     return Result(numbers.metrics, dict(sorted(numbers.missing.items())))
 
 
-def _preference(settings: ScoreSettings, folder: Path | None, calibration: Calibration | None, numbers: _Numbers) -> None:
+def _preference(
+    settings: ScoreSettings, folder: Path | None, rated: Path | None, calibration: Calibration | None, numbers: _Numbers
+) -> None:
     if folder is None:
         for name in ("win_rate", "lc_win_rate"):
-            numbers.missing[name] = "no judge is set (judge=none)"
+            numbers.missing[name] = NO_JUDGE if rated is None else "the judge gives ratings and compares with nobody"
         return
-    verdicts = list(read_jsonl(folder / "verdicts.jsonl", Verdict))
+    verdicts = preference_verdicts(folder / "verdicts.jsonl")
     preferences = [v.preference for v in verdicts]
     rng = np.random.default_rng(settings.bootstrap_seed)
     numbers.add("win_rate", stats.win_rate(preferences, rng, settings.bootstrap_resamples))
@@ -93,9 +99,9 @@ def _preference(settings: ScoreSettings, folder: Path | None, calibration: Calib
             numbers.metrics[part if part == "gold" else f"gold_{part}"] = float(np.mean(values))
 
 
-def _rating(folder: Path | None, numbers: _Numbers) -> None:
+def _rating(folder: Path | None, preferred: Path | None, numbers: _Numbers) -> None:
     if folder is None:
-        numbers.missing["rating"] = "no judge is set (judge=none)"
+        numbers.missing["rating"] = NO_JUDGE if preferred is None else "the judge compares and gives no ratings"
         return
     verdicts = list(read_jsonl(folder / "verdicts.jsonl", Verdict))
     turns = sorted({v.turn for v in verdicts})
@@ -106,16 +112,21 @@ def _rating(folder: Path | None, numbers: _Numbers) -> None:
         mean = stats.rating_mean(_by_item([v for v in verdicts if v.category == category]))
         if mean is not None:
             numbers.metrics[f"rating_{category}"] = mean.value
+    expected = _by_item(verdicts, lambda verdict: (verdict.details or {}).get("expected_rating"))
+    if any(value is not None for values in expected.values() for value in values):
+        numbers.add("expected_rating", stats.rating_mean(expected))
     numbers.metrics |= {
         "n_ratings": sum(v.rating is not None for v in verdicts),
         "n_ratings_unscored": sum(v.rating is None for v in verdicts),
     }
 
 
-def _by_item(verdicts: Sequence[Verdict]) -> dict[str, list[float | None]]:
+def _by_item(
+    verdicts: Sequence[Verdict], value: Callable[[Verdict], float | None] = lambda verdict: verdict.rating
+) -> dict[str, list[float | None]]:
     ratings: dict[str, list[float | None]] = {}
     for verdict in verdicts:
-        ratings.setdefault(verdict.item_id, []).append(verdict.rating)
+        ratings.setdefault(verdict.item_id, []).append(value(verdict))
     return ratings
 
 

@@ -21,8 +21,6 @@ from bench.judges.mt_bench import (
     fastchat_wins,
     last_comparisons,
     last_ratings,
-    parse_pairwise,
-    parse_rating,
     rating_verdict,
     read_answers,
     read_judgements,
@@ -31,6 +29,7 @@ from bench.judges.mt_bench import (
     write_compared,
     write_rated,
 )
+from bench.judges.replies import parse_pairwise, parse_rating
 from bench.records import Call, Completion, Verdict
 
 SINGLES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from bench.methods.training import Recorder, TrainingJob
 from bench.records import Logps, Pair, Unpaired, read_logps, read_rows
 from bench.stages import logps as logps_stage
 from bench.stages import train as train_stage
-from bench.tokens import Ids, load_tokenizer, preference_ids, prompt_ids
+from bench.tokens import load_tokenizer, preference_ids, prompt_ids
 from bench.worker import Progress, StageRun
 
 IMBALANCE = Path("/work/shared/published/kto_data_imbalance.yaml")
@@ -137,7 +138,7 @@ def test_a_control_token_stands_between_prompt_and_completion_which_is_cut_where
     for max_length in (len(before) + 3, 100):
         plain, asked = preference_ids(tokenizer, row, max_length), preference_ids(tokenizer, row, max_length, GOOD)
         for column in plain:
-            assert asked[column] == Ids([*plain[column].prompt, n], plain[column].completion)
+            assert asked[column] == replace(plain[column], prompt=[*plain[column].prompt, n])
     with pytest.raises(ValueError, match=r"<\|good\|> is no token of this model's tokenizer"):
         prompt_ids(load_tokenizer(chat), prompt, GOOD)
 

@@ -119,3 +119,18 @@ def test_rows_whose_prompt_is_too_long_are_counted_and_named(cell: CellPlan, tmp
     run = StageRun({**inputs, "preferences": tmp_path / "rows"}, tmp_path / "out", Progress(tmp_path / "progress"))
     with pytest.raises(PromptTooLong, match=rf"2 rows to drop, or raise model.max_length; first heldout row {rows[3]['id']}: a prompt of"):
         logps_stage.run(stage.settings, run)  # type: ignore[arg-type]
+
+
+def test_categories_have_temperatures_of_their_own() -> None:
+    """MT-Bench answers writing warmly and maths greedily; what is not named takes that of the decoding."""
+    from bench.config import Decoding
+    from bench.kinds import GenerateSettings
+    from bench.stages.generate import _by_temperature
+
+    decoding = Decoding(temperature=0.7, top_p=1.0, max_new_tokens=8)
+    settings = GenerateSettings(
+        engine="transformers", decoding=decoding, batch_size=4, dtype="float32", seed=0, temperatures={"math": 0.0, "stem": 0.1}
+    )
+    items = [Item(str(i), category, ["one", "two"][: 1 + i % 2]) for i, category in enumerate(["math", "writing", "math", "stem", None])]
+    assert _by_temperature(settings, items, 0) == {0.0: [0, 2], 0.7: [1, 4], 0.1: [3]}
+    assert _by_temperature(settings, items, 1) == {0.7: [1], 0.1: [3]}

@@ -1,0 +1,222 @@
+"""What judging costs, before it is paid: tokens and dollars of the judge stages to do, from the requests that they would send.
+
+Prompts are made of the real items and, where the policy has answered already, its real answers; else the answers of a like policy to
+the same items stand in, else each answer is taken to be as long as the baseline's, else as long as the policy may write. Tokens are
+counted by the judge's own tokenizer where there is a folder of it, else by tiktoken for models that it knows, else by the tokens that
+earlier replies of the same judge reported, else at 4 characters a token.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench.forecast import Estimate
+from bench.judges.asking import Request
+from bench.judges.prices import price_of
+from bench.kinds import GenerateSettings, LanguageJudgeSettings
+from bench.records import Completion, Item, Verdict, read_jsonl
+from bench.stages import data
+from bench.stages.judge import language_judge
+from bench.store import Stage, Store
+from bench.worker import Progress, StageRun
+
+CHARACTERS_A_TOKEN = 4.0
+TIKTOKEN_S = 5.0  # it loads an encoding over the network the first time
+
+
+@dataclass(frozen=True)
+class JudgeCost:
+    """One judge stage's requests. `dollars` is None where no price is known; `how` says how answers and tokens were had."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float | None
+    how: tuple[str, str]
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+def judge_costs(stages: Sequence[Stage], store: Store) -> dict[Stage, JudgeCost]:
+    """The cost of every judge stage among `stages` that asks a language model."""
+    found = {}
+    for stage in stages:
+        if isinstance(stage.settings, LanguageJudgeSettings):
+            found[stage] = _cost(stage, stage.settings, store)
+    return found
+
+
+def with_costs(forecast: Mapping[Stage, Estimate], costs: Mapping[Stage, JudgeCost]) -> dict[Stage, Estimate]:
+    return {
+        stage: replace(estimate, tokens=cost.tokens, dollars=cost.dollars or 0.0) if (cost := costs.get(stage)) else estimate
+        for stage, estimate in forecast.items()
+    }
+
+
+def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeCost:
+    assert settings.asking is not None
+    items = _items(stage.inputs["items"], store)
+    answers, whose = _answers(stage.inputs["completions"], items, store)
+    paths = {role: store.folder(source) for role, source in stage.inputs.items()}
+    asked = [shown.request for shown in language_judge(settings, paths).requests(items, answers)]
+    requests = list({request.digest: request for request in asked}.values())
+    count, counter = _counter(stage, settings, store)
+    prompt = sum(count(request) for request in requests)
+    completion, replies = _reply_tokens(stage, requests, store)
+    price = price_of(settings.model, settings.asking.prices) if settings.model else None
+    dollars = 0.0 if settings.model is None else None
+    if price is not None:
+        dollars = price.dollars(prompt, completion, batch=settings.asking.batch_wait_s is not None)
+    return JudgeCost(len(requests), prompt, completion, dollars, (f"{whose}{replies}", counter))
+
+
+# Items and answers ----------------------------------------------------------------------------------------------------
+
+
+def _items(source: Any, store: Store) -> list[Item]:
+    """The items of a data stage; made aside where the stage is not done, which takes a moment and no model."""
+    if store.status(source).state == "done":
+        return list(read_jsonl(store.folder(source) / "items.jsonl", Item))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        out.mkdir()
+        progress = Progress(Path(folder) / "progress")
+        data.run(source.settings, StageRun({role: store.folder(file) for role, file in source.inputs.items()}, out, progress))
+        progress.close()
+        return list(read_jsonl(out / "items.jsonl", Item))
+
+
+def _answers(source: Any, items: Sequence[Item], store: Store) -> tuple[list[Completion], str]:
+    """(what is judged or stands in for it, in words whose it is)."""
+    if store.status(source).state == "done":
+        return list(read_jsonl(store.folder(source) / "completions.jsonl", Completion)), "the policy's answers"
+    assert isinstance(source.settings, GenerateSettings)
+    if (like := _like_answers(source, store)) is not None:
+        return like, "a like policy's answers"
+    longest = source.settings.decoding.max_new_tokens
+    how = "answers as long as the baseline's" if items[0].baseline else f"answers of {longest} tokens, the most allowed"
+    stand_in = " word" * longest
+    texts = [[f"{text}." for text in item.baseline] if item.baseline else [stand_in] * len(item.turns) for item in items]
+    return [Completion(item.id, item.turns, text, [], []) for item, text in zip(items, texts, strict=True)], how
+
+
+def _like_answers(source: Stage, store: Store) -> list[Completion] | None:
+    """Another policy's answers to the same items, under the same decoding before any other."""
+    items = source.inputs["items"].key
+    likes = [m for m in store.history() if m.kind == "generate" and m.inputs.get("items", {}).get("key") == items]
+    if not likes:
+        return None
+    assert isinstance(source.settings, GenerateSettings)
+    decoding = source.settings.decoding.model_dump(mode="json")
+    best = max(likes, key=lambda m: (m.settings.get("decoding") == decoding, m.key))
+    return list(read_jsonl(store.root / best.kind / best.key / "completions.jsonl", Completion))
+
+
+# Tokens ---------------------------------------------------------------------------------------------------------------
+
+Count = Callable[[Request], int]
+
+
+def _counter(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> tuple[Count, str]:
+    assert settings.asking is not None
+    folder = stage.inputs["model"].path if settings.model is None else settings.asking.tokenizer  # type: ignore[union-attr]
+    if folder:
+        return _by_tokenizer(Path(folder).expanduser().absolute()), f"tokens by the tokenizer in {folder}"
+    model = str(settings.model)
+    if (encoding := _tiktoken(model)) is not None:
+        # 3 tokens a message and 3 that open the reply: OpenAI's own count of its chat format
+        return lambda r: 3 + sum(3 + len(encoding.encode(f"{m['role']}\n{m['content']}", disallowed_special=())) for m in r.messages), (
+            f"tokens by tiktoken ({encoding.name})"
+        )
+    if (measured := _measured(settings, store)) is not None:
+        return lambda r: round(_characters(r) / measured), f"tokens at {measured:.2f} characters each, as this judge's earlier replies tell"
+    return lambda r: round(_characters(r) / CHARACTERS_A_TOKEN), f"tokens at {CHARACTERS_A_TOKEN:g} characters each, a rule of thumb"
+
+
+def _characters(request: Request) -> int:
+    return sum(len(message["content"]) for message in request.messages)
+
+
+@cache
+def _by_tokenizer(folder: Path) -> Count:
+    """As a server with this folder counts: the messages through its chat template, without torch."""
+    import jinja2.sandbox
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    config = json.loads(path.read_text()) if (path := folder / "tokenizer_config.json").exists() else {}
+    template = (folder / "chat_template.jinja").read_text() if (folder / "chat_template.jinja").exists() else config.get("chat_template")
+    if not isinstance(template, str):
+        return lambda r: sum(len(tokenizer.encode(message["content"], add_special_tokens=False)) for message in r.messages)
+    compiled = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+    special = {name: _text(config.get(name)) for name in ("bos_token", "eos_token")}
+
+    def count(request: Request) -> int:
+        text = compiled.render(messages=[dict(m) for m in request.messages], add_generation_prompt=True, **special)
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    return count
+
+
+def _text(token: Any) -> str:
+    return str(token.get("content", "")) if isinstance(token, dict) else token or ""
+
+
+@cache
+def _tiktoken(model: str) -> Any:
+    """The encoding of a model that tiktoken knows and has, or can load within a few seconds; None otherwise."""
+    found: list[Any] = []
+
+    def load() -> None:
+        try:
+            import tiktoken
+
+            found.append(tiktoken.encoding_for_model(model))
+        except Exception:  # unknown model, no network, an encoding that was not loaded before
+            return
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    thread.join(TIKTOKEN_S)
+    return found[0] if found else None
+
+
+def _measured(settings: LanguageJudgeSettings, store: Store) -> float | None:
+    """Characters a prompt token over this model's earlier judge stages; None where there is none."""
+    characters = tokens = 0
+    for manifest in store.history():
+        if manifest.kind != "judge" or manifest.settings.get("model") != settings.model or "prompt_tokens" not in manifest.counts:
+            continue
+        characters += manifest.counts.get("prompt_characters", 0)
+        tokens += manifest.counts["prompt_tokens"]
+    return characters / tokens if tokens and characters else None
+
+
+def _reply_tokens(stage: Stage, requests: Sequence[Request], store: Store) -> tuple[int, str]:
+    """(completion tokens of all replies, in words how): one each where that is the limit, as earlier ones of a like judge, or the limit."""
+    limits = [request.max_cost_tokens[1] for request in requests]
+    if not limits or max(limits) == 1:
+        return sum(limits), ""
+    assert isinstance(stage.settings, LanguageJudgeSettings)
+    known = [
+        call.completion_tokens
+        for manifest in store.history()
+        if manifest.kind == "judge" and manifest.settings.get("manner") == stage.settings.manner
+        if manifest.settings.get("model") == stage.settings.model
+        for verdict in read_jsonl(store.root / manifest.kind / manifest.key / "verdicts.jsonl", Verdict)
+        for call in verdict.calls
+        if call.completion_tokens is not None
+    ]
+    if known:
+        return round(statistics.fmean(known) * len(requests)), ", replies as long as this judge's earlier ones"
+    return sum(limits), ", replies as long as max_tokens lets them be"

@@ -1,0 +1,105 @@
+"""A language model that prefers one of two answers, asked as an annotator of the alpaca-eval package asks (AlpacaEval 2.0).
+
+The opponent is the first output and the policy the second, unless the item's instruction draws the other order: the package's rule.
+preference = P(policy's answer) as the annotator's parser reads it. Equal answers are a tie and are not asked about.
+
+Deviations, on purpose: a vote that cannot be read stays, unscored and with its text; answers are never read as template; with
+order=both each pair is asked in both orders and the two are averaged.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.judges.asking import Ask, Reply, Request
+from bench.judges.prompts import Annotator
+from bench.judges.replies import Reading, make_call, read_preference
+from bench.records import Call, Completion, Item, Verdict, text_digest
+
+
+def policy_first(instruction: str) -> bool:
+    """Whether AlpacaEval shows the policy's answer first: drawn from the instruction alone, seed 0."""
+    return random.Random(f"is_switched_outputs{instruction}0").choices([False, True])[0]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One request about an item: which answer stands first."""
+
+    item_id: str
+    policy_first: bool
+    request: Request
+
+
+@dataclass(frozen=True)
+class AskedPreference:
+    """`body` is what a request holds beside its messages; `parser` names what reads the replies, with its version."""
+
+    annotator: Annotator
+    order: str
+    body: dict[str, Any]
+    parser: str
+    ask: Ask
+    name: str = "alpaca_eval"
+
+    def requests(self, items: Sequence[Item], completions: Sequence[Completion]) -> list[Shown]:
+        """What has to be asked: nothing about equal answers."""
+        by_id = {item.id: item for item in items}
+        shown = []
+        for completion in completions:
+            item = by_id[completion.id]
+            ours, theirs = completion.completions[0], (item.baseline or [""])[0]
+            if item.baseline is None or ours == theirs:
+                continue
+            for first in (False, True) if self.order == "both" else (policy_first(item.turns[0]),):
+                outputs = (ours, theirs) if first else (theirs, ours)
+                texts = {"instruction": item.turns[0], "output_1": outputs[0], "output_2": outputs[1]}
+                shown.append(Shown(item.id, first, Request(self.annotator.template.fill(texts), self.body)))
+        return shown
+
+    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+        shown = self.requests(items, completions)
+        replies: dict[str, list[tuple[Shown, Reply]]] = {}
+        for asked, reply in zip(shown, self.ask([asked.request for asked in shown]), strict=True):
+            replies.setdefault(asked.item_id, []).append((asked, reply))
+        by_id = {item.id: item for item in items}
+        for completion in completions:
+            yield self._verdict(by_id[completion.id], completion.completions[0], replies.get(completion.id, []))
+
+    def _verdict(self, item: Item, ours: str, replies: Sequence[tuple[Shown, Reply]]) -> Verdict:
+        theirs = item.baseline[0] if item.baseline else None
+        about: dict[str, Any] = {
+            "category": item.category,
+            "policy_length": len(ours),
+            "baseline_length": None if theirs is None else len(theirs),
+            "policy_digest": text_digest(ours),
+            "baseline_digest": None if theirs is None else text_digest(theirs),
+        }
+        if theirs is None:
+            return Verdict(item.id, self.name, unscored="the item has no baseline completion to compare with", **about)
+        if not replies:
+            return Verdict(item.id, self.name, preference=0.5, **about)
+        readings = [read_preference(reply, self.annotator.parser, self.annotator.parser_kwargs) for _, reply in replies]
+        about["calls"] = [self._call(asked, reply, reading) for (asked, reply), reading in zip(replies, readings, strict=True)]
+        about["raw"] = "\n\n".join(reply.text for _, reply in replies)
+        ours_preferred = [_for_policy(reading, asked) for (asked, _), reading in zip(replies, readings, strict=True)]
+        found = [value for value in ours_preferred if value is not None]
+        if len(found) < len(replies):
+            why = next(reading.why for reading in readings if reading.why)
+            return Verdict(item.id, self.name, unscored=why, **about)
+        if any(reading.from_text for reading in readings):
+            about["details"] = {"from_text": float(sum(reading.from_text for reading in readings))}
+        return Verdict(item.id, self.name, preference=min(1.0, max(0.0, sum(found) / len(found))), **about)
+
+    def _call(self, asked: Shown, reply: Reply, reading: Reading) -> Call:
+        return make_call(asked.request, reply, reading, self.annotator.digest, self.parser, asked.policy_first)
+
+
+def _for_policy(reading: Reading, asked: Shown) -> float | None:
+    """The share for the policy of a reading, which is the share for the second answer."""
+    if reading.value is None:
+        return None
+    return 1 - reading.value if asked.policy_first else reading.value

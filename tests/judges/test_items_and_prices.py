@@ -1,0 +1,79 @@
+"""Files of the user: items, questions, references, prices; and AlpacaEval's official set where it lies here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.judges.items import cut, read_alpaca_eval, read_mt_bench
+from bench.judges.prices import OWN_PRICES, price_of, read_prices
+
+FIXTURES = Path("/work/shared/fixtures")
+
+
+@pytest.mark.skipif(not FIXTURES.exists(), reason="recorded data lie on the founders' machine")
+def test_the_official_files_are_read_whole() -> None:
+    items = read_alpaca_eval(FIXTURES / "alpaca_eval" / "reference_outputs.json.gz")
+    assert len(items) == 805 and len({item.id for item in items}) == 805
+    assert {item.category for item in items} == {"selfinstruct", "oasst", "koala", "helpful_base", "vicuna"}
+    folder = FIXTURES / "mt_bench"
+    questions = read_mt_bench(folder / "question.jsonl", folder / "reference_answer" / "gpt-4.jsonl")
+    assert len(questions) == 80 and sum(item.reference is not None for item in questions) == 30
+    assert {item.category for item in questions if item.reference} == {"reasoning", "math", "coding"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "got list of no rows"),
+        ('{"instruction": "a"}', "expected a JSON list"),
+        ("not json", "expected a JSON list"),
+        ('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]', "row 1 has no texts called instruction and output"),
+    ],
+)
+def test_a_list_that_cannot_be_used_says_where(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "items.json").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_alpaca_eval(tmp_path / "items.json")
+
+
+def test_questions_that_cannot_be_used_say_where(tmp_path: Path) -> None:
+    questions, answers = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    questions.write_text('{"question_id": 1, "turns": ["a", "b"]}\n\n{"question_id": 2}\n')
+    with pytest.raises(ValueError, match=r"q\.jsonl:3: expected question_id, category and turns"):
+        read_mt_bench(questions)
+    questions.write_text('{"question_id": 1, "turns": ["a", "b"]}\n')
+    answers.write_text('{"question_id": 2, "choices": [{"turns": ["x", "y"]}]}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl has no answer to question 1"):
+        read_mt_bench(questions, None, answers)
+    answers.write_text('{"question_id": 1, "choices": [{"turns": ["x"]}]}\n')
+    with pytest.raises(ValueError, match="question 1 has 2 turns, and 1 answers here"):
+        read_mt_bench(questions, answers)
+    answers.write_text('{"question_id": 1}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: expected question_id and choices with turns"):
+        read_mt_bench(questions, answers)
+
+
+def test_the_first_items_and_turns_are_taken(tmp_path: Path) -> None:
+    questions = tmp_path / "q.jsonl"
+    questions.write_text("".join(json.dumps({"question_id": n, "turns": ["a", "b"], "category": "math"}) + "\n" for n in range(3)))
+    references = tmp_path / "r.jsonl"
+    references.write_text(json.dumps({"question_id": 0, "choices": [{"turns": ["x", "y"]}]}) + "\n")
+    found = cut(read_mt_bench(questions, references), 2, 1)
+    assert [(item.id, item.turns, item.reference) for item in found] == [("mt_bench-0", ["a"], ["x"]), ("mt_bench-1", ["a"], None)]
+
+
+def test_prices_are_dated_sourced_and_of_exact_names(tmp_path: Path) -> None:
+    rows = read_prices(OWN_PRICES)
+    names = [name for row in rows for name in row.models]
+    assert len(set(names)) == len(names) and all(row.source and row.date.year >= 2024 for row in rows)
+    assert price_of("gpt-4", None) is not None and price_of("gpt-4x", None) is None
+    mine = tmp_path / "p.yaml"
+    mine.write_text("- {models: [mine], prompt: 2, completion: 8, batch: 0.5, date: 2026-11-25, source: my contract}")
+    price = price_of("mine", str(mine))
+    assert price and price.dollars(1_000_000, 500_000) == 6.0 and price.dollars(1_000_000, 500_000, batch=True) == 3.0
+    mine.write_text("- {models: [mine], prompt: 2}")
+    with pytest.raises(ValueError, match=r"judge\.prices must be a file that holds a list of models, prompt, completion"):
+        price_of("mine", f"{mine}")

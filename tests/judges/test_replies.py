@@ -1,0 +1,219 @@
+"""Reading replies: recorded votes, spellings of the two letters, text, thinking, FastChat's marks, ratings over their distribution."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from endpoint import listed
+
+from bench.judges.asking import Reply
+from bench.judges.client import thin
+from bench.judges.preference import policy_first
+from bench.judges.prompts import annotator
+from bench.judges.replies import (
+    after_thinking,
+    expected_rating,
+    parse_rating,
+    read_pairwise,
+    read_preference,
+    read_rating,
+)
+
+VOTES = Path("/work/shared/fixtures/alpaca_eval")
+WEIGHTED: dict[str, Any] = {"numerator_token": "m", "denominator_tokens": ["m", "M"], "is_binarize": False}
+
+
+def weighted(reply: Reply, **changes: Any) -> float | None:
+    return read_preference(reply, "logprob_parser", WEIGHTED | changes).value
+
+
+def reply(text: str, probabilities: dict[str, float] | None = None, **more: Any) -> Reply:
+    return Reply(text, tokens=[listed(text, probabilities)] if probabilities else None, **more)
+
+
+@pytest.mark.skipif(not VOTES.exists(), reason="recorded votes lie on the founders' machine")
+def test_recorded_votes_come_back_from_their_log_probs() -> None:
+    """Every vote of the fixtures that has a raw completion, to 1e-9; the others are of equal answers or lack it."""
+    instructions = [row["instruction"] for row in json.loads(gzip.decompress((VOTES / "reference_outputs.json.gz").read_bytes()))]
+    found = annotator("weighted_alpaca_eval_gpt4_turbo")
+    checked, worst = 0, 0.0
+    for path in sorted((VOTES / "annotations").glob("*.json.gz")):
+        for row in json.loads(gzip.decompress(path.read_bytes()))["rows"]:
+            if not row.get("raw_completion"):
+                continue
+            said = Reply(row["raw_completion"]["text"], tokens=row["raw_completion"]["logprobs"]["content"])
+            value = read_preference(said, found.parser, found.parser_kwargs).value
+            assert value is not None
+            policy = 1 - value if policy_first(instructions[row["index"]]) else value
+            checked, worst = checked + 1, max(worst, abs(1 + policy - row["preference"]))
+    assert checked == 3206
+    assert worst < 1e-9
+
+
+def test_the_package_reads_the_same_by_its_own_parser() -> None:
+    from alpaca_eval.completion_parsers import logprob_parser
+
+    for probabilities in ({"m": 0.3, "M": 0.6, "x": 0.1}, {"M": 0.2, "no": 0.7}, {"m": 1e-9, "I": 0.9}):
+        said = reply("M", probabilities)
+        (theirs,) = logprob_parser({"logprobs": {"content": said.tokens}}, **WEIGHTED)
+        assert weighted(said) == pytest.approx(theirs - 1, abs=1e-12)
+        (theirs,) = logprob_parser({"logprobs": {"content": said.tokens}}, **WEIGHTED | {"is_binarize": True})
+        assert weighted(said, is_binarize=True) == theirs - 1
+
+
+@pytest.mark.parametrize("space", ["", " ", "Ġ", "▁", "\n"])
+def test_a_leading_space_in_any_tokenizers_spelling_is_understood(space: str) -> None:
+    """P(M) = 0.6 / (0.2 + 0.6)."""
+    assert weighted(reply(f"{space}M", {f"{space}m": 0.2, f"{space}M": 0.6, "The": 0.1})) == pytest.approx(0.75)
+
+
+def test_of_two_spellings_the_likelier_counts() -> None:
+    """" m" and " M" hold 0.8, "m" 0.001: a sum would mix both, and move recorded votes."""
+    assert weighted(reply(" M", {" m": 0.2, " M": 0.6, "m": 0.001})) == pytest.approx(0.75)
+
+
+def test_a_missing_letter_has_no_probability_and_two_are_no_vote() -> None:
+    assert weighted(reply("M", {"M": 0.4, "The": 0.5})) == 1.0
+    reading = read_preference(reply("Both", {"Both": 0.6, "The": 0.3}), "logprob_parser", WEIGHTED)
+    assert reading.value is None
+    assert reading.why == "neither m nor M in the text 'Both' among the top 2 tokens 'Both', 'The'"
+
+
+@pytest.mark.parametrize(("text", "value"), [("m", 0.0), ("M", 1.0), (" M\n", 1.0), ("**m**", 0.0), ('"M".', 1.0), ("`m`", 0.0)])
+def test_without_log_probs_the_text_is_the_vote(text: str, value: float) -> None:
+    reading = read_preference(reply(text), "logprob_parser", WEIGHTED)
+    assert (reading.value, reading.from_text) == (value, True)
+
+
+@pytest.mark.parametrize("text", ["Both are fine", "m or M", "Model M", "", "I think m is better"])
+def test_a_text_that_is_not_one_of_the_two_is_no_vote(text: str) -> None:
+    reading = read_preference(reply(text), "logprob_parser", WEIGHTED)
+    assert reading.value is None and reading.why
+
+
+def test_token_ids_in_place_of_texts_say_what_to_do() -> None:
+    why = read_preference(reply("token_id:7", {"token_id:7": 0.9}), "logprob_parser", WEIGHTED).why
+    assert why and "start it without --return-tokens-as-token-ids" in why
+
+
+# Thinking -------------------------------------------------------------------------------------------------------------
+
+
+def thought(*tokens: Any) -> list[dict[str, Any]]:
+    return [listed(token) if isinstance(token, str) else listed(max(token, key=token.get), token) for token in tokens]
+
+
+VERDICT = {"m": 0.1, "M": 0.9}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Reply("<think>m is m.</think>\n\nM", tokens=thought("<think>", "m", " is", " m", ".", "</think>", "\n\n", VERDICT)),
+        Reply("m is m.</think>\n\nM", tokens=thought("m", " is", " m", ".</", "think>", "\n\n", VERDICT)),  # the template opened it
+        Reply("M", thinking="m is m.", tokens=thought("m", " is", " m", ".", "\n", VERDICT)),  # kept apart, tokens and all
+        Reply("M", thinking="m is m.", tokens=thought(VERDICT)),
+        Reply("**M**", tokens=thought("**", VERDICT, "**", "<|im_end|>")),
+    ],
+)
+def test_a_reasoning_judges_verdict_is_what_follows_its_thinking(said: Reply) -> None:
+    assert weighted(said) == pytest.approx(0.9)
+
+
+def test_a_chain_of_thought_ends_in_the_verdict() -> None:
+    said = Reply("m is shorter.\nM", tokens=thought("m", " is", " shorter", ".", "\n", VERDICT, "<|im_end|>"))
+    assert weighted(said, log_prob_index=-1) == pytest.approx(0.9)
+    assert weighted(Reply("m is shorter.\n\nM"), log_prob_index=-1) == 1.0
+
+
+def test_thinking_that_does_not_end_is_no_verdict() -> None:
+    assert after_thinking("<think>m is") is None
+    reading = read_preference(Reply("<think>M is", finish_reason="length"), "logprob_parser", WEIGHTED)
+    assert reading.why == "its thinking did not end: the reply was cut at max_tokens"
+    empty = read_preference(Reply("", finish_reason="length"), "logprob_parser", WEIGHTED)
+    assert empty.why == "an empty reply: the reply was cut at max_tokens"
+
+
+# Parsers of the package by name ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("alpaca_eval_gpt4", "[{'model': 'model_1', 'rank': 2}, {'model': 'model_2', 'rank': 1}]", 1.0),
+        ("alpaca_eval_gpt4_turbo_fn", '{"ordered_models": [{"model": "m", "rank": 1}, {"model": "M", "rank": 2}]}', 0.0),
+        ("chatgpt", "Output (b)", 1.0),
+        ("lmsys_gpt4", "8 8\nBoth are good.", 0.5),
+        ("lmsys_gpt4", "no scores", None),
+        ("chatgpt", "Neither", None),
+    ],
+)
+def test_other_annotators_are_read_by_the_packages_own_parsers(name: str, text: str, value: float | None) -> None:
+    found = annotator(name)
+    reading = read_preference(Reply(f"<think>hm</think>{text}"), found.parser, found.parser_kwargs)
+    assert reading.value == value
+    assert (reading.why is None) == (value is not None)
+
+
+# Ratings --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rating"),
+    [("Rating: [[7]]", 7.0), ("[[3]] no, [[9]]", 3.0), ("Rating: [6]", 6.0), ("[5] then [[8.5]]", 8.5), ("eight", None), ("[[x]]", None)],
+)
+def test_a_rating_is_the_first_double_bracket_else_the_first_single(text: str, rating: float | None) -> None:
+    assert parse_rating(text) == rating
+
+
+def test_ratings_out_of_range_or_absent_are_unscored_with_their_text() -> None:
+    assert read_rating(Reply("Rating: [[11]]")).why == "a rating of 11, which is not from 1 to 10"
+    assert read_rating(Reply("Fine answer.")).why == "no rating like [[5]] in 'Fine answer.'"
+    assert read_pairwise(Reply("Neither.")).why == "neither [[A]], [[B]] nor [[C]] in 'Neither.'"
+    assert read_rating(Reply("<think>[[2]]</think>[[9]]")).value == 9.0
+
+
+def rated(*tokens: Any) -> Reply:
+    found = thought(*tokens)
+    return Reply("".join(token["token"] for token in found), tokens=found)
+
+
+def test_the_expected_rating_weighs_every_rating_by_its_probability() -> None:
+    """(7 x 0.5 + 8 x 0.3 + 6 x 0.1) / 0.9; the token for a word has no part in it."""
+    said = rated("Good", " [[", {"7": 0.5, "8": 0.3, "6": 0.1, "x": 0.1}, "]]")
+    assert expected_rating(said)[0] == pytest.approx((3.5 + 2.4 + 0.6) / 0.9)
+    reading = read_rating(said)
+    assert (reading.value, reading.expected) == (7.0, pytest.approx(6.5 / 0.9))
+
+
+def test_the_rating_may_share_its_token_with_brackets() -> None:
+    assert expected_rating(rated("Rating", ": [[8", "]]"))[0] == 8.0
+    said = rated({"[[8]]": 0.6, "[[9]]": 0.4})
+    assert expected_rating(said)[0] == pytest.approx(8.4)
+
+
+def test_ten_of_two_tokens_is_told_from_one() -> None:
+    """P("1") = 0.6, and after it "0" 0.9 of the time: 10 x 0.54 + 1 x 0.06 + 9 x 0.4."""
+    said = rated("[[", {"1": 0.6, "9": 0.4}, {"0": 0.9, "]]": 0.1}, "]]")
+    assert read_rating(said).value == 10.0
+    assert expected_rating(said)[0] == pytest.approx(5.4 + 0.06 + 3.6)
+
+
+def test_where_one_may_begin_a_ten_that_nobody_followed_there_is_no_expected_rating() -> None:
+    assert expected_rating(rated("[[", {"9": 0.8, "1": 0.2}, "]]"))[0] is None
+    assert expected_rating(rated("[[", {"9": 0.7, "1": 0.2, "10": 0.1}, "]]"))[0] == pytest.approx(7.5)  # a tokenizer with "10": 1 is 1
+    assert expected_rating(rated("[[", {"9": 0.9995, "1": 0.0005}, "]]"))[0] == pytest.approx(8.996)
+
+
+def test_long_replies_keep_log_probs_where_a_verdict_can_stand() -> None:
+    tokens = thought(*["word"] * 100, "[[", {"7": 0.6, "8": 0.4}, "]]", *[" so"] * 60)
+    kept = thin(tokens)
+    assert [i for i, token in enumerate(kept) if token["top_logprobs"]] == [*range(8), 101, 102, *range(131, 163)]
+    said = Reply("".join(token["token"] for token in kept), tokens=kept)
+    assert expected_rating(said)[0] == pytest.approx(7.4)
+    assert math.isclose(kept[0]["logprob"], 0.0)
