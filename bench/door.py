@@ -130,6 +130,8 @@ class _Door:
     def open(self) -> Opened:
         self._choose_sweep()
         given = self._known_choices()
+        if "model.path" in given and (folders := [value for value in given.get("model", []) if sweeps.is_path("model", value)]):
+            self.problems.append(f"model={folders[0]} names the folder already: leave out {self.command.words['model.path']}")
         of_session = {key: values[0] for key, values in given.items() if is_session(key)}
         of_cells = {key: values for key, values in given.items() if not is_session(key)}
         base = self._point(of_session | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1})
@@ -147,9 +149,19 @@ class _Door:
             raise BadConfig(self.problems)
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
         sources = [self.files.sources(cell) for cell in cells]
+        self._refuse_copies(sources)
         words = self.command.cell_words
         hydra, axes = self.command.hydra, sweeps.varied(asked)
         return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, hydra, expectations, axes)
+
+    def _refuse_copies(self, sources: Sequence[Sources]) -> None:
+        """Two files of completions with the same content would be one cell."""
+        paths: dict[str, set[Path]] = {}
+        for source in sources:
+            if source.completions:
+                paths.setdefault(source.completions.digest, set()).add(source.completions.path)
+        if copies := [" and ".join(map(str, sorted(found))) for found in paths.values() if len(found) > 1]:
+            raise BadConfig([f"{files} hold the same completions: leave out one" for files in copies])
 
     def _check_rescore(self, do: Rescore, where: _Where) -> None:
         """Files that exist and fit together; what is in them is seen when they are read."""
@@ -551,7 +563,7 @@ def _data_file(text: str) -> tuple[Path, Form]:
 
 def _written_file(text: str) -> Path:
     path = Path(text).expanduser().absolute()
-    if not path.is_file():
-        raise ValueError(f"completions must be a file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
+    if not text or not path.is_file():
+        raise ValueError(f"completions must be a file, got {text or 'nothing'}: {'a folder' if text and path.is_dir() else 'no such file'}")
     read_written(path)
     return path

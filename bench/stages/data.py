@@ -132,7 +132,8 @@ def _write_rows(run: StageRun, split: str, rows: list[Any], seed: int) -> None:
     try:
         write_jsonl(run.out / f"{split}.jsonl", with_partners(rows, seed))
     except ValueError as error:
-        way_out = "bring more prompts, or set data.heldout_fraction (held out) or data.fraction (train) higher"
+        shares = "data.fraction, data.desirable_fraction, data.undesirable_fraction" if split == "train" else "data.heldout_fraction"
+        way_out = f"bring more prompts, or set {shares} higher"
         raise ValueError(f"{len(rows)} {split} rows: {error}; {way_out}") from error
 
 
