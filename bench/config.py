@@ -636,6 +636,7 @@ class Scale(Settings):
     max_grad_norm: Positive
     generation_batch_size: Count
     n_prompts: Count  # of the world's training data
+    n_new_prompts: Count  # of a loop's iteration
     n_items: Count  # that are judged
     models: Annotated[tuple[Name, ...], AsList]  # axis of the sweeps over sizes
     seeds: Annotated[tuple[Seed, ...], AsList]  # axis of the sweeps that compare methods

@@ -28,7 +28,7 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
-    ["costs", "screen", "conformance", "rescore"],
+    ["costs", "screen", "conformance", "rescore", "why"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -53,7 +53,8 @@ LIGHT = [
     "tracking",
     "costs",
 ]
-LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "methods.loop", "facts", "rescore", "stages.score", "worker"]
+LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "stages.score", "worker"]
+LIGHT += ["methods.loop", "why"]
 
 
 def _room(path: Path) -> str:

@@ -40,11 +40,11 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
     else:
         if settings.max_length is not None and settings.control is not None:
             raise ValueError(f"texts are scored as training sees them, which is without {settings.control}")
-        where = run.inputs["completions"], run.inputs["items"]
+        completions, items = run.inputs["completions"], run.inputs["items"]
         if settings.max_length is None:
-            named = list(_drawn(engine.tokenizer, *where, settings.control))
+            named = list(_drawn(engine.tokenizer, completions, items, settings.control))
         else:
-            named = list(_texts(engine.tokenizer, *where, settings.max_length))
+            named = list(_texts(engine.tokenizer, completions, items, settings.max_length))
     sums = engine.logps([ids for _, ids in named], run.progress)
     if bad := [(name, value) for (name, _), value in zip(named, sums, strict=True) if not math.isfinite(value)]:
         raise FloatingPointError(f"{len(bad)} of {len(sums)} log-probabilities are not finite, first {bad[0][0]}: {bad[0][1]}")
