@@ -29,6 +29,7 @@ from bench.config import (
     Rescore,
     Scale,
     Session,
+    Why,
     Written,
     misfits,
 )
@@ -145,6 +146,8 @@ class _Door:
                 cells[cell] = None
         if base and session and isinstance(session.do, Rescore):
             self._check_rescore(session.do, base[1])
+        if session and isinstance(session.do, Why):
+            self._check_why(session.do)
         if self.problems or session is None:
             raise BadConfig(self.problems)
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
@@ -180,6 +183,12 @@ class _Door:
             self.problems.append(f"judgements={do.judgements} are rescored by themselves: leave out {self.command.cell_words}")
         if do.out is not None and (not (out := Path(do.out).expanduser()).parent.is_dir() or out.is_dir()):
             self.problems.append(f"out must be a CSV file in a folder that is there, got {do.out} ({where.of('do.out')})")
+
+    def _check_why(self, do: Why) -> None:
+        if not do.cell:
+            self.problems.append("do=why explains one cell: give its key or name, as in table.csv (do=why cell=KEY)")
+        if self.command.sweep or self.command.asks:
+            self.problems.append(f"cell={do.cell} is looked up in the results folder: leave out {self.command.cell_words}")
 
     def _choose_sweep(self) -> None:
         """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""

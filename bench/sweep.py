@@ -115,6 +115,8 @@ def _read_override(word: str, parser: OverridesParser, reading: _Reading) -> Non
         return
     key = override.get_key_element().lstrip("+~")
     key = f"do.{key}" if key in VERB_KEYS else key
+    if key == "do.cell":
+        values = [word.partition("=")[2]]  # a key may look like a number: 12345678, 1e234567
     if override.is_delete():
         say(f"cannot delete {key!r} ({word} on the command line): set another value instead")
     elif not values:

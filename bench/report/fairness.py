@@ -39,9 +39,9 @@ class Fact:
     within: tuple[str, ...] = ()
 
 
-ROWS = ("data", "world", "model", "scale")  # the world's rows are sampled from the start model
-BATCH = ("method.batch_size", "method.gradient_accumulation_steps", "scale")
-EPOCHS = ("method.num_train_epochs", "scale")
+ROWS = ("data", "world", "model", "scale", "method.iteration")  # the world's rows are sampled from the start model, a loop's from its own
+BATCH = ("method.batch_size", "method.gradient_accumulation_steps", "scale", "method.iteration")  # a loop's seed has its own
+EPOCHS = ("method.num_train_epochs", "scale", "method.iteration")
 SEED = ("seed",)
 
 FACTS = (
@@ -61,7 +61,7 @@ FACTS = (
     Fact("weight decay", ("method.weight_decay", "scale"), lambda f: f.weight_decay),
     Fact("gradient clip", ("method.max_grad_norm", "scale"), lambda f: f.max_grad_norm),
     Fact("schedule", ("method.lr_scheduler_type", "method.warmup_ratio", "scale"), lambda f: f"{f.schedule}, warm-up {f.warmup:g}"),
-    Fact("learning rate", ("method.learning_rate", "scale"), lambda f: f.learning_rate, ("method.name",)),
+    Fact("learning rate", ("method.learning_rate", "scale", "method.iteration"), lambda f: f.learning_rate, ("method.name",)),
     Fact("training dtype", ("model", "scale"), lambda f: f.dtype),
     Fact("decoding", ("judge", "engine", "model.dtype", "scale")),
     Fact("items", ("judge", "world", "data")),

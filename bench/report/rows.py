@@ -216,7 +216,7 @@ def pool(rows: Sequence[Row]) -> Pooled:
 
 
 UNTRAINED = ("none", "completions")  # start models and files of completions: beside the grid, not in it
-OWN_COLUMN = {"seed", "method.name", "method.beta", "data.name", "data.fraction", "model.name"}
+OWN_COLUMN = {"seed", "method.name", "method.beta", "method.iteration", "data.name", "data.fraction", "model.name"}
 NAMED_BY = {"method": "method.name", "model": "model.name", "data": "data.name", "world": "data.name"}
 
 
@@ -395,7 +395,7 @@ def _settings(row: Row) -> dict[str, Any]:
         method_name(cell),
         getattr(cell.method, "beta", None),
         cell.data.fraction,
-        None,
+        getattr(cell.method, "iteration", None),
         cell.seed,
         row.n_train,
     )
