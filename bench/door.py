@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -451,7 +452,9 @@ class _Files:
     def check(self, cell: Tree, where: _Where) -> None:
         """Say what is wrong with the files of a cell, which may have other faults."""
         if (path := _local_path(cell["model"])) is not None:
-            self._once(self._models, path, _model_folder, where.of("model.path"))
+            folder = self._once(self._models, path, _model_folder, where.of("model.path"))
+            if folder and isinstance(cell["data"], dict) and cell["data"].get("kind") == "world" and (why := _no_template(folder)):
+                self.problems.append(f"{why} ({where.of('model.path')})")
         if (path := _local_path(cell["data"])) is not None:
             read = self._once(self._data, path, _data_file, where.of("data.path"))
             found = misfits(cell | {"data": cell["data"] | {"form": read[1]}}) if read else []
@@ -528,6 +531,8 @@ def _judge_files(judge: Tree) -> _JudgeFiles:
     if judge["tokenizer"]:
         _file(f"{judge['tokenizer']}/tokenizer.json", "judge.tokenizer")
     model = _model_folder(judge["model"], "judge.model") if judge["server"] != "endpoint" and judge["model"] != "???" else None
+    if model and (why := _no_template(model)):
+        raise ValueError(why)
     named = {role: judge[role] for role in JUDGE_FILES[judge["name"]] if judge[role]}
     files = {role: hub_file() if (role, text) == ("items", "hub") else _file(text, f"judge.{role}") for role, text in named.items()}
     if "items" not in files and files:
@@ -561,6 +566,16 @@ def _model_folder(text: str, key: str = "model.path") -> Path:
             wanted = f"{key} must hold config.json, a tokenizer and weights as safetensors"
             raise ValueError(f"{wanted}, got {text} without {what} (it holds {lying})")
     return folder
+
+
+def _no_template(folder: Path) -> str | None:
+    """What is wrong with a model that is asked in messages and has no chat template."""
+    config = folder / "tokenizer_config.json"
+    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json", "additional_chat_templates")):
+        return None
+    if config.exists() and json.loads(config.read_text()).get("chat_template"):
+        return None
+    return f"{folder} is asked in messages and its tokenizer has no chat template: add chat_template.jinja"
 
 
 def _data_file(text: str) -> tuple[Path, Form]:

@@ -120,6 +120,8 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     cell = start_cell(cell) if cell.method.name == "none" else cell
     ground = _ground(cell, sources)
     policy = chain(cell, ground)
+    if cell.method.name == "none":  # judged as it is: what it would learn from need not be made
+        return _judged(cell, sources, policy, {}, {})
     roles: dict[str, Stage] = {"preferences": ground.preferences}
     inputs: dict[str, Stage] = {"preferences": ground.preferences, "reference_logps": ground.reference}
     if policy.reward_model is not None:

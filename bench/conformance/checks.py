@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from transformers import TrainerCallback
+from transformers.utils import logging as transformers_logging
 
 from bench import losses
 from bench.config import Pretraining, RefinedDpo, SftTraining, Trained, WorldModel
@@ -317,6 +318,8 @@ class Bench:
 
     def __init__(self) -> None:
         # Every training ends in a garbage collection, which is most of its time unless what is loaded by now is left out of it.
+        transformers_logging.set_verbosity_error()  # models of random weights are made on purpose
+        transformers_logging.disable_progress_bar()
         gc.collect()
         gc.freeze()
         self._threads = torch.get_num_threads()

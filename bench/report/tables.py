@@ -15,6 +15,7 @@ MISSING = "-"
 # Reasons that a reader expects: no note says them.
 BY_DESIGN = {
     "the start model is its own reference",
+    "the completions come from a file: there is no model to ask",
     "for unpaired data; these are pairs: see reward_accuracy",
     "the data are unpaired: see reward_auc",
 }
@@ -162,12 +163,14 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     if scored:
         n = sorted({int(row.metrics["n_scored"]) for row in scored})
         unscored = sum(int(row.metrics["n_unscored"]) for row in scored)
+        ratings = sum(int(row.metrics.get("n_ratings_unscored", 0)) for row in scored)
         over = "seeds and prompts, then over seeds (t) and over prompts alone" if seeds > 1 else "prompts (paired bootstrap)"
         brackets = "95 % over seeds (t)" if seeds > 1 else "95 % over prompts (bootstrap); one seed says nothing of another training"
         if seeds > 1 and any(len(group.done) == 1 for group in groups):
             brackets += ", over prompts where one seed is left"
         prompts = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
-        notes.append(f"Judged on {prompts} prompts a cell, {unscored} verdicts unscored. Brackets: {brackets}.")
+        unrated = f" and {ratings} ratings" if ratings else ""
+        notes.append(f"Judged on {prompts} prompts a cell, {unscored} verdicts{unrated} unscored. Brackets: {brackets}.")
         notes.append(
             f"vs start: win rate minus the start model's on the same seeds and prompts, 95 % over {over}; SEs: that difference in standard "
             "errors; p: two-sided, Holm-corrected over the table."

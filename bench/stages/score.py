@@ -35,6 +35,7 @@ from bench.worker import Outcome, StageRun
 GRAM = 3  # words
 NO_GRAM = f"no completion has {GRAM} words"
 FROM_FILE = "the completions come from a file: there is no model to ask"
+OWN_REFERENCE = "the start model is its own reference"
 COMPLETIONS = ("preference_completions", "rating_completions", "plain_completions")  # whose lengths are told, the first that is there
 NO_JUDGE = "no judge is set (judge=none)"
 
@@ -154,7 +155,8 @@ def _grams(text: str) -> list[tuple[str, ...]]:
 
 def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) -> None:
     if "preferences" not in inputs:
-        numbers.missing |= dict.fromkeys(("reward_accuracy", "reward_auc", "logps_chosen", "logps_rejected", "kl"), FROM_FILE)
+        why = numbers.missing.get("mean_tokens", OWN_REFERENCE)
+        numbers.missing |= dict.fromkeys(("reward_accuracy", "reward_auc", "logps_chosen", "logps_rejected", "kl"), why)
         return
     rows = read_rows(inputs["preferences"] / "heldout.jsonl")
     reference = read_logps(inputs["reference_logps"])
@@ -168,7 +170,7 @@ def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numb
     elif settings.beta is None:
         sides_of = ("reward_chosen", "reward_rejected", "shift_chosen", "shift_rejected")
         for name in ("reward_accuracy", "reward_auc", "reward_margin", *sides_of):
-            numbers.missing[name] = "the start model is its own reference"
+            numbers.missing[name] = OWN_REFERENCE
         return
     else:
         ratios = {side: np.array([policy[name].logps - reference[name].logps for name in names]) for side, names in sides.items()}
@@ -208,7 +210,7 @@ def _kl(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) 
         numbers.missing["kl"] = f"choosing has no log-probabilities to measure; best of {n} is at most {bound} from its samples"
         return
     if "kl_policy_logps" not in inputs:
-        numbers.missing.setdefault("kl", "the start model is its own reference")
+        numbers.missing.setdefault("kl", OWN_REFERENCE)
         return
     policy, reference = read_logps(inputs["kl_policy_logps"]), read_logps(inputs["kl_reference_logps"])
     numbers.add("kl", stats.mean_estimate([policy[name].logps - reference[name].logps for name in policy]))
