@@ -13,11 +13,14 @@ import pytest
 from tiny import copy_results, plans, smoke, smoke_cell
 
 from bench import methods, why
-from bench.config import Cell, Dpo, IterativeDpo, SeedTraining, Spa, Spin, Training
+from bench.config import Cell, Dpo, IterativeDpo, SeedTraining, Spa, Spin, Training, Why
+from bench.door import BadConfig, Opened
 from bench.forecast import token_bound
 from bench.kinds import TrainSettings
 from bench.plan import CellPlan, Sources, make_plan, plan_cell
 from bench.records import Item, Labelled, read_jsonl, read_logps, read_rows
+from bench.report.rows import Sweep, collect, flat_rows, pool
+from bench.report.tables import comparison_table
 from bench.run import write_cell
 from bench.store import Stage, Store
 from bench.worker import describe, run_stage
@@ -278,6 +281,14 @@ def test_every_labeller_and_spin_run(store: Store) -> None:
     assert all((row.first, row.first_preferred) == (said[row.id], True) for row in labels_of(second, store, "iteration 1 labels (human)"))
 
 
+def test_tables_have_a_column_of_iterations(store: Store) -> None:
+    rows = collect(Sweep("s", "", "", [spa(0), spa(1)]), store, {})
+    assert [row["iteration"] for row in flat_rows(rows)] == [0, 1]
+    table = comparison_table(pool(rows))
+    assert [line[table.columns.index("iteration")] for line in table.rows] == ["0", "1"]
+    assert table.columns.count("iteration") == 1
+
+
 # do=why ---------------------------------------------------------------------------------------------------------------
 
 
@@ -296,3 +307,25 @@ def test_a_cells_lineage_says_who_made_labelled_and_trained_what(store: Store) -
     shutil.rmtree(store.folder(labelled(cell)["iteration 1 pairs"]))
     broken = "\n".join(why.lines(why.lineage(store.root.parent / "cells" / cell.name, store)))
     assert "iteration 1 pairs (data/" in broken and "not run" in broken
+
+
+@pytest.mark.parametrize("key", ["12345678", "1e234567", "0123abcd"])
+def test_a_key_is_text_whatever_it_looks_like(key: str, opened: Callable[..., Opened]) -> None:
+    do = opened("do=why", f"cell={key}").session.do
+    assert isinstance(do, Why) and do.cell == key
+
+
+def test_a_lineage_needs_one_cell_and_no_other_words(problems: Callable[..., list[str]]) -> None:
+    assert problems("do=why") == ["do=why explains one cell: give its key or name, as in table.csv (do=why cell=KEY)"]
+    assert problems("do=why", "cell=0123abcd", "method=dpo") == ["cell=0123abcd is looked up in the results folder: leave out method=dpo"]
+
+
+def test_a_key_that_no_cell_or_several_have_is_said(store: Store, tmp_path: Path) -> None:
+    for name, key in (("one-0123abcd", "0123abcd00000000"), ("two-0123ffff", "0123ffff00000000")):
+        (tmp_path / "cells" / name).mkdir(parents=True)
+        (tmp_path / "cells" / name / "stages.json").write_text(json.dumps({"key": key, "failed": None, "stages": {}}))
+    for asked, said in (("0123", "2 cells in .* have it: one-0123abcd, two-0123ffff"), ("ffff0000", "no cell in"), ("01", "no cell in")):
+        with pytest.raises(BadConfig, match=said):
+            why.explain(Why(name="why", cell=asked), tmp_path, store)
+    why.explain(Why(name="why", cell="0123a"), tmp_path, store)
+    why.explain(Why(name="why", cell="two-0123ffff"), tmp_path, store)
