@@ -154,6 +154,7 @@ class Call(Record):
     parser: str  # name and version of what reads the reply
     decoding: Mapping[str, Any]
     policy_first: bool | None = None  # order shown; None where there is no opponent
+    preference: float | None = None  # for the policy, as this reply alone has it; None where it has none
     raw: str | None = None  # the reply, whole
     top_logprobs: Mapping[str, float] | None = None  # of the token that decides, in nats
     prompt_tokens: int | None = None
