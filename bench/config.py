@@ -566,10 +566,22 @@ class Rescore(Settings):
     max_unscored: Probability
 
 
+class Audit(Settings):
+    """A judge's passport. Its keys need no `do.` either: `do=audit judge=... n_items=50`."""
+
+    name: Literal["audit"]
+    n_items: Annotated[int, Field(ge=4)]
+    n_canaries: Annotated[int, Field(ge=2)]
+    n_labelled: Annotated[int, Field(ge=2)]
+    human: str | None
+    recorded: str | None
+    out: str | None
+
+
 FITTED = "fitted"  # a calibration: item difficulties from the other rows of the table
 
 # Keys of a verb that are typed without its section.
-VERB_KEYS = frozenset(Rescore.model_fields) - {"name"}
+VERB_KEYS = (frozenset(Rescore.model_fields) | frozenset(Audit.model_fields)) - {"name"}
 
 
 class WandbTracker(Settings):
@@ -595,7 +607,7 @@ class LocalLauncher(Settings):
 
 
 class Session(Settings):
-    do: Verb | Rescore = Field(discriminator="name")
+    do: Verb | Rescore | Audit = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
     launcher: LocalLauncher
     results: str | None

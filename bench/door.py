@@ -20,24 +20,28 @@ from bench import sweep as sweeps
 from bench.config import (
     FITTED,
     AlpacaEvalJudge,
+    Audit,
     Cell,
     Expectation,
     Form,
     LocalData,
     LocalModel,
     MtBenchJudge,
+    NoJudge,
     Rescore,
     Scale,
     Session,
     Written,
     misfits,
 )
+from bench.judges.alpaca_eval import find_annotations
 from bench.judges.items import hub_file, read_items
 from bench.judges.prices import price_of
 from bench.judges.prompts import OWN_PROMPTS, annotator, mt_bench_digest, mt_bench_templates
 from bench.judges.replies import parser_version
 from bench.plan import JudgeSources, Sources
 from bench.preferences import read_preferences
+from bench.records import HumanLabel, read_jsonl
 from bench.store import Source, tree_digest, tree_stamp
 from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 from bench.written import read_written
@@ -143,6 +147,8 @@ class _Door:
                 cells[cell] = None
         if base and session and isinstance(session.do, Rescore):
             self._check_rescore(session.do, base[1])
+        if base and session and isinstance(session.do, Audit):
+            self._check_audit(session.do, list(cells), base[1])
         if self.problems or session is None:
             raise BadConfig(self.problems)
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
@@ -168,6 +174,27 @@ class _Door:
             self.problems.append(f"judgements={do.judgements} are rescored by themselves: leave out {self.command.cell_words}")
         if do.out is not None and (not (out := Path(do.out).expanduser()).parent.is_dir() or out.is_dir()):
             self.problems.append(f"out must be a CSV file in a folder that is there, got {do.out} ({where.of('do.out')})")
+
+    def _check_audit(self, do: Audit, cells: Sequence[Cell], where: _Where) -> None:
+        """Judges that compare pairs that are there, and files that can be read."""
+        for cell in cells:
+            judge, brings_items = cell.judge, getattr(cell.judge, "items", None) is not None
+            if isinstance(judge, NoJudge) or (isinstance(judge, MtBenchJudge) and judge.mode == "single"):
+                got = f"judge={judge.name}" + ("" if isinstance(judge, NoJudge) else " judge.mode=single")
+                self.problems.append(f"do=audit asks judges that prefer one of two answers, got {got}; take judge.mode=pairwise or another")
+            elif brings_items and not isinstance(cell.method, Written) and not isinstance(cell.model, LocalModel):
+                text = f"do=audit of judge.items={getattr(judge, 'items', None)} needs answers to judge, got model={cell.model.name}"
+                self.problems.append(f"{text}; add completions=FILE or model=DIR")
+        if do.human is not None:
+            try:
+                list(read_jsonl(_file(do.human, "human"), HumanLabel))
+            except ValueError as error:
+                self.problems.append(f"{error} ({where.of('do.human')})")
+        if do.recorded is not None:
+            folder = Path(do.recorded).expanduser()
+            if not folder.is_dir() or not find_annotations(folder):
+                what = "a folder that holds MODEL/ANNOTATOR/annotations.json, as AlpacaEval lays them out"
+                self.problems.append(f"recorded must be {what}, got {do.recorded} ({where.of('do.recorded')})")
 
     def _choose_sweep(self) -> None:
         """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""

@@ -31,7 +31,7 @@ from bench.config import (
 from bench.store import LaterField, Source, Stage, Unkeyed
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
-VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2}
+VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2, "audit": 1}
 
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["train", "heldout", "kl", "development", "evaluation"]
@@ -122,6 +122,21 @@ class JudgeItemData(Settings):
     form: Literal["alpaca_eval", "mt_bench"]
     n: Count
     n_turns: Literal[1, 2]
+
+
+class CanaryData(Settings):
+    """Completions that must lose against the first n items' baselines, as items of their own."""
+
+    source: Literal["canaries"] = "canaries"
+    n: Count
+
+
+class RecordedData(Settings):
+    """Pairs that a judge has judged, from files in AlpacaEval's layout: items, completions and the verdicts; a seeded sample of all."""
+
+    source: Literal["recorded"] = "recorded"
+    n: Count
+    seed: int
 
 
 class BaseSettings(Settings):
@@ -241,6 +256,7 @@ class LanguageJudgeSettings(Settings):
     top_logprobs: int | None
     request: str  # further fields of a request, as canonical JSON
     parser: str  # version of what reads the replies
+    repeat: Annotated[int, LaterField()] = 0  # asked so often before: the same once more, to see whether it says the same
     annotator: Annotated[str, Unkeyed()] = ""  # its name; what it asks and how it is read is an input
     asking: Annotated[Asking | None, Unkeyed()] = None
 
@@ -250,6 +266,12 @@ class ScoreSettings(Settings):
     bootstrap_resamples: Count
     bootstrap_seed: int
     best_of: Annotated[Count, LaterField()] = 1
+
+
+class AuditSettings(Settings):
+    """What a judge's verdicts say about the judge."""
+
+    n_labelled: Count
 
 
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {
@@ -263,6 +285,8 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         LocalPairData,
         LocalPromptData,
         JudgeItemData,
+        CanaryData,
+        RecordedData,
     ),
     "sft": (BaseSettings, SftSettings),
     "sample": (SampleSettings,),
@@ -272,6 +296,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "generate": (GenerateSettings, WrittenCompletions),
     "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings),
     "score": (ScoreSettings,),
+    "audit": (AuditSettings,),
 }
 
 

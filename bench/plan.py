@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bench.config import (
     AlpacaEvalJudge,
     Asking,
+    Audit,
     BestOfN,
     Cell,
     Decoding,
+    GoldJudge,
+    LanguageJudge,
     LocalData,
     LocalModel,
     MtBenchJudge,
@@ -25,7 +29,9 @@ from bench.config import (
     Written,
 )
 from bench.kinds import (
+    AuditSettings,
     BaseSettings,
+    CanaryData,
     ChosenData,
     CorpusData,
     DemonstrationData,
@@ -41,6 +47,7 @@ from bench.kinds import (
     LogpsSettings,
     PairData,
     PromptData,
+    RecordedData,
     RewardScoreSettings,
     SampleSettings,
     ScoreSettings,
@@ -52,6 +59,7 @@ from bench.kinds import (
     stage,
 )
 from bench.store import Source, Stage, Status, Store, canonical_json, hash_key
+from bench.sweep import as_name
 
 
 @dataclass(frozen=True)
@@ -398,6 +406,75 @@ def _gold_judging(cell: Cell, manner: str) -> Settings:
     if manner == "preference":
         return GoldPreferenceSettings(gold=cell.world.gold, temperature=cell.judge.preference.temperature)
     return GoldRatingSettings(gold=cell.world.gold)
+
+
+# Audits ---------------------------------------------------------------------------------------------------------------
+
+TRUTH_TEMPERATURE = 1.0  # of the gold preferences that a judge of the world is held against
+
+
+def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Source]) -> CellPlan:
+    """The graph of one judge's audit: pairs judged in both orders, again, canaries, recorded pairs. `files`: human and recorded."""
+    items = _audited_items(cell, sources, do.n_items)
+    completions = _audited_completions(cell, sources, items)
+    canaries = stage("data", CanaryData(n=do.n_canaries), {"items": items}, "canaries")
+    settings, read = _judging(cell, "preference", sources)
+    if isinstance(settings, LanguageJudgeSettings) and settings.manner == "alpaca_eval":
+        settings = settings.model_copy(update={"mode": "both"})
+
+    def judged(settings: Settings, items: Stage, completions: Stage, label: str) -> Stage:
+        of_judge = {} if isinstance(settings, GoldPreferenceSettings) else read
+        return stage("judge", settings, {"items": items, "completions": completions, **of_judge}, label)
+
+    inputs: dict[str, Stage | Source] = {
+        "verdicts": judged(settings, items, completions, "verdicts"),
+        "canary_verdicts": judged(settings, canaries, canaries, "verdicts on canaries"),
+    }
+    if isinstance(settings, LanguageJudgeSettings):
+        inputs["again"] = judged(settings.model_copy(update={"repeat": 1}), items, completions, "verdicts, asked again")
+    if _brings_tasks(cell, sources):
+        assert cell.world is not None
+        truth = GoldPreferenceSettings(gold=cell.world.gold, temperature=TRUTH_TEMPERATURE)
+        inputs["gold"] = judged(truth, items, completions, "gold truth")
+    if "human" in files:
+        inputs["human"] = files["human"]
+    if "recorded" in files:
+        recorded = stage("data", RecordedData(n=do.n_items, seed=0), {"recorded": files["recorded"]}, "recorded pairs")
+        inputs |= {"recorded": recorded, "recorded_verdicts": judged(settings, recorded, recorded, "verdicts on recorded pairs")}
+    found = stage("audit", AuditSettings(n_labelled=do.n_labelled), inputs, "audit")
+    key = hash_key({"audit": found.key})
+    name = as_name(Path(getattr(cell.judge, "model", cell.judge.name)).name)
+    roles = {role: source for role, source in inputs.items() if isinstance(source, Stage)}
+    return CellPlan(cell, key, f"{name}-{key[:8]}", found, roles)
+
+
+def _brings_tasks(cell: Cell, sources: Sources) -> bool:
+    """Whether the items are the controlled world's, with a truth and a writer."""
+    return isinstance(cell.data, WorldData) and not (sources.judge and sources.judge.files)
+
+
+def _audited_items(cell: Cell, sources: Sources, n: int) -> Stage:
+    """One-turn items with a baseline."""
+    if not _brings_tasks(cell, sources):
+        assert sources.judge is not None and isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge))
+        settings = JudgeItemData(form=cell.judge.name, n=min(n, sources.judge.n_items), n_turns=1)
+        return stage("data", settings, sources.judge.files, f"{cell.judge.name} items")
+    assert cell.world is not None
+    split = cell.judge.split if isinstance(cell.judge, GoldJudge) else "evaluation"
+    return _prompts(cell, split, n, seed=cell.world.eval_seed, reference=cell.world.reference)
+
+
+def _audited_completions(cell: Cell, sources: Sources, items: Stage) -> Stage:
+    """Of the user's file where there is one; in the world the demonstrations' writer's, who differs from the reference writer in
+    quality; else the start model's."""
+    if sources.completions is not None:
+        return stage("generate", WrittenCompletions(), {"file": sources.completions, "items": items}, "completions")
+    if _brings_tasks(cell, sources):
+        assert isinstance(cell.data, WorldData) and cell.world is not None
+        writing = WrittenData(writer=cell.data.demonstrations, draws=1, seed=cell.world.eval_seed)
+        return stage("data", writing, {"items": items}, "completions by the writer")
+    assert sources.model is not None and isinstance(cell.judge, LanguageJudge)
+    return generate(start_cell(cell), Policy(sources.model, None), items, cell.judge.decoding, "completions")
 
 
 # What is done ---------------------------------------------------------------------------------------------------------

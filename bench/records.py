@@ -206,6 +206,18 @@ class Verdict(Record):
 
 
 @dataclass(frozen=True)
+class HumanLabel(Record):
+    """What a person prefers on an item: the policy's completion (1), the baseline's (0), or neither (0.5)."""
+
+    item_id: str
+    preference: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.preference, (int, float)) or not 0 <= self.preference <= 1:
+            raise ValueError(f"label of {self.item_id}: preference must be in [0, 1], got {self.preference!r}")
+
+
+@dataclass(frozen=True)
 class Result(Record):
     """A cell's numbers. A metric that was not measured is absent from `metrics` and says why in `missing`."""
 

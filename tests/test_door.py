@@ -133,7 +133,10 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         (["results=a,b"], ["results is no axis and takes one value, got 2 (results=a,b on the command line)"]),
         (
             ["do=pln"],
-            ["unknown do 'pln' (do=pln on the command line); did you mean plan? known: conformance, plan, report, rescore, run, status"],
+            [
+                "unknown do 'pln' (do=pln on the command line); did you mean plan? "
+                "known: audit, conformance, plan, report, rescore, run, status"
+            ],
         ),
         (
             ["+sweep=kto_beta,smoke"],

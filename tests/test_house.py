@@ -18,7 +18,7 @@ ORDER = [
     ["config"],
     ["records"],
     ["stats", "preferences", "tokens", "written"],
-    ["length_control", "audit"],
+    ["length_control", "audit", "canaries"],
     ["store"],
     ["sweep"],
     ["kinds"],
@@ -28,7 +28,7 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
-    ["costs", "screen", "conformance", "rescore"],
+    ["costs", "screen", "conformance", "rescore", "passport"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -54,7 +54,8 @@ LIGHT = [
     "tracking",
     "costs",
 ]
-LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "stages.score", "worker"]
+LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
+LIGHT += ["stages.score", "stages.audit"]
 
 
 def _room(path: Path) -> str:

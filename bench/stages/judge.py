@@ -117,7 +117,7 @@ def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Requ
     if settings.asking.server == "in_process":
         from bench.judges.in_process import InProcess
 
-        asker = InProcess(run.inputs["model"], run.inputs["model"].name, settings.dtype, journal, letters(settings))
+        asker = InProcess(run.inputs["model"], run.inputs["model"].name, settings.dtype, journal, letters(settings), settings.repeat)
     else:
         base_url = settings.asking.base_url
         if settings.asking.server == "vllm":
