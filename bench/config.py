@@ -454,6 +454,17 @@ class MtBenchJudge(LanguageJudge):
     temperatures: dict[str, Annotated[float, Field(ge=0)]]  # of the policy, by category; decoding.temperature elsewhere
 
 
+class RewardModelJudge(Settings):
+    """Preferences over a fixed opponent by a sequence classifier of one output."""
+
+    name: Literal["reward_model"]
+    model: str = Field(min_length=1)  # its folder
+    dtype: Literal["float32", "bfloat16"]
+    items: str | None  # a list of AlpacaEval's form; None: the controlled world's evaluation prompts
+    n_items: Count | None  # the first so many; None: all of the file
+    decoding: Decoding  # of the policy
+
+
 class Engine(Settings):
     name: Literal["transformers"]
     batch_size: Count  # may change a number (padding), so it is keyed
@@ -467,7 +478,7 @@ class Cell(Settings):
     method: NoMethod | Written | Trained | BestOfN = Field(discriminator="name")
     data: WorldData | LocalData = Field(discriminator="kind")
     world: World | None
-    judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge = Field(discriminator="name")
+    judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | RewardModelJudge = Field(discriminator="name")
     engine: Engine
     seed: Seed
 

@@ -29,6 +29,7 @@ from bench.config import (
     MtBenchJudge,
     NoJudge,
     Rescore,
+    RewardModelJudge,
     Scale,
     Session,
     Written,
@@ -482,11 +483,11 @@ class _Files:
         model = self._models[cell.model.path] if isinstance(cell.model, LocalModel) else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
-        judge = self._judge(cell.judge) if isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge)) else None
+        judge = self._judge(cell.judge) if isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge)) else None
         own, rows, texts = (self._source(path) if path else None for path in (model, data[0] if data else None, written))
         return Sources(own, rows, texts, judge)
 
-    def _judge(self, judge: AlpacaEvalJudge | MtBenchJudge) -> JudgeSources:
+    def _judge(self, judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge) -> JudgeSources:
         found = self._judges[_what_judge_reads(judge.model_dump())]
         assert found is not None
         files = {role: self._source(path) for role, path in found.files.items()}
@@ -500,15 +501,16 @@ class _Files:
 
 @dataclass(frozen=True)
 class _JudgeFiles:
-    """What a judge that is a language model reads."""
+    """What a judge that is a model reads."""
 
-    prompts: Source
+    prompts: Source | None
     model: Path | None
     files: Mapping[str, Path]  # items, references, baseline
     n_items: int
 
 
-JUDGE_FILES = {"alpaca_eval": ("items",), "mt_bench": ("items", "references", "baseline")}  # by manner, those that bring items
+# By judge, the files that bring items.
+JUDGE_FILES = {"alpaca_eval": ("items",), "mt_bench": ("items", "references", "baseline"), "reward_model": ("items",)}
 
 
 def _what_judge_reads(judge: Tree) -> str:
@@ -519,6 +521,10 @@ def _what_judge_reads(judge: Tree) -> str:
 
 def _judge_files(judge: Tree) -> _JudgeFiles:
     """The files of a judge's section, which may have other faults. Raises ValueError for the first that cannot be used."""
+    if judge["name"] == "reward_model":
+        model = _model_folder(judge["model"], "judge.model", "a sequence classifier of one output") if judge["model"] != "???" else None
+        files = {"items": _file(judge["items"], "judge.items")} if judge["items"] else {}
+        return _JudgeFiles(None, model, files, len(read_items("alpaca_eval", files)) if files else 0)
     if judge["name"] == "alpaca_eval":
         found = annotator(str(judge["annotator"]))
         prompts = Source(found.folder, found.digest)
@@ -557,15 +563,15 @@ def _local_path(section: Any) -> str | None:
     return path if isinstance(path, str) and path != "???" else None
 
 
-def _model_folder(text: str, key: str = "model.path") -> Path:
+def _model_folder(text: str, key: str = "model.path", what: str = "a causal LM") -> Path:
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
-        raise ValueError(f"{key} must be a folder of a causal LM, got {text}: no such folder")
+        raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder")
     lying = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-    for what, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
+    for part, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
         if not list(folder.glob(pattern)):
             wanted = f"{key} must hold config.json, a tokenizer and weights as safetensors"
-            raise ValueError(f"{wanted}, got {text} without {what} (it holds {lying})")
+            raise ValueError(f"{wanted}, got {text} without {part} (it holds {lying})")
     return folder
 
 

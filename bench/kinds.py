@@ -261,6 +261,14 @@ class LanguageJudgeSettings(Settings):
     asking: Annotated[Asking | None, Unkeyed()] = None
 
 
+class RewardJudgeSettings(Settings):
+    """Preferences by the input `model`, a reward model."""
+
+    judge: Literal["reward_model"] = "reward_model"
+    batch_size: Count
+    dtype: Dtype
+
+
 class ScoreSettings(Settings):
     beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None where the policy is the start model
     bootstrap_resamples: Count
@@ -294,7 +302,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "logps": (LogpsSettings, RewardScoreSettings),
     "train": (TrainSettings, RewardModelSettings),
     "generate": (GenerateSettings, WrittenCompletions),
-    "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings),
+    "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings, RewardJudgeSettings),
     "score": (ScoreSettings,),
     "audit": (AuditSettings,),
 }

@@ -21,6 +21,7 @@ from bench.config import (
     MtBenchJudge,
     NoMethod,
     NoModel,
+    RewardModelJudge,
     Settings,
     Training,
     WorldData,
@@ -48,6 +49,7 @@ from bench.kinds import (
     PairData,
     PromptData,
     RecordedData,
+    RewardJudgeSettings,
     RewardScoreSettings,
     SampleSettings,
     ScoreSettings,
@@ -64,9 +66,9 @@ from bench.sweep import as_name
 
 @dataclass(frozen=True)
 class JudgeSources:
-    """What a judge that is a language model reads from outside the store."""
+    """What a judge that is a model reads from outside the store."""
 
-    prompts: Source  # what it is asked with, and how its replies are read
+    prompts: Source | None  # what it is asked with, and how its replies are read; None of one that is a function
     parser: str  # version of that reading
     model: Source | None = None  # its folder, where it is served here
     files: Mapping[str, Source] = field(default_factory=dict)  # items, references, baseline
@@ -350,7 +352,7 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
             single = stage("data", ChosenData(), {"items": labels.inputs["items"], "labels": labels}, f"{split} prompts and chosen answers")
         double = _prompts(cell, split, judge.rating.n_items, seed=world.eval_seed, n_turns=2)
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
-    if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge)):
+    if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge)):
         manner = "rating" if isinstance(judge, MtBenchJudge) and judge.mode == "single" else "preference"
         return [(manner, _judge_items(cell, judge, sources), judge.decoding)]
     if sources.data is not None:
@@ -361,23 +363,30 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
     return [("plain", items, judge.decoding)]
 
 
-def _judge_items(cell: Cell, judge: AlpacaEvalJudge | MtBenchJudge, sources: Sources) -> Stage:
+def _judge_items(cell: Cell, judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge, sources: Sources) -> Stage:
     """The items of the user's file, or the world's own evaluation prompts with its reference writer as the opponent."""
     n_turns: Literal[1, 2] = 2 if isinstance(judge, MtBenchJudge) else 1
     if sources.judge is None or not sources.judge.files:
         assert cell.world is not None and judge.n_items is not None
         return _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed, n_turns=n_turns, reference=cell.world.reference)
     n = min(judge.n_items or sources.judge.n_items, sources.judge.n_items)
-    return stage("data", JudgeItemData(form=judge.name, n=n, n_turns=n_turns), sources.judge.files, f"{judge.name} items")
+    return stage("data", JudgeItemData(form=_form(judge), n=n, n_turns=n_turns), sources.judge.files, f"{judge.name} items")
+
+
+def _form(judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge) -> Literal["alpaca_eval", "mt_bench"]:
+    return "mt_bench" if isinstance(judge, MtBenchJudge) else "alpaca_eval"
 
 
 def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[str, Source]]:
     """(settings, what is read beside items and completions) of a stage that judges."""
     judge = cell.judge
     if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge)):
-        assert sources.judge is not None
+        assert sources.judge is not None and sources.judge.prompts is not None
         read = {"prompts": sources.judge.prompts} | ({"model": sources.judge.model} if sources.judge.model else {})
         return _language_judging(judge, sources.judge), read
+    if isinstance(judge, RewardModelJudge):
+        assert sources.judge is not None and sources.judge.model is not None
+        return RewardJudgeSettings(batch_size=cell.engine.batch_size, dtype=judge.dtype), {"model": sources.judge.model}
     return _gold_judging(cell, manner), {}
 
 
@@ -456,8 +465,8 @@ def _brings_tasks(cell: Cell, sources: Sources) -> bool:
 def _audited_items(cell: Cell, sources: Sources, n: int) -> Stage:
     """One-turn items with a baseline."""
     if not _brings_tasks(cell, sources):
-        assert sources.judge is not None and isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge))
-        settings = JudgeItemData(form=cell.judge.name, n=min(n, sources.judge.n_items), n_turns=1)
+        assert sources.judge is not None and isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge))
+        settings = JudgeItemData(form=_form(cell.judge), n=min(n, sources.judge.n_items), n_turns=1)
         return stage("data", settings, sources.judge.files, f"{cell.judge.name} items")
     assert cell.world is not None
     split = cell.judge.split if isinstance(cell.judge, GoldJudge) else "evaluation"
@@ -473,7 +482,7 @@ def _audited_completions(cell: Cell, sources: Sources, items: Stage) -> Stage:
         assert isinstance(cell.data, WorldData) and cell.world is not None
         writing = WrittenData(writer=cell.data.demonstrations, draws=1, seed=cell.world.eval_seed)
         return stage("data", writing, {"items": items}, "completions by the writer")
-    assert sources.model is not None and isinstance(cell.judge, LanguageJudge)
+    assert sources.model is not None and isinstance(cell.judge, (LanguageJudge, RewardModelJudge))
     return generate(start_cell(cell), Policy(sources.model, None), items, cell.judge.decoding, "completions")
 
 

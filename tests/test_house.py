@@ -55,7 +55,7 @@ LIGHT = [
     "costs",
 ]
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
-LIGHT += ["stages.score", "stages.audit"]
+LIGHT += ["judges.reward_model", "stages.score", "stages.audit"]
 
 
 def _room(path: Path) -> str:
