@@ -14,8 +14,11 @@ from endpoint import Answer, Endpoint, Said, shown, tops
 from tiny import Ran, bench, make_model
 
 from bench.canaries import CANARIES, make_canaries
+from bench.kinds import AuditSettings
 from bench.passport import Passport, passport_table
-from bench.records import Item
+from bench.records import Call, Item, Verdict, write_jsonl
+from bench.stages import audit
+from bench.worker import Progress, StageRun
 
 
 @pytest.fixture
@@ -101,6 +104,25 @@ def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on
     assert truths["human"]["true_win_rate"]["value"] == 0.5 and truths["human"]["true_win_rate"]["n"] == 60
     assert truths["human"]["corrected_win_rate"]["low"] <= 0.5 <= truths["human"]["corrected_win_rate"]["high"]
     assert truths["gold"]["kappa"]["n"] > 60
+
+
+@pytest.mark.parametrize("later", ["earlier", "later"])
+def test_verdicts_of_two_served_models_make_no_passport(later: str, tmp_path: Path) -> None:
+    """As if an alias had moved on between the pairs and the same pairs again; with one model it is fine."""
+    inputs = {}
+    for role, served in (("verdicts", "earlier"), ("again", later), ("canary_verdicts", "earlier")):
+        inputs[role] = tmp_path / role
+        inputs[role].mkdir()
+        calls = [Call("alias", served, "d", "p", {}, policy_first=first, preference=1.0) for first in (True, False)]
+        rows = [Verdict(f"empty/{i}", "j", preference=1.0, policy_length=4 + i, baseline_length=5, calls=calls) for i in range(4)]
+        write_jsonl(inputs[role] / "verdicts.jsonl", rows)
+    work = StageRun(inputs, tmp_path, Progress(tmp_path / "progress"))
+    if later == "earlier":
+        audit.run(AuditSettings(n_labelled=2), work)
+        assert (tmp_path / "passport.json").exists()
+    else:
+        with pytest.raises(ValueError, match=r"two models are not pooled: .*earlier in .*/verdicts, .*/canary_verdicts; later in .*/again"):
+            audit.run(AuditSettings(n_labelled=2), work)
 
 
 def test_agreement_with_recorded_verdicts_of_another_judge(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from bench.worker import Outcome, StageRun
 
 def run(settings: AuditSettings, run: StageRun) -> Outcome:
     """Inputs: verdicts; again, gold, human, recorded, recorded_verdicts, canary_verdicts where there are such."""
+    _check_served(run.inputs)
     verdicts = _verdicts(run.inputs["verdicts"])
     again = _verdicts(run.inputs["again"]) if "again" in run.inputs else None
     truths = _truths(settings, run.inputs, verdicts)
@@ -36,6 +37,19 @@ def run(settings: AuditSettings, run: StageRun) -> Outcome:
         found["recorded"] = _plain(audit.truth_statistics(own, recorded))
     (run.out / "passport.json").write_text(json.dumps(found, indent=1, allow_nan=False))
     return Outcome({"verdicts": len(verdicts)})
+
+
+def _check_served(inputs: Mapping[str, Path]) -> None:
+    """Raises ValueError where one audit's verdicts came from two models: an alias has moved on between them."""
+    served: dict[str, list[str]] = {}
+    for role in ("verdicts", "again", "canary_verdicts", "recorded_verdicts"):
+        for verdict in read_jsonl(inputs[role] / "verdicts.jsonl", Verdict) if role in inputs else ():
+            for call in verdict.calls:
+                if call.served and str(inputs[role]) not in served.setdefault(call.served, []):
+                    served[call.served].append(str(inputs[role]))
+    if len(served) > 1:
+        where = "; ".join(f"{model} in {', '.join(folders)}" for model, folders in sorted(served.items()))
+        raise ValueError(f"verdicts of two models are not pooled: name one of them as judge.model, or delete the folders of one ({where})")
 
 
 def _verdicts(folder: Path) -> list[Verdict]:
