@@ -346,9 +346,96 @@ class OfflinePpo(Training):
 
 Trained = Dpo | Ipo | Kto | Cdpo | Robust | IpoSummed | Hinge | Slic | Simpo | Orpo | Cpo | KtoPair | SftChosen | Csft | OfflinePpo
 
+
+# Loops: sample, label, train, again ----------------------------------------------------------------------------------
+
+
+class SeedTraining(Settings):
+    """DPO on the labelled pairs, before a loop's first iteration; what it does not name is as in the iterations."""
+
+    beta: Positive
+    learning_rate: Positive
+    num_train_epochs: Positive
+    batch_size: Count
+
+
+class Loop(Training):
+    """What every loop sets; the training settings are those of an iteration."""
+
+    iteration: Annotated[int, Field(ge=0)]  # whose policy the cell is
+    n_prompts: Count  # new ones, an iteration
+    sample_temperature: Positive
+    sample_max_new_tokens: Count
+    pairs: Literal["fresh", "two_latest", "accumulated"]  # of which iterations one trains on
+
+
+class IterativeDpo(Loop):
+    name: Literal["iterative_dpo"]
+    beta: Positive
+    seed_training: SeedTraining | None  # None: the loop starts from the start model
+    draws: Annotated[int, Field(ge=2)]  # of a prompt, of which the best and the worst make a pair
+    labeller: Literal["gold", "reward_model", "implicit", "random", "shorter"]
+    judging_reference: Literal["start", "previous"]  # of implicit rewards; previous: the policy before the one that writes
+    training_reference: Literal["previous", "start"]
+    reward_learning_rate: Positive  # of the reward model, on the labelled pairs
+
+    @model_validator(mode="after")
+    def _has_a_judge(self) -> IterativeDpo:
+        if self.labeller == "implicit" and self.seed_training is None:
+            text = "a start model is its own reference and prefers nothing: labeller=implicit needs a seed_training, got null"
+            raise misfit(("labeller", text))
+        if self.labeller == "reward_model" and self.seed_training is None:
+            raise misfit(("labeller", "the reward model is trained as seed_training says, got null"))
+        return self
+
+
+class Spa(Loop):
+    name: Literal["spa"]
+    beta: Positive
+    seed_training: SeedTraining
+    judging_reference: Literal["start", "previous"]
+    alpha: FlipRate  # label smoothing of the pairs whose label is not trusted
+    distrusted: Annotated[float, Field(gt=0, lt=1)]  # the paper's K, as a share
+    window: Count  # confidences that the threshold is found in
+    threshold: Literal["pairs", "batch_means"]  # whose confidences these are: the paper's, the release's
+    delay: Probability  # share of the steps before labels are distrusted
+    decoupling: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AsList] = Field(min_length=1)  # lambda of iterations 1, 2, ...
+
+
+class Spin(Loop):
+    name: Literal["spin"]
+    loss: Literal["spin", "sft"]  # sft: continued SFT on the same demonstrations, a control
+    betas: Annotated[tuple[Positive, ...], AsList] = Field(min_length=1)  # the paper's lambda, of iterations 0, 1, ...
+    learning_rate_factors: Annotated[tuple[Positive, ...], AsList] = Field(min_length=1)
+
+    @property
+    def beta(self) -> float:
+        return scheduled(self.betas, self.iteration)
+
+
+def scheduled(values: tuple[float, ...], place: int) -> float:
+    """A schedule's value; the last one holds on."""
+    return values[min(place, len(values) - 1)]
+
+
+class RefinedDpo(Training):
+    """SPA's training of one iteration."""
+
+    name: Literal["spa"]
+    beta: Positive
+    alpha: FlipRate
+    distrusted: Annotated[float, Field(gt=0, lt=1)]
+    window: Count
+    threshold: Literal["pairs", "batch_means"]
+    delay: Probability
+    decoupling: Annotated[float, Field(ge=0)]
+
+
+LOOPS = frozenset({"iterative_dpo", "spa", "spin"})
+
 # Methods that learn from pairs only; the others learn from unpaired rows too.
 NEEDS_PAIRS = frozenset(
-    {"dpo", "ipo", "cdpo", "robust", "ipo_summed", "hinge", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen", "best_of_n"}
+    {"dpo", "ipo", "cdpo", "robust", "ipo_summed", "hinge", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen", "best_of_n"} | LOOPS
 )
 
 
@@ -475,7 +562,7 @@ class Engine(Settings):
 
 class Cell(Settings):
     model: WorldModel | LocalModel | NoModel = Field(discriminator="kind")
-    method: NoMethod | Written | Trained | BestOfN = Field(discriminator="name")
+    method: NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin = Field(discriminator="name")
     data: WorldData | LocalData = Field(discriminator="kind")
     world: World | None
     judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | RewardModelJudge = Field(discriminator="name")
@@ -521,6 +608,14 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if data.get("form") == "unpaired" and method.get("name") in NEEDS_PAIRS:
         text = f"method={method['name']} learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data"
         found.append(("data.form", text))
+    if method.get("name") in LOOPS and not in_world:
+        text = f"method={method['name']} asks the controlled world for new prompts and needs its data, got data={data.get('name')}"
+        found.append(("data", f"{text}; take method=dpo"))
+    if method.get("name") == "spin" and in_world:
+        iteration, n, there = method.get("iteration"), method.get("n_prompts"), data.get("n_demonstrations")
+        if isinstance(iteration, int) and isinstance(n, int) and isinstance(there, int) and (needed := (iteration + 1) * n) > there:
+            text = f"iterations 0 to {iteration} of {n} prompts each need {needed} demonstrations, got data.n_demonstrations={there}"
+            found.append(("method.n_prompts", text))
     if method.get("name") == "best_of_n":
         text = "method=best_of_n chooses among samples, which are all the same at temperature 0; set it above 0"
         asked = {"": judge, "preference.": judge.get("preference"), "rating.": judge.get("rating")}
@@ -552,6 +647,7 @@ class Scale(Settings):
     max_grad_norm: Positive
     generation_batch_size: Count
     n_prompts: Count  # of the world's training data
+    n_new_prompts: Count  # of a loop's iteration
     n_items: Count  # that are judged
     models: Annotated[tuple[Name, ...], AsList]  # axis of the sweeps over sizes
     seeds: Annotated[tuple[Seed, ...], AsList]  # axis of the sweeps that compare methods
@@ -564,6 +660,13 @@ class Verb(Settings):
     """What to do with the cells."""
 
     name: Literal["run", "plan", "report", "status", "conformance"]
+
+
+class Why(Settings):
+    """How a cell came to be. Its key needs no `do.` on the command line: `do=why cell=KEY`."""
+
+    name: Literal["why"]
+    cell: str | None
 
 
 class Rescore(Settings):
@@ -592,7 +695,7 @@ class Audit(Settings):
 FITTED = "fitted"  # a calibration: item difficulties from the other rows of the table
 
 # Keys of a verb that are typed without its section.
-VERB_KEYS = (frozenset(Rescore.model_fields) | frozenset(Audit.model_fields)) - {"name"}
+VERB_KEYS = frozenset(Rescore.model_fields | Why.model_fields | Audit.model_fields) - {"name"}
 
 
 class WandbTracker(Settings):
@@ -618,7 +721,7 @@ class LocalLauncher(Settings):
 
 
 class Session(Settings):
-    do: Verb | Rescore | Audit = Field(discriminator="name")
+    do: Verb | Rescore | Why | Audit = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
     launcher: LocalLauncher
     results: str | None

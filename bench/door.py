@@ -32,6 +32,7 @@ from bench.config import (
     RewardModelJudge,
     Scale,
     Session,
+    Why,
     Written,
     misfits,
 )
@@ -135,6 +136,8 @@ class _Door:
     def open(self) -> Opened:
         self._choose_sweep()
         given = self._known_choices()
+        if "model.path" in given and (folders := [value for value in given.get("model", []) if sweeps.is_path("model", value)]):
+            self.problems.append(f"model={folders[0]} names the folder already: leave out {self.command.words['model.path']}")
         of_session = {key: values[0] for key, values in given.items() if is_session(key)}
         of_cells = {key: values for key, values in given.items() if not is_session(key)}
         base = self._point(of_session | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1})
@@ -150,13 +153,25 @@ class _Door:
             self._check_rescore(session.do, base[1])
         if base and session and isinstance(session.do, Audit):
             self._check_audit(session.do, list(cells), base[1])
+        if session and isinstance(session.do, Why):
+            self._check_why(session.do)
         if self.problems or session is None:
             raise BadConfig(self.problems)
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
         sources = [self.files.sources(cell) for cell in cells]
+        self._refuse_copies(sources)
         words = self.command.cell_words
         hydra, axes = self.command.hydra, sweeps.varied(asked)
         return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, hydra, expectations, axes)
+
+    def _refuse_copies(self, sources: Sequence[Sources]) -> None:
+        """Two files of completions with the same content would be one cell."""
+        paths: dict[str, set[Path]] = {}
+        for source in sources:
+            if source.completions:
+                paths.setdefault(source.completions.digest, set()).add(source.completions.path)
+        if copies := [" and ".join(map(str, sorted(found))) for found in paths.values() if len(found) > 1]:
+            raise BadConfig([f"{files} hold the same completions: leave out one" for files in copies])
 
     def _check_rescore(self, do: Rescore, where: _Where) -> None:
         """Files that exist and fit together; what is in them is seen when they are read."""
@@ -196,6 +211,12 @@ class _Door:
             if not folder.is_dir() or not find_annotations(folder):
                 what = "a folder that holds MODEL/ANNOTATOR/annotations.json, as AlpacaEval lays them out"
                 self.problems.append(f"recorded must be {what}, got {do.recorded} ({where.of('do.recorded')})")
+
+    def _check_why(self, do: Why) -> None:
+        if not do.cell:
+            self.problems.append("do=why explains one cell: give its key or name, as in table.csv (do=why cell=KEY)")
+        if self.command.sweep or self.command.asks:
+            self.problems.append(f"cell={do.cell} is looked up in the results folder: leave out {self.command.cell_words}")
 
     def _choose_sweep(self) -> None:
         """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""
@@ -584,7 +605,7 @@ def _data_file(text: str) -> tuple[Path, Form]:
 
 def _written_file(text: str) -> Path:
     path = Path(text).expanduser().absolute()
-    if not path.is_file():
-        raise ValueError(f"completions must be a file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
+    if not text or not path.is_file():
+        raise ValueError(f"completions must be a file, got {text or 'nothing'}: {'a folder' if text and path.is_dir() else 'no such file'}")
     read_written(path)
     return path

@@ -17,10 +17,13 @@ from bench.kinds import (
     SETTINGS,
     BaseSettings,
     ChosenData,
+    DemonstratedData,
     GenerateSettings,
     JudgeItemData,
     LocalPromptData,
     LogpsSettings,
+    LoopPairData,
+    NewPromptData,
     PairData,
     PromptData,
     RewardModelSettings,
@@ -136,6 +139,8 @@ def token_bound(stage: Stage) -> int:
         case LogpsSettings(max_length=int(max_length)):
             rows = sum(_completions(inputs["preferences"], split) for split in settings.splits)
             return rows * (2 if settings.mismatched else 1) * max_length
+        case RewardScoreSettings(rows="completions"):
+            return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
         case RewardScoreSettings():
             return sum(_completions(inputs["preferences"], split) for split in settings.splits) * settings.max_length
         case TrainSettings() | RewardModelSettings():
@@ -150,12 +155,15 @@ def _answers(items: Stage | Source) -> int:
     assert isinstance(items, Stage)
     if isinstance(items.settings, ChosenData):
         return _answers(items.inputs["items"])
-    assert isinstance(items.settings, (PromptData, LocalPromptData, JudgeItemData))
-    return items.settings.n * (1 if isinstance(items.settings, LocalPromptData) else items.settings.n_turns)
+    assert isinstance(items.settings, (PromptData, NewPromptData, DemonstratedData, LocalPromptData, JudgeItemData))
+    return items.settings.n * getattr(items.settings, "n_turns", 1)
 
 
 def _completions(preferences: Stage | Source, split: str) -> int:
     """Most judged completions that a split of preference rows can hold; 0 for a user's file, which is counted when it is read."""
+    if isinstance(preferences, Stage) and isinstance(preferences.settings, LoopPairData):
+        seen = preferences.inputs.values()
+        return sum(2 * _answers(s.inputs["items"]) if s.kind == "label" else _completions(s, split) for s in seen if isinstance(s, Stage))
     if not (isinstance(preferences, Stage) and isinstance(preferences.settings, PairData)):
         return 0
     labels = preferences.inputs[split]

@@ -22,6 +22,7 @@ from bench.config import (
     Positive,
     Pretraining,
     Probability,
+    RefinedDpo,
     RewardModel,
     Settings,
     SftTraining,
@@ -95,6 +96,34 @@ class PairData(Settings):
     seed: int
     desirable_fraction: Annotated[Fraction, LaterField()] = 1.0
     undesirable_fraction: Annotated[Fraction, LaterField()] = 1.0
+
+
+class NewPromptData(Settings):
+    """Training prompts that nobody has seen: `n` of them, after the first `after` of the same seed."""
+
+    source: Literal["new_prompts"] = "new_prompts"
+    family: TaskFamily
+    after: Annotated[int, Field(ge=0)]
+    n: Count
+    seed: int
+
+
+class DemonstratedData(Settings):
+    """First turns of the start model's demonstrations, `n` of them after the first `after`; each brings its answer as the baseline."""
+
+    source: Literal["demonstrated"] = "demonstrated"
+    family: TaskFamily
+    writer: Writer
+    after: Annotated[int, Field(ge=0)]
+    n: Count
+    seed: int
+
+
+class LoopPairData(Settings):
+    """Train pairs of one iteration of a loop: of every input that holds labels, and of an earlier data stage's train rows. Ties dropped."""
+
+    source: Literal["loop_pairs"] = "loop_pairs"
+    seed: int
 
 
 class LocalPairData(Settings):
@@ -176,29 +205,39 @@ class GoldLabels(Settings):
     seed: int
 
 
+class RankLabels(Settings):
+    """The best against the worst of a prompt's samples, by a score; or, by `human`, the item's baseline against the sample."""
+
+    labeller: Literal["reward_model", "implicit", "random", "shorter", "human"]
+    beta: Positive | None  # implicit rewards are beta times log-ratios
+    truth: GoldWeights  # that labels are held against, for the counts
+    seed: int
+
+
 class LogpsSettings(Settings):
-    """`rows`: preference rows of the named splits (mismatched partners too), or completions that a policy wrote."""
+    """`rows`: preference rows of the named splits (mismatched partners too), or completions that a policy wrote, of every draw."""
 
     rows: Literal["preferences", "completions"]
     splits: Annotated[tuple[str, ...], AsList]
     mismatched: bool
-    max_length: Count | None  # None: drawn tokens are scored as they are
+    max_length: Count | None  # None: drawn tokens are scored as they are; else their text as training sees it
     batch_size: Count
     dtype: Dtype
     control: Annotated[str | None, LaterField()] = None  # token between prompt and completion, where the model is asked so
 
 
 class RewardScoreSettings(Settings):
-    """A reward model's rewards of the preference rows of the named splits."""
+    """A reward model's rewards of the preference rows of the named splits, or of completions of every draw."""
 
     splits: Annotated[tuple[str, ...], AsList]
     max_length: Count
     batch_size: Count
     dtype: Dtype
+    rows: Annotated[Literal["preferences", "completions"], LaterField()] = "preferences"
 
 
 class TrainSettings(Settings):
-    method: Trained = Field(discriminator="name")
+    method: Trained | RefinedDpo = Field(discriminator="name")
     max_length: Count
     dtype: Dtype
     seed: int
@@ -290,6 +329,9 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         WrittenData,
         ChosenData,
         PairData,
+        NewPromptData,
+        DemonstratedData,
+        LoopPairData,
         LocalPairData,
         LocalPromptData,
         JudgeItemData,
@@ -298,7 +340,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     ),
     "sft": (BaseSettings, SftSettings),
     "sample": (SampleSettings,),
-    "label": (GoldLabels,),
+    "label": (GoldLabels, RankLabels),
     "logps": (LogpsSettings, RewardScoreSettings),
     "train": (TrainSettings, RewardModelSettings),
     "generate": (GenerateSettings, WrittenCompletions),

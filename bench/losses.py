@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import log_softmax, logsigmoid
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,19 @@ def cdpo(pairs: PairLogps, *, beta: float, label_smoothing: float) -> Tensor:
     """-(1-ε) log σ(βΔ) - ε log σ(-βΔ)"""
     logits = beta * pairs.delta
     return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+
+
+def refined_dpo(pairs: PairLogps, distrusted: Tensor, *, beta: float, alpha: float) -> Tensor:
+    """-(1-αz) log σ(βΔ) - αz log σ(-βΔ); z as `distrusted` (B,), 1 where a label is not trusted, else 0"""
+    logits = beta * pairs.delta
+    smoothing = alpha * distrusted
+    return -(1 - smoothing) * logsigmoid(logits) - smoothing * logsigmoid(-logits)
+
+
+def extrapolated_logps(policy: Tensor, reference: Tensor, tokens: Tensor, mask: Tensor, decoupling: float) -> Tensor:
+    """Σ_t log softmax((1+λ) h - λ h_ref)[y_t] (B,), λ as `decoupling`; logits h (B, T, V) predict `tokens` (B, T), `mask` says which"""
+    logits = (1 + decoupling) * policy - decoupling * reference
+    return (log_softmax(logits, dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1) * mask).sum(dim=1)
 
 
 def ipo_summed(pairs: PairLogps, *, beta: float) -> Tensor:

@@ -18,6 +18,7 @@ from bench.config import (
     LanguageJudge,
     LocalData,
     LocalModel,
+    Loop,
     MtBenchJudge,
     NoMethod,
     NoModel,
@@ -136,9 +137,9 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     elif policy.train is not None:
         kl = generate(cell, policy, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
         inputs |= {
-            "policy_logps": _preference_logps(cell, policy, ground.preferences, splits=("heldout",), mismatched=False),
-            "kl_policy_logps": _completion_logps(cell, policy, kl, "policy's log-probs for KL"),
-            "kl_reference_logps": _completion_logps(cell, Policy(ground.start, None), kl, "reference's log-probs for KL"),
+            "policy_logps": preference_logps(cell, policy, ground.preferences, splits=("heldout",), mismatched=False),
+            "kl_policy_logps": completion_logps(cell, policy, kl, "policy's log-probs for KL"),
+            "kl_reference_logps": completion_logps(cell, Policy(ground.start, None), kl, "reference's log-probs for KL"),
         }
     if policy.train is not None:
         roles["train"] = policy.train
@@ -160,7 +161,8 @@ def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str
             judging, read = _judging(cell, manner, sources)
             verdicts = stage("judge", judging, {"items": items, "completions": completions, **read}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
-    beta = None if isinstance(cell.method, NoMethod | Written | BestOfN) else reward_scale(cell.method)
+    learnt = policy is not None and policy.train is not None  # a loop's iteration 0 may be the start model
+    beta = None if not learnt or isinstance(cell.method, NoMethod | Written | BestOfN) else reward_scale(cell.method)
     best_of = policy.best_of if policy else 1
     score = stage("score", ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0, best_of=best_of), inputs, "score")
     roles["score"] = score
@@ -178,6 +180,8 @@ def readable_name(cell: Cell) -> str:
     if isinstance(cell.method, Written):
         return f"completions-{cell.method.label}-s{cell.seed}"
     parts: list[str] = ["start" if cell.method.name == "none" else cell.method.name]
+    if isinstance(cell.method, Loop):
+        parts.append(f"i{cell.method.iteration}")
     parts += [f"{name}{value:g}" for name in ("beta", "n") if (value := getattr(cell.method, name, None)) is not None]
     if cell.data.fraction != 1:
         parts.append(f"frac{cell.data.fraction:g}")
@@ -197,7 +201,7 @@ def start_cell(cell: Cell) -> Cell:
     return cell.model_copy(update={"method": NoMethod(name="none"), "data": data})
 
 
-def _family(cell: Cell) -> TaskFamily:
+def family(cell: Cell) -> TaskFamily:
     assert cell.world is not None  # config.Cell: data=world brings it
     return TaskFamily(categories=cell.world.categories, constraint_counts=cell.world.constraint_counts)
 
@@ -228,7 +232,7 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
         settings = LocalPairData(heldout_fraction=cell.data.heldout_fraction, seed=cell.seed, **_kept(cell.data))
         preferences = stage("data", settings, {"file": sources.data}, "preferences")
         kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _whole(cell, sources.data)}, "KL prompts")
-    reference = _preference_logps(cell, Policy(start, None), preferences, splits=("train", "heldout"), mismatched=True)
+    reference = preference_logps(cell, Policy(start, None), preferences, splits=("train", "heldout"), mismatched=True)
     return Ground(start, preferences, reference, kl_prompts)
 
 
@@ -247,10 +251,10 @@ def _whole(cell: Cell, data: Source) -> Stage:
 def _world_start(cell: Cell, model: WorldModel) -> Stage:
     assert isinstance(cell.data, WorldData)
     training = model.pretraining
-    corpus = CorpusData(family=_family(cell), n=training.steps * training.batch_size, seed=training.seed)
+    corpus = CorpusData(family=family(cell), n=training.steps * training.batch_size, seed=training.seed)
     architecture = model.model_dump(include={"hidden_size", "num_layers", "num_heads", "intermediate_size", "max_length"})
     base = stage("sft", BaseSettings(**architecture, pretraining=training), {"corpus": stage("data", corpus, label="corpus")}, "base model")
-    demonstrations = DemonstrationData(family=_family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed)
+    demonstrations = DemonstrationData(family=family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed)
     return stage(
         "sft",
         SftSettings(training=model.sft, max_length=model.max_length, seed=cell.seed),
@@ -260,7 +264,7 @@ def _world_start(cell: Cell, model: WorldModel) -> Stage:
 
 
 def _prompts(cell: Cell, split: Split, n: int, *, seed: int, n_turns: Literal[1, 2] = 1, reference: Writer | None = None) -> Stage:
-    settings = PromptData(family=_family(cell), split=split, n=n, n_turns=n_turns, reference=reference, seed=seed)
+    settings = PromptData(family=family(cell), split=split, n=n, n_turns=n_turns, reference=reference, seed=seed)
     return stage("data", settings, label=f"{split} prompts{', two turns' if n_turns == 2 else ''}")
 
 
@@ -284,7 +288,9 @@ def _labels(cell: Cell, data: WorldData, split: Split, tuned: Stage | Source | N
     return stage("label", gold, {"items": prompts, "completions": samples}, f"{split} labels")
 
 
-def _preference_logps(cell: Cell, policy: Policy, preferences: Stage, *, splits: Sequence[str], mismatched: bool) -> Stage:
+def preference_logps(
+    cell: Cell, policy: Policy, preferences: Stage, *, splits: Sequence[str], mismatched: bool, label: str = ""
+) -> Stage:
     settings = LogpsSettings(
         rows="preferences",
         splits=tuple(splits),
@@ -294,7 +300,7 @@ def _preference_logps(cell: Cell, policy: Policy, preferences: Stage, *, splits:
         dtype=dtype(cell),
         control=policy.control,
     )
-    label = "reference log-probs" if mismatched else "held-out log-probs"
+    label = label or ("reference log-probs" if mismatched else "held-out log-probs")
     return stage("logps", settings, {"model": policy.model, "preferences": preferences}, label)
 
 
@@ -303,12 +309,12 @@ def _preference_rewards(cell: Cell, reward_model: Stage | Source, preferences: S
     return stage("logps", settings, {"model": reward_model, "preferences": preferences}, "held-out rewards")
 
 
-def _completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str) -> Stage:
+def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str, max_length: int | None = None) -> Stage:
     settings = LogpsSettings(
         rows="completions",
         splits=(),
         mismatched=False,
-        max_length=None,
+        max_length=max_length,
         batch_size=cell.engine.batch_size,
         dtype=dtype(cell),
         control=policy.control,

@@ -127,6 +127,11 @@ class Completion(Record):
     ids: list[list[int]] = field(default_factory=list)
 
 
+def draw_name(completion: Completion) -> str:
+    """What a sample is called among those of all draws; the first is called as its item."""
+    return f"{completion.id}/{completion.draw}" if completion.draw else completion.id
+
+
 @dataclass(frozen=True)
 class Logps(Record):
     """Summed log-probability (nats) of a completion given its prompt, and the number of tokens in the sum."""

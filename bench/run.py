@@ -15,8 +15,8 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import methods, passport, report, rescore
-from bench.config import Audit, Rescore, Session
+from bench import methods, passport, report, rescore, why
+from bench.config import Audit, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
 from bench.door import BadConfig, Opened
 from bench.forecast import Estimate, estimates
@@ -43,6 +43,9 @@ def main(opened: Opened) -> int:
     if isinstance(session.do, Rescore) and session.do.judgements is not None:
         return _rescore_files(session.do)
     store = Store(session.results_dir / "store")
+    if isinstance(session.do, Why):
+        why.explain(session.do, session.results_dir, store)
+        return OK
     if session.do.name in ("run", "report", "audit"):
         _make(session.results_dir)
     if isinstance(session.do, Audit):

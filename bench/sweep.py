@@ -115,6 +115,8 @@ def _read_override(word: str, parser: OverridesParser, reading: _Reading) -> Non
         return
     key = override.get_key_element().lstrip("+~")
     key = f"do.{key}" if key in VERB_KEYS else key
+    if key == "do.cell":
+        values = [word.partition("=")[2]]  # a key may look like a number: 12345678, 1e234567
     if override.is_delete():
         say(f"cannot delete {key!r} ({word} on the command line): set another value instead")
     elif not values:
@@ -239,8 +241,8 @@ def varied(asked: Sequence[Point]) -> tuple[str, ...]:
 def points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> list[Point]:
     """Every point of a command: the grids with the command line's axes, and beside them each file of `completions=`.
 
-    Such a file is judged as the grids' cells are, once for each of their data and judges. Without a sweep, and where no method or model is
-    asked for, the files are all there is.
+    Such a file is judged as the grids' cells are, once for each of their data, scales and judges. Without a sweep, and where no method or
+    model is asked for, the files are all there is.
     """
     files = given.get(COMPLETIONS, [])
     given = {key: values for key, values in given.items() if key != COMPLETIONS}
@@ -250,15 +252,15 @@ def points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_swee
     if files:
         beside: dict[str, list[Any]] = {COMPLETIONS: list(files)}
         for key, values in [(key, values) for grid in replaced for key, values in grid.items()]:
-            if key.split(".")[0] in ("judge", "world") or key == "data" or (key.startswith("data.") and key in given):
+            if key.split(".")[0] in ("judge", "world", "scale") or key == "data" or (key.startswith("data.") and key in given):
                 beside[key] = list(dict.fromkeys([*beside.get(key, []), *values]))
         found += unfold([beside])
     return found
 
 
 def is_path(group: str, value: Any) -> bool:
-    """Whether the choice of a group is the folder of a model: `model=DIR` is short for model=local model.path=DIR."""
-    return group == "model" and isinstance(value, str) and ("/" in value or value.startswith("~")) and Path(value).expanduser().is_dir()
+    """Whether the choice of a group is the folder of a model: `model=DIR`, with a slash, is short for model=local model.path=DIR."""
+    return group == "model" and isinstance(value, str) and ("/" in value or value.startswith("~"))
 
 
 def spelled_out(point: Point) -> dict[str, Any]:
@@ -266,9 +268,10 @@ def spelled_out(point: Point) -> dict[str, Any]:
     full: dict[str, Any] = {}
     for key, value in point.items():
         if is_path(key, value):
-            full |= {"model": "local", "model.path": value, "model.name": as_name(Path(value).expanduser().absolute().name)}
-        else:
-            full.setdefault(key, value)
+            full |= {"model": "local", "model.path": value}
+            full.setdefault("model.name", as_name(Path(value).expanduser().absolute().name))
+        elif key != "model.path" or not is_path("model", point.get("model")):  # the door refuses both
+            full[key] = value
     return full
 
 

@@ -44,7 +44,9 @@ def test_every_file_in_conf_composes_and_passes(
         words |= {"model=local", f"model.path={model_folder}", f"data.path={pairs_file}"}
     if group == "judge" and choice in ("alpaca_eval", "mt_bench"):
         words |= {"judge.model=some-model"}
-    if (group, choice) == ("judge", "local"):
+    if (group, choice) == ("do", "why"):
+        words |= {"cell=some-key"}
+    if group == "judge" and choice in ("local", "reward_model"):
         words |= {f"judge.model={model_folder}"}
     if (group, choice) == ("judge", "alpaca_eval_gpt4"):
         items = model_folder.parent / "items.json"

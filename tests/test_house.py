@@ -28,7 +28,7 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
-    ["costs", "screen", "conformance", "rescore", "passport"],
+    ["costs", "screen", "conformance", "rescore", "why", "passport"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -55,7 +55,7 @@ LIGHT = [
     "costs",
 ]
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
-LIGHT += ["judges.reward_model", "stages.score", "stages.audit"]
+LIGHT += ["judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
 
 
 def _room(path: Path) -> str:
@@ -84,7 +84,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 def test_no_method_judge_or_stage_imports_another() -> None:
     """Shared parts have files of their own (methods/training.py, unpaired.py); `none` aside, a method's file is whole."""
-    shared = {"training", "unpaired", "__init__"}
+    shared = {"training", "unpaired", "loop", "__init__"}
     shared |= {"asking", "client", "in_process", "items", "journal", "prices", "prompts", "replies", "server"}  # of judges that are asked
     for room in ("methods", "judges", "stages"):
         names = {path.stem for path in (BENCH / room).glob("*.py")} - shared

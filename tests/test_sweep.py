@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import make_model
 
 from bench import methods
-from bench.door import Opened
+from bench.door import BadConfig, Opened
 from bench.plan import plan_cell
 from bench.report.rows import matches, seedless
 from bench.run import with_start_cells
@@ -221,3 +222,37 @@ def test_the_axes_are_the_keys_that_differ_over_the_points() -> None:
     assert varied(unfold([{**grid, "method.beta": [0.1]} for grid in two])) == ("method", "method.batch_size")
     assert varied([*unfold(one), {"completions": "a.jsonl"}]) == ("method.beta",)
     assert varied([{}]) == ()
+
+
+# Short forms ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_completions_is_judged_on_the_prompts_of_its_neighbours(opened: Open, tmp_path: Path) -> None:
+    """The scale, the judge and the data of the grid are the file's too, whatever the file's own name; `seed` and method are not."""
+    file = tmp_path / "f.jsonl"
+    file.write_text('{"prompt": "Say hello.", "completion": "Hello."}\n')
+    words = ("scale=world_quick", "judge.preference.temperature=2.0", f"completions={file}")
+    for command in (("+sweep=simpo_table", *words), words):
+        cells = opened(*command).cells
+        written = [cell for cell in cells if cell.method.name == "completions"]
+        assert len(written) == 1 and written[0].judge == cells[0].judge and written[0].judge.preference.n_items == 300
+    assert len(cells) == 1
+
+
+def test_a_folder_is_a_model_by_its_path(opened: Open, tmp_path: Path) -> None:
+    make_model(tmp_path / "mine")
+    (cell,) = opened(f"model={tmp_path}/mine", "method=none", "data=world").cells
+    assert (cell.model.name, cell.model.path) == ("mine", f"{tmp_path}/mine")
+    (named,) = opened(f"model={tmp_path}/mine", "method=none", "data=world", "model.name=other").cells
+    assert named.model.name == "other"
+    with pytest.raises(BadConfig, match=r"names the folder already: leave out model\.path=/x"):
+        opened(f"model={tmp_path}/mine", "method=none", "data=world", "model.path=/x")
+    with pytest.raises(BadConfig, match="no such folder"):
+        opened("model=/nope/x", "method=none", "data=world")
+
+
+def test_two_copies_of_a_file_are_refused(opened: Open, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "Say hello.", "completion": "Hello."}\n')
+    with pytest.raises(BadConfig, match="hold the same completions: leave out one"):
+        opened(f"completions={tmp_path}/a.jsonl,{tmp_path}/b.jsonl")

@@ -14,6 +14,10 @@ from bench.written import matched, read_written
 ITEMS = [Item("a", None, ["Say hello."]), Item("b", None, ["Count.", "Again."]), Item("c", None, ["Name a fruit."])]
 
 
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
 def write(path: Path, *rows: Any) -> Path:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
@@ -28,9 +32,31 @@ def test_rows_answer_by_prompt_messages_turns_or_id(tmp_path: Path) -> None:
     found = matched(read_written(write(tmp_path / "f.jsonl", *rows)), ITEMS)
     assert [(c.id, c.completions) for c in found] == [("a", ["Hello."]), ("b", ["One.", "Two."]), ("c", ["Pear."])]
     assert all(c.n_tokens == [] and c.finished == [] for c in found)  # nobody counted
-    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a fruit."}]
-    (pear,) = matched(read_written(write(tmp_path / "g.jsonl", {"prompt": asked, "completion": "Fig."})), ITEMS)
-    assert (pear.id, pear.completions) == ("c", ["Fig."])
+    (fig,) = matched(read_written(write(tmp_path / "g.jsonl", {"prompt": [user("Name a fruit.")], "completion": "Fig."})), ITEMS)
+    assert (fig.id, fig.completions) == ("c", ["Fig."])
+
+
+def test_a_prompt_with_messages_before_it_is_another_prompt(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    rows = [{"prompt": [system, user("Say hello.")], "completion": "Hi."}, {"prompt": "Say hello.", "completion": "Hello."}]
+    items = [*ITEMS[:1], Item("d", None, ["Say hello."], context=[system]), Item("e", None, ["Say hello."], context=[user("Hey.")])]
+    found = matched(read_written(write(tmp_path / "f.jsonl", *rows)), items)
+    assert [(c.id, c.completions) for c in found] == [("a", ["Hello."]), ("d", ["Hi."])]
+
+
+def test_rows_of_the_store_are_told_apart_by_id_where_their_turns_are_the_same(tmp_path: Path) -> None:
+    items = [Item(name, None, ["Shorter."], context=[user(f"Write {name}.")]) for name in "xy"]
+    rows = [{"id": name, "turns": ["Shorter."], "completions": [f"{name}!"]} for name in "xy"]
+    assert [c.completions for c in matched(read_written(write(tmp_path / "f.jsonl", *rows)), items)] == [["x!"], ["y!"]]
+
+
+def test_texts_may_hold_any_line_break_of_unicode(tmp_path: Path) -> None:
+    row = {"prompt": "Say hello.", "completion": "Hel\u2028lo."}
+    path = write(tmp_path / "f.jsonl", json.dumps(row, ensure_ascii=False))
+    assert read_written(path)[0].texts == ("Hel\u2028lo.",)
+    path.write_bytes(b"\x80")
+    with pytest.raises(ValueError, match="must be JSONL in UTF-8, got other bytes"):
+        read_written(path)
 
 
 def test_a_row_with_too_few_turns_or_of_another_prompt_answers_nothing(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import gc
 import math
 import random
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +22,21 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from transformers import TrainerCallback
 
-from bench.config import Pretraining, SftTraining, Trained, WorldModel
+from bench import losses
+from bench.config import Pretraining, RefinedDpo, SftTraining, Trained, WorldModel
 from bench.conformance.judged import OUTSIDE, csft_rows, passes_through, ppo_rows, token_features, token_references, with_references
-from bench.conformance.references import REFERENCES, Row, judged, kto_weights, ppo_parts, ppo_total, sft_chosen
+from bench.conformance.references import (
+    REFERENCES,
+    SPA_THRESHOLD,
+    Row,
+    extrapolated,
+    judged,
+    kto_weights,
+    ppo_parts,
+    ppo_total,
+    sft_chosen,
+    spa,
+)
 from bench.kinds import TrainSettings
 from bench.methods import load
 from bench.methods.training import TrainingJob
@@ -44,7 +57,8 @@ COUPLED = frozenset({"kto", "kto_pair", "offline_ppo"})  # losses whose rows sha
 
 # Settings that each method is checked at; golden values belong to the first.
 HALOS = {"gamma": 0.99, "gae_lambda": 0.95, "value_weight": 0.01, "kl_weight": 0.1, "value_max_grad_norm": 0.1}
-SETTINGS: dict[str, list[dict[str, float]]] = {
+REFINED = {"distrusted": 0.1, "window": 50, "threshold": "pairs", "delay": 0.2, "decoupling": 0.0}
+SETTINGS: dict[str, list[dict[str, Any]]] = {
     "sft_chosen": [{}],
     "dpo": [{"beta": 0.1}, {"beta": 2.0}, {"beta": 0.1, "sft_weight": 0.5}, {"beta": 1.0, "sft_weight": 2.0}],
     "cdpo": [{"beta": 0.1, "label_smoothing": 0.1}, {"beta": 1.0, "label_smoothing": 0.3}],
@@ -69,6 +83,7 @@ SETTINGS: dict[str, list[dict[str, float]]] = {
         {"clip": 0.25, **HALOS},
         {"clip": 0.8, "gamma": 0.7, "gae_lambda": 0.4, "value_weight": 1.5, "kl_weight": 2.0, "value_max_grad_norm": 1.0},
     ],
+    "spa": [{"beta": 0.1, "alpha": 0.1, **REFINED}, {"beta": 1.0, "alpha": 0.4, **REFINED}],
 }
 # log-probabilities -20 and -30, the reference's -22 and -28, lengths 10 and 12, a KL of 3
 GOLDEN_ROW = Row(
@@ -98,6 +113,7 @@ GOLDEN = {
     # -2 x .6829518251 (clipped) and .5 x 1.4139415716 (clipped) = -.5851391614. Value: half the mean of (.1 - 1)², .2², .4² =
     # .1683333333. KL: -ln(1.5 x 2.25 x .4) / 3 = -.1000348642. In all -.5851391614 + .0016833333 - .0100034864.
     "offline_ppo": -0.5934593145,
+    "spa": 0.5530152524,  # of a distrusted label: cDPO's with ε = α
 }
 
 
@@ -106,7 +122,7 @@ def _at_first_step(name: str, m: Any, rows: Sequence[Row]) -> float:
     match name:
         case "dpo":
             return math.log(2) + m.sft_weight * sft_chosen(rows, m)
-        case "cdpo" | "robust":
+        case "cdpo" | "robust" | "spa":
             return math.log(2)
         case "ipo" | "ipo_summed":
             return 1 / (4 * m.beta**2)
@@ -140,9 +156,9 @@ class Reduction(NamedTuple):
 
     text: str
     method: str
-    settings: dict[str, float]
+    settings: dict[str, Any]
     other: str
-    other_settings: dict[str, float]
+    other_settings: dict[str, Any]
     scale: float
     rows: str  # any; equal lengths (T = 10); equal references
 
@@ -152,6 +168,7 @@ CALIBRATION = {"delta": 5.0, "lambda_nll": 0.0}
 REDUCTIONS = [
     Reduction("ε 0 = DPO", "cdpo", EPS_0, "dpo", {"beta": 0.3}, 1, "any"),
     Reduction("ε 0 = DPO", "robust", EPS_0, "dpo", {"beta": 0.3}, 1, "any"),
+    Reduction("α 0 = DPO", "spa", {"beta": 0.3, "alpha": 0.0, **REFINED}, "dpo", {"beta": 0.3}, 1, "any"),
     Reduction("length T: T² × IPO with means at τT", "ipo_summed", {"beta": 0.05}, "ipo", {"beta": 0.5}, 100, "equal lengths"),
     Reduction("equal references: β × SLiC at δ 1/β, λ 0", "hinge", {"beta": 0.2}, "slic", CALIBRATION, 0.2, "equal references"),
     Reduction("equal references, λ 0: δ × hinge at β 1/δ", "slic", CALIBRATION, "hinge", {"beta": 0.2}, 5, "equal references"),
@@ -162,7 +179,7 @@ REDUCTIONS = [
     Reduction("equal references, α 0 = DPO", "cpo", {"beta": 0.3, "alpha": 0.0}, "dpo", {"beta": 0.3}, 1, "equal references"),
 ]
 
-KINDS: dict[str, type] = {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(Trained)}
+KINDS: dict[str, type] = {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in (*get_args(Trained), RefinedDpo)}
 TRAINING = {
     "learning_rate": 1e-9,  # one step is looked at, before it is taken
     "num_train_epochs": 1.0,
@@ -176,7 +193,7 @@ TRAINING = {
 }
 
 
-def method(name: str, settings: Mapping[str, float], **training: Any) -> Any:
+def method(name: str, settings: Mapping[str, Any], **training: Any) -> Any:
     return KINDS[name](name=name, **TRAINING | training, **settings)
 
 
@@ -414,6 +431,8 @@ class Bench:
         `sides`: which completions of the pairs csft and offline_ppo see, chosen (0) or rejected (1).
         """
         trainer, model = self.prepared(settings), Prescribed(rows)
+        if settings.name == "spa":
+            trainer.threshold.seen = deque([SPA_THRESHOLD] * settings.window, settings.window)
         if settings.name in UNPAIRED - {"kto"}:
             features = token_features(rows, FIRST_PROMPT, sides)
             inputs = trainer.data_collator([feature | {"row": 0} for feature in features])
@@ -458,6 +477,8 @@ def quick_checks(bench: Bench, name: str) -> Iterator[Check]:
         yield only_desirable(bench)
     if name == "offline_ppo":
         yield value_gradient(bench)
+    if name == "spa":
+        yield extrapolation()
 
 
 def checks(bench: Bench, name: str) -> Iterator[Check]:
@@ -612,6 +633,22 @@ def value_gradient(bench: Bench, step: float = 1e-5) -> Check:
     return Check("gradient", "gradient of the values", worst, GRADIENT)
 
 
+def extrapolation() -> Check:
+    """De-coupled detection's imagined model, on logits of its own: the real models' are in tests/methods/test_spa.py."""
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(3, 4, 5, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
+    tokens = torch.randint(0, 5, (3, 4), generator=generator)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]])
+    worst = 0.0
+    for extent in (0.125, 0.5, 2.0):
+        found = losses.extrapolated_logps(ours, theirs, tokens, mask, extent).tolist()
+        for i, value in enumerate(found):
+            kept = [t for t in range(4) if mask[i, t]]
+            mine, reference = ([each[i, t].tolist() for t in kept] for each in (ours, theirs))
+            worst = worst_of(worst, deviation(value, extrapolated(mine, reference, [int(tokens[i, t]) for t in kept], extent)))
+    return Check("loss", "logits extrapolated", worst, EXACT)
+
+
 def n_rows(name: str) -> int:
     """Rows of the real batch."""
     return 2 * N_PAIRS if name in UNPAIRED else N_PAIRS
@@ -624,6 +661,8 @@ def real_batch(bench: Bench, name: str) -> Check:
         m = method(name, settings, batch_size=n_rows(name))
         if name == "offline_ppo":
             expected = ppo_total(ppo_parts(bench.ppo_rows, m), m)
+        elif name == "spa":
+            expected = spa(bench.rows, m, threshold=0.0)  # nothing is distrusted at first
         else:
             expected = REFERENCES[name](bench.csft_rows if name == "csft" else bench.rows, m)
         worst = worst_of(worst, deviation(bench.first_step(m).logs["loss"], expected))

@@ -65,6 +65,28 @@ def cdpo(rows: Sequence[Row], m: Any) -> float:
     return mean([(1 - eps) * minus_log_sigmoid(m.beta * row.delta) + eps * minus_log_sigmoid(-m.beta * row.delta) for row in rows])
 
 
+SPA_THRESHOLD = 0.6  # the confidence below which checks have it distrust a label
+
+
+def spa(rows: Sequence[Row], m: Any, threshold: float = SPA_THRESHOLD) -> float:
+    """2406.04412, eq. 9 and 10: a share alpha of the label moves to the other side where the policy's confidence is low"""
+    found = []
+    for row in rows:
+        share = m.alpha if sigmoid(m.beta * row.delta) < threshold else 0.0
+        found.append((1 - share) * minus_log_sigmoid(m.beta * row.delta) + share * minus_log_sigmoid(-m.beta * row.delta))
+    return mean(found)
+
+
+def extrapolated(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], tokens: Sequence[int], extent: float) -> float:
+    """2406.04412, eq. 11 and 12: log-probability of tokens under the imagined model, (1 + lambda) h - lambda h_ref token by token"""
+    total = 0.0
+    for h, h_ref, token in zip(policy, reference, tokens, strict=True):
+        imagined = [(1 + extent) * a - extent * b for a, b in zip(h, h_ref, strict=True)]
+        top = max(imagined)
+        total += imagined[token] - top - math.log(math.fsum(math.exp(each - top) for each in imagined))
+    return total
+
+
 def robust(rows: Sequence[Row], m: Any) -> float:
     """2403.00409: the unbiased estimate of the clean loss under flips with probability eps"""
     eps = m.label_smoothing
@@ -240,4 +262,5 @@ REFERENCES: dict[str, Callable[[Sequence[Row], Any], float]] = {
     "kto_pair": kto_pair,
     "csft": csft,
     "offline_ppo": offline_ppo,
+    "spa": spa,
 }

@@ -107,6 +107,13 @@ FACTS = {
         OURS,
         "the KTO paper prints a clip of [1/4, 4], its code has [1/2, 2] and leaves the last reward out of G; TRL: none",
     ),
+    "spa": Facts(
+        "2406.04412 eq. 9 to 12",
+        "-(1-αz) log σ(βΔ) - αz log σ(-βΔ)",
+        OURS,
+        "its release: de-coupled detection is off in every config, the threshold is one of batch means, two iterations; "
+        "TRL: none. Labels and rounds: see method=spa",
+    ),
 }
 # The methods' needs against TRL v1.9.0 were written down first; what the pinned version keeps is held by tests/conformance.
 TRL_VERSION = "1.16.0"

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from bench import plan
-from bench.config import BestOfN, Cell, NoMethod, Written
+from bench.config import BestOfN, Cell, Loop, NoMethod, Written
 from bench.kinds import TrainSettings, stage
 from bench.plan import Ground, Policy
 
@@ -25,7 +25,7 @@ class Method(Protocol):
 
     @staticmethod
     def make_trainer(job: TrainingJob) -> Trainer:
-        """A trainer over prepared rows with cached reference log-probs."""
+        """A trainer over prepared rows with cached reference log-probs. A loop whose trainings are other methods' has none."""
 
 
 NAMES = (
@@ -46,6 +46,9 @@ NAMES = (
     "best_of_n",
     "csft",
     "offline_ppo",
+    "iterative_dpo",
+    "spa",
+    "spin",
 )
 
 
@@ -59,7 +62,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
 
 def one_shot(cell: Cell, ground: Ground) -> Policy:
     """One train stage from the start model, on the preference rows, against the start model's log-probs."""
-    assert not isinstance(cell.method, NoMethod | Written | BestOfN)
+    assert not isinstance(cell.method, NoMethod | Written | BestOfN | Loop)
     settings = TrainSettings(method=cell.method, max_length=plan.max_length(cell), dtype=plan.dtype(cell), seed=cell.seed)
     inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
     trained = stage("train", settings, inputs, cell.method.name)

@@ -48,6 +48,9 @@ def make_trainer(job: TrainingJob) -> Trainer:
     good, bad = (job.tokenizer.convert_tokens_to_ids(token) for token in (GOOD, BAD))
     for row in rows:
         row["prompt_ids"] = [*row["prompt_ids"], good if row["label"] else bad]
+        (column,) = row["example"].ids
+        seen = replace(row["example"].ids[column], prompt=row["prompt_ids"])
+        row["example"] = replace(row["example"], ids={column: seen})
     return own_unpaired_trainer(job, rows, lambda batch: (losses.csft(batch.logps, batch.mask).mean(), {}))
 
 

@@ -33,7 +33,8 @@ MEGABATCH = 16  # batches that are sorted by length together; more saves padding
 class TrainingJob:
     """What a method's trainer is made of.
 
-    `reference`: the start model's log-probs by name (see stages/logps.py); none for a reward model.
+    `reference`: its log-probs by name (see stages/logps.py); none for a reward model. `reference_model`: its folder, where a loss
+    wants its logits.
     """
 
     settings: TrainSettings | RewardModelSettings
@@ -43,6 +44,7 @@ class TrainingJob:
     reference: dict[str, Logps]
     out: Path
     callback: TrainerCallback
+    reference_model: Path | None = None
 
 
 class LengthBatches(torch.utils.data.Sampler[int]):

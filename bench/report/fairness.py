@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, TypeGuard
 
-from bench.facts import TrainFacts, digest
+from bench.facts import TrainFacts
+from bench.kinds import GenerateSettings
 from bench.records import Verdict, read_jsonl
 from bench.report.rows import Row, chosen, method_name
-from bench.store import Stage, Store
+from bench.store import Stage, Store, hash_key, keyed_settings
 
 Value = str | int | float
 
@@ -38,9 +39,9 @@ class Fact:
     within: tuple[str, ...] = ()
 
 
-ROWS = ("data", "world", "model", "scale")  # the world's rows are sampled from the start model
-BATCH = ("method.batch_size", "method.gradient_accumulation_steps", "scale")
-EPOCHS = ("method.num_train_epochs", "scale")
+ROWS = ("data", "world", "model", "scale", "method.iteration")  # the world's rows are sampled from the start model, a loop's from its own
+BATCH = ("method.batch_size", "method.gradient_accumulation_steps", "scale", "method.iteration")  # a loop's seed has its own
+EPOCHS = ("method.num_train_epochs", "scale", "method.iteration")
 SEED = ("seed",)
 
 FACTS = (
@@ -60,7 +61,7 @@ FACTS = (
     Fact("weight decay", ("method.weight_decay", "scale"), lambda f: f.weight_decay),
     Fact("gradient clip", ("method.max_grad_norm", "scale"), lambda f: f.max_grad_norm),
     Fact("schedule", ("method.lr_scheduler_type", "method.warmup_ratio", "scale"), lambda f: f"{f.schedule}, warm-up {f.warmup:g}"),
-    Fact("learning rate", ("method.learning_rate", "scale"), lambda f: f.learning_rate, ("method.name",)),
+    Fact("learning rate", ("method.learning_rate", "scale", "method.iteration"), lambda f: f.learning_rate, ("method.name",)),
     Fact("training dtype", ("model", "scale"), lambda f: f.dtype),
     Fact("decoding", ("judge", "engine", "model.dtype", "scale")),
     Fact("items", ("judge", "world", "data")),
@@ -121,7 +122,10 @@ class Certificate:
 
     def _common(self) -> list[str]:
         but = f" but the axes ({_keys(self.axes, ', ')})" if self.axes else ""
-        lines = [f"Same over all cells{but}: {', '.join(self.same)}."] if self.same else []
+        everywhere = [fact for fact in self.same if fact not in self.unknown]
+        where_known = [fact for fact in self.same if fact in self.unknown]
+        lines = [f"Same over all cells{but}: {', '.join(everywhere)}."] if everywhere else []
+        lines += [f"Same over the cells of which it is known{but}: {', '.join(where_known)}."] if where_known else []
         lines += [f"Same at equal {keys}: {', '.join(facts)}." for keys, facts in self.within.items()]
         lines += [f"Not compared, each {keys} has its own: {', '.join(facts)}." for keys, facts in self.apart.items()]
         lines += [f"Differs by method, on purpose: {fact} ({values})." for fact, values in self.by_method.items()]
@@ -236,7 +240,7 @@ def known(row: Row, name: str, axes: Sequence[str], store: Store) -> Known:
     manners = [manner for manner in MANNERS if f"{manner}_completions" in roles]
     facts |= {
         "decoding": _each(manners, lambda manner: _decoding(roles[f"{manner}_completions"], store)),
-        "items": _each(manners, lambda manner: _items(roles.get(f"{manner}_items"), store)),
+        "items": _each(manners, lambda manner: _items(roles.get(f"{manner}_items"), roles[f"{manner}_completions"], store)),
         "judge": _each(manners, lambda manner: _judge(roles.get(f"{manner}_verdicts"), cell.judge.name, store)),
     }
     where = {key: chosen(cell, key) for key in (*axes, "seed", "method.name")}
@@ -258,20 +262,32 @@ def _decoding(stage: Stage, store: Store) -> str | None:
     settings = stage.settings
     if (decoding := getattr(settings, "decoding", None)) is None or not _done(stage, store):
         return None
-    how = "greedy" if decoding.temperature == 0 else f"temperature {decoding.temperature:g}, top_p {decoding.top_p:g}"
-    return f"{how}, {decoding.max_new_tokens} tokens, {settings.engine} {settings.dtype}"  # type: ignore[attr-defined]
+    assert isinstance(settings, GenerateSettings)
+    how = ["greedy" if decoding.temperature == 0 else f"temperature {decoding.temperature:g}, top_p {decoding.top_p:g}"]
+    how += [f"{category} {temperature:g}" for category, temperature in sorted(settings.temperatures.items())]
+    how += [f"{decoding.max_new_tokens} tokens, {settings.engine} {settings.dtype}"]
+    how += [f"best of {settings.best_of}"] if settings.best_of > 1 else []
+    how += [f"asked with {settings.control}"] if settings.control else []
+    return ", ".join(how)
 
 
-def _items(stage: Stage | None, store: Store) -> str | None:
-    return store.manifest(stage).digest[:DIGITS] if _done(stage, store) else None
+def _items(stage: Stage | None, completions: Stage, store: Store) -> str | None:
+    """Which they are, and how many of them a file of completions answers."""
+    if not _done(stage, store):
+        return None
+    counts = store.manifest(completions).counts if _done(completions, store) else {}
+    some = f", {counts['rows']} of {counts['rows'] + counts['missing']} answered" if counts.get("missing") else ""
+    return f"{store.manifest(stage).digest[:DIGITS]}{some}"
 
 
 def _judge(stage: Stage | None, name: str, store: Store) -> str | None:
-    """Its settings, and the models that its replies name. Nobody is a judge like another."""
+    """Its keyed settings and what it reads from outside (prompts, a model's folder), and the models that its replies name. Nobody is a
+    judge like another."""
     if stage is None:
         return name
     if not _done(stage, store):
         return None
     verdicts = read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict)
     served = sorted({call.served for verdict in verdicts for call in verdict.calls if call.served})
-    return ", ".join([f"{name} ({digest(stage.settings.model_dump(mode='json'))[:DIGITS]})", *served])
+    read = {role: source.key for role, source in stage.inputs.items() if role not in ("items", "completions")}
+    return ", ".join([f"{name} ({hash_key([keyed_settings(stage.settings), read])[:DIGITS]})", *served])

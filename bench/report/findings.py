@@ -119,16 +119,25 @@ def margin_from_rejected(e: Evidence) -> Finding | None:
 
 
 def nothing_learnt(e: Evidence) -> Finding | None:
+    """A held-out ranking that is not shown to be learnt. Log-probabilities that moved say that something was; methods that learn from
+    chosen completions alone rank nothing, and these becoming likelier is what they are for."""
+    if e.metrics.get("shift_chosen_low", -1.0) > 0:
+        return None
     for name, words in (("reward_accuracy", "Held-out reward accuracy"), ("reward_auc", "Held-out reward AUC")):
         value, low = e.metrics.get(name), e.metrics.get(f"{name}_low")
         if value is None or low is None:
             continue
         if low > 0.5:
             return None
-        says = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * e.metrics[f'{name}_high']:.1f}], not above 50 %"
-        numbers = _numbers(e.metrics, name, f"{name}_low", f"{name}_high")
-        says += f"{_loss_words(e.curve)}."
-        return Finding("nothing learnt", says, 100 * value, "% right", "95 % interval reaches 50 %", "warning", numbers)
+        high = e.metrics[f"{name}_high"]
+        numbers = _numbers(e.metrics, name, f"{name}_n", f"{name}_low", f"{name}_high")
+        found = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {e.metrics.get(f'{name}_n', 0):.0f} rows"
+        if high < 0.5:
+            return Finding("ranks wrongly", f"{found}, below 50 %.", 100 * value, "% right", "95 % interval below 50 %", "warning", numbers)
+        moved = [side for side in ("chosen", "rejected") if _beyond_zero(e.metrics, f"shift_{side}")]
+        called = "ranking not learnt" if moved else "nothing learnt"
+        says = f"{found}, not shown to be above 50 %" + (f"; log-probs of {' and '.join(moved)} completions moved" if moved else "")
+        return Finding(called, f"{says}.", 100 * value, "% right", "95 % interval reaches 50 %", "warning", numbers)
     if (ends := _ends(e.curve, "loss")) is None or abs(ends.last - ends.first) > Z * ends.error:
         return None
     says = f"The loss did not move: {ends.first:.4g} in the first tenth of the steps, {ends.last:.4g} in the last"
@@ -137,9 +146,9 @@ def nothing_learnt(e: Evidence) -> Finding | None:
     return Finding("nothing learnt", f"{says}.", ends.last - ends.first, "of loss", threshold, "warning", numbers)
 
 
-def _loss_words(curve: Curve) -> str:
-    ends = _ends(curve, "loss")
-    return "" if ends is None else f"; loss {ends.first:.4g} in the first tenth of the steps, {ends.last:.4g} in the last"
+def _beyond_zero(metrics: Metrics, name: str) -> bool:
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return low is not None and high is not None and (low > 0 or high < 0)
 
 
 # What the policy writes -------------------------------------------------------------------------------------------------
@@ -163,7 +172,8 @@ def repetition(e: Evidence) -> Finding | None:
     ours, theirs = e.metrics.get("repetition"), e.start.get("repetition")
     distinct, start_distinct = e.metrics.get("distinct"), e.start.get("distinct")
     within = ours is not None and theirs is not None and ours - theirs >= REPETITION_RISE
-    across = distinct is not None and bool(start_distinct) and distinct / start_distinct <= DISTINCT_RATIO  # type: ignore[operator]
+    longer = e.metrics.get("mean_length", 0.0) > LENGTH_RATIO * e.start.get("mean_length", float("inf"))  # more text has less that is new
+    across = distinct is not None and bool(start_distinct) and distinct / start_distinct <= DISTINCT_RATIO and not longer  # type: ignore[operator]
     if not (within or across):
         return None
     said = []
@@ -225,11 +235,14 @@ def _ends(curve: Curve, name: str) -> Ends | None:
 
 def entropy_moved(e: Evidence) -> Finding | None:
     """Collapse to a few words, or blow-up to noise."""
-    if (ends := _ends(e.curve, "entropy")) is None or ends.first <= 0 or ENTROPY_RATIO < ends.last / ends.first < 1 / ENTROPY_RATIO:
+    ends = _ends(e.curve, "entropy")
+    if ends is None or ends.first <= 0 or ENTROPY_RATIO < ends.last / ends.first < 1 / ENTROPY_RATIO:
+        return None
+    if abs(ends.last - ends.first) <= Z * ends.error:  # batches are of like length, and short completions have another entropy
         return None
     name, moved = ("collapse", "fell") if ends.last < ends.first else ("blow-up", "rose")
     says = f"Entropy on training completions {moved} from {ends.first:.2f} to {ends.last:.2f} nats a token (first, last tenth of steps)."
-    threshold = f"at most {ENTROPY_RATIO:g} or at least {1 / ENTROPY_RATIO:g} times the first tenth's"
+    threshold = f"at most {ENTROPY_RATIO:g} or at least {1 / ENTROPY_RATIO:g} times the first tenth's, and beyond {Z:g} standard errors"
     return Finding(f"entropy {name}", says, ends.last, "nats a token", threshold, "warning", {"first": ends.first, "last": ends.last})
 
 

@@ -216,7 +216,7 @@ def pool(rows: Sequence[Row]) -> Pooled:
 
 
 UNTRAINED = ("none", "completions")  # start models and files of completions: beside the grid, not in it
-OWN_COLUMN = {"seed", "method.name", "method.beta", "data.name", "data.fraction", "model.name"}
+OWN_COLUMN = {"seed", "method.name", "method.beta", "method.iteration", "data.name", "data.fraction", "model.name"}
 NAMED_BY = {"method": "method.name", "model": "model.name", "data": "data.name", "world": "data.name"}
 
 
@@ -342,12 +342,18 @@ def _bootstrapped(found: stats.Comparison | None, ours: stats.BySeed, theirs: st
 
 
 def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], stats.Comparison | None]:
-    """Every pair of judged groups, over the seeds that both have."""
+    """Every pair of judged groups, over the seeds that both have; a file of completions is the same for every seed."""
     values = {key: by_seed for key, group in members.items() if (by_seed := _values(group, "preferences"))}
+    seedless_ones = {key: next(iter(values[key].values())) for key in values if isinstance(members[key][0].cell.cell.method, Written)}
     pairs = {}
     for a, b in itertools.combinations(values, 2):
-        if seeds := values[a].keys() & values[b].keys():
-            pairs[a, b] = ({s: values[a][s] for s in seeds}, {s: values[b][s] for s in seeds})
+        ours, theirs = values[a], values[b]
+        if a in seedless_ones and b not in seedless_ones:
+            ours = dict.fromkeys(theirs, seedless_ones[a])
+        elif b in seedless_ones and a not in seedless_ones:
+            theirs = dict.fromkeys(ours, seedless_ones[b])
+        if seeds := ours.keys() & theirs.keys():
+            pairs[a, b] = ({s: ours[s] for s in seeds}, {s: theirs[s] for s in seeds})
     return stats.compare_table(pairs)
 
 
@@ -389,7 +395,7 @@ def _settings(row: Row) -> dict[str, Any]:
         method_name(cell),
         getattr(cell.method, "beta", None),
         cell.data.fraction,
-        None,
+        getattr(cell.method, "iteration", None),
         cell.seed,
         row.n_train,
     )

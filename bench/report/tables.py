@@ -36,6 +36,7 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
     trained = [group for group in groups if group.is_trained]
     for name, value, varied in (
         ("beta", _beta, any(map(_beta, trained))),
+        ("iteration", _iteration, any(map(_iteration, trained))),
         ("model", lambda g: g.cell.model.name, len({g.cell.model.name for g in groups if g.cell.model.name != "none"}) > 1),
         ("data", lambda g: g.cell.data.name, len({g.cell.data.name for g in groups}) > 1),
         ("labels", _fraction, len({g.cell.data.fraction for g in trained}) > 1),
@@ -71,6 +72,10 @@ def _method(group: Group) -> str:
 def _beta(group: Group) -> str:
     beta = getattr(group.cell.method, "beta", None)
     return "" if beta is None else f"{beta:g}"
+
+
+def _iteration(group: Group) -> str:
+    return str(getattr(group.cell.method, "iteration", ""))
 
 
 def _setting(key: str, group: Group) -> str:

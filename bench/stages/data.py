@@ -16,10 +16,13 @@ from bench.kinds import (
     CanaryData,
     ChosenData,
     CorpusData,
+    DemonstratedData,
     DemonstrationData,
     JudgeItemData,
     LocalPairData,
     LocalPromptData,
+    LoopPairData,
+    NewPromptData,
     PairData,
     PromptData,
     RecordedData,
@@ -29,7 +32,7 @@ from bench.kinds import (
 from bench.preferences import nested_subset, prompt_key, read_preferences, split_heldout, with_partners
 from bench.records import Completion, Item, Labelled, Pair, Record, Unpaired, read_jsonl, read_rows, write_jsonl
 from bench.worker import Outcome, StageRun
-from bench.world.corpus import base_rows, demonstration_rows, make_items
+from bench.world.corpus import base_rows, demonstrated_items, demonstration_rows, make_items
 from bench.world.tasks import Turn
 from bench.world.writers import write
 
@@ -46,6 +49,14 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _written(settings, run.inputs["items"], run.out)
         case ChosenData():
             return _write(run.out / "items.jsonl", _with_chosen(run.inputs["items"], run.inputs["labels"]))
+        case NewPromptData():
+            found = make_items(_world(settings.family), settings.after + settings.n, split="train", seed=settings.seed)
+            return _write(run.out / "items.jsonl", [replace(item, baseline=None) for item in found[settings.after :]])
+        case DemonstratedData():
+            found = demonstrated_items(_world(settings.family), settings.writer, settings.after + settings.n, settings.seed)
+            return _write(run.out / "items.jsonl", found[settings.after :])
+        case LoopPairData():
+            return _of_iterations(settings, run)
         case PairData():
             return _from_labels(settings, run)
         case LocalPairData():
@@ -134,6 +145,25 @@ def _from_labels(settings: PairData, run: StageRun) -> Outcome:
     return Outcome(counts)
 
 
+def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
+    """Pairs of several iterations in their order; a folder holds labels, or the pairs of the data stage that a loop starts from."""
+    rows: list[Any] = []
+    labelled = ties = unscored = 0
+    for _, folder in sorted(run.inputs.items()):
+        if not (path := folder / "labels.jsonl").exists():
+            rows += read_rows(folder / "train.jsonl")
+            continue
+        labels = list(read_jsonl(path, Labelled))
+        rows += [row for label in labels if (row := _pair(label)) is not None]
+        labelled += len(labels)
+        unscored += (n := sum(label.unscored is not None for label in labels))
+        ties += sum(label.first_preferred is None for label in labels) - n
+    if not rows:
+        raise ValueError(f"no pair is left of {labelled} labelled prompts: {ties} were ties, {unscored} unscored")
+    _write_rows(run, "train", rows, settings.seed)
+    return Outcome({"train": len(rows), "train_prompts": labelled, "train_ties": ties, "train_unscored": unscored})
+
+
 def _kept(rows: list[Any], settings: PairData | LocalPairData) -> list[Any]:
     """The nested subset of the train rows that is used; of unpaired rows less of either label where that is asked."""
     rows = nested_subset(rows, settings.fraction, settings.seed)
@@ -150,19 +180,25 @@ def _write_rows(run: StageRun, split: str, rows: list[Any], seed: int) -> None:
     try:
         write_jsonl(run.out / f"{split}.jsonl", with_partners(rows, seed))
     except ValueError as error:
-        way_out = "bring more prompts, or set data.heldout_fraction (held out) or data.fraction (train) higher"
+        shares = "data.fraction, data.desirable_fraction, data.undesirable_fraction" if split == "train" else "data.heldout_fraction"
+        way_out = f"bring more prompts, or set {shares} higher"
         raise ValueError(f"{len(rows)} {split} rows: {error}; {way_out}") from error
 
 
 def _row(label: Labelled, settings: PairData) -> Pair | Unpaired | None:
     """A preference row, or None for a tie. Unpaired: a seeded coin says which of the two completions was shown."""
+    pair = _pair(label)
+    if pair is None or settings.form == "paired":
+        return pair
+    desirable = random.Random(f"unpaired/{settings.seed}/{label.id}").random() < 0.5
+    return Unpaired(label.id, label.prompt, pair.chosen if desirable else pair.rejected, desirable, "")
+
+
+def _pair(label: Labelled) -> Pair | None:
     if label.first_preferred is None:
         return None
     chosen, rejected = (label.first, label.second) if label.first_preferred else (label.second, label.first)
-    if settings.form == "paired":
-        return Pair(label.id, label.prompt, chosen, rejected, "", "")
-    desirable = random.Random(f"unpaired/{settings.seed}/{label.id}").random() < 0.5
-    return Unpaired(label.id, label.prompt, chosen if desirable else rejected, desirable, "")
+    return Pair(label.id, label.prompt, chosen, rejected, "", "")
 
 
 def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:

@@ -1,30 +1,74 @@
-"""Two samples of each prompt to a labelled pair, by a labeller; ties and unscored pairs stay in the file, without a label."""
+"""Samples of each prompt to a labelled pair, by a labeller; ties and unscored pairs stay in the file, without a label.
+
+Of more than two samples the best and the worst make the pair, in the order in which they were drawn.
+"""
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Mapping, Sequence
 
+from bench.config import Settings
 from bench.judges.gold import GoldAnnotator
-from bench.kinds import GoldLabels
-from bench.records import Completion, Item, Labelled, Verdict, read_jsonl, write_jsonl
+from bench.kinds import GoldLabels, RankLabels
+from bench.records import Completion, Item, Labelled, Verdict, draw_name, read_jsonl, read_logps, read_rewards, write_jsonl
 from bench.tokens import conversation
 from bench.worker import Outcome, StageRun
-from bench.world.gold import draw_label
+from bench.world.gold import count_words, draw_label, gold
+from bench.world.tasks import Turn
+
+Scores = Mapping[str, float]  # by draw_name
 
 
-def run(settings: GoldLabels, run: StageRun) -> Outcome:
+def run(settings: Settings, run: StageRun) -> Outcome:
     items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
-    completions = list(read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion))
-    first, second = ([c for c in completions if c.draw == draw] for draw in (0, 1))
-    labeller = GoldAnnotator(settings.gold, settings.annotator)
-    texts = {c.id: (c.completions[0], d.completions[0]) for c, d in zip(first, second, strict=True)}
-    verdicts = list(labeller.judge(items, first, second))
-    labels = [_label(item, verdict, *texts[item.id], settings) for item, verdict in zip(items, verdicts, strict=True)]
+    draws: dict[str, list[Completion]] = {item.id: [] for item in items}
+    for completion in read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion):
+        draws[completion.id].append(completion)
+    match settings:
+        case GoldLabels():
+            labels = _by_annotator(settings, items, draws)
+        case RankLabels():
+            labels = _by_score(settings, items, draws, run)
+        case _:
+            raise TypeError(f"no label stage for {type(settings).__name__}")
     write_jsonl(run.out / "labels.jsonl", labels)
     judged = [label.correct for label in labels if label.correct is not None]
-    unscored = sum(verdict.unscored is not None for verdict in verdicts)
+    unscored = sum(label.unscored is not None for label in labels)
     ties = sum(label.first_preferred is None for label in labels) - unscored
     return Outcome({"rows": len(labels), "ties": ties, "unscored": unscored, "correct": sum(judged), "with_truth": len(judged)})
+
+
+def extremes(draws: Sequence[Completion], scores: Scores) -> tuple[Completion, Completion]:
+    """The samples with the highest and with the lowest score, the first of equals, as they were drawn; of equal ones the first two."""
+    best, worst = max(draws, key=lambda c: scores[draw_name(c)]), min(draws, key=lambda c: scores[draw_name(c)])
+    if scores[draw_name(best)] == scores[draw_name(worst)]:
+        best, worst = draws[:2]
+    return (best, worst) if best.draw < worst.draw else (worst, best)
+
+
+# By the annotator -----------------------------------------------------------------------------------------------------
+
+
+def _by_annotator(settings: GoldLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]]) -> list[Labelled]:
+    pairs = [_looked_at(settings, item, draws[item.id]) for item in items]
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    verdicts = GoldAnnotator(settings.gold, settings.annotator).judge(items, first, second)
+    texts = [(c.completions[0], d.completions[0]) for c, d in pairs]
+    return [_label(item, verdict, *both, settings) for item, verdict, both in zip(items, verdicts, texts, strict=True)]
+
+
+def _looked_at(settings: GoldLabels, item: Item, draws: Sequence[Completion]) -> tuple[Completion, Completion]:
+    """The pair that is labelled: of more than two samples the best and the worst in the annotator's eyes."""
+    if len(draws) == 2 or item.task is None:
+        return draws[0], draws[1]
+    turn = Turn.from_json(item.task[0])
+    seen = {
+        draw_name(c): gold(turn, c.completions[0], settings.gold).total + settings.annotator.length_bias * count_words(c.completions[0])
+        for c in draws
+    }
+    return extremes(draws, seen)
 
 
 def _label(item: Item, verdict: Verdict, first: str, second: str, settings: GoldLabels) -> Labelled:
@@ -38,3 +82,51 @@ def _label(item: Item, verdict: Verdict, first: str, second: str, settings: Gold
     difference = verdict.details["gold_first"] - verdict.details["gold_second"]
     correct = None if preferred is None or difference == 0 else preferred == (difference > 0)
     return Labelled(item.id, prompt, first, second, verdict.preference, preferred, correct)
+
+
+# By a score -----------------------------------------------------------------------------------------------------------
+
+
+def _by_score(settings: RankLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]], run: StageRun) -> list[Labelled]:
+    if settings.labeller == "human":
+        return [_ranked(settings, item, (item.baseline or [])[0], draws[item.id][0].completions[0], 1.0, 0.0) for item in items]
+    scores = _scores(settings, [c for item in items for c in draws[item.id]], run)
+    labels = []
+    for item in items:
+        first, second = extremes(draws[item.id], scores)
+        score, other = scores[draw_name(first)], scores[draw_name(second)]
+        labels.append(_ranked(settings, item, first.completions[0], second.completions[0], score, other))
+    return labels
+
+
+def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageRun) -> Scores:
+    match settings.labeller:
+        case "implicit":
+            assert settings.beta is not None
+            policy, reference = (read_logps(run.inputs[f"{role}_logps"]) for role in ("policy", "reference"))
+            return {name: settings.beta * (policy[name].logps - reference[name].logps) for name in policy}
+        case "reward_model":
+            return read_rewards(run.inputs["rewards"])
+        case "random":
+            return {draw_name(c): random.Random(f"label/{settings.seed}/{draw_name(c)}").random() for c in completions}
+        case "shorter":
+            return {draw_name(c): -float(count_words(c.completions[0])) for c in completions}
+    raise ValueError(f"{settings.labeller} has no scores")
+
+
+def _ranked(settings: RankLabels, item: Item, first: str, second: str, score: float, other: float) -> Labelled:
+    """The larger score is preferred; equal scores or texts are a tie. Only rewards say how sure one is."""
+    prompt = conversation(item, [])
+    preferred = None if score == other or first == second else score > other
+    sure = {"implicit": sigmoid(score - other), "reward_model": sigmoid(score - other), "random": 0.5}
+    p_first = sure.get(settings.labeller, 0.5 if preferred is None else float(preferred))
+    correct = None
+    if preferred is not None and item.task is not None:
+        turn = Turn.from_json(item.task[0])
+        difference = gold(turn, first, settings.truth).total - gold(turn, second, settings.truth).total
+        correct = None if difference == 0 else preferred == (difference > 0)
+    return Labelled(item.id, prompt, first, second, p_first, preferred, correct)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))  # far-off rewards make large x

@@ -13,8 +13,8 @@ from bench.config import Settings
 from bench.engines.hf import Engine
 from bench.engines.reward import Scorer
 from bench.kinds import LogpsSettings, RewardScoreSettings
-from bench.records import Completion, Item, Logps, Reward, read_jsonl, read_rows, write_jsonl
-from bench.tokens import Ids, PromptTooLong, conversation, preference_ids, prompt_ids
+from bench.records import Completion, Item, Logps, Reward, draw_name, read_jsonl, read_rows, write_jsonl
+from bench.tokens import Ids, PromptTooLong, conversation, preference_ids, prompt_ids, row_ids
 from bench.worker import Outcome, StageRun
 
 if TYPE_CHECKING:
@@ -38,7 +38,13 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
         cut = partial(_preferences, engine.tokenizer, *where, max_length=settings.max_length)
         named = list(cut(mismatched=settings.mismatched, control=settings.control))
     else:
-        named = list(_completions(engine.tokenizer, run.inputs["completions"], run.inputs["items"], settings.control))
+        if settings.max_length is not None and settings.control is not None:
+            raise ValueError(f"texts are scored as training sees them, which is without {settings.control}")
+        completions, items = run.inputs["completions"], run.inputs["items"]
+        if settings.max_length is None:
+            named = list(_drawn(engine.tokenizer, completions, items, settings.control))
+        else:
+            named = list(_texts(engine.tokenizer, completions, items, settings.max_length))
     sums = engine.logps([ids for _, ids in named], run.progress)
     if bad := [(name, value) for (name, _), value in zip(named, sums, strict=True) if not math.isfinite(value)]:
         raise FloatingPointError(f"{len(bad)} of {len(sums)} log-probabilities are not finite, first {bad[0][0]}: {bad[0][1]}")
@@ -48,8 +54,11 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
 
 def _rewards(settings: RewardScoreSettings, run: StageRun) -> Outcome:
     scorer = Scorer(run.inputs["model"], settings.dtype, settings.batch_size)
-    where = run.inputs["preferences"], settings.splits
-    named = list(_preferences(scorer.tokenizer, *where, max_length=settings.max_length, mismatched=False))
+    if settings.rows == "completions":
+        named = list(_texts(scorer.tokenizer, run.inputs["completions"], run.inputs["items"], settings.max_length))
+    else:
+        where = run.inputs["preferences"], settings.splits
+        named = list(_preferences(scorer.tokenizer, *where, max_length=settings.max_length, mismatched=False))
     rewards = scorer.rewards([ids for _, ids in named], run.progress)
     write_jsonl(run.out / "rewards.jsonl", [Reward(name, reward) for (name, _), reward in zip(named, rewards, strict=True)])
     return _outcome(named)
@@ -84,7 +93,15 @@ def _preferences(
         raise PromptTooLong(f"{len(too_long)} rows to drop, or raise model.max_length; first {too_long[0]}")
 
 
-def _completions(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, control: str | None) -> Iterator[tuple[str, Ids]]:
+def _texts(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, max_length: int) -> Iterator[tuple[str, Ids]]:
+    """(name, ids) of the texts of every draw, as pairs of them are tokenised and cut for training."""
+    by_id = {item.id: item for item in read_jsonl(items / "items.jsonl", Item)}
+    for completion in read_jsonl(folder / "completions.jsonl", Completion):
+        prompt = conversation(by_id[completion.id], [])
+        yield draw_name(completion), row_ids(tokenizer, prompt, completion.completions[0], max_length)
+
+
+def _drawn(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, control: str | None) -> Iterator[tuple[str, Ids]]:
     """(item id, ids) of what a policy drew: its very tokens, without an EOS where it was cut."""
     by_id = {item.id: item for item in read_jsonl(items / "items.jsonl", Item)}
     for completion in read_jsonl(folder / "completions.jsonl", Completion):

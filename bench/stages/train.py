@@ -32,7 +32,7 @@ def run(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outcome
     rows = read_rows(run.inputs["preferences"] / "train.jsonl")
     recorder = Recorder(run.progress)
     # float32 weights whatever the dtype: see engines/hf.py
-    job = TrainingJob(settings, model.float(), tokenizer, rows, reference, run.out, recorder)
+    job = TrainingJob(settings, model.float(), tokenizer, rows, reference, run.out, recorder, run.inputs.get("reference_model"))
     trainer = load(method).make_trainer(job)  # may add tokens to model and tokenizer
     before = fingerprint(model)
     trainer.train()

@@ -38,12 +38,23 @@ def base_rows(world: World, n: int, seed: int) -> Iterator[Text]:
 
 def demonstration_rows(world: World, writer: Writer, n: int, seed: int) -> list[Text]:
     """The start stage's rows: one and two turns, balanced over categories, answers by `writer`."""
+    return [text for _, text in _demonstrations(world, writer, n, seed)]
+
+
+def demonstrated_items(world: World, writer: Writer, n: int, seed: int) -> list[Item]:
+    """The first turns of the same rows as items to answer; the baseline is what the demonstration answers there."""
+    items = []
+    for task, text in _demonstrations(world, writer, n, seed):
+        turn, answered = task.turns[0], text.prompt[1]["content"] if len(text.prompt) > 1 else text.completion
+        items.append(Item(task.id, task.category, [turn.text], [turn.to_json()], [answered]))
+    return items
+
+
+def _demonstrations(world: World, writer: Writer, n: int, seed: int) -> Iterator[tuple[Task, Text]]:
     rng = random.Random(f"demonstrations/{seed}")
-    rows = []
     for task in make_tasks(world, n, split="demonstrations", seed=seed, n_turns=2):
         turns = task.turns if rng.random() < TWO_TURN_SHARE else task.turns[:1]
-        rows.append(_conversation(task.id, Task(id=task.id, category=task.category, turns=turns), writer, rng))
-    return rows
+        yield task, _conversation(task.id, Task(id=task.id, category=task.category, turns=turns), writer, rng)
 
 
 def make_items(world: World, n: int, *, split: str, seed: int, n_turns: int = 1) -> list[Item]:

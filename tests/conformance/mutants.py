@@ -21,10 +21,11 @@ from bench import losses
 from bench.conformance.checks import Bench, quick_checks
 
 PAIRED = ("dpo", "cdpo", "ipo_summed", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen")
-OURS = (*PAIRED, "csft", "offline_ppo")
+OURS = (*PAIRED, "csft", "offline_ppo", "spa")
 PPO = ("TokenLogps", "token_mean", "_next", "_discounted", "terminal_rewards", "future_rewards", "generalized_advantages", "whitened")
 PPO += ("clipped_policy_loss", "PpoLoss")
 USED_BY = {"log_odds": ("orpo",), "dpo_sft": ("dpo",), "pair_logps": PAIRED, "PairLogps": PAIRED}  # a loss of its own name otherwise
+USED_BY |= dict.fromkeys(("refined_dpo", "extrapolated_logps"), ("spa",))
 USED_BY |= dict.fromkeys(PPO, ("offline_ppo",))
 POLICY = {"chosen", "rejected", "chosen_mean", "rejected_mean", "delta", "policy", "ratio"}  # what gradients flow through
 OPERATORS: dict[type[ast.operator], tuple[str, ast.operator]] = {

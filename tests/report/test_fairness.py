@@ -159,6 +159,12 @@ def test_what_is_not_known_is_never_the_same() -> None:
     assert not any("Same" in line and "examples" in line for line in certificate.lines())
 
 
+def test_what_some_cells_do_not_tell_is_the_same_only_over_the_others() -> None:
+    certificate = certify([cell("dpo", beta=1), cell("ipo", beta=1), cell("kto", None, beta=1)], ["method"])
+    same = [line for line in certificate.lines() if "examples" in line and "Same" in line]
+    assert len(same) == 1 and same[0].startswith("Same over the cells of which it is known but the axes (method): ")
+
+
 def test_one_trained_cell_has_nothing_to_be_compared_with() -> None:
     certificate = certify([start(), cell("dpo")], [])
     assert certificate.same == ["decoding", "items", "judge"]

@@ -135,14 +135,37 @@ def test_z0_is_at_0_when_it_is_on_more_than_half_of_the_steps(zeros: int, stuck:
     assert find(Evidence(curve, HEALTHY, START, "offline_ppo")) == []  # another's kl is no z0
 
 
+UNMOVED = {"shift_chosen": 0.0, "shift_chosen_low": -0.02, "shift_chosen_high": 0.02}
+FELL = {"shift_chosen": -0.05, "shift_chosen_low": -0.08, "shift_chosen_high": -0.02}
+ROSE = {"shift_chosen": 0.8, "shift_chosen_low": 0.7, "shift_chosen_high": 0.9}
+
+
 @pytest.mark.parametrize(("low", "learnt"), [(0.49, False), (0.5, False), (0.51, True)])
 def test_nothing_is_learnt_when_the_accuracy_s_interval_reaches_a_half(low: float, learnt: bool) -> None:
-    """The loss's ends are the means of 0.70 and 0.69, and of 0.52 and 0.51."""
-    findings = found(reward_accuracy=0.55, reward_accuracy_low=low, reward_accuracy_high=0.61)
+    findings = found(reward_accuracy=0.55, reward_accuracy_low=low, reward_accuracy_high=0.61, reward_accuracy_n=180, **UNMOVED)
     assert ("nothing learnt" not in findings) is learnt
     if not learnt:
-        assert "55.0 %" in findings["nothing learnt"].says
-        assert "loss 0.695 in the first tenth of the steps, 0.515 in the last" in findings["nothing learnt"].says
+        assert "55.0 % [" in findings["nothing learnt"].says and "on 180 rows" in findings["nothing learnt"].says
+
+
+def test_log_probs_that_moved_say_that_something_was_learnt() -> None:
+    """An undecided ranking beside a fall is a ranking not learnt; beside chosen completions that rose it is no finding: SFT ranks nothing.
+    An accuracy certainly below a half is learnt the wrong way round."""
+    undecided = {"reward_accuracy": 0.5, "reward_accuracy_low": 0.44, "reward_accuracy_high": 0.56}
+    assert "log-probs of chosen completions moved" in found(**undecided, **FELL)["ranking not learnt"].says
+    assert "ranking not learnt" not in found(**undecided, **ROSE) and "nothing learnt" not in found(**undecided, **ROSE)
+    assert "ranks wrongly" in found(reward_accuracy=0.3, reward_accuracy_low=0.25, reward_accuracy_high=0.35, **UNMOVED)
+
+
+def test_longer_texts_have_fewer_different_grams_without_repeating_themselves() -> None:
+    assert "repetition collapse" in found(distinct=0.2)
+    assert "repetition collapse" not in found(distinct=0.2, mean_length=90.0)
+
+
+def test_entropy_that_swings_with_the_length_of_batches_is_no_finding() -> None:
+    """First tenth 0.5 and 3.5, last 6 and 3: twice as much on average, but within what batches differ by."""
+    entropy = [0.5, 3.5, *[1.0, 6.0] * 8, 6.0, 3.0]
+    assert "entropy blow-up" not in found(curve=[{"loss": 0.7, "entropy": value} for value in entropy])
 
 
 def test_without_rewards_the_loss_says_whether_anything_was_learnt() -> None:

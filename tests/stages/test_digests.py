@@ -24,14 +24,18 @@ from bench.kinds import (
     CanaryData,
     ChosenData,
     CorpusData,
+    DemonstratedData,
     DemonstrationData,
     GoldLabels,
     GoldPreferenceSettings,
     GoldRatingSettings,
     LocalPairData,
     LocalPromptData,
+    LoopPairData,
+    NewPromptData,
     PairData,
     PromptData,
+    RankLabels,
     ScoreSettings,
     TaskFamily,
     WrittenData,
@@ -102,6 +106,12 @@ class Made:
         settings = PairData(form=form, fraction=0.5, seed=1)  # type: ignore[arg-type]
         return self.run(data, settings, train=self.labels("train"), heldout=self.labels("heldout"))
 
+    def ranked(self, labeller: str) -> Path:
+        """Of three draws; what `human` prefers are the demonstrations."""
+        items = self.run(data, DemonstratedData(family=FAMILY, writer=SLOPPY, after=8, n=24, seed=1))
+        settings = RankLabels(labeller=labeller, beta=None, truth=WEIGHTS, seed=1)  # type: ignore[arg-type]
+        return self.run(label, settings, items=items, completions=self.written(items, draws=3))
+
     def by_writer(self, items: Path) -> Path:
         return self.run(data, WrittenData(writer=SLOPPY, draws=2, seed=1), items=items)
 
@@ -153,13 +163,21 @@ MAKE: dict[str, dict[str, Callable[[Made], Path]]] = {
         "prompts": lambda made: made.prompts("evaluation", 32, 2, SLOPPY),
         "pairs": lambda made: made.pairs(),
         "unpaired": lambda made: made.pairs("unpaired"),
+        "new_prompts": lambda made: made.run(data, NewPromptData(family=FAMILY, after=8, n=16, seed=1)),
+        "demonstrated": lambda made: made.run(data, DemonstratedData(family=FAMILY, writer=SLOPPY, after=8, n=16, seed=1)),
+        "loop_pairs": lambda made: made.run(data, LoopPairData(seed=1), **{"00": made.pairs(), "01": made.ranked("shorter")}),
         "written": lambda made: made.by_writer(made.prompts("evaluation", 32)),
         "chosen": lambda made: made.chosen(),
         "canaries": lambda made: made.canaries(),
         "local": lambda made: made.local_pairs(),
         "local_prompts": lambda made: made.run(data, LocalPromptData(n=8), preferences=made.local_pairs()),
     },
-    "label": {"gold": lambda made: made.labels("train")},
+    "label": {
+        "gold": lambda made: made.labels("train"),
+        "shorter": lambda made: made.ranked("shorter"),
+        "random": lambda made: made.ranked("random"),
+        "human": lambda made: made.ranked("human"),
+    },
     "judge": {
         "gold_preference": lambda made: made.verdicts(GoldPreferenceSettings(gold=WEIGHTS, temperature=1.0), 1),
         "gold_rating": lambda made: made.verdicts(GoldRatingSettings(gold=WEIGHTS), 2),

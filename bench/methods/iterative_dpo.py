@@ -1,0 +1,60 @@
+"""Iterative DPO: two or more samples of each new prompt, labelled by somebody, and DPO on the pair; again from what came out. The general
+loop, every knob explicit; with an external reward model as in Xu et al. 2023 (arXiv 2312.16682) and in the baselines of SPA (Kim et al.
+2024, arXiv 2406.04412, section 5).
+
+    π_0 = DPO(π_start; labelled pairs), or π_start        for t = 1 ... iteration:
+    y_1 ... y_n ~ π_{t-1}(.|x), x new;  best and worst by the labeller, ties dropped;  π_t = DPO(π_{t-1}; pairs)
+
+labeller: `gold`, the world's annotator; `reward_model`, trained once on the labelled pairs (as best_of_n's); `implicit`,
+β log π_{t-1}/π_judge of whole completions, with π_start or the policy before π_{t-1} as π_judge; `random` and `shorter`, controls.
+pairs: `fresh`, D_t alone; `two_latest`, D_{t-1} + D_t; `accumulated`, D_0 (the labelled pairs) to D_t. The training reference is π_{t-1},
+or always π_start.
+
+Deviation: texts are scored as training tokenises them, so that a sample that was cut at sample_max_new_tokens counts as ended.
+
+Iteration 0 is the policy before the first sampling. Trainings are those of method=dpo, and a seed training with the same settings is the
+same stage as that method's.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from bench.config import Cell, IterativeDpo
+from bench.methods import loop
+from bench.plan import Ground, Policy
+from bench.store import Stage
+
+
+def chain(cell: Cell, ground: Ground) -> Policy:
+    settings = cell.method
+    assert isinstance(settings, IterativeDpo)
+    seed = settings.seed_training
+    return loop.unfold(
+        cell,
+        ground,
+        loop.Method(
+            first=1,
+            start=loop.seeded(cell, ground, seed) if seed else ground.start,
+            seed_pairs=ground.preferences if seed else None,
+            draws=settings.draws,
+            items=partial(loop.new_prompts, cell, settings),
+            labels=partial(_labels, cell, ground, settings),
+            training=lambda _: loop.round_training(cell, settings.beta),
+            training_reference=settings.training_reference,
+        ),
+    )
+
+
+def _labels(cell: Cell, ground: Ground, settings: IterativeDpo, round_: loop.Round) -> Stage:
+    seed = settings.seed_training
+    match settings.labeller:
+        case "gold":
+            return loop.gold_labels(cell, round_)
+        case "implicit":
+            return loop.implicit_labels(cell, ground, round_, beta=settings.beta, judging_reference=settings.judging_reference)
+        case "reward_model":
+            assert seed is not None
+            return loop.reward_model_labels(cell, ground, round_, seed=seed, learning_rate=settings.reward_learning_rate)
+        case labeller:
+            return loop.plain_labels(cell, round_, labeller)

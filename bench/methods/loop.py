@@ -1,0 +1,198 @@
+"""Loops: sample, label, train, and again from what was trained. A method says who samples what, who labels, and how one trains.
+
+Everything is planned from settings alone, so that iteration t of one cell is a prefix of iteration t + 1 of another: the stages have the
+same keys and run once. Prompts of the iterations are disjoint. A loop's models are loaded from their folders, never copied in memory: a
+model that a TRL trainer has touched keeps calling the forward pass of the weights that it was copied from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bench import plan
+from bench.config import Decoding, Dpo, Loop, RefinedDpo, RewardModel, SeedTraining, Trained, Training, WorldData
+from bench.kinds import (
+    DemonstratedData,
+    GoldLabels,
+    LoopPairData,
+    NewPromptData,
+    RankLabels,
+    RewardModelSettings,
+    RewardScoreSettings,
+    SampleSettings,
+    TrainSettings,
+    stage,
+)
+from bench.plan import Cell, Ground, Policy
+from bench.store import Source, Stage
+
+Model = Stage | Source
+
+
+@dataclass(frozen=True)
+class Round:
+    """One iteration, up to its labels. `before`: the policy before the one that writes, the start model where there is none."""
+
+    t: int
+    policy: Model  # writes, and is trained
+    before: Model
+    items: Stage
+    samples: Stage
+
+    def label(self, what: str) -> str:
+        return f"iteration {self.t} {what}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A loop in words. `start`: the policy before iteration `first`; `seed_pairs`: what it was trained on, the data of iteration 0."""
+
+    first: int
+    start: Model
+    seed_pairs: Stage | None
+    draws: int
+    items: Callable[[int], Stage]
+    labels: Callable[[Round], Stage]
+    training: Callable[[int], Trained | RefinedDpo]
+    training_reference: Literal["previous", "start"] = "previous"
+    with_reference_model: Callable[[int], bool] = lambda t: False  # whether its training wants the reference's logits
+
+
+def unfold(cell: Cell, ground: Ground, method: Method) -> Policy:
+    """The policy of the cell's iteration, and all that it comes from."""
+    settings = cell.method
+    assert isinstance(settings, Loop)
+    policy = before = method.start
+    if method.seed_pairs is not None:
+        before = ground.start
+    data: list[Stage] = [] if method.seed_pairs is None else [method.seed_pairs]
+    trained = policy if method.seed_pairs is not None else None
+    for t in range(method.first, settings.iteration + 1):
+        items = method.items(t)
+        round_ = Round(t, policy, before, items, _samples(cell, settings, policy, items, method.draws, t))
+        data.append(method.labels(round_))
+        pairs = _pairs(cell, settings, data, round_)
+        reference = ground.start if method.training_reference == "start" else policy
+        label = round_.label("reference log-probs")
+        logps = plan.preference_logps(cell, Policy(reference, None), pairs, splits=("train",), mismatched=False, label=label)
+        inputs: dict[str, Model] = {"model": policy, "preferences": pairs, "reference_logps": logps}
+        if method.with_reference_model(t):
+            inputs["reference_model"] = reference
+        before, policy = policy, _trained(cell, method.training(t), inputs, round_.label(f"policy ({settings.name})"))  # type: ignore[attr-defined]
+        trained = policy
+    assert trained is None or isinstance(trained, Stage)
+    return Policy(policy, trained)
+
+
+def seeded(cell: Cell, ground: Ground, seed: SeedTraining) -> Stage:
+    """DPO on the labelled pairs: the very stage of a cell of method=dpo with these settings."""
+    inputs: dict[str, Model] = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
+    return _trained(cell, Dpo(**_training(cell) | seed.model_dump(), name="dpo"), inputs, "seed policy (dpo)")
+
+
+def round_training(cell: Cell, beta: float) -> Dpo:
+    """Plain DPO with the training settings of the loop."""
+    return Dpo(**_training(cell), name="dpo", beta=beta)
+
+
+def _training(cell: Cell) -> dict[str, Any]:
+    return cell.method.model_dump(include=set(Training.model_fields))
+
+
+def _trained(cell: Cell, training: Trained | RefinedDpo, inputs: dict[str, Model], label: str) -> Stage:
+    settings = TrainSettings(method=training, max_length=plan.max_length(cell), dtype=plan.dtype(cell), seed=cell.seed)
+    return stage("train", settings, inputs, label)
+
+
+def _samples(cell: Cell, loop: Loop, policy: Model, items: Stage, draws: int, t: int) -> Stage:
+    decoding = Decoding(temperature=loop.sample_temperature, top_p=1.0, max_new_tokens=loop.sample_max_new_tokens)
+    settings = SampleSettings(
+        engine=cell.engine.name,
+        decoding=decoding,
+        draws=draws,
+        batch_size=cell.engine.batch_size,
+        dtype=plan.dtype(cell),
+        seed=cell.seed,
+    )
+    return stage("sample", settings, {"model": policy, "items": items}, f"iteration {t} samples")
+
+
+def _pairs(cell: Cell, loop: Loop, data: list[Stage], round_: Round) -> Stage:
+    seen = {"fresh": data[-1:], "two_latest": data[-2:], "accumulated": data}[loop.pairs]
+    inputs = {f"{number:02d}": source for number, source in enumerate(seen, len(data) - len(seen))}
+    return stage("data", LoopPairData(seed=cell.seed), inputs, round_.label("pairs"))
+
+
+# Prompts --------------------------------------------------------------------------------------------------------------
+
+
+def new_prompts(cell: Cell, loop: Loop, t: int) -> Stage:
+    """Training prompts after those that are labelled and those of earlier iterations; t from 1."""
+    assert isinstance(cell.data, WorldData)
+    after = cell.data.n_prompts + (t - 1) * loop.n_prompts
+    settings = NewPromptData(family=plan.family(cell), after=after, n=loop.n_prompts, seed=cell.seed)
+    return stage("data", settings, label=f"iteration {t} prompts")
+
+
+def demonstrated(cell: Cell, loop: Loop, t: int) -> Stage:
+    """Prompts of the start model's demonstrations, with their answers; t from 0."""
+    assert isinstance(cell.data, WorldData)
+    settings = DemonstratedData(
+        family=plan.family(cell), writer=cell.data.demonstrations, after=t * loop.n_prompts, n=loop.n_prompts, seed=cell.seed
+    )
+    return stage("data", settings, label=f"iteration {t} demonstrations")
+
+
+# Labels ---------------------------------------------------------------------------------------------------------------
+
+
+def gold_labels(cell: Cell, round_: Round) -> Stage:
+    assert cell.world is not None and isinstance(cell.data, WorldData)
+    settings = GoldLabels(gold=cell.world.gold, annotator=cell.data.annotator, seed=cell.seed)
+    return stage("label", settings, _sampled(round_), round_.label("labels (gold)"))
+
+
+def implicit_labels(cell: Cell, ground: Ground, round_: Round, *, beta: float, judging_reference: Literal["start", "previous"]) -> Stage:
+    """By beta times the log-ratio of the policy that writes to the reference, of texts as training sees them."""
+    reference = ground.start if judging_reference == "start" else round_.before
+    logps = {
+        f"{role}_logps": plan.completion_logps(
+            cell, Policy(model, None), round_.samples, round_.label(f"log-probs of the {words}"), max_length=plan.max_length(cell)
+        )
+        for role, model, words in (("policy", round_.policy, "policy"), ("reference", reference, "judging reference"))
+    }
+    return _ranked(cell, round_, "implicit", logps, beta)
+
+
+def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: SeedTraining, learning_rate: float) -> Stage:
+    """By a reward model that the labelled pairs have trained, once for all iterations."""
+    method = RewardModel(**_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate})
+    length, dtype = plan.max_length(cell), plan.dtype(cell)
+    settings = RewardModelSettings(method=method, max_length=length, dtype=dtype, seed=cell.seed)
+    model = stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
+    scoring = RewardScoreSettings(splits=(), max_length=length, batch_size=cell.engine.batch_size, dtype=dtype, rows="completions")
+    rewards = stage("logps", scoring, {"model": model, **_sampled(round_)}, round_.label("rewards"))
+    return _ranked(cell, round_, "reward_model", {"rewards": rewards})
+
+
+def plain_labels(cell: Cell, round_: Round, labeller: Literal["random", "shorter", "human"]) -> Stage:
+    """Nobody's opinion: a coin, the shorter one, or whatever the demonstration says."""
+    return _ranked(cell, round_, labeller, {})
+
+
+def _ranked(
+    cell: Cell,
+    round_: Round,
+    labeller: Literal["reward_model", "implicit", "random", "shorter", "human"],
+    read: dict[str, Stage],
+    beta: float | None = None,
+) -> Stage:
+    assert cell.world is not None
+    settings = RankLabels(labeller=labeller, beta=beta, truth=cell.world.gold, seed=cell.seed)
+    return stage("label", settings, _sampled(round_) | read, round_.label(f"labels ({labeller.replace('_', ' ')})"))
+
+
+def _sampled(round_: Round) -> dict[str, Stage]:
+    return {"items": round_.items, "completions": round_.samples}

@@ -1,0 +1,150 @@
+"""SPA, spread preference annotation (Kim et al. 2024, arXiv 2406.04412): few labelled pairs, then pairs that the policy labels itself.
+
+    π_0 = DPO(π_start; labelled pairs)        for t = 1 ... iteration:
+    y_1, y_2 ~ π_{t-1}(.|x), x new;  chosen by p = σ(β [log π_{t-1}/π_start (y_1) - log π_{t-1}/π_start (y_2)]) > 1/2     (eq. 7, 8)
+    π_t from π_{t-1}, against π_{t-1}:  -(1-αz) log σ(βΔ) - αz log σ(-βΔ)                                                  (eq. 10)
+
+z is 1 where the confidence σ(βΔ̃) in the label is below the K-th percentile of the latest `window` confidences (eq. 9), from `delay` of the
+steps on: at first policy and reference are one, and every confidence is 1/2. De-coupled noise detection (eq. 11, 12): Δ̃ is of an imagined
+model with logits (1+λ) h_π - λ h_ref, token by token, and needs the logits of both; `decoupling` is λ of iterations 1, 2, ..., 0 takes the
+policy's own Δ.
+
+Where paper and release (kingdy2002/SPA) differ the paper is the default. The release's: `decoupling: [0.0]` (no released config sets it);
+`threshold: batch_means`, the percentile of mean margins of device batches, 0 until the window is full (inferred), a label distrusted at the
+threshold too. The K-th percentile lies between two values where K % of the window are below it, halfway as in the release.
+
+Deviations: a forward pass is held against the confidences before it, of this device, and then joins them. Optimiser and schedule come from
+the scale preset (the paper: AdamW, cosine, 10 % warm-up). With α 0 it is iterative_dpo with implicit labels, bit for bit.
+
+spa/distrusted: share of a batch with z = 1; spa/confidence: σ(βΔ̃), mean; others as for DPO.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bench.config import Cell, RefinedDpo, Spa, Training, scheduled
+from bench.methods import loop
+from bench.plan import Ground, Policy
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer
+
+    from bench.methods.training import TrainingJob
+
+
+def chain(cell: Cell, ground: Ground) -> Policy:
+    settings = cell.method
+    assert isinstance(settings, Spa)
+    return loop.unfold(
+        cell,
+        ground,
+        loop.Method(
+            first=1,
+            start=loop.seeded(cell, ground, settings.seed_training),
+            seed_pairs=ground.preferences,
+            draws=2,
+            items=partial(loop.new_prompts, cell, settings),
+            labels=partial(loop.implicit_labels, cell, ground, beta=settings.beta, judging_reference=settings.judging_reference),
+            training=partial(_training, settings),
+            with_reference_model=lambda t: _decoupling(settings, t) > 0,
+        ),
+    )
+
+
+def _decoupling(settings: Spa, t: int) -> float:
+    return scheduled(settings.decoupling, t - 1)
+
+
+def _training(settings: Spa, t: int) -> RefinedDpo:
+    names = {*Training.model_fields, "beta", "alpha", "distrusted", "window", "threshold", "delay"}
+    return RefinedDpo(**settings.model_dump(include=names), name="spa", decoupling=_decoupling(settings, t))
+
+
+class RunningThreshold:
+    """Which labels are distrusted: those of the lowest share of confidences, by the latest ones."""
+
+    def __init__(self, share: float, window: int, of: Literal["pairs", "batch_means"]):
+        self.share, self.of = share, of
+        self.seen: deque[float] = deque(maxlen=window)
+
+    @property
+    def value(self) -> float | None:
+        """A confidence, or of batch means a margin; None before any."""
+        if self.of == "batch_means" and len(self.seen) < (self.seen.maxlen or 0):
+            return 0.0
+        return float(np.quantile(self.seen, self.share, method="hazen")) if self.seen else None
+
+    def distrusts(self, margins: Sequence[float]) -> list[bool]:
+        """Of pairs with these margins βΔ̃, which then join the window."""
+        threshold, confidences = self.value, [_sigmoid(margin) for margin in margins]
+        if self.of == "batch_means":
+            self.seen.append(math.fsum(margins) / len(margins))
+            assert threshold is not None
+            return [not margin > threshold for margin in margins]
+        self.seen.extend(confidences)
+        return [threshold is not None and confidence < threshold for confidence in confidences]
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
+
+
+def make_trainer(job: TrainingJob) -> Trainer:
+    import torch
+    from trl import DPOConfig, DPOTrainer
+
+    from bench import losses
+    from bench.engines.hf import load_model
+    from bench.methods.training import Prepared, method_arguments, outputs_of, paired_rows
+
+    assert isinstance(job.settings.method, RefinedDpo)
+    settings: RefinedDpo = job.settings.method
+    reference: Any = None
+    if settings.decoupling:
+        if job.reference_model is None:
+            raise ValueError("de-coupled noise detection reads the reference's logits, and the training has no reference_model")
+        reference = load_model(job.reference_model, job.settings.dtype).float()
+
+    class RefinedTrainer(Prepared, DPOTrainer):
+        def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
+            with outputs_of(model) as seen:
+                result = super()._compute_loss(model, inputs, return_outputs)  # its metrics; the loss it names (DPO's) is dropped
+            references = {name: inputs[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
+            pairs = losses.pair_logps(seen[0].log_probs, inputs["completion_mask"], **references)
+            margins = settings.beta * self.judged(model, inputs, pairs)
+            distrusts = self.threshold.distrusts(margins.tolist())
+            if self.state.global_step < settings.delay * self.state.max_steps:
+                distrusts = [False] * len(distrusts)
+            distrusted = torch.tensor(distrusts, dtype=pairs.chosen.dtype, device=pairs.chosen.device)
+            found = losses.refined_dpo(pairs, distrusted, beta=settings.beta, alpha=settings.alpha).mean()
+            self._metrics["train"]["spa/distrusted"].append(distrusted.mean().item())
+            self._metrics["train"]["spa/confidence"].append(torch.sigmoid(margins).mean().item())
+            if self.aux_loss_enabled:
+                found = found + self.router_aux_loss_coef * seen[0].aux_loss
+            return (found, result[1]) if return_outputs else found
+
+        @torch.no_grad()
+        def judged(self, model: Any, inputs: dict[str, Any], pairs: losses.PairLogps) -> torch.Tensor:
+            """Δ of the policy, or of the imagined model where detection is de-coupled (B,)."""
+            if reference is None:
+                return pairs.delta.detach()
+            asked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            ours, theirs = (each(**asked, use_cache=False).logits[:, :-1].float() for each in (model, reference))
+            mask = inputs["completion_mask"][:, 1:]
+            chosen, rejected = losses.extrapolated_logps(ours, theirs, inputs["input_ids"][:, 1:], mask, settings.decoupling).chunk(2)
+            return (chosen - pairs.ref_chosen) - (rejected - pairs.ref_rejected)
+
+    trainer = RefinedTrainer.over(paired_rows(job), job, DPOConfig(**method_arguments(job), beta=settings.beta))
+    trainer.threshold = RunningThreshold(settings.distrusted, settings.window, settings.threshold)  # type: ignore[attr-defined]
+    return trainer
+
+
+__all__ = ["RunningThreshold", "chain", "make_trainer"]

@@ -1,0 +1,52 @@
+"""SPIN, self-play fine-tuning (Chen et al. 2024, arXiv 2401.01335, eq. 4.7 and algorithm 1). Each iteration is DPO: the demonstration is
+chosen, the policy's own sample is rejected, the reference is the policy itself before the iteration, its opponent.
+
+    for t = 0 ... iteration:  y' ~ π_t(.|x), x, y of the demonstrations
+    -log σ(λ [log π/π_t (y|x) - log π/π_t (y'|x)]),  λ as β of DPO, by iteration
+
+No preference labels: the start model's demonstrations are all there is, and a policy that writes as they do learns nothing more. Iteration
+0 is the first training, as in the paper. Iterations after it train on the pairs of the two latest, which the paper's text and code do and
+its algorithm does not (`pairs: fresh`). β is 0.1 and 5.0 in the last iteration, the learning rate falls to a fifth after two; `betas` and
+`learning_rate_factors` are these schedules. The paper trains for 2 epochs an iteration; its scripts for 6, of which an early one is taken.
+
+Deviations: sampling uses the chat template that training uses (the released sampling wraps prompts in another text and cuts at 256
+tokens). Each iteration takes demonstrations of its own, the next n_prompts. Samples equal to their demonstration are dropped: their loss is
+constant. Optimiser and schedule come from the scale preset (the paper: RMSprop, 10 % warm-up).
+
+Control: `loss: sft` is SFT on the demonstrations of the same iterations (method=sft_chosen), for as many steps; its rejected samples only
+go through the model. Label accuracy is the share of demonstrations that are better than the sample by the world's truth.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from bench.config import Cell, Dpo, SftChosen, Spin, Training, scheduled
+from bench.methods import loop
+from bench.plan import Ground, Policy
+
+
+def chain(cell: Cell, ground: Ground) -> Policy:
+    settings = cell.method
+    assert isinstance(settings, Spin)
+    return loop.unfold(
+        cell,
+        ground,
+        loop.Method(
+            first=0,
+            start=ground.start,
+            seed_pairs=None,
+            draws=1,
+            items=partial(loop.demonstrated, cell, settings),
+            labels=lambda round_: loop.plain_labels(cell, round_, "human"),
+            training=partial(_training, settings),
+        ),
+    )
+
+
+def _training(settings: Spin, t: int) -> Dpo | SftChosen:
+    common = settings.model_dump(include=set(Training.model_fields))
+    common["learning_rate"] *= scheduled(settings.learning_rate_factors, t)
+    if settings.loss == "sft":
+        return SftChosen(**common, name="sft_chosen")
+    return Dpo(**common, name="dpo", beta=scheduled(settings.betas, t))

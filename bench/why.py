@@ -1,0 +1,161 @@
+"""`do=why cell=KEY`: how a cell's policy came to be, from the manifests of its stages: who wrote what, who labelled it, what it trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench.config import Why
+from bench.door import BadConfig
+from bench.store import Store
+
+SHORT = 8  # digits of a key, for people
+FEWEST = 4  # digits that name a cell
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a cell's lineage. `inputs`: role -> key; `failed`: why it has no counts, where it has none."""
+
+    key: str
+    kind: str
+    label: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    counts: Mapping[str, int]
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    cell: str
+    failed: str | None
+    steps: list[Step]  # what is read before what reads it; log-probs are left to those who read them
+
+
+def explain(do: Why, results: Path, store: Store) -> None:
+    """Print a cell's lineage. Raises BadConfig where no cell, or more than one, is called so."""
+    console = Console(soft_wrap=True)
+    for line in lines(lineage(_find(str(do.cell), results), store)):
+        console.print(line, highlight=False, markup=False)
+
+
+def _find(name: str, results: Path) -> Path:
+    """The folder of the cell with this key, beginning of a key, or name."""
+    found = {}
+    for path in sorted(results.glob("cells/*/stages.json")):
+        key = json.loads(path.read_text())["key"]
+        if path.parent.name == name or (len(name) >= FEWEST and key.startswith(name)):
+            found[path.parent.name] = path.parent
+    if len(found) != 1:
+        where = results / "cells"
+        what = f"{len(found)} cells in {where} have it: {', '.join(found)}" if found else f"no cell in {where} has it"
+        raise BadConfig([f"cell must be a cell's key (column key of table.csv) or name, got {name}: {what}"])
+    return next(iter(found.values()))
+
+
+def lineage(folder: Path, store: Store) -> Lineage:
+    """From the folder of a cell, as it was left by the last command that made it."""
+    written = json.loads((folder / "stages.json").read_text())
+    steps = {key: _step(key, facts["kind"], facts["label"], store) for key, facts in written["stages"].items()}
+    writers = [step.inputs["model"] for step in steps.values() if step.kind == "generate" and "model" in step.inputs]
+    wanted = set(_ancestors(writers, steps)) if writers else set(steps)
+    wanted |= {key for key, step in steps.items() if step.failed}
+    kept = [step for key, step in steps.items() if key in wanted]
+    return Lineage(folder.name, written["failed"], kept)
+
+
+def _step(key: str, kind: str, label: str, store: Store) -> Step:
+    folder = store.root / kind / key
+    try:
+        manifest = store.intact(folder)
+    except ValueError as error:
+        failure = store.root / kind / f"{key}.failed.json"
+        why = json.loads(failure.read_text())["error"] if failure.exists() else str(error) if folder.exists() else "not run"
+        return Step(key, kind, label, {}, {}, {}, why)
+    return Step(key, kind, label, manifest.settings, {role: facts["key"] for role, facts in manifest.inputs.items()}, manifest.counts)
+
+
+def _ancestors(keys: list[str], steps: Mapping[str, Step]) -> Iterator[str]:
+    seen: set[str] = set()
+    while keys:
+        key = keys.pop()
+        if key in steps and key not in seen:
+            seen.add(key)
+            yield key
+            keys = [*keys, *steps[key].inputs.values()]
+
+
+# Words ----------------------------------------------------------------------------------------------------------------
+
+
+def lines(found: Lineage) -> Iterator[str]:
+    steps = {step.key: step for step in found.steps}
+    yield f"{found.cell}{f': FAILED, {found.failed}' if found.failed else ''}"
+    for step in found.steps:
+        if step.kind != "logps" or step.failed:
+            yield f"  {step.label or step.kind} ({step.kind}/{step.key[:SHORT]}): {step.failed or words(step, steps)}"
+
+
+def words(step: Step, steps: Mapping[str, Step]) -> str:
+    """What a stage made of what, with its counts."""
+
+    def name(role: str) -> str:
+        source = step.inputs.get(role, "")
+        return steps[source].label if source in steps else "your file or folder"
+
+    def model_of(role: str) -> str:
+        """Whose log-probs or rewards an input holds."""
+        scored = steps.get(step.inputs.get(role, ""))
+        key = scored.inputs.get("model", "") if scored else ""
+        return steps[key].label if key in steps else "your model"
+
+    counts = step.counts
+    match step.kind:
+        case "sample":
+            return f"{counts['rows']} samples of {name('items')}, {step.settings['draws']} each, written by {name('model')}"
+        case "label":
+            return f"{_labeller(step, model_of)}: {counts['rows']} pairs of {name('completions')}, {_ties(counts)}, {_accuracy(counts)}"
+        case "data" if "train" in counts:
+            dropped = {key.removeprefix("train_"): n for key, n in counts.items() if key.startswith("train_")}
+            said = f", of {dropped['prompts']} labelled prompts: {_ties(dropped)}" if "ties" in dropped else ""
+            return f"{counts['train']} train rows kept from {', '.join(name(role) for role in sorted(step.inputs))}{said}"
+        case "data":
+            read = f" from {', '.join(name(role) for role in sorted(step.inputs))}" if step.inputs else ""
+            return f"{counts['rows']} rows{read}"
+        case "train":
+            against = f", against {model_of('reference_logps')}" if "reference_logps" in step.inputs else ""
+            trained = f"{step.settings['method']['name']} from {name('model')} on {name('preferences')}"
+            return f"{trained}{against}: {counts['rows']} rows, {counts['steps']} steps"
+        case "sft":
+            read = ", ".join(name(role) for role in sorted(step.inputs) if role != "model")
+            return f"from {name('model') if 'model' in step.inputs else 'nothing'} on {read}"
+    return ", ".join(f"{n} {what}" for what, n in counts.items())
+
+
+def _labeller(step: Step, model_of: Any) -> str:
+    match step.settings["labeller"]:
+        case "implicit":
+            return f"labelled by the implicit reward of {model_of('policy_logps')} against {model_of('reference_logps')}"
+        case "reward_model":
+            return f"labelled by the {model_of('rewards')}"
+        case "gold":
+            return "labelled by the world's annotator"
+        case "human":
+            return "the demonstration is chosen"
+        case labeller:
+            return f"labelled by nobody ({labeller})"
+
+
+def _ties(counts: Mapping[str, int]) -> str:
+    return f"{counts['ties']} ties, {counts['unscored']} unscored"
+
+
+def _accuracy(counts: Mapping[str, int]) -> str:
+    n = counts["with_truth"]
+    return f"{counts['correct']} of {n} labels right ({counts['correct'] / n:.1%})" if n else "no label with a known truth"

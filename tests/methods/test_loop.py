@@ -1,0 +1,298 @@
+"""Loops as plans: what iterations share, who is whose reference, which pairs one trains on; and tiny real loops, resumed and explained."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import copy_results, plans, smoke, smoke_cell
+
+from bench import methods, why
+from bench.config import Cell, Dpo, IterativeDpo, SeedTraining, Spa, Spin, Training
+from bench.forecast import token_bound
+from bench.kinds import TrainSettings
+from bench.plan import CellPlan, Sources, make_plan, plan_cell
+from bench.records import Item, Labelled, read_jsonl, read_logps, read_rows
+from bench.run import write_cell
+from bench.store import Stage, Store
+from bench.worker import describe, run_stage
+
+SMALL: dict[str, Any] = {"n_prompts": 24, "sample_temperature": 1.0, "sample_max_new_tokens": 12, "pairs": "fresh", "batch_size": 4}
+SEED = SeedTraining(beta=0.1, learning_rate=1e-3, num_train_epochs=1.0, batch_size=32)
+REFINED: dict[str, Any] = {"alpha": 0.3, "distrusted": 0.3, "window": 8, "threshold": "pairs", "delay": 0.0, "decoupling": (0.5,)}
+
+
+def planned(kind: type[Any], **settings: Any) -> CellPlan:
+    """The smoke sweep's cell by a loop."""
+    usual = smoke_cell("dpo", 0.1).cell
+    names = {"IterativeDpo": "iterative_dpo", "Spa": "spa", "Spin": "spin"}
+    given = usual.method.model_dump(include=set(Training.model_fields)) | SMALL | {"learning_rate": 2e-3} | settings
+    cell = usual.model_dump() | {"method": kind(name=names[kind.__name__], **given)}
+    return plan_cell(Cell.model_validate(cell), Sources(), methods.chain)
+
+
+def spa(iteration: int, **settings: Any) -> CellPlan:
+    given = {"beta": 0.1, "seed_training": SEED, "judging_reference": "start", **REFINED} | settings
+    return planned(Spa, iteration=iteration, **given)
+
+
+def iterative(iteration: int, **settings: Any) -> CellPlan:
+    given: dict[str, Any] = {"beta": 0.1, "seed_training": SEED, "draws": 2, "labeller": "implicit", "judging_reference": "start"}
+    given |= {"training_reference": "previous", "reward_learning_rate": 1e-3}
+    return planned(IterativeDpo, iteration=iteration, **given | settings)
+
+
+def spin(iteration: int, **settings: Any) -> CellPlan:
+    given: dict[str, Any] = {"loss": "spin", "betas": (0.1, 0.1, 0.1, 5.0), "learning_rate_factors": (1.0, 1.0, 0.2, 0.2)}
+    return planned(Spin, iteration=iteration, **given | {"pairs": "two_latest"} | settings)
+
+
+def labelled(cell: CellPlan) -> dict[str, Stage]:
+    return {stage.label: stage for stage in cell.stages}
+
+
+def source(stage: Stage, role: str) -> Stage:
+    found = stage.inputs[role]
+    assert isinstance(found, Stage)
+    return found
+
+
+# Plans ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", [spa, iterative, spin])
+def test_an_iteration_is_a_prefix_of_the_next(loop: Callable[..., CellPlan]) -> None:
+    cells = [loop(t) for t in (1, 2, 3)]
+    for shorter, longer in itertools.pairwise(cells):
+        assert set(shorter.roles["train"].walk()) < set(longer.roles["train"].walk())
+        assert shorter.key != longer.key
+    assert [cell.name.split("-")[1] for cell in cells] == ["i1", "i2", "i3"]
+
+
+def test_a_seed_training_is_the_stage_of_a_dpo_cell() -> None:
+    """Iteration 0 of both loops is that cell, numbers and all."""
+    dpo = smoke_cell("dpo", 0.1)
+    assert isinstance(dpo.cell.method, Dpo) and dpo.cell.method.learning_rate == SEED.learning_rate
+    assert spa(0).key == iterative(0).key == dpo.key
+    assert labelled(spa(2))["seed policy (dpo)"] == dpo.roles["train"]
+
+
+def test_without_a_seed_training_iteration_0_is_the_start_model() -> None:
+    assert iterative(0, seed_training=None, labeller="gold").key == smoke_cell("start").key
+
+
+def test_two_loops_share_what_comes_before_they_part() -> None:
+    """SPA and iterative DPO with implicit labels part at their first training; with other labels at the labels."""
+    refined, plain, random = (labelled(cell) for cell in (spa(1), iterative(1), iterative(1, labeller="random")))
+    assert refined["iteration 1 pairs"] == plain["iteration 1 pairs"]
+    assert refined["iteration 1 policy (spa)"] != plain["iteration 1 policy (iterative_dpo)"]
+    assert random["iteration 1 samples"] == plain["iteration 1 samples"]
+    assert random["iteration 1 pairs"] != plain["iteration 1 pairs"]
+
+
+def test_who_is_whose_reference_in_spa() -> None:
+    """methods.md, section 6: π_t from and against π_{t-1}, judged against the start model, always."""
+    stages = labelled(spa(2))
+    seed, first, second = (stages[f"{name}"] for name in ("seed policy (dpo)", "iteration 1 policy (spa)", "iteration 2 policy (spa)"))
+    start = source(seed, "model")
+    for before, trained, t in ((seed, first, 1), (first, second, 2)):
+        assert trained.inputs["model"] == trained.inputs["reference_model"] == before
+        assert source(trained, "reference_logps").inputs["model"] == before
+        assert stages[f"iteration {t} samples"].inputs["model"] == before
+        labels = stages[f"iteration {t} labels (implicit)"]
+        assert source(labels, "policy_logps").inputs["model"] == before
+        assert source(labels, "reference_logps").inputs["model"] == start
+    judged = labelled(iterative(2, judging_reference="previous"))["iteration 2 labels (implicit)"]
+    assert source(judged, "reference_logps").inputs["model"] == seed
+    against_start = labelled(iterative(2, training_reference="start"))["iteration 2 policy (iterative_dpo)"]
+    assert source(against_start, "reference_logps").inputs["model"] == start
+
+
+def test_the_logits_of_the_reference_are_read_where_detection_is_decoupled() -> None:
+    stages = labelled(spa(3, decoupling=(0.5, 0.25, 0.0)))
+    trained = [stages[f"iteration {t} policy (spa)"] for t in (1, 2, 3)]
+    assert [stage.settings.method.decoupling for stage in trained] == [0.5, 0.25, 0.0]  # type: ignore[attr-defined]
+    assert ["reference_model" in stage.inputs for stage in trained] == [True, True, False]
+
+
+@pytest.mark.parametrize(("pairs", "read"), [("fresh", "3"), ("two_latest", "23"), ("accumulated", "0123")])
+def test_pairs_of_which_iterations(pairs: str, read: str) -> None:
+    stages = labelled(iterative(3, pairs=pairs))
+    names = {"0": "preferences"} | {f"{t}": f"iteration {t} labels (implicit)" for t in (1, 2, 3)}
+    found = [source for _, source in sorted(stages["iteration 3 pairs"].inputs.items())]
+    assert found == [stages[names[t]] for t in read]
+    n = {"3": 24, "23": 48, "0123": 72 + 128}[read]
+    assert token_bound(stages["iteration 3 policy (iterative_dpo)"]) == 2 * n * 192
+
+
+def test_spin_is_dpo_on_its_pairs_with_the_policy_before_as_opponent() -> None:
+    """On given pairs the very stage of DPO: nothing of SPIN is in a training but beta and rate by iteration."""
+    stages = labelled(spin(3))
+    betas, rates = [], []
+    before = source(stages["iteration 0 policy (spin)"], "model")
+    for t in range(4):
+        trained = stages[f"iteration {t} policy (spin)"]
+        settings = trained.settings
+        assert isinstance(settings, TrainSettings) and isinstance(settings.method, Dpo)
+        assert trained.inputs["model"] == source(trained, "reference_logps").inputs["model"] == before
+        betas.append(settings.method.beta)
+        rates.append(settings.method.learning_rate)
+        before = trained
+    assert betas == [0.1, 0.1, 0.1, 5.0]
+    assert rates == pytest.approx([2e-3, 2e-3, 4e-4, 4e-4])
+    names = [sorted(s.label for s in stages[f"iteration {t} pairs"].inputs.values() if isinstance(s, Stage)) for t in range(3)]
+    assert names == [[f"iteration {i} labels (human)" for i in read] for read in ([0], [0, 1], [1, 2])]
+    assert spin(3).name.startswith("spin-i3-beta5-") and spin(2).name.startswith("spin-i2-beta0.1-")
+    control = labelled(spin(0, loss="sft"))["iteration 0 policy (spin)"]
+    assert control.settings.method.name == "sft_chosen"  # type: ignore[attr-defined]
+    assert control.inputs == labelled(spin(0))["iteration 0 policy (spin)"].inputs
+
+
+def test_an_axis_of_iterations_is_typed_like_any_other() -> None:
+    cells = plans("method=spa", "method.iteration=0,1", "data=world_constraints")
+    assert [cell.name.rsplit("-", 1)[0] for cell in cells] == [
+        "start-world_medium-s0",
+        "spa-i0-beta0.1-world_medium-s0",
+        "spa-i1-beta0.1-world_medium-s0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("method=spin", "method.n_prompts=1500"), "iterations 0 to 3 of 1500 prompts each need 6000 demonstrations"),
+        (("method=iterative_dpo", "method.labeller=implicit", "method.seed_training=null"), "labeller=implicit needs a seed_training"),
+        (("method=spa", "method.iteration=-1"), "method.iteration must be >= 0, got -1"),
+    ],
+)
+def test_what_cannot_be_is_said_at_the_door(words: tuple[str, ...], said: str, problems: Callable[..., list[str]]) -> None:
+    assert said in "\n".join(problems(*words))
+
+
+def test_a_loop_needs_the_controlled_world(model_folder: Path, pairs_file: Path, problems: Callable[..., list[str]]) -> None:
+    words = ("model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "judge=none", "method=spa")
+    assert "method=spa asks the controlled world for new prompts and needs its data" in "\n".join(problems(*words))
+
+
+# Real ones, tiny ------------------------------------------------------------------------------------------------------
+
+
+def run_missing(stages: list[Stage], store: Store) -> int:
+    """Run what is not done of the stages, inputs first; how many that were."""
+    to_do = [stage for stage in stages if store.status(stage).state != "done"]
+    for stage in to_do:
+        run_stage(describe(stage, store))
+        store.forget(stage)
+    return len(to_do)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """What the smoke sweep left, and SPA's first iteration on top."""
+    found = Store(copy_results(smoke(), tmp_path_factory.mktemp("loop") / "results") / "store")
+    run_missing(make_plan([spa(1)], found).to_do, found)
+    return found
+
+
+def labels_of(cell: CellPlan, store: Store, name: str) -> list[Labelled]:
+    return list(read_jsonl(store.folder(labelled(cell)[name]) / "labels.jsonl", Labelled))
+
+
+def test_prompts_of_iterations_are_disjoint_from_labelled_ones(store: Store) -> None:
+    stages = labelled(spa(2))
+    run_missing([stages["iteration 2 prompts"]], store)
+    found = [
+        {item.turns[0] for item in read_jsonl(store.folder(stages[name]) / "items.jsonl", Item)}
+        for name in ("train prompts", "iteration 1 prompts", "iteration 2 prompts")
+    ]
+    assert [len(each) for each in found] == [128, 24, 24]
+    assert len(set.union(*found)) == 176
+
+
+def test_implicit_labels_are_the_sign_of_the_log_ratios(store: Store) -> None:
+    """p = σ(0.1 [(π(y1) - π_start(y1)) - (π(y2) - π_start(y2))]), from the log-probs that the stages before left."""
+    stages = labelled(spa(1))
+    label = stages["iteration 1 labels (implicit)"]
+    policy, reference = (read_logps(store.folder(source(label, f"{role}_logps"))) for role in ("policy", "reference"))
+    rows = labels_of(spa(1), store, "iteration 1 labels (implicit)")
+    assert len(rows) == 24 and len(policy) == 48
+    for row in rows:
+        first, second = (policy[name].logps - reference[name].logps for name in (row.id, f"{row.id}/1"))
+        assert row.p_first == pytest.approx(1 / (1 + 2.718281828459045 ** (-0.1 * (first - second))))
+        if row.first != row.second:
+            assert row.first_preferred == (first > second)
+    pairs = {row.id: row for row in read_rows(store.folder(stages["iteration 1 pairs"]) / "train.jsonl")}
+    kept = [row for row in rows if row.first_preferred is not None]
+    assert set(pairs) == {row.id for row in kept}
+    for row in kept:
+        assert pairs[row.id].chosen == (row.first if row.first_preferred else row.second)  # type: ignore[union-attr]
+
+
+def test_without_smoothing_spa_is_iterative_dpo_with_implicit_labels_bit_for_bit(store: Store) -> None:
+    refined, plain = spa(1, alpha=0.0, decoupling=(0.0,)).roles["train"], iterative(1).roles["train"]
+    assert run_missing([*plain.walk(), refined], store) == 2  # the rest is shared
+    weights = [(store.folder(stage) / "model" / "model.safetensors").read_bytes() for stage in (refined, plain)]
+    assert weights[0] == weights[1]
+    curves = [[json.loads(line) for line in (store.folder(stage) / "history.jsonl").read_text().splitlines()] for stage in (refined, plain)]
+    assert any(row["spa/distrusted"] for row in curves[0])
+    assert [{key: value for key, value in row.items() if not key.startswith("spa/")} for row in curves[0]] == curves[1]
+    smoothed = (store.folder(spa(1).roles["train"]) / "model" / "model.safetensors").read_bytes()
+    assert smoothed != weights[0]
+
+
+def test_an_iteration_that_was_interrupted_goes_on_to_the_same_bytes(store: Store, tmp_path: Path) -> None:
+    cell = spa(1)
+    again = Store(Path(shutil.copytree(store.root, tmp_path / "store")))
+    lost = [stage for label, stage in labelled(cell).items() if label.startswith("iteration 1") and "prompts" not in label]
+    for stage in lost[2:]:  # sampled and half judged
+        shutil.rmtree(again.folder(stage))
+    assert run_missing(list(cell.roles["train"].walk()), again) == len(lost) - 2
+    for stage in lost:
+        assert again.manifest(stage).digest == store.manifest(stage).digest
+
+
+def test_every_labeller_and_spin_run(store: Store) -> None:
+    """Of three draws; labels of controls are what they say."""
+    for labeller in ("gold", "reward_model", "shorter", "random"):
+        cell = iterative(1, labeller=labeller, draws=3)
+        name = f"iteration 1 labels ({labeller.replace('_', ' ')})"
+        run_missing(list(labelled(cell)[name].walk()), store)
+        counts = store.manifest(labelled(cell)[name]).counts
+        assert counts["rows"] == 24 and counts["with_truth"] <= 24 - counts["ties"]
+        if labeller == "shorter":
+            for row in labels_of(cell, store, name):
+                lengths = len(row.first.split()), len(row.second.split())
+                assert row.first_preferred == (None if lengths[0] == lengths[1] else lengths[0] < lengths[1])
+    second = spin(1)
+    run_missing(list(second.roles["train"].walk()), store)
+    assert store.manifest(second.roles["train"]).counts["rows"] == sum(
+        store.manifest(labelled(second)[f"iteration {t} labels (human)"]).counts["rows"] for t in (0, 1)
+    )
+    items = read_jsonl(store.folder(labelled(second)["iteration 1 demonstrations"]) / "items.jsonl", Item)
+    said = {item.id: (item.baseline or [])[0] for item in items}
+    assert all((row.first, row.first_preferred) == (said[row.id], True) for row in labels_of(second, store, "iteration 1 labels (human)"))
+
+
+# do=why ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cells_lineage_says_who_made_labelled_and_trained_what(store: Store) -> None:
+    cell = spa(1)
+    write_cell(cell, store, store.root.parent, None)
+    text = "\n".join(why.lines(why.lineage(store.root.parent / "cells" / cell.name, store)))
+    assert text.startswith(cell.name)
+    assert ": 48 samples of iteration 1 prompts, 2 each, written by seed policy (dpo)" in text
+    counts = store.manifest(labelled(cell)["iteration 1 labels (implicit)"]).counts
+    judged = "labelled by the implicit reward of seed policy (dpo) against start model: 24 pairs of iteration 1 samples, "
+    right = f"{counts['ties']} ties, 0 unscored, {counts['correct']} of {counts['with_truth']} labels right"
+    assert judged + right in text
+    assert "spa from seed policy (dpo) on iteration 1 pairs, against seed policy (dpo): " in text
+    assert "evaluation" not in text
+    shutil.rmtree(store.folder(labelled(cell)["iteration 1 pairs"]))
+    broken = "\n".join(why.lines(why.lineage(store.root.parent / "cells" / cell.name, store)))
+    assert "iteration 1 pairs (data/" in broken and "not run" in broken
