@@ -45,7 +45,7 @@ def test_every_file_in_conf_composes_and_passes(
     if group == "judge" and choice in ("alpaca_eval", "mt_bench"):
         words |= {"judge.model=some-model"}
     if (group, choice) == ("do", "why"):
-        words |= {"cell=some-key"}
+        words |= {"cell=0123abcd"}
     if group == "judge" and choice in ("local", "reward_model"):
         words |= {f"judge.model={model_folder}"}
     if (group, choice) == ("judge", "alpaca_eval_gpt4"):
