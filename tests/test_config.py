@@ -46,12 +46,14 @@ def test_every_file_in_conf_composes_and_passes(
         words |= {"judge.model=some-model"}
     if (group, choice) == ("do", "why"):
         words |= {"cell=0123abcd"}
-    if group == "judge" and choice in ("local", "reward_model"):
+    if (group, choice) == ("judge", "local"):
         words |= {f"judge.model={model_folder}"}
     if (group, choice) == ("judge", "alpaca_eval_gpt4"):
         items = model_folder.parent / "items.json"
         items.write_text('[{"instruction": "Say it.", "output": "It."}]')
         words |= {f"judge.items={items}"}  # in place of the hub
+    if (group, choice) == ("judge", "reward_model"):
+        words |= {f"judge.model={model_folder}"}
     done = opened(*words)
     assert len(done.cells) == 1
 
