@@ -541,6 +541,17 @@ class MtBenchJudge(LanguageJudge):
     temperatures: dict[str, Annotated[float, Field(ge=0)]]  # of the policy, by category; decoding.temperature elsewhere
 
 
+class RewardModelJudge(Settings):
+    """Preferences over a fixed opponent by a sequence classifier of one output."""
+
+    name: Literal["reward_model"]
+    model: str = Field(min_length=1)  # its folder
+    dtype: Literal["float32", "bfloat16"]
+    items: str | None  # a list of AlpacaEval's form; None: the controlled world's evaluation prompts
+    n_items: Count | None  # the first so many; None: all of the file
+    decoding: Decoding  # of the policy
+
+
 class Engine(Settings):
     name: Literal["transformers"]
     batch_size: Count  # may change a number (padding), so it is keyed
@@ -554,7 +565,7 @@ class Cell(Settings):
     method: NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin = Field(discriminator="name")
     data: WorldData | LocalData = Field(discriminator="kind")
     world: World | None
-    judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge = Field(discriminator="name")
+    judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | RewardModelJudge = Field(discriminator="name")
     engine: Engine
     seed: Seed
 
@@ -669,10 +680,22 @@ class Rescore(Settings):
     max_unscored: Probability
 
 
+class Audit(Settings):
+    """A judge's passport. Its keys need no `do.` either: `do=audit judge=... n_items=50`."""
+
+    name: Literal["audit"]
+    n_items: Annotated[int, Field(ge=4)]
+    n_canaries: Annotated[int, Field(ge=2)]
+    n_labelled: Annotated[int, Field(ge=2)]
+    human: str | None
+    recorded: str | None
+    out: str | None
+
+
 FITTED = "fitted"  # a calibration: item difficulties from the other rows of the table
 
 # Keys of a verb that are typed without its section.
-VERB_KEYS = frozenset(Rescore.model_fields | Why.model_fields) - {"name"}
+VERB_KEYS = frozenset(Rescore.model_fields | Why.model_fields | Audit.model_fields) - {"name"}
 
 
 class WandbTracker(Settings):
@@ -698,7 +721,7 @@ class LocalLauncher(Settings):
 
 
 class Session(Settings):
-    do: Verb | Rescore | Why = Field(discriminator="name")
+    do: Verb | Rescore | Why | Audit = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
     launcher: LocalLauncher
     results: str | None

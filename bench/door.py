@@ -21,25 +21,30 @@ from bench import sweep as sweeps
 from bench.config import (
     FITTED,
     AlpacaEvalJudge,
+    Audit,
     Cell,
     Expectation,
     Form,
     LocalData,
     LocalModel,
     MtBenchJudge,
+    NoJudge,
     Rescore,
+    RewardModelJudge,
     Scale,
     Session,
     Why,
     Written,
     misfits,
 )
+from bench.judges.alpaca_eval import find_annotations
 from bench.judges.items import hub_file, read_items
 from bench.judges.prices import price_of
 from bench.judges.prompts import OWN_PROMPTS, annotator, mt_bench_digest, mt_bench_templates
 from bench.judges.replies import parser_version
 from bench.plan import JudgeSources, Sources
 from bench.preferences import read_preferences
+from bench.records import HumanLabel, read_jsonl
 from bench.store import Source, tree_digest, tree_stamp
 from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 from bench.written import read_written
@@ -147,6 +152,8 @@ class _Door:
                 cells[cell] = None
         if base and session and isinstance(session.do, Rescore):
             self._check_rescore(session.do, base[1])
+        if base and session and isinstance(session.do, Audit):
+            self._check_audit(session.do, list(cells), base[1])
         if session and isinstance(session.do, Why):
             self._check_why(session.do)
         if self.problems or session is None:
@@ -184,6 +191,27 @@ class _Door:
             self.problems.append(f"judgements={do.judgements} are rescored by themselves: leave out {self.command.cell_words}")
         if do.out is not None and (not (out := Path(do.out).expanduser()).parent.is_dir() or out.is_dir()):
             self.problems.append(f"out must be a CSV file in a folder that is there, got {do.out} ({where.of('do.out')})")
+
+    def _check_audit(self, do: Audit, cells: Sequence[Cell], where: _Where) -> None:
+        """Judges that compare pairs that are there, and files that can be read."""
+        for cell in cells:
+            judge, brings_items = cell.judge, getattr(cell.judge, "items", None) is not None
+            if isinstance(judge, NoJudge) or (isinstance(judge, MtBenchJudge) and judge.mode == "single"):
+                got = f"judge={judge.name}" + ("" if isinstance(judge, NoJudge) else " judge.mode=single")
+                self.problems.append(f"do=audit asks judges that prefer one of two answers, got {got}; take judge.mode=pairwise or another")
+            elif brings_items and not isinstance(cell.method, Written) and not isinstance(cell.model, LocalModel):
+                text = f"do=audit of judge.items={getattr(judge, 'items', None)} needs answers to judge, got model={cell.model.name}"
+                self.problems.append(f"{text}; add completions=FILE or model=DIR")
+        if do.human is not None:
+            try:
+                list(read_jsonl(_file(do.human, "human"), HumanLabel))
+            except ValueError as error:
+                self.problems.append(f"{error} ({where.of('do.human')})")
+        if do.recorded is not None:
+            folder = Path(do.recorded).expanduser()
+            if not folder.is_dir() or not find_annotations(folder):
+                what = "a folder that holds MODEL/ANNOTATOR/annotations.json, as AlpacaEval lays them out"
+                self.problems.append(f"recorded must be {what}, got {do.recorded} ({where.of('do.recorded')})")
 
     def _check_why(self, do: Why) -> None:
         if not do.cell:
@@ -479,11 +507,11 @@ class _Files:
         model = self._models[cell.model.path] if isinstance(cell.model, LocalModel) else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
-        judge = self._judge(cell.judge) if isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge)) else None
+        judge = self._judge(cell.judge) if isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge)) else None
         own, rows, texts = (self._source(path) if path else None for path in (model, data[0] if data else None, written))
         return Sources(own, rows, texts, judge)
 
-    def _judge(self, judge: AlpacaEvalJudge | MtBenchJudge) -> JudgeSources:
+    def _judge(self, judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge) -> JudgeSources:
         found = self._judges[_what_judge_reads(judge.model_dump())]
         assert found is not None
         files = {role: self._source(path) for role, path in found.files.items()}
@@ -497,15 +525,16 @@ class _Files:
 
 @dataclass(frozen=True)
 class _JudgeFiles:
-    """What a judge that is a language model reads."""
+    """What a judge that is a model reads."""
 
-    prompts: Source
+    prompts: Source | None
     model: Path | None
     files: Mapping[str, Path]  # items, references, baseline
     n_items: int
 
 
-JUDGE_FILES = {"alpaca_eval": ("items",), "mt_bench": ("items", "references", "baseline")}  # by manner, those that bring items
+# By judge, the files that bring items.
+JUDGE_FILES = {"alpaca_eval": ("items",), "mt_bench": ("items", "references", "baseline"), "reward_model": ("items",)}
 
 
 def _what_judge_reads(judge: Tree) -> str:
@@ -516,6 +545,10 @@ def _what_judge_reads(judge: Tree) -> str:
 
 def _judge_files(judge: Tree) -> _JudgeFiles:
     """The files of a judge's section, which may have other faults. Raises ValueError for the first that cannot be used."""
+    if judge["name"] == "reward_model":
+        model = _model_folder(judge["model"], "judge.model", "a sequence classifier of one output") if judge["model"] != "???" else None
+        files = {"items": _file(judge["items"], "judge.items")} if judge["items"] else {}
+        return _JudgeFiles(None, model, files, len(read_items("alpaca_eval", files)) if files else 0)
     if judge["name"] == "alpaca_eval":
         found = annotator(str(judge["annotator"]))
         prompts = Source(found.folder, found.digest)
@@ -556,15 +589,15 @@ def _local_path(section: Any) -> str | None:
     return path if isinstance(path, str) and path != "???" else None
 
 
-def _model_folder(text: str, key: str = "model.path") -> Path:
+def _model_folder(text: str, key: str = "model.path", what: str = "a causal LM") -> Path:
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
-        raise ValueError(f"{key} must be a folder of a causal LM, got {text}: no such folder")
+        raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder")
     lying = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-    for what, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
+    for part, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
         if not list(folder.glob(pattern)):
             wanted = f"{key} must hold config.json, a tokenizer and weights as safetensors"
-            raise ValueError(f"{wanted}, got {text} without {what} (it holds {lying})")
+            raise ValueError(f"{wanted}, got {text} without {part} (it holds {lying})")
     return folder
 
 

@@ -32,7 +32,7 @@ from bench.config import (
 from bench.store import LaterField, Source, Stage, Unkeyed
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
-VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2}
+VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2, "audit": 1}
 
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["train", "heldout", "kl", "development", "evaluation"]
@@ -151,6 +151,21 @@ class JudgeItemData(Settings):
     form: Literal["alpaca_eval", "mt_bench"]
     n: Count
     n_turns: Literal[1, 2]
+
+
+class CanaryData(Settings):
+    """Completions that must lose against the first n items' baselines, as items of their own."""
+
+    source: Literal["canaries"] = "canaries"
+    n: Count
+
+
+class RecordedData(Settings):
+    """Pairs that a judge has judged, from files in AlpacaEval's layout: items, completions and the verdicts; a seeded sample of all."""
+
+    source: Literal["recorded"] = "recorded"
+    n: Count
+    seed: int
 
 
 class BaseSettings(Settings):
@@ -280,8 +295,17 @@ class LanguageJudgeSettings(Settings):
     top_logprobs: int | None
     request: str  # further fields of a request, as canonical JSON
     parser: str  # version of what reads the replies
+    repeat: Annotated[int, LaterField()] = 0  # asked so often before: the same once more, to see whether it says the same
     annotator: Annotated[str, Unkeyed()] = ""  # its name; what it asks and how it is read is an input
     asking: Annotated[Asking | None, Unkeyed()] = None
+
+
+class RewardJudgeSettings(Settings):
+    """Preferences by the input `model`, a reward model."""
+
+    judge: Literal["reward_model"] = "reward_model"
+    batch_size: Count
+    dtype: Dtype
 
 
 class ScoreSettings(Settings):
@@ -289,6 +313,12 @@ class ScoreSettings(Settings):
     bootstrap_resamples: Count
     bootstrap_seed: int
     best_of: Annotated[Count, LaterField()] = 1
+
+
+class AuditSettings(Settings):
+    """What a judge's verdicts say about the judge."""
+
+    n_labelled: Count
 
 
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {
@@ -305,6 +335,8 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         LocalPairData,
         LocalPromptData,
         JudgeItemData,
+        CanaryData,
+        RecordedData,
     ),
     "sft": (BaseSettings, SftSettings),
     "sample": (SampleSettings,),
@@ -312,8 +344,9 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "logps": (LogpsSettings, RewardScoreSettings),
     "train": (TrainSettings, RewardModelSettings),
     "generate": (GenerateSettings, WrittenCompletions),
-    "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings),
+    "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings, RewardJudgeSettings),
     "score": (ScoreSettings,),
+    "audit": (AuditSettings,),
 }
 
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bench.config import (
     AlpacaEvalJudge,
     Asking,
+    Audit,
     BestOfN,
     Cell,
     Decoding,
+    GoldJudge,
+    LanguageJudge,
     LocalData,
     LocalModel,
     Loop,
     MtBenchJudge,
     NoMethod,
     NoModel,
+    RewardModelJudge,
     Settings,
     Training,
     WorldData,
@@ -26,7 +31,9 @@ from bench.config import (
     Written,
 )
 from bench.kinds import (
+    AuditSettings,
     BaseSettings,
+    CanaryData,
     ChosenData,
     CorpusData,
     DemonstrationData,
@@ -42,6 +49,8 @@ from bench.kinds import (
     LogpsSettings,
     PairData,
     PromptData,
+    RecordedData,
+    RewardJudgeSettings,
     RewardScoreSettings,
     SampleSettings,
     ScoreSettings,
@@ -53,13 +62,14 @@ from bench.kinds import (
     stage,
 )
 from bench.store import Source, Stage, Status, Store, canonical_json, hash_key
+from bench.sweep import as_name
 
 
 @dataclass(frozen=True)
 class JudgeSources:
-    """What a judge that is a language model reads from outside the store."""
+    """What a judge that is a model reads from outside the store."""
 
-    prompts: Source  # what it is asked with, and how its replies are read
+    prompts: Source | None  # what it is asked with, and how its replies are read; None of one that is a function
     parser: str  # version of that reading
     model: Source | None = None  # its folder, where it is served here
     files: Mapping[str, Source] = field(default_factory=dict)  # items, references, baseline
@@ -350,7 +360,7 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
             single = stage("data", ChosenData(), {"items": labels.inputs["items"], "labels": labels}, f"{split} prompts and chosen answers")
         double = _prompts(cell, split, judge.rating.n_items, seed=world.eval_seed, n_turns=2)
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
-    if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge)):
+    if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge)):
         manner = "rating" if isinstance(judge, MtBenchJudge) and judge.mode == "single" else "preference"
         return [(manner, _judge_items(cell, judge, sources), judge.decoding)]
     if sources.data is not None:
@@ -361,23 +371,30 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
     return [("plain", items, judge.decoding)]
 
 
-def _judge_items(cell: Cell, judge: AlpacaEvalJudge | MtBenchJudge, sources: Sources) -> Stage:
+def _judge_items(cell: Cell, judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge, sources: Sources) -> Stage:
     """The items of the user's file, or the world's own evaluation prompts with its reference writer as the opponent."""
     n_turns: Literal[1, 2] = 2 if isinstance(judge, MtBenchJudge) else 1
     if sources.judge is None or not sources.judge.files:
         assert cell.world is not None and judge.n_items is not None
         return _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed, n_turns=n_turns, reference=cell.world.reference)
     n = min(judge.n_items or sources.judge.n_items, sources.judge.n_items)
-    return stage("data", JudgeItemData(form=judge.name, n=n, n_turns=n_turns), sources.judge.files, f"{judge.name} items")
+    return stage("data", JudgeItemData(form=_form(judge), n=n, n_turns=n_turns), sources.judge.files, f"{judge.name} items")
+
+
+def _form(judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge) -> Literal["alpaca_eval", "mt_bench"]:
+    return "mt_bench" if isinstance(judge, MtBenchJudge) else "alpaca_eval"
 
 
 def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[str, Source]]:
     """(settings, what is read beside items and completions) of a stage that judges."""
     judge = cell.judge
     if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge)):
-        assert sources.judge is not None
+        assert sources.judge is not None and sources.judge.prompts is not None
         read = {"prompts": sources.judge.prompts} | ({"model": sources.judge.model} if sources.judge.model else {})
         return _language_judging(judge, sources.judge), read
+    if isinstance(judge, RewardModelJudge):
+        assert sources.judge is not None and sources.judge.model is not None
+        return RewardJudgeSettings(batch_size=cell.engine.batch_size, dtype=judge.dtype), {"model": sources.judge.model}
     return _gold_judging(cell, manner), {}
 
 
@@ -406,6 +423,75 @@ def _gold_judging(cell: Cell, manner: str) -> Settings:
     if manner == "preference":
         return GoldPreferenceSettings(gold=cell.world.gold, temperature=cell.judge.preference.temperature)
     return GoldRatingSettings(gold=cell.world.gold)
+
+
+# Audits ---------------------------------------------------------------------------------------------------------------
+
+TRUTH_TEMPERATURE = 1.0  # of the gold preferences that a judge of the world is held against
+
+
+def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Source]) -> CellPlan:
+    """The graph of one judge's audit: pairs judged in both orders, again, canaries, recorded pairs. `files`: human and recorded."""
+    items = _audited_items(cell, sources, do.n_items)
+    completions = _audited_completions(cell, sources, items)
+    canaries = stage("data", CanaryData(n=do.n_canaries), {"items": items}, "canaries")
+    settings, read = _judging(cell, "preference", sources)
+    if isinstance(settings, LanguageJudgeSettings) and settings.manner == "alpaca_eval":
+        settings = settings.model_copy(update={"mode": "both"})
+
+    def judged(settings: Settings, items: Stage, completions: Stage, label: str) -> Stage:
+        of_judge = {} if isinstance(settings, GoldPreferenceSettings) else read
+        return stage("judge", settings, {"items": items, "completions": completions, **of_judge}, label)
+
+    inputs: dict[str, Stage | Source] = {
+        "verdicts": judged(settings, items, completions, "verdicts"),
+        "canary_verdicts": judged(settings, canaries, canaries, "verdicts on canaries"),
+    }
+    if isinstance(settings, LanguageJudgeSettings):
+        inputs["again"] = judged(settings.model_copy(update={"repeat": 1}), items, completions, "verdicts, asked again")
+    if _brings_tasks(cell, sources):
+        assert cell.world is not None
+        truth = GoldPreferenceSettings(gold=cell.world.gold, temperature=TRUTH_TEMPERATURE)
+        inputs["gold"] = judged(truth, items, completions, "gold truth")
+    if "human" in files:
+        inputs["human"] = files["human"]
+    if "recorded" in files:
+        recorded = stage("data", RecordedData(n=do.n_items, seed=0), {"recorded": files["recorded"]}, "recorded pairs")
+        inputs |= {"recorded": recorded, "recorded_verdicts": judged(settings, recorded, recorded, "verdicts on recorded pairs")}
+    found = stage("audit", AuditSettings(n_labelled=do.n_labelled), inputs, "audit")
+    key = hash_key({"audit": found.key})
+    name = as_name(Path(getattr(cell.judge, "model", cell.judge.name)).name)
+    roles = {role: source for role, source in inputs.items() if isinstance(source, Stage)}
+    return CellPlan(cell, key, f"{name}-{key[:8]}", found, roles)
+
+
+def _brings_tasks(cell: Cell, sources: Sources) -> bool:
+    """Whether the items are the controlled world's, with a truth and a writer."""
+    return isinstance(cell.data, WorldData) and not (sources.judge and sources.judge.files)
+
+
+def _audited_items(cell: Cell, sources: Sources, n: int) -> Stage:
+    """One-turn items with a baseline."""
+    if not _brings_tasks(cell, sources):
+        assert sources.judge is not None and isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge))
+        settings = JudgeItemData(form=_form(cell.judge), n=min(n, sources.judge.n_items), n_turns=1)
+        return stage("data", settings, sources.judge.files, f"{cell.judge.name} items")
+    assert cell.world is not None
+    split = cell.judge.split if isinstance(cell.judge, GoldJudge) else "evaluation"
+    return _prompts(cell, split, n, seed=cell.world.eval_seed, reference=cell.world.reference)
+
+
+def _audited_completions(cell: Cell, sources: Sources, items: Stage) -> Stage:
+    """Of the user's file where there is one; in the world the demonstrations' writer's, who differs from the reference writer in
+    quality; else the start model's."""
+    if sources.completions is not None:
+        return stage("generate", WrittenCompletions(), {"file": sources.completions, "items": items}, "completions")
+    if _brings_tasks(cell, sources):
+        assert isinstance(cell.data, WorldData) and cell.world is not None
+        writing = WrittenData(writer=cell.data.demonstrations, draws=1, seed=cell.world.eval_seed)
+        return stage("data", writing, {"items": items}, "completions by the writer")
+    assert sources.model is not None and isinstance(cell.judge, (LanguageJudge, RewardModelJudge))
+    return generate(start_cell(cell), Policy(sources.model, None), items, cell.judge.decoding, "completions")
 
 
 # What is done ---------------------------------------------------------------------------------------------------------

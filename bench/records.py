@@ -159,6 +159,7 @@ class Call(Record):
     parser: str  # name and version of what reads the reply
     decoding: Mapping[str, Any]
     policy_first: bool | None = None  # order shown; None where there is no opponent
+    preference: float | None = None  # for the policy, as this reply alone has it; None where it has none
     raw: str | None = None  # the reply, whole
     top_logprobs: Mapping[str, float] | None = None  # of the token that decides, in nats
     prompt_tokens: int | None = None
@@ -207,6 +208,18 @@ class Verdict(Record):
             raise ValueError(f"verdict on {self.item_id}: preference must be in [0, 1], got {self.preference}")
         if self.rating is not None and not 1 <= self.rating <= 10:
             raise ValueError(f"verdict on {self.item_id}: rating must be in [1, 10], got {self.rating}")
+
+
+@dataclass(frozen=True)
+class HumanLabel(Record):
+    """What a person prefers on an item: the policy's completion (1), the baseline's (0), or neither (0.5)."""
+
+    item_id: str
+    preference: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.preference, (int, float)) or not 0 <= self.preference <= 1:
+            raise ValueError(f"label of {self.item_id}: preference must be in [0, 1], got {self.preference!r}")
 
 
 @dataclass(frozen=True)

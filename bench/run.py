@@ -15,15 +15,15 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import methods, report, rescore, why
-from bench.config import Rescore, Session, Why
+from bench import methods, passport, report, rescore, why
+from bench.config import Audit, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
 from bench.door import BadConfig, Opened
 from bench.forecast import Estimate, estimates
 from bench.judges.server import Servers
 from bench.kinds import LanguageJudgeSettings
 from bench.launch import Launcher, Pool, Report, chain_lengths, pool_size
-from bench.plan import CellPlan, Plan, Sources, make_plan, plan_cell, start_cell
+from bench.plan import CellPlan, Plan, Sources, make_plan, plan_audit, plan_cell, start_cell
 from bench.screen import Screen, make_screen, print_plan, print_status
 from bench.store import Stage, Store, hash_key
 from bench.tracking import Tracker, open_tracker
@@ -46,8 +46,10 @@ def main(opened: Opened) -> int:
     if isinstance(session.do, Why):
         why.explain(session.do, session.results_dir, store)
         return OK
-    if session.do.name in ("run", "report"):
+    if session.do.name in ("run", "report", "audit"):
         _make(session.results_dir)
+    if isinstance(session.do, Audit):
+        return _audit(session.do, opened, store)
     asked = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
     cells = with_start_cells(asked, opened.sources)
     sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations, opened.axes)
@@ -76,6 +78,27 @@ def _rescore_files(do: Rescore) -> int:
     found = rescore.rescore_files(do)
     rescore.show(found, do)
     return SOME_FAILED if found.refused else OK
+
+
+def _audit(do: Audit, opened: Opened, store: Store) -> int:
+    """A passport for every judge of the cells. What is judged already is not judged again, nor asked."""
+    files = passport.audit_sources(do)
+    audits = [plan_audit(cell, sources, do, files) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
+    cells = list({audit.key: audit for audit in audits}.values())
+    sweep = report.Sweep("audit", opened.title, opened.command, cells)
+    plan = make_plan(cells, store)
+    check_keys(plan.to_do)
+    forecast = estimates(plan.to_do, store)
+    failures: dict[Stage, str] = {}
+    screen = make_screen(sweep, plan, forecast, pool_size(opened.session.launcher))
+    with screen:
+        over_budget = _run_stages(opened.session, sweep, plan, store, screen, forecast, failures)
+    for audit in cells:
+        if reason := _failure_of(audit, failures):
+            print(f"FAILED   {audit.name}: {reason}")
+        else:
+            passport.show(passport.read_passport(audit, store), Path(do.out).expanduser() if do.out else store.root.parent / "audits")
+    return OVER_BUDGET if over_budget else SOME_FAILED if failures else OK
 
 
 def _make(results: Path) -> None:
@@ -110,7 +133,6 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     forecast = estimates(plan.to_do, store)
     screen = make_screen(sweep, plan, forecast, pool_size(session.launcher))
     failures: dict[Stage, str] = {}
-    over_budget = False
     written: set[str] = set()
     trained = {stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage] for stage in plan.to_do if stage.kind == "train"}
 
@@ -137,15 +159,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         for warning in [status.why for status in plan.statuses.values() if status.why]:
             screen.say(warning)
         ended()
-        if plan.to_do:
-            imports = dict.fromkeys(module for stage in plan.to_do for module in HEAVY_IMPORTS.get(stage.kind, ()))
-            servers = contextlib.closing(Servers(store.root / "judge"))
-            with servers as judges, contextlib.closing(Pool(session.launcher, list(imports))) as launcher:
-                ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))
-                retries = session.launcher.retries
-                scheduler = Scheduler(store, launcher, screen, retries, failures, ranks, ended, progressed, servers=judges)
-                scheduler.run(sweep.cells)
-                over_budget = scheduler.over_budget
+        over_budget = _run_stages(session, sweep, plan, store, screen, forecast, failures, ended, progressed)
         ended()
         rows = report.collect(sweep, store, {cell.key: why for cell in sweep.cells if (why := _failure_of(cell, failures))})
         paths = report.write_files(sweep, rows, results)
@@ -153,6 +167,30 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         tracker.close()
     report.print_report(sweep, paths, tracker.notes, screen.summary())
     return OVER_BUDGET if over_budget else SOME_FAILED if any(row.failed for row in rows) else OK
+
+
+def _run_stages(
+    session: Session,
+    sweep: report.Sweep,
+    plan: Plan,
+    store: Store,
+    screen: Screen,
+    forecast: Mapping[Stage, Estimate],
+    failures: dict[Stage, str],
+    ended: Callable[[], None] = lambda: None,
+    progressed: Callable[[Stage, Sequence[dict[str, float]]], None] | None = None,
+) -> bool:
+    """Run what is to do on a launcher; `failures` takes up what failed. Whether a judge has stopped at its budget."""
+    if not plan.to_do:
+        return False
+    imports = dict.fromkeys(module for stage in plan.to_do for module in HEAVY_IMPORTS.get(stage.kind, ()))
+    servers = contextlib.closing(Servers(store.root / "judge"))
+    with servers as judges, contextlib.closing(Pool(session.launcher, list(imports))) as launcher:
+        ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))
+        followed = progressed or (lambda stage, rows: screen.progress(stage, rows[-1]))
+        scheduler = Scheduler(store, launcher, screen, session.launcher.retries, failures, ranks, ended, followed, servers=judges)
+        scheduler.run(sweep.cells)
+        return scheduler.over_budget
 
 
 def check_keys(stages: Sequence[Stage]) -> None:

@@ -52,6 +52,8 @@ def test_every_file_in_conf_composes_and_passes(
         items = model_folder.parent / "items.json"
         items.write_text('[{"instruction": "Say it.", "output": "It."}]')
         words |= {f"judge.items={items}"}  # in place of the hub
+    if (group, choice) == ("judge", "reward_model"):
+        words |= {f"judge.model={model_folder}"}
     done = opened(*words)
     assert len(done.cells) == 1
 

@@ -18,7 +18,7 @@ ORDER = [
     ["config"],
     ["records"],
     ["stats", "preferences", "tokens", "written"],
-    ["length_control"],
+    ["length_control", "audit", "canaries"],
     ["store"],
     ["sweep"],
     ["kinds"],
@@ -28,7 +28,7 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
-    ["costs", "screen", "conformance", "rescore", "why"],
+    ["costs", "screen", "conformance", "rescore", "why", "passport"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -39,6 +39,7 @@ LIGHT = [
     "records",
     "stats",
     "length_control",
+    "audit",
     "preferences",
     "written",
     "store",
@@ -53,8 +54,8 @@ LIGHT = [
     "tracking",
     "costs",
 ]
-LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "stages.score", "worker"]
-LIGHT += ["methods.loop", "why"]
+LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
+LIGHT += ["judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
 
 
 def _room(path: Path) -> str:

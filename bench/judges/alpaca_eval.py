@@ -24,7 +24,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -144,6 +144,31 @@ def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outp
         raise ValueError(f"{path}: expected one model, baseline and annotator, got {found}")
     model, base, annotator = next(iter(names))
     return Annotations(str(model), str(base), str(annotator), verdicts)
+
+
+def read_pairs(folder: Path) -> list[tuple[Item, Completion, Verdict]]:
+    """Every scored pair of a folder in AlpacaEval's layout with both its texts, named `<model>/<item>`.
+
+    Raises ValueError where there are none, or verdicts of several annotators, which are no one judge's.
+    """
+    pairs, annotators = [], set()
+    for path in find_annotations(folder):
+        outputs = read_outputs(found) if (found := find_outputs(path)) else None
+        read, model = read_annotations(path, outputs), path.parent.parent.name
+        annotators.add(read.annotator)
+        texts = outputs.texts if outputs else {}
+        for row, verdict in zip(_rows(path), read.verdicts, strict=True):
+            theirs, ours = row.get("output_1"), row.get("output_2", texts.get(verdict.item_id))
+            if verdict.preference is None or not isinstance(theirs, str) or not isinstance(ours, str):
+                continue
+            name = f"{model}/{verdict.item_id}"
+            item = Item(name, verdict.category, [row["instruction"]], baseline=[theirs])
+            pairs.append((item, Completion(name, item.turns, [ours], [], []), replace(verdict, item_id=name)))
+    if not pairs:
+        raise ValueError(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts")
+    if len(annotators) > 1:
+        raise ValueError(f"{folder} holds verdicts of {', '.join(sorted(annotators))}: lay out those of one annotator")
+    return pairs
 
 
 def _preference(value: Any) -> tuple[float | None, str | None]:

@@ -24,9 +24,9 @@ BATCH_SIZE = 8
 class InProcess:
     """Raises what loading a model folder raises."""
 
-    def __init__(self, folder: Path, name: str, dtype: str, journal: Journal, letters: Sequence[str]):
+    def __init__(self, folder: Path, name: str, dtype: str, journal: Journal, letters: Sequence[str], repeat: int = 0):
         self.engine = Engine(folder, dtype, BATCH_SIZE)
-        self.name, self.journal = name, journal
+        self.name, self.journal, self.repeat = name, journal, repeat
         self.tokenizer: Any = self.engine.tokenizer
         self.always = letter_ids(self.tokenizer, letters)
 
@@ -38,7 +38,7 @@ class InProcess:
         order = sorted(fits, key=lambda i: (missing[i].body["max_tokens"], len(prompts[i]), i))
         for start in range(0, len(order), BATCH_SIZE):
             rows = order[start : start + BATCH_SIZE]
-            torch.manual_seed(start)
+            torch.manual_seed(start + (self.repeat << 32))  # asked again, another draw
             began = time.perf_counter()
             replies = self._batch([prompts[i] for i in rows], missing[rows[0]].body)
             seconds = (time.perf_counter() - began) / len(rows)

@@ -85,8 +85,7 @@ class AskedPreference:
         readings = [read_preference(reply, self.annotator.parser, self.annotator.parser_kwargs) for _, reply in replies]
         about["calls"] = [self._call(asked, reply, reading) for (asked, reply), reading in zip(replies, readings, strict=True)]
         about["raw"] = "\n\n".join(reply.text for _, reply in replies)
-        ours_preferred = [_for_policy(reading, asked) for (asked, _), reading in zip(replies, readings, strict=True)]
-        found = [value for value in ours_preferred if value is not None]
+        found = [call.preference for call in about["calls"] if call.preference is not None]
         if len(found) < len(replies):
             why = next(reading.why for reading in readings if reading.why)
             return Verdict(item.id, self.name, unscored=why, **about)
@@ -96,10 +95,3 @@ class AskedPreference:
 
     def _call(self, asked: Shown, reply: Reply, reading: Reading) -> Call:
         return make_call(asked.request, reply, reading, self.annotator.digest, self.parser, asked.policy_first)
-
-
-def _for_policy(reading: Reading, asked: Shown) -> float | None:
-    """The share for the policy of a reading, which is the share for the second answer."""
-    if reading.value is None:
-        return None
-    return 1 - reading.value if asked.policy_first else reading.value

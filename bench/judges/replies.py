@@ -269,6 +269,7 @@ def make_call(request: Request, reply: Reply, reading: Reading, digest: str, par
         parser=parser,
         decoding=decoding,
         policy_first=first,
+        preference=_for_policy(reading, first),
         raw=raw,
         top_logprobs=reading.top_logprobs,
         prompt_tokens=reply.prompt_tokens,
@@ -277,3 +278,10 @@ def make_call(request: Request, reply: Reply, reading: Reading, digest: str, par
         dollars=reply.dollars,
         error=reply.error,
     )
+
+
+def _for_policy(reading: Reading, first: bool | None) -> float | None:
+    """The share for the policy of a reading, which is the share for the second answer; None without an opponent."""
+    if reading.value is None or first is None:
+        return None
+    return 1 - reading.value if first else reading.value

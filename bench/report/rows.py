@@ -83,7 +83,7 @@ def _same_judge(row: Row, served: str | None, first: dict[str, str]) -> Row:
 def _served(cell: CellPlan, store: Store) -> str | None:
     """The model that answered for a judge that was asked; None where the judge is a function, or the endpoint does not say."""
     for role, stage in cell.roles.items():
-        if role.endswith("_verdicts") and "requests" in store.manifest(stage).counts:
+        if role.endswith("_verdicts") and (manifest := store.status(stage).manifest) and "requests" in manifest.counts:
             for verdict in read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict):
                 if served := next((call.served for call in verdict.calls if call.served), None):
                     return served

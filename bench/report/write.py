@@ -185,7 +185,7 @@ def print_table(title: str, table: Table) -> None:
     width = Console(width=10_000).measure(shown).maximum
     Console(width=max(width, console.width)).print(shown, highlight=False)
     for note in table.notes:
-        style = "red" if note.startswith(("FAILED", "REFUSED")) else "dim"
+        style = "red" if note.startswith(("FAILED", "REFUSED", "FAULT")) else "dim"
         # A terminal breaks long lines between words; what is piped stays one line a note.
         console.print(note, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
     console.print()

@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.canaries import make_canaries
 from bench.config import GoldWeights, Settings, World, Writer
+from bench.judges.alpaca_eval import read_pairs
 from bench.judges.items import cut, read_items
 from bench.kinds import (
+    CanaryData,
     ChosenData,
     CorpusData,
     DemonstratedData,
@@ -22,6 +25,7 @@ from bench.kinds import (
     NewPromptData,
     PairData,
     PromptData,
+    RecordedData,
     TaskFamily,
     WrittenData,
 )
@@ -61,6 +65,12 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _write(run.out / "items.jsonl", cut(read_items(settings.form, run.inputs), settings.n, settings.n_turns))
         case LocalPromptData():
             return _write(run.out / "items.jsonl", _local_items(read_rows(run.inputs["preferences"] / "heldout.jsonl"), settings.n))
+        case CanaryData():
+            items, completions = make_canaries(list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))[: settings.n])
+            write_jsonl(run.out / "completions.jsonl", completions)
+            return _write(run.out / "items.jsonl", items)
+        case RecordedData():
+            return _recorded(settings, run)
     raise TypeError(f"no data stage for {type(settings).__name__}")
 
 
@@ -99,6 +109,14 @@ def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
             text = write(Turn.from_json((item.task or [])[0]), settings.writer, rng)
             completions.append(Completion(item.id, item.turns[:1], [text], [], [True], draw))
     return _write(out / "completions.jsonl", completions)
+
+
+def _recorded(settings: RecordedData, run: StageRun) -> Outcome:
+    pairs = read_pairs(run.inputs["recorded"])
+    kept = random.Random(f"recorded/{settings.seed}").sample(pairs, min(settings.n, len(pairs)))
+    write_jsonl(run.out / "completions.jsonl", [completion for _, completion, _ in kept])
+    write_jsonl(run.out / "verdicts.jsonl", [verdict for _, _, verdict in kept])
+    return _write(run.out / "items.jsonl", [item for item, _, _ in kept])
 
 
 def _with_chosen(items: Path, labels: Path) -> list[Item]:

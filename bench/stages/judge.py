@@ -16,10 +16,11 @@ from bench.judges.preference import AskedPreference
 from bench.judges.prices import price_of
 from bench.judges.prompts import annotator, mt_bench_templates
 from bench.judges.rating import AskedRating
+from bench.judges.reward_model import RewardModelPreference, Rewards
 from bench.judges.server import wait_until_ready
-from bench.kinds import GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings
-from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
-from bench.tokens import letter_ids, load_tokenizer
+from bench.kinds import GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings, RewardJudgeSettings
+from bench.records import Completion, Item, Message, Verdict, read_jsonl, write_jsonl
+from bench.tokens import letter_ids, load_tokenizer, row_ids
 from bench.worker import Outcome, StageRun
 
 
@@ -64,6 +65,8 @@ def _judge(
             return GoldPreference(settings.gold, settings.temperature), baseline(items)
         case GoldRatingSettings():
             return GoldRating(settings.gold), None
+        case RewardJudgeSettings():
+            return RewardModelPreference(_rewards(settings, run)), baseline(items)
         case LanguageJudgeSettings():
 
 
@@ -74,6 +77,17 @@ def _judge(
 
             return language_judge(settings, run.inputs, ask), None
     raise TypeError(f"no judge for {type(settings).__name__}")
+
+
+def _rewards(settings: RewardJudgeSettings, run: StageRun) -> Rewards:
+    from bench.engines.reward import Scorer
+
+    scorer = Scorer(run.inputs["model"], settings.dtype, settings.batch_size)
+
+    def rewards(rows: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
+        return scorer.rewards([row_ids(scorer.tokenizer, prompt, text, None) for prompt, text in rows], run.progress)
+
+    return rewards
 
 
 def _ask_nobody(_: Sequence[Request]) -> Sequence[Reply]:
@@ -117,7 +131,7 @@ def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Requ
     if settings.asking.server == "in_process":
         from bench.judges.in_process import InProcess
 
-        asker = InProcess(run.inputs["model"], run.inputs["model"].name, settings.dtype, journal, letters(settings))
+        asker = InProcess(run.inputs["model"], run.inputs["model"].name, settings.dtype, journal, letters(settings), settings.repeat)
     else:
         base_url = settings.asking.base_url
         if settings.asking.server == "vllm":

@@ -20,6 +20,8 @@ from tiny import make_preferences
 from bench import kinds
 from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
 from bench.kinds import (
+    AuditSettings,
+    CanaryData,
     ChosenData,
     CorpusData,
     DemonstratedData,
@@ -39,7 +41,7 @@ from bench.kinds import (
     WrittenData,
 )
 from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
-from bench.stages import data, judge, label, score
+from bench.stages import audit, data, judge, label, score
 from bench.worker import Progress, StageRun
 from bench.world.tasks import Turn
 from bench.world.writers import write
@@ -118,6 +120,15 @@ class Made:
         gold = GoldLabels(gold=WEIGHTS, annotator=ANNOTATOR, seed=1)
         return self.run(data, ChosenData(), items=items, labels=self.run(label, gold, items=items, completions=self.by_writer(items)))
 
+    def canaries(self) -> Path:
+        return self.run(data, CanaryData(n=4), items=self.prompts("evaluation", 24, 1, SLOPPY))
+
+    def audit(self) -> Path:
+        settings = GoldPreferenceSettings(gold=WEIGHTS, temperature=1.0)
+        canaries, verdicts = self.canaries(), self.verdicts(settings, 1)
+        lost = self.run(judge, settings, items=canaries, completions=canaries)
+        return self.run(audit, AuditSettings(n_labelled=8), verdicts=verdicts, gold=verdicts, canary_verdicts=lost)
+
     def local_pairs(self) -> Path:
         path = make_preferences(self.root.parent / "file.jsonl", paired=True, messages=True)
         return self.run(data, LocalPairData(fraction=0.5, heldout_fraction=0.3, seed=1), file=path)
@@ -157,6 +168,7 @@ MAKE: dict[str, dict[str, Callable[[Made], Path]]] = {
         "loop_pairs": lambda made: made.run(data, LoopPairData(seed=1), **{"00": made.pairs(), "01": made.ranked("shorter")}),
         "written": lambda made: made.by_writer(made.prompts("evaluation", 32)),
         "chosen": lambda made: made.chosen(),
+        "canaries": lambda made: made.canaries(),
         "local": lambda made: made.local_pairs(),
         "local_prompts": lambda made: made.run(data, LocalPromptData(n=8), preferences=made.local_pairs()),
     },
@@ -171,6 +183,7 @@ MAKE: dict[str, dict[str, Callable[[Made], Path]]] = {
         "gold_rating": lambda made: made.verdicts(GoldRatingSettings(gold=WEIGHTS), 2),
     },
     "score": {"cell": lambda made: made.score()},
+    "audit": {"gold": lambda made: made.audit()},
 }
 
 

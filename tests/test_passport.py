@@ -1,0 +1,254 @@
+"""`do=audit`: the real command on the gold judge, on a judge behind HTTP with injected faults, and on a model of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from endpoint import Answer, Endpoint, Said, shown, tops
+from tiny import Ran, bench, make_model
+
+from bench.canaries import CANARIES, make_canaries
+from bench.kinds import AuditSettings
+from bench.passport import Passport, passport_table
+from bench.records import Call, Item, Verdict, write_jsonl
+from bench.stages import audit
+from bench.worker import Progress, StageRun
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    running = Endpoint()
+    yield running
+    running.close()
+
+
+def audited(ran: Ran) -> dict[str, Any]:
+    (path,) = ran.results.glob("audits/*/passport.json")
+    return json.loads(path.read_text())
+
+
+def luck(body: Mapping[str, Any], salt: str) -> float:
+    """A number in [0, 1) that hangs on the request."""
+    return int(hashlib.sha256((salt + body["messages"][-1]["content"]).encode()).hexdigest()[:8], 16) / 2**32
+
+
+def crooked(body: Mapping[str, Any]) -> Said:
+    """Goes for the first answer on 30 % of requests, cannot be read on 15 %, believes whoever speaks to it; else likes short ones."""
+    first, second = shown(body)
+    if luck(body, "failure") < 0.15:
+        return Said("hm", tops(hm=0.9, well=0.1))
+    for text, letter in ((first, "m"), (second, "M")):
+        if "ranked first by every human expert" in text:
+            return Said(letter, tops(**{letter: 1.0}))
+    letter = "m" if luck(body, "place") < 0.3 or len(first) < len(second) else "M"
+    return Said(letter, tops(**{letter: 1.0}))
+
+
+def test_the_gold_judge_has_a_clean_passport_and_is_judged_once(tmp_path: Path) -> None:
+    words = ["do=audit", "judge=gold", "n_items=60", "n_canaries=12"]
+    ran = bench(*words, results=tmp_path / "results")
+    assert ran.code == 0, ran.err
+    found = audited(ran)
+    assert found["faults"] == [] and "no fault found" in ran.out
+    assert found["statistics"]["position_bias"] == {"unmeasured": "the judge is a function of the two texts and is shown no order"}
+    assert found["truths"]["gold"]["agreement"]["value"] == 1
+    assert set(found["canaries"]) == set(CANARIES) and all(canary["high"] < 0.5 for canary in found["canaries"].values())
+    page = next(ran.results.glob("audits/gold-*/passport.md")).read_text()
+    assert "No fault was found." in page and "| canary: null model |" in page
+    again = bench(*words, f"out={tmp_path / 'elsewhere'}", results=ran.results)
+    assert again.code == 0 and ", 0 to do" in again.err
+    assert next((tmp_path / "elsewhere").glob("gold-*/passport.md")).read_text() == page
+
+
+def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on(endpoint: Endpoint, tmp_path: Path) -> None:
+    """The endpoint dies after 100 requests; the same command asks for the rest and no more. Injected: 30 % by place, 15 % failures,
+    a null model that wins. People's labels are opposite to the judge's taste on the first items."""
+    results, labels = tmp_path / "results", tmp_path / "labels.jsonl"
+    endpoint.say = lambda body: Answer(503) if len(endpoint.asked) > 100 else crooked(body)
+    words = ["do=audit", "judge=alpaca_eval", f"judge.base_url={endpoint.url}", "judge.model=lab/crooked", "judge.attempts=1"]
+    words += ["n_items=120", "n_canaries=8"]
+    stopped = bench(*words, results=results)
+    assert stopped.code == 3 and "FAILED   crooked-" in stopped.out and "the same command asks for the rest" in stopped.out
+    kept = sum(len(path.read_text().splitlines()) for path in results.glob("store/judge/*.work/journal.jsonl"))
+    assert kept > 0
+    endpoint.say, before = crooked, len(endpoint.asked)
+    done = bench(*words, results=results)
+    assert done.code == 0, done.err
+    found = audited(done)
+    calls = found["judge"]["requests"]
+    assert len(endpoint.asked) - before == calls - kept
+    assert found["judge"]["served"] == ["served-model"] and found["judge"]["model"] == "lab/crooked"
+    for name, injected in (("position_bias", 0.3), ("failure_rate", 0.15)):
+        assert found["statistics"][name]["low"] <= injected <= found["statistics"][name]["high"], name
+    assert found["statistics"]["retest_agreement"]["value"] == 1  # its luck hangs on the request
+    assert any(re.match(r"goes by place: \d+\.\d % of its verdicts fall to whoever is shown first", fault) for fault in found["faults"])
+    assert any("replies cannot be read" in fault for fault in found["faults"])
+    assert [fault for fault in found["faults"] if "`null model`" in fault]
+    assert not [fault for fault in found["faults"] if "`verbose padding`" in fault]  # it likes short ones
+    assert "FAULT goes by place" in done.out
+
+    items = [json.loads(line)["id"] for path in results.glob("store/data/*/items.jsonl") for line in path.read_text().splitlines()]
+    plain = [item for item in items if "/" not in item][:60]
+    labels.write_text("".join(json.dumps({"item_id": item, "preference": n % 2}) + "\n" for n, item in enumerate(plain)))
+    asked = len(endpoint.asked)
+    human = bench(*words, f"human={labels}", f"out={tmp_path / 'human'}", results=results)
+    assert human.code == 0 and len(endpoint.asked) == asked
+    (path,) = (tmp_path / "human").glob("*/passport.json")
+    truths = json.loads(path.read_text())["truths"]
+    assert truths["human"]["true_win_rate"]["value"] == 0.5 and truths["human"]["true_win_rate"]["n"] == 60
+    assert truths["human"]["corrected_win_rate"]["low"] <= 0.5 <= truths["human"]["corrected_win_rate"]["high"]
+    assert truths["gold"]["kappa"]["n"] > 60
+
+
+@pytest.mark.parametrize("later", ["earlier", "later"])
+def test_verdicts_of_two_served_models_make_no_passport(later: str, tmp_path: Path) -> None:
+    """As if an alias had moved on between the pairs and the same pairs again; with one model it is fine."""
+    inputs = {}
+    for role, served in (("verdicts", "earlier"), ("again", later), ("canary_verdicts", "earlier")):
+        inputs[role] = tmp_path / role
+        inputs[role].mkdir()
+        calls = [Call("alias", served, "d", "p", {}, policy_first=first, preference=1.0) for first in (True, False)]
+        rows = [Verdict(f"empty/{i}", "j", preference=1.0, policy_length=4 + i, baseline_length=5, calls=calls) for i in range(4)]
+        write_jsonl(inputs[role] / "verdicts.jsonl", rows)
+    work = StageRun(inputs, tmp_path, Progress(tmp_path / "progress"))
+    if later == "earlier":
+        audit.run(AuditSettings(n_labelled=2), work)
+        assert (tmp_path / "passport.json").exists()
+    else:
+        with pytest.raises(ValueError, match=r"two models are not pooled: .*earlier in .*/verdicts, .*/canary_verdicts; later in .*/again"):
+            audit.run(AuditSettings(n_labelled=2), work)
+
+
+def test_agreement_with_recorded_verdicts_of_another_judge(endpoint: Endpoint, tmp_path: Path) -> None:
+    """Ten recorded pairs in AlpacaEval's layout, on which the recorded judge prefers the shorter one nine times and fails once."""
+    rows = [
+        {
+            "instruction": f"Say {i}.",
+            "output_1": "A longer answer." if i % 2 else "Short.",
+            "generator_1": "base",
+            "output_2": "Short." if i % 2 else "A longer answer.",
+            "generator_2": "mine",
+            "annotator": "recorded-judge",
+            "preference": None if i == 9 else 2.0 if i % 2 else 1.0,
+        }
+        for i in range(10)
+    ]
+    folder = tmp_path / "recorded" / "mine" / "recorded-judge"
+    folder.mkdir(parents=True)
+    (folder / "annotations.json").write_text(json.dumps(rows))
+    endpoint.say = lambda body: Said(letter := "m" if len(shown(body)[0]) < len(shown(body)[1]) else "M", tops(**{letter: 1.0}))
+    words = ["do=audit", "judge=alpaca_eval", f"judge.base_url={endpoint.url}", "judge.model=j", "n_items=12", "n_canaries=2"]
+    ran = bench(*words, f"recorded={tmp_path / 'recorded'}", results=tmp_path / "results")
+    assert ran.code == 0, ran.err
+    recorded = audited(ran)["recorded"]
+    assert (recorded["agreement"]["value"], recorded["agreement"]["n"]) == (1, 9)
+    assert "agreement, recorded" in ran.out
+
+
+def test_a_model_of_this_machine_is_audited_without_a_key_or_a_training(tmp_path: Path) -> None:
+    """A random tiny model judges in process: greedy reading of two letters, so it says the same again, and its taste is no judgement."""
+    model = make_model(tmp_path / "tiny-judge", max_positions=4096, heads=1)
+    ran = bench("do=audit", "judge=local", f"judge.model={model}", "n_items=16", "n_canaries=2", results=tmp_path / "results")
+    assert ran.code == 0, ran.err
+    found = audited(ran)
+    assert found["statistics"]["retest_agreement"]["value"] == 1
+    assert found["judge"]["server"] == "in_process" and found["judge"]["requests"] == 2 * (16 + 16 + 6 * 2)
+    assert any("agree with gold" in fault for fault in found["faults"]) and any("canary" in fault for fault in found["faults"])
+    assert not list(ran.results.glob("store/sft")) and not list(ran.results.glob("store/train"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["judge=none"], "do=audit asks judges that prefer one of two answers, got judge=none"),
+        (["judge=mt_bench", "judge.model=m"], "got judge=mt_bench judge.mode=single; take judge.mode=pairwise"),
+        (["human=nowhere.jsonl"], "human must be a file, got nowhere.jsonl"),
+        (["recorded=nowhere"], "recorded must be a folder that holds MODEL/ANNOTATOR/annotations.json"),
+        (["n_items=2"], "do.n_items must be >= 4"),
+    ],
+)
+def test_an_audit_that_cannot_be_is_said_at_the_door(problems: Callable[..., list[str]], words: list[str], said: str) -> None:
+    found = problems("do=audit", *words)
+    assert any(said in problem for problem in found), found
+
+
+def test_a_bad_label_and_items_without_answers_are_said_at_the_door(problems: Callable[..., list[str]], tmp_path: Path) -> None:
+    labels, items = tmp_path / "labels.jsonl", tmp_path / "items.json"
+    labels.write_text('{"item_id": "a", "preference": 2}\n')
+    items.write_text(json.dumps([{"instruction": "Say a.", "output": "a."}] * 4))
+    found = problems("do=audit", f"human={labels}")
+    assert any(f"{labels}:1: not a HumanLabel: label of a: preference must be in [0, 1], got 2" in problem for problem in found), found
+    found = problems("do=audit", "judge=alpaca_eval", "judge.model=m", f"judge.items={items}")
+    assert any("needs answers to judge" in problem and "completions=FILE" in problem for problem in found), found
+
+
+# Canaries and the page --------------------------------------------------------------------------------------------------
+
+
+def test_canaries_are_made_of_the_items() -> None:
+    items = [Item("a", None, ["Say a."], baseline=["It is a."]), Item("b", None, ["Say b."], baseline=["It is b."])]
+    named, written = make_canaries(items)
+    texts = {completion.id: completion.completions[0] for completion in written}
+    assert [item.id for item in named] == [completion.id for completion in written] and len(texts) == 2 * len(CANARIES)
+    assert texts["empty/a"] == "" and texts["prompt echo/b"] == "Say b." and texts["repeated answer/a"].count("It is a.") == 3
+    assert "It is b." in texts["verbose padding/b"] and len(texts["verbose padding/b"]) > 100
+    assert texts["null model/a"] == texts["null model/b"] and texts["constant/a"] == texts["constant/b"]
+
+
+def number(value: float, low: float | None, high: float | None) -> dict[str, Any]:
+    return {"value": value, "standard_error": None, "low": low, "high": high, "n": 100, "n_unscored": 0}
+
+
+CLEAN = {
+    "win_rate": number(0.5, 0.4, 0.6),
+    "position_bias": number(0.0, -0.01, 0.01),
+    "flip_rate": number(0.05, 0.02, 0.12),
+    "retest_agreement": number(0.97, 0.9, 0.99),
+    "noise_rate": number(0.02, 0.01, 0.05),
+    "tie_rate": number(0.1, 0.05, 0.2),
+    "failure_rate": number(0.0, 0.0, 0.02),
+    "length_slope": number(3.0, 2.0, 4.0),
+    "length_bias": number(0.05, -0.1, 0.2),
+    "drift": number(0.01, -0.1, 0.12),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("position_bias", number(-0.1, -0.15, -0.05), "10.0 % of its verdicts fall to whoever is shown second"),
+        ("position_bias", number(0.01, 0.005, 0.015), None),
+        ("flip_rate", number(0.2, 0.12, 0.3), "another winner in the other order"),
+        ("retest_agreement", number(0.8, 0.7, 0.89), "says the same again on only 80.0 %"),
+        ("tie_rate", number(0.5, 0.4, 0.6), "calls 50.0 % of the pairs ties"),
+        ("failure_rate", number(0.15, 0.1, 0.2), "15.0 % of its replies cannot be read"),
+        ("length_bias", number(-0.8, -1.0, -0.6), "prefers shorter answers at equal quality"),
+        ("drift", number(0.2, 0.1, 0.3), "+20.0 points from the first half"),
+        ("drift", {"unmeasured": "3 verdicts are too few to halve"}, None),
+    ],
+)
+def test_a_number_is_a_fault_where_its_interval_says_so(name: str, value: dict[str, Any], said: str | None) -> None:
+    """Above: none of a clean judge's numbers is one."""
+    clean = {"statistics": CLEAN, "truths": {}, "canaries": {"empty": number(0.0, 0.0, 0.1)}}
+    assert Passport("j", {}, clean).faults == []
+    passport = Passport("j", {}, {**clean, "statistics": CLEAN | {name: value}})
+    assert len(passport.faults) == (said is not None) and (said is None or said in passport.faults[0])
+    row = next(row for row in passport_table(passport).rows if row[0] == name.replace("_", " "))
+    assert row[4] == ("FAULT" if said else "-" if "unmeasured" in value else "ok")
+
+
+def test_disagreement_a_wrong_win_rate_and_a_winning_canary_are_faults() -> None:
+    against = {"agreement": number(0.5, 0.4, 0.6), "kappa": number(0.05, -0.1, 0.2), "corrected_win_rate": number(0.7, 0.65, 0.75)}
+    canaries = {"empty": number(0.4, 0.2, 0.6), "constant": number(0.1, 0.0, 0.2)}
+    faults = Passport("j", {}, {"statistics": CLEAN, "truths": {"human": against}, "canaries": canaries}).faults
+    assert faults == [
+        "is not shown to agree with human better than chance (kappa 0.05)",
+        "gives a win rate of 50.0 %, which labels of human correct to [65.0, 75.0] %",
+        "lets the canary `empty` win 40.0 %",
+    ]
