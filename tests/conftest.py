@@ -97,6 +97,6 @@ def model_folder(tmp_path: Path) -> Path:
     """As much of a model folder as the door looks at."""
     folder = tmp_path / "my_model"
     folder.mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
         (folder / name).write_text(f"{{}} {name}")
     return folder

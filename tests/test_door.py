@@ -135,7 +135,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["do=pln"],
             [
                 "unknown do 'pln' (do=pln on the command line); did you mean plan? "
-                "known: audit, conformance, plan, report, rescore, run, status, why"
+                "known: conformance, plan, report, rescore, run, status, why"
             ],
         ),
         (
@@ -182,8 +182,8 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["method.name=foo"],
             [
                 "method.name must be one of 'none', 'completions', 'dpo', 'ipo', 'kto', 'cdpo', 'robust', 'ipo_summed', 'hinge', 'slic', "
-                "'simpo', 'orpo', 'cpo', 'kto_pair', 'sft_chosen', 'csft', 'offline_ppo', 'best_of_n', 'iterative_dpo', 'spa', 'spin', "
-                "got 'foo' (method.name=foo on the command line)"
+                "'simpo', 'orpo', 'cpo', 'kto_pair', 'sft_chosen', 'csft', 'offline_ppo', 'best_of_n', "
+                "'iterative_dpo', 'spa', 'spin', got 'foo' (method.name=foo on the command line)"
             ],
         ),
         (["scale.batch_size=x"], ["scale.batch_size must be a valid integer, got 'x' (scale.batch_size=x on the command line)"]),
@@ -324,6 +324,20 @@ def test_a_model_folder_that_lacks_something_is_refused(problems: Problems, mode
     (problem,) = problems("model=local", f"model.path={model_folder}")
     assert problem.startswith("model.path must hold config.json, a tokenizer and weights as safetensors, got ")
     assert f"without {missing} (it holds " in problem
+
+
+def test_a_model_that_is_asked_in_messages_needs_a_chat_template(problems: Problems, model_folder: Path) -> None:
+    (model_folder / "chat_template.jinja").unlink()
+    words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none"]
+    assert problems(*words) == [
+        f"{model_folder} is asked in messages and its tokenizer has no chat template: add chat_template.jinja "
+        f"(model.path={model_folder} on the command line)"
+    ]
+    (model_folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert problems(*words) == []
+    (model_folder / "tokenizer_config.json").unlink()
+    (problem,) = problems("judge=local", f"judge.model={model_folder}", "judge.n_items=4")
+    assert "has no chat template" in problem
 
 
 def test_bad_rows_are_said_with_line_numbers_before_anything_runs(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:

@@ -352,11 +352,11 @@ def three_cells() -> list[CellPlan]:
 
 
 def test_shared_stages_are_planned_once(three_cells: list[CellPlan], tmp_path: Path) -> None:
-    """By hand: 14 stages up to reference log-probs and evaluation prompts belong to all three cells, KL prompts to two; then
-    completions and verdicts in two manners and a score: 5 of the start model; training, held-out log-probs, KL samples and their
-    two log-probs besides: 10 of each KTO cell. 15 + 5 + 2 x 10 = 40."""
+    """By hand: 4 stages up to the start model and 2 sets of evaluation prompts belong to all three cells, 8 from the train prompts to the
+    reference log-probs and the KL prompts to two; then completions and verdicts in two manners and a score: 5 of the start model;
+    training, held-out log-probs, KL samples and their two log-probs besides: 10 of each KTO cell. 6 + 9 + 5 + 2 x 10 = 40."""
     found = make_plan(three_cells, Store(tmp_path))
-    assert [len(cell.stages) for cell in three_cells] == [19, 25, 25]
+    assert [len(cell.stages) for cell in three_cells] == [11, 25, 25]
     assert (len(found.statuses), len(found.to_do), found.done) == (40, 40, [])
     order = list(found.statuses)
     for stage in order:
