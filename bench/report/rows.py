@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench import stats
-from bench.config import Cell, Expectation, Written
+from bench.config import Cell, Expectation, GoldJudge, WorldData, Written
 from bench.length_control import Calibration, contributions_of_verdicts
 from bench.plan import CellPlan, start_cell
 from bench.records import Result, Verdict, preference_verdicts, read_jsonl
@@ -60,8 +60,12 @@ class Row:
 
 
 def seedless(cell: Cell) -> str:
-    """Same for cells that differ by seed only."""
-    return hash_key(cell.model_dump(mode="json", exclude={"seed"}))
+    """Same for cells that differ by seed only, and for start models that differ in what a training alone would read: they are one cell."""
+    config = cell.model_dump(mode="json", exclude={"seed"})
+    chosen_answers = isinstance(cell.judge, GoldJudge) and cell.judge.preference.opponent == "chosen"
+    if cell.method.name == "none" and isinstance(cell.data, WorldData) and not chosen_answers:
+        config["data"] = {name: config["data"][name] for name in ("kind", "demonstrations", "n_demonstrations")}
+    return hash_key(config)
 
 
 class Rescored(NamedTuple):

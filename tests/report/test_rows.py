@@ -13,7 +13,7 @@ import pytest
 from bench import methods
 from bench.config import Expectation
 from bench.door import open_door
-from bench.plan import CellPlan, plan_cell
+from bench.plan import CellPlan, plan_cell, start_cell
 from bench.report import Row, Sweep, flat_rows, pool, write_files
 from bench.report.rows import matches, seedless
 from bench.report.tables import comparison_table, latex, markdown
@@ -141,3 +141,10 @@ def test_markdown_and_latex_escape_what_they_must() -> None:
     assert "a\\|b_c" in markdown("t", "c", table)
     assert "a|b\\_c" in latex(table)
     assert "\\%" in latex(table)
+
+
+@pytest.mark.parametrize("sweep", ["length_bias", "halos", "imbalance", "seed_fraction"])
+def test_every_trained_cell_finds_its_start_model_in_the_table(sweep: str) -> None:
+    """Also where another cell's start model is the same one: data that differ in their annotator share it."""
+    cells = [plan.cell for plan in _cells(f"+sweep={sweep}")]
+    assert {seedless(start_cell(cell)) for cell in cells} <= {seedless(cell) for cell in cells}
