@@ -130,21 +130,20 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     cell = start_cell(cell) if cell.method.name == "none" else cell
     ground = _ground(cell, sources)
     policy = chain(cell, ground)
-    if cell.method.name == "none":  # judged as it is: what it would learn from need not be made
+    if policy.train is None:  # judged as it is: what it would learn from need not be made
         return _judged(cell, sources, policy, {}, {})
     roles: dict[str, Stage] = {"preferences": ground.preferences}
     inputs: dict[str, Stage] = {"preferences": ground.preferences, "reference_logps": ground.reference}
     if policy.reward_model is not None:
         inputs["rewards"] = _preference_rewards(cell, policy.reward_model, ground.preferences)
-    elif policy.train is not None:
+    else:
         kl = generate(cell, policy, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
         inputs |= {
             "policy_logps": preference_logps(cell, policy, ground.preferences, splits=("heldout",), mismatched=False),
             "kl_policy_logps": completion_logps(cell, policy, kl, "policy's log-probs for KL"),
             "kl_reference_logps": completion_logps(cell, Policy(ground.start, None), kl, "reference's log-probs for KL"),
         }
-    if policy.train is not None:
-        roles["train"] = policy.train
+    roles["train"] = policy.train
     return _judged(cell, sources, policy, roles, inputs)
 
 
