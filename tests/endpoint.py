@@ -150,6 +150,7 @@ class Endpoint:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # judges ask many things at once
 
     def handle_error(self, request: Any, client_address: Any) -> None: ...  # a client that has left
 

@@ -71,9 +71,8 @@ def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on
     a null model that wins. People's labels are opposite to the judge's taste on the first items."""
     results, labels = tmp_path / "results", tmp_path / "labels.jsonl"
     endpoint.say = lambda body: Answer(503) if len(endpoint.asked) > 100 else crooked(body)
-    words = ["do=audit", "judge=alpaca_eval", f"judge.base_url={endpoint.url}", "judge.model=lab/crooked", "judge.attempts=1"]
-    words += ["n_items=120", "n_canaries=8"]
-    stopped = bench(*words, results=results)
+    words = ["do=audit", "judge=alpaca_eval", f"judge.base_url={endpoint.url}", "judge.model=lab/crooked", "n_items=120", "n_canaries=8"]
+    stopped = bench(*words, "judge.attempts=1", results=results)
     assert stopped.code == 3 and "FAILED   crooked-" in stopped.out and "the same command asks for the rest" in stopped.out
     kept = sum(len(path.read_text().splitlines()) for path in results.glob("store/judge/*.work/journal.jsonl"))
     assert kept > 0
