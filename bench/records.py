@@ -231,7 +231,7 @@ class Result(Record):
 
 
 def preference_verdicts(path: Path) -> list[Verdict]:
-    """One verdict an item: where turns were judged one by one, the mean over those that were scored, and lengths summed."""
+    """One verdict an item: where turns were judged one by one, the mean and summed lengths of those that were scored."""
     by_item: dict[str, list[Verdict]] = {}
     for verdict in read_jsonl(path, Verdict):
         by_item.setdefault(verdict.item_id, []).append(verdict)
@@ -239,12 +239,13 @@ def preference_verdicts(path: Path) -> list[Verdict]:
 
 
 def _over_turns(turns: list[Verdict]) -> Verdict:
-    scored = [verdict.preference for verdict in turns if verdict.preference is not None]
-    preference = sum(scored) / len(scored) if scored else None
-    policy = sum(verdict.policy_length or 0 for verdict in turns)
-    baseline = sum(verdict.baseline_length or 0 for verdict in turns)
-    unscored = None if scored else turns[0].unscored
-    return dataclasses.replace(turns[0], preference=preference, unscored=unscored, policy_length=policy, baseline_length=baseline)
+    scored = [verdict for verdict in turns if verdict.preference is not None]
+    if not scored:
+        return turns[0]
+    preference = sum(verdict.preference or 0.0 for verdict in scored) / len(scored)
+    lengths = {name: [getattr(verdict, name) for verdict in scored] for name in ("policy_length", "baseline_length")}
+    summed: dict[str, Any] = {name: None if None in found else sum(found) for name, found in lengths.items()}
+    return dataclasses.replace(scored[0], preference=preference, **summed)
 
 
 def text_digest(text: str) -> str:
