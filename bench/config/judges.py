@@ -1,0 +1,119 @@
+"""Judges: how the policy answers them, how they are asked, and how one that is a language model is paid."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from bench.config.base import AsList, Count, Name, Positive, Settings
+
+
+class Decoding(Settings):
+    temperature: float = Field(ge=0)  # 0 is greedy
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_new_tokens: Count
+
+
+class PreferenceJudging(Settings):
+    """AlpacaEval 2.0's manner: preference in [0, 1] over a fixed opponent, one turn."""
+
+    n_items: Count
+    opponent: Literal["reference", "chosen"]  # the world's reference writer, or what the annotator chose of two completions
+    temperature: Positive  # preference = sigmoid(gold difference / temperature)
+    decoding: Decoding
+
+
+class RatingJudging(Settings):
+    """MT-Bench's manner: a rating of 1 to 10 per turn, two turns."""
+
+    n_items: Count
+    decoding: Decoding
+
+
+class GoldJudge(Settings):
+    """The controlled world's own truth, in both manners."""
+
+    name: Literal["gold"]
+    split: Literal["development", "evaluation"]  # choose settings on the first, report the second
+    preference: PreferenceJudging
+    rating: RatingJudging
+
+
+class NoJudge(Settings):
+    """Completions are written and measured, nobody judges them."""
+
+    name: Literal["none"]
+    n_items: Count
+    decoding: Decoding
+
+
+class Asking(Settings):
+    """How a judge that is a language model is reached and paid; nothing of it changes what is asked, and none of it is keyed."""
+
+    server: Literal["endpoint", "in_process", "vllm"]  # in_process: transformers in the worker; vllm: a server started for the command
+    base_url: str | None  # of an endpoint; None: OpenAI's
+    api_key_env: str = Field(min_length=1)  # the environment variable that holds the key
+    concurrency: Count  # requests under way at once
+    attempts: Count  # of a request, before the stage is left unfinished
+    timeout_s: Positive  # of one request
+    batch_wait_s: Positive | None  # send a batch file and wait so long for it; None: ask at once, request by request
+    budget_dollars: Positive | None  # what the judging of a sweep may cost in all, earlier runs of it included
+    prices: str | None  # a price file; None: the one that comes with bench
+    tokenizer: str | None  # a folder whose tokenizer counts tokens for forecasts
+
+
+class VerdictDecoding(Settings):
+    """How a judge answers; None: as its annotator or its manner says. `request`: further fields of the request, null drops one."""
+
+    temperature: float | None = Field(ge=0)
+    top_p: Annotated[float, Field(gt=0, le=1)] | None
+    max_tokens: Count | None
+    top_logprobs: Annotated[int, Field(ge=0, le=100)] | None  # likeliest tokens to list; 0 asks for none
+    request: dict[str, Any]
+
+
+class LanguageJudge(Asking):
+    """What every judge that is a language model sets."""
+
+    model: str = Field(min_length=1)  # as an endpoint is asked for it; a folder for the other servers
+    provider: Name  # who serves the model: part of what a verdict is
+    dtype: Literal["float32", "bfloat16"]  # of the other servers
+    server_args: Annotated[tuple[str, ...], AsList]  # further words of the vLLM server's command
+    verdict: VerdictDecoding
+    items: str | None  # a file, or `hub` where the manner has items there; None: the controlled world's evaluation prompts
+    n_items: Count | None  # the first so many; None: all of the file
+    decoding: Decoding  # of the policy
+
+    def __hash__(self) -> int:  # fields that hold dicts have none
+        return hash(self.model_dump_json())
+
+
+class AlpacaEvalJudge(LanguageJudge):
+    """Preferences over a fixed opponent, asked as one of the alpaca-eval package's annotators asks."""
+
+    name: Literal["alpaca_eval"]
+    annotator: str = Field(min_length=1)  # its name in the package, or a folder laid out as there
+    order: Literal["official", "both"]  # official: one order an item, drawn by its instruction; both: two calls, averaged
+
+
+class MtBenchJudge(LanguageJudge):
+    """Two turns in eight categories: a rating of each answer, or each pair of answers in both orders."""
+
+    name: Literal["mt_bench"]
+    mode: Literal["single", "pairwise"]
+    prompts: str | None  # FastChat's judge_prompts.jsonl; None: ours
+    references: str | None  # FastChat's reference_answer/*.jsonl
+    baseline: str | None  # the opponent's FastChat model_answer/*.jsonl, for pairs
+    temperatures: dict[str, Annotated[float, Field(ge=0)]]  # of the policy, by category; decoding.temperature elsewhere
+
+
+class RewardModelJudge(Settings):
+    """Preferences over a fixed opponent by a sequence classifier of one output."""
+
+    name: Literal["reward_model"]
+    model: str = Field(min_length=1)  # its folder
+    dtype: Literal["float32", "bfloat16"]
+    items: str | None  # a list of AlpacaEval's form; None: the controlled world's evaluation prompts
+    n_items: Count | None  # the first so many; None: all of the file
+    decoding: Decoding  # of the policy

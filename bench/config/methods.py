@@ -1,0 +1,240 @@
+"""What each method sets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from bench.config.base import AsList, Count, FlipRate, Fraction, LaterField, Name, Positive, Probability, Settings, misfit
+
+
+class Training(Settings):
+    """What every trained method sets; TRL's and transformers' trainers read it."""
+
+    learning_rate: Positive
+    num_train_epochs: Positive
+    batch_size: Count  # pairs, or KTO's rows, a device and step
+    gradient_accumulation_steps: Count
+    optimizer: Literal["adamw_torch", "rmsprop"]
+    lr_scheduler_type: Literal["constant", "linear", "cosine"]
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: Positive
+
+
+class NoMethod(Settings):
+    """The start model as it is, judged like the others."""
+
+    name: Literal["none"]
+
+
+class Written(Settings):
+    """A file of completions: nothing is trained, nobody writes."""
+
+    name: Literal["completions"]
+    path: str
+    label: Name  # how tables call it
+
+
+class Dpo(Training):
+    name: Literal["dpo"]
+    beta: Positive
+    sft_weight: Annotated[float, Field(ge=0), LaterField()] = 0.0  # of the mean NLL of the chosen completion, beside the loss
+
+
+class Ipo(Training):
+    name: Literal["ipo"]
+    beta: Positive  # the paper's tau
+
+
+class Kto(Training):
+    name: Literal["kto"]
+    beta: Positive
+    batch_size: Annotated[int, Field(ge=2)]  # the KL term is estimated from the rows of a batch
+    desirable_weight: Positive
+    undesirable_weight: Positive
+    weight_ratio: Annotated[Positive | None, LaterField()] = None  # λ_D n_D / (λ_U n_U); sets both weights by the rows' counts
+
+    @model_validator(mode="after")
+    def _one_way_to_weigh(self) -> Kto:
+        if self.weight_ratio is not None and (self.desirable_weight, self.undesirable_weight) != (1, 1):
+            got = f"desirable_weight={self.desirable_weight:g} and undesirable_weight={self.undesirable_weight:g}"
+            raise misfit(("weight_ratio", f"weight_ratio sets both weights, which must then be 1, got {got}"))
+        return self
+
+
+class Cdpo(Training):
+    name: Literal["cdpo"]
+    beta: Positive
+    label_smoothing: FlipRate
+
+
+class Robust(Training):
+    name: Literal["robust"]
+    beta: Positive
+    label_smoothing: FlipRate
+
+
+class IpoSummed(Training):
+    name: Literal["ipo_summed"]
+    beta: Positive  # the paper's tau
+
+
+class Hinge(Training):
+    name: Literal["hinge"]
+    beta: Positive  # 1 / margin
+
+
+class Slic(Training):
+    name: Literal["slic"]
+    delta: Positive  # margin, in nats of the whole completion
+    lambda_nll: float = Field(ge=0)  # the paper's lambda
+
+
+class Simpo(Training):
+    name: Literal["simpo"]
+    beta: Positive  # of log-probabilities per token: larger than DPO's
+    gamma: float = Field(ge=0)  # margin, absolute; the authors' code sets gamma / beta
+
+
+class Orpo(Training):
+    name: Literal["orpo"]
+    lambda_or: float = Field(ge=0)  # the paper's lambda
+
+
+class Cpo(Training):
+    name: Literal["cpo"]
+    beta: Positive
+    alpha: float = Field(ge=0)  # weight of the NLL term
+
+
+class KtoPair(Training):
+    name: Literal["kto_pair"]
+    beta: Positive
+
+
+class SftChosen(Training):
+    name: Literal["sft_chosen"]
+
+
+class BestOfN(Training):
+    """The start model's best of n samples by a reward model, which the training settings are for."""
+
+    name: Literal["best_of_n"]
+    n: Annotated[int, Field(ge=2)]
+
+
+class RewardModel(Training):
+    """A Bradley-Terry reward model: what best_of_n trains, whatever its n."""
+
+    name: Literal["reward_model"] = "reward_model"
+
+
+class Csft(Training):
+    name: Literal["csft"]
+
+
+class OfflinePpo(Training):
+    name: Literal["offline_ppo"]
+    clip: Annotated[float, Field(gt=0, lt=1)]  # ratios are held in [clip, 1 / clip]
+    gamma: Fraction  # discount a token
+    gae_lambda: Probability
+    value_weight: float = Field(ge=0)
+    kl_weight: float = Field(ge=0)
+    value_max_grad_norm: Positive  # the value head's own; max_grad_norm is the policy's
+
+
+Trained = Dpo | Ipo | Kto | Cdpo | Robust | IpoSummed | Hinge | Slic | Simpo | Orpo | Cpo | KtoPair | SftChosen | Csft | OfflinePpo
+
+
+# Loops: sample, label, train, again ----------------------------------------------------------------------------------
+
+
+class SeedTraining(Settings):
+    """DPO on the labelled pairs, before a loop's first iteration; what it does not name is as in the iterations."""
+
+    beta: Positive
+    learning_rate: Positive
+    num_train_epochs: Positive
+    batch_size: Count
+
+
+class Loop(Training):
+    """What every loop sets; the training settings are those of an iteration."""
+
+    iteration: Annotated[int, Field(ge=0)]  # whose policy the cell is
+    n_prompts: Count  # new ones, an iteration
+    sample_temperature: Positive
+    sample_max_new_tokens: Count
+    pairs: Literal["fresh", "two_latest", "accumulated"]  # of which iterations one trains on
+
+
+class IterativeDpo(Loop):
+    name: Literal["iterative_dpo"]
+    beta: Positive
+    seed_training: SeedTraining | None  # None: the loop starts from the start model
+    draws: Annotated[int, Field(ge=2)]  # of a prompt, of which the best and the worst make a pair
+    labeller: Literal["gold", "reward_model", "implicit", "random", "shorter"]
+    judging_reference: Literal["start", "previous"]  # of implicit rewards; previous: the policy before the one that writes
+    training_reference: Literal["previous", "start"]
+    reward_learning_rate: Positive  # of the reward model, on the labelled pairs
+
+    @model_validator(mode="after")
+    def _has_a_judge(self) -> IterativeDpo:
+        if self.labeller == "implicit" and self.seed_training is None:
+            text = "a start model is its own reference and prefers nothing: labeller=implicit needs a seed_training, got null"
+            raise misfit(("labeller", text))
+        if self.labeller == "reward_model" and self.seed_training is None:
+            raise misfit(("labeller", "the reward model is trained as seed_training says, got null"))
+        return self
+
+
+class Spa(Loop):
+    name: Literal["spa"]
+    beta: Positive
+    seed_training: SeedTraining
+    judging_reference: Literal["start", "previous"]
+    alpha: FlipRate  # label smoothing of the pairs whose label is not trusted
+    distrusted: Annotated[float, Field(gt=0, lt=1)]  # the paper's K, as a share
+    window: Count  # confidences that the threshold is found in
+    threshold: Literal["pairs", "batch_means"]  # whose confidences these are: the paper's, the release's
+    delay: Probability  # share of the steps before labels are distrusted
+    decoupling: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AsList] = Field(min_length=1)  # lambda of iterations 1, 2, ...
+
+
+class Spin(Loop):
+    name: Literal["spin"]
+    loss: Literal["spin", "sft"]  # sft: continued SFT on the same demonstrations, a control
+    betas: Annotated[tuple[Positive, ...], AsList] = Field(min_length=1)  # the paper's lambda, of iterations 0, 1, ...
+    learning_rate_factors: Annotated[tuple[Positive, ...], AsList] = Field(min_length=1)
+
+    @property
+    def beta(self) -> float:
+        return scheduled(self.betas, self.iteration)
+
+
+def scheduled(values: tuple[float, ...], place: int) -> float:
+    """A schedule's value; the last one holds on."""
+    return values[min(place, len(values) - 1)]
+
+
+class RefinedDpo(Training):
+    """SPA's training of one iteration."""
+
+    name: Literal["spa"]
+    beta: Positive
+    alpha: FlipRate
+    distrusted: Annotated[float, Field(gt=0, lt=1)]
+    window: Count
+    threshold: Literal["pairs", "batch_means"]
+    delay: Probability
+    decoupling: Annotated[float, Field(ge=0)]
+
+
+LOOPS = frozenset({"iterative_dpo", "spa", "spin"})
+
+# Methods that learn from pairs only; the others learn from unpaired rows too.
+NEEDS_PAIRS = frozenset(
+    {"dpo", "ipo", "cdpo", "robust", "ipo_summed", "hinge", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen", "best_of_n"} | LOOPS
+)

@@ -1,0 +1,113 @@
+"""The controlled world, and models: its own and folders."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from bench.config.base import AsList, Category, Count, Misfit, Name, Positive, Probability, Seed, Settings, misfit
+
+
+class Writer(Settings):
+    """How often a simulated writer goes wrong, each a probability per answer (filler: per answer too)."""
+
+    error: Probability
+    missed_constraint: Probability
+    filler: Probability
+
+
+class GoldWeights(Settings):
+    """Weights of the gold reward's parts; content also gates how much the others count (see world/gold.py)."""
+
+    content: Probability
+    constraints: Probability
+    conciseness: Probability
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> GoldWeights:
+        total = self.content + self.constraints + self.conciseness
+        if abs(total - 1) > 1e-9:
+            raise misfit(("content", f"the weights of content, constraints and conciseness must sum to 1, got {total:g}"))
+        return self
+
+
+class World(Settings):
+    """The task family and its truth: what is asked, what is good, and whom one is compared with."""
+
+    categories: Annotated[tuple[Category, ...], AsList] = Field(min_length=1)
+    constraint_counts: Annotated[tuple[Probability, ...], AsList] = Field(min_length=1)  # P(0), P(1), ... constraints
+    gold: GoldWeights
+    reference: Writer
+    eval_seed: Seed
+
+    @model_validator(mode="after")
+    def _probabilities(self) -> World:
+        found: list[Misfit] = []
+        if abs((total := sum(self.constraint_counts)) - 1) > 1e-9:
+            found.append(("constraint_counts", f"constraint_counts are probabilities and must sum to 1, got {total:g}"))
+        if len(set(self.categories)) != len(self.categories):
+            found.append(("categories", f"categories must not repeat, got {', '.join(self.categories)}"))
+        if found:
+            raise misfit(*found)
+        return self
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+class Pretraining(Settings):
+    """The base stage, from scratch on clean text of the world; fixed, whatever the cell's seed."""
+
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    init_std: Positive
+    seed: Seed
+
+
+class SftTraining(Settings):
+    """The start stage: supervised fine-tuning of the base on demonstrations."""
+
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+
+
+class WorldModel(Settings):
+    """A Llama-architecture model trained at run time."""
+
+    kind: Literal["world"]
+    name: Name
+    start: Literal["sft", "base"]  # where alignment starts: the fine-tuned model, or the base model that it was made from
+    hidden_size: Count
+    num_layers: Count
+    num_heads: Count
+    intermediate_size: Count
+    max_length: Count  # tokens of prompt and completion that training and log-probs look at
+    pretraining: Pretraining
+    sft: SftTraining
+
+    @model_validator(mode="after")
+    def _heads(self) -> WorldModel:
+        if self.hidden_size % (2 * self.num_heads):
+            text = f"hidden_size must be an even multiple of num_heads={self.num_heads} (rotary embedding), got {self.hidden_size}"
+            raise misfit(("hidden_size", text))
+        return self
+
+
+class LocalModel(Settings):
+    """Any causal-LM folder in the transformers layout; it is the start model as it is."""
+
+    kind: Literal["local"]
+    name: Name
+    path: str
+    dtype: Literal["float32", "bfloat16"]
+    max_length: Count  # tokens of prompt and completion that training and log-probs look at
+
+
+class NoModel(Settings):
+    """For completions that a file brings: nobody is asked."""
+
+    kind: Literal["none"]
+    name: Literal["none"]
