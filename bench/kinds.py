@@ -212,6 +212,7 @@ class RankLabels(Settings):
     beta: Positive | None  # implicit rewards are beta times log-ratios
     truth: GoldWeights  # that labels are held against, for the counts
     seed: int
+    length_penalty: Annotated[float, Field(ge=0), LaterField()] = 0.0  # off an implicit reward, a token
 
 
 class LogpsSettings(Settings):

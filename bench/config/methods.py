@@ -177,6 +177,7 @@ class IterativeDpo(Loop):
     draws: Annotated[int, Field(ge=2)]  # of a prompt, of which the best and the worst make a pair
     labeller: Literal["gold", "reward_model", "implicit", "random", "shorter"]
     judging_reference: Literal["start", "previous"]  # of implicit rewards; previous: the policy before the one that writes
+    length_penalty: Annotated[float, Field(ge=0)]  # of implicit rewards, a token
     training_reference: Literal["previous", "start"]
     reward_learning_rate: Positive  # of the reward model, on the labelled pairs
 
@@ -195,6 +196,7 @@ class Spa(Loop):
     beta: Positive
     seed_training: SeedTraining
     judging_reference: Literal["start", "previous"]
+    length_penalty: Annotated[float, Field(ge=0)]  # of implicit rewards, a token
     alpha: FlipRate  # label smoothing of the pairs whose label is not trusted
     distrusted: Annotated[float, Field(gt=0, lt=1)]  # the paper's K, as a share
     window: Count  # confidences that the threshold is found in

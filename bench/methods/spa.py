@@ -13,6 +13,9 @@ Where paper and release (kingdy2002/SPA) differ the paper is the default. The re
 `threshold: batch_means`, the percentile of mean margins of device batches, 0 until the window is full (inferred), a label distrusted at the
 threshold too. The K-th percentile lies between two values where K % of the window are below it, halfway as in the release.
 
+length_penalty: c of the reward less c |y| that labels instead (eq. 13; the paper tries 0.001 to 0.01). |y| counts tokens here, and the
+reward has its β.
+
 Deviations: a forward pass is held against the confidences before it, of this device, and then joins them. Optimiser and schedule come from
 the scale preset (the paper: AdamW, cosine, 10 % warm-up). With α 0 it is iterative_dpo with implicit labels, bit for bit.
 
@@ -52,7 +55,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
             seed_pairs=ground.preferences,
             draws=2,
             items=partial(loop.new_prompts, cell, settings),
-            labels=partial(loop.implicit_labels, cell, ground, beta=settings.beta, judging_reference=settings.judging_reference),
+            labels=partial(loop.implicit_labels, cell, ground),
             training=partial(_training, settings),
             with_reference_model=lambda t: _decoupling(settings, t) > 0,
         ),

@@ -22,7 +22,7 @@ from bench.records import Item, Labelled, read_jsonl, read_logps, read_rows
 from bench.report.rows import Sweep, collect, flat_rows, pool
 from bench.report.tables import comparison_table
 from bench.run import write_cell
-from bench.store import Stage, Store
+from bench.store import Stage, Store, keyed_settings
 from bench.worker import describe, run_stage
 
 SMALL: dict[str, Any] = {"n_prompts": 24, "sample_temperature": 1.0, "sample_max_new_tokens": 12, "pairs": "fresh", "batch_size": 4}
@@ -40,13 +40,13 @@ def planned(kind: type[Any], **settings: Any) -> CellPlan:
 
 
 def spa(iteration: int, **settings: Any) -> CellPlan:
-    given = {"beta": 0.1, "seed_training": SEED, "judging_reference": "start", **REFINED} | settings
+    given = {"beta": 0.1, "seed_training": SEED, "judging_reference": "start", "length_penalty": 0.0, **REFINED} | settings
     return planned(Spa, iteration=iteration, **given)
 
 
 def iterative(iteration: int, **settings: Any) -> CellPlan:
     given: dict[str, Any] = {"beta": 0.1, "seed_training": SEED, "draws": 2, "labeller": "implicit", "judging_reference": "start"}
-    given |= {"training_reference": "previous", "reward_learning_rate": 1e-3}
+    given |= {"length_penalty": 0.0, "training_reference": "previous", "reward_learning_rate": 1e-3}
     return planned(IterativeDpo, iteration=iteration, **given | settings)
 
 
@@ -114,6 +114,14 @@ def test_who_is_whose_reference_in_spa() -> None:
     assert source(judged, "reference_logps").inputs["model"] == seed
     against_start = labelled(iterative(2, training_reference="start"))["iteration 2 policy (iterative_dpo)"]
     assert source(against_start, "reference_logps").inputs["model"] == start
+
+
+@pytest.mark.parametrize("loop", [spa, iterative])
+def test_a_length_penalty_moves_labels_and_no_key_where_it_is_0(loop: Callable[..., CellPlan]) -> None:
+    plain, penalised = labelled(loop(1)), labelled(loop(1, length_penalty=0.01))
+    moved = [name for name, stage in plain.items() if stage.key != penalised[name].key]
+    assert moved[0] == "iteration 1 labels (implicit)"
+    assert "length_penalty" not in keyed_settings(plain[moved[0]].settings)
 
 
 def test_the_logits_of_the_reference_are_read_where_detection_is_decoupled() -> None:
