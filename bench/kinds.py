@@ -92,7 +92,7 @@ class PairData(Settings):
 
     source: Literal["pairs"] = "pairs"
     form: Form
-    fraction: Fraction
+    fraction: Probability  # 0: held-out rows alone
     seed: int
     desirable_fraction: Annotated[Fraction, LaterField()] = 1.0
     undesirable_fraction: Annotated[Fraction, LaterField()] = 1.0
@@ -130,7 +130,7 @@ class LocalPairData(Settings):
     """Preference rows from the user's file, split into train and held-out by prompt."""
 
     source: Literal["local"] = "local"
-    fraction: Fraction
+    fraction: Probability  # 0: held-out rows alone
     heldout_fraction: Probability
     seed: int
     desirable_fraction: Annotated[Fraction, LaterField()] = 1.0

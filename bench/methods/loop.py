@@ -158,7 +158,8 @@ def implicit_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     """By beta times the log-ratio of the policy that writes to the reference, of texts as training sees them, less a penalty a token."""
     settings = cell.method
     assert isinstance(settings, IterativeDpo | Spa)
-    reference = ground.start if settings.judging_reference == "start" else round_.before
+    reference = {"start": ground.start, "previous": round_.before, "base": ground.base}[settings.judging_reference]
+    assert reference is not None  # config.Cell
     logps = {
         f"{role}_logps": plan.completion_logps(
             cell, Policy(model, None), round_.samples, round_.label(f"log-probs of the {words}"), max_length=plan.max_length(cell)

@@ -36,7 +36,7 @@ def draw(groups: Sequence[Group], title: str, folder: Path) -> list[Path]:
     paths = []
     for name, label, value, log in (
         ("beta", "beta", lambda g: getattr(g.cell.method, "beta", None), True),
-        ("fraction", "share of labels used, %", lambda g: 100 * g.cell.data.fraction, True),
+        ("fraction", "share of labels used, %", lambda g: 100 * g.cell.data.fraction or None, True),  # 0 has no place on a log scale
     ):
         if len({value(group) for group in trained}) > 1:
             paths += _save(folder / f"win_rate_by_{name}", partial(_curves, groups=judged, value=value, label=label, log=log), title)
