@@ -20,17 +20,16 @@ from pydantic import BaseModel, ValidationError
 from bench import sweep as sweeps
 from bench.config import (
     FITTED,
-    AlpacaEvalJudge,
     Audit,
     Cell,
     Expectation,
     Form,
+    IterativeDpo,
     LocalData,
     LocalModel,
     MtBenchJudge,
     NoJudge,
     Rescore,
-    RewardModelJudge,
     Scale,
     Session,
     Why,
@@ -108,6 +107,8 @@ class _Where:
             return f"{key} in {self.sweep_file}"
         section = key.split(".")[0]
         group = {"world": "data", "hydra": "hydra/launcher"}.get(section, section)
+        if key.startswith("method.labelling_judge") and self.choices.get(sweeps.LABELLING_JUDGE):
+            group = sweeps.LABELLING_JUDGE
         if group not in self.choices:
             return f"{key} in conf/config.yaml"
         return f"{group}={self.choices[group]}" if key == group else f"{key} of {group}={self.choices[group]}"
@@ -243,7 +244,7 @@ class _Door:
         """Choices of a group; `basic` is Hydra's own launcher, which bench does not use."""
         if group not in self._known:
             loader = GlobalHydra.instance().config_loader()
-            found = loader.get_group_options(group, ObjectType.CONFIG, "config", self._hydra_words())
+            found = loader.get_group_options(group.partition("@")[0], ObjectType.CONFIG, "config", self._hydra_words())
             self._known[group] = [name for name in found if name != "basic"]
         return self._known[group]
 
@@ -494,6 +495,10 @@ class _Files:
             self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
         if isinstance(judge := cell["judge"], dict) and judge.get("name") in JUDGE_FILES:
             self._once(self._judges, _what_judge_reads(judge), lambda _: _judge_files(judge), where.of("judge"))
+        labelling = method.get("labelling_judge") if isinstance(method, dict) and method.get("labeller") == "judge" else None
+        if isinstance(labelling, dict) and labelling.get("name") in JUDGE_FILES:
+            what = _what_labeller_reads(labelling)
+            self._once(self._judges, what, lambda _: _labeller_files(labelling), where.of("method.labelling_judge"))
 
     def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
         if path not in known:
@@ -509,13 +514,16 @@ class _Files:
         model = self._models[cell.model.path] if isinstance(cell.model, LocalModel) else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
-        judge = self._judge(cell.judge) if isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge)) else None
+        judge = self._judge(_what_judge_reads(cell.judge.model_dump())) if cell.judge.name in JUDGE_FILES else None
+        labelling = None
+        if isinstance(cell.method, IterativeDpo) and cell.method.labeller == "judge" and cell.method.labelling_judge:
+            labelling = self._judge(_what_labeller_reads(cell.method.labelling_judge.model_dump()))
         base = self._models[cell.model.base] if isinstance(cell.model, LocalModel) and cell.model.base else None
         own, rows, texts, before = (self._source(path) if path else None for path in (model, data[0] if data else None, written, base))
-        return Sources(own, rows, texts, judge, before)
+        return Sources(own, rows, texts, judge, before, labelling)
 
-    def _judge(self, judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge) -> JudgeSources:
-        found = self._judges[_what_judge_reads(judge.model_dump())]
+    def _judge(self, read: str) -> JudgeSources:
+        found = self._judges[read]
         assert found is not None
         files = {role: self._source(path) for role, path in found.files.items()}
         return JudgeSources(found.prompts, parser_version(), self._source(found.model) if found.model else None, files, found.n_items)
@@ -544,6 +552,22 @@ def _what_judge_reads(judge: Tree) -> str:
     """What the files of a judge depend on; they are read once for all cells."""
     names = ("name", "annotator", "prompts", "items", "references", "baseline", "mode", "model", "server", "prices", "tokenizer")
     return repr([judge.get(name) for name in names] + [judge.get("budget_dollars") is not None])
+
+
+def _as_labeller(judge: Tree) -> Tree:
+    """A judge's section without what it is asked about in an evaluation."""
+    return judge | dict.fromkeys(JUDGE_FILES[judge["name"]])
+
+
+def _what_labeller_reads(judge: Tree) -> str:
+    return f"labeller {_what_judge_reads(_as_labeller(judge))}"
+
+
+def _labeller_files(judge: Tree) -> _JudgeFiles:
+    try:
+        return _judge_files(_as_labeller(judge))
+    except ValueError as error:
+        raise ValueError(str(error).replace("judge.", "method.labelling_judge.")) from error
 
 
 def _judge_files(judge: Tree) -> _JudgeFiles:

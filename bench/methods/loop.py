@@ -9,15 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from bench import plan
-from bench.config import Cell, Decoding, Dpo, IterativeDpo, Loop, RefinedDpo, RewardModel, SeedTraining, Spa, Trained, Training, WorldData
+from bench.config import (
+    Cell,
+    Decoding,
+    Dpo,
+    IterativeDpo,
+    Loop,
+    MtBenchJudge,
+    RefinedDpo,
+    RewardModel,
+    RewardModelJudge,
+    SeedTraining,
+    Spa,
+    Trained,
+    Training,
+    WorldData,
+)
 from bench.kinds import (
     DemonstratedData,
+    DrawnData,
+    Dtype,
     GoldLabels,
+    LocalPairData,
     LoopPairData,
     NewPromptData,
+    PairData,
     RankLabels,
     RewardModelSettings,
     RewardScoreSettings,
@@ -169,15 +189,40 @@ def implicit_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     return _ranked(cell, round_, "implicit", logps, settings.beta, settings.length_penalty)
 
 
-def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: SeedTraining, learning_rate: float) -> Stage:
-    """By a reward model that the labelled pairs have trained, once for all iterations."""
+def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: SeedTraining) -> Stage:
+    """By a reward model that labelled pairs have trained, once for all iterations: as many as the seed has, or a share of its own."""
+    assert isinstance(cell.method, IterativeDpo)
+    learning_rate, fraction = cell.method.reward_learning_rate, cell.method.reward_fraction
     method = RewardModel(**_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate})
-    length, dtype = plan.max_length(cell), plan.dtype(cell)
-    settings = RewardModelSettings(method=method, max_length=length, dtype=dtype, seed=cell.seed)
-    model = stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
+    settings = RewardModelSettings(method=method, max_length=plan.max_length(cell), dtype=plan.dtype(cell), seed=cell.seed)
+    pairs = ground.preferences
+    if fraction is not None and isinstance(pairs.settings, PairData | LocalPairData):
+        pairs = stage("data", pairs.settings.model_copy(update={"fraction": fraction}), pairs.inputs, "the reward model's pairs")
+    model = stage("train", settings, {"model": ground.start, "preferences": pairs}, "reward model")
+    return _ranked(cell, round_, "reward_model", {"rewards": _rewards(cell, round_, model, plan.dtype(cell))})
+
+
+def _rewards(cell: Cell, round_: Round, model: Model, dtype: Dtype) -> Stage:
+    length = plan.max_length(cell)
     scoring = RewardScoreSettings(splits=(), max_length=length, batch_size=cell.engine.batch_size, dtype=dtype, rows="completions")
-    rewards = stage("logps", scoring, {"model": model, **_sampled(round_)}, round_.label("rewards"))
-    return _ranked(cell, round_, "reward_model", {"rewards": rewards})
+    return stage("logps", scoring, {"model": model, **_sampled(round_)}, round_.label("rewards"))
+
+
+def judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
+    """By a judge of evaluations: a judge stage on the samples, each two of a prompt or each by itself, and labels from its verdicts. A
+    reward model's rewards need no pairs."""
+    assert isinstance(cell.method, IterativeDpo) and ground.labelling_judge is not None
+    judge, sources = cell.method.labelling_judge, ground.labelling_judge
+    if isinstance(judge, RewardModelJudge):
+        assert sources.model is not None
+        return _ranked(cell, round_, "reward_model", {"rewards": _rewards(cell, round_, sources.model, judge.dtype)})
+    assert judge is not None
+    rated = isinstance(judge, MtBenchJudge) and judge.mode == "single"
+    drawn = stage("data", DrawnData(form="each" if rated else "pairs"), _sampled(round_), round_.label("samples to judge"))
+    settings, read = plan.language_judging(judge, sources)
+    inputs: dict[str, Model] = {"items": drawn, "completions": drawn, **read}
+    verdicts = stage("judge", settings, inputs, round_.label(f"verdicts of {Path(judge.model).name} ({judge.name})"))
+    return _ranked(cell, round_, "judge", {"verdicts": verdicts})
 
 
 def plain_labels(cell: Cell, round_: Round, labeller: Literal["random", "shorter", "human"]) -> Stage:
@@ -188,7 +233,7 @@ def plain_labels(cell: Cell, round_: Round, labeller: Literal["random", "shorter
 def _ranked(
     cell: Cell,
     round_: Round,
-    labeller: Literal["reward_model", "implicit", "random", "shorter", "human"],
+    labeller: Literal["reward_model", "implicit", "judge", "random", "shorter", "human"],
     read: dict[str, Stage],
     beta: float | None = None,
     length_penalty: float = 0.0,

@@ -48,7 +48,8 @@ def spa(iteration: int, **settings: Any) -> CellPlan:
 
 def iterative(iteration: int, **settings: Any) -> CellPlan:
     given: dict[str, Any] = {"beta": 0.1, "seed_training": SEED, "draws": 2, "labeller": "implicit", "judging_reference": "start"}
-    given |= {"length_penalty": 0.0, "training_reference": "previous", "reward_learning_rate": 1e-3}
+    given |= {"length_penalty": 0.0, "training_reference": "previous", "reward_learning_rate": 1e-3, "reward_fraction": None}
+    given |= {"labelling_judge": None}
     return planned(IterativeDpo, iteration=iteration, **given | settings)
 
 
