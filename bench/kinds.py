@@ -119,6 +119,15 @@ class DemonstratedData(Settings):
     seed: int
 
 
+class FilePromptData(Settings):
+    """Prompts of the user's file, `n` of the different ones after the first `after`; `answers`: each brings its answer as the baseline."""
+
+    source: Literal["file_prompts"] = "file_prompts"
+    after: Annotated[int, Field(ge=0)]
+    n: Count
+    answers: bool
+
+
 class DrawnData(Settings):
     """Samples as items that a judge takes: each by itself (`each`), or every two of a prompt, the second as the baseline (`pairs`)."""
 
@@ -218,7 +227,7 @@ class RankLabels(Settings):
 
     labeller: Literal["reward_model", "implicit", "judge", "random", "shorter", "human"]
     beta: Positive | None  # implicit rewards are beta times log-ratios
-    truth: GoldWeights  # that labels are held against, for the counts
+    truth: GoldWeights | None  # that labels are held against, for the counts; None: nobody knows it
     seed: int
     length_penalty: Annotated[float, Field(ge=0), LaterField()] = 0.0  # off an implicit reward, a token
 
@@ -340,6 +349,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         PairData,
         NewPromptData,
         DemonstratedData,
+        FilePromptData,
         DrawnData,
         LoopPairData,
         LocalPairData,

@@ -87,6 +87,7 @@ class Sources:
     judge: JudgeSources | None = None
     base: Source | None = None  # what the model was tuned from
     labelling_judge: JudgeSources | None = None
+    prompts: Source | None = None  # new ones of a loop
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Ground:
     kl_prompts: Stage
     base: Stage | Source | None = None  # what the start model was tuned from; None where nobody says
     labelling_judge: JudgeSources | None = None
+    prompts: Source | None = None  # new ones of a loop, where a file brings them
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
         preferences = stage("data", settings, {"file": sources.data}, "preferences")
         kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _whole(cell, sources.data)}, "KL prompts")
     reference = preference_logps(cell, Policy(start, None), preferences, splits=splits, mismatched=True)
-    return Ground(start, preferences, reference, kl_prompts, base, sources.labelling_judge)
+    return Ground(start, preferences, reference, kl_prompts, base, sources.labelling_judge, sources.prompts)
 
 
 def _kept(data: WorldData | LocalData) -> dict[str, Any]:

@@ -169,6 +169,7 @@ class Loop(Training):
     sample_temperature: Positive
     sample_max_new_tokens: Count
     pairs: Literal["fresh", "two_latest", "accumulated"]  # of which iterations one trains on
+    prompts: str | None = None  # a file of new prompts, for SPIN with their answers; None: the controlled world's
 
 
 # start: the start model; previous: the policy before the one that writes; base: the model that the start model was tuned from

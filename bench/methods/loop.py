@@ -33,6 +33,7 @@ from bench.kinds import (
     DemonstratedData,
     DrawnData,
     Dtype,
+    FilePromptData,
     GoldLabels,
     LocalPairData,
     LoopPairData,
@@ -148,6 +149,21 @@ def _pairs(cell: Cell, loop: Loop, data: list[Stage], round_: Round) -> Stage:
 # Prompts --------------------------------------------------------------------------------------------------------------
 
 
+def prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
+    """Prompts that nobody has labelled, of the user's file or of the world; t from 1."""
+    return new_prompts(cell, loop, t) if ground.prompts is None else _of_file(ground.prompts, loop, t - 1, t, answers=False)
+
+
+def demonstrations(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
+    """Prompts with somebody's answers, of the user's file or of the world; t from 0."""
+    return demonstrated(cell, loop, t) if ground.prompts is None else _of_file(ground.prompts, loop, t, t, answers=True)
+
+
+def _of_file(file: Source, loop: Loop, place: int, t: int, *, answers: bool) -> Stage:
+    settings = FilePromptData(after=place * loop.n_prompts, n=loop.n_prompts, answers=answers)
+    return stage("data", settings, {"file": file}, f"iteration {t} {'demonstrations' if answers else 'prompts'}")
+
+
 def new_prompts(cell: Cell, loop: Loop, t: int) -> Stage:
     """Training prompts after those that are labelled and those of earlier iterations; t from 1."""
     assert isinstance(cell.data, WorldData)
@@ -238,8 +254,8 @@ def _ranked(
     beta: float | None = None,
     length_penalty: float = 0.0,
 ) -> Stage:
-    assert cell.world is not None
-    settings = RankLabels(labeller=labeller, beta=beta, truth=cell.world.gold, seed=cell.seed, length_penalty=length_penalty)
+    truth = cell.world.gold if cell.world else None
+    settings = RankLabels(labeller=labeller, beta=beta, truth=truth, seed=cell.seed, length_penalty=length_penalty)
     return stage("label", settings, _sampled(round_) | read, round_.label(f"labels ({labeller.replace('_', ' ')})"))
 
 
