@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +37,7 @@ from bench.config import (
     Rescore,
     Scale,
     Session,
+    Vllm,
     Why,
     Written,
     misfits,
@@ -160,6 +163,8 @@ class _Door:
             self._check_audit(session.do, list(cells), base[1])
         if session and isinstance(session.do, Why):
             self._check_why(session.do)
+        if base and session and session.do.name == "run" and session.launcher.name == "local":
+            self._check_vllm(list(cells), base[1])
         if self.problems or session is None:
             raise BadConfig(self.problems)
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
@@ -216,6 +221,15 @@ class _Door:
             if not folder.is_dir() or not find_annotations(folder):
                 what = "a folder that holds MODEL/ANNOTATOR/annotations.json, as AlpacaEval lays them out"
                 self.problems.append(f"recorded must be {what}, got {do.recorded} ({where.of('do.recorded')})")
+
+    def _check_vllm(self, cells: Sequence[Cell], where: _Where) -> None:
+        """That vLLM is where it is to be run; another machine plans without it."""
+        for python in {cell.engine.python for cell in cells if isinstance(cell.engine, Vllm)}:
+            if python is None and importlib.util.find_spec("vllm") is None:
+                how = 'pip install "bench[vllm]", or name the python of an environment that has it as engine.python'
+                self.problems.append(f"engine=vllm needs vLLM, which is not installed here: {how} ({where.of('engine')})")
+            elif python is not None and not os.access(python, os.X_OK):
+                self.problems.append(f"engine.python must be a python that can be run, got {python} ({where.of('engine.python')})")
 
     def _check_why(self, do: Why) -> None:
         if not do.cell:

@@ -24,6 +24,7 @@ from bench.config import (
     Probability,
     RefinedDpo,
     RewardModel,
+    Serving,
     Settings,
     SftTraining,
     Trained,
@@ -204,12 +205,13 @@ class SftSettings(Settings):
 
 
 class SampleSettings(Settings):
-    engine: Literal["transformers"]
+    engine: Literal["transformers", "vllm"]
     decoding: Decoding
     draws: Count  # completions of each prompt
     batch_size: Count
     dtype: Dtype
     seed: int
+    serving: Annotated[Serving | None, LaterField()] = None  # of vLLM
 
 
 class GoldLabels(Settings):
@@ -242,6 +244,8 @@ class LogpsSettings(Settings):
     batch_size: Count
     dtype: Dtype
     control: Annotated[str | None, LaterField()] = None  # token between prompt and completion, where the model is asked so
+    engine: Annotated[Literal["transformers", "vllm"], LaterField()] = "transformers"
+    serving: Annotated[Serving | None, LaterField()] = None
 
 
 class RewardScoreSettings(Settings):
@@ -271,7 +275,7 @@ class RewardModelSettings(Settings):
 
 
 class GenerateSettings(Settings):
-    engine: Literal["transformers"]
+    engine: Literal["transformers", "vllm"]
     decoding: Decoding
     batch_size: Count
     dtype: Dtype
@@ -279,6 +283,7 @@ class GenerateSettings(Settings):
     best_of: Annotated[Count, LaterField()] = 1  # samples of each turn, of which the input `reward_model` chooses one
     control: Annotated[str | None, LaterField()] = None  # token after every prompt, where the policy is asked so
     temperatures: Annotated[Mapping[str, float], LaterField()] = {}  # by category, before that of decoding
+    serving: Annotated[Serving | None, LaterField()] = None
 
 
 class WrittenCompletions(Settings):

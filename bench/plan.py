@@ -23,8 +23,10 @@ from bench.config import (
     NoMethod,
     NoModel,
     RewardModelJudge,
+    Serving,
     Settings,
     Training,
+    Vllm,
     WorldData,
     WorldModel,
     Writer,
@@ -289,12 +291,28 @@ def _labels(cell: Cell, data: WorldData, split: Split, tuned: Stage | Source | N
     else:
         assert tuned is not None
         decoding = Decoding(temperature=data.sample_temperature, top_p=1.0, max_new_tokens=data.sample_max_new_tokens)
-        sampling = SampleSettings(
-            engine=cell.engine.name, decoding=decoding, draws=2, batch_size=cell.engine.batch_size, dtype=dtype(cell), seed=seed
-        )
+        sampling = sample_settings(cell, decoding, draws=2, seed=seed)
         samples = stage("sample", sampling, {"model": tuned, "items": prompts}, f"{split} samples")
     gold = GoldLabels(gold=cell.world.gold, annotator=data.annotator, seed=seed)
     return stage("label", gold, {"items": prompts, "completions": samples}, f"{split} labels")
+
+
+def sample_settings(cell: Cell, decoding: Decoding, draws: int, seed: int) -> SampleSettings:
+    engine = cell.engine
+    return SampleSettings(
+        engine=engine.name,
+        decoding=decoding,
+        draws=draws,
+        batch_size=engine.batch_size,
+        dtype=dtype(cell),
+        seed=seed,
+        serving=_serving(cell),
+    )
+
+
+def _serving(cell: Cell) -> Serving | None:
+    engine = cell.engine
+    return Serving.model_validate(engine.model_dump(include=set(Serving.model_fields))) if isinstance(engine, Vllm) else None
 
 
 def preference_logps(
@@ -319,6 +337,7 @@ def _preference_rewards(cell: Cell, reward_model: Stage | Source, preferences: S
 
 
 def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str, max_length: int | None = None) -> Stage:
+    by_vllm = isinstance(cell.engine, Vllm) and cell.engine.logps == "vllm"
     settings = LogpsSettings(
         rows="completions",
         splits=(),
@@ -327,6 +346,8 @@ def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str,
         batch_size=cell.engine.batch_size,
         dtype=dtype(cell),
         control=policy.control,
+        engine="vllm" if by_vllm else "transformers",
+        serving=_serving(cell) if by_vllm else None,
     )
     return stage("logps", settings, {"model": policy.model, "completions": completions, "items": completions.inputs["items"]}, label)
 
@@ -342,6 +363,7 @@ def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label
         best_of=policy.best_of,
         control=policy.control,
         temperatures=cell.judge.temperatures if answers and isinstance(cell.judge, MtBenchJudge) else {},
+        serving=_serving(cell),
     )
     inputs = {"model": policy.model, "items": items} | ({} if policy.reward_model is None else {"reward_model": policy.reward_model})
     return stage("generate", settings, inputs, label)

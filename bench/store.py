@@ -26,13 +26,10 @@ import psutil
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bench.config import LaterField as LaterField
+from bench.config import Unkeyed as Unkeyed
 
 KEY_LENGTH = 16  # hexadecimal digits of sha256: 64 bits, no clash below millions of stages
 BIG_FILE = 64 * 2**20  # bytes; from here on a file as old as its checksum is trusted: a sweep of 7B models is a terabyte
-
-
-class Unkeyed:
-    """Marks a settings field that reaches the stage and no key: how something is asked or served, which changes no number."""
 
 
 def canonical_json(value: Any) -> str:

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ HEAVY_IMPORTS = {
     "generate": ("bench.engines.hf",),
     "train": ("bench.methods.training", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer"),
 }
+# What an engine that is kept over stages wants: to be told when one has ended, and its versions recorded.
+AT_REST: list[Callable[[], None]] = []
+BESIDE: dict[str, str] = {}
 REASON_LENGTH = 400  # characters; the whole of an error is in the stage's log
 
 
@@ -178,6 +181,8 @@ class _Input(Source):
 def tidy() -> None:
     """What a stage with a model leaves in the process must not reach the next: Accelerate's singletons, and the memory of models
     (a fused head puts them into a reference cycle)."""
+    for rest in AT_REST:
+        rest()
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
 
@@ -224,7 +229,8 @@ def environment() -> dict[str, Any]:
         import torch
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {**_versions(), "device": device}
+    facts = {**_versions(), "device": device}
+    return facts | {"packages": facts["packages"] | BESIDE}
 
 
 def reason(error: BaseException) -> str:

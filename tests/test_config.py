@@ -44,6 +44,8 @@ def test_every_file_in_conf_composes_and_passes(
         words |= {"model=local", f"model.path={model_folder}", f"data.path={pairs_file}"}
     if group == "judge" and choice in ("alpaca_eval", "mt_bench"):
         words |= {"judge.model=some-model"}
+    if choice == "vllm":
+        words |= {"do=plan"}
     if (group, choice) == ("do", "why"):
         words |= {"cell=0123abcd"}
     if (group, choice) == ("judge", "local"):

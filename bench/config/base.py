@@ -35,6 +35,10 @@ class LaterField:
     """
 
 
+class Unkeyed:
+    """Marks a settings field that reaches the stage and no key: how something is asked or served, which changes no number."""
+
+
 class Settings(BaseModel):
     """Base of every record that a user or a stage key sees: frozen, strict, closed."""
 

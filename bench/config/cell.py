@@ -7,16 +7,35 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, misfit
+from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, Unkeyed, misfit
 from bench.config.data import LocalData, WorldData
 from bench.config.judges import AlpacaEvalJudge, GoldJudge, MtBenchJudge, NoJudge, RewardModelJudge
 from bench.config.methods import LOOPS, NEEDS_NO_LABELS, NEEDS_PAIRS, BestOfN, IterativeDpo, NoMethod, Spa, Spin, Trained, Written
 from bench.config.world import LocalModel, NoModel, World, WorldModel
 
 
-class Engine(Settings):
+class Transformers(Settings):
     name: Literal["transformers"]
     batch_size: Count  # may change a number (padding), so it is keyed
+
+
+class Serving(Settings):
+    """How vLLM is run; what changes no number reaches no key."""
+
+    python: Annotated[str | None, Unkeyed()]  # of an environment that has vLLM; None: this one
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), Unkeyed()]
+    tensor_parallel_size: Annotated[Count, Unkeyed()]  # GPUs that one policy is spread over
+    max_model_len: Annotated[Count | None, Unkeyed()]  # tokens of prompt and completion; None: what the model takes
+    arguments: dict[str, Any]  # further ones of vllm.LLM, such as quantization
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
+class Vllm(Serving):
+    name: Literal["vllm"]
+    batch_size: Count  # of what transformers does beside it: log-probs of training data, and rewards
+    logps: Literal["transformers", "vllm"]  # who scores evaluation completions
 
 
 # One point of the grid -----------------------------------------------------------------------------------------------
@@ -28,7 +47,7 @@ class Cell(Settings):
     data: WorldData | LocalData = Field(discriminator="kind")
     world: World | None
     judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | RewardModelJudge = Field(discriminator="name")
-    engine: Engine
+    engine: Transformers | Vllm = Field(discriminator="name")
     seed: Seed
 
     @model_validator(mode="after")

@@ -6,8 +6,7 @@ float32 weights. AdamW on bfloat16 weights loses its updates: at 5e-7, 100 steps
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from bench.config import Decoding
-from bench.tokens import Ids, load_tokenizer, model_folder
-
-
-@dataclass(frozen=True)
-class Written:
-    """One completion: text without special tokens, the tokens drawn with EOS, whether it ended by itself."""
-
-    text: str
-    ids: list[int]
-    finished: bool
-
-
-def silent(done: int, total: int) -> None: ...
-
-
-def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, the shortest first."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+from bench.engines.base import Progress, Vocabulary, Written, by_length, silent
+from bench.tokens import Ids, model_folder
 
 
 def load_model(path: Path, dtype: str) -> PreTrainedModel:
@@ -52,27 +34,16 @@ def load_model(path: Path, dtype: str) -> PreTrainedModel:
 
 
 class Engine:
-    """A loaded policy that writes and scores.
-
-    A model that was trained with control tokens names them in its config, the one it is asked with first. Raises ValueError when that is
-    not `control`: without its token such a model is another one. No engine ever writes a control token: a reference has none.
-    """
+    """A loaded policy that writes and scores; see Vocabulary for `control`."""
 
     def __init__(self, path: Path, dtype: str, batch_size: int, control: str | None = None):
-        self.tokenizer = load_tokenizer(path)
+        self.vocabulary = Vocabulary(path, control)
+        self.tokenizer, self.ends = self.vocabulary.tokenizer, self.vocabulary.ends
         self.model: Any = load_model(path, dtype)
-        controls = getattr(self.model.config, "control_tokens", [])
-        if control not in (controls[:1] or [None]):
-            raise ValueError(f"{model_folder(path)} is to be asked with {controls[0] if controls else 'no control token'}, got {control}")
-        self._unwritten = self.tokenizer.convert_tokens_to_ids(controls) or None
         self.dtype, self.batch_size = dtype, batch_size
-        ends = self.model.generation_config.eos_token_id
-        self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
         self._scores = False  # whether the model has been made ready for `logps`
 
-    def generate(
-        self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Callable[[int, int], None] = silent
-    ) -> list[Written]:
+    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:
         """A completion of each prompt, in the prompts' order. The same prompts, decoding and seed give the same completions.
 
         Prompts are batched by length; each batch draws from a generator of its own, seeded by `seed` and its place.
@@ -95,17 +66,12 @@ class Engine:
         if decoding.temperature:
             sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
         limits: dict[str, Any] = {"max_new_tokens": decoding.max_new_tokens, "eos_token_id": sorted(self.ends), "pad_token_id": pad}
-        if self._unwritten:
-            limits["suppress_tokens"] = self._unwritten
+        if self.vocabulary.unwritten:
+            limits["suppress_tokens"] = self.vocabulary.unwritten
         out = self.model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **limits, **sampling)
-        return [self._written(row) for row in out[:, width:].tolist()]
+        return [self.vocabulary.written(row) for row in out[:, width:].tolist()]
 
-    def _written(self, ids: list[int]) -> Written:
-        end = next((i for i, token in enumerate(ids) if token in self.ends), None)
-        kept = ids if end is None else ids[: end + 1]
-        return Written(str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(), kept, end is not None)
-
-    def logps(self, rows: Sequence[Ids], progress: Callable[[int, int], None] = silent) -> list[float]:
+    def logps(self, rows: Sequence[Ids], progress: Progress = silent) -> list[float]:
         """Summed log-probability (nats) of each row's completion given its prompt, in the rows' order.
 
         Goes through TRL's fused head, as training does, so that a reference equals a policy with the same weights.

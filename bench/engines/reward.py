@@ -8,14 +8,14 @@ bfloat16 means what it means in hf.py: weights are stored in it, rewards compute
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from bench.engines.hf import by_length, silent
+from bench.engines.base import Progress, by_length, silent
 from bench.tokens import Ids, load_tokenizer, model_folder
 
 
@@ -46,7 +46,7 @@ class Scorer:
         self.dtype, self.batch_size = dtype, batch_size
         self._pad = self.model.config.get_text_config().pad_token_id
 
-    def rewards(self, rows: Sequence[Ids], progress: Callable[[int, int], None] = silent) -> list[float]:
+    def rewards(self, rows: Sequence[Ids], progress: Progress = silent) -> list[float]:
         """The reward of each row's completion given its prompt, in the rows' order and the model's own units.
 
         Raises FloatingPointError for a reward that is not finite.

@@ -42,7 +42,6 @@ from bench.kinds import (
     RankLabels,
     RewardModelSettings,
     RewardScoreSettings,
-    SampleSettings,
     TrainSettings,
     stage,
 )
@@ -129,14 +128,7 @@ def _trained(cell: Cell, training: Trained | RefinedDpo, inputs: dict[str, Model
 
 def _samples(cell: Cell, loop: Loop, policy: Model, items: Stage, draws: int, t: int) -> Stage:
     decoding = Decoding(temperature=loop.sample_temperature, top_p=1.0, max_new_tokens=loop.sample_max_new_tokens)
-    settings = SampleSettings(
-        engine=cell.engine.name,
-        decoding=decoding,
-        draws=draws,
-        batch_size=cell.engine.batch_size,
-        dtype=plan.dtype(cell),
-        seed=cell.seed,
-    )
+    settings = plan.sample_settings(cell, decoding, draws, cell.seed)
     return stage("sample", settings, {"model": policy, "items": items}, f"iteration {t} samples")
 
 

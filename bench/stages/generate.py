@@ -17,7 +17,7 @@ from bench.worker import Outcome, StageRun
 from bench.written import matched, read_written
 
 if TYPE_CHECKING:
-    from bench.engines.hf import Written
+    from bench.engines.base import Written
     from bench.engines.reward import Scorer
 
 
@@ -42,10 +42,11 @@ def _from_file(run: StageRun) -> Outcome:
 
 
 def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
-    from bench.engines.hf import Engine
+    from bench.engines.base import open_engine
     from bench.engines.reward import Scorer
 
-    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size, settings.control)
+    model, dtype = run.inputs["model"], settings.dtype
+    engine = open_engine(settings.engine, model, dtype, settings.batch_size, settings.control, settings.serving)
     scorer = Scorer(run.inputs["reward_model"], settings.dtype, settings.batch_size) if settings.best_of > 1 else None
     items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
     total = settings.best_of * sum(len(item.turns) for item in items)

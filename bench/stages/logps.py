@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.config import Settings
-from bench.engines.hf import Engine
+from bench.engines.base import open_engine
 from bench.engines.reward import Scorer
 from bench.kinds import LogpsSettings, RewardScoreSettings
 from bench.records import Completion, Item, Logps, Reward, draw_name, read_jsonl, read_rows, write_jsonl
@@ -31,7 +31,8 @@ def run(settings: Settings, run: StageRun) -> Outcome:
 
 
 def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
-    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size, settings.control)
+    model, dtype = run.inputs["model"], settings.dtype
+    engine = open_engine(settings.engine, model, dtype, settings.batch_size, settings.control, settings.serving)
     if settings.rows == "preferences":
         assert settings.max_length is not None, "preference rows are cut where training cuts them"
         where = run.inputs["preferences"], settings.splits

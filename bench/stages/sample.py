@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.engines.hf import Engine
+from bench.engines.base import open_engine
 from bench.kinds import SampleSettings
 from bench.records import Completion, Item, read_jsonl, write_jsonl
 from bench.tokens import conversation, prompt_ids
@@ -10,7 +10,7 @@ from bench.worker import Outcome, StageRun
 
 
 def run(settings: SampleSettings, run: StageRun) -> Outcome:
-    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size)
+    engine = open_engine(settings.engine, run.inputs["model"], settings.dtype, settings.batch_size, serving=settings.serving)
     items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
     prompts = [prompt_ids(engine.tokenizer, conversation(item, [])) for item in items]
     completions = []

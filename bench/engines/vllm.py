@@ -1,0 +1,177 @@
+"""vLLM as an engine: one process a worker, kept over the stages and cells of a sweep, into which each policy's weights are loaded.
+
+A running engine takes weights of its own architecture only: another config.json, dtype or argument, or any error, means a new process.
+On a GPU it gives its memory back between stages. Sampled completions have a seed each, of the stage's seed and the prompt's place.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.config import Decoding, Serving
+from bench.engines.base import Progress, Vocabulary, Written, silent
+from bench.judges.server import CPU_ENVIRONMENT, ENVIRONMENT
+from bench.store import hash_key, tree_stamp
+from bench.tokens import Ids, model_folder
+from bench.worker import AT_REST, BESIDE
+
+CHILD = Path(__file__).with_name("vllm_child.py")
+NEVER = -100.0  # added to the logits of tokens that are not to be written
+STOP_S = 15.0
+LOG_TAIL = 6000  # characters of its log that go to a stage's log when it fails
+OF_NO_ARCHITECTURE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "control_tokens")
+
+
+class VllmFailed(RuntimeError):
+    """What the engine's process said before it was ended; the next stage starts another one."""
+
+
+class Child:
+    """The process. Requests are answered one after another."""
+
+    def __init__(self, serving: Serving):
+        out, answers = os.pipe()
+        self.log = Path(tempfile.mkstemp(prefix="bench-vllm-", suffix=".log")[1])
+        environment = {**ENVIRONMENT, **_defaults(serving), **os.environ}
+        if serving.python is not None:
+            environment.pop("PYTHONPATH", None)  # of this environment, not of that one
+        line = [serving.python or sys.executable, "-P", str(CHILD), str(os.getpid()), str(answers)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                line, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[answers], env=environment, text=True, bufsize=1
+            )
+        os.close(answers)
+        self._answers = os.fdopen(out)
+
+    def ask(self, do: str, progress: Progress = silent, **request: Any) -> dict[str, Any]:
+        """Raises VllmFailed, with the end of the process's log on standard error."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+        for line in self._answers:
+            answer: dict[str, Any] = json.loads(line)
+            if "done" in answer:
+                progress(answer["done"], answer["total"])
+            elif answer["ok"]:
+                return answer
+            else:
+                break
+        else:
+            answer = {"error": f"it ended with exit code {self.process.wait(STOP_S)}"}
+        print(self.log.read_text(errors="replace")[-LOG_TAIL:], file=sys.stderr)
+        self.close()
+        raise VllmFailed(f"vLLM, asked to {do}: {answer['error']}")
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.communicate()
+        with contextlib.suppress(OSError):
+            self._answers.close()
+        self.log.unlink(missing_ok=True)
+
+
+def _defaults(serving: Serving) -> dict[str, str]:
+    """Left to the user where they are set already. One process where one device is asked for: it starts faster and ends cleanly."""
+    defaults = {} if serving.tensor_parallel_size > 1 else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    return defaults | ({} if Path("/dev/nvidia0").exists() else CPU_ENVIRONMENT) | {"VLLM_LOGGING_LEVEL": "WARNING"}
+
+
+class _Kept:
+    """The one engine of this process, and the weights that it holds."""
+
+    def __init__(self) -> None:
+        self.child: Child | None = None
+        self.architecture = ""
+        self.weights: tuple[str, str] | None = None
+
+    def load(self, folder: Path, dtype: str, serving: Serving) -> Child:
+        """The engine with the weights of `folder`."""
+        architecture = hash_key([_architecture(folder), dtype, serving.model_dump(mode="json")])
+        weights = str(folder), tree_stamp(folder)
+        if self.child is not None and (self.child.process.poll() is not None or architecture != self.architecture):
+            self.close()
+        if self.child is not None and weights != self.weights:
+            with contextlib.suppress(VllmFailed):
+                self.child.ask("load", model=str(folder))
+                self.weights = weights
+            if self.weights != weights:  # a reload that failed leaves a broken engine
+                self.close()
+        if self.child is None:
+            child = Child(serving)
+            BESIDE["vllm"] = child.ask("start", model=str(folder), arguments=_arguments(dtype, serving))["version"]
+            self.child, self.architecture, self.weights = child, architecture, weights
+        return self.child
+
+    def rest(self) -> None:
+        """Between stages: a GPU's memory is a trainer's."""
+        if self.child is not None and Path("/dev/nvidia0").exists():
+            self.child.ask("sleep")
+            self.weights = None
+
+    def close(self) -> None:
+        if self.child is not None:
+            self.child.close()
+        self.child = self.weights = None
+
+
+def _arguments(dtype: str, serving: Serving) -> dict[str, Any]:
+    found: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": serving.tensor_parallel_size, **serving.arguments}
+    if Path("/dev/nvidia0").exists():
+        found["gpu_memory_utilization"] = serving.gpu_memory_utilization
+    return found if serving.max_model_len is None else found | {"max_model_len": serving.max_model_len}
+
+
+def _architecture(folder: Path) -> Mapping[str, Any]:
+    config = json.loads((folder / "config.json").read_text())
+    return {name: value for name, value in config.items() if name not in OF_NO_ARCHITECTURE}
+
+
+KEPT = _Kept()
+atexit.register(KEPT.close)
+AT_REST.append(KEPT.rest)
+
+
+class Engine:
+    """A policy that writes and scores in vLLM; see Vocabulary for `control`, and the module for what is kept."""
+
+    def __init__(self, path: Path, dtype: str, serving: Serving, control: str | None = None):
+        self.vocabulary = Vocabulary(path, control)
+        self.tokenizer = self.vocabulary.tokenizer
+        self._load = model_folder(path), dtype, serving
+
+    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:
+        """A completion of each prompt, in the prompts' order."""
+        sampling: dict[str, Any] = {"temperature": decoding.temperature, "max_tokens": decoding.max_new_tokens}
+        sampling |= {"top_p": decoding.top_p} if decoding.temperature else {}
+        sampling |= {"stop_token_ids": sorted(self.vocabulary.ends)}
+        sampling |= {"logit_bias": {str(token): NEVER for token in self.vocabulary.unwritten}} if self.vocabulary.unwritten else {}
+        seeds = [seed * 1_000_003 + place for place in range(len(prompts))]
+        answer = self._ask("generate", progress, prompts=list(prompts), seeds=seeds, sampling=sampling)
+        progress(len(prompts), len(prompts))
+        return [self.vocabulary.written(ids) for ids in answer["ids"]]
+
+    def logps(self, rows: Sequence[Ids], progress: Progress = silent) -> list[float]:
+        """Summed log-probability (nats) of each row's completion given its prompt, in the rows' order and the model's dtype.
+
+        In float32 within 1e-4 of transformers; in bfloat16 a completion of 200 tokens may be half a nat off.
+        """
+        answer = self._ask("logps", progress, prompts=[row.prompt for row in rows], completions=[row.completion for row in rows])
+        progress(len(rows), len(rows))
+        return list(answer["logps"])
+
+    def _ask(self, do: str, progress: Progress, **request: Any) -> dict[str, Any]:
+        child = KEPT.load(*self._load)
+        try:
+            return child.ask(do, progress, **request)
+        except VllmFailed:
+            KEPT.close()
+            raise
