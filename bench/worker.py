@@ -21,12 +21,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import kinds
+from bench.kept import AT_REST, VERSIONS
 from bench.store import OverBudget, Source, Stage, Store, tree_stamp
 
 # What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
@@ -40,9 +41,6 @@ HEAVY_IMPORTS = {
     "generate": ("bench.engines.hf",),
     "train": ("bench.methods.training", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer"),
 }
-# What an engine that is kept over stages wants: to be told when one has ended, and its versions recorded.
-AT_REST: list[Callable[[], None]] = []
-BESIDE: dict[str, str] = {}
 REASON_LENGTH = 400  # characters; the whole of an error is in the stage's log
 
 
@@ -230,7 +228,7 @@ def environment() -> dict[str, Any]:
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     facts = {**_versions(), "device": device}
-    return facts | {"packages": facts["packages"] | BESIDE}
+    return facts | {"packages": facts["packages"] | VERSIONS}
 
 
 def reason(error: BaseException) -> str:

@@ -15,7 +15,7 @@ BENCH = ROOT / "bench"
 
 # Lowest first; a room may import itself and what stands before it (design.md, "The house").
 ORDER = [
-    ["config"],
+    ["config", "kept"],
     ["records"],
     ["stats", "preferences", "tokens", "written"],
     ["length_control", "audit", "canaries"],

@@ -20,9 +20,9 @@ from typing import Any
 from bench.config import Decoding, Serving
 from bench.engines.base import Progress, Vocabulary, Written, silent
 from bench.judges.server import CPU_ENVIRONMENT, ENVIRONMENT
+from bench.kept import AT_REST, VERSIONS
 from bench.store import hash_key, tree_stamp
 from bench.tokens import Ids, model_folder
-from bench.worker import AT_REST, BESIDE
 
 CHILD = Path(__file__).with_name("vllm_child.py")
 NEVER = -100.0  # added to the logits of tokens that are not to be written
@@ -107,7 +107,7 @@ class _Kept:
                 self.close()
         if self.child is None:
             child = Child(serving)
-            BESIDE["vllm"] = child.ask("start", model=str(folder), arguments=_arguments(dtype, serving))["version"]
+            VERSIONS["vllm"] = child.ask("start", model=str(folder), arguments=_arguments(dtype, serving))["version"]
             self.child, self.architecture, self.weights = child, architecture, weights
         return self.child
 
