@@ -225,6 +225,11 @@ def print_plan(
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{_uncounted(sweep)}", highlight=False)
     names = ", ".join(sorted({cell.cell.judge.name for cell in sweep.cells}))
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})", highlight=False)
+    by_label: dict[str, list[JudgeCost]] = {}
+    for stage, cost in costs.items():
+        by_label.setdefault(stage.label, []).append(cost)
+    for label, some in by_label.items() if len(by_label) > 1 else ():  # a jury's members
+        console.print(f"         {label}: {_cost_words(some)}", highlight=False)
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}", highlight=False)
 
