@@ -318,6 +318,8 @@ class _Door:
             self.problems.append(f"{MEMBERS} must be {what}, got {_short(members)} ({where.of(MEMBERS)})")
             jury["judges"] = "???"  # the one fault is said
             return
+        if members:
+            jury["judges"] = dict(members)  # what the command line holds is shared by all points
         for label, own in members.items() if members else ():
             place = f"{MEMBERS}.{label}"
             choice = own.get("judge") if isinstance(own, dict) else own
