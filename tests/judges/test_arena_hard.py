@@ -82,7 +82,7 @@ def judged(root: Path, endpoint: Endpoint) -> list[Verdict]:
 
 
 def test_each_pair_is_two_games_and_a_strong_win_counts_three_times(endpoint: Endpoint, tmp_path: Path) -> None:
-    """Good: 1 and, shown second, 2 battles-won-thrice. Bad: a tie first, a strong loss second: 0.5 of 4. Equal texts are not asked about."""
+    """Good: a win first, a strong one second. Bad: a tie first, a strong loss second: 0.5 of 4. Nobody is asked about equal texts."""
     found = judged(tmp_path, endpoint)
     assert [verdict.preference for verdict in found[:4]] == [1.0, 0.125, 0.5, 0.5]
     assert found[0].details is not None and found[1].details is not None

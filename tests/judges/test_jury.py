@@ -56,7 +56,7 @@ TWO = "judge.judges={truth: {judge: gold}, asked: {judge: alpaca_eval, model: m}
         (("judge.judges={truth: {judge: gold}}",), "a jury is two judges or more, got 1"),
         (("judge.judges=[gold,none]",), "judge.judges must be judges by label"),
         (("judge.judges={a: {judge: gold}, b: {judge: goldd}}",), "unknown judge 'goldd'"),
-        (("judge.judges={a: {judge: gold}, low: {judge: alpaca_eval, model: m}}",), "a label must be letters and digits, and none of n, se"),
+        (("judge.judges={a: {judge: gold}, low: {judge: alpaca_eval, model: m}}",), "a label must be letters and digits, and none of n"),
         (("judge.judges={a: {judge: gold}, b: {judge: mt_bench, model: m}}",), "judge.judges.b.name must be one of 'gold'"),
         (("judge.judges={a: {judge: gold}, b: {judge: alpaca_eval}}",), "judge.judges.b.model must be set"),
         (("judge.judges={a: {judge: gold}, b: {judge: alpaca_eval, model: m, ordr: both}}",), "did you mean judge.judges.b.order?"),

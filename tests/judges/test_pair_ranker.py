@@ -126,8 +126,10 @@ def test_both_orders_are_read_and_averaged_and_equal_texts_are_a_tie(tmp_path: P
         logits = logit(item.turns[0], ours, theirs), logit(item.turns[0], theirs, ours)
         shares = 1 / (1 + math.exp(-logits[0])), 1 / (1 + math.exp(logits[1]))
         assert verdict.preference == pytest.approx(sum(shares) / 2, abs=1e-6)
-        assert verdict.details == {"logit_policy_first": pytest.approx(logits[0], abs=1e-5), "logit_baseline_first": pytest.approx(logits[1])}
-        assert [(call.policy_first, call.preference) for call in verdict.calls] == [(True, pytest.approx(shares[0])), (False, pytest.approx(shares[1]))]
+        assert verdict.details is not None
+        assert [verdict.details[f"logit_{side}_first"] for side in ("policy", "baseline")] == pytest.approx(logits, abs=1e-5)
+        assert [call.policy_first for call in verdict.calls] == [True, False]
+        assert [call.preference for call in verdict.calls] == pytest.approx(shares, abs=1e-6)
     assert found[0].preference == 0.5 and not found[0].calls and found[0].policy_length == 14
 
 
