@@ -21,13 +21,14 @@ from typing import Any
 from bench.forecast import Estimate
 from bench.judges.asking import Request
 from bench.judges.prices import price_of
-from bench.kinds import GenerateSettings, LanguageJudgeSettings, SampleSettings
+from bench.kinds import GenerateSettings, LanguageJudgeSettings, SampleSettings, WrittenCompletions
 from bench.plan import labels_samples
 from bench.records import Completion, Item, Verdict, read_jsonl
 from bench.stages import data
 from bench.stages.judge import language_judge
 from bench.store import Stage, Store
 from bench.worker import Progress, StageRun
+from bench.written import matched, read_written
 
 CHARACTERS_A_TOKEN = 4.0
 TIKTOKEN_S = 5.0  # it loads an encoding over the network the first time
@@ -121,6 +122,8 @@ def _answers(source: Any, items: Sequence[Item], store: Store) -> tuple[list[Com
     """(what is judged or stands in for it, in words whose it is)."""
     if store.status(source).state == "done":
         return list(read_jsonl(store.folder(source) / "completions.jsonl", Completion)), "the policy's answers"
+    if isinstance(source.settings, WrittenCompletions):
+        return matched(read_written(source.inputs["file"].path), items), "the file's answers"
     assert isinstance(source.settings, GenerateSettings)
     if (like := _like_answers(source, store)) is not None:
         return like, "a like policy's answers"

@@ -8,10 +8,10 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -29,9 +29,12 @@ from bench.config import (
     Expectation,
     Form,
     IterativeDpo,
+    JuryJudge,
+    LanguageJudge,
     LocalData,
     LocalModel,
     Loop,
+    ModelJudge,
     MtBenchJudge,
     NoJudge,
     Rescore,
@@ -42,10 +45,10 @@ from bench.config import (
     Written,
     misfits,
 )
-from bench.judges.alpaca_eval import find_annotations
+from bench.judges.alpaca_eval import find_annotations, read_calibration
 from bench.judges.items import hub_file, read_items
 from bench.judges.prices import price_of
-from bench.judges.prompts import OWN_PROMPTS, annotator, mt_bench_digest, mt_bench_templates
+from bench.judges.prompts import OWN_GAME, OWN_PROMPTS, annotator, arena_hard_template, mt_bench_digest, mt_bench_templates
 from bench.judges.replies import parser_version
 from bench.plan import JudgeSources, Sources
 from bench.preferences import read_preferences, read_prompts
@@ -205,7 +208,9 @@ class _Door:
         """Judges that compare pairs that are there, and files that can be read."""
         for cell in cells:
             judge, brings_items = cell.judge, getattr(cell.judge, "items", None) is not None
-            if isinstance(judge, NoJudge) or (isinstance(judge, MtBenchJudge) and judge.mode == "single"):
+            if isinstance(judge, JuryJudge):
+                self.problems.append("do=audit asks one judge, got judge=jury; audit its members one by one")
+            elif isinstance(judge, NoJudge) or (isinstance(judge, MtBenchJudge) and judge.mode == "single"):
                 got = f"judge={judge.name}" + ("" if isinstance(judge, NoJudge) else " judge.mode=single")
                 self.problems.append(f"do=audit asks judges that prefer one of two answers, got {got}; take judge.mode=pairwise or another")
             elif brings_items and not isinstance(cell.method, Written) and not isinstance(cell.model, LocalModel):
@@ -313,14 +318,54 @@ class _Door:
         if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # whatever the sweep sets of models and methods
             tree["model"] = {"kind": "none", "name": "none"}
             tree["method"] = {"name": "completions", "path": str(file), "label": sweeps.as_name(Path(str(file)).stem)}
+        later = {key: value for key, value in point.items() if key.startswith(f"{MEMBERS}.")}
         for key, value in point.items():
-            if key not in GROUPS and (problem := _set(tree, key, value, where)):
+            if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
                 self.problems.append(problem)
+        self._seat_jury(tree.get("judge"), where)
+        self.problems += [problem for key, value in later.items() if (problem := _set(tree, key, value, where))]
         return tree, where
 
-    def _compose(self, groups: Mapping[str, str]) -> tuple[Tree, dict[str, str]] | None:
+    def _seat_jury(self, jury: Any, where: _Where) -> None:
+        """Make each of a jury's members the whole section that its `judge: CHOICE` names, with what is set otherwise; what is asked is
+        the jury's. What no member can be is said, and left for the record to refuse."""
+        members = jury.get("judges") if isinstance(jury, dict) and jury.get("name") == "jury" else None
+        if members == "???":
+            return
+        if members is not None and not isinstance(members, dict):
+            what = "judges by label, {a: {judge: gold}, b: {judge: reward_model, model: DIR}}"
+            self.problems.append(f"{MEMBERS} must be {what}, got {_short(members)} ({where.of(MEMBERS)})")
+            jury["judges"] = "???"  # the one fault is said
+            return
+        if members:
+            jury["judges"] = dict(members)  # what the command line holds is shared by all points
+        for label, own in members.items() if members else ():
+            place = f"{MEMBERS}.{label}"
+            choice = own.get("judge") if isinstance(own, dict) else own
+            if choice not in self._options("judge"):
+                self.problems.append(_unknown("judge", choice, self._options("judge"), where.of(place)))
+                own = {"judge": (choice := "gold")}  # stands in, so that the rest can be checked
+            if (section := self._section("judge", str(choice))) is None:
+                continue
+            given = {key: value for key, value in own.items() if key != "judge"} if isinstance(own, dict) else {}
+            if taken := [key for key in (*OF_THE_JURY, "calibration") if key in given]:
+                self.problems.append(f"{place}.{taken[0]} is the jury's, whose members judge the same answers: set judge.{taken[0]}")
+            asked = {key: jury[key] for key in OF_THE_JURY}
+            if section.get("name") == "gold":
+                of_gold = {key: asked[key] for key in ("n_items", "decoding")}
+                asked = {"preference": {**section["preference"], **of_gold}, "rating": {**section["rating"], **of_gold}}
+            elif "calibration" in section:
+                asked["calibration"] = None  # of the table's number, which is the jury's
+            jury["judges"][label] = _merged(_merged(section, given), asked)
+
+    def _section(self, group: str, choice: str) -> Tree | None:
+        """A choice of a group as its file has it, whatever the sweep sets of that group."""
+        composed = self._compose({group: choice}, of_sweep=False)
+        return copy.deepcopy(composed[0][group]) if composed else None
+
+    def _compose(self, groups: Mapping[str, str], of_sweep: bool = True) -> tuple[Tree, dict[str, str]] | None:
         """(config, choice of each group), once per combination of choices: composing takes 0.1 s, a plain value nothing."""
-        sweep = [f"+sweep={self.sweep}"] if self.sweep else []
+        sweep = [f"+sweep={self.sweep}"] if self.sweep and of_sweep else []
         words = [*(f"{group}={choice}" for group, choice in sorted(groups.items())), *sweep, *self._hydra_words()]
         if (key := tuple(words)) not in self._composed:
             self._composed[key] = None
@@ -391,6 +436,10 @@ def _set(tree: Tree, key: str, value: Any, where: _Where) -> str | None:
     return None
 
 
+MEMBERS = "judge.judges"
+OF_THE_JURY = ("items", "n_items", "decoding")
+
+
 def _merged(old: Any, new: Any) -> Any:
     """As Hydra does it: sections are merged, everything else replaced."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -439,9 +488,14 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
     here: type[BaseModel] | None = record
     siblings = list(record.model_fields)
     members: dict[Any, type[BaseModel]] = {}
+    by_name: dict[Any, type[BaseModel]] = {}  # members of a union that is a dict's values
     for part in location:
         if part in members:
             here, members = members[part], {}
+            siblings = list(here.model_fields)
+            continue
+        if part in by_name and len(path) > 1:
+            here, by_name = by_name[part], {}
             siblings = list(here.model_fields)
             continue
         path.append(str(part))
@@ -449,6 +503,11 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
             continue
         info = here.model_fields[str(part)]
         kinds = get_args(info.annotation) or (info.annotation,)
+        if get_origin(info.annotation) is dict and get_origin(kinds[1]) is Annotated:  # by a name: a union, told apart in its turn
+            union, mark = get_args(kinds[1])[:2]
+            by_name = {name: kind for kind in get_args(union) for name in get_args(kind.model_fields[mark.discriminator].annotation)}
+            here = None
+            continue
         records = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if isinstance(tag := info.discriminator, str):
             members = {name: kind for kind in records for name in get_args(kind.model_fields[tag].annotation)}
@@ -511,8 +570,11 @@ class _Files:
             self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key in of_form]
         if isinstance(method := cell["method"], dict) and method.get("name") == "completions":
             self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
-        if isinstance(judge := cell["judge"], dict) and judge.get("name") in JUDGE_FILES:
-            self._once(self._judges, _what_judge_reads(judge), lambda _: _judge_files(judge), where.of("judge"))
+        judge = cell["judge"] if isinstance(cell["judge"], dict) else {}
+        jurors = judge.get("judges") if judge.get("name") == "jury" and isinstance(judge.get("judges"), dict) else {}
+        for place, section in {"judge": judge, **{f"{MEMBERS}.{label}": member for label, member in (jurors or {}).items()}}.items():
+            if isinstance(section, dict) and section.get("name") in JUDGE_FILES:
+                self._once(self._judges, _what_judge_reads(section), partial(_judge_files_of, section), where.of(place))
         if isinstance(method, dict) and method.get("name") in LOOPS and isinstance(prompts := method.get("prompts"), str):
             data = _local_path(cell["data"]) or ""
             read_once = partial(_prompts_file, answered=method["name"] == "spin", data=data)
@@ -538,21 +600,24 @@ class _Files:
         model = self._models[cell.model.path] if isinstance(cell.model, LocalModel) else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
-        judge = self._judge(_what_judge_reads(cell.judge.model_dump())) if cell.judge.name in JUDGE_FILES else None
+        judge = self._judge(cell.judge) if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge)) else None
         labelling = None
         if isinstance(cell.method, IterativeDpo) and cell.method.labeller == "judge" and cell.method.labelling_judge:
-            labelling = self._judge(_what_labeller_reads(cell.method.labelling_judge.model_dump()))
+            labelling = self._judge(cell.method.labelling_judge, _what_labeller_reads)
         base = self._models[cell.model.base] if isinstance(cell.model, LocalModel) and cell.model.base else None
         own, rows, texts, before = (self._source(path) if path else None for path in (model, data[0] if data else None, written, base))
         file = cell.method.prompts if isinstance(cell.method, Loop) else None
         prompts = self._source(Path(file).expanduser().absolute()) if file else None
         return Sources(own, rows, texts, judge, before, labelling, prompts)
 
-    def _judge(self, read: str) -> JudgeSources:
-        found = self._judges[read]
+    def _judge(self, judge: LanguageJudge | ModelJudge | JuryJudge, reads: Callable[[Tree], str] | None = None) -> JudgeSources:
+        found = self._judges[(reads or _what_judge_reads)(judge.model_dump())]
         assert found is not None
         files = {role: self._source(path) for role, path in found.files.items()}
-        return JudgeSources(found.prompts, parser_version(), self._source(found.model) if found.model else None, files, found.n_items)
+        model, calibration = (self._source(path) if path else None for path in (found.model, found.calibration))
+        jurors = judge.judges.items() if isinstance(judge, JuryJudge) else ()
+        members = {label: self._judge(member) for label, member in jurors if isinstance(member, (LanguageJudge, ModelJudge))}
+        return JudgeSources(found.prompts, parser_version(), model, files, found.n_items, calibration, members)
 
     def _source(self, path: Path) -> Source:
         if path not in self._digests:
@@ -568,21 +633,43 @@ class _JudgeFiles:
     model: Path | None
     files: Mapping[str, Path]  # items, references, baseline
     n_items: int
+    calibration: Path | None = None
 
 
 # By judge, the files that bring items.
-JUDGE_FILES = {"alpaca_eval": ("items",), "mt_bench": ("items", "references", "baseline"), "reward_model": ("items",)}
+JUDGE_FILES = {
+    "alpaca_eval": ("items",),
+    "mt_bench": ("items", "references", "baseline"),
+    "arena_hard": ("items", "baseline"),
+    "reward_model": ("items",),
+    "pair_ranker": ("items",),
+    "jury": ("items",),
+}
 
 
 def _what_judge_reads(judge: Tree) -> str:
     """What the files of a judge depend on; they are read once for all cells."""
     names = ("name", "annotator", "prompts", "items", "references", "baseline", "mode", "model", "server", "prices", "tokenizer")
-    return repr([judge.get(name) for name in names] + [judge.get("budget_dollars") is not None])
+    return repr([judge.get(name) for name in (*names, "calibration")] + [judge.get("budget_dollars") is not None])
+
+
+CLASSIFIERS = {"reward_model": "a sequence classifier of one output", "pair_ranker": "PairRM, or a sequence classifier of one output"}
+
+
+def _judge_files_of(judge: Tree, _: str) -> _JudgeFiles:
+    """The files of a judge's section, which may have other faults. Raises ValueError for the first that cannot be used."""
+    found = _judge_files(judge)
+    given = judge.get("calibration")
+    if given in (None, FITTED):
+        return found
+    path = _file(given, "judge.calibration")
+    read_calibration(path, read_items("arena_hard" if "baseline" in found.files else "alpaca_eval", found.files) if found.files else [])
+    return replace(found, calibration=path)
 
 
 def _as_labeller(judge: Tree) -> Tree:
     """A judge's section without what it is asked about in an evaluation."""
-    return judge | dict.fromkeys(JUDGE_FILES[judge["name"]])
+    return judge | dict.fromkeys(JUDGE_FILES[judge["name"]]) | ({"calibration": None} if "calibration" in judge else {})
 
 
 def _what_labeller_reads(judge: Tree) -> str:
@@ -597,12 +684,15 @@ def _labeller_files(judge: Tree) -> _JudgeFiles:
 
 
 def _judge_files(judge: Tree) -> _JudgeFiles:
-    """The files of a judge's section, which may have other faults. Raises ValueError for the first that cannot be used."""
-    if judge["name"] == "reward_model":
-        model = _model_folder(judge["model"], "judge.model", "a sequence classifier of one output") if judge["model"] != "???" else None
+    if judge["name"] == "jury" or judge["name"] in CLASSIFIERS:
+        what = CLASSIFIERS.get(judge["name"])
+        model = _model_folder(judge["model"], "judge.model", what) if what and judge["model"] != "???" else None
         files = {"items": _file(judge["items"], "judge.items")} if judge["items"] else {}
         return _JudgeFiles(None, model, files, len(read_items("alpaca_eval", files)) if files else 0)
-    if judge["name"] == "alpaca_eval":
+    if judge["name"] == "arena_hard":
+        path = _file(judge["prompts"], "judge.prompts") if judge["prompts"] else OWN_GAME
+        prompts = Source(path, arena_hard_template(path).digest)
+    elif judge["name"] == "alpaca_eval":
         found = annotator(str(judge["annotator"]))
         prompts = Source(found.folder, found.digest)
     else:
@@ -623,7 +713,8 @@ def _judge_files(judge: Tree) -> _JudgeFiles:
     files = {role: hub_file() if (role, text) == ("items", "hub") else _file(text, f"judge.{role}") for role, text in named.items()}
     if "items" not in files and files:
         raise ValueError(f"judge.{next(iter(files))} goes with judge.items, which is not set")
-    items = read_items(judge["name"], files) if files else []
+    form = "alpaca_eval" if judge["name"] == "arena_hard" and "baseline" not in files else judge["name"]
+    items = read_items(form, files) if files else []
     if judge.get("mode") == "pairwise" and files and "baseline" not in files:
         raise ValueError("judge.mode=pairwise compares with a model's answers: name FastChat's file of them as judge.baseline")
     return _JudgeFiles(prompts, model, files, len(items))

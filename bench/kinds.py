@@ -162,10 +162,11 @@ class LocalPromptData(Settings):
 
 
 class JudgeItemData(Settings):
-    """Items of a benchmark's file: AlpacaEval's list with its baseline, or FastChat's questions, references and a model's answers."""
+    """Items of a benchmark's file: AlpacaEval's list with its baseline, FastChat's questions, references and a model's answers, or
+    Arena-Hard's questions and a model's answers."""
 
     source: Literal["judge_items"] = "judge_items"
-    form: Literal["alpaca_eval", "mt_bench"]
+    form: Literal["alpaca_eval", "mt_bench", "arena_hard"]
     n: Count
     n_turns: Literal[1, 2]
 
@@ -306,8 +307,8 @@ class GoldRatingSettings(Settings):
 class LanguageJudgeSettings(Settings):
     """A judge that is a language model. Its prompts, rules of reading, and a local model's folder are inputs, keyed by content."""
 
-    manner: Literal["alpaca_eval", "mt_bench"]
-    mode: Literal["official", "both", "single", "pairwise"]  # alpaca_eval: which orders; mt_bench: ratings or pairs
+    manner: Literal["alpaca_eval", "mt_bench", "arena_hard"]
+    mode: Literal["official", "both", "single", "pairwise"]  # alpaca_eval: which orders (arena_hard: both); mt_bench: ratings or pairs
     model: str | None  # as asked for; None where a folder is an input
     provider: str
     dtype: Dtype
@@ -329,6 +330,21 @@ class RewardJudgeSettings(Settings):
     judge: Literal["reward_model"] = "reward_model"
     batch_size: Count
     dtype: Dtype
+
+
+class PairRankerSettings(Settings):
+    """Preferences by the input `model`, which reads both answers at once, in both orders."""
+
+    judge: Literal["pair_ranker"] = "pair_ranker"
+    batch_size: Count
+    dtype: Dtype
+    template: str
+
+
+class JurySettings(Settings):
+    """The median of other judges' verdicts on the same answers, which are the inputs."""
+
+    judge: Literal["jury"] = "jury"
 
 
 class ScoreSettings(Settings):
@@ -369,7 +385,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "logps": (LogpsSettings, RewardScoreSettings),
     "train": (TrainSettings, RewardModelSettings),
     "generate": (GenerateSettings, WrittenCompletions),
-    "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings, RewardJudgeSettings),
+    "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings, RewardJudgeSettings, PairRankerSettings, JurySettings),
     "score": (ScoreSettings,),
     "audit": (AuditSettings,),
 }

@@ -84,7 +84,7 @@ class _Rows(NamedTuple):
     difficulty: Array | None  # (n,)
     gamed: Array  # (n, G, 3) preference, gap, weight; 0 where an item has fewer than G
 
-    def take(self, items: NDArray[np.int_]) -> _Sample:
+    def take(self, items: NDArray[np.int_]) -> Sample:
         """(R, n) items -> R samples as they are fitted. Each item brings its gamed rows along."""
         gaps = self.gaps[items]
         x = _columns(_tanh_gaps(gaps), np.ones_like(gaps), None if self.difficulty is None else self.difficulty[items])
@@ -96,7 +96,7 @@ class _Rows(NamedTuple):
             more = _columns(np.tanh(gamed[..., 1]), np.zeros((n_fits, n_gamed)), repeated)
             x, y = np.concatenate([x, more], axis=1), np.concatenate([y, gamed[..., 0]], axis=1)
             weights = np.concatenate([weights, gamed[..., 2]], axis=1)
-        return _Sample(x, y, weights, items.shape[1])
+        return Sample(x, y, weights, items.shape[1])
 
 
 def _tanh_gaps(gaps: Array) -> Array:
@@ -109,7 +109,7 @@ def _columns(lengths: Array, model: Array, difficulty: Array | None) -> Array:
     return np.stack([lengths, model] + ([] if difficulty is None else [difficulty]), axis=2)
 
 
-class _Sample(NamedTuple):
+class Sample(NamedTuple):
     """Rows of R fits: the n items first, then their gamed rows."""
 
     x: Array  # (R, N, k): length, model[, difficulty]
@@ -158,7 +158,7 @@ def _rows(
     return _Rows(table[:, 0], table[:, 1], None if difficulty is None else table[:, 2], games), [row[4] for row in rows]
 
 
-def _fit_logistic(sample: _Sample, tolerance: float = 1e-10, n_iterations: int = 50) -> tuple[Array, NDArray[np.bool_]]:
+def fit_logistic(sample: Sample, tolerance: float = 1e-10, n_iterations: int = 50) -> tuple[Array, NDArray[np.bool_]]:
     """R weighted, unpenalised fractional logistic fits at once, by Newton -> (R, k), and which have no finite maximum.
 
     The 1e-12 n on the Hessian's diagonal damps the steps (so that a column of zeros keeps coefficient 0); it does not move the
@@ -192,7 +192,7 @@ def _hessian(x: Array, curvature: Array, n: int) -> Array:
 def _fits(rows: _Rows, items: NDArray[np.int_]) -> _Fit:
     """R length-controlled rates. Items all lost or all won are 0 or 1, the limit, and not failed."""
     sample = rows.take(items)
-    w, failed = _fit_logistic(sample)
+    w, failed = fit_logistic(sample)
     y = sample.y[:, : sample.n]
     one_sided = (y.max(axis=1) == 0) | (y.min(axis=1) == 1)
     return _Fit(w, np.where(one_sided, y[:, 0], sample.at_equal_length(w).mean(axis=1)), failed & ~one_sided)
@@ -280,7 +280,7 @@ def lc_contributions(
     values, n = rows.preferences, rows.preferences.size
     if values[-1] > 0 and values[0] < 1:
         sample = rows.take(np.arange(n)[None])
-        w, failed = _fit_logistic(sample)
+        w, failed = fit_logistic(sample)
         if failed[0]:
             return SEPARATED
         x, y, weights = sample.x[0], sample.y[0], sample.weights[0]

@@ -9,20 +9,25 @@ from typing import Any, Literal
 
 from bench.config import (
     AlpacaEvalJudge,
+    ArenaHardJudge,
     Asking,
     Audit,
     BestOfN,
     Cell,
     Decoding,
     GoldJudge,
+    JuryJudge,
     LanguageJudge,
     LocalData,
     LocalModel,
     Loop,
+    Member,
+    ModelJudge,
     MtBenchJudge,
+    NoJudge,
     NoMethod,
     NoModel,
-    RewardModelJudge,
+    PairRankerJudge,
     Serving,
     Settings,
     Training,
@@ -46,11 +51,13 @@ from bench.kinds import (
     GoldPreferenceSettings,
     GoldRatingSettings,
     JudgeItemData,
+    JurySettings,
     LanguageJudgeSettings,
     LocalPairData,
     LocalPromptData,
     LogpsSettings,
     PairData,
+    PairRankerSettings,
     PromptData,
     RecordedData,
     RewardJudgeSettings,
@@ -70,13 +77,15 @@ from bench.sweep import as_name
 
 @dataclass(frozen=True)
 class JudgeSources:
-    """What a judge that is a model reads from outside the store."""
+    """What a judge that is no function of the world reads from outside the store."""
 
     prompts: Source | None  # what it is asked with, and how its replies are read; None of one that is a function
     parser: str  # version of that reading
     model: Source | None = None  # its folder, where it is served here
     files: Mapping[str, Source] = field(default_factory=dict)  # items, references, baseline
     n_items: int = 0  # that `items` holds
+    calibration: Source | None = None  # of length control
+    members: Mapping[str, JudgeSources] = field(default_factory=dict)  # of a jury, less those that read nothing
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,7 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
 
 def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str, Stage], inputs: dict[str, Stage]) -> CellPlan:
     """The rest of a cell's graph: the completions of a policy, or of a file where there is none, their verdicts and numbers."""
+    read_too: dict[str, Stage | Source] = {}  # by the score
     for manner, items, decoding in _questions(cell, sources):
         if policy is not None:
             completions = generate(cell, policy, items, decoding, f"{manner} completions", answers=True)
@@ -167,17 +177,48 @@ def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str
             completions = stage("generate", WrittenCompletions(), inputs_of, f"{manner} completions")
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
-        if cell.judge.name != "none":
+        if isinstance(cell.judge, JuryJudge):
+            members = _members(cell, cell.judge, sources, items, completions)
+            verdicts = stage("judge", JurySettings(), {"items": items, "completions": completions, **members}, f"{manner} verdicts")
+            roles |= members | {f"{manner}_verdicts": verdicts}
+            inputs |= members | {f"{manner}_verdicts": verdicts}
+        elif cell.judge.name != "none":
             judging, read = _judging(cell, manner, sources)
             verdicts = stage("judge", judging, {"items": items, "completions": completions, **read}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
+        if sources.judge and sources.judge.calibration:
+            read_too[f"{manner}_items"], read_too["calibration"] = items, sources.judge.calibration
     learnt = policy is not None and policy.train is not None  # a loop's iteration 0 may be the start model
     beta = None if not learnt or isinstance(cell.method, NoMethod | Written | BestOfN) else reward_scale(cell.method)
     best_of = policy.best_of if policy else 1
-    score = stage("score", ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0, best_of=best_of), inputs, "score")
+    scoring = ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0, best_of=best_of)
+    score = stage("score", scoring, {**inputs, **read_too}, "score")
     roles["score"] = score
     key = hash_key({"cell": score.key})
     return CellPlan(cell, key, f"{readable_name(cell)}-{key[:8]}", score, roles)
+
+
+MEMBER = "member_"  # begins the role of a jury's member, whose label follows
+
+
+def member_role(label: str) -> str:
+    return f"{MEMBER}{label}_verdicts"
+
+
+def member_label(role: str) -> str | None:
+    """The member that a role is of; None where it is of none."""
+    return role.removeprefix(MEMBER).removesuffix("_verdicts") if role.startswith(MEMBER) else None
+
+
+def _members(cell: Cell, jury: JuryJudge, sources: Sources, items: Stage, completions: Stage) -> dict[str, Stage]:
+    """Each member's stage: the very one that it would be if it judged alone."""
+    assert sources.judge is not None
+    found = {}
+    for label, judge in jury.judges.items():
+        settings, read = judging_by(judge, cell, "preference", sources.judge.members.get(label))
+        inputs: dict[str, Stage | Source] = {"items": items, "completions": completions, **read}
+        found[member_role(label)] = stage("judge", settings, inputs, f"verdicts of {label}")
+    return found
 
 
 def reward_scale(method: Training) -> float:
@@ -389,7 +430,7 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
             single = stage("data", ChosenData(), {"items": labels.inputs["items"], "labels": labels}, f"{split} prompts and chosen answers")
         double = _prompts(cell, split, judge.rating.n_items, seed=world.eval_seed, n_turns=2)
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
-    if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge)):
+    if isinstance(judge, (LanguageJudge, ModelJudge, JuryJudge)):
         manner = "rating" if isinstance(judge, MtBenchJudge) and judge.mode == "single" else "preference"
         return [(manner, _judge_items(cell, judge, sources), judge.decoding)]
     if sources.data is not None:
@@ -400,39 +441,48 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
     return [("plain", items, judge.decoding)]
 
 
-def _judge_items(cell: Cell, judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge, sources: Sources) -> Stage:
+def _judge_items(cell: Cell, judge: LanguageJudge | ModelJudge | JuryJudge, sources: Sources) -> Stage:
     """The items of the user's file, or the world's own evaluation prompts with its reference writer as the opponent."""
     n_turns: Literal[1, 2] = 2 if isinstance(judge, MtBenchJudge) else 1
     if sources.judge is None or not sources.judge.files:
         assert cell.world is not None and judge.n_items is not None
         return _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed, n_turns=n_turns, reference=cell.world.reference)
     n = min(judge.n_items or sources.judge.n_items, sources.judge.n_items)
-    return stage("data", JudgeItemData(form=_form(judge), n=n, n_turns=n_turns), sources.judge.files, f"{judge.name} items")
+    return stage("data", JudgeItemData(form=_form(judge), n=n, n_turns=n_turns), sources.judge.files, f"{cell.judge.name} items")
 
 
-def _form(judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge) -> Literal["alpaca_eval", "mt_bench"]:
+def _form(judge: LanguageJudge | ModelJudge | JuryJudge) -> Literal["alpaca_eval", "mt_bench", "arena_hard"]:
+    if isinstance(judge, ArenaHardJudge) and judge.baseline is not None:
+        return "arena_hard"
     return "mt_bench" if isinstance(judge, MtBenchJudge) else "alpaca_eval"
 
 
 def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[str, Source]]:
     """(settings, what is read beside items and completions) of a stage that judges."""
-    judge = cell.judge
-    if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge)):
-        assert sources.judge is not None
-        return language_judging(judge, sources.judge)
-    if isinstance(judge, RewardModelJudge):
-        assert sources.judge is not None and sources.judge.model is not None
-        return RewardJudgeSettings(batch_size=cell.engine.batch_size, dtype=judge.dtype), {"model": sources.judge.model}
-    return _gold_judging(cell, manner), {}
+    assert not isinstance(cell.judge, (NoJudge, JuryJudge))
+    return judging_by(cell.judge, cell, manner, sources.judge)
 
 
-def language_judging(judge: AlpacaEvalJudge | MtBenchJudge, sources: JudgeSources) -> tuple[LanguageJudgeSettings, dict[str, Source]]:
-    """(settings, what is read beside items and completions) of a stage that asks a language model, whatever about."""
-    assert sources.prompts is not None
+def judging_by(judge: Member | MtBenchJudge, cell: Cell, manner: str, sources: JudgeSources | None) -> tuple[Settings, dict[str, Source]]:
+    """The same by a judge that may be one of several, or label samples."""
+    if isinstance(judge, GoldJudge):
+        return _gold_judging(cell, judge, manner), {}
+    assert sources is not None
+    if isinstance(judge, LanguageJudge):
+        assert sources.prompts is not None
+        return _language_judging(judge, sources), {"prompts": sources.prompts} | ({"model": sources.model} if sources.model else {})
+    assert sources.model is not None
+    if isinstance(judge, PairRankerJudge):
+        settings = PairRankerSettings(batch_size=cell.engine.batch_size, dtype=judge.dtype, template=judge.template)
+        return settings, {"model": sources.model}
+    return RewardJudgeSettings(batch_size=cell.engine.batch_size, dtype=judge.dtype), {"model": sources.model}
+
+
+def _language_judging(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge, sources: JudgeSources) -> LanguageJudgeSettings:
     verdict = judge.verdict
-    settings = LanguageJudgeSettings(
+    return LanguageJudgeSettings(
         manner=judge.name,
-        mode=judge.order if isinstance(judge, AlpacaEvalJudge) else judge.mode,
+        mode=_mode(judge),
         model=None if sources.model else judge.model,
         provider=judge.provider if judge.server == "endpoint" else judge.server,
         dtype=judge.dtype,
@@ -446,7 +496,6 @@ def language_judging(judge: AlpacaEvalJudge | MtBenchJudge, sources: JudgeSource
         annotator=judge.annotator if isinstance(judge, AlpacaEvalJudge) else "",
         asking=Asking.model_validate(judge.model_dump(include=set(Asking.model_fields))),
     )
-    return settings, {"prompts": sources.prompts} | ({"model": sources.model} if sources.model else {})
 
 
 def labels_samples(stage: Stage) -> bool:
@@ -455,10 +504,16 @@ def labels_samples(stage: Stage) -> bool:
     return isinstance(items, Stage) and isinstance(items.settings, DrawnData)
 
 
-def _gold_judging(cell: Cell, manner: str) -> Settings:
-    assert cell.world is not None and cell.judge.name == "gold"
+def _mode(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge) -> Literal["official", "both", "single", "pairwise"]:
+    if isinstance(judge, ArenaHardJudge):
+        return "both"
+    return judge.order if isinstance(judge, AlpacaEvalJudge) else judge.mode
+
+
+def _gold_judging(cell: Cell, judge: GoldJudge, manner: str) -> Settings:
+    assert cell.world is not None
     if manner == "preference":
-        return GoldPreferenceSettings(gold=cell.world.gold, temperature=cell.judge.preference.temperature)
+        return GoldPreferenceSettings(gold=cell.world.gold, temperature=judge.preference.temperature)
     return GoldRatingSettings(gold=cell.world.gold)
 
 
@@ -510,7 +565,7 @@ def _brings_tasks(cell: Cell, sources: Sources) -> bool:
 def _audited_items(cell: Cell, sources: Sources, n: int) -> Stage:
     """One-turn items with a baseline."""
     if not _brings_tasks(cell, sources):
-        assert sources.judge is not None and isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge))
+        assert sources.judge is not None and isinstance(cell.judge, (LanguageJudge, ModelJudge))
         settings = JudgeItemData(form=_form(cell.judge), n=min(n, sources.judge.n_items), n_turns=1)
         return stage("data", settings, sources.judge.files, f"{cell.judge.name} items")
     assert cell.world is not None
@@ -527,7 +582,7 @@ def _audited_completions(cell: Cell, sources: Sources, items: Stage) -> Stage:
         assert isinstance(cell.data, WorldData) and cell.world is not None
         writing = WrittenData(writer=cell.data.demonstrations, draws=1, seed=cell.world.eval_seed)
         return stage("data", writing, {"items": items}, "completions by the writer")
-    assert sources.model is not None and isinstance(cell.judge, (LanguageJudge, RewardModelJudge))
+    assert sources.model is not None and isinstance(cell.judge, (LanguageJudge, ModelJudge))
     return generate(start_cell(cell), Policy(sources.model, None), items, cell.judge.decoding, "completions")
 
 

@@ -229,10 +229,15 @@ class HumanLabel(Record):
 
 @dataclass(frozen=True)
 class Result(Record):
-    """A cell's numbers. A metric that was not measured is absent from `metrics` and says why in `missing`."""
+    """A cell's numbers. A metric that was not measured is absent from `metrics` and says why in `missing`. `calibration`: digest of
+    what length control knew beforehand, None where it knew nothing."""
 
     metrics: dict[str, float]
     missing: dict[str, str]
+    calibration: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_json().items() if name != "calibration" or value is not None}
 
 
 def preference_verdicts(path: Path) -> list[Verdict]:

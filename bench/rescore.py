@@ -22,9 +22,10 @@ from bench.config import FITTED, Rescore
 from bench.door import BadConfig
 from bench.judges import alpaca_eval, mt_bench
 from bench.kinds import ScoreSettings
-from bench.length_control import Calibration, LcWinRate, fit_difficulty, judged, lc_of_verdicts
+from bench.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.plan import CellPlan
 from bench.records import Item, Result, Verdict, read_jsonl
+from bench.report.calibration import fitted, fitted_on, recalibrated
 from bench.stages.score import score
 from bench.stats import Estimate, Unmeasured, rating_mean
 from bench.store import Stage, Store
@@ -143,11 +144,7 @@ def _read_models(folder: Path, reference: alpaca_eval.Outputs | None) -> list[_A
 def _fitted_without(model: _Annotated, models: Sequence[_Annotated]) -> Calibration | Unmeasured:
     """Difficulties from the other models under the same annotator."""
     others = [m.by_item for m in models if m is not model and m.annotations.annotator == model.annotations.annotator]
-    return _fitted(others, "no other model under this annotator to fit difficulties on")
-
-
-def _fitted(others: Sequence[Sequence[Verdict]], none: str) -> Calibration | Unmeasured:
-    return alpaca_eval.fitted_calibration(fit_difficulty([judged(verdicts) for verdicts in others])) if others else Unmeasured(none)
+    return fitted_on(others, "no other model under this annotator to fit difficulties on")
 
 
 def _controlled(verdicts: Sequence[Verdict], calibration: Calibration | Unmeasured | None) -> LcWinRate | Unmeasured:
@@ -358,7 +355,7 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> None:
             continue
         calibration = calibrations.get(cell.key)
         result = _scored(cell, store, calibration)
-        rescored[cell.key] = report.Rescored(result, calibration if isinstance(calibration, Calibration) else None)
+        rescored[cell.key] = report.Rescored(result, calibration)
         said += _moved(cell, report.stored_result(cell, store), result)
     rows = report.collect(sweep, store, {}, rescored)
     report.print_comparison(sweep, rows)
@@ -367,8 +364,7 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> None:
     how = "" if do.calibration is None else f", length control by calibration={do.calibration}"
     print(f"{len(rescored)} of {len(rows)} cells scored anew from the store{how}; the store is as it was")
     if do.out:
-        digests = [found.calibration.digest if (found := rescored.get(row.cell.key)) and found.calibration else None for row in rows]
-        flat = [line | {"calibration": digest} for line, digest in zip(report.flat_rows(rows), digests, strict=True)]
+        flat = [line | {"calibration": row.calibration} for line, row in zip(report.flat_rows(rows), rows, strict=True)]
         report.write_csv(Path(do.out).expanduser(), flat)
         print(f"rows     {do.out}")
 
@@ -380,40 +376,22 @@ def _done(stage: object, store: Store) -> bool:
 def _scored(cell: CellPlan, store: Store, calibration: Calibration | Unmeasured | None) -> Result:
     assert isinstance(cell.score.settings, ScoreSettings)
     inputs = {role: store.folder(source) for role, source in cell.score.inputs.items()}
-    if not isinstance(calibration, Unmeasured):
-        return score(cell.score.settings, inputs, calibration)
     found = score(cell.score.settings, inputs)
-    metrics = {name: value for name, value in found.metrics.items() if not name.startswith("lc_win_rate")}
-    return Result(metrics, found.missing | {"lc_win_rate": calibration.reason})
+    return found if calibration is None else recalibrated(found, cell, store, calibration)
 
 
-def _of_cells(do: Rescore, cells: Sequence[CellPlan], store: Store) -> dict[str, Calibration | Unmeasured]:
+def _of_cells(do: Rescore, cells: Sequence[CellPlan], store: Store) -> Mapping[str, Calibration | Unmeasured]:
     """The calibration of each judged cell, by its items' ids; none where none is asked for."""
     if do.calibration is None:
         return {}
-    ready = [cell for cell in cells if "preference_verdicts" in cell.roles and _done(cell.roles["preference_verdicts"], store)]
-    if do.calibration != FITTED:
-        _, _, whole = _reference_and_calibration(do)
-        assert whole is not None
-        return {cell.key: _for_items(whole, cell, store) for cell in ready if _done(cell.roles["preference_items"], store)}
-    verdicts = {c.key: list(read_jsonl(store.folder(c.roles["preference_verdicts"]) / "verdicts.jsonl", Verdict)) for c in ready}
-    alike = {c.key: (c.roles["preference_items"].key, c.roles["preference_verdicts"].settings) for c in ready}
-    return {
-        key: _fitted(
-            [verdicts[other] for other in alike if other != key and alike[other] == how],
-            "no other cell with the same items and judge to fit difficulties on",
-        )
-        for key, how in alike.items()
-    }
-
-
-def _for_items(calibration: Calibration, cell: CellPlan, store: Store) -> Calibration:
-    """The calibration by the cell's own item ids, where it knows items by their instruction."""
-    items = read_jsonl(store.folder(cell.roles["preference_items"]) / "items.jsonl", Item)
-    names = {item.id: item.id if item.id in calibration.difficulty else alpaca_eval.item_id(item.turns[0]) for item in items}
-    kept = {item: name for item, name in names.items() if name in calibration.difficulty}
-    gamed = {item: calibration.gamed[name] for item, name in kept.items() if name in calibration.gamed}
-    return Calibration({item: calibration.difficulty[name] for item, name in kept.items()}, gamed, calibration.digest)
+    if do.calibration == FITTED:
+        return fitted(cells, store)
+    _, _, whole = _reference_and_calibration(do)
+    assert whole is not None
+    roles = ("preference_verdicts", "preference_items")
+    ready = [cell for cell in cells if all(role in cell.roles and _done(cell.roles[role], store) for role in roles)]
+    items = {cell.key: read_jsonl(store.folder(cell.roles["preference_items"]) / "items.jsonl", Item) for cell in ready}
+    return {key: alpaca_eval.for_items(whole, found) for key, found in items.items()}
 
 
 def _moved(cell: CellPlan, stored: Result | None, now: Result) -> list[str]:

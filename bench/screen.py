@@ -225,8 +225,13 @@ def print_plan(
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{_uncounted(sweep)}", highlight=False)
     names = ", ".join(sorted({cell.cell.judge.name for cell in sweep.cells}))
     of_labels = [cost for stage, cost in costs.items() if labels_samples(stage)]
-    evaluating = [cost for stage, cost in costs.items() if not labels_samples(stage)]
-    console.print(f"judge    {_cost_words(evaluating)} ({names})", highlight=False)
+    evaluating = {stage: cost for stage, cost in costs.items() if not labels_samples(stage)}
+    console.print(f"judge    {_cost_words(list(evaluating.values()))} ({names})", highlight=False)
+    by_label: dict[str, list[JudgeCost]] = {}
+    for stage, cost in evaluating.items():
+        by_label.setdefault(stage.label, []).append(cost)
+    for label, some in by_label.items() if len(by_label) > 1 else ():  # a jury's members
+        console.print(f"         {label}: {_cost_words(some)}", highlight=False)
     if of_labels:
         console.print(f"labels   {_cost_words(of_labels)}", highlight=False)
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):

@@ -254,7 +254,7 @@ def points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_swee
         beside: dict[str, list[Any]] = {COMPLETIONS: list(files)}
         for key, values in [(key, values) for grid in replaced for key, values in grid.items()]:
             if key.split(".")[0] in ("judge", "world", "scale") or key == "data" or (key.startswith("data.") and key in given):
-                beside[key] = list(dict.fromkeys([*beside.get(key, []), *values]))
+                beside[key] = list({repr(value): value for value in [*beside.get(key, []), *values]}.values())  # a section has no hash
         found += unfold([beside])
     return found
 

@@ -42,7 +42,7 @@ def test_every_file_in_conf_composes_and_passes(
         words |= {f"model.path={model_folder}"}
     if (group, choice) == ("data", "local"):
         words |= {"model=local", f"model.path={model_folder}", f"data.path={pairs_file}"}
-    if group == "judge" and choice in ("alpaca_eval", "mt_bench"):
+    if group == "judge" and choice in ("alpaca_eval", "mt_bench", "arena_hard"):
         words |= {"judge.model=some-model"}
     if choice == "vllm":
         words |= {"do=plan"}
@@ -54,8 +54,10 @@ def test_every_file_in_conf_composes_and_passes(
         items = model_folder.parent / "items.json"
         items.write_text('[{"instruction": "Say it.", "output": "It."}]')
         words |= {f"judge.items={items}"}  # in place of the hub
-    if (group, choice) == ("judge", "reward_model"):
+    if (group, choice) in (("judge", "reward_model"), ("judge", "pair_ranker")):
         words |= {f"judge.model={model_folder}"}
+    if (group, choice) == ("judge", "jury"):
+        words |= {f"judge.judges={{truth: {{judge: gold}}, reward: {{judge: reward_model, model: '{model_folder}'}}}}"}
     done = opened(*words)
     assert len(done.cells) == 1
 
@@ -67,7 +69,7 @@ def test_only_paths_of_own_files_have_no_default() -> None:
         for key, value in _leaves(yaml.safe_load(path.read_text()))
         if value == "???"
     }
-    assert must == {"model.path", "data.path", "judge.model"}  # which judge is asked is nobody's default
+    assert must == {"model.path", "data.path", "judge.model", "judge.judges"}  # which judge is asked is nobody's default
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

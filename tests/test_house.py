@@ -19,6 +19,7 @@ ORDER = [
     ["records"],
     ["stats", "preferences", "tokens", "written"],
     ["length_control", "audit", "canaries"],
+    ["style_control"],
     ["store"],
     ["sweep"],
     ["kinds"],
@@ -55,6 +56,7 @@ LIGHT = [
     "costs",
 ]
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
+LIGHT += ["judges.arena_hard", "judges.jury", "judges.pair_ranker", "style_control"]
 LIGHT += ["judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
 
 

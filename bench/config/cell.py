@@ -9,7 +9,16 @@ from pydantic import Field, model_validator
 
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, Unkeyed, misfit
 from bench.config.data import LocalData, WorldData
-from bench.config.judges import AlpacaEvalJudge, GoldJudge, MtBenchJudge, NoJudge, RewardModelJudge
+from bench.config.judges import (
+    AlpacaEvalJudge,
+    ArenaHardJudge,
+    GoldJudge,
+    JuryJudge,
+    MtBenchJudge,
+    NoJudge,
+    PairRankerJudge,
+    RewardModelJudge,
+)
 from bench.config.methods import LOOPS, NEEDS_NO_LABELS, NEEDS_PAIRS, BestOfN, IterativeDpo, NoMethod, Spa, Spin, Trained, Written
 from bench.config.world import LocalModel, NoModel, World, WorldModel
 
@@ -46,7 +55,9 @@ class Cell(Settings):
     method: NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin = Field(discriminator="name")
     data: WorldData | LocalData = Field(discriminator="kind")
     world: World | None
-    judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | RewardModelJudge = Field(discriminator="name")
+    judge: (
+        GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge | JuryJudge
+    ) = Field(discriminator="name")
     engine: Transformers | Vllm = Field(discriminator="name")
     seed: Seed
 
@@ -67,6 +78,15 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if model.get("kind") == "world" and not in_world:
         text = f"model={model.get('name')} knows only the controlled world's words and needs its data, got data={data.get('name')}"
         found.append(("model", f"{text}; take model=local model.path=DIR"))
+    members = judge.get("judges") if isinstance(judge.get("judges"), Mapping) else {}
+    gold = {label: member for label, member in members.items() if isinstance(member, Mapping) and member.get("name") == "gold"}
+    for label, member in gold.items():
+        if not in_world or judge.get("items") is not None:
+            text = f"the gold judge knows the truth of the controlled world's own prompts only; leave {label} out of this jury"
+            found.append((f"judge.judges.{label}", text))
+        elif (member.get("split"), _opponent(member)) != ("evaluation", "reference"):
+            text = "in a jury the gold judge compares with the reference writer on evaluation prompts, as the others do"
+            found.append((f"judge.judges.{label}", text))
     if judge.get("name") == "gold" and not in_world:
         text = f"judge=gold knows the truth of the controlled world only and needs its data, got data={data.get('name')}"
         found.append(("judge", f"{text}; take judge=none"))

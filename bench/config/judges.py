@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from bench.config.base import AsList, Count, Name, Positive, Settings
+from bench.config.base import AsList, Count, Name, Positive, Settings, misfit
+
+LABEL = re.compile(r"[A-Za-z][A-Za-z0-9]*")  # how a jury calls a member: part of names of numbers
+ENDINGS = ("n", "se", "low", "high", "failed")  # which these names have of their own
 
 
 class Decoding(Settings):
@@ -95,6 +99,7 @@ class AlpacaEvalJudge(LanguageJudge):
     name: Literal["alpaca_eval"]
     annotator: str = Field(min_length=1)  # its name in the package, or a folder laid out as there
     order: Literal["official", "both"]  # official: one order an item, drawn by its instruction; both: two calls, averaged
+    calibration: str | None  # of the table's length control: a file, `fitted`, or None
 
 
 class MtBenchJudge(LanguageJudge):
@@ -108,12 +113,68 @@ class MtBenchJudge(LanguageJudge):
     temperatures: dict[str, Annotated[float, Field(ge=0)]]  # of the policy, by category; decoding.temperature elsewhere
 
 
-class RewardModelJudge(Settings):
-    """Preferences over a fixed opponent by a sequence classifier of one output."""
+class ArenaHardJudge(LanguageJudge):
+    """Games over a fixed opponent, each pair in both orders, five verdicts; asked as Arena-Hard-Auto asks."""
 
-    name: Literal["reward_model"]
+    name: Literal["arena_hard"]
+    prompts: str | None  # a file of Arena-Hard's settings, with prompt_template; None: ours
+    baseline: str | None  # the opponent's answers, where items are Arena-Hard's own question.jsonl
+    calibration: str | None
+
+
+class ModelJudge(Settings):
+    """What a judge sets that is a classifier in a folder."""
+
     model: str = Field(min_length=1)  # its folder
     dtype: Literal["float32", "bfloat16"]
     items: str | None  # a list of AlpacaEval's form; None: the controlled world's evaluation prompts
     n_items: Count | None  # the first so many; None: all of the file
+    calibration: str | None
     decoding: Decoding  # of the policy
+
+
+class RewardModelJudge(ModelJudge):
+    """Preferences over a fixed opponent by a sequence classifier of one output."""
+
+    name: Literal["reward_model"]
+
+
+class PairRankerJudge(ModelJudge):
+    """Preferences over a fixed opponent by a model that reads both answers at once, in both orders."""
+
+    name: Literal["pair_ranker"]
+    template: str  # of the text that a classifier reads; PairRM's own folder has its own
+
+    @model_validator(mode="after")
+    def _has_places(self) -> PairRankerJudge:
+        if lacking := [place for place in ("{prompt}", "{first}", "{second}") if place not in self.template]:
+            raise misfit(("template", f"the template has no place for {', '.join(lacking)}"))
+        return self
+
+
+Member = Annotated[
+    GoldJudge | AlpacaEvalJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge, Field(discriminator="name")
+]  # of a jury: they all prefer one of two one-turn answers
+
+
+class JuryJudge(Settings):
+    """Several judges of the same answers. Each member is a whole section, as if it judged alone; items and decoding are the jury's."""
+
+    name: Literal["jury"]
+    judges: dict[str, Member]
+    items: str | None
+    n_items: Count | None
+    calibration: str | None
+    decoding: Decoding
+
+    @model_validator(mode="after")
+    def _are_several(self) -> JuryJudge:
+        found = [f"a jury is two judges or more, got {len(self.judges)}"] if len(self.judges) < 2 else []
+        what = f"must be letters and digits, and none of {', '.join(ENDINGS)}"
+        found += [f"a label {what}, got {label}" for label in self.judges if not LABEL.fullmatch(label) or label in ENDINGS]
+        if found:
+            raise misfit(*(("judges", text) for text in found))
+        return self
+
+    def __hash__(self) -> int:  # fields that hold dicts have none
+        return hash(self.model_dump_json())

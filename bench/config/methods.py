@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from bench.config.base import AsList, Count, FlipRate, Fraction, LaterField, Name, Positive, Probability, Settings, misfit
-from bench.config.judges import AlpacaEvalJudge, MtBenchJudge, RewardModelJudge
+from bench.config.judges import AlpacaEvalJudge, ArenaHardJudge, MtBenchJudge, PairRankerJudge, RewardModelJudge
 
 
 class Training(Settings):
@@ -183,7 +183,9 @@ class IterativeDpo(Loop):
     draws: Annotated[int, Field(ge=2)]  # of a prompt, of which the best and the worst make a pair
     labeller: Literal["gold", "reward_model", "implicit", "judge", "random", "shorter"]
     # Of labeller=judge: a judge's section as it is, whose items and decoding say nothing here, where samples are judged.
-    labelling_judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge | None = Field(discriminator="name")
+    labelling_judge: (
+        AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge | None
+    ) = Field(discriminator="name")
     judging_reference: JudgingReference  # of implicit rewards
     length_penalty: Annotated[float, Field(ge=0)]  # of implicit rewards, a token
     training_reference: Literal["previous", "start"]

@@ -260,6 +260,14 @@ def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None) -> st
     return items[place].id if place < len(items) else None
 
 
+def for_items(calibration: Calibration, items: Iterable[Item]) -> Calibration:
+    """The calibration by the items' own ids, where it knows them by their instruction."""
+    names = {item.id: item.id if item.id in calibration.difficulty else item_id(item.turns[0]) for item in items}
+    kept = {item: name for item, name in names.items() if name in calibration.difficulty}
+    gamed = {item: calibration.gamed[name] for item, name in kept.items() if name in calibration.gamed}
+    return Calibration({item: calibration.difficulty[name] for item, name in kept.items()}, gamed, calibration.digest)
+
+
 def fitted_calibration(difficulty: Mapping[str, float]) -> Calibration:
     """Difficulties without gamed rows, as a calibration."""
     lines = [f"{item},{value!r}" for item, value in sorted(difficulty.items())]

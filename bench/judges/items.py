@@ -1,4 +1,5 @@
-"""Items of a benchmark's own files: AlpacaEval's instructions with a baseline, FastChat's questions, references and answers."""
+"""Items of a benchmark's own files: AlpacaEval's instructions with a baseline, FastChat's questions, references and answers, and
+Arena-Hard's questions and answers."""
 
 from __future__ import annotations
 
@@ -59,6 +60,28 @@ def read_mt_bench(questions: Path, references: Path | None = None, answers: Path
     return items
 
 
+def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
+    """Items of Arena-Hard-Auto's question.jsonl (uid, category, prompt), each with the baseline model's answer of its model_answer
+    file (uid, messages). Raises ValueError with the line of a row that cannot be used, or the question that has no answer."""
+    theirs: dict[str, str] = {}
+    for number, row in _rows(answers):
+        try:
+            content = row["messages"][-1]["content"]
+            theirs[str(row["uid"])] = content if isinstance(content, str) else str(content["answer"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{answers}:{number}: expected uid and messages that end in an answer ({error!r})") from error
+    items = []
+    for number, row in _rows(questions):
+        if not isinstance(row.get("prompt"), str) or "uid" not in row:
+            raise ValueError(f"{questions}:{number}: expected uid, category and prompt")
+        if (key := str(row["uid"])) not in theirs:
+            raise ValueError(f"{answers} has no answer to question {key} of {questions}")
+        items.append(Item(f"arena_hard-{key}", row.get("category"), [row["prompt"]], baseline=[theirs[key]]))
+    if not items:
+        raise ValueError(f"{questions}: no questions")
+    return items
+
+
 def _answers(path: Path) -> dict[str, list[str]]:
     """The turns of each question's first choice."""
     found = {}
@@ -86,9 +109,11 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def read_items(form: str, files: Mapping[str, Path]) -> list[Item]:
-    """Items of either form; `files` by role: items, references, baseline."""
+    """Items of one of the forms; `files` by role: items, references, baseline."""
     if form == "alpaca_eval":
         return read_alpaca_eval(files["items"])
+    if form == "arena_hard":
+        return read_arena_hard(files["items"], files["baseline"])
     return read_mt_bench(files["items"], files.get("references"), files.get("baseline"))
 
 

@@ -1,4 +1,4 @@
-"""What a judge is shown: AlpacaEval's annotators by name, MT-Bench's prompts of our own or from FastChat's file.
+"""What a judge is shown: AlpacaEval's annotators by name, MT-Bench's prompts of our own or from FastChat's file, Arena-Hard's likewise.
 
 A template is cut into messages first and filled afterwards, all places in one pass, so that nothing in an answer - `{output_1}`,
 `<|im_end|>` - is read as part of the template. (alpaca-eval fills first and cuts afterwards, and such answers break its prompts.)
@@ -22,6 +22,7 @@ from bench.records import Message
 from bench.store import canonical_json, hash_key
 
 OWN_PROMPTS = Path(__file__).parent / "mt_bench_prompts.jsonl"
+OWN_GAME = Path(__file__).parent / "arena_hard_prompt.yaml"
 
 
 @dataclass(frozen=True)
@@ -178,3 +179,28 @@ def mt_bench_templates(path: Path) -> dict[str, Template]:
 
 def mt_bench_digest(templates: Mapping[str, Template]) -> str:
     return hash_key({name: templates[name].digest for name in sorted(SINGLE | PAIRWISE)})
+
+
+# Arena-Hard's prompt ---------------------------------------------------------------------------------------------------
+
+# Names of the three places in Arena-Hard-Auto 2.0 and, the opponent's answer being its answer_1, in 0.1.
+GAME_PLACES = {"QUESTION": "question_1", "ANSWER_A": "answer_1", "ANSWER_B": "answer_2"}
+
+
+def arena_hard_template(path: Path) -> Template:
+    """The template of a YAML file with `prompt_template` (a text, or a list of one) and `system_prompt`, as Arena-Hard's settings are
+    written. Raises ValueError for a file without them, or a template that lacks a place."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text, system = settings["prompt_template"], settings["system_prompt"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: expected a YAML file with system_prompt and prompt_template: {error!r}") from error
+    if isinstance(text, list) and len(text) == 1:
+        (text,) = text
+    if not isinstance(text, str) or not isinstance(system, str):
+        raise ValueError(f"{path}: system_prompt and prompt_template must be texts")
+    for new, old in GAME_PLACES.items():
+        text = text.replace(f"{{{old}}}", f"{{{new}}}")
+    if lacking := [f"{{{place}}}" for place in GAME_PLACES if f"{{{place}}}" not in text]:
+        raise ValueError(f"{path}: prompt_template has no place for {', '.join(lacking)}")
+    return Template("arena_hard", (("system", system.strip()), ("user", text.strip())))

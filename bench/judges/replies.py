@@ -5,6 +5,7 @@ weighted     P(m) / (P(m) + P(M)) over the top log-probs of the token that decid
              their sum, which would move recorded votes by up to 4e-8.
 by name      every other parser of the alpaca-eval package is called as it is
 rating       the first [[n]], else the first [n] (FastChat); winner: [[A]], [[B]] or [[C]]
+game         the last of [[A>>B]], [[A>B]], [[A=B]], [[B>A]], [[B>>A]], or one of them turned round (Arena-Hard-Auto)
 expected     Σ n p(n) over the ratings 1 to 10 at the place where the rating stands (arXiv 2503.03064)
 
 A reasoning judge's verdict is what follows its thinking. VERSION goes into keys: raise it when a reply comes to be read in another way.
@@ -42,6 +43,7 @@ class Reading:
     from_text: bool = False  # no log-probs were there to weigh it
     top_logprobs: Mapping[str, float] | None = None
     expected: float | None = None  # rating over the distribution
+    margin: int | None = None  # of a game, for the second answer: 2 a strong win, 1 a win, 0 a tie, and so on down
 
 
 # The part that decides ------------------------------------------------------------------------------------------------
@@ -202,6 +204,28 @@ def read_pairwise(reply: Reply) -> Reading:
     if first is None:
         return Reading(why=f"neither [[A]], [[B]] nor [[C]] in {said[-200:]!r}")
     return Reading(1 - first, from_text=True)
+
+
+GAME = re.compile(r"\[\[([AB<>=]+)\]\]")
+GAMES = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2, "B<<A": 2, "B<A": 1, "B=A": 0, "A<B": -1, "A<<B": -2}
+
+
+def parse_game(text: str) -> int | None:
+    """How clearly the answer shown first wins, 2 to -2: the last verdict in double brackets, as Arena-Hard reads it; None for none, or
+    one that is not among the five."""
+    found = GAME.findall(text.upper())
+    return GAMES.get(found[-1]) if found else None
+
+
+def read_game(reply: Reply) -> Reading:
+    """0 where A is better, 1 where B is, 0.5 for a tie; `margin` says how clearly, for B."""
+    if why := _no_verdict(reply):
+        return Reading(why=why)
+    said = after_thinking(reply.text) or ""
+    game = parse_game(said)
+    if game is None:
+        return Reading(why=f"no verdict like [[A>B]] in {said[-200:]!r}")
+    return Reading(0.5 if game == 0 else float(game < 0), from_text=True, margin=-game)
 
 
 def expected_rating(reply: Reply) -> tuple[float | None, dict[str, float] | None]:

@@ -227,7 +227,7 @@ def judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     assert judge is not None
     rated = isinstance(judge, MtBenchJudge) and judge.mode == "single"
     drawn = stage("data", DrawnData(form="each" if rated else "pairs"), _sampled(round_), round_.label("samples to judge"))
-    settings, read = plan.language_judging(judge, sources)
+    settings, read = plan.judging_by(judge, cell, "rating" if rated else "preference", sources)
     inputs: dict[str, Model] = {"items": drawn, "completions": drawn, **read}
     verdicts = stage("judge", settings, inputs, round_.label(f"verdicts of {Path(judge.model).name} ({judge.name})"))
     return _ranked(cell, round_, "judge", {"verdicts": verdicts})

@@ -287,7 +287,15 @@ def _judge(stage: Stage | None, name: str, store: Store) -> str | None:
         return name
     if not _done(stage, store):
         return None
-    verdicts = read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict)
+    members = [source for source in stage.inputs.values() if isinstance(source, Stage) and source.kind == "judge"]  # of a jury
+    asked = [found for found in (stage, *members) if _done(found, store)]
+    verdicts = [verdict for found in asked for verdict in read_jsonl(store.folder(found) / "verdicts.jsonl", Verdict)]
     served = sorted({call.served for verdict in verdicts for call in verdict.calls if call.served})
-    read = {role: source.key for role, source in stage.inputs.items() if role not in ("items", "completions")}
-    return ", ".join([f"{name} ({hash_key([keyed_settings(stage.settings), read])[:DIGITS]})", *served])
+    return ", ".join([f"{name} ({hash_key(_asked(stage))[:DIGITS]})", *served])
+
+
+def _asked(stage: Stage) -> list[Any]:
+    """What makes a judge the one that it is, whatever it judges: a jury's members, too."""
+    read = {role: source for role, source in stage.inputs.items() if role not in ("items", "completions")}
+    known = {role: _asked(source) if isinstance(source, Stage) else source.key for role, source in read.items()}
+    return [keyed_settings(stage.settings), known]

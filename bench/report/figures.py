@@ -30,7 +30,18 @@ Value = Callable[[Group], float | None]
 
 
 def draw(groups: Sequence[Group], title: str, folder: Path) -> list[Path]:
-    """PNG and SVG of each figure that has something to show; the paths of the PNGs."""
+    """PNG and SVG of each figure that has something to show, two judges in figures of their own; the paths of the PNGs."""
+    by_judge: dict[Any, list[Group]] = {}
+    for group in groups:
+        by_judge.setdefault(group.cell.judge, []).append(group)
+    several = len(by_judge) > 1
+    paths = []
+    for number, (judge, found) in enumerate(by_judge.items(), 1):
+        paths += _of_judge(found, f"{title} ({judge.name})" if several else title, folder, f"_judge{number}" if several else "")
+    return paths
+
+
+def _of_judge(groups: Sequence[Group], title: str, folder: Path, ending: str) -> list[Path]:
     judged = [group for group in groups if group.pooled("win_rate")]
     trained = [group for group in judged if group.is_trained]
     paths = []
@@ -39,9 +50,10 @@ def draw(groups: Sequence[Group], title: str, folder: Path) -> list[Path]:
         ("fraction", "share of labels used, %", lambda g: 100 * g.cell.data.fraction or None, True),  # 0 has no place on a log scale
     ):
         if len({value(group) for group in trained}) > 1:
-            paths += _save(folder / f"win_rate_by_{name}", partial(_curves, groups=judged, value=value, label=label, log=log), title)
+            plot = partial(_curves, groups=judged, value=value, label=label, log=log)
+            paths += _save(folder / f"win_rate_by_{name}{ending}", plot, title)
     if trained:
-        paths += _save(folder / "win_rate_by_kl", partial(_curves, groups=judged, value=_kl, label=KL_LABEL, log=False), title)
+        paths += _save(folder / f"win_rate_by_kl{ending}", partial(_curves, groups=judged, value=_kl, label=KL_LABEL, log=False), title)
     return paths
 
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench import stats
-from bench.config import Cell, Expectation, GoldJudge, WorldData, Written
+from bench.config import FITTED, Cell, Expectation, GoldJudge, WorldData, Written
 from bench.length_control import Calibration, contributions_of_verdicts
 from bench.plan import CellPlan, start_cell
-from bench.records import Result, Verdict, preference_verdicts, read_jsonl
+from bench.records import Result, Verdict, read_jsonl
+from bench.report import calibration as calibrations
 from bench.store import Store, hash_key
 
 ALPHA = 0.05
@@ -49,6 +50,7 @@ class Row:
     lc: Mapping[str, float | None] = field(default_factory=dict)
     n_train: int | None = None
     recorded: Sequence[Mapping[str, Any]] = ()  # of every stage behind the numbers
+    calibration: str | None = None  # digest of what length control knew beforehand
 
     @property
     def group_key(self) -> str:
@@ -69,29 +71,32 @@ def seedless(cell: Cell) -> str:
 
 
 class Rescored(NamedTuple):
-    """A cell's numbers computed now, from what the store has of it."""
+    """A cell's numbers computed now, from what the store has of it. `calibration`: what length control was told in place of what the
+    cell's judge is set to; None where nothing was."""
 
     result: Result
-    calibration: Calibration | None
+    calibration: Calibration | stats.Unmeasured | None
 
 
-def _same_judge(row: Row, served: str | None, first: dict[str, str]) -> Row:
+def _same_judge(row: Row, served: Mapping[str, str], first: dict[str, str]) -> Row:
     """The row, or its failure where another served model judged the first row that asked the same judge (`first` remembers it)."""
-    asked = getattr(row.cell.cell.judge, "model", None)
-    if served is None or asked is None or first.setdefault(asked, served) == served:
-        return row
-    why = f"{asked} was served by {served} here and by {first[asked]} for an earlier cell: verdicts of two models are not pooled"
-    return Row(row.cell, why, False, {}, {"win_rate": why})
+    for asked, by in served.items():
+        if first.setdefault(asked, by) != by:
+            why = f"{asked} was served by {by} here and by {first[asked]} for an earlier cell: verdicts of two models are not pooled"
+            return Row(row.cell, why, False, {}, {"win_rate": why})
+    return row
 
 
-def _served(cell: CellPlan, store: Store) -> str | None:
-    """The model that answered for a judge that was asked; None where the judge is a function, or the endpoint does not say."""
+def _served(cell: CellPlan, store: Store) -> dict[str, str]:
+    """The models that answered, by the model that was asked; none where the judge is a function, or the endpoint does not say."""
+    found: dict[str, str] = {}
     for role, stage in cell.roles.items():
         if role.endswith("_verdicts") and (manifest := store.status(stage).manifest) and "requests" in manifest.counts:
             for verdict in read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict):
-                if served := next((call.served for call in verdict.calls if call.served), None):
-                    return served
-    return None
+                if call := next((call for call in verdict.calls if call.served), None):
+                    found[call.model] = str(call.served)
+                    break
+    return found
 
 
 def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: Mapping[str, Rescored] | None = None) -> list[Row]:
@@ -100,9 +105,18 @@ def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: M
 
     Cells that asked one judge and were answered by two served models are not pooled: those that differ from the first have failed.
     """
-    rows = [_row(cell, store, failures.get(cell.key), (rescored or {}).get(cell.key)) for cell in sweep.cells]
+    again, known = rescored or {}, calibrations.by_cell(sweep.cells, store)
+    rows = []
+    for cell in sweep.cells:
+        now = again.get(cell.key)
+        result = now.result if now else stored_result(cell, store)
+        calibration = now.calibration if now and now.calibration else known.get(cell.key)
+        told = now is not None and now.calibration is not None
+        if result and calibration and calibrations.asked(cell) == FITTED and not told:
+            result = calibrations.recalibrated(result, cell, store, calibration)
+        rows.append(_row(cell, store, failures.get(cell.key), result, calibration))
     first: dict[str, str] = {}
-    return [_same_judge(row, _served(row.cell, store) if row.done else None, first) for row in rows]
+    return [_same_judge(row, _served(row.cell, store) if row.done else {}, first) for row in rows]
 
 
 def stored_result(cell: CellPlan, store: Store) -> Result | None:
@@ -112,12 +126,13 @@ def stored_result(cell: CellPlan, store: Store) -> Result | None:
     return Result.from_json(json.loads((store.folder(cell.score) / "result.json").read_text()))
 
 
-def _row(cell: CellPlan, store: Store, failed: str | None, rescored: Rescored | None) -> Row:
-    result = rescored.result if rescored else stored_result(cell, store)
+def _row(
+    cell: CellPlan, store: Store, failed: str | None, result: Result | None, calibration: Calibration | stats.Unmeasured | None
+) -> Row:
     if result is None:
         failed = failed or next((f"{s.label or s.kind}: {why}" for s in cell.stages if (why := store.failure(s))), None)
         return Row(cell, failed, False, {}, {"win_rate": failed or "not run yet"})
-    preferences, lc = _by_item(cell, store, rescored.calibration if rescored else None)
+    preferences, lc = _by_item(cell, store, calibration)
     data = store.status(cell.roles["preferences"]).manifest if "preferences" in cell.roles else None
     return Row(
         cell,
@@ -129,17 +144,18 @@ def _row(cell: CellPlan, store: Store, failed: str | None, rescored: Rescored | 
         lc,
         data.counts.get("train") if data else None,
         [store.recorded(stage) for stage in cell.stages],
+        result.calibration,
     )
 
 
 def _by_item(
-    cell: CellPlan, store: Store, calibration: Calibration | None
+    cell: CellPlan, store: Store, calibration: Calibration | stats.Unmeasured | None
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
     stage = cell.roles.get("preference_verdicts")
     if stage is None or store.status(stage).state != "done":
         return {}, {}
-    verdicts = preference_verdicts(store.folder(stage) / "verdicts.jsonl")
-    lc = contributions_of_verdicts(verdicts, calibration)
+    verdicts = calibrations.verdicts_of(cell, store)
+    lc = calibration if isinstance(calibration, stats.Unmeasured) else contributions_of_verdicts(verdicts, calibration)
     return {v.item_id: v.preference for v in verdicts}, {} if isinstance(lc, stats.Unmeasured) else lc
 
 
@@ -346,11 +362,13 @@ def _bootstrapped(found: stats.Comparison | None, ours: stats.BySeed, theirs: st
 
 
 def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], stats.Comparison | None]:
-    """Every pair of judged groups, over the seeds that both have; a file of completions is the same for every seed."""
+    """Every pair of groups that one judge judged, over the seeds that both have; a file of completions is the same for every seed."""
     values = {key: by_seed for key, group in members.items() if (by_seed := _values(group, "preferences"))}
     seedless_ones = {key: next(iter(values[key].values())) for key in values if isinstance(members[key][0].cell.cell.method, Written)}
     pairs = {}
     for a, b in itertools.combinations(values, 2):
+        if members[a][0].cell.cell.judge != members[b][0].cell.cell.judge:
+            continue
         ours, theirs = values[a], values[b]
         if a in seedless_ones and b not in seedless_ones:
             ours = dict.fromkeys(theirs, seedless_ones[a])
@@ -362,10 +380,14 @@ def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], st
 
 
 def _among_best(members: Mapping[str, Sequence[Row]], pairs: Mapping[tuple[str, str], stats.Comparison | None]) -> frozenset[str]:
-    """Groups that cannot be told apart from the one with the highest win rate."""
-    means = {key: (p.mean if (p := stats.pool([row.metrics.get("win_rate") for row in group])) else None) for key, group in members.items()}
-    found = stats.indistinguishable(means, {pair: c.p_holm if c else None for pair, c in pairs.items()}, ALPHA)
-    return found[1] if found and len(means) > 1 else frozenset()
+    """Groups that cannot be told apart from the one with the highest win rate; two judges' rates are never held against each other."""
+    by_judge: dict[Any, dict[str, float | None]] = {}
+    for key, group in members.items():
+        pooled = stats.pool([row.metrics.get("win_rate") for row in group])
+        by_judge.setdefault(group[0].cell.cell.judge, {})[key] = pooled.mean if pooled else None
+    p_values = {pair: c.p_holm if c else None for pair, c in pairs.items()}
+    found = [stats.indistinguishable(means, p_values, ALPHA) for means in by_judge.values() if len(means) > 1]
+    return frozenset(key for one in found if one for key in one[1])
 
 
 # One row a cell, flat --------------------------------------------------------------------------------------------------
@@ -379,10 +401,12 @@ def flat_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     names = sorted({name for row in rows for name in row.metrics})
     names = [name for name in HEADLINES if name in names] + [name for name in names if name not in HEADLINES]
     varied = varied_settings([row.cell.cell for row in rows])
+    calibrated = any(row.calibration for row in rows)
     return [
         _settings(row)
         | {key: settings(row.cell.cell).get(key) for key in varied}
         | {name: row.metrics.get(name) for name in names}
+        | ({"calibration": row.calibration} if calibrated else {})
         | {"reason": row.failed or "; ".join(f"{name}: {why}" for name, why in row.missing.items())}
         for row in rows
     ]

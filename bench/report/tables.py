@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench import stats
-from bench.config import Expectation
+from bench.config import FITTED, Expectation, JuryJudge
 from bench.report.rows import ALPHA, Group, Pooled, Verified, method_name, settings, verify
 
 MISSING = "-"
@@ -49,6 +49,9 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
     columns += [
         ("win rate %", lambda g: _percent(g, "win_rate") + (" *" if g.among_best else "")),
         ("LC win rate %", lambda g: _percent(g, "lc_win_rate")),
+        ("Arena-Hard %", lambda g: _percent(g, "arena_win_rate")),
+        ("style-controlled %", lambda g: _percent(g, "style_win_rate")),
+        *((f"{label} %", partial(_of_member, label)) for label in members(groups)),
         ("vs start", lambda g: _difference(g)),
         ("over seeds", lambda g: _part(g.against_start.seeds if g.against_start else None)),
         ("over prompts", lambda g: _part(g.against_start.prompts if g.against_start and g.against_start.seeds else None)),
@@ -64,6 +67,16 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
     said = [i for i, (name, _) in enumerate(columns) if name in ("method", "seeds") or any(row[i] != MISSING for row in cells)]
     notes = [*_notes(groups), *(_expected(verify(expectation, pooled)) for expectation in expectations)]
     return Table([columns[i][0] for i in said], [[row[i] for i in said] for row in cells], notes)
+
+
+def members(groups: Sequence[Group]) -> list[str]:
+    """Labels of the juries' members, each of which has a column of its own."""
+    juries = [group.cell.judge for group in groups if isinstance(group.cell.judge, JuryJudge)]
+    return list(dict.fromkeys(label for jury in juries for label in jury.judges))
+
+
+def _of_member(label: str, group: Group) -> str:
+    return _percent(group, f"win_rate_{label}")
 
 
 def _method(group: Group) -> str:
@@ -176,6 +189,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
             "errors; p: two-sided, Holm-corrected over the table."
         )
         notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
+    notes += _judges_notes(groups)
     missing = Counter((name, why) for group in groups for row in group.done for name, why in row.missing.items() if why not in BY_DESIGN)
     notes += [f"{name}: {why}" + (f" ({n} cells)" if n > 1 else "") for (name, why), n in sorted(missing.items())]
     reasons: dict[str, list[str]] = {}
@@ -183,6 +197,25 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         reasons.setdefault(f"FAILED ({row.failed.splitlines()[0]})" if row.failed else "not run", []).append(row.cell.name)
     notes += [f"{reason}: {', '.join(names)}" for reason, names in reasons.items()]
     notes += _mixed(groups)
+    return notes
+
+
+def _judges_notes(groups: Sequence[Group]) -> list[str]:
+    """What a jury's, an Arena-Hard judge's and a calibrated number is."""
+    done, notes = [row for group in groups for row in group.done], []
+    if labels := members(groups):
+        lost = {label: sum(int(row.metrics.get(f"n_unscored_{label}", 0)) for row in done) for label in labels}
+        silent = ", ".join(f"{label} {n}" for label, n in lost.items())
+        notes.append(f"Win rate by a jury: the median of its members' verdicts, whose own rates stand beside it. Unscored by: {silent}.")
+    if any("arena_win_rate" in row.metrics for row in done):
+        notes.append("Arena-Hard: mean outcome of all battles, a strong win counting 3; style-controlled: at equal length and Markdown.")
+    by_how: dict[str | None, set[str]] = {}
+    for row in done:
+        if row.calibration:
+            by_how.setdefault(getattr(row.cell.cell.judge, "calibration", None), set()).add(row.calibration)
+    for how, digests in by_how.items():
+        what = "item difficulties fitted on the other rows" if how == FITTED else f"by the calibration {how or ''}".rstrip()
+        notes.append(f"LC win rate: {what} ({min(digests) if len(digests) == 1 else f'{len(digests)} digests, in table.csv'}).")
     return notes
 
 

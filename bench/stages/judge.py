@@ -9,17 +9,28 @@ from typing import Any
 
 from bench.config import Settings
 from bench.judges import Judge, baseline
+from bench.judges.arena_hard import AskedGames
 from bench.judges.asking import Ask, Asker, Reply, Request
 from bench.judges.gold import GoldPreference, GoldRating
 from bench.judges.journal import Journal, Ledger
+from bench.judges.jury import Jury
+from bench.judges.pair_ranker import Compare, RankedPreference, pair_template
 from bench.judges.preference import AskedPreference
 from bench.judges.prices import price_of
-from bench.judges.prompts import annotator, mt_bench_templates
+from bench.judges.prompts import annotator, arena_hard_template, mt_bench_templates
 from bench.judges.rating import AskedRating
 from bench.judges.reward_model import RewardModelPreference, Rewards
 from bench.judges.server import wait_until_ready
-from bench.kinds import GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings, RewardJudgeSettings
-from bench.records import Completion, Item, Message, Verdict, read_jsonl, write_jsonl
+from bench.kinds import (
+    GoldPreferenceSettings,
+    GoldRatingSettings,
+    JurySettings,
+    LanguageJudgeSettings,
+    PairRankerSettings,
+    RewardJudgeSettings,
+)
+from bench.plan import member_label
+from bench.records import Completion, Item, Message, Verdict, preference_verdicts, read_jsonl, write_jsonl
 from bench.tokens import letter_ids, load_tokenizer, row_ids
 from bench.worker import Outcome, StageRun
 
@@ -67,8 +78,13 @@ def _judge(
             return GoldRating(settings.gold), None
         case RewardJudgeSettings():
             return RewardModelPreference(_rewards(settings, run)), baseline(items)
+        case PairRankerSettings():
+            digest = pair_template(settings.template).digest
+            return RankedPreference(_compare(settings, run), run.inputs["model"].name, digest), baseline(items)
+        case JurySettings():
+            roles = {label: path for role, path in run.inputs.items() if (label := member_label(role))}
+            return Jury({label: preference_verdicts(path / "verdicts.jsonl") for label, path in roles.items()}), None
         case LanguageJudgeSettings():
-
 
             def ask(requests: Sequence[Request]) -> Sequence[Reply]:
                 replies = _ask(settings, run, requests)
@@ -90,19 +106,29 @@ def _rewards(settings: RewardJudgeSettings, run: StageRun) -> Rewards:
     return rewards
 
 
+def _compare(settings: PairRankerSettings, run: StageRun) -> Compare:
+    from bench.engines.ranker import load_ranker
+
+    ranker = load_ranker(run.inputs["model"], settings.dtype, settings.batch_size, settings.template)
+    return lambda pairs: ranker.logits(pairs, run.progress)
+
+
 def _ask_nobody(_: Sequence[Request]) -> Sequence[Reply]:
     raise RuntimeError("this judge was made to say what it would ask")
 
 
 def language_judge(
     settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask = _ask_nobody
-) -> AskedPreference | AskedRating:
+) -> AskedPreference | AskedRating | AskedGames:
     """The judge that settings and inputs describe; forecasts make one too, for its requests."""
     model = settings.model or inputs["model"].name
     if settings.manner == "alpaca_eval":
         found = annotator(settings.annotator)
         body = request_body(settings, model, found.decoding)
         return AskedPreference(found, settings.mode, body, f"{found.parser}/{settings.parser}", ask)
+    if settings.manner == "arena_hard":
+        body = request_body(settings, model, {"temperature": 0.0, "top_p": 1.0, "max_tokens": 16000})
+        return AskedGames(arena_hard_template(inputs["prompts"]), body, f"game/{settings.parser}", ask)
     decoding = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048, "top_logprobs": 20}
     parser = f"{'rating' if settings.mode == 'single' else 'winner'}/{settings.parser}"
     return AskedRating(mt_bench_templates(inputs["prompts"]), settings.mode, request_body(settings, model, decoding), parser, ask)

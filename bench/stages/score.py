@@ -1,6 +1,8 @@
 """A cell's numbers, computed from verdicts, completions and log-probs; what was not measured says why.
 
 win_rate, lc_win_rate        of the preference verdicts, in [0, 1], with standard errors and 95 % intervals over prompts
+arena_win_rate, style_win_rate   of the battles of an Arena-Hard judge's games, and with style controlled (bench/style_control.py)
+win_rate_LABEL               of the member LABEL of a jury, with its n_unscored_LABEL, arena_win_rate_LABEL, style_win_rate_LABEL
 rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clustered by question
 expected_rating              the same from the whole distribution over ratings, where the judge lists log-probs
 reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref (paired data)
@@ -27,9 +29,24 @@ from pathlib import Path
 import numpy as np
 
 from bench import stats
+from bench.judges import alpaca_eval
 from bench.kinds import ScoreSettings
 from bench.length_control import Calibration, LcWinRate, lc_of_verdicts
-from bench.records import Completion, Pair, Result, Unpaired, Verdict, preference_verdicts, read_jsonl, read_logps, read_rewards, read_rows
+from bench.plan import member_label
+from bench.records import (
+    Completion,
+    Item,
+    Pair,
+    Result,
+    Unpaired,
+    Verdict,
+    preference_verdicts,
+    read_jsonl,
+    read_logps,
+    read_rewards,
+    read_rows,
+)
+from bench.style_control import StyleWinRate, arena_win_rate, has_games, style_win_rate
 from bench.worker import Outcome, StageRun
 
 GRAM = 3  # words
@@ -63,10 +80,14 @@ def run(settings: ScoreSettings, run: StageRun) -> Outcome:
 
 
 def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Calibration | None = None) -> Result:
-    """A cell's numbers from the folders of its inputs. With a calibration, which knows items by id, length control takes it."""
+    """A cell's numbers from the folders of its inputs. With a calibration, by item id, length control takes it and not the input's."""
     numbers = _Numbers()
     preferred, rated = inputs.get("preference_verdicts"), inputs.get("rating_verdicts")
+    calibration = calibration or calibration_of(inputs)
     _preference(settings, preferred, rated, calibration, numbers)
+    for role in sorted(inputs):
+        if (label := member_label(role)) is not None:
+            _member(settings, label, preference_verdicts(inputs[role] / "verdicts.jsonl"), numbers)
     _rating(rated, preferred, numbers)
     completions = next(inputs[role] for role in COMPLETIONS if role in inputs)
     _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
@@ -75,7 +96,28 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
         numbers.add("reward_best", stats.mean_estimate([reward for name, reward in chosen.items() if name.endswith("/0")]))
     _heldout(settings, inputs, numbers)
     _kl(settings, inputs, numbers)
-    return Result(numbers.metrics, dict(sorted(numbers.missing.items())))
+    return Result(numbers.metrics, dict(sorted(numbers.missing.items())), calibration.digest if calibration and preferred else None)
+
+
+def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:
+    """What the input `calibration`, a file of the user's, says of the judged items; None where there is none."""
+    if "calibration" not in inputs:
+        return None
+    items = list(read_jsonl(inputs["preference_items"] / "items.jsonl", Item))
+    return alpaca_eval.for_items(alpaca_eval.read_calibration(inputs["calibration"], items), items)
+
+
+def lc_numbers(settings: ScoreSettings, verdicts: Sequence[Verdict], calibration: Calibration | stats.Unmeasured | None) -> Result:
+    """Length control alone: its metrics, or why there are none."""
+    numbers = _Numbers()
+    if isinstance(calibration, stats.Unmeasured):
+        numbers.add("lc_win_rate", calibration)
+        return Result(numbers.metrics, numbers.missing)
+    controlled = lc_of_verdicts(verdicts, calibration, np.random.default_rng(settings.bootstrap_seed))
+    numbers.add("lc_win_rate", controlled)
+    if isinstance(controlled, LcWinRate) and controlled.n_failed_refits:
+        numbers.metrics["lc_win_rate_failed_refits"] = controlled.n_failed_refits
+    return Result(numbers.metrics, numbers.missing, calibration.digest if calibration else None)
 
 
 def _preference(
@@ -87,17 +129,39 @@ def _preference(
         return
     verdicts = preference_verdicts(folder / "verdicts.jsonl")
     preferences = [v.preference for v in verdicts]
-    rng = np.random.default_rng(settings.bootstrap_seed)
-    numbers.add("win_rate", stats.win_rate(preferences, rng, settings.bootstrap_resamples))
-    controlled = lc_of_verdicts(verdicts, calibration, np.random.default_rng(settings.bootstrap_seed))
-    numbers.add("lc_win_rate", controlled)
-    if isinstance(controlled, LcWinRate) and controlled.n_failed_refits:
-        numbers.metrics["lc_win_rate_failed_refits"] = controlled.n_failed_refits
+    _rates(settings, "", verdicts, numbers)
+    controlled = lc_numbers(settings, verdicts, calibration)
+    numbers.metrics |= controlled.metrics
+    numbers.missing |= controlled.missing
     numbers.metrics |= {"n_scored": sum(p is not None for p in preferences), "n_unscored": sum(p is None for p in preferences)}
     for part in ("gold", "content", "constraints", "conciseness", "fluency"):
         values = [v.details[part] for v in verdicts if v.details and part in v.details]
         if values:
             numbers.metrics[part if part == "gold" else f"gold_{part}"] = float(np.mean(values))
+
+
+def _member(settings: ScoreSettings, label: str, verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
+    """A jury's member by itself."""
+    _rates(settings, f"_{label}", verdicts, numbers)
+    numbers.metrics[f"n_unscored_{label}"] = sum(v.preference is None for v in verdicts)
+
+
+def _rates(settings: ScoreSettings, suffix: str, verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
+    """One judge's win rates."""
+
+    def rng() -> np.random.Generator:
+        return np.random.default_rng(settings.bootstrap_seed)
+
+    numbers.add(f"win_rate{suffix}", stats.win_rate([v.preference for v in verdicts], rng(), settings.bootstrap_resamples))
+    if not has_games(verdicts):
+        return
+    numbers.add(f"arena_win_rate{suffix}", arena_win_rate(verdicts, rng(), settings.bootstrap_resamples))
+    found = style_win_rate(verdicts, rng())
+    numbers.add(f"style_win_rate{suffix}", found)
+    if isinstance(found, StyleWinRate):
+        numbers.metrics |= {f"style_{name}{suffix}": value for name, value in found.coefficients.items()}
+        if found.n_failed_refits:
+            numbers.metrics[f"style_win_rate{suffix}_failed_refits"] = found.n_failed_refits
 
 
 def _rating(folder: Path | None, preferred: Path | None, numbers: _Numbers) -> None:

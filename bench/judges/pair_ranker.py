@@ -1,0 +1,86 @@
+"""A pairwise ranker as a judge: a model that reads a prompt and two answers at once and says how much better the first is.
+
+preference = (σ(f(prompt, policy, baseline)) + σ(-f(prompt, baseline, policy))) / 2        f: a logit, of the answer shown first
+
+after PairRM (Jiang et al. 2023, LLM-Blender). Two kinds of folder are read (bench/engines/ranker.py):
+
+PairRM's own       the transformers form of PairRM (llm-blender/PairRM-hf), known by its config: its marks, its head, its cuts
+any other          a sequence classifier of one output, fed a text of both answers: `template`, through its chat template if it has one
+
+A causal model that is asked for a letter is no ranker but judge=local. Both orders are always read; equal answers are a tie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from bench.judges.prompts import Template
+from bench.records import Call, Completion, Item, Message, Verdict, text_digest
+from bench.tokens import conversation
+
+PARSER = "pair ranker 1"
+Compare = Callable[[Sequence[tuple[str, str, str]]], Sequence[float]]  # of (prompt, first, second): logits that the first is better
+
+
+def pair_template(text: str) -> Template:
+    return Template("pair", (("user", text),))
+
+
+def pair_text(template: Template, pair: tuple[str, str, str]) -> str:
+    """What a classifier reads; nothing in a prompt or an answer is taken for a place of the template."""
+    (message,) = template.fill(dict(zip(("prompt", "first", "second"), pair, strict=True)))
+    return message["content"]
+
+
+def prompt_text(messages: Sequence[Message]) -> str:
+    """What was asked, as one text: messages before the last turn come before it, a blank line between."""
+    return "\n\n".join(message["content"] for message in messages)
+
+
+@dataclass(frozen=True)
+class RankedPreference:
+    """`model` and `digest`: of what is asked and of the form that it is asked in, for the record."""
+
+    compare: Compare
+    model: str
+    digest: str
+    name: str = "pair_ranker"
+
+    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+        opponents = {completion.id: completion.completions[0] for completion in against or ()}
+        prompts = {item.id: prompt_text(conversation(item, [])) for item in items}
+        differ = [c for c in completions if c.completions[0] != opponents[c.id]]
+        pairs = [
+            (prompts[c.id], *texts)
+            for c in differ
+            for texts in ((c.completions[0], opponents[c.id]), (opponents[c.id], c.completions[0]))
+        ]
+        logits = self.compare(pairs) if pairs else []
+        found = {c.id: (logits[2 * i], logits[2 * i + 1]) for i, c in enumerate(differ)}
+        by_id = {item.id: item for item in items}
+        for completion in completions:
+            yield self._verdict(by_id[completion.id], completion.completions[0], opponents[completion.id], found.get(completion.id))
+
+    def _verdict(self, item: Item, ours: str, theirs: str, logits: tuple[float, float] | None) -> Verdict:
+        shares = [] if logits is None else [_logistic(logits[0]), _logistic(-logits[1])]  # of the policy, shown first and second
+        return Verdict(
+            item.id,
+            self.name,
+            category=item.category,
+            preference=sum(shares) / 2 if shares else 0.5,
+            policy_length=len(ours),
+            baseline_length=len(theirs),
+            policy_digest=text_digest(ours),
+            baseline_digest=text_digest(theirs),
+            details=None if logits is None else {"logit_policy_first": logits[0], "logit_baseline_first": logits[1]},
+            calls=[
+                Call(self.model, None, self.digest, PARSER, {}, policy_first=first, preference=share)
+                for first, share in zip((True, False), shares, strict=False)
+            ],
+        )
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
