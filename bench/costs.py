@@ -1,9 +1,9 @@
 """What judging costs, before it is paid: tokens and dollars of the judge stages to do, from the requests that they would send.
 
-Prompts are made of the real items and, where the policy has answered already, its real answers; else the answers of a like policy to
-the same items stand in, else each answer is taken to be as long as the baseline's, else as long as the policy may write. Tokens are
-counted by the judge's own tokenizer where there is a folder of it, else by tiktoken for models that it knows, else by the tokens that
-earlier replies of the same judge reported, else at 4 characters a token.
+Prompts are made of the real items and, where they are written already or no model has to write them, the real answers; else the answers
+of a like policy to the same items stand in, else each answer is taken to be as long as the baseline's, else as long as the policy may
+write. Tokens are counted by the judge's own tokenizer where there is a folder of it, else by tiktoken for models that it knows, else by
+the tokens that earlier replies of the same judge reported, else at 4 characters a token.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from bench.forecast import Estimate
 from bench.judges.asking import Request
 from bench.judges.prices import price_of
 from bench.kinds import GenerateSettings, LanguageJudgeSettings
-from bench.records import Completion, Item, Verdict, read_jsonl
-from bench.stages import data
+from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
+from bench.stages import data, generate
 from bench.stages.judge import language_judge
-from bench.store import Stage, Store
+from bench.store import Source, Stage, Store
 from bench.worker import Progress, StageRun
 
 CHARACTERS_A_TOKEN = 4.0
@@ -65,8 +65,12 @@ def with_costs(forecast: Mapping[Stage, Estimate], costs: Mapping[Stage, JudgeCo
 
 def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeCost:
     assert settings.asking is not None
-    items = _items(stage.inputs["items"], store)
-    answers, whose = _answers(stage.inputs["completions"], items, store)
+    with tempfile.TemporaryDirectory() as aside:
+        items = list(read_jsonl(_made(stage.inputs["items"], store, Path(aside), []) / "items.jsonl", Item))
+        whose: list[str] = []
+        folder = _made(stage.inputs["completions"], store, Path(aside), whose)
+        answers = list(read_jsonl(folder / "completions.jsonl", Completion))
+    written = "the policy's answers" if getattr(stage.inputs["completions"], "kind", "") == "generate" else "the texts that are judged"
     paths = {role: store.folder(source) for role, source in stage.inputs.items()}
     asked = [shown.request for shown in language_judge(settings, paths).requests(items, answers)]
     requests = list({request.digest: request for request in asked}.values())
@@ -77,33 +81,40 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
     dollars = 0.0 if settings.model is None else None
     if price is not None:
         dollars = price.dollars(prompt, completion, batch=settings.asking.batch_wait_s is not None)
-    return JudgeCost(len(requests), prompt, completion, dollars, (f"{whose}{replies}", counter))
+    return JudgeCost(len(requests), prompt, completion, dollars, (f"{whose[0] if whose else written}{replies}", counter))
 
 
 # Items and answers ----------------------------------------------------------------------------------------------------
 
 
-def _items(source: Any, store: Store) -> list[Item]:
-    """The items of a data stage; made aside where the stage is not done, which takes a moment and no model."""
-    if store.status(source).state == "done":
-        return list(read_jsonl(store.folder(source) / "items.jsonl", Item))
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        out.mkdir()
-        progress = Progress(Path(folder) / "progress")
-        data.run(source.settings, StageRun({role: store.folder(file) for role, file in source.inputs.items()}, out, progress))
-        progress.close()
-        return list(read_jsonl(out / "items.jsonl", Item))
+def _made(source: Stage | Source, store: Store, aside: Path, whose: list[str]) -> Path:
+    """The folder of a stage that makes items or answers. One that is not done is made aside, which takes a moment, where no model has
+    to write; where one has to, its answers are stood in for, and `whose` takes up by what."""
+    if not isinstance(source, Stage) or store.status(source).state == "done":
+        return store.folder(source)
+    out = aside / source.key / "out"
+    if out.exists():
+        return out
+    out.mkdir(parents=True)
+    inputs = {role: _made(s, store, aside, whose) for role, s in source.inputs.items() if role in ("items", "completions")}
+    if isinstance(source.settings, GenerateSettings):
+        items = list(read_jsonl(inputs["items"] / "items.jsonl", Item))
+        answers, words = _stand_ins(source, source.settings, items, store)
+        whose.append(words)
+        write_jsonl(out / "completions.jsonl", answers)
+        return out
+    progress = Progress(out.parent / "progress")
+    work = StageRun({role: store.folder(s) for role, s in source.inputs.items()} | inputs, out, progress)
+    (generate if source.kind == "generate" else data).run(source.settings, work)
+    progress.close()
+    return out
 
 
-def _answers(source: Any, items: Sequence[Item], store: Store) -> tuple[list[Completion], str]:
-    """(what is judged or stands in for it, in words whose it is)."""
-    if store.status(source).state == "done":
-        return list(read_jsonl(store.folder(source) / "completions.jsonl", Completion)), "the policy's answers"
-    assert isinstance(source.settings, GenerateSettings)
+def _stand_ins(source: Stage, settings: GenerateSettings, items: Sequence[Item], store: Store) -> tuple[list[Completion], str]:
+    """(what stands in for answers that are not written, in words whose it is)."""
     if (like := _like_answers(source, store)) is not None:
         return like, "a like policy's answers"
-    longest = source.settings.decoding.max_new_tokens
+    longest = settings.decoding.max_new_tokens
     how = "answers as long as the baseline's" if items[0].baseline else f"answers of {longest} tokens, the most allowed"
     stand_in = " word" * longest
     texts = [[f"{text}." for text in item.baseline] if item.baseline else [stand_in] * len(item.turns) for item in items]

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from bench import sweep as sweeps
+from bench.audit_files import human_manner, recorded_manner
 from bench.config import (
     FITTED,
     AlpacaEvalJudge,
@@ -37,14 +38,12 @@ from bench.config import (
     Written,
     misfits,
 )
-from bench.judges.alpaca_eval import find_annotations
 from bench.judges.items import hub_file, read_items
 from bench.judges.prices import price_of
 from bench.judges.prompts import OWN_PROMPTS, annotator, mt_bench_digest, mt_bench_templates
 from bench.judges.replies import parser_version
-from bench.plan import JudgeSources, Sources
+from bench.plan import JudgeSources, Sources, judge_manners
 from bench.preferences import read_preferences
-from bench.records import HumanLabel, read_jsonl
 from bench.store import Source, tree_digest, tree_stamp
 from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 from bench.written import read_written
@@ -193,25 +192,27 @@ class _Door:
             self.problems.append(f"out must be a CSV file in a folder that is there, got {do.out} ({where.of('do.out')})")
 
     def _check_audit(self, do: Audit, cells: Sequence[Cell], where: _Where) -> None:
-        """Judges that compare pairs that are there, and files that can be read."""
+        """Judges, what they judge, and files that can be read and are of their kind."""
         for cell in cells:
             judge, brings_items = cell.judge, getattr(cell.judge, "items", None) is not None
-            if isinstance(judge, NoJudge) or (isinstance(judge, MtBenchJudge) and judge.mode == "single"):
-                got = f"judge={judge.name}" + ("" if isinstance(judge, NoJudge) else " judge.mode=single")
-                self.problems.append(f"do=audit asks judges that prefer one of two answers, got {got}; take judge.mode=pairwise or another")
+            if isinstance(judge, NoJudge):
+                self.problems.append(f"do=audit needs a judge, got judge=none ({where.of('judge')})")
             elif brings_items and not isinstance(cell.method, Written) and not isinstance(cell.model, LocalModel):
                 text = f"do=audit of judge.items={getattr(judge, 'items', None)} needs answers to judge, got model={cell.model.name}"
                 self.problems.append(f"{text}; add completions=FILE or model=DIR")
-        if do.human is not None:
+        for name, path, manner_of in (("human", do.human, human_manner), ("recorded", do.recorded, recorded_manner)):
+            if path is None:
+                continue
             try:
-                list(read_jsonl(_file(do.human, "human"), HumanLabel))
-            except ValueError as error:
-                self.problems.append(f"{error} ({where.of('do.human')})")
-        if do.recorded is not None:
-            folder = Path(do.recorded).expanduser()
-            if not folder.is_dir() or not find_annotations(folder):
-                what = "a folder that holds MODEL/ANNOTATOR/annotations.json, as AlpacaEval lays them out"
-                self.problems.append(f"recorded must be {what}, got {do.recorded} ({where.of('do.recorded')})")
+                manner = manner_of(Path(path).expanduser())
+            except (OSError, ValueError) as error:
+                self.problems.append(f"{error} ({where.of(f'do.{name}')})")
+                continue
+            judges = [cell.judge for cell in cells if not isinstance(cell.judge, NoJudge)]
+            if strangers := sorted({judge.name for judge in judges if manner not in judge_manners(judge)}):
+                other = "preferences" if manner == "rating" else "ratings"
+                text = f"{name}={path} holds {manner}s, and judge={', '.join(strangers)} gives {other} here: name a file of those"
+                self.problems.append(f"{text} ({where.of(f'do.{name}')})")
 
     def _check_why(self, do: Why) -> None:
         if not do.cell:
