@@ -63,7 +63,7 @@ def _facts(audit: CellPlan, store: Store) -> dict[str, Any]:
         }
     items = list(read_jsonl(store.folder(audit.roles["verdicts"].inputs["items"]) / "items.jsonl", Item))
     completions = audit.roles["verdicts"].inputs["completions"]
-    facts |= {"n_items": len(items), "completions": completions.label if isinstance(completions, Stage) else ""}
+    facts |= {"n_items": len(items), "judged": completions.label if isinstance(completions, Stage) else ""}
     return facts
 
 
@@ -125,7 +125,7 @@ PREFERENCE_RULES: dict[str, Rule] = {
     ),
 }
 RATING_RULES: dict[str, Rule] = {
-    "noise_sd": lambda n: f"rates the same answer {n['value']:.2f} points apart from itself (sd)" if _above(n, MOST_NOISE) else None,
+    "noise_sd": lambda n: f"scatters by {n['value']:.2f} points (sd) when it rates the same again" if _above(n, MOST_NOISE) else None,
     "commonest_rate": lambda n: f"gives one and the same rating to {_percent(n)} of the answers" if _above(n, MOST_ALIKE) else None,
     "failure_rate": _failures,
     "length_bias": lambda n: _longer(n, "rating points"),
@@ -248,6 +248,7 @@ def sections(passport: Passport) -> list[Section]:
 
     found = []
     for title, names in PARTS.items():
+        title = title.removeprefix("Order and ").capitalize() if rating else title
         part = {name: numbers["statistics"][name] for name in names if name in numbers["statistics"]}
         marks = {name: "FAULT" if _measured(n) and rules[name](n) else "ok" for name, n in part.items() if name in rules}
         found.append(Section(title, [line(name, n, marks.get(name, "")) for name, n in part.items()]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html as escaping
 import io
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -106,11 +108,12 @@ h2 { font-size: 16px; margin: 0 0 8px; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 16px 20px; margin-bottom: 16px; }
 section.faults { border-left: 5px solid var(--bad); } section.clean { border-left: 5px solid var(--good); }
 ul { margin: 0; padding-left: 20px; } p { margin: 0; }
-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; table-layout: fixed; }
+th.w { width: 170px; } th.v { width: 84px; } th.i { width: 120px; } th.n { width: 60px; } th.m { width: 64px; }
 th { text-align: left; color: var(--soft); font-weight: 500; font-size: 13px; }
 th, td { padding: 5px 10px 5px 0; border-top: 1px solid var(--line); vertical-align: middle; } tr:first-child th { border-top: 0; }
 .r { text-align: right; white-space: nowrap; } td.why, td.says { color: var(--soft); font-size: 13px; } td.what { white-space: nowrap; }
-td.bar { width: 170px; } td.bar svg { display: block; }
+th.bar { width: 185px; } td.bar { padding-left: 10px; } td.bar svg { display: block; }
 .mark { font-size: 12px; font-weight: 600; color: var(--good); } .mark.FAULT { color: var(--bad); } tr.FAULT td.what { color: var(--bad);
   font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 12px 20px; }
@@ -127,7 +130,7 @@ def html(page: Page) -> str:
     text = escaping.escape
     n = len(page.faults)
     badge = f'<span class="badge{" bad" if n else ""}">{f"{n} fault" + "s" * (n > 1) if n else "no fault found"}</span>'
-    faults = "".join(f"<li>{text(fault)}</li>" for fault in page.faults)
+    faults = "".join(f"<li>{_quoted(fault)}</li>" for fault in page.faults)
     wrong = f'<section class="faults"><h2>What is wrong</h2><ul>{faults}</ul></section>'
     if not n:
         wrong = '<section class="clean"><h2>What is wrong</h2><p>No fault was found.</p></section>'
@@ -148,6 +151,10 @@ def html(page: Page) -> str:
 """
 
 
+def _quoted(fault: str) -> str:
+    return re.sub("`(.*?)`", r"<code>\1</code>", escaping.escape(fault))
+
+
 def _table(section: Section) -> str:
     text = escaping.escape
     rows = []
@@ -161,8 +168,9 @@ def _table(section: Section) -> str:
             f'<tr class="{line.mark}"><td class="what">{text(line.what)}</td>{numbers}<td class="bar">{_bar(line)}</td>'
             f'<td>{mark}</td><td class="says">{text(line.meaning)}</td></tr>'
         )
-    head = "".join(f'<th class="r">{word}</th>' for word in ("value", "95 %", "n"))
-    return f'<table><tr><th></th>{head}<th class="bar"></th><th></th><th class="says"></th></tr>{"".join(rows)}</table>'
+    head = "".join(f'<th class="r {width}">{word}</th>' for width, word in (("v", "value"), ("i", "95 %"), ("n", "n")))
+    head = f'<th class="w"></th>{head}<th class="bar"></th><th class="m"></th><th class="says"></th>'
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
 def _bar(line: Line) -> str:
@@ -204,7 +212,7 @@ def figures(numbers: Mapping[str, Any]) -> dict[str, str]:
     """SVG of every figure that has something to show."""
     rating, curves = numbers["manner"] == "rating", numbers.get("curves", {})
     true = bool(numbers["truths"])
-    what = "mean rating" if rating else "mean preference"
+    what, bounds = ("mean rating", (1.0, 10.0)) if rating else ("mean preference", (0.0, 1.0))
     drawn: dict[str, Callable[[Axes], None]] = {}
     if curves.get("orders"):
         drawn["orders"] = lambda ax: _orders(ax, curves["orders"])
@@ -212,12 +220,12 @@ def figures(numbers: Mapping[str, Any]) -> dict[str, str]:
         drawn["histogram"] = lambda ax: _histogram(ax, curves["histogram"])
     if len(curves.get("length", ())) > 1:
         label = "characters" if rating else "characters longer than the baseline's"
-        drawn["length"] = lambda ax: _curve(ax, curves["length"], label, what)
+        drawn["length"] = lambda ax: _curve(ax, curves["length"], label, what, bounds)
     if len(curves.get("truth", ())) > 1:
-        drawn["truth"] = lambda ax: _curve(ax, curves["truth"], f"true {'rating' if rating else 'preference'}", what, diagonal=True)
+        drawn["truth"] = lambda ax: _curve(ax, curves["truth"], f"true {'rating' if rating else 'preference'}", what, bounds, diagonal=True)
     if len(curves.get("time", ())) > 1:
         less = f"{what} less the truth" if true else what
-        drawn["time"] = lambda ax: _curve(ax, curves["time"], "items in the order asked", less, middle=True)
+        drawn["time"] = lambda ax: _curve(ax, curves["time"], "items in the order asked", less, (-math.inf, math.inf), middle=True)
     if canaries := {name: n for name, n in numbers["canaries"].items() if "value" in n}:
         drawn["canaries"] = lambda ax: _canaries(ax, canaries, rating)
     return {name: _svg(plot) for name, plot in drawn.items()}
@@ -258,9 +266,12 @@ def _histogram(ax: Axes, curve: Curve) -> None:
     ax.grid(axis="x", visible=False)
 
 
-def _curve(ax: Axes, curve: Curve, x_label: str, y_label: str, *, diagonal: bool = False, middle: bool = False) -> None:
+def _curve(
+    ax: Axes, curve: Curve, x_label: str, y_label: str, bounds: tuple[float, float], *, diagonal: bool = False, middle: bool = False
+) -> None:
     x, y = [row["x"] for row in curve], [row["judge"] for row in curve]
-    below, above = ([abs(row.get(end, row["judge"]) - row["judge"]) for row in curve] for end in ("low", "high"))
+    below = [row["judge"] - max(bounds[0], row.get("low", row["judge"])) for row in curve]
+    above = [min(bounds[1], row.get("high", row["judge"])) - row["judge"] for row in curve]
     ax.errorbar(x, y, yerr=[below, above], color=COLOURS[0], marker="o", markersize=5, capsize=3, linewidth=1.4, label="judge")
     if all("truth" in row for row in curve):
         ax.plot(x, [row["truth"] for row in curve], color=COLOURS[1], marker="s", markersize=4, linestyle="--", label="truth")

@@ -233,7 +233,7 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
     """What an audit would ask, line by line, and what that costs."""
     console = Console(soft_wrap=True)
     table = Table(title="to be asked", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("judge", "about", "requests", "tokens sent", "tokens back", "dollars"):
+    for column in ("judge", "about", "requests", "tokens sent", "tokens back", "$"):
         table.add_column(column, no_wrap=True, justify="left" if column in ("judge", "about") else "right")
     for cell in plan.cells:
         for role in cell.roles.values():
@@ -242,7 +242,8 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
                 numbers = (f"{n:,}" for n in (cost.requests, cost.prompt_tokens, cost.completion_tokens))
                 table.add_row(cell.name, role.label, *numbers, dollars)
     if table.row_count:
-        console.print(table)
+        width = Console(width=10_000).measure(table).maximum
+        Console(width=max(width, console.width)).print(table, highlight=False)
     names = ", ".join(sorted({cell.cell.judge.name for cell in plan.cells}))
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})", highlight=False)
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):

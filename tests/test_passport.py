@@ -15,7 +15,7 @@ from tiny import Ran, bench, make_model
 
 from bench.canaries import CANARIES, make_canaries
 from bench.kinds import AuditSettings
-from bench.passport import Passport, passport_table
+from bench.passport import Passport, sections
 from bench.records import Call, Item, Verdict, write_jsonl
 from bench.stages import audit
 from bench.worker import Progress, StageRun
@@ -28,8 +28,8 @@ def endpoint() -> Iterator[Endpoint]:
     running.close()
 
 
-def audited(ran: Ran) -> dict[str, Any]:
-    (path,) = ran.results.glob("audits/*/passport.json")
+def audited(ran: Ran, judge: str = "") -> dict[str, Any]:
+    (path,) = ran.results.glob(f"judges/{judge}*/passport.json")
     return json.loads(path.read_text())
 
 
@@ -50,20 +50,29 @@ def crooked(body: Mapping[str, Any]) -> Said:
     return Said(letter, tops(**{letter: 1.0}))
 
 
-def test_the_gold_judge_has_a_clean_passport_and_is_judged_once(tmp_path: Path) -> None:
+def test_the_gold_judge_has_two_clean_passports_and_is_judged_once(tmp_path: Path) -> None:
+    """Of the preferences and of the ratings that it gives."""
     words = ["do=audit", "judge=gold", "n_items=60", "n_canaries=12"]
     ran = bench(*words, results=tmp_path / "results")
     assert ran.code == 0, ran.err
-    found = audited(ran)
-    assert found["faults"] == [] and "no fault found" in ran.out
-    assert found["statistics"]["position_bias"] == {"unmeasured": "the judge is a function of the two texts and is shown no order"}
-    assert found["truths"]["gold"]["agreement"]["value"] == 1
-    assert set(found["canaries"]) == set(CANARIES) and all(canary["high"] < 0.5 for canary in found["canaries"].values())
-    page = next(ran.results.glob("audits/gold-*/passport.md")).read_text()
-    assert "No fault was found." in page and "| canary: null model |" in page
+    preference, rating = audited(ran, "gold-preference"), audited(ran, "gold-rating")
+    assert preference["faults"] == rating["faults"] == [] and ran.out.count("no fault found") == 2
+    assert preference["statistics"]["position_bias"] == {"unmeasured": "a function of the two texts: it is shown no order"}
+    assert preference["truths"]["gold"]["agreement"]["value"] == 1
+    assert rating["statistics"]["noise_sd"] == {"unmeasured": "a function of the text: it says the same again"}
+    assert rating["statistics"]["mean_rating"]["n"] == 120  # two turns
+    assert rating["truths"]["gold"]["rank_correlation"]["value"] == pytest.approx(1) and rating["truths"]["gold"]["pair_agreement"]["value"] == 1
+    assert set(preference["canaries"]) == set(rating["canaries"]) == set(CANARIES)
+    assert all(canary["high"] < 0.5 for canary in preference["canaries"].values())
+    assert all(canary["high"] < 0 for canary in rating["canaries"].values())
+    page = next(ran.results.glob("judges/gold-preference-*/passport.md")).read_text()
+    assert "No fault was found." in page and "| null model |" in page
     again = bench(*words, f"out={tmp_path / 'elsewhere'}", results=ran.results)
     assert again.code == 0 and ", 0 to do" in again.err
-    assert next((tmp_path / "elsewhere").glob("gold-*/passport.md")).read_text() == page
+    for name in ("passport.md", "passport.html", "truth.svg"):
+        ours, theirs = (next(folder.glob(f"gold-preference-*/{name}")) for folder in (ran.results / "judges", tmp_path / "elsewhere"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert max(len(line.rstrip()) for line in ran.out.splitlines() if not line.startswith(("passport", "judge"))) <= 120
 
 
 def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -73,7 +82,7 @@ def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on
     endpoint.say = lambda body: Answer(503) if len(endpoint.asked) > 100 else crooked(body)
     words = ["do=audit", "judge=alpaca_eval", f"judge.base_url={endpoint.url}", "judge.model=lab/crooked", "n_items=120", "n_canaries=8"]
     stopped = bench(*words, "judge.attempts=1", results=results)
-    assert stopped.code == 3 and "FAILED   crooked-" in stopped.out and "the same command asks for the rest" in stopped.out
+    assert stopped.code == 3 and "FAILED   alpaca_eval-crooked-" in stopped.out and "the same command asks for the rest" in stopped.out
     kept = sum(len(path.read_text().splitlines()) for path in results.glob("store/judge/*.work/journal.jsonl"))
     assert kept > 0
     endpoint.say, before = crooked, len(endpoint.asked)
@@ -147,7 +156,7 @@ def test_agreement_with_recorded_verdicts_of_another_judge(endpoint: Endpoint, t
     assert ran.code == 0, ran.err
     recorded = audited(ran)["recorded"]
     assert (recorded["agreement"]["value"], recorded["agreement"]["n"]) == (1, 9)
-    assert "agreement, recorded" in ran.out
+    assert "Against recorded verdicts" in ran.out
 
 
 def test_a_model_of_this_machine_is_audited_without_a_key_or_a_training(tmp_path: Path) -> None:
@@ -165,8 +174,7 @@ def test_a_model_of_this_machine_is_audited_without_a_key_or_a_training(tmp_path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["judge=none"], "do=audit asks judges that prefer one of two answers, got judge=none"),
-        (["judge=mt_bench", "judge.model=m"], "got judge=mt_bench judge.mode=single; take judge.mode=pairwise"),
+        (["judge=none"], "do=audit needs a judge, got judge=none"),
         (["human=nowhere.jsonl"], "human must be a file, got nowhere.jsonl"),
         (["recorded=nowhere"], "recorded must be a folder that holds MODEL/ANNOTATOR/annotations.json"),
         (["n_items=2"], "do.n_items must be >= 4"),
@@ -234,18 +242,18 @@ CLEAN = {
 )
 def test_a_number_is_a_fault_where_its_interval_says_so(name: str, value: dict[str, Any], said: str | None) -> None:
     """Above: none of a clean judge's numbers is one."""
-    clean = {"statistics": CLEAN, "truths": {}, "canaries": {"empty": number(0.0, 0.0, 0.1)}}
+    clean = {"manner": "preference", "statistics": CLEAN, "truths": {}, "canaries": {"empty": number(0.0, 0.0, 0.1)}}
     assert Passport("j", {}, clean).faults == []
     passport = Passport("j", {}, {**clean, "statistics": CLEAN | {name: value}})
     assert len(passport.faults) == (said is not None) and (said is None or said in passport.faults[0])
-    row = next(row for row in passport_table(passport).rows if row[0] == name.replace("_", " "))
-    assert row[4] == ("FAULT" if said else "-" if "unmeasured" in value else "ok")
+    line = next(line for section in sections(passport) for line in section.lines if line.what == name.replace("_", " "))
+    assert line.mark == ("FAULT" if said else "" if "unmeasured" in value else "ok")
 
 
 def test_disagreement_a_wrong_win_rate_and_a_winning_canary_are_faults() -> None:
     against = {"agreement": number(0.5, 0.4, 0.6), "kappa": number(0.05, -0.1, 0.2), "corrected_win_rate": number(0.7, 0.65, 0.75)}
     canaries = {"empty": number(0.4, 0.2, 0.6), "constant": number(0.1, 0.0, 0.2)}
-    faults = Passport("j", {}, {"statistics": CLEAN, "truths": {"human": against}, "canaries": canaries}).faults
+    faults = Passport("j", {}, {"manner": "preference", "statistics": CLEAN, "truths": {"human": against}, "canaries": canaries}).faults
     assert faults == [
         "is not shown to agree with human better than chance (kappa 0.05)",
         "gives a win rate of 50.0 %, which labels of human correct to [65.0, 75.0] %",
