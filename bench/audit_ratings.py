@@ -47,7 +47,7 @@ def rating_statistics(first: Sequence[Verdict], second: Sequence[Verdict] | None
         "mean_rating": _or(stats.rating_mean(_by_item(first, lambda v: v.rating)), "nothing was rated"),
         "retest_agreement": retest_agreement(first, second),
         "noise_sd": noise_sd(first, second),
-        "whole_rate": _share(first, lambda v: None if v.rating is None else float(v.rating.is_integer())),
+        "whole_rate": _share(first, lambda v: None if v.rating is None else float(float(v.rating).is_integer())),
         "commonest_rate": commonest_rate(first),
         "failure_rate": _share([*first, *(second or ())], lambda v: float(v.rating is None)),
         "length_slope": length_slope(first, None),
@@ -187,21 +187,26 @@ def rank_correlation(verdicts: Sequence[Verdict], truth: Truth) -> Found:
     said, true = np.array([row[2] for row in rows]), np.array([row[3] for row in rows])
     if len(rows) < 3 or np.ptp(said) == 0 or np.ptp(true) == 0:
         return Unmeasured(NO_TRUTH if not rows else "ratings, or the truth, do not vary")
-    by_item: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        by_item.setdefault(row[0], []).append(place)
-    groups = [np.array(places) for _, places in sorted(by_item.items())]
-    rng, draws = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        places = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
-        if np.ptp(said[places]) > 0 and np.ptp(true[places]) > 0:
-            draws.append(_spearman(said[places], true[places]))
-    return _bootstrapped(_spearman(said, true), np.array(draws), len(rows))
+    items = sorted({row[0] for row in rows})
+    draws = np.random.default_rng(0).multinomial(len(items), np.full(len(items), 1 / len(items)), size=RESAMPLES)
+    weights = draws[:, [items.index(row[0]) for row in rows]].astype(float)
+    spread = _spearman(said, true, weights)
+    return _bootstrapped(float(_spearman(said, true, np.ones((1, len(rows))))[0]), spread[np.isfinite(spread)], len(rows))
 
 
-def _spearman(a: Array, b: Array) -> float:
-    ranks = distributions.rankdata(a), distributions.rankdata(b)
-    return float(np.corrcoef(*ranks)[0, 1])
+def _spearman(a: Array, b: Array, weights: Array) -> Array:
+    """Spearman's correlation of (n,) values under each row of `weights` (R, n), which say how often a value counts; NaN without spread."""
+    total = weights.sum(axis=1, keepdims=True)
+    first, second = (_ranks(values, weights) for values in (a, b))
+    first, second = (ranks - (weights * ranks).sum(axis=1, keepdims=True) / total for ranks in (first, second))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (weights * first * second).sum(axis=1) / np.sqrt((weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1))
+
+
+def _ranks(values: Array, weights: Array) -> Array:
+    """Mean ranks (R, n)."""
+    below, level = np.less.outer(values, values).astype(float), np.equal.outer(values, values).astype(float)
+    return weights @ below + (weights @ level + 1) / 2
 
 
 def pair_agreement(verdicts: Sequence[Verdict], truth: Truth) -> Found:

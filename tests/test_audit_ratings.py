@@ -152,10 +152,10 @@ def drawn(rng: np.random.Generator, n: int, rho: float) -> tuple[list[Verdict], 
 
 @pytest.mark.parametrize("rho", [0.0, 0.6])
 def test_agreement_covers_what_the_population_has(rho: float) -> None:
-    """Spearman's is 6/π asin(ρ/2) and pair agreement 1/2 + asin(ρ)/π of a bivariate normal. Over 300 draws of 60 items a bootstrap
+    """Spearman's is 6/π asin(ρ/2) and pair agreement 1/2 + asin(ρ)/π of a bivariate normal. Over 120 draws of 60 items a bootstrap
     interval holds them in 95 % of draws, within four standard errors of that share (and two points that a bootstrap may lack)."""
     rng, hits = np.random.default_rng(3), []
-    for _ in range(300):
+    for _ in range(120):
         verdicts, true = drawn(rng, 60, rho)
         for statistic, population in (
             (audit.rank_correlation, 6 / math.pi * math.asin(rho / 2)),
@@ -164,7 +164,7 @@ def test_agreement_covers_what_the_population_has(rho: float) -> None:
             found = statistic(verdicts, true)
             assert isinstance(found, Estimate) and found.low is not None and found.high is not None
             hits.append((statistic.__name__, found.low <= population <= found.high))
-    slack = 4 * math.sqrt(0.95 * 0.05 / 300)
+    slack = 4 * math.sqrt(0.95 * 0.05 / 120)
     for name in ("rank_correlation", "pair_agreement"):
         share = np.mean([hit for which, hit in hits if which == name])
         assert 0.95 - slack - 0.02 <= share <= 0.95 + slack, (name, share)
@@ -175,7 +175,7 @@ def test_agreement_covers_what_the_population_has(rho: float) -> None:
     "judge", [Scripted(length=2.0, noise=0.3), Scripted(noise=1.0, item_noise=0.5, failures=0.1)], ids=["longer", "noisy"]
 )
 def test_the_corrected_rating_covers_the_truth_at_its_rate(judge: Scripted, labelled: int) -> None:
-    """1000 draws of 200 items from the population of items, with the truth of some of them: the population's true mean rating of rated
+    """600 draws of 200 items from the population of items, with the truth of some of them: the population's true mean rating of rated
     turns lies in 95 % of the intervals, within four standard errors of that share; with 20 labels lumpy truths may cost two points."""
     by_item: dict[str, list[Verdict]] = {}
     for v in judge.judge():
@@ -183,7 +183,7 @@ def test_the_corrected_rating_covers_the_truth_at_its_rate(judge: Scripted, labe
     rated = {item: found for item, turns in by_item.items() if (found := [v for v in turns if v.rating is not None])}
     population = np.mean([np.mean([truth()[v.item_id, v.turn] for v in turns]) for turns in rated.values()])
     rng, hits, names = np.random.default_rng(1), [], list(rated)
-    for _ in range(1000):
+    for _ in range(600):
         verdicts, labels = [], {}
         for place, i in enumerate(rng.integers(0, len(names), 200)):
             for v in rated[names[i]]:
@@ -193,7 +193,7 @@ def test_the_corrected_rating_covers_the_truth_at_its_rate(judge: Scripted, labe
         found = audit.corrected_rating(verdicts, labels)
         assert isinstance(found, Estimate) and found.low is not None and found.high is not None
         hits.append(found.low <= population <= found.high)
-    slack = 4 * math.sqrt(0.95 * 0.05 / 1000)
+    slack = 4 * math.sqrt(0.95 * 0.05 / 600)
     assert 0.95 - slack - (0.02 if labelled == 20 else 0) <= np.mean(hits) <= 0.95 + slack
 
 

@@ -61,7 +61,8 @@ def test_the_gold_judge_has_two_clean_passports_and_is_judged_once(tmp_path: Pat
     assert preference["truths"]["gold"]["agreement"]["value"] == 1
     assert rating["statistics"]["noise_sd"] == {"unmeasured": "a function of the text: it says the same again"}
     assert rating["statistics"]["mean_rating"]["n"] == 120  # two turns
-    assert rating["truths"]["gold"]["rank_correlation"]["value"] == pytest.approx(1) and rating["truths"]["gold"]["pair_agreement"]["value"] == 1
+    assert rating["truths"]["gold"]["rank_correlation"]["value"] == pytest.approx(1)
+    assert rating["truths"]["gold"]["pair_agreement"]["value"] == 1
     assert set(preference["canaries"]) == set(rating["canaries"]) == set(CANARIES)
     assert all(canary["high"] < 0.5 for canary in preference["canaries"].values())
     assert all(canary["high"] < 0 for canary in rating["canaries"].values())
@@ -70,7 +71,7 @@ def test_the_gold_judge_has_two_clean_passports_and_is_judged_once(tmp_path: Pat
     again = bench(*words, f"out={tmp_path / 'elsewhere'}", results=ran.results)
     assert again.code == 0 and ", 0 to do" in again.err
     for name in ("passport.md", "passport.html", "truth.svg"):
-        ours, theirs = (next(folder.glob(f"gold-preference-*/{name}")) for folder in (ran.results / "judges", tmp_path / "elsewhere"))
+        ours, theirs = (next(at.glob(f"gold-preference-*/{name}")) for at in (ran.results / "judges", tmp_path / "elsewhere"))
         assert ours.read_bytes() == theirs.read_bytes()
     assert max(len(line.rstrip()) for line in ran.out.splitlines() if not line.startswith(("passport", "judge"))) <= 120
 
