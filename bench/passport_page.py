@@ -241,7 +241,7 @@ def _svg(plot: Callable[[Axes], None]) -> str:
     with mpl.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(5.2, 2.9), layout="constrained")
         plot(ax)
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         plt.close(figure)
     return out.getvalue()[out.getvalue().index("<svg") :]
 
