@@ -24,9 +24,10 @@ from bench.kinds import AuditSettings, RecordedData
 from bench.passport import Passport, sections, write_passport
 from bench.plan import judge_key
 from bench.records import Call, Completion, Item, Verdict, read_jsonl, write_jsonl
-from bench.report import Sweep
+from bench.report import Sweep, collect, write_files
 from bench.report.passports import passport_lines
 from bench.stages import audit, data
+from bench.store import Store
 from bench.worker import Progress, StageRun
 
 
@@ -264,6 +265,10 @@ def test_a_sweeps_report_names_the_passport_of_each_judge_or_how_to_make_it(tmp_
     first, second = passport_lines(sweep, tmp_path)
     words = "1 fault found, flip rate 5.0 %, unreadable 0.0 %, 1 of 2 canaries lose"
     assert first == f"Judge gold-preference: {words}; passport: {home}/passport.html" and second == without[1]
+    linked = passport_lines(sweep, tmp_path, link=True)[0]
+    assert linked == f"Judge gold-preference: {words}; [passport](../../judges/gold-preference-12345678/passport.html)"
+    table = write_files(sweep, collect(sweep, Store(tmp_path / "store"), {}), tmp_path)
+    assert linked in (table.folder / "table.md").read_text() and first in table.table.notes
 
 
 def test_a_judge_is_who_it_is_whatever_and_in_which_order_it_judges() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ PASSPORTS = "judges"  # folder of the results that holds them
 SAID = {"flip_rate": "flip rate", "noise_sd": "noise sd", "failure_rate": "unreadable"}  # of each, where it was measured
 
 
-def passport_lines(sweep: Sweep, results: Path) -> list[str]:
-    """A line a judge and manner of verdict, in the order of the sweep."""
+def passport_lines(sweep: Sweep, results: Path, *, link: bool = False) -> list[str]:
+    """A line a judge and manner of verdict, in the order of the sweep. `link`: as Markdown, from the sweep's folder."""
     passports = dict(_read(results / PASSPORTS))
     lines: dict[str, str] = {}
     for cell in sweep.cells:
@@ -24,7 +25,8 @@ def passport_lines(sweep: Sweep, results: Path) -> list[str]:
                 continue
             name = judge_name(cell.cell.judge, "rating" if role.startswith("rating") else "preference")
             if (found := passports.get(key)) is not None:
-                lines[key] = f"Judge {name}: {_words(found[1])}; passport: {found[0] / 'passport.html'}"
+                page = f"[passport](../../{PASSPORTS}/{found[0].name}/passport.html)" if link else f"passport: {found[0]}/passport.html"
+                lines[key] = f"Judge {name}: {_words(found[1])}; {page}"
             else:
                 command = " ".join(filter(None, ("python -m bench", sweep.command, "do=audit")))
                 lines[key] = f"Judge {name}: no passport, nobody has looked for its faults: {command}"
@@ -34,8 +36,9 @@ def passport_lines(sweep: Sweep, results: Path) -> list[str]:
 def _read(folder: Path) -> list[tuple[str, tuple[Path, Mapping[str, Any]]]]:
     found = []
     for path in sorted(folder.glob("*/passport.json")):
-        content = json.loads(path.read_text())
-        found.append((str(content.get("key")), (path.parent, content)))
+        with contextlib.suppress(ValueError):  # one that is being written is found the next time
+            content = json.loads(path.read_text())
+            found.append((str(content.get("key")), (path.parent, content)))
     return found
 
 
