@@ -109,7 +109,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 section.faults { border-left: 5px solid var(--bad); } section.clean { border-left: 5px solid var(--good); }
 ul { margin: 0; padding-left: 20px; } p { margin: 0; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; table-layout: fixed; }
-th.w { width: 170px; } th.v { width: 84px; } th.i { width: 120px; } th.n { width: 60px; } th.m { width: 64px; }
+th.w { width: 152px; } th.v { width: 74px; } th.i { width: 116px; } th.n { width: 48px; } th.m { width: 58px; }
 th { text-align: left; color: var(--soft); font-weight: 500; font-size: 13px; }
 th, td { padding: 5px 10px 5px 0; border-top: 1px solid var(--line); vertical-align: middle; } tr:first-child th { border-top: 0; }
 .r { text-align: right; white-space: nowrap; } td.why, td.says { color: var(--soft); font-size: 13px; } td.what { white-space: nowrap; }
