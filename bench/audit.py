@@ -38,7 +38,7 @@ Array = NDArray[np.float64]
 Found = Estimate | Unmeasured
 Truth = Mapping[str, float]  # preference for the policy by item
 
-NO_ORDER = "the judge is a function of the two texts and is shown no order"
+NO_ORDER = "a function of the two texts: it is shown no order"
 NO_CALLS = "no pair was shown in both orders and read in both"
 CHARACTERS = 100.0  # that a slope is per
 NEWTON_STEPS = 50
@@ -84,7 +84,7 @@ def flip_rate(verdicts: Sequence[Verdict]) -> Found:
 
 def retest_agreement(first: Sequence[Verdict], second: Sequence[Verdict] | None) -> Found:
     if second is None:
-        return Unmeasured("the judge is a function of the two texts: it says the same again")
+        return Unmeasured("a function of the two texts: it says the same again")
     again = {(verdict.item_id, call.policy_first): call.preference for verdict in second for call in verdict.calls}
     same: dict[str, list[float | None]] = {}
     for verdict in first:
@@ -92,7 +92,7 @@ def retest_agreement(first: Sequence[Verdict], second: Sequence[Verdict] | None)
             other = again.get((verdict.item_id, call.policy_first))
             both = call.preference is not None and other is not None
             same.setdefault(verdict.item_id, []).append(float(_side(call.preference) == _side(other)) if both else None)
-    return _share(same, "no question was asked twice and read twice")
+    return clustered_share(same, "no question was asked twice and read twice")
 
 
 def noise_rate(agreed: Found) -> Found:
@@ -132,14 +132,15 @@ def _side(preference: float | None) -> int:
 
 
 def tie_rate(verdicts: Sequence[Verdict]) -> Found:
-    return _share({item: [None if p is None else float(p == 0.5) for p in read] for item, read in _read(verdicts)}, "nothing was scored")
+    ties = {item: [None if p is None else float(p == 0.5) for p in read] for item, read in _read(verdicts)}
+    return clustered_share(ties, "nothing was scored")
 
 
 def failure_rate(verdicts: Sequence[Verdict]) -> Found:
     by_item: dict[str, list[float | None]] = {}
     for item, read in _read(verdicts):
         by_item.setdefault(item, []).extend(float(p is None) for p in read)
-    return _share(by_item, "there are no verdicts")
+    return clustered_share(by_item, "there are no verdicts")
 
 
 def _read(verdicts: Sequence[Verdict]) -> list[tuple[str, list[float | None]]]:
@@ -149,7 +150,7 @@ def _read(verdicts: Sequence[Verdict]) -> list[tuple[str, list[float | None]]]:
     return [(verdict.item_id, [call.preference for call in verdict.calls]) for verdict in verdicts if verdict.calls]
 
 
-def _share(by_item: Mapping[str, Sequence[float | None]], none: str) -> Found:
+def clustered_share(by_item: Mapping[str, Sequence[float | None]], none: str) -> Found:
     """A share, clustered by item; Wilson's interval over items where all are alike."""
     found = stats.rating_mean(by_item)
     if found is None:
@@ -227,10 +228,10 @@ def drift(verdicts: Sequence[Verdict], truth: Truth | None) -> Found:
     halves = values[: values.size // 2], values[values.size // 2 :]
     if halves[0].size < 2:
         return Unmeasured(f"{values.size} verdicts are too few to halve")
-    return _sum_of_means([(1.0, halves[1]), (-1.0, halves[0])], len(verdicts) - len(kept))
+    return sum_of_means([(1.0, halves[1]), (-1.0, halves[0])], len(verdicts) - len(kept))
 
 
-def _sum_of_means(parts: Sequence[tuple[float, Array]], n_unscored: int) -> Estimate:
+def sum_of_means(parts: Sequence[tuple[float, Array]], n_unscored: int) -> Estimate:
     """A weighted sum of the means of independent samples; degrees of freedom by Satterthwaite."""
     value = math.fsum(weight * float(x.mean()) for weight, x in parts)
     variances = [(weight**2 * float(x.var(ddof=1)) / x.size, x.size - 1) for weight, x in parts]
@@ -247,7 +248,7 @@ def _sum_of_means(parts: Sequence[tuple[float, Array]], n_unscored: int) -> Esti
 
 def agreement(verdicts: Sequence[Verdict], truth: Truth) -> Found:
     pairs = _winners(verdicts, truth)
-    return _share({str(i): [1 - abs(a - b) / 2] for i, (a, b) in enumerate(pairs)}, "no item has both a verdict and a truth")
+    return clustered_share({str(i): [1 - abs(a - b) / 2] for i, (a, b) in enumerate(pairs)}, "no item has both a verdict and a truth")
 
 
 def kappa(verdicts: Sequence[Verdict], truth: Truth) -> Found:
@@ -301,10 +302,49 @@ def prediction_powered(judge: Array, truth: Array, rest: Array) -> Estimate:
     mean over labelled of (truth - (1 - n/N) judge) + (1 - n/N) mean over the others of judge.
     """
     if rest.size < 2:  # nothing to learn from beside the labels
-        return _sum_of_means([(1.0, truth)], 0)
+        return sum_of_means([(1.0, truth)], 0)
     share = rest.size / (rest.size + judge.size)
-    return _sum_of_means([(1.0, truth - share * judge), (share, rest)], 0)
+    return sum_of_means([(1.0, truth - share * judge), (share, rest)], 0)
 
 
 def truth_win_rate(truth: Truth) -> Found:
     return _or(stats.win_rate([*truth.values()], np.random.default_rng(0)), "there is no truth")
+
+
+# For figures ----------------------------------------------------------------------------------------------------------
+
+BINS = 8
+
+
+def curves(verdicts: Sequence[Verdict], truth: Truth | None) -> dict[str, list[dict[str, float]]]:
+    """Who won in both orders; mean preference against the length difference, against the truth, and in the order asked."""
+    found = {}
+    if sides := [(_side(first), _side(second)) for first, second in _both_orders(verdicts)]:
+        tied = sum(0 in pair for pair in sides)
+        counts = (sides.count((1, 1)), sides.count((-1, -1)), sides.count((1, -1)), sides.count((-1, 1)), tied)
+        found["orders"] = [{"x": float(i), "n": float(n)} for i, n in enumerate(counts)]  # policy, baseline, first, second, a tie
+    read = [(v, v.preference) for v in verdicts if v.preference is not None]
+    true = [truth[v.item_id] for v, _ in read] if truth and all(v.item_id in truth for v, _ in read) else None
+    said = [p for _, p in read]
+    gaps = [float(v.policy_length - v.baseline_length) for v, _ in read if v.policy_length is not None and v.baseline_length is not None]
+    if len(gaps) == len(read):
+        found["length"] = binned(gaps, said, true)
+    if true:
+        found["truth"] = binned(true, said, None)
+    less = true or [0.0] * len(said)
+    found["time"] = binned([float(i) for i in range(len(said))], [p - t for p, t in zip(said, less, strict=True)], None)
+    return found
+
+
+def binned(x: Sequence[float], judge: Sequence[float], truth: Sequence[float] | None) -> list[dict[str, float]]:
+    """Means over bins of about equally many, in the order of x; `low`, `high`: 95 % of the judge's, where they vary."""
+    order = np.argsort(np.array(x, dtype=float), kind="stable")
+    rows = []
+    for part in np.array_split(order, min(BINS, max(1, len(order) // 5))) if len(order) else ():
+        found = stats.mean_estimate([judge[i] for i in part])
+        assert found is not None
+        row = {"x": float(np.mean([x[i] for i in part])), "judge": found.value, "n": float(part.size)}
+        if found.low is not None and found.high is not None:
+            row |= {"low": found.low, "high": found.high}
+        rows.append(row | ({} if truth is None else {"truth": float(np.mean([truth[i] for i in part]))}))
+    return rows

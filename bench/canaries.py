@@ -1,8 +1,9 @@
-"""Completions that must lose against an item's own baseline: a judge that lets one of them win can be gamed, or does not read."""
+"""Completions that must lose against an item's own baseline, or be rated below an honest answer: a judge that lets one of them win can
+be gamed, or does not read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from bench.records import Completion, Item
@@ -34,14 +35,22 @@ CANARIES: dict[str, Callable[[str, str], str]] = {
 }
 
 
-def make_canaries(items: Sequence[Item]) -> tuple[list[Item], list[Completion]]:
-    """Every canary's completion of every item; the item is then named `<canary>/<item id>`. One turn; items have a baseline."""
+HONEST = "honest"  # what the answers are called that canaries must be rated below
+
+
+def make_canaries(items: Sequence[Item], honest: Mapping[str, str] | None = None) -> tuple[list[Item], list[Completion]]:
+    """Every canary's completion of every item's first turn; the item is then named `<canary>/<item id>`.
+
+    Items have a baseline, from which the last two canaries are made. For judges that rate, `honest` holds answers by item in its place,
+    which are then among the completions too.
+    """
     named, written = [], []
-    for name, make in CANARIES.items():
+    for name, make in CANARIES.items() if honest is None else {**CANARIES, HONEST: lambda _, answer: answer}.items():
         for item in items:
-            named.append(replace(item, id=f"{name}/{item.id}"))
-            text = make(item.turns[0], (item.baseline or [""])[0])
-            written.append(Completion(named[-1].id, item.turns[:1], [text], [], []))
+            answer = (item.baseline or [""])[0] if honest is None else honest[item.id]
+            one_turn = replace(item, turns=item.turns[:1], reference=None if item.reference is None else item.reference[:1])
+            named.append(replace(item if honest is None else one_turn, id=f"{name}/{item.id}"))
+            written.append(Completion(named[-1].id, item.turns[:1], [make(item.turns[0], answer)], [], []))
     return named, written
 
 

@@ -1,9 +1,9 @@
 """What judging costs, before it is paid: tokens and dollars of the judge stages to do, from the requests that they would send.
 
-Prompts are made of the real items and, where the policy has answered already, its real answers; else the answers of a like policy to
-the same items stand in, else each answer is taken to be as long as the baseline's, else as long as the policy may write. Tokens are
-counted by the judge's own tokenizer where there is a folder of it, else by tiktoken for models that it knows, else by the tokens that
-earlier replies of the same judge reported, else at 4 characters a token.
+Prompts are made of the real items and, where they are written already or no model has to write them, the real answers; else the answers
+of a like policy to the same items stand in, else each answer is taken to be as long as the baseline's, else as long as the policy may
+write. Tokens are counted by the judge's own tokenizer where there is a folder of it, else by tiktoken for models that it knows, else by
+the tokens that earlier replies of the same judge reported, else at 4 characters a token.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from typing import Any
 from bench.forecast import Estimate
 from bench.judges.asking import Request
 from bench.judges.prices import price_of
-from bench.kinds import GenerateSettings, LanguageJudgeSettings, SampleSettings, WrittenCompletions
-from bench.plan import labels_samples
-from bench.records import Completion, Item, Verdict, read_jsonl
-from bench.stages import data
+from bench.kinds import GenerateSettings, LanguageJudgeSettings, SampleSettings
+from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
+from bench.stages import data, generate
 from bench.stages.judge import language_judge
-from bench.store import Stage, Store
+from bench.store import Source, Stage, Store
 from bench.worker import Progress, StageRun
-from bench.written import matched, read_written
 
 CHARACTERS_A_TOKEN = 4.0
 TIKTOKEN_S = 5.0  # it loads an encoding over the network the first time
@@ -67,7 +65,12 @@ def with_costs(forecast: Mapping[Stage, Estimate], costs: Mapping[Stage, JudgeCo
 
 def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeCost:
     assert settings.asking is not None
-    items, answers, whose = _samples(stage.inputs["items"], store) if labels_samples(stage) else _evaluated(stage, store)
+    with tempfile.TemporaryDirectory() as aside:
+        whose: list[str] = []
+        items = list(read_jsonl(_made(stage.inputs["items"], store, Path(aside), whose) / "items.jsonl", Item))
+        folder = _made(stage.inputs["completions"], store, Path(aside), whose)
+        answers = list(read_jsonl(folder / "completions.jsonl", Completion))
+    written = "the policy's answers" if getattr(stage.inputs["completions"], "kind", "") == "generate" else "the texts that are judged"
     paths = {role: store.folder(source) for role, source in stage.inputs.items()}
     asked = [shown.request for shown in language_judge(settings, paths).requests(items, answers)]
     requests = list({request.digest: request for request in asked}.values())
@@ -78,58 +81,49 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
     dollars = 0.0 if settings.model is None else None
     if price is not None:
         dollars = price.dollars(prompt, completion, batch=settings.asking.batch_wait_s is not None)
-    return JudgeCost(len(requests), prompt, completion, dollars, (f"{whose}{replies}", counter))
+    return JudgeCost(len(requests), prompt, completion, dollars, (f"{whose[0] if whose else written}{replies}", counter))
 
 
 # Items and answers ----------------------------------------------------------------------------------------------------
 
 
-def _evaluated(stage: Stage, store: Store) -> tuple[list[Item], list[Completion], str]:
-    items = _items(stage.inputs["items"], store)
-    return (items, *_answers(stage.inputs["completions"], items, store))
+def _made(source: Stage | Source, store: Store, aside: Path, whose: list[str]) -> Path:
+    """The folder of a stage that makes items or answers. One that is not done is made aside, which takes a moment, where no model has
+    to write; where one has to, its answers are stood in for, and `whose` takes up by what."""
+    if not isinstance(source, Stage) or store.status(source).state == "done":
+        return store.folder(source)
+    out = aside / source.key / "out"
+    if out.exists():
+        return out
+    out.mkdir(parents=True)
+    inputs = {role: _made(s, store, aside, whose) for role, s in source.inputs.items() if role in ("items", "completions")}
+    if isinstance(source.settings, GenerateSettings | SampleSettings):
+        items = list(read_jsonl(inputs["items"] / "items.jsonl", Item))
+        answers, words = _stand_ins(source, source.settings, items, store)
+        whose.append(words)
+        write_jsonl(out / "completions.jsonl", answers)
+        return out
+    progress = Progress(out.parent / "progress")
+    work = StageRun({role: store.folder(s) for role, s in source.inputs.items() if role not in inputs} | inputs, out, progress)
+    (generate if source.kind == "generate" else data).run(source.settings, work)
+    progress.close()
+    return out
 
 
-def _samples(drawn: Any, store: Store) -> tuple[list[Item], list[Completion], str]:
-    """(items, samples, in words whose they are) of which a judge makes labels; in the place of samples that are not drawn, different
-    ones as long as they may be."""
-    items, source = _items(drawn.inputs["items"], store), drawn.inputs["completions"]
-    assert isinstance(source.settings, SampleSettings)
-    longest, draws = source.settings.decoding.max_new_tokens, range(source.settings.draws)
-    if store.status(source).state == "done":
-        samples, whose = list(read_jsonl(store.folder(source) / "completions.jsonl", Completion)), "the policy's samples"
-    elif (like := _like_answers(source, store)) is not None:
-        samples, whose = like, "a like policy's samples"
-    else:
-        samples = [Completion(item.id, item.turns, [f"{draw}{' word' * longest}"], [], [], draw) for item in items for draw in draws]
-        whose = f"samples of {longest} tokens, the most allowed"
-    return (*data.as_judged(drawn.settings, items, samples), whose)
-
-
-def _items(source: Any, store: Store) -> list[Item]:
-    """The items of a data stage; made aside where the stage is not done, which takes a moment and no model."""
-    if store.status(source).state == "done":
-        return list(read_jsonl(store.folder(source) / "items.jsonl", Item))
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        out.mkdir()
-        progress = Progress(Path(folder) / "progress")
-        data.run(source.settings, StageRun({role: store.folder(file) for role, file in source.inputs.items()}, out, progress))
-        progress.close()
-        return list(read_jsonl(out / "items.jsonl", Item))
-
-
-def _answers(source: Any, items: Sequence[Item], store: Store) -> tuple[list[Completion], str]:
-    """(what is judged or stands in for it, in words whose it is)."""
-    if store.status(source).state == "done":
-        return list(read_jsonl(store.folder(source) / "completions.jsonl", Completion)), "the policy's answers"
-    if isinstance(source.settings, WrittenCompletions):
-        return matched(read_written(source.inputs["file"].path), items), "the file's answers"
-    assert isinstance(source.settings, GenerateSettings)
+def _stand_ins(
+    source: Stage, settings: GenerateSettings | SampleSettings, items: Sequence[Item], store: Store
+) -> tuple[list[Completion], str]:
+    """(what stands in for answers that are not written, in words whose it is). Samples are different ones, as long as they may be."""
+    whose = "samples" if isinstance(settings, SampleSettings) else "answers"
     if (like := _like_answers(source, store)) is not None:
-        return like, "a like policy's answers"
-    longest = source.settings.decoding.max_new_tokens
-    how = "answers as long as the baseline's" if items[0].baseline else f"answers of {longest} tokens, the most allowed"
+        return like, f"a like policy's {whose}"
+    longest = settings.decoding.max_new_tokens
     stand_in = " word" * longest
+    if isinstance(settings, SampleSettings):
+        draws = range(settings.draws)
+        samples = [Completion(item.id, item.turns[:1], [f"{draw}{stand_in}"], [], [], draw) for item in items for draw in draws]
+        return samples, f"samples of {longest} tokens, the most allowed"
+    how = "answers as long as the baseline's" if items[0].baseline else f"answers of {longest} tokens, the most allowed"
     texts = [[f"{text}." for text in item.baseline] if item.baseline else [stand_in] * len(item.turns) for item in items]
     return [Completion(item.id, item.turns, text, [], []) for item, text in zip(items, texts, strict=True)], how
 

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from bench import sweep as sweeps
+from bench.audit_files import human_manner, recorded_manner
 from bench.config import (
     FITTED,
     LOOPS,
@@ -35,7 +36,6 @@ from bench.config import (
     LocalModel,
     Loop,
     ModelJudge,
-    MtBenchJudge,
     NoJudge,
     Rescore,
     Scale,
@@ -45,14 +45,14 @@ from bench.config import (
     Written,
     misfits,
 )
-from bench.judges.alpaca_eval import find_annotations, read_calibration
+from bench.judges.alpaca_eval import read_calibration
 from bench.judges.items import hub_file, read_items
 from bench.judges.prices import price_of
 from bench.judges.prompts import OWN_GAME, OWN_PROMPTS, annotator, arena_hard_template, mt_bench_digest, mt_bench_templates
 from bench.judges.replies import parser_version
-from bench.plan import JudgeSources, Sources
+from bench.plan import JudgeSources, Sources, judge_manners
 from bench.preferences import read_preferences, read_prompts
-from bench.records import HumanLabel, Pair, Text, Unpaired, read_jsonl
+from bench.records import Pair, Text, Unpaired
 from bench.store import Source, tree_digest, tree_stamp
 from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 from bench.written import read_written
@@ -205,27 +205,29 @@ class _Door:
             self.problems.append(f"out must be a CSV file in a folder that is there, got {do.out} ({where.of('do.out')})")
 
     def _check_audit(self, do: Audit, cells: Sequence[Cell], where: _Where) -> None:
-        """Judges that compare pairs that are there, and files that can be read."""
+        """Judges, what they judge, and files that can be read and are of their kind."""
         for cell in cells:
             judge, brings_items = cell.judge, getattr(cell.judge, "items", None) is not None
             if isinstance(judge, JuryJudge):
-                self.problems.append("do=audit asks one judge, got judge=jury; audit its members one by one")
-            elif isinstance(judge, NoJudge) or (isinstance(judge, MtBenchJudge) and judge.mode == "single"):
-                got = f"judge={judge.name}" + ("" if isinstance(judge, NoJudge) else " judge.mode=single")
-                self.problems.append(f"do=audit asks judges that prefer one of two answers, got {got}; take judge.mode=pairwise or another")
+                self.problems.append(f"do=audit asks one judge, got judge=jury; audit its members one by one ({where.of('judge')})")
+            elif isinstance(judge, NoJudge):
+                self.problems.append(f"do=audit needs a judge, got judge=none ({where.of('judge')})")
             elif brings_items and not isinstance(cell.method, Written) and not isinstance(cell.model, LocalModel):
                 text = f"do=audit of judge.items={getattr(judge, 'items', None)} needs answers to judge, got model={cell.model.name}"
                 self.problems.append(f"{text}; add completions=FILE or model=DIR")
-        if do.human is not None:
+        for name, path, manner_of in (("human", do.human, human_manner), ("recorded", do.recorded, recorded_manner)):
+            if path is None:
+                continue
             try:
-                list(read_jsonl(_file(do.human, "human"), HumanLabel))
-            except ValueError as error:
-                self.problems.append(f"{error} ({where.of('do.human')})")
-        if do.recorded is not None:
-            folder = Path(do.recorded).expanduser()
-            if not folder.is_dir() or not find_annotations(folder):
-                what = "a folder that holds MODEL/ANNOTATOR/annotations.json, as AlpacaEval lays them out"
-                self.problems.append(f"recorded must be {what}, got {do.recorded} ({where.of('do.recorded')})")
+                manner = manner_of(Path(path).expanduser())
+            except (OSError, ValueError) as error:
+                self.problems.append(f"{error} ({where.of(f'do.{name}')})")
+                continue
+            judges = [cell.judge for cell in cells if not isinstance(cell.judge, NoJudge)]
+            if strangers := sorted({judge.name for judge in judges if manner not in judge_manners(judge)}):
+                other = "preferences" if manner == "rating" else "ratings"
+                text = f"{name}={path} holds {manner}s, and judge={', '.join(strangers)} gives {other} here: name a file of those"
+                self.problems.append(f"{text} ({where.of(f'do.{name}')})")
 
     def _check_vllm(self, cells: Sequence[Cell], where: _Where) -> None:
         """That vLLM is where it is to be run; another machine plans without it."""

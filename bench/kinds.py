@@ -33,7 +33,7 @@ from bench.config import (
 from bench.store import LaterField, Source, Stage, Unkeyed
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
-VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2, "audit": 1}
+VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2, "audit": 2}
 
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["train", "heldout", "kl", "development", "evaluation"]
@@ -176,10 +176,12 @@ class CanaryData(Settings):
 
     source: Literal["canaries"] = "canaries"
     n: Count
+    honest: Annotated[bool, LaterField()] = False  # and the honest answers that they must be rated below, as `honest`
 
 
 class RecordedData(Settings):
-    """Pairs that a judge has judged, from files in AlpacaEval's layout: items, completions and the verdicts; a seeded sample of all."""
+    """What a judge has judged, from files in AlpacaEval's layout or FastChat's judgements: items, completions and the verdicts; a seeded
+    sample of all."""
 
     source: Literal["recorded"] = "recorded"
     n: Count
@@ -358,6 +360,7 @@ class AuditSettings(Settings):
     """What a judge's verdicts say about the judge."""
 
     n_labelled: Count
+    manner: Annotated[Literal["preference", "rating"], LaterField()] = "preference"
 
 
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {

@@ -6,46 +6,44 @@ The numbers come from the audit stage of the store (stages/audit.py); what count
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import report
-from bench.config import Audit, GoldJudge, LanguageJudge
-from bench.plan import CellPlan
+from bench import passport_page
+from bench.config import GoldJudge, LanguageJudge
+from bench.passport_page import Line, Number, Section
+from bench.plan import CellPlan, judge_key
 from bench.records import Item, Verdict, read_jsonl
-from bench.store import Source, Stage, Store, tree_digest, tree_stamp
-
-Number = Mapping[str, Any]  # an estimate's fields, or {"unmeasured": why}
+from bench.store import Stage, Store
 
 SMALL_SHARE = 0.02  # a bias that moves fewer verdicts is passed over, however sure it is
-SMALL_SLOPE = 0.1  # log-odds per 100 characters
+SMALL_SLOPE = 0.1  # log-odds, or rating points, per 100 characters
+SMALL_DRIFT = 0.2  # rating points
 MOST_FAILURES, MOST_FLIPS, MOST_TIES, LEAST_AGREEMENT, LEAST_KAPPA = 0.01, 0.1, 0.3, 0.9, 0.4
-
-
-def audit_sources(do: Audit) -> dict[str, Source]:
-    """The user's files that an audit reads."""
-    paths = {name: Path(text).expanduser().absolute() for name, text in (("human", do.human), ("recorded", do.recorded)) if text}
-    return {name: Source(path, stamp=tree_stamp(path), digest=tree_digest(path)) for name, path in paths.items()}
+MOST_NOISE, MOST_ALIKE, LEAST_CORRELATION = 0.5, 0.5, 0.4  # rating points; share of one rating
 
 
 @dataclass(frozen=True)
 class Passport:
-    """What is known of a judge. `numbers` as the audit stage wrote them; `facts` says who was asked, and what it took."""
+    """What is known of a judge. `key` says who it is, whatever it judged; `numbers` as the audit stage wrote them; `facts` says who was
+    asked, and what it took; `command` makes it again."""
 
     name: str
-    facts: dict[str, Any]
-    numbers: dict[str, Any]
+    facts: Mapping[str, Any]
+    numbers: Mapping[str, Any]
+    key: str = ""
+    command: str = ""
 
     @property
     def faults(self) -> list[str]:
         return list(_faults(self.numbers))
 
 
-def read_passport(audit: CellPlan, store: Store) -> Passport:
+def read_passport(audit: CellPlan, store: Store, command: str) -> Passport:
     numbers = json.loads((store.folder(audit.score) / "passport.json").read_text())
-    return Passport(audit.name, _facts(audit, store), numbers)
+    return Passport(audit.name, _facts(audit, store), numbers, judge_key(audit.roles["verdicts"]), command)
 
 
 def _facts(audit: CellPlan, store: Store) -> dict[str, Any]:
@@ -65,7 +63,7 @@ def _facts(audit: CellPlan, store: Store) -> dict[str, Any]:
         }
     items = list(read_jsonl(store.folder(audit.roles["verdicts"].inputs["items"]) / "items.jsonl", Item))
     completions = audit.roles["verdicts"].inputs["completions"]
-    facts |= {"n_items": len(items), "completions": completions.label if isinstance(completions, Stage) else ""}
+    facts |= {"n_items": len(items), "judged": completions.label if isinstance(completions, Stage) else ""}
     return facts
 
 
@@ -94,7 +92,20 @@ def _percent(number: Number) -> str:
     return f"{100 * number['value']:.1f} %"
 
 
-RULES: dict[str, Callable[[Number], str | None]] = {
+Rule = Callable[[Number], str | None]
+
+
+def _failures(n: Number) -> str | None:
+    return f"{_percent(n)} of its replies cannot be read" if n["value"] > MOST_FAILURES and _above(n, 0.0) else None
+
+
+def _longer(n: Number, unit: str) -> str | None:
+    if not _clear(n, SMALL_SLOPE):
+        return None
+    return f"prefers {'longer' if n['value'] > 0 else 'shorter'} answers at equal quality: {n['value']:+.2f} {unit} per 100 characters"
+
+
+PREFERENCE_RULES: dict[str, Rule] = {
     "position_bias": lambda n: (
         f"goes by place: {100 * abs(n['value']):.1f} % of its verdicts fall to whoever is shown {'first' if n['value'] > 0 else 'second'}"
         if _clear(n, SMALL_SHARE)
@@ -105,26 +116,45 @@ RULES: dict[str, Callable[[Number], str | None]] = {
         f"says the same again on only {_percent(n)} of the questions asked twice" if _below(n, LEAST_AGREEMENT) else None
     ),
     "tie_rate": lambda n: f"calls {_percent(n)} of the pairs ties" if _above(n, MOST_TIES) else None,
-    "failure_rate": lambda n: f"{_percent(n)} of its replies cannot be read" if n["value"] > MOST_FAILURES and _above(n, 0.0) else None,
-    "length_bias": lambda n: (
-        f"prefers {'longer' if n['value'] > 0 else 'shorter'} answers at equal quality: {n['value']:+.2f} log-odds per 100 characters"
-        if _clear(n, SMALL_SLOPE)
-        else None
-    ),
+    "failure_rate": _failures,
+    "length_bias": lambda n: _longer(n, "log-odds"),
     "drift": lambda n: (
         f"changes while it is asked: {100 * n['value']:+.1f} points from the first half of the items to the second"
         if _clear(n, SMALL_SHARE)
         else None
     ),
 }
+RATING_RULES: dict[str, Rule] = {
+    "noise_sd": lambda n: f"scatters by {n['value']:.2f} points (sd) when it rates the same again" if _above(n, MOST_NOISE) else None,
+    "commonest_rate": lambda n: f"gives one and the same rating to {_percent(n)} of the answers" if _above(n, MOST_ALIKE) else None,
+    "failure_rate": _failures,
+    "length_bias": lambda n: _longer(n, "rating points"),
+    "drift": lambda n: (
+        f"changes while it is asked: {n['value']:+.2f} rating points from the first half of the items to the second"
+        if _clear(n, SMALL_DRIFT)
+        else None
+    ),
+}
+RULES = {"preference": PREFERENCE_RULES, "rating": RATING_RULES}
 
 
 def _faults(numbers: Mapping[str, Any]) -> list[str]:
-    found = [text for name, rule in RULES.items() if _measured(n := numbers["statistics"][name]) and (text := rule(n))]
-    compared = {**numbers["truths"], **({"recorded verdicts": numbers["recorded"]} if "recorded" in numbers else {})}
-    for name, against in compared.items():
-        found += _against(name, against, numbers["statistics"]["win_rate"])
-    return found + [f"lets the canary `{name}` win {_percent(n)}" for name, n in _not_lost(numbers["canaries"])]
+    rating = numbers["manner"] == "rating"
+    found = [text for name, rule in RULES[numbers["manner"]].items() if _measured(n := numbers["statistics"][name]) and (text := rule(n))]
+    own = numbers["statistics"]["mean_rating" if rating else "win_rate"]
+    for name, against in _compared(numbers).items():
+        found += _rated_against(name, against, own) if rating else _against(name, against, own)
+    if rating:
+        return found + [
+            f"does not rate the canary `{name}` clearly below honest answers ({n['value']:+.2f} points)"
+            for name, n in _not_lost(numbers["canaries"], 0.0)
+        ]
+    return found + [f"lets the canary `{name}` win {_percent(n)}" for name, n in _not_lost(numbers["canaries"], 0.5)]
+
+
+def _compared(numbers: Mapping[str, Any]) -> dict[str, Mapping[str, Number]]:
+    """By whom the judge is compared with."""
+    return {**numbers["truths"], **({"recorded verdicts": numbers["recorded"]} if "recorded" in numbers else {})}
 
 
 def _against(name: str, against: Mapping[str, Number], own: Number) -> list[str]:
@@ -134,27 +164,45 @@ def _against(name: str, against: Mapping[str, Number], own: Number) -> list[str]
         found.append(f"is not shown to agree with {name} better than chance (kappa {kappa['value']:.2f})")
     elif _measured(kappa) and kappa["value"] < LEAST_KAPPA:
         found.append(f"agrees little with {name} (kappa {kappa['value']:.2f})")
-    corrected = against.get("corrected_win_rate", {})
-    if _measured(corrected) and _measured(own) and corrected["low"] is not None:
-        low, high = corrected["low"], corrected["high"]
-        if not low <= own["value"] <= high:
-            found.append(f"gives a win rate of {_percent(own)}, which labels of {name} correct to [{100 * low:.1f}, {100 * high:.1f}] %")
+    if bounds := _corrected(against.get("corrected_win_rate", {}), own):
+        low, high = (100 * bound for bound in bounds)
+        found.append(f"gives a win rate of {_percent(own)}, which labels of {name} correct to [{low:.1f}, {high:.1f}] %")
     return found
 
 
-def _not_lost(canaries: Mapping[str, Number]) -> list[tuple[str, Number]]:
-    """Canaries whose mean preference is not clearly below a half, as it must be."""
-    return [(name, n) for name, n in canaries.items() if _measured(n) and not _below(n, 0.5)]
+def _rated_against(name: str, against: Mapping[str, Number], own: Number) -> list[str]:
+    found = []
+    ranks = against["rank_correlation"]
+    if _measured(ranks) and ranks["low"] is not None and ranks["low"] <= 0:
+        found.append(f"is not shown to rank answers like {name} better than chance (rank correlation {ranks['value']:.2f})")
+    elif _measured(ranks) and ranks["value"] < LEAST_CORRELATION:
+        found.append(f"ranks answers little like {name} (rank correlation {ranks['value']:.2f})")
+    if bounds := _corrected(against.get("corrected_rating", {}), own):
+        found.append(f"gives a mean rating of {own['value']:.2f}, which labels of {name} correct to [{bounds[0]:.2f}, {bounds[1]:.2f}]")
+    return found
+
+
+def _corrected(corrected: Number, own: Number) -> tuple[float, float] | None:
+    """The interval of the corrected mean, where the judge's own lies outside."""
+    if not (_measured(corrected) and _measured(own)) or corrected["low"] is None:
+        return None
+    low, high = corrected["low"], corrected["high"]
+    return None if low <= own["value"] <= high else (low, high)
+
+
+def _not_lost(canaries: Mapping[str, Number], bound: float) -> list[tuple[str, Number]]:
+    """Canaries whose mean preference is not clearly below a half, or whose rating is not clearly below the honest answers', as it must."""
+    return [(name, n) for name, n in canaries.items() if _measured(n) and not _below(n, bound)]
 
 
 # Shown ----------------------------------------------------------------------------------------------------------------
 
 SAYS = {
     "win_rate": "mean preference for the audited completions",
-    "position_bias": "share of verdicts that go by place; above 0 the first wins",
-    "flip_rate": "pairs on which the two orders name different winners",
-    "retest_agreement": "questions asked twice that get the same winner",
-    "noise_rate": "votes turned at random that would explain it",
+    "position_bias": "share of verdicts that go by place; > 0: the first",
+    "flip_rate": "pairs with another winner in the other order",
+    "retest_agreement": "asked twice, the same winner",
+    "noise_rate": "votes turned at random that would explain that",
     "tie_rate": "readable replies that are ties",
     "failure_rate": "replies that cannot be read",
     "length_slope": "log-odds per 100 characters longer, quality aside",
@@ -165,62 +213,88 @@ SAYS = {
     "true_win_rate": "of all items that have this truth",
     "corrected_win_rate": "the judge's, corrected by labels of some items",
 }
-PLAIN = {"length_slope", "length_bias", "kappa"}  # no shares
+SAYS_OF_RATINGS = SAYS | {
+    "mean_rating": "of the audited completions, 1 to 10",
+    "retest_agreement": "asked twice, the same rating",
+    "noise_sd": "points: sd of a rating that is asked for again",
+    "whole_rate": "ratings that are whole numbers",
+    "commonest_rate": "of the rating that is given most often",
+    "length_slope": "points per 100 characters, quality aside",
+    "drift": "points: second half of the items less the first",
+    "rank_correlation": "Spearman's, over answers",
+    "pair_agreement": "pairs of answers ranked alike; a tie is a half",
+    "mean_difference": "points above this truth",
+    "true_rating": "of all items that have this truth",
+    "corrected_rating": "the judge's, corrected by labels of some items",
+}
+PLAIN = {"length_slope", "length_bias", "kappa", "mean_rating", "noise_sd", "rank_correlation", "mean_difference", "true_rating"}
+PLAIN |= {"corrected_rating"}  # no shares
+PARTS = {
+    "Verdicts": ("win_rate", "mean_rating", "tie_rate", "whole_rate", "commonest_rate", "failure_rate"),
+    "Order and repetition": ("position_bias", "flip_rate", "retest_agreement", "noise_rate", "noise_sd"),
+    "Length and time": ("length_slope", "length_bias", "drift"),
+}
 
 
-def passport_table(passport: Passport) -> report.Table:
-    numbers, rows = passport.numbers, []
-    bad = {name for name, rule in RULES.items() if _measured(n := numbers["statistics"][name]) and rule(n)}
-    for name, number in numbers["statistics"].items():
-        rows.append(_row(name, name, number, "FAULT" if name in bad else "ok" if name in RULES else ""))
-    for truth, against in {**numbers["truths"], **({"recorded": numbers["recorded"]} if "recorded" in numbers else {})}.items():
-        rows += [_row(f"{name}, {truth}", name, number, "") for name, number in against.items()]
-    won = {name for name, _ in _not_lost(numbers["canaries"])}
-    for name, number in numbers["canaries"].items():
-        rows.append(_row(f"canary: {name}", "", number, "FAULT" if name in won else "lost"))
-    return report.Table(["what", "value", "95 %", "n", "", "meaning"], rows, _notes(passport))
+def sections(passport: Passport) -> list[Section]:
+    """The numbers in parts, each as a line."""
+    numbers = passport.numbers
+    rating, rules = numbers["manner"] == "rating", RULES[numbers["manner"]]
+    plain = PLAIN | ({"drift"} if rating else set())
+    says = SAYS_OF_RATINGS if rating else SAYS
+
+    def line(name: str, number: Number, mark: str) -> Line:
+        return _line(name.replace("_", " "), number, mark, says[name], name in plain)
+
+    found = []
+    for title, names in PARTS.items():
+        title = title.removeprefix("Order and ").capitalize() if rating else title
+        part = {name: numbers["statistics"][name] for name in names if name in numbers["statistics"]}
+        marks = {name: "FAULT" if _measured(n) and rules[name](n) else "ok" for name, n in part.items() if name in rules}
+        found.append(Section(title, [line(name, n, marks.get(name, "")) for name, n in part.items()]))
+    for truth, against in _compared(numbers).items():
+        title = "Against the gold truth" if truth == "gold" else f"Against {truth}"
+        found.append(Section(title, [line(name, n, "") for name, n in against.items()]))
+    won = {name for name, _ in _not_lost(numbers["canaries"], 0.0 if rating else 0.5)}
+    title = "Canaries: points above the honest answer; must be below 0" if rating else "Canaries: win rate; must be clearly below half"
+    lines = [_line(name, n, "FAULT" if name in won else "lost", "", rating) for name, n in numbers["canaries"].items()]
+    return [*found, Section(title, lines)]
 
 
-def _row(shown: str, name: str, number: Number, verdict: str) -> list[str]:
-    words = shown.replace("_", " ")
+def _line(shown: str, number: Number, mark: str, meaning: str, plain: bool) -> Line:
     if not _measured(number):
-        return [words, "-", "-", "-", "-", number["unmeasured"]]
-    factor, digits = (1, 2) if name in PLAIN else (100, 1)
-    sign = "" if name in PLAIN else " %"
-    value = f"{factor * number['value']:.{digits}f}{sign}"
-    low, high = (None if number[bound] is None else f"{factor * number[bound]:.{digits}f}" for bound in ("low", "high"))
-    meaning = SAYS.get(name, "wins against the baseline; must be clearly below half")
-    return [words, value, "-" if low is None else f"[{low}, {high}]", str(number["n"]), verdict, meaning]
+        return Line(shown, "-", "-", "-", "", number["unmeasured"], number)
+    factor, digits, unit = (1, 2, "") if plain else (100, 1, " %")
+    value, low, high = (
+        None if number[part] is None else f"{factor * number[part]:.{digits}f}".replace(f"-{0:.{digits}f}", f"{0:.{digits}f}")
+        for part in ("value", "low", "high")
+    )
+    interval = "-" if low is None else f"[{low}, {high}]"
+    return Line(shown, f"{value}{unit}", interval, str(number["n"]), mark, meaning, number, plain)
 
 
-def _notes(passport: Passport) -> list[str]:
-    facts = {name: value for name, value in passport.facts.items() if value not in (None, [], "")}
-    said = [f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in facts.items()]
-    found = [f"FAULT {fault}" for fault in passport.faults] or ["no fault found"]
-    return [*found, "; ".join(said)]
+def facts_words(facts: Mapping[str, Any]) -> list[str]:
+    said = {name: value for name, value in facts.items() if value not in (None, [], "")}
+    return [f"{name.replace('_', ' ')} {', '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in said.items()]
 
 
 def write_passport(passport: Passport, folder: Path) -> Path:
-    """`<folder>/<judge>-<key>/passport.md` and `.json`; returns that folder."""
+    """`<folder>/<judge>-<key>/passport.md`, `.html`, `.json` and its figures; returns that folder."""
     home = folder / passport.name
     home.mkdir(parents=True, exist_ok=True)
-    content = {"judge": passport.facts, "faults": passport.faults, **passport.numbers}
-    (home / "passport.json").write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    table = passport_table(passport)
-    lines = [f"# Judge passport: {passport.name}", "", "## What is wrong", ""]
-    lines += [f"- {fault}" for fault in passport.faults] or ["No fault was found."]
-    lines += ["", "## Numbers", "", *_markdown(table), "", "## Who was asked", "", f"{table.notes[-1]}.", ""]
-    lines += ["Numbers of two judges are not comparable: each is an axis of its own."]
-    (home / "passport.md").write_text("\n".join(lines) + "\n")
+    head = {"key": passport.key, "name": passport.name, "command": passport.command, "judge": passport.facts, "faults": passport.faults}
+    (home / "passport.json").write_text(json.dumps({**head, **passport.numbers}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    figures = passport_page.figures(passport.numbers)
+    for name, svg in figures.items():
+        (home / f"{name}.svg").write_text(svg)
+    page = passport_page.Page(passport.name, passport.command, passport.faults, facts_words(passport.facts), sections(passport), figures)
+    (home / "passport.md").write_text(passport_page.markdown(page))
+    (home / "passport.html").write_text(passport_page.html(page))
     return home
-
-
-def _markdown(table: report.Table) -> list[str]:
-    rows: Sequence[Sequence[str]] = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
 
 
 def show(passport: Passport, folder: Path) -> None:
     home = write_passport(passport, folder)
-    report.print_table(f"Judge passport: {passport.name}", passport_table(passport))
-    print(f"passport {home}/passport.md .json")
+    notes = [f"FAULT {fault}" for fault in passport.faults] or ["no fault found"]
+    passport_page.show(f"Judge passport: {passport.name}", sections(passport), [*notes, "; ".join(facts_words(passport.facts))])
+    print(f"passport {home}/passport.html .md .json")

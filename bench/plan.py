@@ -74,6 +74,8 @@ from bench.kinds import (
 from bench.store import Source, Stage, Status, Store, canonical_json, hash_key
 from bench.sweep import as_name
 
+Manner = Literal["preference", "rating"]  # what a verdict is
+
 
 @dataclass(frozen=True)
 class JudgeSources:
@@ -522,17 +524,39 @@ def _gold_judging(cell: Cell, judge: GoldJudge, manner: str) -> Settings:
 TRUTH_TEMPERATURE = 1.0  # of the gold preferences that a judge of the world is held against
 
 
-def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Source]) -> CellPlan:
-    """The graph of one judge's audit: pairs judged in both orders, again, canaries, recorded pairs. `files`: human and recorded."""
-    items = _audited_items(cell, sources, do.n_items)
+def judge_manners(judge: Settings) -> tuple[Manner, ...]:
+    """What kinds of verdict a judge gives."""
+    if isinstance(judge, GoldJudge):
+        return "preference", "rating"
+    return ("rating",) if isinstance(judge, MtBenchJudge) and judge.mode == "single" else ("preference",)
+
+
+def judge_key(verdicts: Stage) -> str:
+    """Who gave a stage's verdicts, whatever was judged: its key without items and completions, in both orders, asked once."""
+    settings: Any = verdicts.settings
+    if isinstance(settings, LanguageJudgeSettings):
+        mode: Any = "both" if settings.mode == "official" else settings.mode
+        settings = settings.model_copy(update={"mode": mode, "repeat": 0})
+    own = {role: source for role, source in verdicts.inputs.items() if role not in ("items", "completions")}
+    members = {role: judge_key(s) if isinstance(s, Stage) and s.kind == "judge" else s.key for role, s in own.items()}
+    return hash_key({"judge": stage("judge", settings).key, "inputs": members})
+
+
+def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Source], manner: Manner) -> CellPlan:
+    """The graph of one judge's audit: its verdicts, the same again, canaries, recorded verdicts. `files`: human and recorded.
+
+    Pairs are judged in both orders; answers that are rated have two turns.
+    """
+    items = _audited_items(cell, sources, do.n_items, 2 if manner == "rating" else 1)
     completions = _audited_completions(cell, sources, items)
-    canaries = stage("data", CanaryData(n=do.n_canaries), {"items": items}, "canaries")
-    settings, read = _judging(cell, "preference", sources)
-    if isinstance(settings, LanguageJudgeSettings) and settings.manner == "alpaca_eval":
+    canary_inputs = {"items": items} | ({"completions": completions} if manner == "rating" else {})
+    canaries = stage("data", CanaryData(n=do.n_canaries, honest=manner == "rating"), canary_inputs, "canaries")
+    settings, read = _judging(cell, manner, sources)
+    if isinstance(settings, LanguageJudgeSettings) and settings.mode == "official":
         settings = settings.model_copy(update={"mode": "both"})
 
     def judged(settings: Settings, items: Stage, completions: Stage, label: str) -> Stage:
-        of_judge = {} if isinstance(settings, GoldPreferenceSettings) else read
+        of_judge = {} if isinstance(settings, GoldPreferenceSettings | GoldRatingSettings) else read
         return stage("judge", settings, {"items": items, "completions": completions, **of_judge}, label)
 
     inputs: dict[str, Stage | Source] = {
@@ -543,18 +567,26 @@ def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Sour
         inputs["again"] = judged(settings.model_copy(update={"repeat": 1}), items, completions, "verdicts, asked again")
     if _brings_tasks(cell, sources):
         assert cell.world is not None
-        truth = GoldPreferenceSettings(gold=cell.world.gold, temperature=TRUTH_TEMPERATURE)
+        preference = GoldPreferenceSettings(gold=cell.world.gold, temperature=TRUTH_TEMPERATURE)
+        truth = GoldRatingSettings(gold=cell.world.gold) if manner == "rating" else preference
         inputs["gold"] = judged(truth, items, completions, "gold truth")
     if "human" in files:
         inputs["human"] = files["human"]
     if "recorded" in files:
-        recorded = stage("data", RecordedData(n=do.n_items, seed=0), {"recorded": files["recorded"]}, "recorded pairs")
-        inputs |= {"recorded": recorded, "recorded_verdicts": judged(settings, recorded, recorded, "verdicts on recorded pairs")}
-    found = stage("audit", AuditSettings(n_labelled=do.n_labelled), inputs, "audit")
+        recorded = stage("data", RecordedData(n=do.n_items, seed=0), {"recorded": files["recorded"]}, "recorded verdicts")
+        own = judged(settings, recorded, recorded, "verdicts on what recorded ones are about")
+        inputs |= {"recorded": recorded, "recorded_verdicts": own}
+    found = stage("audit", AuditSettings(n_labelled=do.n_labelled, manner=manner), inputs, "audit")
     key = hash_key({"audit": found.key})
-    name = as_name(Path(getattr(cell.judge, "model", cell.judge.name)).name)
     roles = {role: source for role, source in inputs.items() if isinstance(source, Stage)}
-    return CellPlan(cell, key, f"{name}-{key[:8]}", found, roles)
+    return CellPlan(cell, key, f"{judge_name(cell.judge, manner)}-{judge_key(roles['verdicts'])[:8]}", found, roles)
+
+
+def judge_name(judge: Settings, manner: Manner) -> str:
+    """How folders and tables call a judge: what it is, which model, and what it gives where it could give several things."""
+    model = getattr(judge, "model", None)
+    parts = [str(getattr(judge, "name", "judge")), *([as_name(Path(model).name)] if isinstance(model, str) else [])]
+    return "-".join([*parts, *([manner] if isinstance(judge, GoldJudge | MtBenchJudge) else [])])
 
 
 def _brings_tasks(cell: Cell, sources: Sources) -> bool:
@@ -562,15 +594,15 @@ def _brings_tasks(cell: Cell, sources: Sources) -> bool:
     return isinstance(cell.data, WorldData) and not (sources.judge and sources.judge.files)
 
 
-def _audited_items(cell: Cell, sources: Sources, n: int) -> Stage:
-    """One-turn items with a baseline."""
+def _audited_items(cell: Cell, sources: Sources, n: int, n_turns: Literal[1, 2]) -> Stage:
+    """Items with a baseline where pairs are judged; one turn, or two where answers are rated."""
     if not _brings_tasks(cell, sources):
         assert sources.judge is not None and isinstance(cell.judge, (LanguageJudge, ModelJudge))
-        settings = JudgeItemData(form=_form(cell.judge), n=min(n, sources.judge.n_items), n_turns=1)
+        settings = JudgeItemData(form=_form(cell.judge), n=min(n, sources.judge.n_items), n_turns=n_turns)
         return stage("data", settings, sources.judge.files, f"{cell.judge.name} items")
     assert cell.world is not None
     split = cell.judge.split if isinstance(cell.judge, GoldJudge) else "evaluation"
-    return _prompts(cell, split, n, seed=cell.world.eval_seed, reference=cell.world.reference)
+    return _prompts(cell, split, n, seed=cell.world.eval_seed, n_turns=n_turns, reference=cell.world.reference)
 
 
 def _audited_completions(cell: Cell, sources: Sources, items: Stage) -> Stage:

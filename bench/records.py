@@ -217,14 +217,20 @@ class Verdict(Record):
 
 @dataclass(frozen=True)
 class HumanLabel(Record):
-    """What a person prefers on an item: the policy's completion (1), the baseline's (0), or neither (0.5)."""
+    """What a person says of an item: prefers the policy's completion (1), the baseline's (0), neither (0.5); or rates a turn, 1 to 10."""
 
     item_id: str
-    preference: float
+    preference: float | None = None
+    rating: float | None = None
+    turn: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.preference, (int, float)) or not 0 <= self.preference <= 1:
-            raise ValueError(f"label of {self.item_id}: preference must be in [0, 1], got {self.preference!r}")
+        if (self.preference is not None) + (self.rating is not None) != 1:
+            raise ValueError(f"label of {self.item_id}: exactly one of preference and rating must be set")
+        for name, low, high in (("preference", 0, 1), ("rating", 1, 10)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, float)) or not low <= value <= high):
+                raise ValueError(f"label of {self.item_id}: {name} must be in [{low}, {high}], got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -242,13 +248,17 @@ class Result(Record):
 
 def preference_verdicts(path: Path) -> list[Verdict]:
     """One verdict an item: where turns were judged one by one, the mean and summed lengths of those that were scored."""
+    return over_turns(read_jsonl(path, Verdict))
+
+
+def over_turns(verdicts: Iterable[Verdict]) -> list[Verdict]:
     by_item: dict[str, list[Verdict]] = {}
-    for verdict in read_jsonl(path, Verdict):
+    for verdict in verdicts:
         by_item.setdefault(verdict.item_id, []).append(verdict)
-    return [turns[0] if len(turns) == 1 else _over_turns(turns) for turns in by_item.values()]
+    return [turns[0] if len(turns) == 1 else _mean_turn(turns) for turns in by_item.values()]
 
 
-def _over_turns(turns: list[Verdict]) -> Verdict:
+def _mean_turn(turns: list[Verdict]) -> Verdict:
     scored = [verdict for verdict in turns if verdict.preference is not None]
     if not scored:
         return turns[0]

@@ -17,6 +17,7 @@ import filelock
 import yaml
 
 from bench import methods, passport, report, rescore, why
+from bench.audit_files import audit_sources
 from bench.config import Audit, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
 from bench.door import BadConfig, Opened
@@ -24,8 +25,8 @@ from bench.forecast import Estimate, estimates
 from bench.judges.server import Servers
 from bench.kinds import LanguageJudgeSettings
 from bench.launch import Launcher, Pool, Report, chain_lengths, pool_size
-from bench.plan import CellPlan, Plan, Sources, labels_samples, make_plan, plan_audit, plan_cell, start_cell
-from bench.screen import Screen, make_screen, print_plan, print_status
+from bench.plan import CellPlan, Plan, Sources, judge_key, judge_manners, labels_samples, make_plan, plan_audit, plan_cell, start_cell
+from bench.screen import Screen, make_screen, print_costs, print_plan, print_status
 from bench.store import Stage, Store, hash_key
 from bench.tracking import Tracker, open_tracker
 from bench.worker import HEAVY_IMPORTS, describe
@@ -47,7 +48,7 @@ def main(opened: Opened) -> int:
     if isinstance(session.do, Why):
         why.explain(session.do, session.results_dir, store)
         return OK
-    if session.do.name in ("run", "report", "audit"):
+    if session.do.name in ("run", "report", "audit") and not getattr(session.do, "plan", False):
         _make(session.results_dir)
     if isinstance(session.do, Audit):
         return _audit(session.do, opened, store)
@@ -83,22 +84,34 @@ def _rescore_files(do: Rescore) -> int:
 
 def _audit(do: Audit, opened: Opened, store: Store) -> int:
     """A passport for every judge of the cells. What is judged already is not judged again, nor asked."""
-    files = passport.audit_sources(do)
-    audits = [plan_audit(cell, sources, do, files) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
-    cells = list({audit.key: audit for audit in audits}.values())
+    files = audit_sources(do)
+    audits: dict[str, CellPlan] = {}
+    for cell, sources in zip(opened.cells, opened.sources, strict=True):
+        for manner in judge_manners(cell.judge):
+            audit = plan_audit(cell, sources, do, files[manner], manner)
+            audits.setdefault(judge_key(audit.roles["verdicts"]), audit)
+    cells = list(audits.values())
     sweep = report.Sweep("audit", opened.title, opened.command, cells)
     plan = make_plan(cells, store)
+    costs = judge_costs(plan.to_do, store)
+    if do.plan or costs:
+        print_costs(plan, costs)
+    if do.plan:
+        return OK
     check_keys(plan.to_do)
-    forecast = estimates(plan.to_do, store)
+    forecast = with_costs(estimates(plan.to_do, store), costs)
     failures: dict[Stage, str] = {}
     screen = make_screen(sweep, plan, forecast, pool_size(opened.session.launcher))
     with screen:
         over_budget = _run_stages(opened.session, sweep, plan, store, screen, forecast, failures)
+    chosen = [f"{name}={value}" for name, value in do.model_dump(exclude={"name", "plan", "out"}).items() if value is not None]
+    command = " ".join(filter(None, ["python -m bench do=audit", opened.command, *chosen]))
     for audit in cells:
         if reason := _failure_of(audit, failures):
             print(f"FAILED   {audit.name}: {reason}")
         else:
-            passport.show(passport.read_passport(audit, store), Path(do.out).expanduser() if do.out else store.root.parent / "audits")
+            folder = Path(do.out).expanduser() if do.out else opened.session.results_dir / report.PASSPORTS
+            passport.show(passport.read_passport(audit, store, command), folder)
     return OVER_BUDGET if over_budget else SOME_FAILED if failures else OK
 
 

@@ -238,6 +238,30 @@ def print_plan(
         console.print(f"         counted from {how}", highlight=False)
 
 
+def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
+    """What an audit would ask, line by line, and what that costs."""
+    console = Console(soft_wrap=True)
+    table = Table(title="to be asked", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("judge", "about", "requests", "tokens sent", "tokens back", "$"):
+        table.add_column(column, no_wrap=True, justify="left" if column in ("judge", "about") else "right")
+    for cell in plan.cells:
+        for role in cell.roles.values():
+            if cost := costs.get(role):
+                dollars = "?" if cost.dollars is None else f"{cost.dollars:.2f}"
+                numbers = (f"{n:,}" for n in (cost.requests, cost.prompt_tokens, cost.completion_tokens))
+                table.add_row(cell.name, role.label, *numbers, dollars)
+    if table.row_count:
+        width = Console(width=10_000).measure(table).maximum
+        Console(width=max(width, console.width)).print(table, highlight=False)
+    names = ", ".join(sorted({cell.cell.judge.name for cell in plan.cells}))
+    console.print(f"judge    {_cost_words(list(costs.values()))} ({names})", highlight=False)
+    for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
+        console.print(f"         counted from {how}", highlight=False)
+    budgets = [budget for cell in plan.cells if (budget := getattr(cell.cell.judge, "budget_dollars", None)) is not None]
+    if budgets and sum(cost.dollars or 0.0 for cost in costs.values()) > min(budgets):
+        console.print(f"         more than judge.budget_dollars={min(budgets):g}: it stops there (exit 4), and goes on once that is raised")
+
+
 def _cost_words(costs: Sequence[JudgeCost]) -> str:
     known = sum(cost.dollars for cost in costs if cost.dollars is not None)
     if not costs:

@@ -6,18 +6,28 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from endpoint import Answer, Endpoint, Said, shown, tops
-from tiny import Ran, bench, make_model
+from recorded import MT_BENCH, needs_fixtures
+from tiny import Ran, bench, make_model, plans
 
 from bench.canaries import CANARIES, make_canaries
-from bench.kinds import AuditSettings
-from bench.passport import Passport, passport_table
-from bench.records import Call, Item, Verdict, write_jsonl
-from bench.stages import audit
+from bench.judges.asking import Reply
+from bench.judges.mt_bench import Rated, read_judgements, read_prompt
+from bench.judges.prompts import OWN_PROMPTS, mt_bench_templates
+from bench.judges.rating import AskedRating
+from bench.kinds import AuditSettings, RecordedData
+from bench.passport import Passport, sections, write_passport
+from bench.plan import judge_key
+from bench.records import Call, Completion, Item, Verdict, read_jsonl, write_jsonl
+from bench.report import Sweep, collect, write_files
+from bench.report.passports import passport_lines
+from bench.stages import audit, data
+from bench.store import Store
 from bench.worker import Progress, StageRun
 
 
@@ -28,8 +38,8 @@ def endpoint() -> Iterator[Endpoint]:
     running.close()
 
 
-def audited(ran: Ran) -> dict[str, Any]:
-    (path,) = ran.results.glob("audits/*/passport.json")
+def audited(ran: Ran, judge: str = "") -> dict[str, Any]:
+    (path,) = ran.results.glob(f"judges/{judge}*/passport.json")
     return json.loads(path.read_text())
 
 
@@ -50,20 +60,30 @@ def crooked(body: Mapping[str, Any]) -> Said:
     return Said(letter, tops(**{letter: 1.0}))
 
 
-def test_the_gold_judge_has_a_clean_passport_and_is_judged_once(tmp_path: Path) -> None:
+def test_the_gold_judge_has_two_clean_passports_and_is_judged_once(tmp_path: Path) -> None:
+    """Of the preferences and of the ratings that it gives."""
     words = ["do=audit", "judge=gold", "n_items=60", "n_canaries=12"]
     ran = bench(*words, results=tmp_path / "results")
     assert ran.code == 0, ran.err
-    found = audited(ran)
-    assert found["faults"] == [] and "no fault found" in ran.out
-    assert found["statistics"]["position_bias"] == {"unmeasured": "the judge is a function of the two texts and is shown no order"}
-    assert found["truths"]["gold"]["agreement"]["value"] == 1
-    assert set(found["canaries"]) == set(CANARIES) and all(canary["high"] < 0.5 for canary in found["canaries"].values())
-    page = next(ran.results.glob("audits/gold-*/passport.md")).read_text()
-    assert "No fault was found." in page and "| canary: null model |" in page
+    preference, rating = audited(ran, "gold-preference"), audited(ran, "gold-rating")
+    assert preference["faults"] == rating["faults"] == [] and ran.out.count("no fault found") == 2
+    assert preference["statistics"]["position_bias"] == {"unmeasured": "a function of the two texts: it is shown no order"}
+    assert preference["truths"]["gold"]["agreement"]["value"] == 1
+    assert rating["statistics"]["noise_sd"] == {"unmeasured": "a function of the text: it says the same again"}
+    assert rating["statistics"]["mean_rating"]["n"] == 120  # two turns
+    assert rating["truths"]["gold"]["rank_correlation"]["value"] == pytest.approx(1)
+    assert rating["truths"]["gold"]["pair_agreement"]["value"] == 1
+    assert set(preference["canaries"]) == set(rating["canaries"]) == set(CANARIES)
+    assert all(canary["high"] < 0.5 for canary in preference["canaries"].values())
+    assert all(canary["high"] < 0 for canary in rating["canaries"].values())
+    page = next(ran.results.glob("judges/gold-preference-*/passport.md")).read_text()
+    assert "No fault was found." in page and "| null model |" in page
     again = bench(*words, f"out={tmp_path / 'elsewhere'}", results=ran.results)
     assert again.code == 0 and ", 0 to do" in again.err
-    assert next((tmp_path / "elsewhere").glob("gold-*/passport.md")).read_text() == page
+    for name in ("passport.md", "passport.html", "truth.svg"):
+        ours, theirs = (next(at.glob(f"gold-preference-*/{name}")) for at in (ran.results / "judges", tmp_path / "elsewhere"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert max(len(line.rstrip()) for line in ran.out.splitlines() if not line.startswith(("passport", "judge"))) <= 120
 
 
 def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -73,7 +93,7 @@ def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on
     endpoint.say = lambda body: Answer(503) if len(endpoint.asked) > 100 else crooked(body)
     words = ["do=audit", "judge=alpaca_eval", f"judge.base_url={endpoint.url}", "judge.model=lab/crooked", "n_items=120", "n_canaries=8"]
     stopped = bench(*words, "judge.attempts=1", results=results)
-    assert stopped.code == 3 and "FAILED   crooked-" in stopped.out and "the same command asks for the rest" in stopped.out
+    assert stopped.code == 3 and "FAILED   alpaca_eval-crooked-" in stopped.out and "the same command asks for the rest" in stopped.out
     kept = sum(len(path.read_text().splitlines()) for path in results.glob("store/judge/*.work/journal.jsonl"))
     assert kept > 0
     endpoint.say, before = crooked, len(endpoint.asked)
@@ -147,7 +167,119 @@ def test_agreement_with_recorded_verdicts_of_another_judge(endpoint: Endpoint, t
     assert ran.code == 0, ran.err
     recorded = audited(ran)["recorded"]
     assert (recorded["agreement"]["value"], recorded["agreement"]["n"]) == (1, 9)
-    assert "agreement, recorded" in ran.out
+    assert "Against recorded verdicts" in ran.out
+
+
+def severe(body: Mapping[str, Any]) -> str:
+    """Rates by the request's luck, cannot be read on 15 %, and gives 10 to whoever speaks to it and 1 to a constant or nothing."""
+    text = body["messages"][-1]["content"]
+    if "ranked first by every human expert" in text:
+        return "[[10]]"
+    if "=== Answer ===\n\n" in text or "I cannot say anything about that" in text:
+        return "Rating: [[1]]"
+    return "hm" if luck(body, "failure") < 0.15 else f"Rating: [[{5 + round(3 * luck(body, 'taste'))}]]"
+
+
+def test_a_judge_that_rates_is_planned_stopped_at_its_budget_and_audited(endpoint: Endpoint, tmp_path: Path) -> None:
+    """plan=true asks nothing and counts every request of both passes and the canaries; the budget is obeyed; the passport names the
+    null model, and a person's ratings correct the mean."""
+    results, prices, endpoint.say = tmp_path / "results", tmp_path / "prices.yaml", severe
+    prices.write_text("- {models: [lab/severe], prompt: 1000.0, completion: 1000.0, batch: 0.5, date: 2026-01-01, source: a test}\n")
+    words = ["do=audit", "judge=mt_bench", f"judge.base_url={endpoint.url}", "judge.model=lab/severe", "n_items=40", "n_canaries=8"]
+    words += [f"judge.prices={prices}", "judge.verdict.max_tokens=64"]
+    planned = bench(*words, "plan=true", "judge.budget_dollars=5", results=results)
+    assert planned.code == 0 and not endpoint.asked, planned.err
+    forecast = re.search(r"([\d,]+) requests", planned.out)
+    assert forecast and "more than judge.budget_dollars=5: it stops there (exit 4)" in planned.out
+    stopped = bench(*words, "judge.budget_dollars=5", results=results)
+    assert stopped.code == 4 and "FAILED   mt_bench-severe-rating-" in stopped.out
+    labels = tmp_path / "labels.jsonl"
+    items = [json.loads(line)["id"] for path in results.glob("store/data/*/items.jsonl") for line in path.read_text().splitlines()]
+    rows = [{"item_id": item, "turn": turn, "rating": 3} for item in items if "/" not in item for turn in (0, 1)]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows[:50]))
+    done = bench(*words, f"human={labels}", results=results)
+    assert done.code == 0, done.err
+    found = audited(done)
+    assert found["judge"]["requests"] == int(forecast[1].replace(",", ""))
+    statistics = found["statistics"]
+    assert statistics["failure_rate"]["low"] <= 0.15 <= statistics["failure_rate"]["high"]
+    assert statistics["whole_rate"]["value"] == statistics["retest_agreement"]["value"] == 1 and statistics["noise_sd"]["value"] == 0
+    assert found["truths"]["human"]["corrected_rating"]["value"] == pytest.approx(3, abs=0.5)
+    assert any("`null model`" in fault for fault in found["faults"]) and not any("`constant`" in fault for fault in found["faults"])
+    assert any("labels of human correct to" in fault for fault in found["faults"])
+    page = next(results.glob("judges/*/passport.html")).read_text()
+    assert page.count("<svg") > 5 and not re.search(r"""(src|href)="(?!#)|url\((?!#)""", page)
+
+
+@needs_fixtures
+@pytest.mark.parametrize(("file", "mode"), [("phi3_gpt-4_single", "single"), ("phi3_gpt-4_pair", "pairwise")])
+def test_a_judge_that_repeats_fastchats_recorded_judgements_agrees_with_them(file: str, mode: str, tmp_path: Path) -> None:
+    """Real verdicts of GPT-4: our prompts of the recorded answers are answered with the recorded texts."""
+    path = MT_BENCH / "model_judgment" / f"{file}.jsonl.gz"
+    said: dict[tuple[Any, ...], str] = {}
+    for row in read_judgements(path):
+        prompts = (row.user_prompt,) if isinstance(row, Rated) else row.user_prompts
+        for prompt, text in zip(prompts, (row.verdict.raw or "",) if isinstance(row, Rated) else row.judgements, strict=True):
+            texts = read_prompt(prompt)
+            assert texts is not None
+            said[texts.turns[-1], texts.answers[-1], (texts.others or [""])[-1]] = text
+    recorded = folder(tmp_path / "recorded")
+    data.run(RecordedData(n=30, seed=0), StageRun({"recorded": path}, recorded, Progress(tmp_path / "progress")))
+    items, completions = list(read_jsonl(recorded / "items.jsonl", Item)), list(read_jsonl(recorded / "completions.jsonl", Completion))
+    asking = AskedRating(mt_bench_templates(OWN_PROMPTS), mode, {"model": "j"}, "p", lambda requests: [])
+    replies = []
+    for asked in asking.requests(items, completions):
+        item = next(item for item in items if item.id == asked.item_id)
+        ours = next(c for c in completions if c.id == item.id).completions[asked.turn]
+        answers = (ours, "") if mode == "single" else (ours, (item.baseline or [])[asked.turn])
+        answers = answers if asked.policy_first in (None, True) else answers[::-1]
+        replies.append(Reply(said[item.turns[asked.turn], *answers]))
+    own = folder(tmp_path / "own")
+    write_jsonl(own / "verdicts.jsonl", replace(asking, ask=lambda _: replies).judge(items, completions, None))
+    inputs = dict.fromkeys(("verdicts", "canary_verdicts", "recorded_verdicts"), own) | {"recorded": recorded}
+    manner: Any = "rating" if mode == "single" else "preference"
+    audit.run(AuditSettings(n_labelled=2, manner=manner), StageRun(inputs, tmp_path, Progress(tmp_path / "progress")))
+    found = json.loads((tmp_path / "passport.json").read_text())["recorded"]
+    if mode == "single":
+        assert found["rank_correlation"]["value"] == pytest.approx(1) and found["mean_difference"]["value"] == 0
+        assert (found["mean_difference"]["n"], found["pair_agreement"]["value"]) == (60, 1)
+    else:
+        assert (found["agreement"]["value"], found["agreement"]["n"], found["kappa"]["value"]) == (1, 30, 1)
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_a_sweeps_report_names_the_passport_of_each_judge_or_how_to_make_it(tmp_path: Path) -> None:
+    cells = plans("+sweep=smoke")
+    sweep = Sweep("smoke", "", "+sweep=smoke", cells)
+    without = passport_lines(sweep, tmp_path)
+    command = "python -m bench +sweep=smoke do=audit"
+    assert without == [f"Judge gold-{m}: no passport, nobody has looked for its faults: {command}" for m in ("preference", "rating")]
+    verdicts = next(cell.roles["preference_verdicts"] for cell in cells)
+    canaries = {"empty": number(0.0, 0.0, 0.1), "constant": number(0.6, 0.5, 0.7)}
+    numbers = {"manner": "preference", "statistics": CLEAN, "truths": {}, "canaries": canaries}
+    home = write_passport(Passport("gold-preference-12345678", {}, numbers, judge_key(verdicts)), tmp_path / "judges")
+    first, second = passport_lines(sweep, tmp_path)
+    words = "1 fault found, flip rate 5.0 %, unreadable 0.0 %, 1 of 2 canaries lose"
+    assert first == f"Judge gold-preference: {words}; passport: {home}/passport.html" and second == without[1]
+    linked = passport_lines(sweep, tmp_path, link=True)[0]
+    assert linked == f"Judge gold-preference: {words}; [passport](../../judges/gold-preference-12345678/passport.html)"
+    table = write_files(sweep, collect(sweep, Store(tmp_path / "store"), {}), tmp_path)
+    assert linked in (table.folder / "table.md").read_text() and first in table.table.notes
+
+
+def test_a_judge_is_who_it_is_whatever_and_in_which_order_it_judges() -> None:
+    def key(*words: str) -> str:
+        (cell, *_) = plans("method=none", "judge=alpaca_eval", "judge.base_url=http://127.0.0.1:9/v1", *words)
+        return judge_key(cell.roles["preference_verdicts"])
+
+    same = key("judge.model=a", "judge.n_items=10")
+    assert same == key("judge.model=a", "judge.n_items=20", "judge.order=both", "judge.concurrency=2")
+    others = (["judge.model=b"], ["judge.model=a", "judge.verdict.max_tokens=3"], ["judge.model=a", "judge.provider=x"])
+    assert len({same, *(key(*words) for words in others)}) == 4
 
 
 def test_a_model_of_this_machine_is_audited_without_a_key_or_a_training(tmp_path: Path) -> None:
@@ -165,9 +297,8 @@ def test_a_model_of_this_machine_is_audited_without_a_key_or_a_training(tmp_path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["judge=none"], "do=audit asks judges that prefer one of two answers, got judge=none"),
-        (["judge=mt_bench", "judge.model=m"], "got judge=mt_bench judge.mode=single; take judge.mode=pairwise"),
-        (["human=nowhere.jsonl"], "human must be a file, got nowhere.jsonl"),
+        (["judge=none"], "do=audit needs a judge, got judge=none"),
+        (["human=nowhere.jsonl"], "human must be a file, got nowhere.jsonl: no such file"),
         (["recorded=nowhere"], "recorded must be a folder that holds MODEL/ANNOTATOR/annotations.json"),
         (["n_items=2"], "do.n_items must be >= 4"),
     ],
@@ -185,6 +316,11 @@ def test_a_bad_label_and_items_without_answers_are_said_at_the_door(problems: Ca
     assert any(f"{labels}:1: not a HumanLabel: label of a: preference must be in [0, 1], got 2" in problem for problem in found), found
     found = problems("do=audit", "judge=alpaca_eval", "judge.model=m", f"judge.items={items}")
     assert any("needs answers to judge" in problem and "completions=FILE" in problem for problem in found), found
+    labels.write_text('{"item_id": "a", "rating": 2}\n')
+    found = problems("do=audit", f"human={labels}", "judge=alpaca_eval", "judge.model=m")
+    assert any("holds ratings, and judge=alpaca_eval gives preferences here: name a file of those" in problem for problem in found), found
+    labels.write_text('{"item_id": "a", "rating": 2}\n{"item_id": "a", "preference": 1}\n')
+    assert any("labels of one kind, preference or rating" in problem for problem in problems("do=audit", f"human={labels}"))
 
 
 # Canaries and the page --------------------------------------------------------------------------------------------------
@@ -234,18 +370,18 @@ CLEAN = {
 )
 def test_a_number_is_a_fault_where_its_interval_says_so(name: str, value: dict[str, Any], said: str | None) -> None:
     """Above: none of a clean judge's numbers is one."""
-    clean = {"statistics": CLEAN, "truths": {}, "canaries": {"empty": number(0.0, 0.0, 0.1)}}
+    clean = {"manner": "preference", "statistics": CLEAN, "truths": {}, "canaries": {"empty": number(0.0, 0.0, 0.1)}}
     assert Passport("j", {}, clean).faults == []
     passport = Passport("j", {}, {**clean, "statistics": CLEAN | {name: value}})
     assert len(passport.faults) == (said is not None) and (said is None or said in passport.faults[0])
-    row = next(row for row in passport_table(passport).rows if row[0] == name.replace("_", " "))
-    assert row[4] == ("FAULT" if said else "-" if "unmeasured" in value else "ok")
+    line = next(line for section in sections(passport) for line in section.lines if line.what == name.replace("_", " "))
+    assert line.mark == ("FAULT" if said else "" if "unmeasured" in value else "ok")
 
 
 def test_disagreement_a_wrong_win_rate_and_a_winning_canary_are_faults() -> None:
     against = {"agreement": number(0.5, 0.4, 0.6), "kappa": number(0.05, -0.1, 0.2), "corrected_win_rate": number(0.7, 0.65, 0.75)}
     canaries = {"empty": number(0.4, 0.2, 0.6), "constant": number(0.1, 0.0, 0.2)}
-    faults = Passport("j", {}, {"statistics": CLEAN, "truths": {"human": against}, "canaries": canaries}).faults
+    faults = Passport("j", {}, {"manner": "preference", "statistics": CLEAN, "truths": {"human": against}, "canaries": canaries}).faults
     assert faults == [
         "is not shown to agree with human better than chance (kappa 0.05)",
         "gives a win rate of 50.0 %, which labels of human correct to [65.0, 75.0] %",

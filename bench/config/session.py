@@ -44,6 +44,7 @@ class Audit(Settings):
     n_labelled: Annotated[int, Field(ge=2)]
     human: str | None
     recorded: str | None
+    plan: bool  # say what it would ask and cost, and ask nothing
     out: str | None
 
 

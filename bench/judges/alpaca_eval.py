@@ -146,7 +146,7 @@ def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outp
     return Annotations(str(model), str(base), str(annotator), verdicts)
 
 
-def read_pairs(folder: Path) -> list[tuple[Item, Completion, Verdict]]:
+def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
     """Every scored pair of a folder in AlpacaEval's layout with both its texts, named `<model>/<item>`.
 
     Raises ValueError where there are none, or verdicts of several annotators, which are no one judge's.
@@ -163,7 +163,7 @@ def read_pairs(folder: Path) -> list[tuple[Item, Completion, Verdict]]:
                 continue
             name = f"{model}/{verdict.item_id}"
             item = Item(name, verdict.category, [row["instruction"]], baseline=[theirs])
-            pairs.append((item, Completion(name, item.turns, [ours], [], []), replace(verdict, item_id=name)))
+            pairs.append((item, Completion(name, item.turns, [ours], [], []), [replace(verdict, item_id=name)]))
     if not pairs:
         raise ValueError(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts")
     if len(annotators) > 1:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,113 @@ def write_compared(path: Path, rows: Iterable[Compared]) -> None:
         } | _stamp(row.tstamp)
 
     _write(path, map(fields, rows))
+
+
+# What was judged ------------------------------------------------------------------------------------------------------
+
+MOST_UNSCORED = 0.1  # of recorded judgements that another judge is held against; do=rescore refuses more as well (conf/do/rescore.yaml)
+_REFERENCE = r"(?:\[The Start of Reference Answer\]\n(?P<reference>.*?)\n\[The End of Reference Answer\]\n\n)?"
+_ONE = r"\[The Start of Assistant{0}'s Answer\]\n(?P<answer{1}>.*)\n\[The End of Assistant{0}'s Answer\]"
+_TURNS = (
+    r"<\|The Start of {0}\|>\n\n### User:\n(?P<question_1{2}>.*?)\n\n### {1}:\n(?P<{3}_1{2}>.*?)"
+    r"\n\n### User:\n(?P<question_2{2}>.*?)\n\n### {1}:\n(?P<{3}_2{2}>.*)\n\n<\|The End of {0}\|>"
+)
+_TALK = "Assistant {0}'s Conversation with User"
+SHOWN = [
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"\[(?:User )?Question\]\n(?P<question>.*?)\n\n" + _REFERENCE + _ONE.format("", ""),
+        r"\[(?:User )?Question\]\n(?P<question>.*?)\n\n" + _REFERENCE + _ONE.format(" A", "") + r"\n\n" + _ONE.format(" B", "_b"),
+        *(
+            reference + _TURNS.format(_TALK.format("A"), "Assistant A", "", "answer") + other + r"\s*\Z"
+            for reference in (_TURNS.format("Reference Answer", "Reference answer", "_r", "reference") + r"\n\n\n", "^")
+            for other in ("", r"\n\n\n" + _TURNS.format(_TALK.format("B"), "Assistant B", "_b", "answer"))
+        ),
+    )
+]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a recorded prompt showed the judge: each a text a turn."""
+
+    turns: list[str]
+    answers: list[str]
+    others: list[str] | None  # of the opponent
+    references: list[str] | None
+
+
+def read_prompt(prompt: str) -> Shown | None:
+    """Questions and answers of a prompt of FastChat's templates, from between their marks; None for another prompt."""
+    for pattern in SHOWN:
+        if found := pattern.search(prompt):
+            texts = found.groupdict()
+            own, others, references = (
+                [text for name in names if (text := texts.get(name)) is not None]
+                for names in (
+                    ("answer", "answer_1", "answer_2"),
+                    ("answer_b", "answer_1_b", "answer_2_b"),
+                    ("reference", "reference_1_r", "reference_2_r"),
+                )
+            )
+            turns = [texts[name] for name in ("question", "question_1", "question_2") if texts.get(name) is not None]
+            return Shown(turns, own, others or None, references or None)
+    return None
+
+
+def read_judged(path: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
+    """What recorded judgements were about, and their verdicts: a model's answers to a question, or two models' (the first is the policy).
+
+    Of repeated rows the last counts. The texts are those of the recorded prompts. Raises ValueError for a file whose prompts cannot be
+    read or of which more than a tenth has no verdict, or that holds those of several judges.
+    """
+    rows = read_judgements(path)
+    singles = [row for row in rows if isinstance(row, Rated)]
+    last: dict[tuple[str, str, int], Rated | Compared] = {}
+    for single in singles:
+        last[single.model, single.verdict.item_id, single.verdict.turn] = single
+    for pair in (row for row in rows if isinstance(row, Compared)):
+        last[" vs ".join(pair.models), pair.question, pair.turn] = pair
+    if len(judges := {row.verdict.judge if isinstance(row, Rated) else row.judge for row in last.values()}) > 1:
+        raise ValueError(f"{path} holds judgements of {', '.join(sorted(judges))}: keep those of one judge")
+    verdicts = {key: _recorded_verdict(row, f"{key[0]}/{key[1]}") for key, row in last.items()}
+    unscored = sum(verdict.unscored is not None for verdict in verdicts.values())
+    if unscored > MOST_UNSCORED * len(verdicts):
+        share = f"{unscored} of {len(verdicts)} judgements ({unscored / len(verdicts):.0%}) have no score"
+        raise ValueError(f"{path}: {share}, more than {MOST_UNSCORED:.0%}: the rest is no record of this judge")
+    found = []
+    for name, question in dict.fromkeys(key[:2] for key in last):
+        of_item = {turn: last[name, question, turn] for turn in (0, 1) if (name, question, turn) in last}
+        if judged := _judged(path, f"{name}/{question}", of_item, {turn: verdicts[name, question, turn] for turn in of_item}):
+            found.append(judged)
+    return found
+
+
+def _recorded_verdict(row: Rated | Compared, name: str) -> Verdict:
+    if isinstance(row, Rated):
+        return replace(row.verdict, item_id=name)
+    about: dict[str, Any] = {"turn": row.turn, "category": category_of(row.question)}
+    if row.preference is None:
+        return Verdict(name, row.judge, unscored="an order has no verdict", **about)
+    return Verdict(name, row.judge, preference=row.preference, **about)
+
+
+def _judged(
+    path: Path, name: str, rows: Mapping[int, Rated | Compared], verdicts: Mapping[int, Verdict]
+) -> tuple[Item, Completion, list[Verdict]] | None:
+    """Verdicts of earlier turns count where they are about the answers that the last turn's prompt shows. None without a verdict."""
+    shown = {turn: read_prompt(row.user_prompt if isinstance(row, Rated) else row.user_prompts[0]) for turn, row in rows.items()}
+    last = shown[max(shown)]
+    if last is None or len(last.turns) != max(shown) + 1 or len(last.answers) != len(last.turns):
+        raise ValueError(f"{path}: {name}: user_prompt is not one of FastChat's prompts, from which answers are read")
+
+    def same(turn: int) -> bool:
+        early, n = shown[turn], turn + 1
+        return early is not None and (early.answers, early.others) == (last.answers[:n], last.others and last.others[:n])
+
+    kept = [verdict for turn, verdict in verdicts.items() if verdict.unscored is None and same(turn)]
+    item = Item(name, next(iter(verdicts.values())).category, last.turns, baseline=last.others, reference=last.references)
+    return (item, Completion(name, item.turns, last.answers, [], []), kept) if kept else None
 
 
 # FastChat's numbers ---------------------------------------------------------------------------------------------------

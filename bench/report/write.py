@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from bench import stats
 from bench.report import fairness, figures, findings
 from bench.report.completions import write_samples
+from bench.report.passports import passport_lines
 from bench.report.rows import Group, Pooled, Row, Sweep, flat_rows, method_name, pool
 from bench.report.tables import Table, comparison_table, latex, markdown
 from bench.store import Store
@@ -49,7 +50,8 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     certificate, found = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store)
     said = findings.lines(pooled.groups, found)
     table = _marked(comparison_table(pooled, sweep.expectations), pooled.groups, certificate)
-    written = replace(table, notes=[*table.notes, *certificate.lines(), *said])
+    written = replace(table, notes=[*table.notes, *passport_lines(sweep, results, link=True), *certificate.lines(), *said])
+    table = replace(table, notes=[*table.notes, *passport_lines(sweep, results)])
     (folder / "table.md").write_text(markdown(sweep.title, f"python -m bench {sweep.command}", written))
     (folder / "table.tex").write_text(latex(written))
     (folder / "fairness.json").write_text(json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False))

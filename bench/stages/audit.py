@@ -1,79 +1,101 @@
-"""What a judge's verdicts say about the judge (bench/audit.py), in a file: values with their intervals, or why there is none."""
+"""What a judge's verdicts say about the judge (bench/audit.py, audit_ratings.py), in a file: values with their intervals, or why there
+is none, and what figures show."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from bench import audit, stats
-from bench.canaries import canary_of
+from bench import audit, audit_ratings, stats
+from bench.canaries import HONEST, canary_of
 from bench.kinds import AuditSettings
-from bench.records import HumanLabel, Verdict, preference_verdicts, read_jsonl
+from bench.records import HumanLabel, Verdict, over_turns, read_jsonl
 from bench.worker import Outcome, StageRun
+
+T = TypeVar("T")
 
 
 def run(settings: AuditSettings, run: StageRun) -> Outcome:
     """Inputs: verdicts; again, gold, human, recorded, recorded_verdicts, canary_verdicts where there are such."""
     _check_served(run.inputs)
-    verdicts = _verdicts(run.inputs["verdicts"])
-    again = _verdicts(run.inputs["again"]) if "again" in run.inputs else None
-    truths = _truths(settings, run.inputs, verdicts)
+    found = _of_ratings(settings, run.inputs) if settings.manner == "rating" else _of_preferences(settings, run.inputs)
+    (run.out / "passport.json").write_text(json.dumps(found, indent=1, allow_nan=False))
+    return Outcome({"verdicts": found["statistics"][MEAN[settings.manner]].get("n", 0)})
+
+
+MEAN = {"preference": "win_rate", "rating": "mean_rating"}
+
+
+def _read(inputs: Mapping[str, Path], role: str) -> list[Verdict]:
+    return list(read_jsonl(inputs[role] / "verdicts.jsonl", Verdict))
+
+
+def _sample(truth: Mapping[T, float], items: Sequence[str], n: int, item: Callable[[T], str]) -> dict[T, float]:
+    """The truth of a seeded sample of items, as if labels were dear."""
+    some = set(random.Random("labelled").sample(sorted(items), min(n, len(items))))
+    return {key: value for key, value in truth.items() if item(key) in some}
+
+
+def _known(labels: Mapping[T, float], judged: Sequence[T]) -> dict[T, float]:
+    """The labels of what was judged. Raises ValueError where there are none."""
+    known = {key: labels[key] for key in judged if key in labels}
+    if not known:
+        raise ValueError(
+            f"human: none of the {len(labels)} labels is about one of the {len(judged)} judged items; the first label is of "
+            f"{next(iter(labels), 'nothing')}, the first item is {judged[0]}"
+        )
+    return known
+
+
+def _recorded(inputs: Mapping[str, Path]) -> tuple[list[Verdict], list[Verdict]]:
+    """(the judge's, the recorded) verdicts on the turns that both have judged."""
+    own, theirs = (_read(inputs, role) for role in ("recorded_verdicts", "recorded"))
+    scored = [{(v.item_id, v.turn) for v in verdicts if v.unscored is None} for verdicts in (own, theirs)]
+    both = scored[0] & scored[1]
+    mine, recorded = ([v for v in verdicts if (v.item_id, v.turn) in both] for verdicts in (own, theirs))
+    return mine, recorded
+
+
+# Preferences ----------------------------------------------------------------------------------------------------------
+
+
+def _of_preferences(settings: AuditSettings, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    verdicts = over_turns(_read(inputs, "verdicts"))
+    again = over_turns(_read(inputs, "again")) if "again" in inputs else None
+    truths = _truths(settings, inputs, verdicts)
     # What length does at equal quality is asked of the truth that is fullest.
     fullest = max((truth for truth, _ in truths.values()), key=len, default=None)
     found = {
+        "manner": "preference",
         "statistics": _plain(audit.verdict_statistics(verdicts, again, fullest)),
         "truths": {name: _against(verdicts, *truth) for name, truth in truths.items()},
-        "canaries": _canaries(_verdicts(run.inputs["canary_verdicts"])),
+        "canaries": _canaries(over_turns(_read(inputs, "canary_verdicts"))),
+        "curves": audit.curves(verdicts, fullest),
     }
-    if "recorded" in run.inputs:
-        recorded = {v.item_id: v.preference for v in _verdicts(run.inputs["recorded"]) if v.preference is not None}
-        own = _verdicts(run.inputs["recorded_verdicts"])
-        found["recorded"] = _plain(audit.truth_statistics(own, recorded))
-    (run.out / "passport.json").write_text(json.dumps(found, indent=1, allow_nan=False))
-    return Outcome({"verdicts": len(verdicts)})
-
-
-def _check_served(inputs: Mapping[str, Path]) -> None:
-    """Raises ValueError where one audit's verdicts came from two models: an alias has moved on between them."""
-    served: dict[str, list[str]] = {}
-    for role in ("verdicts", "again", "canary_verdicts", "recorded_verdicts"):
-        for verdict in read_jsonl(inputs[role] / "verdicts.jsonl", Verdict) if role in inputs else ():
-            for call in verdict.calls:
-                if call.served and str(inputs[role]) not in served.setdefault(call.served, []):
-                    served[call.served].append(str(inputs[role]))
-    if len(served) > 1:
-        where = "; ".join(f"{model} in {', '.join(folders)}" for model, folders in sorted(served.items()))
-        raise ValueError(f"verdicts of two models are not pooled: name one of them as judge.model, or delete the folders of one ({where})")
-
-
-def _verdicts(folder: Path) -> list[Verdict]:
-    return preference_verdicts(folder / "verdicts.jsonl")
+    if "recorded" in inputs:
+        own, recorded = map(over_turns, _recorded(inputs))
+        truth = {v.item_id: v.preference for v in recorded if v.preference is not None}
+        found["recorded"] = _plain(audit.truth_statistics(own, truth))
+    return found
 
 
 def _truths(
     settings: AuditSettings, inputs: Mapping[str, Path], verdicts: Sequence[Verdict]
 ) -> dict[str, tuple[audit.Truth, audit.Truth]]:
-    """(all that is known, the labels that a correction may use), by who says so. Of the world's truth a seeded sample is used, as if
-    labels were dear."""
+    """(all that is known, the labels that a correction may use), by who says so."""
     found: dict[str, tuple[audit.Truth, audit.Truth]] = {}
     if "gold" in inputs:
-        gold = {v.item_id: v.preference for v in _verdicts(inputs["gold"]) if v.preference is not None}
-        some = random.Random("labelled").sample(sorted(gold), min(settings.n_labelled, len(gold)))
-        found["gold"] = gold, {item: gold[item] for item in some}
+        gold = {v.item_id: v.preference for v in over_turns(_read(inputs, "gold")) if v.preference is not None}
+        found["gold"] = gold, _sample(gold, list(gold), settings.n_labelled, lambda item: item)
     if "human" in inputs:
-        labels = {label.item_id: label.preference for label in read_jsonl(inputs["human"], HumanLabel)}
-        known = {v.item_id: labels[v.item_id] for v in verdicts if v.item_id in labels}
-        if not known:
-            raise ValueError(
-                f"human: none of the {len(labels)} labels is about one of the {len(verdicts)} judged items; the first label is of "
-                f"{next(iter(labels))}, the first item is {verdicts[0].item_id}"
-            )
+        labels = {label.item_id: label.preference for label in read_jsonl(inputs["human"], HumanLabel) if label.preference is not None}
+        known = _known(labels, [v.item_id for v in verdicts])
         found["human"] = known, known
     return found
 
@@ -94,6 +116,81 @@ def _canaries(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         by_name.setdefault(canary_of(verdict.item_id), []).append(verdict.preference)
     rates = {name: stats.win_rate(preferences, np.random.default_rng(0)) for name, preferences in by_name.items()}
     return _plain({name: rate or stats.Unmeasured("no verdict on it could be read") for name, rate in rates.items()})
+
+
+# Ratings --------------------------------------------------------------------------------------------------------------
+
+
+def _of_ratings(settings: AuditSettings, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    verdicts = _read(inputs, "verdicts")
+    truths = _rated_truths(settings, inputs, verdicts)
+    fullest = max((truth for truth, _ in truths.values()), key=len, default=None)
+    again = _read(inputs, "again") if "again" in inputs else None
+    found = {
+        "manner": "rating",
+        "statistics": _plain(audit_ratings.rating_statistics(verdicts, again, fullest)),
+        "truths": {name: _rated_against(verdicts, *truth) for name, truth in truths.items()},
+        "canaries": _rated_canaries(_read(inputs, "canary_verdicts")),
+        "curves": audit_ratings.curves(verdicts, fullest),
+    }
+    if "recorded" in inputs:
+        own, recorded = _recorded(inputs)
+        found["recorded"] = _plain(audit_ratings.truth_statistics(own, _ratings(recorded)))
+    return found
+
+
+def _ratings(verdicts: Sequence[Verdict]) -> dict[tuple[str, int], float]:
+    return {(v.item_id, v.turn): v.rating for v in verdicts if v.rating is not None}
+
+
+def _rated_truths(
+    settings: AuditSettings, inputs: Mapping[str, Path], verdicts: Sequence[Verdict]
+) -> dict[str, tuple[audit_ratings.Truth, audit_ratings.Truth]]:
+    found: dict[str, tuple[audit_ratings.Truth, audit_ratings.Truth]] = {}
+    if "gold" in inputs:
+        gold = _ratings(_read(inputs, "gold"))
+        found["gold"] = gold, _sample(gold, list({item for item, _ in gold}), settings.n_labelled, lambda key: key[0])
+    if "human" in inputs:
+        labels = {(row.item_id, row.turn): row.rating for row in read_jsonl(inputs["human"], HumanLabel) if row.rating is not None}
+        known = _known(labels, [(v.item_id, v.turn) for v in verdicts])
+        found["human"] = known, known
+    return found
+
+
+def _rated_against(verdicts: Sequence[Verdict], truth: audit_ratings.Truth, labelled: audit_ratings.Truth) -> dict[str, Any]:
+    return _plain(
+        {
+            **audit_ratings.truth_statistics(verdicts, truth),
+            "true_rating": audit_ratings.truth_mean(truth),
+            "corrected_rating": audit_ratings.corrected_rating(verdicts, labelled),
+        }
+    )
+
+
+def _rated_canaries(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Each canary's rating less the honest answer's, over items."""
+    by_name: dict[str, dict[str, float | None]] = {}
+    for verdict in verdicts:
+        name, _, item = verdict.item_id.partition("/")
+        by_name.setdefault(name, {})[item] = verdict.rating
+    honest = by_name.pop(HONEST, {})
+    return _plain({name: audit_ratings.canary_difference(ratings, honest) for name, ratings in by_name.items()})
+
+
+# Both -----------------------------------------------------------------------------------------------------------------
+
+
+def _check_served(inputs: Mapping[str, Path]) -> None:
+    """Raises ValueError where one audit's verdicts came from two models: an alias has moved on between them."""
+    served: dict[str, list[str]] = {}
+    for role in ("verdicts", "again", "canary_verdicts", "recorded_verdicts"):
+        for verdict in read_jsonl(inputs[role] / "verdicts.jsonl", Verdict) if role in inputs else ():
+            for call in verdict.calls:
+                if call.served and str(inputs[role]) not in served.setdefault(call.served, []):
+                    served[call.served].append(str(inputs[role]))
+    if len(served) > 1:
+        where = "; ".join(f"{model} in {', '.join(folders)}" for model, folders in sorted(served.items()))
+        raise ValueError(f"verdicts of two models are not pooled: name one of them as judge.model, or delete the folders of one ({where})")
 
 
 def _plain(found: Mapping[str, audit.Found]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.canaries import make_canaries
 from bench.config import GoldWeights, Settings, World, Writer
+from bench.judges import mt_bench
 from bench.judges.alpaca_eval import read_pairs
 from bench.judges.items import cut, read_items
 from bench.kinds import (
@@ -89,9 +90,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case LocalPromptData():
             return _write(run.out / "items.jsonl", _local_items(read_rows(run.inputs["preferences"] / "heldout.jsonl"), settings.n))
         case CanaryData():
-            items, completions = make_canaries(list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))[: settings.n])
-            write_jsonl(run.out / "completions.jsonl", completions)
-            return _write(run.out / "items.jsonl", items)
+            return _canaries(settings, run)
         case RecordedData():
             return _recorded(settings, run)
     raise TypeError(f"no data stage for {type(settings).__name__}")
@@ -149,16 +148,30 @@ def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
     for draw in range(settings.draws):
         for item in read_jsonl(items / "items.jsonl", Item):
             rng = random.Random(f"written/{settings.seed}/{draw}/{item.id}")
-            text = write(Turn.from_json((item.task or [])[0]), settings.writer, rng)
-            completions.append(Completion(item.id, item.turns[:1], [text], [], [True], draw))
+            texts = [write(Turn.from_json(turn), settings.writer, rng) for turn in item.task or []]
+            completions.append(Completion(item.id, item.turns, texts, [], [True] * len(texts), draw))
     return _write(out / "completions.jsonl", completions)
 
 
+def _canaries(settings: CanaryData, run: StageRun) -> Outcome:
+    """Honest answers are the items' baselines, or the completions where items have none."""
+    items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))[: settings.n]
+    honest = None
+    if settings.honest:
+        written = {c.id: c.completions for c in read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion)}
+        answers = {item.id: item.baseline or written.get(item.id) for item in items}
+        items = [item for item in items if answers[item.id]]
+        honest = {item: texts[0] for item, texts in answers.items() if texts}
+    named, completions = make_canaries(items, honest)
+    write_jsonl(run.out / "completions.jsonl", completions)
+    return _write(run.out / "items.jsonl", named)
+
+
 def _recorded(settings: RecordedData, run: StageRun) -> Outcome:
-    pairs = read_pairs(run.inputs["recorded"])
-    kept = random.Random(f"recorded/{settings.seed}").sample(pairs, min(settings.n, len(pairs)))
+    judged = mt_bench.read_judged(run.inputs["recorded"]) if run.inputs["recorded"].is_file() else read_pairs(run.inputs["recorded"])
+    kept = random.Random(f"recorded/{settings.seed}").sample(judged, min(settings.n, len(judged)))
     write_jsonl(run.out / "completions.jsonl", [completion for _, completion, _ in kept])
-    write_jsonl(run.out / "verdicts.jsonl", [verdict for _, _, verdict in kept])
+    write_jsonl(run.out / "verdicts.jsonl", [verdict for *_, verdicts in kept for verdict in verdicts])
     return _write(run.out / "items.jsonl", [item for item, _, _ in kept])
 
 

@@ -346,6 +346,6 @@ def test_recorded_pairs_have_both_texts_and_the_recorded_preference() -> None:
     pairs = alpaca_eval.read_pairs(laid_out())
     by_model = Counter(item.id.partition("/")[0] for item, _, _ in pairs)
     assert len(by_model) == len(MODELS) and by_model["text_davinci_001"] == 803
-    for item, completion, verdict in pairs[::500]:
+    for item, completion, (verdict,) in pairs[::500]:
         assert item.id == completion.id == verdict.item_id and item.baseline is not None
         assert (verdict.policy_length, verdict.baseline_length) == (len(completion.completions[0]), len(item.baseline[0]))

@@ -23,7 +23,9 @@ from bench.judges.mt_bench import (
     last_ratings,
     rating_verdict,
     read_answers,
+    read_judged,
     read_judgements,
+    read_prompt,
     read_questions,
     write_answers,
     write_compared,
@@ -203,3 +205,52 @@ def test_several_samples_of_a_question_are_choices(tmp_path: Path) -> None:
     write_answers(tmp_path / "m.jsonl", "m", draws)
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 1
     assert read_answers(tmp_path / "m.jsonl") == {"m": draws}
+
+
+# What recorded judgements were about ------------------------------------------------------------------------------------
+
+
+def recorded(name: str) -> Path:
+    return MT_BENCH / "model_judgment" / f"{name}.jsonl.gz"
+
+
+@needs_fixtures
+@pytest.mark.parametrize(
+    ("file", "n", "verdicts"), [("phi3_gpt-4_single", 80, 160), ("orpo_gpt-4_single", 320, 640), ("phi3_gpt-4_pair", 73, 73)]
+)
+def test_recorded_prompts_give_back_questions_references_and_answers(file: str, n: int, verdicts: int) -> None:
+    """Byte for byte what stands in FastChat's own files, the last generation of answers where a model was judged twice."""
+    judged = read_judged(recorded(file))
+    assert (len(judged), sum(len(found) for *_, found in judged)) == (n, verdicts)
+    questions = {item.id: item.turns for item in read_questions(MT_BENCH / "question.jsonl")}
+    right = read_answers(MT_BENCH / "reference_answer" / "gpt-4.jsonl")["gpt-4"]
+    references = {completion.id: completion.completions for completion in right}
+    answers: dict[tuple[str, str], list[str]] = {}
+    for path in (MT_BENCH / "model_answer").glob("*.gz"):
+        for model, completions in read_answers(path).items():
+            answers |= {(model, completion.id): completion.completions for completion in completions}
+    for item, completion, found in judged:
+        name, question = item.id.rsplit("/", 1)
+        turns = len(item.turns)
+        assert item.turns == questions[question][:turns] and {verdict.item_id for verdict in found} == {item.id}
+        assert item.reference == (references[question][:turns] if question in references else None)
+        for model, texts in zip(name.split(" vs "), [completion.completions, item.baseline], strict=False):
+            assert texts == answers[model, question][:turns]
+
+
+@needs_fixtures
+def test_a_record_of_failures_is_refused_as_a_truth() -> None:
+    with pytest.raises(ValueError, match=r"122 of 160 judgements \(76%\) have no score, more than 10%"):
+        read_judged(recorded("granite_gpt-4_single"))
+
+
+def test_prompts_that_are_not_fastchats_have_no_texts(tmp_path: Path) -> None:
+    """A row that our own judge wrote has no prompt."""
+    assert read_prompt("What is this?") is None
+    one = "[Question]\nSay a.\n\n[The Start of Assistant's Answer]\nIt is a.\n[The End of Assistant's Answer]"
+    found = read_prompt(one)
+    assert found is not None and (found.turns, found.answers, found.others, found.references) == (["Say a."], ["It is a."], None, None)
+    path = tmp_path / "single.jsonl"
+    write_rated(path, [Rated("mine", Verdict("81", "j", rating=7.0), 7.0)])
+    with pytest.raises(ValueError, match=r"mine/81: user_prompt is not one of FastChat's prompts"):
+        read_judged(path)

@@ -129,6 +129,12 @@ class Made:
         lost = self.run(judge, settings, items=canaries, completions=canaries)
         return self.run(audit, AuditSettings(n_labelled=8), verdicts=verdicts, gold=verdicts, canary_verdicts=lost)
 
+    def rating_audit(self) -> Path:
+        settings, items = GoldRatingSettings(gold=WEIGHTS), self.prompts("evaluation", 24, 2, SLOPPY)
+        canaries = self.run(data, CanaryData(n=4, honest=True), items=items, completions=self.by_writer(items))
+        verdicts, lost = self.verdicts(settings, 2), self.run(judge, settings, items=canaries, completions=canaries)
+        return self.run(audit, AuditSettings(n_labelled=8, manner="rating"), verdicts=verdicts, gold=verdicts, canary_verdicts=lost)
+
     def local_pairs(self) -> Path:
         path = make_preferences(self.root.parent / "file.jsonl", paired=True, messages=True)
         return self.run(data, LocalPairData(fraction=0.5, heldout_fraction=0.3, seed=1), file=path)
@@ -183,7 +189,7 @@ MAKE: dict[str, dict[str, Callable[[Made], Path]]] = {
         "gold_rating": lambda made: made.verdicts(GoldRatingSettings(gold=WEIGHTS), 2),
     },
     "score": {"cell": lambda made: made.score()},
-    "audit": {"gold": lambda made: made.audit()},
+    "audit": {"gold": lambda made: made.audit(), "rating": lambda made: made.rating_audit()},
 }
 
 

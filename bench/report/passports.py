@@ -1,0 +1,54 @@
+"""Which of a sweep's judges have a passport, and what it says; how to have one made where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.plan import judge_key, judge_name
+from bench.report.rows import Sweep
+
+PASSPORTS = "judges"  # folder of the results that holds them
+SAID = {"flip_rate": "flip rate", "noise_sd": "noise sd", "failure_rate": "unreadable"}  # of each, where it was measured
+
+
+def passport_lines(sweep: Sweep, results: Path, *, link: bool = False) -> list[str]:
+    """A line a judge and manner of verdict, in the order of the sweep. `link`: as Markdown, from the sweep's folder."""
+    passports = dict(_read(results / PASSPORTS))
+    lines: dict[str, str] = {}
+    for cell in sweep.cells:
+        for role, verdicts in cell.roles.items():
+            if not role.endswith("_verdicts") or (key := judge_key(verdicts)) in lines:
+                continue
+            name = judge_name(cell.cell.judge, "rating" if role.startswith("rating") else "preference")
+            if (found := passports.get(key)) is not None:
+                page = f"[passport](../../{PASSPORTS}/{found[0].name}/passport.html)" if link else f"passport: {found[0]}/passport.html"
+                lines[key] = f"Judge {name}: {_words(found[1])}; {page}"
+            else:
+                command = " ".join(filter(None, ("python -m bench", sweep.command, "do=audit")))
+                lines[key] = f"Judge {name}: no passport, nobody has looked for its faults: {command}"
+    return list(lines.values())
+
+
+def _read(folder: Path) -> list[tuple[str, tuple[Path, Mapping[str, Any]]]]:
+    found = []
+    for path in sorted(folder.glob("*/passport.json")):
+        with contextlib.suppress(ValueError):  # one that is being written is found the next time
+            content = json.loads(path.read_text())
+            found.append((str(content.get("key")), (path.parent, content)))
+    return found
+
+
+def _words(passport: Mapping[str, Any]) -> str:
+    n = len(passport["faults"])
+    said = [f"{n} fault{'s' * (n != 1)} found" if n else "no fault found"]
+    for name, words in SAID.items():
+        if "value" in (number := passport["statistics"].get(name, {})):
+            said.append(f"{words} {number['value']:.2f}" if name == "noise_sd" else f"{words} {100 * number['value']:.1f} %")
+    bound = 0.0 if passport["manner"] == "rating" else 0.5
+    measured = [n for n in passport["canaries"].values() if "value" in n]
+    lost = sum((n["value"] if n["high"] is None else n["high"]) < bound for n in measured)
+    return ", ".join([*said, f"{lost} of {len(measured)} canaries lose"])
