@@ -12,8 +12,8 @@ import gzip
 import hashlib
 import itertools
 import json
-import os
 import random
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +24,10 @@ from bench.config import Form
 from bench.records import Message, Pair, Unpaired
 
 Row = TypeVar("Row", Pair, Unpaired)
+T = TypeVar("T")
 
 SHOWN_BAD_ROWS = 20
+PUNCTUATION = " .,:;!?\"'`"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXPECTED = "expected columns prompt, chosen, rejected or prompt, completion, label"
 
@@ -83,9 +85,10 @@ def read_preferences(path: Path) -> Preferences:
     return Preferences(pairs, unpaired)
 
 
-def raw_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
+def raw_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Callable[[], Any]]]:
     """(number, function that reads the row or raises ValueError); only a file that cannot be read at all raises here.
 
+    `columns`: of a Parquet file only these are read, all where none are named.
     JSON is one object a line (.jsonl, .json, either with .gz), or a list of objects in a .json file.
     """
     match path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower():
@@ -93,11 +96,13 @@ def raw_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
             import pyarrow.parquet
 
             try:
-                rows = pyarrow.parquet.read_table(path).to_pylist()
+                with pyarrow.parquet.ParquetFile(path) as file:
+                    wanted = [name for name in file.schema_arrow.names if not columns or name in columns]
+                    batches = file.iter_batches(1024, columns=wanted)
+                    for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                        yield number, partial(dict, row)
             except pyarrow.ArrowException as error:
                 raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
-            for number, row in enumerate(rows, 1):
-                yield number, partial(dict, row)
         case ".jsonl" | ".json":
             with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
                 if path.suffix.lower() == ".json" and file.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":  # type: ignore[union-attr]
@@ -180,7 +185,7 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
 
 def _implicit(chosen: str, rejected: str) -> tuple[str, list[str]]:
     """The prompt that two plain texts begin with, and their ends; a space between belongs to the ends, as in TRL's extract_prompt."""
-    shared = len(os.path.commonprefix([chosen, rejected]))
+    shared = sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
     shared -= chosen[:shared].endswith(" ")
     if not chosen[:shared].strip():
         raise ValueError("chosen and rejected begin differently, and plain text needs its prompt at their start or in a prompt column")
@@ -235,6 +240,16 @@ def prompt_key(prompt: Sequence[Message]) -> str:
     return json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
 
 
+def normalised(text: str) -> str:
+    """A text less what copies of it differ in: letter case, width of characters, white space, punctuation at its ends."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(PUNCTUATION) or text
+
+
+def prompt_group(prompt: Sequence[Message]) -> str:
+    """What copies of a prompt have in common: its roles and normalised texts."""
+    return json.dumps([[m["role"], normalised(m["content"])] for m in prompt], ensure_ascii=False)
+
+
 def hash_fraction(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
@@ -249,7 +264,7 @@ def split_heldout(rows: Sequence[Row], heldout_fraction: float) -> tuple[list[Ro
     return train, heldout
 
 
-def nested_subset(rows: Sequence[Row], fraction: float, seed: int) -> list[Row]:
+def nested_subset(rows: Sequence[T], fraction: float, seed: int) -> list[T]:
     """The first round(fraction * n) rows of a seeded order, at least one: a smaller fraction is inside a larger one."""
     order = list(range(len(rows)))
     random.Random(f"fraction/{seed}").shuffle(order)

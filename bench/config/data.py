@@ -119,9 +119,15 @@ class Published(Settings):
     path: str | None  # a copy of its folder, or one file of it
     train_files: Patterns = Field(min_length=1)
 
-    @property
-    def from_hub(self) -> bool:
-        return self.path is None
+
+class SftEpochs(Settings):
+    """Supervised fine-tuning of a pretrained model: AdamW, cosine, loss pooled over the answers' tokens of a batch, as in Zephyr."""
+
+    learning_rate: Positive
+    num_train_epochs: Positive
+    batch_size: Count
+    gradient_accumulation_steps: Count
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
 
 
 class DatasetData(Published):
@@ -139,3 +145,11 @@ class DatasetData(Published):
     desirable_fraction: Fraction
     undesirable_fraction: Fraction
     overlap: Overlap  # what becomes of train rows whose prompt is one of the judge's items
+
+
+class Sft(Published):
+    """How a start model is made of a base model's folder: supervised fine-tuning on conversations, on every answer of each."""
+
+    name: Name
+    fraction: Fraction  # of the conversations
+    training: SftEpochs
