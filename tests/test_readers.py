@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published import PUBLISHED, bot, halos, oasst, publish, shp, ultrafeedback, user, write
 
-from bench import readers
+from bench import methods, readers
 from bench.config import DatasetData, TrlRows
 from bench.door import Opened
 from bench.kinds import ConversationData, DatasetRows, LocalPairData
+from bench.plan import plan_cell
 from bench.preferences import BadRows, normalised, prompt_group
 from bench.readers.splits import Divided, divide, overlap
 from bench.records import Item, Pair, Unpaired
@@ -294,3 +295,52 @@ def test_overlap_is_dropped_or_refused(many: Path) -> None:
         with pytest.raises(ValueError, match=r"train rows ask what the judge asks \(data\.overlap=refuse\), the first of them 'what is "):
             divide(_plain(overlap="refuse"), many, ITEMS)
     assert lost, "the fixture holds an overlap"
+
+
+# Keys ----------------------------------------------------------------------------------------------------------------
+
+MOVES: dict[str, set[str]] = {
+    "data.name=other": set(),
+    "data.n_kl_prompts=8": {"KL prompts"},
+    "data.fraction=0.5": {"preferences"},
+    "data.overlap=drop": set(),  # no judge brings items
+    "data.heldout_fraction=0.3": {"preferences", "all rows"},
+    "data.n_heldout=5": {"preferences", "all rows"},
+    "data.reading.ties=drop": {"preferences", "all rows"},
+    "data.train_files=[data/*_prefs-*.parquet]": {"preferences", "all rows"},
+    "data.heldout_files=[]": {"preferences", "all rows"},
+    "seed=1": {"preferences"},
+}
+
+
+@pytest.mark.parametrize("word", MOVES)
+def test_a_setting_of_a_dataset_moves_the_rows_that_it_bears_on(
+    word: str, opened: Open, model_folder: Path, tmp_path: Path
+) -> None:
+    folder = publish(tmp_path / "uf", "ultrafeedback_binarized", 5, n_heldout=5)
+    words = ("model=local", f"model.path={model_folder}", "data=ultrafeedback_binarized", f"data.path={folder}", "method=dpo")
+    before, after = (_rows_of(opened(*words, *more)) for more in ((), (word,)))
+    moved = {label for label in before if before[label] != after[label]}
+    held_out = {"KL prompts", "held-out prompts"} if "all rows" in MOVES[word] else set()
+    assert moved == MOVES[word] | held_out
+
+
+def _rows_of(done: Opened) -> dict[str, str]:
+    """Keys of a cell's data stages by label."""
+    stages = plan_cell(done.cells[0], done.sources[0], methods.chain).stages
+    return {stage.label: stage.key for stage in stages if stage.kind == "data"}
+
+
+def test_a_copy_counts_by_the_content_of_the_files_that_are_read(opened: Open, model_folder: Path, tmp_path: Path) -> None:
+    digests = []
+    for name in ("a", "b", "c"):
+        folder = publish(tmp_path / name, "ultrafeedback_binarized", 5, n_heldout=5)
+        if name == "b":
+            (folder / "README.md").write_text("not read")
+        if name == "c":
+            write(folder / PUBLISHED["ultrafeedback_binarized"].files["heldout"], [ultrafeedback("else?", "a", "b")])
+        words = ("model=local", f"model.path={model_folder}", "data=ultrafeedback_binarized", f"data.path={folder}", "method=dpo")
+        source = opened(*words).sources[0].data
+        assert source is not None
+        digests.append(source.digest)
+    assert digests[0] == digests[1] != digests[2]
