@@ -319,7 +319,9 @@ def test_a_setting_of_a_dataset_moves_the_rows_that_it_bears_on(
 ) -> None:
     folder = publish(tmp_path / "uf", "ultrafeedback_binarized", 5, n_heldout=5)
     words = ("model=local", f"model.path={model_folder}", "data=ultrafeedback_binarized", f"data.path={folder}", "method=dpo")
-    before, after = (_rows_of(opened(*words, *more)) for more in ((), (word,)))
+    base = ("data.fraction=0.9", "judge.n_items=3")  # else all rows are the preferences, and the held-out prompts those of KL
+    less = tuple(other for other in base if other.partition("=")[0] != word.partition("=")[0])
+    before, after = (_rows_of(opened(*words, *more)) for more in (base, (*less, word)))
     moved = {label for label in before if before[label] != after[label]}
     held_out = {"KL prompts", "held-out prompts"} if "all rows" in MOVES[word] else set()
     assert moved == MOVES[word] | held_out
