@@ -25,6 +25,7 @@ from bench.kinds import (
     LogpsSettings,
     LoopPairData,
     NewPromptData,
+    NextPromptData,
     PairData,
     PromptData,
     RewardModelSettings,
@@ -156,7 +157,8 @@ def _answers(items: Stage | Source) -> int:
     assert isinstance(items, Stage)
     if isinstance(items.settings, ChosenData):
         return _answers(items.inputs["items"])
-    assert isinstance(items.settings, (PromptData, NewPromptData, DemonstratedData, FilePromptData, LocalPromptData, JudgeItemData))
+    known = (PromptData, NewPromptData, NextPromptData, DemonstratedData, FilePromptData, LocalPromptData, JudgeItemData)
+    assert isinstance(items.settings, known)
     return items.settings.n * getattr(items.settings, "n_turns", 1)
 
 

@@ -20,16 +20,17 @@ ORDER = [
     ["stats", "preferences", "tokens", "written"],
     ["length_control", "audit", "audit_ratings", "canaries"],
     ["style_control"],
-    ["store"],
+    ["store", "hub"],
     ["sweep"],
     ["kinds"],
+    ["readers"],
     ["plan", "forecast"],
     ["worker", "launch"],
     ["world", "losses", "facts"],
     ["judges", "engines", "methods"],
     ["stages"],
     ["audit_files", "door", "report", "tracking"],
-    ["costs", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
+    ["costs", "counts", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -46,6 +47,8 @@ LIGHT = [
     "store",
     "sweep",
     "kinds",
+    "hub",
+    "readers",
     "plan",
     "forecast",
     "door",
@@ -54,6 +57,7 @@ LIGHT = [
     "run",
     "tracking",
     "costs",
+    "counts",
 ]
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
 LIGHT += ["judges.arena_hard", "judges.jury", "judges.pair_ranker", "style_control"]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, Unkeyed, misfit
-from bench.config.data import LocalData, WorldData
+from bench.config.data import DatasetData, LocalData, Sft, WorldData
 from bench.config.judges import (
     AlpacaEvalJudge,
     ArenaHardJudge,
@@ -53,13 +53,14 @@ class Vllm(Serving):
 class Cell(Settings):
     model: WorldModel | LocalModel | NoModel = Field(discriminator="kind")
     method: NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin = Field(discriminator="name")
-    data: WorldData | LocalData = Field(discriminator="kind")
+    data: WorldData | LocalData | DatasetData = Field(discriminator="kind")
     world: World | None
     judge: (
         GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge | JuryJudge
     ) = Field(discriminator="name")
     engine: Transformers | Vllm = Field(discriminator="name")
     seed: Seed
+    sft: Sft | None = None  # what makes the start model of the model's folder; None: the folder is the start model
 
     @model_validator(mode="after")
     def _fits_together(self) -> Cell:
@@ -112,13 +113,13 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if data.get("fraction") == 0 and method.get("name") not in NEEDS_NO_LABELS and method.get("seed_training", ...) is not None:
         way_out = "; set method.seed_training=null" if "seed_training" in method else ""
         found.append(("data.fraction", f"method={method.get('name')} learns from labelled rows, got data.fraction=0{way_out}"))
-    if method.get("judging_reference") == "base" and model.get("kind") == "local" and model.get("base") is None:
+    if method.get("judging_reference") == "base" and model.get("kind") == "local" and model.get("base") is None and not cell.get("sft"):
         text = "method.judging_reference=base holds a policy against the model that the start model was tuned from: set model.base=DIR"
         found.append(("method.judging_reference", text))
     if method.get("judging_reference") == "base" and model.get("start") == "base":
         text = "method.judging_reference=base needs a start model that was tuned from the base model, got model.start=base"
         found.append(("method.judging_reference", text))
-    if method.get("name") in LOOPS and not in_world and method.get("prompts") is None:
+    if method.get("name") in LOOPS and not in_world and method.get("prompts") is None and not _brings_prompts(method, data):
         what = "demonstrations" if method["name"] == "spin" else "new prompts"
         text = f"method={method['name']} needs {what} beside data={data.get('name')}: set method.prompts=FILE"
         found.append(("method.prompts", text))
@@ -128,6 +129,13 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if method.get("labeller") == "gold" and not in_world:
         text = f"labeller=gold knows the truth of the controlled world only, got data={data.get('name')}; take another method.labeller"
         found.append(("method.labeller", text))
+    if cell.get("sft") is not None and model.get("kind") != "local":
+        text = f"sft={_name(cell['sft'])} makes a start model of a base model's folder, got model={model.get('name')}"
+        found.append(("sft", f"{text}; take model=DIR or sft=none"))
+    for key, section in (("data", data), ("sft", cell.get("sft"))):
+        if isinstance(section, Mapping) and "hub" in section and section.get("hub") is None and section.get("path") is None:
+            text = f"{key}.path must be set where {key}.hub is not: name a folder or file of yours, or a dataset of the hub as {key}.hub"
+            found.append((f"{key}.path", text))
     if method.get("name") == "spin" and in_world:
         iteration, n, there = method.get("iteration"), method.get("n_prompts"), data.get("n_demonstrations")
         if isinstance(iteration, int) and isinstance(n, int) and isinstance(there, int) and (needed := (iteration + 1) * n) > there:
@@ -143,6 +151,15 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
             if isinstance(decoding, Mapping) and decoding.get("temperature") == 0
         ]
     return found
+
+
+def _brings_prompts(method: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Whether data that are not the world's have what a loop asks beside the labelled rows."""
+    return data.get("kind") == "dataset" and method.get("name") != "spin"
+
+
+def _name(section: Any) -> Any:
+    return section.get("name") if isinstance(section, Mapping) else section
 
 
 def _opponent(judge: Mapping[str, Any]) -> Any:

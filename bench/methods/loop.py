@@ -15,6 +15,7 @@ from typing import Any, Literal
 from bench import plan
 from bench.config import (
     Cell,
+    DatasetData,
     Decoding,
     Dpo,
     IterativeDpo,
@@ -38,6 +39,7 @@ from bench.kinds import (
     LocalPairData,
     LoopPairData,
     NewPromptData,
+    NextPromptData,
     PairData,
     RankLabels,
     RewardModelSettings,
@@ -142,8 +144,8 @@ def _pairs(cell: Cell, loop: Loop, data: list[Stage], round_: Round) -> Stage:
 
 
 def prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
-    """Prompts that nobody has labelled, of the user's file or of the world; t from 1."""
-    return new_prompts(cell, loop, t) if ground.prompts is None else _of_file(ground.prompts, loop, t - 1, t, answers=False)
+    """Prompts that nobody has labelled, of the user's file, of the dataset or of the world; t from 1."""
+    return new_prompts(cell, ground, loop, t) if ground.prompts is None else _of_file(ground.prompts, loop, t - 1, t, answers=False)
 
 
 def demonstrations(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
@@ -156,8 +158,13 @@ def _of_file(file: Source, loop: Loop, place: int, t: int, *, answers: bool) -> 
     return stage("data", settings, {"file": file}, f"iteration {t} {'demonstrations' if answers else 'prompts'}")
 
 
-def new_prompts(cell: Cell, loop: Loop, t: int) -> Stage:
+def new_prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
     """Training prompts after those that are labelled and those of earlier iterations; t from 1."""
+    if isinstance(cell.data, DatasetData):
+        pairs = ground.preferences.settings
+        assert isinstance(pairs, LocalPairData)
+        of_dataset = NextPromptData(pairs=pairs, after=(t - 1) * loop.n_prompts, n=loop.n_prompts)
+        return stage("data", of_dataset, ground.preferences.inputs, f"iteration {t} prompts")
     assert isinstance(cell.data, WorldData)
     after = cell.data.n_prompts + (t - 1) * loop.n_prompts
     settings = NewPromptData(family=plan.family(cell), after=after, n=loop.n_prompts, seed=cell.seed)

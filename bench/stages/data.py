@@ -1,4 +1,4 @@
-"""Canonical rows: the world's corpus, demonstrations and prompts; preference rows from labels or from a user's file."""
+"""Canonical rows: the world's corpus, demonstrations and prompts; preference rows from labels, a user's file or a public dataset."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bench.judges.items import cut, read_items
 from bench.kinds import (
     CanaryData,
     ChosenData,
+    ConversationData,
     CorpusData,
     DemonstratedData,
     DemonstrationData,
@@ -27,13 +28,17 @@ from bench.kinds import (
     LocalPromptData,
     LoopPairData,
     NewPromptData,
+    NextPromptData,
+    OverlapData,
     PairData,
     PromptData,
     RecordedData,
     TaskFamily,
     WrittenData,
 )
-from bench.preferences import nested_subset, prompt_key, read_preferences, read_prompts, split_heldout, with_partners
+from bench.preferences import nested_subset, prompt_key, read_prompts, with_partners
+from bench.readers import read_conversations
+from bench.readers.splits import divide, overlap, overlap_counts
 from bench.records import (
     Completion,
     Item,
@@ -41,6 +46,7 @@ from bench.records import (
     Message,
     Pair,
     Record,
+    Shared,
     Unpaired,
     draw_name,
     pair_name,
@@ -85,6 +91,15 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _from_labels(settings, run)
         case LocalPairData():
             return _from_file(settings, run)
+        case NextPromptData():
+            return _next_prompts(settings, run)
+        case ConversationData():
+            rows, counts = read_conversations(run.inputs["file"], settings)
+            kept = nested_subset(rows, settings.fraction, settings.seed)
+            write_jsonl(run.out / "rows.jsonl", kept)
+            return Outcome({**counts, "rows": len(kept)})
+        case OverlapData():
+            return _overlap(run)
         case JudgeItemData():
             return _write(run.out / "items.jsonl", cut(read_items(settings.form, run.inputs), settings.n, settings.n_turns))
         case LocalPromptData():
@@ -222,7 +237,8 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
 
 def _kept(rows: list[Any], settings: PairData | LocalPairData) -> list[Any]:
     """The nested subset of the train rows that is used; of unpaired rows less of either label where that is asked."""
-    rows = nested_subset(rows, settings.fraction, settings.seed)
+    if getattr(settings, "dataset", None) is None:  # of a dataset, prompts were chosen
+        rows = nested_subset(rows, settings.fraction, settings.seed)
     for label, fraction in ((True, settings.desirable_fraction), (False, settings.undesirable_fraction)):
         if fraction == 1:
             continue
@@ -258,20 +274,39 @@ def _pair(label: Labelled) -> Pair | None:
 
 
 def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
-    rows: list[Any] = list(read_preferences(run.inputs["file"]).rows)
-    train, heldout = split_heldout(rows, settings.heldout_fraction)
-    if not settings.fraction and heldout:
-        _write_rows(run, "heldout", heldout, settings.seed)
-        return Outcome({"train": 0, "heldout": len(heldout), "train_prompts": 0})
-    if not train or not heldout:
-        raise ValueError(
-            f"{run.inputs['file']}: {len(train)} train and {len(heldout)} held-out rows at "
-            f"data.heldout_fraction={settings.heldout_fraction:g}; both need some: change the fraction or bring more prompts"
-        )
-    train = _kept(train, settings)
+    found = divide(settings, run.inputs["file"], _asked(run))
+    if not settings.fraction:
+        _write_rows(run, "heldout", found.heldout, settings.seed)
+        return Outcome({"train_prompts": 0, **found.counts, "train": 0, "heldout": len(found.heldout)})
+    train = _kept(found.train, settings)
     _write_rows(run, "train", train, settings.seed)
-    _write_rows(run, "heldout", heldout, settings.seed)
-    return Outcome({"train": len(train), "heldout": len(heldout), "train_prompts": len({prompt_key(row.prompt) for row in train})})
+    _write_rows(run, "heldout", found.heldout, settings.seed)
+    prompts = len({prompt_key(row.prompt) for row in train})
+    return Outcome({"train_prompts": prompts, **found.counts, "train": len(train), "heldout": len(found.heldout)})
+
+
+def _asked(run: StageRun) -> list[Item]:
+    """The judge's items, where train rows that ask the same are left out."""
+    return list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)) if "items" in run.inputs else []
+
+
+def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
+    rows = divide(settings.pairs, run.inputs["file"], _asked(run)).next_prompts
+    kept = rows[settings.after : settings.after + settings.n]
+    if len(kept) < settings.n:
+        needed = settings.after + settings.n
+        raise ValueError(
+            f"iterations up to this one ask for {needed} prompts without labels, and {len(rows)} are left beside the labelled ones: "
+            "lower method.n_prompts or data.fraction"
+        )
+    return _write(run.out / "items.jsonl", _local_items(kept, settings.n))
+
+
+def _overlap(run: StageRun) -> Outcome:
+    rows = read_rows(run.inputs["preferences"] / "train.jsonl")
+    same = overlap(rows, list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)))
+    write_jsonl(run.out / "overlap.jsonl", [Shared(id, how) for id, how in same.items()])
+    return Outcome({"rows": len(rows), **overlap_counts("items", same)})
 
 
 def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int) -> list[Item]:
