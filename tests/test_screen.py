@@ -191,5 +191,5 @@ def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: St
     assert "1 failed" in out
     assert "1 lost" in out
     assert "4 to do" in out
-    store.clear_failure(train)
+    store.clear_marks(train)
     assert print_status(sweep, store) is False

@@ -459,8 +459,8 @@ def test_a_failure_is_kept_beside_the_stage_until_it_is_tried_again(tmp_path: Pa
     assert store.failure(made) is None
     store.record_failure(made, "ValueError: no")
     assert Store(tmp_path).failure(made) == "ValueError: no" and state(made, tmp_path) == "absent"
-    store.clear_failure(made)
-    store.clear_failure(made)
+    store.clear_marks(made)
+    store.clear_marks(made)
     assert Store(tmp_path).failure(made) is None
     store.beside(made, "failed.json").write_text("half a li")
     assert Store(tmp_path).failure(made) is None
