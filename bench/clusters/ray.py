@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.clusters.stages import NodeJob
+from bench.clusters.stages import Ending, NodeJob
 from bench.config import RayLauncher, Resources
 from bench.worker import reason
 
@@ -66,7 +66,7 @@ class RayQueue:
     def __init__(self, settings: RayLauncher):
         _connect(settings)
         self.tasks: dict[str, Any] = {}  # Ray's handles by id
-        self.over: dict[str, str] = {}
+        self.over: dict[str, Ending] = {}
 
     def submit(self, jobs: Sequence[NodeJob]) -> list[str]:
         import ray
@@ -81,16 +81,16 @@ class RayQueue:
             self.tasks[ids[-1]] = task
         return ids
 
-    def ended(self, ids: Collection[str]) -> dict[str, str]:
+    def ended(self, ids: Collection[str]) -> dict[str, Ending]:
         import ray
 
         waiting = {task: job_id for job_id, task in self.tasks.items() if job_id not in self.over}
         for task in ray.wait(list(waiting), num_returns=len(waiting), timeout=0)[0] if waiting else []:
             try:
                 ray.get(task)
-                self.over[waiting[task]] = "ended without a report"
+                self.over[waiting[task]] = Ending("ended without a report")
             except Exception as error:  # of the task, of its worker, or of its node
-                self.over[waiting[task]] = f"ended by {reason(getattr(error, 'cause', None) or error)}"
+                self.over[waiting[task]] = Ending(f"ended by {reason(getattr(error, 'cause', None) or error)}")
         return {job_id: how for job_id, how in self.over.items() if job_id in ids}
 
     def is_alive(self, job_id: str) -> bool:

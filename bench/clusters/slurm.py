@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.clusters.stages import NodeJob, Refused
+from bench.clusters.stages import Ending, NodeJob, Refused
 from bench.config import LocalLauncher, Resources, SlurmLauncher, SlurmResources
 from bench.launch import FOREIGN, Pool
 from bench.store import Store
@@ -29,6 +29,10 @@ ASKING_S = 60.0  # the longest that we wait for an answer of the scheduler
 OVER = frozenset("BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split())
 USUAL = frozenset(["", "None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime", "Dependency"])  # reasons to wait that pass
 STUCK = frozenset(["launch_failed_requeued_held", "launch failed requeued held"])
+# Reasons for which a job would wait for ever: settings of the command against those of the cluster.
+HOPELESS = re.compile(
+    r"Partition(Time|Node)Limit|BadConstraints|Invalid(Account|QOS)|(Account|QOS)NotAllowed|(Assoc|QOS)\w*(Wall|PerJob)\w*"
+)
 
 
 @dataclass
@@ -126,6 +130,10 @@ class JobState:
     reason: str
     node: str
 
+    @property
+    def waits(self) -> bool:
+        return self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
+
 
 def ask_squeue() -> dict[str, JobState]:
     """The jobs of this user by id, those that have just ended too. Raises OSError or subprocess.SubprocessError."""
@@ -152,7 +160,7 @@ class SlurmQueue:
     say: Callable[[str], None]
     name: str = "slurm"
     asked: float = field(default_factory=time.monotonic)
-    over: dict[str, str] = field(default_factory=dict)  # by id, how a job ended
+    over: dict[str, Ending] = field(default_factory=dict)  # by id
     said: set[str] = field(default_factory=set)
 
     def submit(self, jobs: Sequence[NodeJob]) -> list[str]:
@@ -165,7 +173,7 @@ class SlurmQueue:
         except Exception as error:  # submitit's classes, and those of what it calls
             raise Refused(f"sbatch refused the job: {' '.join(str(error).split())}") from error
 
-    def ended(self, ids: Collection[str]) -> dict[str, str]:
+    def ended(self, ids: Collection[str]) -> dict[str, Ending]:
         if ids and time.monotonic() - self.asked >= self.settings.poll_s:
             self.asked = time.monotonic()
             try:
@@ -175,14 +183,15 @@ class SlurmQueue:
         return {job_id: how for job_id, how in self.over.items() if job_id in ids}
 
     def _look(self, ids: Collection[str], states: Mapping[str, JobState]) -> None:
-        self.over.clear()  # a job that is queued again is there again
-        for job_id in ids:
+        self.over = {job_id: ending for job_id, ending in self.over.items() if not ending.again}  # others may have been queued again
+        for job_id in set(ids) - self.over.keys():
             found = states.get(job_id)
             if found is None or found.state in OVER:
-                self.over[job_id] = f"{how_it_ended(job_id)} without a report ({self.folder / job_id}_0_log.err may say why)"
-            elif found.reason in STUCK:
+                self.over[job_id] = Ending(f"{how_it_ended(job_id)} without a report ({self.folder / job_id}_0_log.err may say why)")
+            elif found.reason in STUCK or HOPELESS.fullmatch(found.reason):
                 self.cancel([job_id])
-                self.over[job_id] = f"could not be started and was held ({found.reason})"
+                how = f"would wait for ever ({found.reason}) and was cancelled: change hydra.launcher.gpu, .cpu, .stages or .sbatch"
+                self.over[job_id] = Ending(f"could not be started and was held ({found.reason})" if found.reason in STUCK else how, again=False)
             elif found.state == "PENDING" and found.reason not in USUAL:
                 self._say_once(f"jobs wait because of {found.reason} (squeue)")
 

@@ -95,6 +95,14 @@ class Refused(RuntimeError):
     """The scheduler does not take a job."""
 
 
+@dataclass(frozen=True)
+class Ending:
+    """A job that will do no more, in the scheduler's words; `again`: whether another try makes sense."""
+
+    how: str
+    again: bool = True
+
+
 class Queue(Protocol):
     """A scheduler."""
 
@@ -104,8 +112,8 @@ class Queue(Protocol):
         """The id of each job. Raises Refused."""
         ...
 
-    def ended(self, ids: Collection[str]) -> Mapping[str, str]:
-        """Those of the jobs that will do no more, with how they ended in the scheduler's words. May lag behind."""
+    def ended(self, ids: Collection[str]) -> Mapping[str, Ending]:
+        """Those of the jobs that will do no more. May lag behind."""
         ...
 
     def is_alive(self, job_id: str) -> bool:
@@ -126,7 +134,7 @@ class _InQueue:
     id: str
     attempt: str
     log: Path
-    silent: tuple[float, str] | None = None  # since when the scheduler has said that it has ended, and how
+    silent_since: float | None = None  # when the scheduler first said that it has ended
 
     @property
     def note(self) -> Path:
@@ -165,11 +173,15 @@ class QueueLauncher:
         for key, job in list(self.jobs.items()):
             if (report := self._answer(key, job)) is not None:
                 found.append(self._leave(key, report))
-        for job_id, how in self.queue.ended([job.id for job in self.jobs.values()]).items():
-            key, job = next((key, job) for key, job in self.jobs.items() if job.id == job_id)
-            since, _ = job.silent = job.silent or (time.monotonic(), how)
-            if time.monotonic() - since > ANSWER_S:
-                found.append(self._leave(key, self._answer(key, job) or Report(key, "lost", f"job {job.id} {how}")))
+        endings = self.queue.ended([job.id for job in self.jobs.values()])
+        for key, job in list(self.jobs.items()):
+            if (ending := endings.get(job.id)) is None:
+                job.silent_since = None
+                continue
+            job.silent_since = job.silent_since or time.monotonic()
+            if time.monotonic() - job.silent_since > ANSWER_S:
+                outcome: Literal["lost", "failed"] = "lost" if ending.again else "failed"
+                found.append(self._leave(key, self._answer(key, job) or Report(key, outcome, f"job {job.id} {ending.how}")))
         return found
 
     def _submit(self) -> list[Report]:
