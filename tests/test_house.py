@@ -28,12 +28,12 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
-    ["costs", "screen", "conformance", "rescore", "why", "passport"],
+    ["clusters", "costs", "screen", "conformance", "rescore", "why", "passport"],
     ["run"],
     ["__main__", "_plugins"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets"}
+HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets", "submitit", "ray"}
 LIGHT = [
     "config",
     "records",
@@ -55,7 +55,7 @@ LIGHT = [
     "costs",
 ]
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
-LIGHT += ["judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
+LIGHT += ["clusters", "judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
 
 
 def _room(path: Path) -> str:
