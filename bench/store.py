@@ -218,7 +218,7 @@ class Store:
         return stage.path if isinstance(stage, Source) else self.root / stage.kind / stage.key
 
     def beside(self, stage: Stage, suffix: str) -> Path:
-        """A file about a stage that is not part of its result: `log`, `progress.jsonl`, `failed.json`, `interrupted`, `job.json`, `lock`."""
+        """A file about a stage that is not part of its result: `log`, `progress.jsonl`, `failed.json`, `job.json`, `lock` ..."""
         return self.root / stage.kind / f"{stage.key}.{suffix}"
 
     def digest(self, source: Stage | Source) -> str | None:

@@ -31,7 +31,7 @@ def make_launcher(settings: AnyLauncher, imports: Sequence[str], folder: Path, s
 
 
 def check(settings: AnyLauncher, stages: Sequence[Stage]) -> None:
-    """Raises BadConfig where the launcher cannot run these stages: a package or a scheduler that is not there, resources that no node has."""
+    """Raises BadConfig where the launcher cannot run these stages: no package, no scheduler, resources that no node has."""
     if not isinstance(settings, ClusterLauncher) or not stages:
         return
     package = "submitit" if isinstance(settings, SlurmLauncher) else "ray"

@@ -31,7 +31,8 @@ def check(settings: RayLauncher, wanted: Sequence[Resources]) -> list[str]:
             best = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
             words = f"a stage asks for {given.cpus} CPU, {given.gpus} GPU" + (f", {given.mem_gb:g} GB" if given.mem_gb else "")
             close()
-            return [f"hydra/launcher=ray: {words}, and no node of the cluster has that (at most {best}): set hydra.launcher.gpu.gpus=0 or less"]
+            way_out = "set hydra.launcher.gpu, e.g. hydra.launcher.gpu.gpus=0"
+            return [f"hydra/launcher=ray: {words}, and no node of the cluster has that (at most {best}): {way_out}"]
     return []
 
 

@@ -26,7 +26,9 @@ from bench.store import Store
 
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel")
 ASKING_S = 60.0  # the longest that we wait for an answer of the scheduler
-OVER = frozenset("BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split())
+OVER = frozenset(
+    ["BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"]
+)
 USUAL = frozenset(["", "None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime", "Dependency"])  # reasons to wait that pass
 STUCK = frozenset(["launch_failed_requeued_held", "launch failed requeued held"])
 # Reasons for which a job would wait for ever: settings of the command against those of the cluster.
@@ -59,7 +61,8 @@ class SlurmStage(NodeJob):
     def stopped(self, error: Exception) -> tuple[Literal["lost", "late"], str]:
         if self.pool is None or self.restarts < self.requeues or type(error).__name__ != "UncompletedJobError":
             return super().stopped(error)
-        return "late", f"reached its time limit of {self.resources.time_min} min {self.requeues + 1} times (time_min, hydra.launcher.requeues)"
+        limit = f"its time limit of {self.resources.time_min} min"
+        return "late", f"reached {limit} {self.requeues + 1} times (time_min, hydra.launcher.requeues)"
 
 
 def make_executor(settings: SlurmLauncher, given: Resources, folder: Path) -> Any:
@@ -190,8 +193,8 @@ class SlurmQueue:
                 self.over[job_id] = Ending(f"{how_it_ended(job_id)} without a report ({self.folder / job_id}_0_log.err may say why)")
             elif found.reason in STUCK or HOPELESS.fullmatch(found.reason):
                 self.cancel([job_id])
-                how = f"would wait for ever ({found.reason}) and was cancelled: change hydra.launcher.gpu, .cpu, .stages or .sbatch"
-                self.over[job_id] = Ending(f"could not be started and was held ({found.reason})" if found.reason in STUCK else how, again=False)
+                way_out = "change hydra.launcher.gpu, .cpu, .stages or .sbatch"
+                self.over[job_id] = Ending(f"would wait for ever ({found.reason}) and was cancelled: {way_out}", again=False)
             elif found.state == "PENDING" and found.reason not in USUAL:
                 self._say_once(f"jobs wait because of {found.reason} (squeue)")
 

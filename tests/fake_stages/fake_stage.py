@@ -60,7 +60,8 @@ def run(settings: Fake, run: StageRun) -> Outcome:
     if settings.fail:
         raise ValueError(settings.fail)
     read = "".join((path / "text").read_text() for path in run.inputs.values())
-    text = Path(settings.tape).read_text() if settings.tape else os.environ.get(settings.shows, "unset") if settings.shows else settings.name
+    text = Path(settings.tape).read_text() if settings.tape else settings.name
+    text = os.environ.get(settings.shows, "unset") if settings.shows else text
     (run.out / "text").write_text(text + read)
     return Outcome({"rows": 1})
 
