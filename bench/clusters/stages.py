@@ -7,7 +7,6 @@ reads it there and asks the scheduler only about jobs that are silent. A job tha
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import socket
@@ -67,10 +66,10 @@ class NodeJob:
                 while not (reports := pool.reports(1.0)):
                     pass
                 report = reports[0]
+                if report.outcome == "late":
+                    report = Report(report.key, "late", f"ran longer than {self.resources.time_min} min (time_min) and was ended")
             except Exception as error:
                 report = Report(self.job["key"], *self.stopped(error))
-        if report.outcome == "late":
-            report = dataclasses.replace(report, error=f"ran longer than {self.resources.time_min} min (time_min) and was ended")
         self.write(report.outcome, report.error)
 
     def open_pool(self, settings: LocalLauncher) -> Pool:

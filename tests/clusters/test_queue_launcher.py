@@ -122,7 +122,7 @@ def test_a_job_that_is_queued_again_is_said_and_waited_for(desk: Desk, store: St
 def test_a_store_that_a_node_does_not_see_is_said(store: Store, tmp_path: Path) -> None:
     given = Resources(gpus=0, cpus=1, mem_gb=None, time_min=5)
     job = NodeJob({**describe(fake("a"), store), "store": "/nowhere/store"}, str(tmp_path / "a.log"), "1", 1, None, given)
-    with pytest.raises(RuntimeError, match="/nowhere/store is not there on .*: results must be on a file system of all nodes"):
+    with pytest.raises(RuntimeError, match=r"/nowhere/store is not there on .*: results must be on a file system of all nodes"):
         job()
 
 
