@@ -51,8 +51,8 @@ class SlurmStage(NodeJob):
     def checkpoint(self) -> Any:
         import submitit
 
-        assert self.pool is not None
-        self.pool.close()  # now, and not by the scheduler: what it was building can then be swept away
+        if self.pool:
+            self.pool.close()  # now, and not by the scheduler: what it was building can then be swept away
         Store(Path(self.job["store"])).sweep(self.job["kind"], self.job["key"])
         if self.restarts < self.requeues:
             self.write("requeued", "was stopped at its time limit, or to make room, and is queued again")
