@@ -128,6 +128,7 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     words = ["--head", "--block", f"--port={port}", "--num-cpus=2", "--num-gpus=2", "--include-dashboard=false", "--disable-usage-stats"]
     line = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, f"--object-store-memory={100 * 2**20}"]
     log = tmp_path_factory.mktemp("ray") / "log"
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # a token that another Ray of this user has left would not be this one's
     with log.open("wb") as file:
         head = subprocess.Popen(line, stdout=file, stderr=file, start_new_session=True)
     try:
@@ -140,3 +141,4 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         head.terminate()
         head.wait(60)
+        del os.environ["RAY_AUTH_MODE"]
