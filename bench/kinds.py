@@ -40,6 +40,7 @@ from bench.store import LaterField, Source, Stage, Unkeyed
 VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2, "audit": 2}
 
 Dtype = Literal["float32", "bfloat16"]
+Need = Literal["cpu", "gpu", "network"]
 Split = Literal["train", "heldout", "kl", "development", "evaluation"]
 
 
@@ -450,6 +451,18 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "score": (ScoreSettings,),
     "audit": (AuditSettings,),
 }
+
+
+def needs(stage: Stage) -> Need:
+    """`gpu`: it loads a model, and wants a GPU where there is one. `network`: it asks an endpoint, or a server of the command's."""
+    match stage.settings:
+        case LanguageJudgeSettings(asking=asking):
+            return "gpu" if asking is not None and asking.server == "in_process" else "network"
+        case WrittenCompletions():
+            return "cpu"
+        case RewardJudgeSettings():
+            return "gpu"
+    return "gpu" if stage.kind in ("sft", "sample", "logps", "train", "generate") else "cpu"
 
 
 def stage(kind: str, settings: Settings, inputs: Mapping[str, Stage | Source] | None = None, label: str = "") -> Stage:

@@ -1,6 +1,7 @@
 """Where stages run. A launcher takes stages whose inputs are done and tells what became of each.
 
 `local`: a pool of long-lived worker processes on this machine. A dead worker is one lost stage and, by the caller, one retry.
+`slurm` and `ray` are in bench/clusters.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any, Literal, Protocol
 
 import psutil
 
-from bench.config import LocalLauncher
+from bench.config import ClusterLauncher, LocalLauncher
+from bench.kinds import Need
 from bench.store import Stage
 from bench.worker import ANSWERS, IMPORTS, PARENT
 
@@ -51,18 +53,21 @@ class Report:
 
 
 class Launcher(Protocol):
-    @property
-    def free(self) -> int:
-        """How many more stages it can take now."""
+    def takes(self, needs: Need) -> bool:
+        """Whether it can take one more stage with these needs now."""
         ...
 
-    def start(self, job: Mapping[str, Any], log: Path) -> None: ...
+    def start(self, job: Mapping[str, Any], log: Path) -> None:
+        """Take a stage as `describe` puts it; it runs soon, and others may be handed in before it does."""
+        ...
 
     def reports(self, timeout_s: float) -> Sequence[Report]:
         """What became of stages since the last call; waits up to `timeout_s` for the first."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End what still runs."""
+        ...
 
 
 @dataclass
@@ -75,18 +80,24 @@ class _Worker:
 
 
 class Pool:
-    """Long-lived worker processes, a stage at a time each. `imports`: modules that a worker loads while it has nothing to do."""
+    """Long-lived worker processes, a stage at a time each. `imports`: modules that a worker loads while it has nothing to do.
 
-    def __init__(self, settings: LocalLauncher, imports: Sequence[str] = ()):
+    Each worker sees one of the GPUs that this process sees; `share_gpus`: all of them.
+    """
+
+    def __init__(self, settings: LocalLauncher, imports: Sequence[str] = (), share_gpus: bool = False):
         self.settings = settings
         self.imports = imports
-        self.gpus = visible_gpus()
+        self.gpus = [] if share_gpus else visible_gpus()
         self.workers: list[_Worker | None] = [None] * pool_size(settings)
         self.selector = selectors.DefaultSelector()
 
     @property
     def free(self) -> int:
         return sum(worker is None or worker.key is None for worker in self.workers)
+
+    def takes(self, needs: Need) -> bool:
+        return self.free > 0
 
     def start(self, job: Mapping[str, Any], log: Path) -> None:
         slot = self._idle_slot()
@@ -217,8 +228,10 @@ def chain_lengths(stages: Sequence[Stage], seconds: Callable[[Stage], float]) ->
     return {stage: after[stage] for stage in stages}
 
 
-def pool_size(settings: LocalLauncher) -> int:
-    """As many workers as were asked for, else one a GPU, else one a core that this process may use."""
+def pool_size(settings: LocalLauncher | ClusterLauncher) -> int:
+    """Stages at once: as many as were asked for, else one a GPU, else one a core that this process may use."""
+    if isinstance(settings, ClusterLauncher):
+        return settings.max_jobs
     return settings.workers or len(visible_gpus()) or cores()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import methods, passport, report, rescore, why
+from bench import clusters, methods, passport, report, rescore, why
 from bench.audit_files import audit_sources
 from bench.config import Audit, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
@@ -24,8 +24,8 @@ from bench.counts import data_lines
 from bench.door import BadConfig, Opened
 from bench.forecast import Estimate, estimates
 from bench.judges.server import Servers
-from bench.kinds import LanguageJudgeSettings
-from bench.launch import Launcher, Pool, Report, chain_lengths, pool_size
+from bench.kinds import LanguageJudgeSettings, needs
+from bench.launch import Launcher, Report, chain_lengths, pool_size
 from bench.plan import CellPlan, Plan, Sources, judge_key, judge_manners, labels_samples, make_plan, plan_audit, plan_cell, start_cell
 from bench.screen import Screen, make_screen, print_costs, print_plan, print_status
 from bench.store import Stage, Store, hash_key
@@ -74,6 +74,7 @@ def main(opened: Opened) -> int:
             report.print_report(sweep, paths, [], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
             return SOME_FAILED if any(row.failed for row in rows) else OK
     check_keys(plan.to_do)
+    clusters.check(session.launcher, plan.to_do)
     return run_sweep(session, sweep, plan, store)
 
 
@@ -100,6 +101,7 @@ def _audit(do: Audit, opened: Opened, store: Store) -> int:
     if do.plan:
         return OK
     check_keys(plan.to_do)
+    clusters.check(opened.session.launcher, plan.to_do)
     forecast = with_costs(estimates(plan.to_do, store), costs)
     failures: dict[Stage, str] = {}
     screen = make_screen(sweep, plan, forecast, pool_size(opened.session.launcher))
@@ -200,7 +202,8 @@ def _run_stages(
         return False
     imports = dict.fromkeys(module for stage in plan.to_do for module in HEAVY_IMPORTS.get(stage.kind, ()))
     servers = contextlib.closing(Servers(store.root / "judge"))
-    with servers as judges, contextlib.closing(Pool(session.launcher, list(imports))) as launcher:
+    jobs = session.results_dir / "jobs"
+    with servers as judges, contextlib.closing(clusters.make_launcher(session.launcher, list(imports), jobs, screen.say)) as launcher:
         ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))
         followed = progressed or (lambda stage, rows: screen.progress(stage, rows[-1]))
         scheduler = Scheduler(store, launcher, screen, session.launcher.retries, failures, ranks, ended, followed, servers=judges)
@@ -276,9 +279,8 @@ class Scheduler:
         try:
             while True:
                 for stage in self._startable(cells):
-                    if self.launcher.free == 0:
-                        break
-                    self._start(stage)
+                    if self.launcher.takes(needs(stage)):
+                        self._start(stage)
                 if not self.running:
                     if not self._waiting(cells):
                         return
@@ -287,6 +289,10 @@ class Scheduler:
                 self._follow()  # first: a stage that has ended has written its last row
                 for answer in answers:
                     self._took(answer)
+        except KeyboardInterrupt:
+            for running in self.running.values():
+                self.store.record_interruption(running.stage)
+            raise
         finally:
             for running in self.running.values():
                 running.lock.release()
@@ -321,7 +327,9 @@ class Scheduler:
         progress = self.store.beside(stage, "progress.jsonl")
         progress.unlink(missing_ok=True)  # of a command that was killed
         self.running[stage.key] = _Running(stage, lock, progress)
-        self.store.clear_failure(stage)
+        if self.store.was_interrupted(stage):
+            self.store.sweep(stage.kind, stage.key, elsewhere=True)
+        self.store.clear_marks(stage)
         self.screen.stage_started(stage)
         more: dict[str, Any] = {}
         if stage.kind == "judge":
@@ -337,8 +345,12 @@ class Scheduler:
         self.store.forget(stage)
         if outcome == "done" and self.store.status(stage).state != "done":
             outcome, error = "failed", f"its folder did not pass its check: {self.store.status(stage).why}"
+        elif self.store.status(stage).state == "done":  # it died after it had finished, or somebody else made the same
+            outcome, error = "done", ""
         running.lock.release()
         running.progress.unlink(missing_ok=True)
+        if outcome in ("lost", "late"):
+            self.store.sweep(stage.kind, stage.key, elsewhere=True)
         if outcome == "lost" and self.losses[stage] < self.retries:
             self.losses[stage] += 1
             self.screen.stage_ended(stage, "retried", error)

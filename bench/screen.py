@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bench.clusters.slurm import OVER, JobState, queue_states
+from bench.clusters.stages import job_of
 from bench.config import WorldData
 from bench.costs import JudgeCost
 from bench.forecast import Estimate
@@ -293,14 +295,15 @@ def _seconds(values: Sequence[float | None]) -> str:
 
 
 def print_status(sweep: Sweep, store: Store) -> bool:
-    """Cells by state: done, running, failed, lost (begun, and nobody is at it), to do. True when one failed."""
+    """Cells by state: done, running, queued, failed, lost (begun, and nobody is at it), interrupted, to do. True when one failed."""
     console = Console(soft_wrap=True)
     table = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("cell", "state", "stages", "why"):
         table.add_column(column, no_wrap=column != "why")
     states = []
+    jobs = queue_states() if any(store.root.glob("*/*.job.json")) else {}
     for cell in sweep.cells:
-        state, why = cell_state(cell, store)
+        state, why = cell_state(cell, store, jobs)
         states.append(state)
         done = sum(store.status(stage).state == "done" for stage in cell.stages)
         table.add_row(cell.name, state, f"{done}/{len(cell.stages)}", why)
@@ -309,8 +312,8 @@ def print_status(sweep: Sweep, store: Store) -> bool:
     return "failed" in states
 
 
-def cell_state(cell: CellPlan, store: Store) -> tuple[str, str]:
-    """(state, why) of a cell from what lies in the store."""
+def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState]) -> tuple[str, str]:
+    """(state, why) of a cell from what lies in the store, and from what SLURM says of its jobs, by id."""
     if store.status(cell.score).state == "done":
         return "done", ""
     pending: dict[str, Any] = {}
@@ -320,13 +323,21 @@ def cell_state(cell: CellPlan, store: Store) -> tuple[str, str]:
             continue
         if error := store.failure(stage):
             return "failed", f"{_stage_words(stage)}: {error.splitlines()[0]}"
-        if store.is_locked(stage):
-            pending["running"] = _stage_words(stage)
-        elif store.was_begun(stage):
+        held, handed_in = store.is_locked(stage), job_of(stage, store)
+        job = jobs.get(handed_in["id"]) if handed_in else None
+        if handed_in and job and job.state not in OVER:
+            place = f"waits ({job.reason})" if job.waits else f"on {job.node}"
+            alone = "" if held else "; no command waits for it, the same command takes it up"
+            pending["queued" if job.waits else "running"] = f"{_stage_words(stage)}: job {handed_in['id']} {place}{alone}"
+        elif held:
+            pending["running"] = _stage_words(stage) + (f": {handed_in['queue']} job {handed_in['id']}" if handed_in else "")
+        elif store.was_interrupted(stage):
+            pending.setdefault("interrupted", f"{_stage_words(stage)}: the command was interrupted; the same command runs it again")
+        elif handed_in or store.was_begun(stage):
             pending.setdefault("lost", f"{_stage_words(stage)}: begun, and nobody is at it; the same command runs it again")
         elif status.why:
             pending.setdefault("to do", status.why)
-    for state in ("running", "lost", "to do"):
+    for state in ("running", "queued", "lost", "interrupted", "to do"):
         if state in pending:
             return state, pending[state]
     return "to do", ""

@@ -215,7 +215,7 @@ class Store:
         return stage.path if isinstance(stage, Source) else self.root / stage.kind / stage.key
 
     def beside(self, stage: Stage, suffix: str) -> Path:
-        """A file about a stage that is not part of its result: `log`, `progress.jsonl`, `failed.json`, `lock`."""
+        """A file about a stage that is not part of its result: `log`, `progress.jsonl`, `failed.json`, `job.json`, `lock` ..."""
         return self.root / stage.kind / f"{stage.key}.{suffix}"
 
     def digest(self, source: Stage | Source) -> str | None:
@@ -243,8 +243,18 @@ class Store:
         with contextlib.suppress(OSError):  # a full disk: the reason is in the table all the same
             self.beside(stage, "failed.json").write_text(json.dumps({"kind": stage.kind, "key": stage.key, "error": error}, indent=1))
 
-    def clear_failure(self, stage: Stage) -> None:
-        self.beside(stage, "failed.json").unlink(missing_ok=True)
+    def record_interruption(self, stage: Stage) -> None:
+        with contextlib.suppress(OSError):
+            self.beside(stage, "interrupted").touch()
+
+    def was_interrupted(self, stage: Stage) -> bool:
+        """Whether the last command that was at this stage was told to stop, and did."""
+        return self.beside(stage, "interrupted").exists()
+
+    def clear_marks(self, stage: Stage) -> None:
+        """Forget how the last attempt at a stage ended: another begins."""
+        for suffix in ("failed.json", "interrupted"):
+            self.beside(stage, suffix).unlink(missing_ok=True)
 
     def status(self, stage: Stage) -> Status:
         """Whether a stage is done, verified; remembered until `forget`."""
@@ -353,13 +363,23 @@ class Store:
         """A fresh folder to build a stage in; leftovers of processes that died here are swept away."""
         parent = self.root / stage.kind
         parent.mkdir(parents=True, exist_ok=True)
-        for leftover in parent.glob(f"{stage.key}.build-*"):
-            found = BUILD.search(leftover.name)
-            if found and found["host"] == _hostname() and not psutil.pid_exists(int(found["pid"])):
-                shutil.rmtree(leftover, ignore_errors=True)
+        self.sweep(stage.kind, stage.key)
         folder = parent / _build_name(stage.key)
         folder.mkdir()
         return folder
+
+    def sweep(self, kind: str, key: str, *, elsewhere: bool = False) -> None:
+        """Remove what processes that died on this machine left of a stage; with `elsewhere` also what was begun on other machines,
+        for a caller who knows that nobody is at it there."""
+        for leftover in (self.root / kind).glob(f"{key}.build-*"):
+            if (found := BUILD.search(leftover.name)) is None:
+                continue
+            here = found["host"] == _hostname()
+            if here and not psutil.pid_exists(int(found["pid"])):
+                shutil.rmtree(leftover, ignore_errors=True)
+            elif not here and elsewhere:
+                with contextlib.suppress(OSError):  # moved first: should somebody be at it after all, he fails and leaves no half of it
+                    shutil.rmtree(leftover.rename(leftover.with_name(_build_name(key))), ignore_errors=True)
 
     def commit(
         self,

@@ -99,6 +99,7 @@ def describe(stage: Stage, store: Store) -> dict[str, Any]:
     return {
         "kind": stage.kind,
         "key": stage.key,
+        "needs": kinds.needs(stage),
         "settings_type": settings,
         "settings": stage.settings.model_dump(mode="json"),
         "inputs": inputs,

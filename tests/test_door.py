@@ -148,7 +148,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         ),
         (["~method.beta"], ["cannot delete 'method.beta' (~method.beta on the command line): set another value instead"]),
         (["seed=range(3,0)"], ["seed has no values (seed=range(3,0) on the command line)"]),
-        (["hydra/launcher=nope"], ["unknown hydra/launcher 'nope' (hydra/launcher=nope on the command line); known: local"]),
+        (["hydra/launcher=nope"], ["unknown hydra/launcher 'nope' (hydra/launcher=nope on the command line); known: local, ray, slurm"]),
         (
             ["hydra.launcher.workers=0"],
             ["hydra.launcher.workers must be >= 1, got 0 (hydra.launcher.workers=0 on the command line)"],

@@ -30,12 +30,12 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["audit_files", "door", "report", "tracking"],
-    ["costs", "counts", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
+    ["clusters", "costs", "counts", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
     ["run"],
     ["__main__", "_plugins"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets"}
+HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets", "submitit", "ray"}
 LIGHT = [
     "config",
     "records",
@@ -61,7 +61,7 @@ LIGHT = [
 ]
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
 LIGHT += ["judges.arena_hard", "judges.jury", "judges.pair_ranker", "style_control"]
-LIGHT += ["judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
+LIGHT += ["clusters", "judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
 
 
 def _room(path: Path) -> str:

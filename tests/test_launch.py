@@ -191,6 +191,23 @@ def test_several_workers_run_side_by_side(store: Store) -> None:
         pool.close()
 
 
+def test_each_worker_sees_one_of_the_gpus_and_one_that_shares_sees_them_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+
+    def seen(pool: Pool, *names: str) -> list[str]:
+        stages = [fake(name, seconds=0.5, shows="CUDA_VISIBLE_DEVICES") for name in names]
+        try:
+            start(pool, store, *stages)
+            wait(pool, len(stages))
+        finally:
+            pool.close()
+        return sorted((store.folder(stage) / "text").read_text() for stage in stages)
+
+    automatic = LocalLauncher(name="local", workers=None, threads=1, stage_timeout_s=60.0, retries=1)
+    assert seen(Pool(automatic), "a", "b") == ["0", "3"]
+    assert seen(Pool(settings(), share_gpus=True), "c") == ["0,3"]
+
+
 def test_closing_ends_every_worker_at_once(store: Store) -> None:
     pool = Pool(settings(workers=2))
     start(pool, store, fake("busy", seconds=60.0), fake("busy too", seconds=60.0))

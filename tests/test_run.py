@@ -19,7 +19,7 @@ from fake_stage import HERE, Fake, attempts, fake
 
 from bench import kinds
 from bench.config import LocalLauncher
-from bench.launch import Pool, chain_lengths
+from bench.launch import Pool, Report, chain_lengths
 from bench.plan import CellPlan
 from bench.run import Scheduler, all_stages
 from bench.store import Stage, Store
@@ -236,7 +236,7 @@ def test_a_stage_whose_folder_is_damaged_on_arrival_has_failed(root: Path, monke
     assert "text is missing: taken as absent" in failures[stage]
 
 
-def test_locks_are_let_go_when_a_command_is_interrupted(root: Path) -> None:
+def test_an_interrupted_command_lets_its_locks_go_and_says_what_it_was_at(root: Path) -> None:
     class Interrupted(Heard):
         def stage_started(self, stage: Stage) -> None:
             raise KeyboardInterrupt
@@ -247,3 +247,26 @@ def test_locks_are_let_go_when_a_command_is_interrupted(root: Path) -> None:
     lock = Store(root).try_lock(stage)
     assert lock is not None
     lock.release()
+    assert Store(root).was_interrupted(stage)
+    half = Store(root).folder(stage).with_name(f"{stage.key}.build-node9-77-abcdef")  # of a job that the command cancelled
+    half.mkdir()
+    assert Command(root).run(stage).outcomes() == {"a": "done"}
+    assert not Store(root).was_interrupted(stage) and not half.exists()
+
+
+def test_a_worker_that_dies_after_its_stage_was_finished_has_lost_nothing(root: Path) -> None:
+    """As a node that goes down between the last write and its report."""
+    stage = fake("a")
+    cells = [CellPlan(None, stage.key, "a", stage, {})]  # type: ignore[arg-type]
+
+    class Dying(Pool):
+        def reports(self, timeout_s: float) -> list[Report]:
+            return [Report(report.key, "lost", "the node is gone") for report in super().reports(timeout_s)]
+
+    pool, screen, failures = Dying(LocalLauncher(name="local", workers=1, threads=1, stage_timeout_s=60.0, retries=0)), Heard(), {}
+    try:
+        Scheduler(Store(root), pool, screen, 0, failures, {}, lambda: None, lambda stage, rows: None).run(cells)
+    finally:
+        pool.close()
+    assert screen.ended == [("a", "done", "")]
+    assert failures == {}

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import plans
 
+from bench.clusters.slurm import JobState
 from bench.forecast import Estimate
 from bench.plan import make_plan
 from bench.report import Sweep
@@ -169,21 +170,21 @@ def test_a_plan_is_printed_with_what_is_shared(sweep: Sweep, store: Store, capsy
 
 def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     kto, dpo = (next(cell for cell in sweep.cells if cell.cell.method.name == name) for name in ("kto", "dpo"))
-    assert cell_state(kto, store) == ("to do", "")
+    assert cell_state(kto, store, {}) == ("to do", "")
     train = kto.roles["train"]
     (store.root / "train").mkdir(parents=True)
     store.record_failure(train, "FloatingPointError: loss was nan\nand more")
-    state, why = cell_state(kto, store)
+    state, why = cell_state(kto, store, {})
     assert state == "failed"
     assert why.startswith("train kto beta 0.1")
     assert why.endswith("FloatingPointError: loss was nan")
     running = dpo.roles["train"]
     lock = store.try_lock(running)
     assert lock is not None
-    assert cell_state(dpo, store)[0] == "running"
+    assert cell_state(dpo, store, {})[0] == "running"
     lock.release()
     store.build_folder(running)
-    state, why = cell_state(dpo, store)
+    state, why = cell_state(dpo, store, {})
     assert state == "lost"
     assert "begun, and nobody is at it; the same command runs it again" in why
     assert print_status(sweep, store) is True
@@ -191,5 +192,35 @@ def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: St
     assert "1 failed" in out
     assert "1 lost" in out
     assert "4 to do" in out
-    store.clear_failure(train)
+    store.clear_marks(train)
     assert print_status(sweep, store) is False
+
+
+def test_status_says_interrupted_where_the_command_was_and_lost_where_a_worker_vanished(sweep: Sweep, store: Store) -> None:
+    cell = sweep.cells[1]
+    train = cell.roles["train"]
+    store.build_folder(train)
+    assert cell_state(cell, store, {})[0] == "lost"
+    store.record_interruption(train)
+    state, why = cell_state(cell, store, {})
+    assert (state, why.startswith("train ")) == ("interrupted", True)
+    assert "the same command runs it again" in why
+    store.clear_marks(train)
+    assert cell_state(cell, store, {})[0] == "lost"
+
+
+def test_status_tells_queued_jobs_from_running_ones_and_names_them(sweep: Sweep, store: Store) -> None:
+    cell = sweep.cells[1]
+    train = cell.roles["train"]
+    (store.root / "train").mkdir(parents=True)
+    store.beside(train, "job.json").write_text('{"queue": "slurm", "id": "17_3", "attempt": "a"}')
+    lock = store.try_lock(train)
+    assert lock is not None
+    waiting, running = JobState("PENDING", "Resources", ""), JobState("RUNNING", "None", "node7")
+    assert cell_state(cell, store, {"17_3": waiting}) == ("queued", f"train kto beta 0.1 ({train.key[:6]}): job 17_3 waits (Resources)")
+    assert cell_state(cell, store, {"17_3": running}) == ("running", f"train kto beta 0.1 ({train.key[:6]}): job 17_3 on node7")
+    assert cell_state(cell, store, {}) == ("running", f"train kto beta 0.1 ({train.key[:6]}): slurm job 17_3")  # no squeue on this machine
+    lock.release()
+    state, why = cell_state(cell, store, {"17_3": running})  # its command was killed
+    assert state == "running" and why.endswith("no command waits for it, the same command takes it up")
+    assert cell_state(cell, store, {"17_3": JobState("NODE_FAIL", "None", "node7")})[0] == "lost"

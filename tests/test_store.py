@@ -459,11 +459,34 @@ def test_a_failure_is_kept_beside_the_stage_until_it_is_tried_again(tmp_path: Pa
     assert store.failure(made) is None
     store.record_failure(made, "ValueError: no")
     assert Store(tmp_path).failure(made) == "ValueError: no" and state(made, tmp_path) == "absent"
-    store.clear_failure(made)
-    store.clear_failure(made)
+    store.clear_marks(made)
+    store.clear_marks(made)
     assert Store(tmp_path).failure(made) is None
     store.beside(made, "failed.json").write_text("half a li")
     assert Store(tmp_path).failure(made) is None
+
+
+def test_an_interruption_is_kept_beside_the_stage_until_it_is_begun_again(tmp_path: Path) -> None:
+    store, made = Store(tmp_path), stage()
+    store.build_folder(made)
+    assert not store.was_interrupted(made)
+    store.record_interruption(made)
+    assert Store(tmp_path).was_interrupted(made) and Store(tmp_path).failure(made) is None
+    store.clear_marks(made)
+    assert not Store(tmp_path).was_interrupted(made)
+
+
+def test_what_was_begun_on_another_machine_is_swept_only_by_who_knows_that_it_is_over(tmp_path: Path) -> None:
+    store, made = Store(tmp_path), stage()
+    mine = store.build_folder(made)
+    theirs = mine.with_name(f"{made.key}.build-node9-77-abcdef")
+    theirs.mkdir()
+    (theirs / "half").touch()
+    store.sweep(made.kind, made.key)
+    assert mine.exists() and theirs.exists()
+    store.sweep(made.kind, made.key, elsewhere=True)
+    assert mine.exists()  # by a process that lives
+    assert not theirs.exists()
 
 
 def test_history_holds_what_is_finished_and_readable(tmp_path: Path) -> None:

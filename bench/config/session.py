@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bench.config.base import Count, Positive, Probability, Settings
+from bench.config.base import AsList, Count, Positive, Probability, Settings
 
 
 class Verb(Settings):
@@ -66,20 +67,89 @@ class NoTracker(Settings):
     name: Literal["none"]
 
 
-class LocalLauncher(Settings):
+class AnyLauncher(Settings):
+    threads: Count  # a worker's; recorded, not keyed
+    stage_timeout_s: Positive  # of a stage that runs where the command was typed
+    retries: int = Field(ge=0)  # of a stage whose worker died
+
+
+class LocalLauncher(AnyLauncher):
     """Long-lived worker processes on this machine."""
 
     name: Literal["local"]
     workers: Count | None  # None: one a GPU, or one a core where there is none
-    threads: Count  # a worker's; recorded, not keyed
-    stage_timeout_s: Positive
-    retries: int = Field(ge=0)  # of a stage whose worker died
+
+
+StageKind = Literal["data", "sft", "sample", "label", "logps", "train", "generate", "judge", "score", "audit"]
+
+
+class Resources(Settings):
+    """What a stage is given on a cluster."""
+
+    gpus: int = Field(ge=0)
+    cpus: Count
+    mem_gb: Positive | None  # None: the cluster's default
+    time_min: Count
+
+
+class ResourceChanges(Settings):
+    """What differs for a kind of stage."""
+
+    gpus: int | None = Field(None, ge=0)
+    cpus: Count | None = None
+    mem_gb: Positive | None = None
+    time_min: Count | None = None
+
+
+class SlurmResources(Resources):
+    partition: str | None
+    account: str | None
+
+
+class SlurmChanges(ResourceChanges):
+    partition: str | None = None
+    account: str | None = None
+
+
+class ClusterLauncher(AnyLauncher):
+    """Stages that load a model are jobs on other machines; those that need the network run where the command was typed."""
+
+    max_jobs: Count  # in the queue at once, waiting ones included
+    queue_cpu: bool  # whether stages that load no model are jobs too; else they run where the command was typed
+    here_workers: Count  # processes for the stages that do
+    env: dict[str, str]  # variables that the workers on the nodes get
+    gpu: Resources  # of a stage that loads a model
+    cpu: Resources
+    stages: Mapping[StageKind, ResourceChanges]
+
+    def resources(self, kind: str, needs: Literal["cpu", "gpu"]) -> Resources:
+        """What a stage of a kind is given."""
+        changes = self.stages.get(kind)  # type: ignore[call-overload]  # kinds of tests are none of ours
+        return (self.gpu if needs == "gpu" else self.cpu).model_copy(update=changes.model_dump(exclude_unset=True) if changes else {})
+
+
+class SlurmLauncher(ClusterLauncher):
+    name: Literal["slurm"]
+    gpu: SlurmResources
+    cpu: SlurmResources
+    stages: Mapping[StageKind, SlurmChanges]
+    requeues: int = Field(ge=0)  # of a job that has reached its time limit
+    signal_delay_s: Count  # so long before the limit a job is told
+    poll_s: Positive  # how often squeue is asked about jobs that have not answered
+    setup: Annotated[tuple[str, ...], AsList]  # shell lines that a job begins with
+    sbatch: dict[str, str | int | bool]  # further parameters of sbatch
+
+
+class RayLauncher(ClusterLauncher):
+    name: Literal["ray"]
+    address: str | None  # of a running cluster; None: one is started on this machine
+    runtime_env: dict[str, Any]  # Ray's own; `env` is added
 
 
 class Session(Settings):
     do: Verb | Rescore | Why | Audit = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
-    launcher: LocalLauncher
+    launcher: LocalLauncher | SlurmLauncher | RayLauncher = Field(discriminator="name")
     results: str | None
 
     @property

@@ -18,11 +18,14 @@ HERE = Path(__file__).parent
 
 
 class Fake(Settings):
-    """`die`: how many attempts end in SIGKILL. `tape`: a file whose content becomes the result's, which may change between attempts."""
+    """`die`, `hang`: how many attempts end in SIGKILL, or never end. `tape`: a file whose content becomes the result's, which may change
+    between attempts. `shows`: an environment variable whose value becomes the result's."""
 
     name: str
     seconds: float = 0.0
     die: int = 0
+    hang: int = 0
+    shows: str = ""
     fail: str = ""
     exit: bool = False
     prints: str = ""
@@ -47,6 +50,8 @@ def run(settings: Fake, run: StageRun) -> Outcome:
         attempts.with_suffix(".pid").write_text(str(child))
     if len(attempts.read_text().splitlines()) <= settings.die:
         os.kill(os.getpid(), signal.SIGKILL)
+    if len(attempts.read_text().splitlines()) <= settings.hang:
+        time.sleep(600)
     for step in range(settings.steps):
         run.progress(step + 1, settings.steps, loss=1 / (step + 1))
     time.sleep(settings.seconds)
@@ -55,7 +60,9 @@ def run(settings: Fake, run: StageRun) -> Outcome:
     if settings.fail:
         raise ValueError(settings.fail)
     read = "".join((path / "text").read_text() for path in run.inputs.values())
-    (run.out / "text").write_text((Path(settings.tape).read_text() if settings.tape else settings.name) + read)
+    text = Path(settings.tape).read_text() if settings.tape else settings.name
+    text = os.environ.get(settings.shows, "unset") if settings.shows else text
+    (run.out / "text").write_text(text + read)
     return Outcome({"rows": 1})
 
 
