@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bench.config import (
+    Adapter,
     Annotator,
     Asking,
     AsList,
@@ -19,6 +20,7 @@ from bench.config import (
     Form,
     Fraction,
     GoldWeights,
+    Loading,
     Positive,
     Pretraining,
     Probability,
@@ -194,6 +196,7 @@ class SampleSettings(Settings):
     batch_size: Count
     dtype: Dtype
     seed: int
+    loading: Annotated[Loading, LaterField()] = Loading()
 
 
 class GoldLabels(Settings):
@@ -224,6 +227,7 @@ class LogpsSettings(Settings):
     batch_size: Count
     dtype: Dtype
     control: Annotated[str | None, LaterField()] = None  # token between prompt and completion, where the model is asked so
+    loading: Annotated[Loading, LaterField()] = Loading()
 
 
 class RewardScoreSettings(Settings):
@@ -241,6 +245,8 @@ class TrainSettings(Settings):
     max_length: Count
     dtype: Dtype
     seed: int
+    adapter: Annotated[Adapter | None, LaterField()] = None  # what is trained and kept, beside the frozen input `base` or `model`
+    loading: Annotated[Loading, LaterField()] = Loading()
 
 
 class RewardModelSettings(Settings):
@@ -261,6 +267,7 @@ class GenerateSettings(Settings):
     best_of: Annotated[Count, LaterField()] = 1  # samples of each turn, of which the input `reward_model` chooses one
     control: Annotated[str | None, LaterField()] = None  # token after every prompt, where the policy is asked so
     temperatures: Annotated[Mapping[str, float], LaterField()] = {}  # by category, before that of decoding
+    loading: Annotated[Loading, LaterField()] = Loading()
 
 
 class WrittenCompletions(Settings):

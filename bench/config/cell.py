@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from bench.config.adapters import Adapter, NoAdapter
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, misfit
 from bench.config.data import LocalData, WorldData
 from bench.config.judges import AlpacaEvalJudge, GoldJudge, MtBenchJudge, NoJudge, RewardModelJudge
@@ -30,6 +31,7 @@ class Cell(Settings):
     judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | RewardModelJudge = Field(discriminator="name")
     engine: Engine
     seed: Seed
+    adapter: NoAdapter | Adapter = Field(default=NoAdapter(), discriminator="name")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Cell:
@@ -78,6 +80,10 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         if isinstance(iteration, int) and isinstance(n, int) and isinstance(there, int) and (needed := (iteration + 1) * n) > there:
             text = f"iterations 0 to {iteration} of {n} prompts each need {needed} demonstrations, got data.n_demonstrations={there}"
             found.append(("method.n_prompts", text))
+    adapter = cell.get("adapter")
+    if isinstance(adapter, Mapping) and adapter.get("name") != "none" and method.get("name") in WHOLE:
+        text = f"method={method['name']} trains {WHOLE[method['name']]}, got adapter={adapter.get('name')}; take adapter=none"
+        found.append(("adapter", text))
     if method.get("name") == "best_of_n":
         text = "method=best_of_n chooses among samples, which are all the same at temperature 0; set it above 0"
         asked = {"": judge, "preference.": judge.get("preference"), "rating.": judge.get("rating")}
@@ -88,6 +94,12 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
             if isinstance(decoding, Mapping) and decoding.get("temperature") == 0
         ]
     return found
+
+
+WHOLE = {
+    "csft": "embeddings of its control tokens, which an adapter does not hold",
+    "best_of_n": "a reward model, which is trained whole",
+}
 
 
 def _opponent(judge: Mapping[str, Any]) -> Any:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from bench.config.adapters import Attention
 from bench.config.base import AsList, Category, Count, Misfit, Name, Positive, Probability, Seed, Settings, misfit
 
 
@@ -104,6 +105,7 @@ class LocalModel(Settings):
     path: str
     dtype: Literal["float32", "bfloat16"]
     max_length: Count  # tokens of prompt and completion that training and log-probs look at
+    attention: Attention = "auto"
 
 
 class NoModel(Settings):

@@ -22,7 +22,6 @@ from bench.kinds import (
     RewardModelSettings,
     RewardScoreSettings,
     SampleSettings,
-    TrainSettings,
     stage,
 )
 from bench.plan import Cell, Ground, Policy
@@ -102,8 +101,7 @@ def _training(cell: Cell) -> dict[str, Any]:
 
 
 def _trained(cell: Cell, training: Trained | RefinedDpo, inputs: dict[str, Model], label: str) -> Stage:
-    settings = TrainSettings(method=training, max_length=plan.max_length(cell), dtype=plan.dtype(cell), seed=cell.seed)
-    return stage("train", settings, inputs, label)
+    return stage("train", plan.train_settings(cell, training), plan.read_model(inputs["model"]) | inputs, label)
 
 
 def _samples(cell: Cell, loop: Loop, policy: Model, items: Stage, draws: int, t: int) -> Stage:
@@ -115,8 +113,9 @@ def _samples(cell: Cell, loop: Loop, policy: Model, items: Stage, draws: int, t:
         batch_size=cell.engine.batch_size,
         dtype=plan.dtype(cell),
         seed=cell.seed,
+        loading=plan.loading(cell),
     )
-    return stage("sample", settings, {"model": policy, "items": items}, f"iteration {t} samples")
+    return stage("sample", settings, plan.read_model(policy) | {"items": items}, f"iteration {t} samples")
 
 
 def _pairs(cell: Cell, loop: Loop, data: list[Stage], round_: Round) -> Stage:

@@ -45,6 +45,7 @@ class TrainingJob:
     out: Path
     callback: TrainerCallback
     reference_model: Path | None = None
+    base: Path | None = None  # of a reference model that is an adapter
 
 
 class LengthBatches(torch.utils.data.Sampler[int]):
@@ -152,7 +153,7 @@ def training_arguments(job: TrainingJob) -> dict[str, Any]:
         "weight_decay": method.weight_decay,
         "max_grad_norm": method.max_grad_norm,
         "max_length": job.settings.max_length,
-        "disable_dropout": True,
+        "disable_dropout": getattr(job.settings, "adapter", None) is None,  # an adapter's is a setting; the model's is off already
         "remove_unused_columns": False,  # rows carry their number
     }
 

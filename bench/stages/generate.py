@@ -45,7 +45,7 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
     from bench.engines.hf import Engine
     from bench.engines.reward import Scorer
 
-    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size, settings.control)
+    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size, settings.control, settings.loading, run.inputs.get("base"))
     scorer = Scorer(run.inputs["reward_model"], settings.dtype, settings.batch_size) if settings.best_of > 1 else None
     items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
     total = settings.best_of * sum(len(item.turns) for item in items)

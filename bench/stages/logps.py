@@ -31,7 +31,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
 
 
 def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
-    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size, settings.control)
+    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size, settings.control, settings.loading, run.inputs.get("base"))
     if settings.rows == "preferences":
         assert settings.max_length is not None, "preference rows are cut where training cuts them"
         where = run.inputs["preferences"], settings.splits

@@ -10,7 +10,7 @@ from bench.worker import Outcome, StageRun
 
 
 def run(settings: SampleSettings, run: StageRun) -> Outcome:
-    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size)
+    engine = Engine(run.inputs["model"], settings.dtype, settings.batch_size, None, settings.loading, run.inputs.get("base"))
     items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
     prompts = [prompt_ids(engine.tokenizer, conversation(item, [])) for item in items]
     completions = []

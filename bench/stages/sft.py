@@ -41,12 +41,13 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from bench.engines.hf import load_model
+    from bench.engines.hf import check_fit, load_model
     from bench.methods.training import LengthBatches, Recorder, check_weights, common_arguments, fingerprint
     from bench.tokens import load_tokenizer, row_ids
 
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_model(run.inputs["model"], "float32")
+    check_fit(run.inputs["model"], model, tokenizer)
     before = fingerprint(model)
     rows = list(read_jsonl(run.inputs["demonstrations"] / "rows.jsonl", Text))
     ids = [row_ids(tokenizer, row.prompt, row.completion, settings.max_length) for row in rows]
