@@ -17,12 +17,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from bench import hub
 from bench import sweep as sweeps
 from bench.config import (
     FITTED,
     AlpacaEvalJudge,
     Audit,
     Cell,
+    Conversations,
+    DatasetData,
     Expectation,
     Form,
     LocalData,
@@ -33,6 +36,7 @@ from bench.config import (
     RewardModelJudge,
     Scale,
     Session,
+    Sft,
     Why,
     Written,
     misfits,
@@ -44,8 +48,9 @@ from bench.judges.prompts import OWN_PROMPTS, annotator, mt_bench_digest, mt_ben
 from bench.judges.replies import parser_version
 from bench.plan import JudgeSources, Sources
 from bench.preferences import read_preferences
+from bench.readers import check, find_files
 from bench.records import HumanLabel, read_jsonl
-from bench.store import Source, tree_digest, tree_stamp
+from bench.store import Source, file_digest, hash_long, tree_digest, tree_stamp
 from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 from bench.written import read_written
 
@@ -144,6 +149,9 @@ class _Door:
         base = self._point(of_session | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1})
         grids = self._grids(base[0]) if base else []
         session = self._session(*base) if base else None
+        if session:
+            self.files.lock = session.results_dir / hub.LOCK
+            self.files.fetches = session.do.name in ("run", "plan", "audit")
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
         asked = sweeps.points(grids, of_cells, of_sweep=self.sweep is not None)
@@ -471,6 +479,9 @@ class _Files:
     """Checks the files that cells name, each once; digests them when all is well."""
 
     problems: list[str]
+    lock: Path = Path(hub.LOCK)  # of the hub's revisions
+    fetches: bool = False  # whether the verb reads what comes from the hub
+    _datasets: dict[str, tuple[Source, Form | None] | None] = field(default_factory=dict)
     _models: dict[str, Path | None] = field(default_factory=dict)
     _judges: dict[str, _JudgeFiles | None] = field(default_factory=dict)
     _data: dict[str, tuple[Path, Form] | None] = field(default_factory=dict)
@@ -488,10 +499,23 @@ class _Files:
             found = misfits(cell | {"data": cell["data"] | {"form": read[1]}}) if read else []
             of_form = ("data.form", "data.desirable_fraction", "data.undesirable_fraction")
             self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key in of_form]
+        if (section := _valid_section(DatasetData, cell["data"])) is not None and section.kind == "dataset":
+            form = self._dataset(section, where.of("data.path" if section.path else "data.hub"))
+            found = misfits(cell | {"data": cell["data"] | {"form": section.form or form}})
+            self.problems += [f"{text} ({where.of('data.form')})" for key, text in found if key.startswith(("data.form", "data.desirable"))]
+        if (wanted := _valid_section(Sft, cell.get("sft"))) is not None:
+            self._dataset(wanted, where.of("sft.path" if wanted.path else "sft.hub"))
         if isinstance(method := cell["method"], dict) and method.get("name") == "completions":
             self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
         if isinstance(judge := cell["judge"], dict) and judge.get("name") in JUDGE_FILES:
             self._once(self._judges, _what_judge_reads(judge), lambda _: _judge_files(judge), where.of("judge"))
+
+    def _dataset(self, section: DatasetData | Sft, where: str) -> Form | None:
+        """Look at a public dataset once, and return the form of its rows where they show it."""
+        if section.path is None and section.hub is None:  # said by misfits
+            return None
+        found = self._once(self._datasets, _what_is_read(section), lambda _: _dataset(section, self.lock, self.fetches), where)
+        return found[1] if found else None
 
     def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
         if path not in known:
@@ -509,7 +533,12 @@ class _Files:
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
         judge = self._judge(cell.judge) if isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge)) else None
         own, rows, texts = (self._source(path) if path else None for path in (model, data[0] if data else None, written))
-        return Sources(own, rows, texts, judge)
+        public, conversations = self._public(cell.data), self._public(cell.sft)
+        return Sources(own, rows or public, texts, judge, conversations)
+
+    def _public(self, section: Any) -> Source | None:
+        found = self._datasets[_what_is_read(section)] if isinstance(section, (DatasetData, Sft)) else None
+        return found[0] if found else None
 
     def _judge(self, judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge) -> JudgeSources:
         found = self._judges[_what_judge_reads(judge.model_dump())]
@@ -609,6 +638,47 @@ def _no_template(folder: Path) -> str | None:
     if config.exists() and json.loads(config.read_text()).get("chat_template"):
         return None
     return f"{folder} is asked in messages and its tokenizer has no chat template: add chat_template.jinja"
+
+
+def _valid_section(record: type[M], section: Any) -> M | None:
+    """A section as its record, or None: what is wrong with it is said elsewhere."""
+    try:
+        return record.model_validate(section)
+    except ValidationError:
+        return None
+
+
+def _what_is_read(section: DatasetData | Sft) -> str:
+    """What the source of a public dataset depends on; it is looked at once for all cells."""
+    names = ("hub", "revision", "path", "train_files", "heldout_files", "reading")
+    return repr([getattr(section, name, None) for name in names])
+
+
+def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Source, Form | None]:
+    """A public dataset's source, and the form of its rows where they show it. Raises ValueError for one that cannot be had or read.
+
+    A copy is known by its files' content; what comes from the hub by its revision, so that a verb that reads no rows needs no files.
+    """
+    reading = section.reading if isinstance(section, DatasetData) else Conversations(reader="conversations")
+    train, heldout = section.train_files, section.heldout_files if isinstance(section, DatasetData) else ()
+    key = "data" if isinstance(section, DatasetData) else "sft"
+    if section.path is not None:
+        path = Path(section.path).expanduser().absolute()
+        if not path.exists():
+            raise ValueError(f"{key}.path must be a copy of a dataset's folder or a file of it, got {section.path}: no such file or folder")
+        form = check(path, reading, train, heldout)
+        files = find_files(path, (*train, *heldout))
+        digest = file_digest(path) if path.is_file() else hash_long({str(f.relative_to(path)): file_digest(f) for f in files})
+        return Source(path, digest, tree_stamp(path)), form
+    assert section.hub is not None
+    try:
+        at = section.revision or hub.revision(lock, "datasets", section.hub)
+        if not fetches:
+            return Source(Path(section.hub), f"hub:datasets/{section.hub}@{at}"), None
+        path = hub.fetch("datasets", section.hub, at, (*train, *heldout))
+    except hub.NotThere as error:
+        raise ValueError(f"{error}; a copy of its folder may be named as {key}.path") from error
+    return Source(path, f"hub:datasets/{section.hub}@{at}"), check(path, reading, train, heldout)
 
 
 def _data_file(text: str) -> tuple[Path, Form]:

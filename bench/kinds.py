@@ -21,12 +21,16 @@ from bench.config import (
     Fraction,
     GoldWeights,
     Loading,
+    Overlap,
+    Patterns,
     Positive,
     Pretraining,
     Probability,
+    Reading,
     RefinedDpo,
     RewardModel,
     Settings,
+    SftEpochs,
     SftTraining,
     Trained,
     Writer,
@@ -128,8 +132,22 @@ class LoopPairData(Settings):
     seed: int
 
 
+class DatasetRows(Settings):
+    """Which rows of a public dataset are read, and how."""
+
+    reading: Reading = Field(discriminator="reader")
+    version: int  # of the reader's meaning
+    train_files: Patterns
+    heldout_files: Patterns
+    n_heldout: Count | None
+    form: Form | None
+
+
 class LocalPairData(Settings):
-    """Preference rows from the user's file, split into train and held-out by prompt."""
+    """Preference rows from the user's file or of a public dataset, split into train and held-out by prompt.
+
+    With an input `items`, train rows that ask what these ask are dropped or refused.
+    """
 
     source: Literal["local"] = "local"
     fraction: Fraction
@@ -137,6 +155,33 @@ class LocalPairData(Settings):
     seed: int
     desirable_fraction: Annotated[Fraction, LaterField()] = 1.0
     undesirable_fraction: Annotated[Fraction, LaterField()] = 1.0
+    dataset: Annotated[DatasetRows | None, LaterField()] = None
+    overlap: Annotated[Overlap, LaterField()] = "report"
+
+
+class NextPromptData(Settings):
+    """Train prompts of a public dataset whose labels are not used: `n` of them, after those that are labelled and the first `after`."""
+
+    source: Literal["next_prompts"] = "next_prompts"
+    pairs: LocalPairData  # which say what is labelled
+    after: Annotated[int, Field(ge=0)]
+    n: Count
+
+
+class ConversationData(Settings):
+    """Conversations for supervised fine-tuning: a nested seeded subset of a dataset's."""
+
+    source: Literal["conversations"] = "conversations"
+    version: int
+    files: Patterns
+    fraction: Fraction
+    seed: int
+
+
+class OverlapData(Settings):
+    """Which train rows ask what the judge's items ask: nothing is left out, only said."""
+
+    source: Literal["overlap"] = "overlap"
 
 
 class LocalPromptData(Settings):
@@ -189,6 +234,16 @@ class SftSettings(Settings):
     seed: int
 
 
+class ConversationSft(Settings):
+    """The start model of a base model's folder; loss on every answer of a conversation."""
+
+    stage: Literal["conversations"] = "conversations"
+    training: SftEpochs
+    max_length: Count
+    dtype: Dtype
+    seed: int
+
+
 class SampleSettings(Settings):
     engine: Literal["transformers"]
     decoding: Decoding
@@ -213,7 +268,7 @@ class RankLabels(Settings):
 
     labeller: Literal["reward_model", "implicit", "random", "shorter", "human"]
     beta: Positive | None  # implicit rewards are beta times log-ratios
-    truth: GoldWeights  # that labels are held against, for the counts
+    truth: GoldWeights | None  # that labels are held against, for the counts; None where nobody knows it
     seed: int
 
 
@@ -340,12 +395,15 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         DemonstratedData,
         LoopPairData,
         LocalPairData,
+        NextPromptData,
         LocalPromptData,
+        ConversationData,
+        OverlapData,
         JudgeItemData,
         CanaryData,
         RecordedData,
     ),
-    "sft": (BaseSettings, SftSettings),
+    "sft": (BaseSettings, SftSettings, ConversationSft),
     "sample": (SampleSettings,),
     "label": (GoldLabels, RankLabels),
     "logps": (LogpsSettings, RewardScoreSettings),

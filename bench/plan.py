@@ -14,6 +14,7 @@ from bench.config import (
     Audit,
     BestOfN,
     Cell,
+    DatasetData,
     Decoding,
     GoldJudge,
     LanguageJudge,
@@ -39,7 +40,10 @@ from bench.kinds import (
     BaseSettings,
     CanaryData,
     ChosenData,
+    ConversationData,
+    ConversationSft,
     CorpusData,
+    DatasetRows,
     DemonstrationData,
     Dtype,
     GenerateSettings,
@@ -51,6 +55,7 @@ from bench.kinds import (
     LocalPairData,
     LocalPromptData,
     LogpsSettings,
+    OverlapData,
     PairData,
     PromptData,
     RecordedData,
@@ -66,6 +71,7 @@ from bench.kinds import (
     WrittenData,
     stage,
 )
+from bench.readers import version
 from bench.store import Source, Stage, Status, Store, canonical_json, hash_key
 from bench.sweep import as_name
 
@@ -89,6 +95,7 @@ class Sources:
     data: Source | None = None
     completions: Source | None = None
     judge: JudgeSources | None = None
+    conversations: Source | None = None  # that a start model learns from
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,8 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
             "kl_reference_logps": completion_logps(cell, Policy(ground.start, None), kl, "reference's log-probs for KL"),
         }
     roles["train"] = policy.train
+    if isinstance(cell.data, FILES) and "items" not in ground.preferences.inputs and (items := _asked(cell, sources)) is not None:
+        roles["overlap"] = stage("data", OverlapData(), {"preferences": ground.preferences, "items": items}, "overlap with judge's items")
     return _judged(cell, sources, policy, roles, inputs)
 
 
@@ -247,7 +256,7 @@ def max_length(cell: Cell) -> int:
 
 
 def _ground(cell: Cell, sources: Sources) -> Ground:
-    tuned = start = _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else sources.model
+    tuned = start = _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else _tuned(cell, sources)
     if start is None or tuned is None:
         raise ValueError("model=local: no source given")
     if isinstance(cell.model, WorldModel) and cell.model.start == "base":
@@ -257,25 +266,64 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
         preferences = stage("data", PairData(form=cell.data.form, seed=cell.seed, **_kept(cell.data)), labels, "preferences")
         kl_prompts = _prompts(cell, "kl", cell.data.n_kl_prompts, seed=cell.seed)
     else:
-        if sources.data is None:
-            raise ValueError("data=local: no source given")
-        settings = LocalPairData(heldout_fraction=cell.data.heldout_fraction, seed=cell.seed, **_kept(cell.data))
-        preferences = stage("data", settings, {"file": sources.data}, "preferences")
-        kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _whole(cell, sources.data)}, "KL prompts")
+        preferences = stage("data", pair_settings(cell), rows_read(cell, sources), "preferences")
+        kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _whole(cell, sources)}, "KL prompts")
     reference = preference_logps(cell, Policy(start, None), preferences, splits=("train", "heldout"), mismatched=True)
     return Ground(start, preferences, reference, kl_prompts)
 
 
-def _kept(data: WorldData | LocalData) -> dict[str, Any]:
+FILES = (LocalData, DatasetData)
+
+
+def _kept(data: WorldData | LocalData | DatasetData) -> dict[str, Any]:
     """Which shares of the labelled train rows are used."""
     return data.model_dump(include={"fraction", "desirable_fraction", "undesirable_fraction"})
 
 
-def _whole(cell: Cell, data: Source) -> Stage:
-    """All rows of the local file: which prompts are answered depends neither on how much is labelled nor on the replicate."""
-    assert isinstance(cell.data, LocalData)
-    settings = LocalPairData(fraction=1.0, heldout_fraction=cell.data.heldout_fraction, seed=0)
-    return stage("data", settings, {"file": data}, "all rows")
+def pair_settings(cell: Cell) -> LocalPairData:
+    """How the rows of a file or a public dataset are divided."""
+    data = cell.data
+    assert isinstance(data, FILES)
+    if isinstance(data, LocalData):
+        return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **_kept(data))
+    own = {name: getattr(data, name) for name in DatasetRows.model_fields.keys() - {"version"}}
+    rows = DatasetRows(version=version(data.reading.reader), **own)
+    overlap = data.overlap if cell.judge.name not in ("none", "gold") else "report"  # with held-out prompts there is none
+    return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, dataset=rows, overlap=overlap, **_kept(data))
+
+
+def rows_read(cell: Cell, sources: Sources) -> dict[str, Stage | Source]:
+    """What rows are read from, and the judge's items where train rows that ask the same are left out."""
+    if sources.data is None:
+        raise ValueError(f"data={cell.data.name}: no source given")
+    items = _asked(cell, sources) if pair_settings(cell).overlap != "report" else None
+    return {"file": sources.data} | ({} if items is None else {"items": items})
+
+
+def _asked(cell: Cell, sources: Sources) -> Stage | None:
+    """Items that a judge brings; the others' are held-out prompts."""
+    if isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge)) and sources.judge and sources.judge.files:
+        return _judge_items(cell, cell.judge, sources)
+    return None
+
+
+def _whole(cell: Cell, sources: Sources) -> Stage:
+    """All rows of the file: which prompts are answered depends neither on how much is labelled nor on the replicate."""
+    whole = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0, "seed": 0, "overlap": "report"}
+    assert sources.data is not None
+    return stage("data", pair_settings(cell).model_copy(update=whole), {"file": sources.data}, "all rows")
+
+
+def _tuned(cell: Cell, sources: Sources) -> Stage | Source | None:
+    """The user's model, or what supervised fine-tuning makes of it."""
+    if cell.sft is None or sources.model is None:
+        return sources.model
+    if sources.conversations is None:
+        raise ValueError(f"sft={cell.sft.name}: no source given")
+    of_rows = ConversationData(version=version("conversations"), files=cell.sft.train_files, fraction=cell.sft.fraction, seed=cell.seed)
+    conversations = stage("data", of_rows, {"file": sources.conversations}, "conversations")
+    settings = ConversationSft(training=cell.sft.training, max_length=max_length(cell), dtype=dtype(cell), seed=cell.seed)
+    return stage("sft", settings, {"model": sources.model, "conversations": conversations}, "start model")
 
 
 def _world_start(cell: Cell, model: WorldModel) -> Stage:
@@ -402,7 +450,7 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
         manner = "rating" if isinstance(judge, MtBenchJudge) and judge.mode == "single" else "preference"
         return [(manner, _judge_items(cell, judge, sources), judge.decoding)]
     if sources.data is not None:
-        items = stage("data", LocalPromptData(n=judge.n_items), {"preferences": _whole(cell, sources.data)}, "held-out prompts")
+        items = stage("data", LocalPromptData(n=judge.n_items), {"preferences": _whole(cell, sources)}, "held-out prompts")
     else:
         assert cell.world is not None
         items = _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed)

@@ -1,17 +1,19 @@
 """Preference rows: reading a user's file, nested fractions, held-out split, and KTO's mismatched partners.
 
 A file holds TRL's paired form (prompt, chosen, rejected) or its unpaired form (prompt, completion, label), as plain text or as
-messages. The prompt may stand inside the conversations `chosen` and `rejected`; it does where `prompt` is absent, or is text beside
-messages. Plain text stays plain: a prompt of one message with role "text", to which no chat template is applied.
+messages. The prompt may stand inside `chosen` and `rejected`, as what both begin with; it does where `prompt` is absent, or is text
+beside messages. Plain text stays plain: a prompt of one message with role "text", to which no chat template is applied.
 """
 
 from __future__ import annotations
 
 import codecs
+import gzip
 import hashlib
 import itertools
 import json
 import random
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,14 +24,24 @@ from bench.config import Form
 from bench.records import Message, Pair, Unpaired
 
 Row = TypeVar("Row", Pair, Unpaired)
+T = TypeVar("T")
 
 SHOWN_BAD_ROWS = 20
+PUNCTUATION = " .,:;!?\"'`"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXPECTED = "expected columns prompt, chosen, rejected or prompt, completion, label"
 
 
 class BadRows(ValueError):
     """The file holds rows that cannot be used; the message lists them with line number and reason."""
+
+
+class Unusable(ValueError):
+    """A row of the right shape that nothing can be learnt from; readers of public datasets drop it and count it by its `reason`."""
+
+    def __init__(self, text: str, reason: str):
+        super().__init__(text)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -56,9 +68,9 @@ def read_preferences(path: Path) -> Preferences:
     pairs: list[Pair] = []
     unpaired: list[Unpaired] = []
     problems = []
-    for number, read in _raw_rows(path):
+    for number, read in raw_rows(path):
         try:
-            row = _parse(read(), str(number))
+            row = parse_row(read(), str(number))
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
         else:
@@ -73,26 +85,47 @@ def read_preferences(path: Path) -> Preferences:
     return Preferences(pairs, unpaired)
 
 
-def _raw_rows(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """(number, function that reads the row or raises ValueError); only a file that cannot be read at all raises here."""
-    match path.suffix.lower():
+def raw_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """(number, function that reads the row or raises ValueError); only a file that cannot be read at all raises here.
+
+    `columns`: of a Parquet file only these are read, all where none are named.
+    JSON is one object a line (.jsonl, .json, either with .gz), or a list of objects in a .json file.
+    """
+    match path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower():
         case ".parquet":
             import pyarrow.parquet
 
             try:
-                rows = pyarrow.parquet.read_table(path).to_pylist()
+                with pyarrow.parquet.ParquetFile(path) as file:
+                    wanted = [name for name in file.schema_arrow.names if not columns or name in columns]
+                    batches = file.iter_batches(1024, columns=wanted)
+                    for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                        yield number, partial(dict, row)
             except pyarrow.ArrowException as error:
                 raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
-            for number, row in enumerate(rows, 1):
-                yield number, partial(dict, row)
         case ".jsonl" | ".json":
-            with path.open("rb") as file:
+            with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+                if path.suffix.lower() == ".json" and file.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":  # type: ignore[union-attr]
+                    for number, row in enumerate(_json_list(path, file.read()), 1):
+                        yield number, partial(_itself, row)
+                    return
                 for number, line in enumerate(file, 1):
                     text = line.removeprefix(codecs.BOM_UTF8).strip()
                     if text:
                         yield number, partial(_from_json, text)
         case _:
-            raise ValueError(f"{path}: expected .jsonl, .json (one object a line) or .parquet")
+            raise ValueError(f"{path}: expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet")
+
+
+def _itself(row: Any) -> Any:
+    return row
+
+
+def _json_list(path: Path, text: bytes) -> list[Any]:
+    try:
+        return json.loads(text.removeprefix(codecs.BOM_UTF8))
+    except ValueError as error:
+        raise ValueError(f"{path}: begins as a list of objects and is not JSON ({error})") from error
 
 
 def _from_json(line: bytes) -> Any:
@@ -104,14 +137,13 @@ def _from_json(line: bytes) -> Any:
         raise ValueError(f"not JSON ({error}); a line holds one object") from error
 
 
-def _parse(raw: Any, row_id: str) -> Pair | Unpaired:
+def parse_row(raw: Any, row_id: str) -> Pair | Unpaired:
+    """A row in any of TRL's forms; ValueError says what is wrong with it."""
     if not isinstance(raw, Mapping):
         raise ValueError(f"expected an object with named columns, got {type(raw).__name__}")
     if "chosen" in raw and "rejected" in raw:
         prompt, (chosen, rejected) = _prompt_and_completions(raw, ("chosen", "rejected"))
-        if chosen == rejected:
-            raise ValueError("chosen and rejected are the same text: nothing to learn; remove the row")
-        return Pair(row_id, prompt, chosen, rejected, "", "")
+        return make_pair(row_id, prompt, chosen, rejected)
     if "completion" in raw and "label" in raw:
         prompt, (completion,) = _prompt_and_completions(raw, ("completion",))
         if not isinstance(raw["label"], bool):
@@ -120,14 +152,24 @@ def _parse(raw: Any, row_id: str) -> Pair | Unpaired:
     raise ValueError(f"{EXPECTED}; got {', '.join(map(str, raw)) or 'none'}")
 
 
+def make_pair(row_id: str, prompt: list[Message], chosen: str, rejected: str) -> Pair:
+    """Raises Unusable where the two completions, or one of them or the prompt, leave nothing to learn."""
+    _filled(prompt[-1]["content"], "prompt")
+    if _filled(chosen, "chosen") == _filled(rejected, "rejected"):
+        raise Unusable("chosen and rejected are the same text: nothing to learn; remove the row", "same completions")
+    return Pair(row_id, prompt, chosen, rejected, "", "")
+
+
 def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[list[Message], list[str]]:
     """A row's prompt and the texts of its completions, in any of the accepted shapes."""
     values, prompt = [raw[column] for column in columns], raw.get("prompt")
     if all(isinstance(value, str) for value in values):
         if prompt is None:
-            raise ValueError(f"plain text needs a prompt column beside {' and '.join(columns)}")
+            if len(columns) == 1:
+                raise ValueError("plain text needs a prompt column beside completion")
+            prompt, values = _implicit(*values)
         return _prompt(prompt), [_filled(value, column) for value, column in zip(values, columns, strict=True)]
-    conversations = [_messages(value, column) for value, column in zip(values, columns, strict=True)]
+    conversations = [read_messages(value, column) for value, column in zip(values, columns, strict=True)]
     if isinstance(prompt, list):
         messages = _prompt(prompt)
     elif len(columns) == 1:
@@ -141,6 +183,15 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
     return messages, [_one_assistant(rest, column) for rest, column in zip(conversations, columns, strict=True)]
 
 
+def _implicit(chosen: str, rejected: str) -> tuple[str, list[str]]:
+    """The prompt that two plain texts begin with, and their ends; a space between belongs to the ends, as in TRL's extract_prompt."""
+    shared = sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
+    shared -= chosen[:shared].endswith(" ")
+    if not chosen[:shared].strip():
+        raise ValueError("chosen and rejected begin differently, and plain text needs its prompt at their start or in a prompt column")
+    return chosen[:shared], [chosen[shared:], rejected[shared:]]
+
+
 def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
     """How many first messages two conversations share, the last of either aside: that is its completion."""
     return len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(chosen[:-1], rejected[:-1], strict=False))))
@@ -149,7 +200,7 @@ def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
 def _prompt(value: Any) -> list[Message]:
     if isinstance(value, str):
         return [{"role": "text", "content": _filled(value, "prompt")}]
-    messages = _messages(value, "prompt")
+    messages = read_messages(value, "prompt")
     if messages[-1]["role"] not in ("user", "tool"):
         raise ValueError(f"prompt must end in a user's message, got roles {_roles(messages)}")
     _filled(messages[-1]["content"], "prompt")
@@ -158,11 +209,11 @@ def _prompt(value: Any) -> list[Message]:
 
 def _filled(value: str, column: str) -> str:
     if not value.strip():
-        raise ValueError(f"{column} is empty")
+        raise Unusable(f"{column} is empty", "empty prompt" if column == "prompt" else "empty completion")
     return value
 
 
-def _messages(value: Any, column: str) -> list[Message]:
+def read_messages(value: Any, column: str) -> list[Message]:
     """Messages of a conversation, or ValueError."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"{column} must be text or a list of messages, got {'[]' if value == [] else type(value).__name__}")
@@ -189,6 +240,16 @@ def prompt_key(prompt: Sequence[Message]) -> str:
     return json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
 
 
+def normalised(text: str) -> str:
+    """A text less what copies of it differ in: letter case, width of characters, white space, punctuation at its ends."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(PUNCTUATION) or text
+
+
+def prompt_group(prompt: Sequence[Message]) -> str:
+    """What copies of a prompt have in common: its roles and normalised texts."""
+    return json.dumps([[m["role"], normalised(m["content"])] for m in prompt], ensure_ascii=False)
+
+
 def hash_fraction(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
@@ -203,7 +264,7 @@ def split_heldout(rows: Sequence[Row], heldout_fraction: float) -> tuple[list[Ro
     return train, heldout
 
 
-def nested_subset(rows: Sequence[Row], fraction: float, seed: int) -> list[Row]:
+def nested_subset(rows: Sequence[T], fraction: float, seed: int) -> list[T]:
     """The first round(fraction * n) rows of a seeded order, at least one: a smaller fraction is inside a larger one."""
     order = list(range(len(rows)))
     random.Random(f"fraction/{seed}").shuffle(order)

@@ -62,6 +62,14 @@ class Text(Record):
 
 
 @dataclass(frozen=True)
+class Conversation(Record):
+    """One supervised example of several turns, which ends in an answer: every answer is learnt from."""
+
+    id: str
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
 class Pair(Record):
     """A preference. `mismatched_*`: a completion of another prompt, which estimates KTO's KL term at this prompt
     when `chosen` (or `rejected`) is the KTO row."""
@@ -90,6 +98,14 @@ def completion_columns(row: Pair | Unpaired) -> tuple[str, ...]:
     if isinstance(row, Pair):
         return ("chosen", "rejected", "mismatched_chosen", "mismatched_rejected")
     return ("completion", "mismatched")
+
+
+@dataclass(frozen=True)
+class Shared(Record):
+    """A train row, by id, that asks what one of the judge's items asks: word for word (exact), or but for case and spaces (normalised)."""
+
+    id: str
+    how: str
 
 
 @dataclass(frozen=True)

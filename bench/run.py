@@ -18,6 +18,7 @@ import yaml
 from bench import methods, passport, report, rescore, why
 from bench.config import Audit, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
+from bench.counts import data_lines
 from bench.door import BadConfig, Opened
 from bench.forecast import Estimate, estimates
 from bench.judges.server import Servers
@@ -61,7 +62,7 @@ def main(opened: Opened) -> int:
     match session.do.name:
         case "plan":
             costs = judge_costs(plan.to_do, store)
-            print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs)
+            print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data_lines(cells, store))
             return OK
         case "status":
             return SOME_FAILED if print_status(sweep, store) else OK

@@ -184,9 +184,14 @@ def _clock(seconds: float) -> str:
 
 
 def print_plan(
-    sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int, costs: Mapping[Stage, JudgeCost]
+    sweep: Sweep,
+    plan: Plan,
+    forecast: Mapping[Stage, Estimate],
+    workers: int,
+    costs: Mapping[Stage, JudgeCost],
+    data: Sequence[str] = (),
 ) -> None:
-    """Cells, unique stages by kind with what is done, and forecasts of time, tokens and judge cost."""
+    """Cells, unique stages by kind with what is done, forecasts of time, tokens and judge cost; `data`: lines on the rows."""
     console = Console(soft_wrap=True)
     cells = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("cell", "to do", "done"):
@@ -227,6 +232,8 @@ def print_plan(
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})", highlight=False)
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}", highlight=False)
+    for place, line in enumerate(data):
+        console.print(f"{'' if place else 'data':<9}{line}", highlight=False, markup=False)
 
 
 def _cost_words(costs: Sequence[JudgeCost]) -> str:

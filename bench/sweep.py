@@ -28,7 +28,7 @@ CONF = next(path for path in (ROOT / "_conf", ROOT.parent / "conf") if path.is_d
 SWEEPS = next(path for path in (ROOT / "_sweeps", ROOT.parent / "sweeps") if path.is_dir())
 
 COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
-CELL_GROUPS = ("scale", "data", "model", "method", "judge", "engine", "adapter")
+CELL_GROUPS = ("scale", "data", "model", "sft", "method", "judge", "engine", "adapter")
 SESSION_GROUPS = ("do", "tracker", "hydra/launcher")
 
 Point = Mapping[str, Any]  # dotted key or group -> value

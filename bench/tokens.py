@@ -129,6 +129,32 @@ def aligned_ids(
     return [Ids([*ids[:start], *asked], ids[start:max_length], max_length is not None and len(ids) > max_length) for ids in whole]
 
 
+@dataclass(frozen=True)
+class ConversationIds:
+    """Token ids of a whole conversation, and which of them are its answers' (EOS included)."""
+
+    ids: list[int]
+    answers: list[bool]
+
+
+def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int) -> ConversationIds:
+    """A conversation through the chat template, its end cut at `max_length`; an answer starts where a policy would begin to write it.
+
+    Raises ValueError for a template that writes earlier messages in another way once later ones follow: it has no such places.
+    """
+    ids = _template(tokenizer, messages)
+    answers = [False] * len(ids)
+    for place, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        until = ids if place == len(messages) - 1 else _template(tokenizer, messages[: place + 1])
+        start = _shared(prompt_ids(tokenizer, messages[:place]), until)
+        if until != ids[: len(until)]:
+            raise ValueError("the chat template changes earlier turns of a conversation once later ones follow: take first turns only")
+        answers[start : len(until)] = [True] * (len(until) - start)
+    return ConversationIds(ids[:max_length], answers[:max_length])
+
+
 def preference_ids(
     tokenizer: PreTrainedTokenizerBase, row: Pair | Unpaired, max_length: int, control: str | None = None
 ) -> dict[str, Ids]:

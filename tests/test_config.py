@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from published import PUBLISHED, publish
 from pydantic import BaseModel, ValidationError
 
 from bench import config
@@ -40,6 +41,12 @@ def test_every_file_in_conf_composes_and_passes(
     words = {f"{group}={choice}"}
     if (group, choice) == ("model", "local"):
         words |= {f"model.path={model_folder}"}
+    if group == "data" and choice in PUBLISHED:
+        words |= {"model=local", f"model.path={model_folder}", f"data.path={publish(model_folder.parent / choice, choice)}"}
+    if group == "sft" and choice != "none":
+        words |= {"model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}"}
+        files = publish(model_folder.parent / "ultrachat", "ultrachat_200k") / PUBLISHED["ultrachat_200k"].files["train"]
+        words |= {f"sft.path={files}"}
     if (group, choice) == ("data", "local"):
         words |= {"model=local", f"model.path={model_folder}", f"data.path={pairs_file}"}
     if group == "judge" and choice in ("alpaca_eval", "mt_bench"):

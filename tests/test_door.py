@@ -111,9 +111,9 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         ),
         (
             ["+foo=1"],
-            ["unknown key 'foo' (+foo=1 on the command line); known: adapter, data, engine, judge, method, model, seed, world"],
+            ["unknown key 'foo' (+foo=1 on the command line); known: adapter, data, engine, judge, method, model, seed, sft, world"],
         ),
-        (["foo=1"], ["unknown key 'foo' (foo=1 on the command line); known: adapter, data, engine, judge, method, model, seed, world"]),
+        (["foo=1"], ["unknown key 'foo' (foo=1 on the command line); known: adapter, data, engine, judge, method, model, seed, sft, world"]),
         (["seed.x=1"], ["seed.x cannot be set: seed is 0 here (seed.x=1 on the command line)"]),
         (
             ["model.sft={stepz: 3}"],
@@ -431,7 +431,7 @@ def test_a_users_folder_brings_sweeps_and_choices_of_groups(opened: Open, proble
     assert (done.title, done.sweep) == ("mine?", "mine")
     assert opened("--config-dir", str(tmp_path), "data=mine").cells[0].data.name == "mine"
     (problem,) = problems(flag, "data=mne")
-    assert "did you mean mine? known: local, mine, world" in problem
+    assert "did you mean mine? known: dataset, halos, hh_rlhf, local, mine, oasst1, orca_dpo_pairs, " in problem
 
 
 def test_a_sweep_file_may_choose_groups_for_all_its_cells(opened: Open, tmp_path: Path) -> None:

@@ -19,16 +19,17 @@ ORDER = [
     ["records"],
     ["stats", "preferences", "tokens", "written"],
     ["length_control", "audit", "canaries"],
-    ["store"],
+    ["store", "hub"],
     ["sweep"],
     ["kinds"],
+    ["readers"],
     ["plan", "forecast"],
     ["worker", "launch"],
     ["world", "losses", "facts"],
     ["judges", "engines", "methods"],
     ["stages"],
     ["door", "report", "tracking"],
-    ["costs", "screen", "conformance", "rescore", "why", "passport"],
+    ["costs", "counts", "screen", "conformance", "rescore", "why", "passport"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -45,6 +46,8 @@ LIGHT = [
     "store",
     "sweep",
     "kinds",
+    "hub",
+    "readers",
     "plan",
     "forecast",
     "door",
@@ -53,6 +56,7 @@ LIGHT = [
     "run",
     "tracking",
     "costs",
+    "counts",
 ]
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
 LIGHT += ["judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]

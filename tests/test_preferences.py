@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tempfile
 import time
@@ -64,6 +65,10 @@ FORMS: dict[str, tuple[dict[str, Any], Pair | Unpaired]] = {
         {"prompt": [user("Why?")], "chosen": "So.", "rejected": "No."},
         Pair("1", [user("Why?")], "So.", "No.", "", ""),
     ),
+    "paired text, prompt inside (the space before the ends is theirs, as in TRL)": (
+        {"chosen": "Why? So.", "rejected": "Why? No."},
+        Pair("1", TEXT, " So.", " No.", "", ""),
+    ),
     "unpaired text": (
         {"prompt": "Why?", "completion": "So.", "label": True},
         Unpaired("1", TEXT, "So.", True, ""),
@@ -103,6 +108,15 @@ def test_parquet_rows_of_messages_are_read_as_pyarrow_returns_them(tmp_path: Pat
     ]
 
 
+def test_a_json_file_may_be_one_list_and_lines_may_be_zipped(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}?", "chosen": "so", "rejected": "no"} for i in range(3)]
+    whole, zipped = tmp_path / "rows.json", tmp_path / "rows.jsonl.gz"
+    whole.write_text(json.dumps(rows, indent=1))
+    zipped.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    assert read_preferences(whole).pairs == read_preferences(zipped).pairs
+    assert [row.id for row in read_preferences(whole).pairs] == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\n\n", b" \n\t\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_line_endings_blank_lines_and_a_byte_order_mark_do_no_harm(ending: bytes, mark: bytes, tmp_path: Path) -> None:
@@ -126,7 +140,10 @@ BAD: list[tuple[Any, str]] = [
     ({}, "expected columns prompt, chosen, rejected or prompt, completion, label; got none"),
     ({"prompt": "Why?", "chosen": "So."}, "expected columns prompt, chosen, rejected or prompt, completion, label; got prompt, chosen"),
     ({"input": "a", "output": "b"}, "expected columns prompt, chosen, rejected or prompt, completion, label; got input, output"),
-    ({"chosen": "So.", "rejected": "No."}, "plain text needs a prompt column beside chosen and rejected"),
+    (
+        {"chosen": "So.", "rejected": "No."},
+        "chosen and rejected begin differently, and plain text needs its prompt at their start or in a prompt column",
+    ),
     ({"completion": "So.", "label": True}, "plain text needs a prompt column beside completion"),
     (OK | {"prompt": ""}, "prompt is empty"),
     (OK | {"prompt": 3}, "prompt must be text or a list of messages, got int"),
@@ -252,10 +269,10 @@ def test_a_file_holds_one_form(tmp_path: Path) -> None:
     [
         ("rows.jsonl", b"", "no rows; expected columns prompt, chosen, rejected or prompt, completion, label"),
         ("rows.jsonl", b"\n \n", "no rows; expected columns prompt, chosen, rejected or prompt, completion, label"),
-        ("rows.csv", b"a,b", "expected .jsonl, .json (one object a line) or .parquet"),
-        ("rows", b"a,b", "expected .jsonl, .json (one object a line) or .parquet"),
+        ("rows.csv", b"a,b", "expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet"),
+        ("rows", b"a,b", "expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet"),
         ("rows.parquet", b"PAR1 no", "cannot be read as Parquet: "),
-        ("rows.json", b'[\n{"prompt": "a"}\n]', "not JSON"),
+        ("rows.json", b'[\n{"prompt": "a"}\n', "begins as a list of objects and is not JSON"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_by_name(name: str, content: bytes, reason: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from bench.config.adapters import Adapter, NoAdapter
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, misfit
-from bench.config.data import LocalData, WorldData
+from bench.config.data import DatasetData, LocalData, Sft, WorldData
 from bench.config.judges import AlpacaEvalJudge, GoldJudge, MtBenchJudge, NoJudge, RewardModelJudge
 from bench.config.methods import LOOPS, NEEDS_PAIRS, BestOfN, IterativeDpo, NoMethod, Spa, Spin, Trained, Written
 from bench.config.world import LocalModel, NoModel, World, WorldModel
@@ -26,12 +26,13 @@ class Engine(Settings):
 class Cell(Settings):
     model: WorldModel | LocalModel | NoModel = Field(discriminator="kind")
     method: NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin = Field(discriminator="name")
-    data: WorldData | LocalData = Field(discriminator="kind")
+    data: WorldData | LocalData | DatasetData = Field(discriminator="kind")
     world: World | None
     judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | RewardModelJudge = Field(discriminator="name")
     engine: Engine
     seed: Seed
     adapter: NoAdapter | Adapter = Field(default=NoAdapter(), discriminator="name")
+    sft: Sft | None = None  # what makes the start model of the model's folder; None: the folder is the start model
 
     @model_validator(mode="after")
     def _fits_together(self) -> Cell:
@@ -72,9 +73,15 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if data.get("form") == "unpaired" and method.get("name") in NEEDS_PAIRS:
         text = f"method={method['name']} learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data"
         found.append(("data.form", text))
-    if method.get("name") in LOOPS and not in_world:
-        text = f"method={method['name']} asks the controlled world for new prompts and needs its data, got data={data.get('name')}"
-        found.append(("data", f"{text}; take method=dpo"))
+    if method.get("name") in LOOPS and not in_world and (why := _no_loop(method, data)):
+        found.append(("data", f"method={method['name']} {why}, got data={data.get('name')}; take method=dpo"))
+    if cell.get("sft") is not None and model.get("kind") != "local":
+        text = f"sft={_name(cell['sft'])} makes a start model of a base model's folder, got model={model.get('name')}"
+        found.append(("sft", f"{text}; take model=DIR or sft=none"))
+    for key, section in (("data", data), ("sft", cell.get("sft"))):
+        if isinstance(section, Mapping) and "hub" in section and section.get("hub") is None and section.get("path") is None:
+            text = f"{key}.path must be set where {key}.hub is not: name a folder or file of yours, or a dataset of the hub as {key}.hub"
+            found.append((f"{key}.path", text))
     if method.get("name") == "spin" and in_world:
         iteration, n, there = method.get("iteration"), method.get("n_prompts"), data.get("n_demonstrations")
         if isinstance(iteration, int) and isinstance(n, int) and isinstance(there, int) and (needed := (iteration + 1) * n) > there:
@@ -100,6 +107,21 @@ WHOLE = {
     "csft": "embeddings of its control tokens, which an adapter does not hold",
     "best_of_n": "a reward model, which is trained whole",
 }
+
+
+def _no_loop(method: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """Why a loop cannot run on data that are not the controlled world's."""
+    if method.get("name") == "spin":
+        return "asks the controlled world for demonstrations and needs its data"
+    if data.get("kind") != "dataset":
+        return "needs prompts beside the labelled ones, of the controlled world or of a public dataset"
+    if method.get("labeller") == "gold":
+        return "with labeller=gold asks the controlled world's annotator and needs its data"
+    return None
+
+
+def _name(section: Any) -> Any:
+    return section.get("name") if isinstance(section, Mapping) else section
 
 
 def _opponent(judge: Mapping[str, Any]) -> Any:

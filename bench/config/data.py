@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bench.config.base import Count, Fraction, Name, Positive, Probability, Settings
+from bench.config.base import AsList, Count, Fraction, Name, Positive, Probability, Settings
 from bench.config.world import Writer
 
 
@@ -22,6 +22,7 @@ class Annotator(Settings):
 
 
 Form = Literal["paired", "unpaired"]
+Overlap = Literal["report", "drop", "refuse"]
 
 
 class WorldData(Settings):
@@ -55,3 +56,100 @@ class LocalData(Settings):
     undesirable_fraction: Fraction
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)]
     n_kl_prompts: Count
+
+
+# Public datasets ------------------------------------------------------------------------------------------------------
+
+
+class UltraFeedbackBinarized(Settings):
+    reader: Literal["ultrafeedback_binarized"]
+    ties: Literal["keep", "drop"]  # pairs whose two scores are equal: the released recipes keep them
+
+
+class UltraFeedbackCleaned(Settings):
+    reader: Literal["ultrafeedback_cleaned"]
+
+
+class OrcaDpoPairs(Settings):
+    reader: Literal["orca_dpo_pairs"]
+
+
+class HhRlhf(Settings):
+    reader: Literal["hh_rlhf"]
+
+
+class Shp(Settings):
+    """Both filters are the training rows' alone, as in HALOs."""
+
+    reader: Literal["shp"]
+    min_score_ratio: Annotated[float, Field(ge=1)]
+    max_pairs: Count  # of a post
+
+
+class Oasst1(Settings):
+    reader: Literal["oasst1"]
+    languages: Annotated[tuple[str, ...], AsList] = Field(min_length=1)
+
+
+class HalosFeedback(Settings):
+    reader: Literal["halos"]
+
+
+class TrlRows(Settings):
+    """TRL's forms, as data=local reads them."""
+
+    reader: Literal["trl"]
+
+
+class Conversations(Settings):
+    """Rows of `messages` for supervised fine-tuning (ultrachat_200k, and TRL's conversational form)."""
+
+    reader: Literal["conversations"]
+
+
+Reading = UltraFeedbackBinarized | UltraFeedbackCleaned | OrcaDpoPairs | HhRlhf | Shp | Oasst1 | HalosFeedback | TrlRows
+Patterns = Annotated[tuple[str, ...], AsList]  # of files, as in the hub's folder
+
+
+class Published(Settings):
+    """Where a public dataset comes from: the hub, at a revision that is locked at its first use there, or a copy of it."""
+
+    hub: str | None  # owner/name
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None  # None: the one that is locked, or the newest at the first use
+    path: str | None  # a copy of its folder, or one file of it
+    train_files: Patterns = Field(min_length=1)
+
+
+class SftEpochs(Settings):
+    """Supervised fine-tuning of a pretrained model: AdamW, cosine, loss pooled over the answers' tokens of a batch, as in Zephyr."""
+
+    learning_rate: Positive
+    num_train_epochs: Positive
+    batch_size: Count
+    gradient_accumulation_steps: Count
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+
+
+class DatasetData(Published):
+    """Preference rows of a public dataset, read by the reader that knows its columns."""
+
+    kind: Literal["dataset"]
+    name: Name
+    reading: Reading = Field(discriminator="reader")
+    heldout_files: Patterns  # none, or `path` is one file: heldout_fraction of the prompts
+    heldout_fraction: Annotated[float, Field(gt=0, lt=1)]
+    n_heldout: Count | None  # held-out prompts at most
+    n_kl_prompts: Count
+    form: Form | None  # unpaired: one of the two completions of a pair, thumbs up if it was the preferred one; None: as it is
+    fraction: Fraction  # of the train prompts
+    desirable_fraction: Fraction
+    undesirable_fraction: Fraction
+    overlap: Overlap  # what becomes of train rows whose prompt is one of the judge's items
+
+
+class Sft(Published):
+    """How a start model is made of a base model's folder: supervised fine-tuning on conversations, on every answer of each."""
+
+    name: Name
+    fraction: Fraction  # of the conversations
+    training: SftEpochs

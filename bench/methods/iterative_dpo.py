@@ -38,7 +38,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
             start=loop.seeded(cell, ground, seed) if seed else ground.start,
             seed_pairs=ground.preferences if seed else None,
             draws=settings.draws,
-            items=partial(loop.new_prompts, cell, settings),
+            items=partial(loop.new_prompts, cell, settings, ground),
             labels=partial(_labels, cell, ground, settings),
             training=lambda _: loop.round_training(cell, settings.beta),
             training_reference=settings.training_reference,

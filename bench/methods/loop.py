@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench import plan
-from bench.config import Decoding, Dpo, Loop, RefinedDpo, RewardModel, SeedTraining, Trained, Training, WorldData
+from bench.config import DatasetData, Decoding, Dpo, Loop, RefinedDpo, RewardModel, SeedTraining, Trained, Training, WorldData
 from bench.kinds import (
     DemonstratedData,
     GoldLabels,
+    LocalPairData,
     LoopPairData,
     NewPromptData,
+    NextPromptData,
     RankLabels,
     RewardModelSettings,
     RewardScoreSettings,
@@ -127,8 +129,13 @@ def _pairs(cell: Cell, loop: Loop, data: list[Stage], round_: Round) -> Stage:
 # Prompts --------------------------------------------------------------------------------------------------------------
 
 
-def new_prompts(cell: Cell, loop: Loop, t: int) -> Stage:
+def new_prompts(cell: Cell, loop: Loop, ground: Ground, t: int) -> Stage:
     """Training prompts after those that are labelled and those of earlier iterations; t from 1."""
+    if isinstance(cell.data, DatasetData):
+        pairs = ground.preferences.settings
+        assert isinstance(pairs, LocalPairData)
+        of_dataset = NextPromptData(pairs=pairs, after=(t - 1) * loop.n_prompts, n=loop.n_prompts)
+        return stage("data", of_dataset, ground.preferences.inputs, f"iteration {t} prompts")
     assert isinstance(cell.data, WorldData)
     after = cell.data.n_prompts + (t - 1) * loop.n_prompts
     settings = NewPromptData(family=plan.family(cell), after=after, n=loop.n_prompts, seed=cell.seed)
@@ -188,8 +195,7 @@ def _ranked(
     read: dict[str, Stage],
     beta: float | None = None,
 ) -> Stage:
-    assert cell.world is not None
-    settings = RankLabels(labeller=labeller, beta=beta, truth=cell.world.gold, seed=cell.seed)
+    settings = RankLabels(labeller=labeller, beta=beta, truth=cell.world.gold if cell.world else None, seed=cell.seed)
     return stage("label", settings, _sampled(round_) | read, round_.label(f"labels ({labeller.replace('_', ' ')})"))
 
 

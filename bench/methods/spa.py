@@ -51,7 +51,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
             start=loop.seeded(cell, ground, settings.seed_training),
             seed_pairs=ground.preferences,
             draws=2,
-            items=partial(loop.new_prompts, cell, settings),
+            items=partial(loop.new_prompts, cell, settings, ground),
             labels=partial(loop.implicit_labels, cell, ground, beta=settings.beta, judging_reference=settings.judging_reference),
             training=partial(_training, settings),
             with_reference_model=lambda t: _decoupling(settings, t) > 0,

@@ -1,4 +1,4 @@
-"""Canonical rows: the world's corpus, demonstrations and prompts; preference rows from labels or from a user's file."""
+"""Canonical rows: the world's corpus, demonstrations and prompts; preference rows from labels, a user's file or a public dataset."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bench.judges.items import cut, read_items
 from bench.kinds import (
     CanaryData,
     ChosenData,
+    ConversationData,
     CorpusData,
     DemonstratedData,
     DemonstrationData,
@@ -23,14 +24,18 @@ from bench.kinds import (
     LocalPromptData,
     LoopPairData,
     NewPromptData,
+    NextPromptData,
+    OverlapData,
     PairData,
     PromptData,
     RecordedData,
     TaskFamily,
     WrittenData,
 )
-from bench.preferences import nested_subset, prompt_key, read_preferences, split_heldout, with_partners
-from bench.records import Completion, Item, Labelled, Pair, Record, Unpaired, read_jsonl, read_rows, write_jsonl
+from bench.preferences import nested_subset, prompt_key, with_partners
+from bench.readers import read_conversations
+from bench.readers.splits import divide, overlap, overlap_counts
+from bench.records import Completion, Item, Labelled, Pair, Record, Shared, Unpaired, read_jsonl, read_rows, write_jsonl
 from bench.worker import Outcome, StageRun
 from bench.world.corpus import base_rows, demonstrated_items, demonstration_rows, make_items
 from bench.world.tasks import Turn
@@ -61,6 +66,15 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _from_labels(settings, run)
         case LocalPairData():
             return _from_file(settings, run)
+        case NextPromptData():
+            return _next_prompts(settings, run)
+        case ConversationData():
+            rows, counts = read_conversations(run.inputs["file"], settings)
+            kept = nested_subset(rows, settings.fraction, settings.seed)
+            write_jsonl(run.out / "rows.jsonl", kept)
+            return Outcome({**counts, "rows": len(kept)})
+        case OverlapData():
+            return _overlap(run)
         case JudgeItemData():
             return _write(run.out / "items.jsonl", cut(read_items(settings.form, run.inputs), settings.n, settings.n_turns))
         case LocalPromptData():
@@ -166,7 +180,8 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
 
 def _kept(rows: list[Any], settings: PairData | LocalPairData) -> list[Any]:
     """The nested subset of the train rows that is used; of unpaired rows less of either label where that is asked."""
-    rows = nested_subset(rows, settings.fraction, settings.seed)
+    if getattr(settings, "dataset", None) is None:  # of a dataset, prompts were chosen
+        rows = nested_subset(rows, settings.fraction, settings.seed)
     for label, fraction in ((True, settings.desirable_fraction), (False, settings.undesirable_fraction)):
         if fraction == 1:
             continue
@@ -202,17 +217,36 @@ def _pair(label: Labelled) -> Pair | None:
 
 
 def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
-    rows: list[Any] = list(read_preferences(run.inputs["file"]).rows)
-    train, heldout = split_heldout(rows, settings.heldout_fraction)
-    if not train or not heldout:
-        raise ValueError(
-            f"{run.inputs['file']}: {len(train)} train and {len(heldout)} held-out rows at "
-            f"data.heldout_fraction={settings.heldout_fraction:g}; both need some: change the fraction or bring more prompts"
-        )
-    train = _kept(train, settings)
+    found = divide(settings, run.inputs["file"], _asked(run))
+    train = _kept(found.train, settings)
     _write_rows(run, "train", train, settings.seed)
-    _write_rows(run, "heldout", heldout, settings.seed)
-    return Outcome({"train": len(train), "heldout": len(heldout), "train_prompts": len({prompt_key(row.prompt) for row in train})})
+    _write_rows(run, "heldout", found.heldout, settings.seed)
+    prompts = len({prompt_key(row.prompt) for row in train})
+    return Outcome({"train_prompts": prompts, **found.counts, "train": len(train), "heldout": len(found.heldout)})
+
+
+def _asked(run: StageRun) -> list[Item]:
+    """The judge's items, where train rows that ask the same are left out."""
+    return list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)) if "items" in run.inputs else []
+
+
+def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
+    rows = divide(settings.pairs, run.inputs["file"], _asked(run)).next_prompts
+    kept = rows[settings.after : settings.after + settings.n]
+    if len(kept) < settings.n:
+        needed = settings.after + settings.n
+        raise ValueError(
+            f"iterations up to this one ask for {needed} prompts without labels, and {len(rows)} are left beside the labelled ones: "
+            "lower method.n_prompts or data.fraction"
+        )
+    return _write(run.out / "items.jsonl", _local_items(kept, settings.n))
+
+
+def _overlap(run: StageRun) -> Outcome:
+    rows = read_rows(run.inputs["preferences"] / "train.jsonl")
+    same = overlap(rows, list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)))
+    write_jsonl(run.out / "overlap.jsonl", [Shared(id, how) for id, how in same.items()])
+    return Outcome({"rows": len(rows), **overlap_counts("items", same)})
 
 
 def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int) -> list[Item]:

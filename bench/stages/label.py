@@ -121,7 +121,7 @@ def _ranked(settings: RankLabels, item: Item, first: str, second: str, score: fl
     sure = {"implicit": sigmoid(score - other), "reward_model": sigmoid(score - other), "random": 0.5}
     p_first = sure.get(settings.labeller, 0.5 if preferred is None else float(preferred))
     correct = None
-    if preferred is not None and item.task is not None:
+    if preferred is not None and item.task is not None and settings.truth is not None:
         turn = Turn.from_json(item.task[0])
         difference = gold(turn, first, settings.truth).total - gold(turn, second, settings.truth).total
         correct = None if difference == 0 else preferred == (difference > 0)

@@ -1,0 +1,120 @@
+"""What data hold, before they are used: rows by what becomes of them, overlap with what is judged, tokens. For do=plan; no model runs.
+
+Counts of a data stage that is done are those of its manifest; any other is made aside, which takes as long as reading its rows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.kinds import ConversationData, LocalPairData
+from bench.plan import CellPlan
+from bench.records import Pair, Unpaired, read_rows
+from bench.stages import data
+from bench.store import Source, Stage, Store
+from bench.worker import Progress, StageRun
+
+SAMPLE = 200  # rows whose tokens are counted
+
+Counts = Mapping[str, int]
+
+
+@dataclass
+class _Aside:
+    """Data stages made in a folder that goes away; no store knows them."""
+
+    store: Store
+    root: Path
+    made: dict[str, tuple[Path, Counts]] = field(default_factory=dict)
+
+    def look(self, stage: Stage) -> tuple[Path, Counts]:
+        """(folder, counts) of a data stage, made here where it is not done."""
+        if self.store.status(stage).state == "done":
+            return self.store.folder(stage), self.store.manifest(stage).counts
+        if stage.key not in self.made:
+            inputs = {role: source.path if isinstance(source, Source) else self.look(source)[0] for role, source in stage.inputs.items()}
+            out = self.root / stage.key
+            out.mkdir()
+            progress = Progress(self.root / "progress")
+            outcome = data.run(stage.settings, StageRun(inputs, out, progress))  # type: ignore[arg-type]
+            progress.close()
+            self.made[stage.key] = out, outcome.counts
+        return self.made[stage.key]
+
+
+def data_lines(cells: Sequence[CellPlan], store: Store) -> list[str]:
+    """In words, what the files and public datasets of these cells hold, each once; what cannot be used is said in its place."""
+    lines: dict[str, None] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        aside = _Aside(store, Path(folder))
+        for cell in cells:
+            try:
+                lines |= dict.fromkeys(_of_cell(cell, aside))
+            except ValueError as error:
+                lines[f"{cell.cell.data.name}: {' '.join(str(error).split())}"] = None
+    return list(lines)
+
+
+def _of_cell(cell: CellPlan, aside: _Aside) -> Iterator[str]:
+    for stage in cell.stages:
+        if isinstance(stage.settings, ConversationData):
+            _, counts = aside.look(stage)
+            yield f"{cell.cell.sft and cell.cell.sft.name}: {counts['rows']:,} conversations{_less('train', counts)}"
+    preferences = cell.roles.get("preferences")
+    if preferences is None or not isinstance(settings := preferences.settings, LocalPairData):
+        return
+    folder, counts = aside.look(preferences)
+    rows = read_rows(folder / "train.jsonl")
+    words = f"{cell.cell.data.name}: {len(rows):,} train rows of {counts['train_prompts']:,} prompts"
+    if "all_train_prompts" in counts and settings.fraction != 1:
+        words += f" (fraction {settings.fraction:g} of {counts['all_train_prompts']:,})"
+    yield f"{words}, {counts['heldout']:,} held out{_tokens(cell, rows)}"
+    for split in ("train", "heldout"):
+        if less := _less(split, counts):
+            yield f"  {split}{less}"
+    if same := _same("heldout", counts):
+        yield f"  {same} are asked of held-out rows too: dropped from the train rows"
+    if same := _same("items", counts):
+        yield f"  {same} are asked by the judge too: dropped (data.overlap={settings.overlap})"
+    if (stage := cell.roles.get("overlap")) is not None and (same := _same("items", aside.look(stage)[1])):
+        yield f"  {same} are asked by the judge too, and trained on"
+
+
+def _less(split: str, counts: Counts) -> str:
+    """What was read of a split, dropped and noted."""
+    if f"{split}/read" not in counts:
+        return ""
+    found = []
+    for kind in ("dropped", "noted"):
+        start = f"{split}/{kind}/"
+        if reasons := [f"{n:,} {name.removeprefix(start)}" for name, n in sorted(counts.items()) if name.startswith(start)]:
+            found.append(f"{'kept all the same' if kind == 'noted' else kind}: {', '.join(reasons)}")
+    return "; ".join([f" of {counts[f'{split}/read']:,} read", *found])
+
+
+def _same(of: str, counts: Counts) -> str:
+    exact, nearly = (counts.get(f"overlap/{of}/{how}", 0) for how in ("exact", "normalised"))
+    return f"{exact + nearly:,} train rows ({exact:,} word for word, {nearly:,} but for case and spaces)" if exact + nearly else ""
+
+
+def _tokens(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> str:
+    """About how many tokens a pass over the rows has, where the model's tokenizer can be had without torch."""
+    tokenizer = Path(getattr(cell.cell.model, "path", "")).expanduser() / "tokenizer.json"
+    if not tokenizer.is_file():
+        return ""
+    try:
+        from tokenizers import Tokenizer
+
+        read = Tokenizer.from_file(str(tokenizer))
+    except Exception:  # of the tokenizers library, which has no class of its own: the model's own load says it better
+        return ""
+    some = rows[:: max(1, len(rows) // SAMPLE)]
+    count = 0
+    for row in some:
+        prompt = "\n".join(message["content"] for message in row.prompt)
+        answers = [row.chosen, row.rejected] if isinstance(row, Pair) else [row.completion]
+        count += sum(len(read.encode(f"{prompt}\n{answer}").ids) for answer in answers)
+    return f", about {round(count / len(some) * len(rows)):,} tokens a pass"

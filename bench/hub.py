@@ -1,0 +1,95 @@
+"""What comes from the Hugging Face hub: at a revision that is locked at its first use there, kept in results/revisions.json.
+
+Keys hold the revision, so a repository that changes later changes no result. HF_HUB_OFFLINE=1 is understood: nothing is asked, the cache
+answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+LOCK = "revisions.json"
+Kind = Literal["datasets", "models"]
+
+
+class NotThere(ValueError):
+    """The hub or its cache does not give what is asked for; the message says why and the way out."""
+
+
+def locked(lock: Path, kind: Kind, repo: str) -> str | None:
+    """The revision that a repository was first used at; None where it was not yet."""
+    found = _read(lock).get(f"{kind}/{repo}")
+    return found["revision"] if found else None
+
+
+def revision(lock: Path, kind: Kind, repo: str) -> str:
+    """The locked revision, else the newest, which is then locked. Raises NotThere where the hub cannot be asked."""
+    if (known := locked(lock, kind, repo)) is not None:
+        return known
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        found = (api.dataset_info(repo) if kind == "datasets" else api.model_info(repo)).sha
+    except Exception as error:
+        raise NotThere(_words(error, kind, repo, None, ())) from error
+    if not found:
+        raise NotThere(f"the hub names no revision of {kind}/{repo}")
+    entries = _read(lock) | {f"{kind}/{repo}": {"revision": found, "locked": date.today().isoformat()}}
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    aside = lock.with_name(f"{lock.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}")
+    aside.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+    aside.replace(lock)
+    return found
+
+
+def _read(lock: Path) -> dict[str, dict[str, str]]:
+    try:
+        return json.loads(lock.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise NotThere(f"{lock} cannot be read ({error}): restore it, results under its revisions hang on it") from error
+
+
+def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str]) -> Path:
+    """A folder with the repository's files that match, from the cache or the hub. Raises NotThere where neither has them."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repo_type = kind.removesuffix("s")
+    try:
+        folder = Path(snapshot_download(repo, repo_type=repo_type, revision=at, allow_patterns=list(patterns), local_files_only=True))
+        if all(any(folder.glob(pattern)) for pattern in patterns):
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(snapshot_download(repo, repo_type=repo_type, revision=at, allow_patterns=list(patterns)))
+    except Exception as error:
+        raise NotThere(_words(error, kind, repo, at, patterns)) from error
+
+
+def _words(error: Exception, kind: Kind, repo: str, at: str | None, patterns: Sequence[str]) -> str:
+    """Why the hub gave nothing, and how to get it."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'datasets' else ''}{repo}"
+    token = "set HF_TOKEN, or run `hf auth login`"
+    if isinstance(error, GatedRepoError):
+        return f"{repo} is gated: accept its licence at {page} with your account, and {token}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repo} is not on the hub, or is private: check the name at {page}; for a private one {token}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo} has no revision {at}: see {page}/commits/main"
+    include = "".join(f" --include '{pattern}'" for pattern in patterns)
+    command = f"hf download {repo} --type {kind.removesuffix('s')}{f' --revision {at}' if at else ''}{include} --local-dir DIR"
+    why = "HF_HUB_OFFLINE is set and the cache does not hold it" if constants.HF_HUB_OFFLINE else " ".join(str(error).split())[:200]
+    return f"{repo} could not be had from the hub ({why}): where there is a network, run `{command}`"

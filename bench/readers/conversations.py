@@ -1,0 +1,34 @@
+"""Rows of `messages` for supervised fine-tuning: HuggingFaceH4/ultrachat_200k (train_sft), and TRL's conversational language modelling.
+
+ultrachat_200k's columns: prompt (text, the first message), prompt_id, messages (several turns). A conversation is cut after its last
+answer; one without an answer, with an empty message, or whose speakers do not take turns is dropped and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from bench.preferences import read_messages
+from bench.readers.common import Raw, Tally, alternates, drop, each
+from bench.records import Conversation
+
+VERSION = 1
+COLUMNS = ("messages",)
+
+
+def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Conversation]:
+    yield from each(raws, tally, lambda raw: _conversation(raw))
+
+
+def _conversation(raw: Raw) -> Conversation:
+    messages = read_messages(raw.columns["messages"], "messages")
+    while messages and messages[-1]["role"] != "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise drop("no answer")
+    if not alternates(messages):
+        raise drop("speakers do not take turns")
+    if any(not message["content"].strip() for message in messages):
+        raise drop("empty message")
+    return Conversation(raw.id, messages)

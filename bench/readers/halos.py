@@ -1,0 +1,37 @@
+"""Feedback files of HALOs' train.label: a list of JSON objects with `type` pairwise_feedback or binary_feedback.
+
+pairwise: prompt_id, prompt (messages), output_A, output_B (a list of one assistant message), label (1 if A is preferred), reward_A,
+reward_B. binary: prompt_id, prompt, output, label (1 is desirable), reward. Where rows have a `split`, "train" and "test" are the train
+and the held-out rows of one file. scalar_feedback has rewards and no labels, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from bench.preferences import parse_row
+from bench.readers.common import Raw, Tally, each
+from bench.records import Pair, Unpaired
+
+VERSION = 1
+COLUMNS = ("type", "prompt", "label")
+HELDOUT_IN_TRAIN_FILES = True  # rows say themselves which split is theirs
+
+
+def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair | Unpaired]:
+    wanted = "train" if train else "test"
+    yield from each((raw for raw in raws if (raw.columns.get("split") or "train") == wanted), tally, _row)
+
+
+def _row(raw: Raw) -> Pair | Unpaired:
+    columns, label = raw.columns, raw.columns["label"]
+    if label not in (0, 1):
+        raise ValueError(f"label must be 1 or 0, got {label!r}")
+    match columns["type"]:
+        case "pairwise_feedback":
+            chosen, rejected = ("output_A", "output_B") if label == 1 else ("output_B", "output_A")
+            return parse_row({"prompt": columns["prompt"], "chosen": columns.get(chosen), "rejected": columns.get(rejected)}, raw.id)
+        case "binary_feedback":
+            return parse_row({"prompt": columns["prompt"], "completion": columns.get("output"), "label": bool(label)}, raw.id)
+    raise ValueError(f"type must be pairwise_feedback or binary_feedback, got {columns['type']!r}")

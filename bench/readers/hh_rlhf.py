@@ -1,0 +1,45 @@
+r"""Anthropic/hh-rlhf, the four folders of preference data (harmless-base, helpful-base, helpful-online, helpful-rejection-sampled).
+
+Columns, both text: chosen, rejected, transcripts "\n\nHuman: ...\n\nAssistant: ..." that share all but the last answer. A row is dropped
+and counted where the transcripts part earlier (HALOs and DPO's code cut them all the same, and train on answers to another prompt),
+where they do not end in an answer, or where the speakers do not take turns, which chat templates refuse. Texts are stripped: HH has
+spaces before line breaks, which tokenise apart. red-team-attempts is another kind of data and has other columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from bench.preferences import make_pair
+from bench.readers.common import Raw, Tally, alternates, drop, each, text
+from bench.records import Message, Pair
+
+VERSION = 1
+COLUMNS = ("chosen", "rejected")
+SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair]:
+    yield from each(raws, tally, lambda raw: _pair(raw))
+
+
+def _pair(raw: Raw) -> Pair:
+    chosen, rejected = (_turns(text(raw.columns, name)) for name in COLUMNS)
+    if not chosen or not rejected or any(turns[-1]["role"] != "assistant" for turns in (chosen, rejected)):
+        raise drop("no answer at the end")
+    if chosen[:-1] != rejected[:-1]:
+        raise drop("transcripts part before the last answer")
+    if not alternates(chosen):
+        raise drop("speakers do not take turns")
+    return make_pair(raw.id, chosen[:-1], chosen[-1]["content"], rejected[-1]["content"])
+
+
+def _turns(transcript: str) -> list[Message]:
+    """Messages of a transcript; raises ValueError for text that is none."""
+    before, *parts = SPEAKER.split(transcript)
+    if before.strip() or not parts:
+        raise ValueError(f"a transcript begins with '\\n\\nHuman:', got {transcript[:60]!r}")
+    return [{"role": ROLES[speaker], "content": said.strip()} for speaker, said in zip(parts[::2], parts[1::2], strict=True)]

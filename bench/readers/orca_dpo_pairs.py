@@ -1,0 +1,27 @@
+"""Intel/orca_dpo_pairs, one file of JSON lines: the data of HF's sweep over DPO, IPO and KTO for OpenHermes.
+
+Columns, all text: system (may be empty), question, chosen (GPT-4's or ChatGPT's answer of OpenOrca), rejected (Llama-2-13B-chat's). Who
+wrote an answer decides which is chosen: nobody compared them. No split; rows lie in no order that means anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from bench.preferences import make_pair
+from bench.readers.common import Raw, Tally, each, text, user
+from bench.records import Pair
+
+VERSION = 1
+COLUMNS = ("system", "question", "chosen", "rejected")
+
+
+def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair]:
+    yield from each(raws, tally, lambda raw: _pair(raw))
+
+
+def _pair(raw: Raw) -> Pair:
+    system, question, chosen, rejected = (text(raw.columns, name) for name in COLUMNS)
+    prompt = [{"role": "system", "content": system}] if system.strip() else []
+    return make_pair(raw.id, [*prompt, user(question)], chosen, rejected)

@@ -1,0 +1,53 @@
+"""stanfordnlp/SHP: pairs of Reddit comments, the later and more upvoted one preferred; 18 folders of JSON lines.
+
+Columns used: history (the post), human_ref_A, human_ref_B, labels (1 if A is preferred, 0 if B), score_A, score_B. Training rows are
+filtered as its authors advise for reward models and HALOs does: the preferred comment's score is at least `min_score_ratio` times the
+other's, and a post gives at most `max_pairs` pairs. Which ones hangs on their texts alone (HALOs draws them). Held-out rows are not
+filtered. HALOs also makes one space of several, in the posts and in the comments; texts stay as they are here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from bench.config import Shp
+from bench.preferences import hash_fraction, make_pair
+from bench.readers.common import Raw, Tally, drop, each, number, text, user
+from bench.records import Pair
+
+VERSION = 1
+COLUMNS = ("history", "human_ref_A", "human_ref_B", "labels", "score_A", "score_B")
+
+
+def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair]:
+    assert isinstance(reading, Shp)
+    rows = list(each(raws, tally, lambda raw: _pair(raw, reading, train)))
+    yield from _capped(rows, reading.max_pairs, tally) if train else rows
+
+
+def _pair(raw: Raw, reading: Shp, train: bool) -> Pair:
+    label = raw.columns["labels"]
+    if label not in (0, 1):
+        raise ValueError(f"labels must be 1 (A is preferred) or 0, got {label!r}")
+    scores = number(raw.columns, "score_A"), number(raw.columns, "score_B")
+    if train and max(scores) < reading.min_score_ratio * min(scores):
+        raise drop("score ratio too small")
+    comments = text(raw.columns, "human_ref_A"), text(raw.columns, "human_ref_B")
+    chosen, rejected = comments if label == 1 else comments[::-1]
+    return make_pair(raw.id, [user(text(raw.columns, "history"))], chosen, rejected)
+
+
+def _capped(rows: list[Pair], most: int, tally: Tally) -> list[Pair]:
+    """At most so many rows of a post, in their order."""
+    by_post: dict[str, list[Pair]] = defaultdict(list)
+    for row in rows:
+        by_post[row.prompt[0]["content"]].append(row)
+    kept = {row.id for of_post in by_post.values() for row in sorted(of_post, key=_lot)[:most]}
+    tally.dropped["more pairs than a post may give"] += len(rows) - len(kept)
+    return [row for row in rows if row.id in kept]
+
+
+def _lot(row: Pair) -> float:
+    return hash_fraction(f"{row.prompt[0]['content']}\n{row.chosen}\n{row.rejected}")

@@ -1,0 +1,29 @@
+"""argilla/ultrafeedback-binarized-preferences-cleaned, split train: SPA's data (Kim et al. 2024).
+
+Columns: source, prompt (text), chosen, rejected (conversations of one turn), chosen-rating, rejected-rating (means of the four aspects,
+1 to 5), chosen-model, rejected-model. Its authors have dropped TruthfulQA's prompts and pairs of equal ratings. There is no test split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from bench.preferences import parse_row
+from bench.readers.common import Raw, Tally, drop, each, number
+from bench.records import Pair
+
+VERSION = 1
+COLUMNS = ("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating")
+
+
+def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair]:
+    yield from each(raws, tally, lambda raw: _pair(raw))
+
+
+def _pair(raw: Raw) -> Pair:
+    if number(raw.columns, "chosen-rating") <= number(raw.columns, "rejected-rating"):  # none in the published file
+        raise drop("chosen not rated higher")
+    row = parse_row({name: raw.columns[name] for name in ("prompt", "chosen", "rejected")}, raw.id)
+    assert isinstance(row, Pair)
+    return row

@@ -1,0 +1,296 @@
+"""Readers of public datasets: every source's exact columns, its traps, what is dropped and counted; splits, next prompts, overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from published import PUBLISHED, bot, halos, oasst, publish, shp, ultrafeedback, user, write
+
+from bench import readers
+from bench.config import DatasetData, TrlRows
+from bench.door import Opened
+from bench.kinds import ConversationData, DatasetRows, LocalPairData
+from bench.preferences import BadRows, normalised, prompt_group
+from bench.readers.splits import Divided, divide, overlap
+from bench.records import Item, Pair, Unpaired
+
+Open = Callable[..., Opened]
+READ = sorted(name for name in PUBLISHED if name != "ultrachat_200k")
+
+
+@pytest.fixture
+def settings(opened: Open, model_folder: Path, tmp_path: Path) -> Callable[..., DatasetData]:
+    """The data section of a command, over a folder of made-up rows."""
+
+    def read(name: str, path: Path, *words: str) -> DatasetData:
+        found = opened("model=local", f"model.path={model_folder}", f"data={name}", f"data.path={path}", "method=kto", *words).cells[0].data
+        assert isinstance(found, DatasetData)
+        return found
+
+    return read
+
+
+def pairs(data: DatasetData, *, seed: int = 0, **changed: Any) -> LocalPairData:
+    own = {name: getattr(data, name) for name in DatasetRows.model_fields if name != "version"}
+    shares = {"fraction": data.fraction, "heldout_fraction": data.heldout_fraction, "overlap": data.overlap} | changed
+    return LocalPairData(dataset=DatasetRows(version=1, **own), seed=seed, **shares)
+
+
+def dropped(found: Divided, split: str = "train") -> dict[str, int]:
+    start = f"{split}/dropped/"
+    return {name.removeprefix(start): n for name, n in found.counts.items() if name.startswith(start)}
+
+
+def texts(row: Pair) -> tuple[list[str], str, str]:
+    return [m["content"] for m in row.prompt], row.chosen, row.rejected
+
+
+# Every source --------------------------------------------------------------------------------------------------------
+
+TRAPS: dict[str, tuple[dict[str, int], list[tuple[list[str], str, str]]]] = {
+    "ultrafeedback_binarized": ({"empty completion": 1, "same completions": 1}, [(["tied?"], "one", "other")]),
+    "ultrafeedback_cleaned": ({"chosen not rated higher": 1}, []),
+    "orca_dpo_pairs": ({"empty completion": 1}, [(["You are an AI assistant.", "with?"], "yes", "no")]),
+    "hh_rlhf": (
+        {
+            "empty completion": 1,
+            "no answer at the end": 1,
+            "speakers do not take turns": 1,
+            "transcripts part before the last answer": 1,
+        },
+        [(["a?", "b", "c?"], "d", "e")],
+    ),
+    "shp": ({"score ratio too small": 1, "more pairs than a post may give": 2}, []),
+    "oasst1": (
+        # no lower-ranked answer: 2 prompter messages, the best of 3 answers' lists, and two messages of each plain tree
+        {
+            "deleted": 1,
+            "another language": 3,
+            "no neighbour in rank": 1,
+            "an ancestor is missing": 1,
+            "no lower-ranked answer": 2 + 3 + 2 * 40,
+        },
+        [(["which?"], "first", "next"), (["which?"], "next", "last"), (["which?", "next", "and then?"], "deep good", "deep bad")],
+    ),
+    "halos": ({}, []),
+    "dataset": ({}, []),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_source_is_read_with_its_traps_dropped_and_counted(name: str, settings: Any, tmp_path: Path) -> None:
+    folder = publish(tmp_path / name, name, traps=True)
+    found = divide(pairs(settings(name, folder), heldout_fraction=0.2), folder)
+    reasons, kept = TRAPS[name]
+    assert dropped(found) == reasons
+    rows = [texts(row) for row in [*found.train, *found.heldout]]
+    assert [row for row in kept if row not in rows] == []
+    train_files = sum(split.startswith("train") for split in PUBLISHED[name].files)
+    n = 40 * train_files + (20 if "heldout" in PUBLISHED[name].files else 80 if name == "hh_rlhf" else 0)
+    plain = [row for row in rows if row[0][0].startswith("please name")]
+    assert len(plain) == n
+    assert all(chosen.startswith("the ") and rejected.startswith("a ") for _, chosen, rejected in plain), "chosen is the good answer"
+    assert len({row.id for row in [*found.train, *found.heldout]}) == len(rows)
+    assert found.heldout and not {prompt_group(row.prompt) for row in found.train} & {prompt_group(row.prompt) for row in found.heldout}
+
+
+def test_the_folder_reads_as_hf_datasets_reads_it(settings: Any, tmp_path: Path) -> None:
+    import datasets
+
+    folder = publish(tmp_path / "uf", "ultrafeedback_binarized")
+    theirs = datasets.load_dataset(
+        "parquet", data_files={"train": str(folder / "data/train_prefs-*.parquet")}, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    ours = divide(pairs(settings("ultrafeedback_binarized", folder)), folder).train
+    last = [([row["prompt"]], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in theirs]
+    assert [texts(row) for row in ours] == last
+
+
+def test_ties_of_ultrafeedback_are_kept_and_counted_or_dropped(settings: Any, tmp_path: Path) -> None:
+    folder = publish(tmp_path / "uf", "ultrafeedback_binarized", traps=True)
+    kept = divide(pairs(settings("ultrafeedback_binarized", folder)), folder)
+    assert kept.counts["train/noted/equal scores"] == 1
+    without = divide(pairs(settings("ultrafeedback_binarized", folder, "data.reading.ties=drop")), folder)
+    assert dropped(without)["equal scores"] == 1 and "train/noted/equal scores" not in without.counts
+    assert len(kept.train) == len(without.train) + 1
+
+
+def test_shp_filters_train_rows_alone(settings: Any, tmp_path: Path) -> None:
+    close = [shp("close?", "yes", "no", (9, 6)), *[shp("many?", f"yes {i}", f"no {i}", a_is_better=False) for i in range(7)]]
+    write(tmp_path / "askhr" / "train.json", [shp("other?", "yes", "no"), shp("third?", "yes", "no")])
+    write(tmp_path / "askhr" / "test.json", close)
+    found = divide(pairs(settings("shp", tmp_path)), tmp_path)
+    assert len(found.heldout) == 8 and not dropped(found, "heldout")
+    assert all(row.chosen.startswith("yes") for row in found.heldout)
+
+
+def test_which_pairs_of_a_post_are_kept_does_not_hang_on_the_order_of_rows(settings: Any, tmp_path: Path) -> None:
+    rows = [shp("many?", f"yes {i}", f"no {i}") for i in range(9)] + [shp("other?", "yes", "no")]
+    kept = []
+    for name, order in (("a", rows), ("b", rows[::-1])):
+        folder = tmp_path / name
+        write(folder / "askhr" / "train.json", order), write(folder / "askhr" / "test.json", [shp("held?", "yes", "no")])
+        kept.append({row.chosen for row in divide(pairs(settings("shp", folder)), folder).train if row.prompt[0]["content"] == "many?"})
+    assert kept[0] == kept[1] and len(kept[0]) == 5
+
+
+def test_more_languages_of_oasst_can_be_had(settings: Any, tmp_path: Path) -> None:
+    folder = publish(tmp_path / "oasst", "oasst1", traps=True)
+    found = divide(pairs(settings("oasst1", folder, "data.reading.languages=[en,es]")), folder)
+    assert (["¿cuál?"], "uno", "dos") in [texts(row) for row in found.train]
+
+
+def test_halos_rows_say_their_split_and_binary_ones_are_unpaired(settings: Any, tmp_path: Path) -> None:
+    folder = publish(tmp_path / "halos", "halos")
+    found = divide(pairs(settings("halos", folder / "feedback.json")), folder / "feedback.json")
+    assert (len(found.train), len(found.heldout)) == (32, 8)
+    binary = [
+        {"prompt_id": i, "prompt": [user(f"q{i}")], "output": [bot("x")], "label": i % 2, "reward": 0.5, "type": "binary_feedback"}
+        for i in range(40)
+    ]
+    file = write(tmp_path / "feedback.json", binary)
+    rows = divide(pairs(settings("halos", file), heldout_fraction=0.3), file)
+    assert all(isinstance(row, Unpaired) for row in rows.train)
+    assert {row.prompt[0]["content"]: row.label for row in rows.train} == {
+        f"q{i}": i % 2 == 1 for i in range(40) if f"q{i}" in {row.prompt[0]["content"] for row in rows.train}
+    }
+
+
+def test_conversations_end_in_an_answer(tmp_path: Path) -> None:
+    folder = publish(tmp_path, "ultrachat_200k", 3, traps=True)
+    reading = ConversationData(version=1, files=("data/train_sft-*.parquet",), fraction=1.0, seed=0)
+    rows, counts = readers.read_conversations(folder, reading)
+    assert [m["content"] for m in rows[0].messages] == ["open?", "answer"]
+    assert len(rows) == 4 and all(row.messages[-1]["role"] == "assistant" for row in rows)
+    assert {name: n for name, n in counts.items() if "dropped" in name} == {"train/dropped/empty message": 1, "train/dropped/no answer": 1}
+
+
+# What cannot be read -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("ultrafeedback_binarized", {"prompt": "a", "chosen": "b"}, "expected columns prompt, chosen, rejected, score_chosen"),
+        ("ultrafeedback_binarized", ultrafeedback("a?", "b", "c") | {"score_chosen": "8"}, "score_chosen must be a number, got '8'"),
+        ("orca_dpo_pairs", {"system": None, "question": "a", "chosen": "b", "rejected": "c"}, "system must be text, got NoneType"),
+        ("hh_rlhf", {"chosen": "b", "rejected": "c"}, "a transcript begins with '\\n\\nHuman:', got 'b'"),
+        ("shp", shp("a", "b", "c") | {"labels": 2}, "labels must be 1 (A is preferred) or 0, got 2"),
+        ("oasst1", oasst("a", None, "b", "bot"), "role must be prompter or assistant, got 'bot'"),
+        ("halos", halos("a", "b", "c") | {"type": "scalar_feedback"}, "type must be pairwise_feedback or binary_feedback"),
+        ("dataset", {"prompt": "a", "text": "b"}, "expected columns prompt, chosen, rejected or"),
+    ],
+)
+def test_a_row_of_another_shape_is_said_with_its_file_and_number(
+    name: str, row: Any, reason: str, problems: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path / ("feedback.json" if name == "halos" else "rows.jsonl"), [row])
+    (problem,) = problems("model=local", f"model.path={model_folder}", f"data={name}", f"data.path={file}", "method=dpo")
+    assert problem.startswith(f"{file}:1: ") and reason in problem and problem.endswith(f"(data.path={file} on the command line)")
+
+
+def test_a_bad_row_far_down_stops_the_stage_with_its_place(settings: Any, tmp_path: Path) -> None:
+    folder = publish(tmp_path, "orca_dpo_pairs", 60)
+    with (folder / "orca_rlhf.jsonl").open("a") as file:
+        file.write('{"system": "", "question": 1}\n')
+    with pytest.raises(BadRows, match=r"orca_rlhf\.jsonl:61: expected columns system, question, chosen, rejected, got system, question"):
+        divide(pairs(settings("orca_dpo_pairs", folder)), folder)
+
+
+# Splits --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty prompts, half of them asked again in other letters."""
+    rows = [{"prompt": f"what is {i}", "chosen": f"good {i}", "rejected": "bad"} for i in range(60)]
+    rows += [{"prompt": f"What  is {i}?", "chosen": f"good {i}", "rejected": "bad"} for i in range(0, 60, 2)]
+    return write(tmp_path_factory.mktemp("many") / "rows.jsonl", rows)
+
+
+def groups(rows: Any) -> set[str]:
+    return {prompt_group(row.prompt) for row in rows}
+
+
+@given(small=st.floats(0.05, 1.0), large=st.floats(0.05, 1.0), seed=st.integers(0, 3))
+def test_fractions_are_nested_and_copies_of_a_prompt_stay_together(many: Path, small: float, large: float, seed: int) -> None:
+    small, large = sorted((small, large))
+    one, other = (divide(_plain(fraction=fraction, seed=seed), many) for fraction in (small, large))
+    assert groups(one.train) <= groups(other.train)
+    assert not groups(one.train) & groups(one.heldout) and not groups(one.train) & groups(one.next_prompts)
+    assert groups(one.train) | groups(one.next_prompts) | groups(one.heldout) == {f'[["text", "what is {i}"]]' for i in range(60)}
+    assert len(groups(one.train)) == one.counts["train_prompts"] == max(1, round(small * one.counts["all_train_prompts"]))
+    assert len(one.next_prompts) == len(groups(one.next_prompts)), "a prompt is sampled for once"
+
+
+def _plain(**changed: Any) -> LocalPairData:
+    rows = DatasetRows(
+        reading=TrlRows(reader="trl"), version=1, train_files=("x",), heldout_files=(), n_heldout=None, form=changed.pop("form", None)
+    )
+    return LocalPairData(**{"dataset": rows, "seed": 0, "fraction": 1.0, "heldout_fraction": 0.2} | changed)
+
+
+def test_next_prompts_of_two_seeds_differ_and_of_one_do_not(many: Path) -> None:
+    drawn = [[row.id for row in divide(_plain(fraction=0.2, seed=seed), many).next_prompts] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_train_rows_that_ask_what_held_out_ones_ask_are_dropped_and_counted(settings: Any, tmp_path: Path) -> None:
+    folder = publish(tmp_path, "ultrafeedback_binarized", 5)
+    train = [ultrafeedback("what is it?", "a", "b"), ultrafeedback("What is  it", "c", "d"), ultrafeedback("else?", "e", "f")]
+    write(folder / "data/train_prefs-00000-of-00001.parquet", train)
+    write(folder / "data/test_prefs-00000-of-00001.parquet", [ultrafeedback("what is it?", "x", "y")])
+    found = divide(pairs(settings("ultrafeedback_binarized", folder)), folder)
+    assert [row.chosen for row in found.train] == ["e"]
+    assert (found.counts["overlap/heldout/exact"], found.counts["overlap/heldout/normalised"]) == (1, 1)
+
+
+def test_held_out_prompts_are_limited_whatever_the_seed(settings: Any, tmp_path: Path) -> None:
+    folder = publish(tmp_path, "ultrafeedback_binarized")
+    data = settings("ultrafeedback_binarized", folder, "data.n_heldout=7")
+    first, second = (divide(pairs(data, seed=seed), folder).heldout for seed in (0, 1))
+    assert len(first) == 7 and first == second
+
+
+def test_pairs_become_judged_completions_where_that_is_asked(many: Path) -> None:
+    rows = divide(_plain(form="unpaired"), many).train
+    assert {type(row) for row in rows} == {Unpaired}
+    assert {row.label for row in rows} == {True, False}
+    assert all(row.completion.startswith("good" if row.label else "bad") for row in rows)
+
+
+# Overlap with the judge's items --------------------------------------------------------------------------------------
+
+ITEMS = [Item("0", None, ["What is 4?"]), Item("1", None, ["what is 7"]), Item("2", None, ["3 + 4"])]
+
+
+def test_overlap_is_word_for_word_or_but_for_case_spaces_and_final_punctuation() -> None:
+    asked = ["what  is 4", "what is 7", "3 - 4", "what is 70"]
+    rows = [Pair(str(i), [{"role": "user", "content": text}], "a", "b", "", "") for i, text in enumerate(asked)]
+    assert overlap(rows, ITEMS) == {"0": "normalised", "1": "exact"}
+
+
+def test_a_later_question_is_no_overlap() -> None:
+    row = Pair("0", [user("hello"), bot("hi"), user("what is 7")], "a", "b", "", "")
+    assert overlap([row], ITEMS) == {}
+
+
+@pytest.mark.parametrize("text", ["", "  ", "?!", "A b", "ａｂ", "straße"])
+def test_normalising_twice_is_normalising_once(text: str) -> None:
+    assert normalised(normalised(text)) == normalised(text)
+
+
+def test_overlap_is_dropped_or_refused(many: Path) -> None:
+    whole, without = divide(_plain(), many), divide(_plain(overlap="drop"), many, ITEMS)
+    lost = groups(whole.train) - groups(without.train)
+    assert lost == {f'[["text", "what is {i}"]]' for i in (4, 7)} - groups(whole.heldout)
+    assert sum(n for name, n in without.counts.items() if name.startswith("overlap/items")) == len(whole.train) - len(without.train)
+    if lost:
+        with pytest.raises(ValueError, match=r"train rows ask what the judge asks \(data\.overlap=refuse\), the first of them 'what is "):
+            divide(_plain(overlap="refuse"), many, ITEMS)
+    assert lost, "the fixture holds an overlap"
