@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -62,6 +62,8 @@ BOUNDS = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+Fetches = Literal["all", "not weights", "nothing"]
+FETCHED: dict[str, Fetches] = {"run": "all", "audit": "all", "plan": "not weights"}  # from the hub, by verb
 Tree = dict[str, Any]  # a composed config as plain containers, interpolations not resolved
 
 
@@ -151,7 +153,7 @@ class _Door:
         session = self._session(*base) if base else None
         if session:
             self.files.lock = session.results_dir / hub.LOCK
-            self.files.fetches = session.do.name in ("run", "plan", "audit")
+            self.files.fetches = FETCHED.get(session.do.name, "nothing")
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
         asked = sweeps.points(grids, of_cells, of_sweep=self.sweep is not None)
@@ -298,6 +300,9 @@ class _Door:
         for group in unknown:
             self.problems.append(_unknown(group, groups[group], self._options(group), f"{group} in {self.sweep_file}"))
         if unknown or (composed := self._compose(groups)) is None:
+            return None
+        brought = {k: v for k, v in composed[0]["scale"]["brings"].items() if k not in groups} if "scale" in groups else {}
+        if brought and (composed := self._compose(groups | brought)) is None:
             return None
         tree, where = copy.deepcopy(composed[0]), _Where(self.command, self.sweep_file, self.in_sweep, composed[1])
         if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # whatever the sweep sets of models and methods
@@ -480,9 +485,10 @@ class _Files:
 
     problems: list[str]
     lock: Path = Path(hub.LOCK)  # of the hub's revisions
-    fetches: bool = False  # whether the verb reads what comes from the hub
+    fetches: Fetches = "nothing"  # what the verb reads of what comes from the hub
     _datasets: dict[str, tuple[Source, Form | None] | None] = field(default_factory=dict)
     _models: dict[str, Path | None] = field(default_factory=dict)
+    _hub_models: dict[str, Source | None] = field(default_factory=dict)
     _judges: dict[str, _JudgeFiles | None] = field(default_factory=dict)
     _data: dict[str, tuple[Path, Form] | None] = field(default_factory=dict)
     _written: dict[str, Path | None] = field(default_factory=dict)
@@ -490,10 +496,15 @@ class _Files:
 
     def check(self, cell: Tree, where: _Where) -> None:
         """Say what is wrong with the files of a cell, which may have other faults."""
-        if (path := _local_path(cell["model"])) is not None:
-            folder = self._once(self._models, path, _model_folder, where.of("model.path"))
-            if folder and isinstance(cell["data"], dict) and cell["data"].get("kind") == "world" and (why := _no_template(folder)):
-                self.problems.append(f"{why} ({where.of('model.path')})")
+        if (model := _valid_section(LocalModel, cell["model"])) is not None:
+            key = "model.path" if model.path else "model.hub"
+            source = self._model(model, where.of(key))
+            if source and source.path.is_dir():  # a verb that reads nothing does not fetch
+                if isinstance(cell["data"], dict) and cell["data"].get("kind") == "world" and (why := _no_template(source.path)):
+                    self.problems.append(f"{why} ({where.of(key)})")
+                if (places := _positions(source.path)) is not None and places < model.max_length:
+                    text = f"model.max_length must be <= {places}, the positions of {source.path}, got {model.max_length}"
+                    self.problems.append(f"{text} ({where.of('model.max_length')})")
         if (path := _local_path(cell["data"])) is not None:
             read = self._once(self._data, path, _data_file, where.of("data.path"))
             found = misfits(cell | {"data": cell["data"] | {"form": read[1]}}) if read else []
@@ -510,11 +521,20 @@ class _Files:
         if isinstance(judge := cell["judge"], dict) and judge.get("name") in JUDGE_FILES:
             self._once(self._judges, _what_judge_reads(judge), lambda _: _judge_files(judge), where.of("judge"))
 
+    def _model(self, section: LocalModel, where: str) -> Source | None:
+        """A folder, known by its content, or a model of the hub, known by its revision; looked at once."""
+        if section.path == "???" or (section.path is None and section.hub in (None, "???")):  # said elsewhere
+            return None
+        if section.path is not None:
+            folder = self._once(self._models, section.path, _model_folder, where)
+            return Source(folder, "") if folder else None
+        return self._once(self._hub_models, _of_hub(section), lambda _: _hub_model(section, self.lock, self.fetches), where)
+
     def _dataset(self, section: DatasetData | Sft, where: str) -> Form | None:
         """Look at a public dataset once, and return the form of its rows where they show it."""
         if section.path is None and section.hub is None:  # said by misfits
             return None
-        found = self._once(self._datasets, _what_is_read(section), lambda _: _dataset(section, self.lock, self.fetches), where)
+        found = self._once(self._datasets, _what_is_read(section), lambda _: _dataset(section, self.lock, self.fetches != "nothing"), where)
         return found[1] if found else None
 
     def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
@@ -528,13 +548,15 @@ class _Files:
 
     def sources(self, cell: Cell) -> Sources:
         """What a checked cell reads from outside the store."""
-        model = self._models[cell.model.path] if isinstance(cell.model, LocalModel) else None
+        local = cell.model if isinstance(cell.model, LocalModel) else None
+        model = self._models[local.path] if local and local.path else None
+        of_hub = self._hub_models[_of_hub(local)] if local and not local.path else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
         judge = self._judge(cell.judge) if isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge)) else None
         own, rows, texts = (self._source(path) if path else None for path in (model, data[0] if data else None, written))
         public, conversations = self._public(cell.data), self._public(cell.sft)
-        return Sources(own, rows or public, texts, judge, conversations)
+        return Sources(own or of_hub, rows or public, texts, judge, conversations)
 
     def _public(self, section: Any) -> Source | None:
         found = self._datasets[_what_is_read(section)] if isinstance(section, (DatasetData, Sft)) else None
@@ -621,13 +643,41 @@ def _local_path(section: Any) -> str | None:
 def _model_folder(text: str, key: str = "model.path", what: str = "a causal LM") -> Path:
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
-        raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder")
+        hint = "" if text.count("/") != 1 or text[:1] in "./~" else f" (of the hub: model=hub model.hub={text})"
+        raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder{hint if key == 'model.path' else ''}")
     lying = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     for part, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
         if not list(folder.glob(pattern)):
             wanted = f"{key} must hold config.json, a tokenizer and weights as safetensors"
             raise ValueError(f"{wanted}, got {text} without {part} (it holds {lying})")
     return folder
+
+
+def _of_hub(model: LocalModel) -> str:
+    return f"{model.hub}@{model.revision}"
+
+
+def _hub_model(section: LocalModel, lock: Path, fetches: Fetches) -> Source:
+    """A model of the hub: its weights where the verb reads them, for a plan its settings and tokenizer, which shows who may have them.
+
+    Raises ValueError where it cannot be had.
+    """
+    assert section.hub is not None
+    try:
+        at = section.revision or hub.revision(lock, "models", section.hub)
+        path = Path(section.hub) if fetches == "nothing" else hub.fetch_model(section.hub, at, weights=fetches == "all")
+    except hub.NotThere as error:
+        raise ValueError(f"{error}; a copy of its folder may be named as model.path") from error
+    return Source(path, f"hub:models/{section.hub}@{at}")
+
+
+def _positions(folder: Path) -> int | None:
+    """Tokens that a model was made for, where its config says so."""
+    try:
+        found = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}") from error
+    return found if isinstance(found, int) else None
 
 
 def _no_template(folder: Path) -> str | None:

@@ -270,6 +270,10 @@ def spelled_out(point: Point) -> dict[str, Any]:
         if is_path(key, value):
             full |= {"model": "local", "model.path": value}
             full.setdefault("model.name", as_name(Path(value).expanduser().absolute().name))
+        elif key == "model.hub" and isinstance(value, str):
+            full["model.hub"] = value
+            if point.get("model") == "hub":
+                full.setdefault("model.name", as_name(value.rpartition("/")[2]))
         elif key != "model.path" or not is_path("model", point.get("model")):  # the door refuses both
             full[key] = value
     return full

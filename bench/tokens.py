@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.hub import trusts_code
 from bench.records import Item, Message, Pair, Unpaired, completion_columns
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = model_folder(path)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    code = (folder / "config.json").exists() and trusts_code(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer in {folder} has no EOS token: completions would never end; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token is None:

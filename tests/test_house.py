@@ -15,11 +15,11 @@ BENCH = ROOT / "bench"
 
 # Lowest first; a room may import itself and what stands before it (design.md, "The house").
 ORDER = [
-    ["config"],
+    ["config", "hub"],
     ["records"],
     ["stats", "preferences", "tokens", "written"],
     ["length_control", "audit", "canaries"],
-    ["store", "hub"],
+    ["store"],
     ["sweep"],
     ["kinds"],
     ["readers"],

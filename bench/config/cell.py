@@ -78,9 +78,9 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if cell.get("sft") is not None and model.get("kind") != "local":
         text = f"sft={_name(cell['sft'])} makes a start model of a base model's folder, got model={model.get('name')}"
         found.append(("sft", f"{text}; take model=DIR or sft=none"))
-    for key, section in (("data", data), ("sft", cell.get("sft"))):
+    for key, section in (("data", data), ("sft", cell.get("sft")), ("model", model)):
         if isinstance(section, Mapping) and "hub" in section and section.get("hub") is None and section.get("path") is None:
-            text = f"{key}.path must be set where {key}.hub is not: name a folder or file of yours, or a dataset of the hub as {key}.hub"
+            text = f"{key}.path must be set where {key}.hub is not: name a folder or file of yours, or what the hub has as {key}.hub"
             found.append((f"{key}.path", text))
     if method.get("name") == "spin" and in_world:
         iteration, n, there = method.get("iteration"), method.get("n_prompts"), data.get("n_demonstrations")
@@ -147,3 +147,4 @@ class Scale(Settings):
     n_items: Count  # that are judged
     models: Annotated[tuple[Name, ...], AsList]  # axis of the sweeps over sizes
     seeds: Annotated[tuple[Seed, ...], AsList]  # axis of the sweeps that compare methods
+    brings: dict[Literal["model", "data"], str]  # choices of other groups, where none are made; the door reads it

@@ -98,11 +98,13 @@ class WorldModel(Settings):
 
 
 class LocalModel(Settings):
-    """Any causal-LM folder in the transformers layout; it is the start model as it is."""
+    """Any causal LM in the transformers layout, in a folder or on the hub; it is the start model as it is."""
 
     kind: Literal["local"]
     name: Name
-    path: str
+    path: str | None  # a folder; None: the hub's
+    hub: str | None = None  # owner/name; a `path` beside it is a copy
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None  # None: the one that is locked, or the newest at the first use
     dtype: Literal["float32", "bfloat16"]
     max_length: Count  # tokens of prompt and completion that training and log-probs look at
     attention: Attention = "auto"

@@ -19,6 +19,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from bench.config import Decoding, Loading
 from bench.engines import adapters
+from bench.hub import trusts_code
 from bench.tokens import Ids, check_rendering, load_tokenizer, model_folder
 
 
@@ -60,7 +61,7 @@ def load_model(
         dtype=getattr(torch, dtype),
         local_files_only=True,
         use_safetensors=True,
-        trust_remote_code=False,
+        trust_remote_code=trusts_code(model_folder(base) if adapted and base else folder),
         **_ways(loading, dtype),
     )
     if adapted:
