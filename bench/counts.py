@@ -79,7 +79,7 @@ def _of_cell(cell: CellPlan, aside: _Aside) -> Iterator[str]:
         yield f"  {same} are asked of held-out rows too: dropped from the train rows"
     if same := _same("items", counts):
         yield f"  {same} are asked by the judge too: dropped (data.overlap={settings.overlap})"
-    if (stage := cell.roles.get("overlap")) is not None and (same := _same("items", aside.look(stage)[1])):
+    if (asked := cell.roles.get("overlap")) is not None and (same := _same("items", aside.look(asked)[1])):
         yield f"  {same} are asked by the judge too, and trained on"
 
 

@@ -55,7 +55,7 @@ from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 from bench.written import read_written
 
 CELL_SECTIONS = tuple(Cell.model_fields)
-SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "results")
+SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results")
 GROUPS = (*CELL_GROUPS, *SESSION_GROUPS)
 
 BOUNDS = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<"), "less_than_equal": ("le", "<=")}
@@ -330,7 +330,7 @@ class _Door:
         return self._composed[key]
 
     def _session(self, tree: Tree, where: _Where) -> Session | None:
-        sections = {key: tree[key] for key in ("do", "tracker", "results")} | {"launcher": tree["hydra"]["launcher"]}
+        sections = {key: tree[key] for key in ("do", "tracker", "accelerate", "results")} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
         return self._valid(Session, plain, where) if plain else None
 

@@ -77,11 +77,12 @@ class _Worker:
 class Pool:
     """Long-lived worker processes, a stage at a time each. `imports`: modules that a worker loads while it has nothing to do."""
 
-    def __init__(self, settings: LocalLauncher, imports: Sequence[str] = ()):
+    def __init__(self, settings: LocalLauncher, imports: Sequence[str] = (), devices: int = 1):
         self.settings = settings
+        self.devices = devices  # GPUs that a worker is given
         self.imports = imports
         self.gpus = visible_gpus()
-        self.workers: list[_Worker | None] = [None] * pool_size(settings)
+        self.workers: list[_Worker | None] = [None] * pool_size(settings, devices)
         self.selector = selectors.DefaultSelector()
 
     @property
@@ -112,7 +113,8 @@ class Pool:
         environment |= {ANSWERS: str(write), PARENT: str(os.getpid()), IMPORTS: ",".join(self.imports)}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+            first = slot * self.devices
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[(first + i) % len(self.gpus)] for i in range(self.devices))
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "bench.worker"],  # -P: not a package `bench` of the folder that one stands in
             stdin=subprocess.PIPE,
@@ -217,9 +219,9 @@ def chain_lengths(stages: Sequence[Stage], seconds: Callable[[Stage], float]) ->
     return {stage: after[stage] for stage in stages}
 
 
-def pool_size(settings: LocalLauncher) -> int:
-    """As many workers as were asked for, else one a GPU, else one a core that this process may use."""
-    return settings.workers or len(visible_gpus()) or cores()
+def pool_size(settings: LocalLauncher, devices: int = 1) -> int:
+    """As many workers as were asked for, else one for each `devices` GPUs, else as many for the cores that this process may use."""
+    return settings.workers or max(1, (len(visible_gpus()) or cores()) // devices)
 
 
 def cores() -> int:

@@ -16,7 +16,7 @@ import filelock
 import yaml
 
 from bench import methods, passport, report, rescore, why
-from bench.config import Audit, Rescore, Session, Why
+from bench.config import Accelerate, Audit, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
 from bench.door import BadConfig, Opened
@@ -55,7 +55,7 @@ def main(opened: Opened) -> int:
     cells = with_start_cells(asked, opened.sources)
     sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations, opened.axes)
     plan = make_plan(cells, store)
-    workers = pool_size(session.launcher)
+    workers = pool_size(session.launcher, session.accelerate.devices)
     if isinstance(session.do, Rescore):
         rescore.rescore_sweep(session.do, sweep, store)
         return OK
@@ -91,7 +91,7 @@ def _audit(do: Audit, opened: Opened, store: Store) -> int:
     check_keys(plan.to_do)
     forecast = estimates(plan.to_do, store)
     failures: dict[Stage, str] = {}
-    screen = make_screen(sweep, plan, forecast, pool_size(opened.session.launcher))
+    screen = make_screen(sweep, plan, forecast, pool_size(opened.session.launcher, opened.session.accelerate.devices))
     with screen:
         over_budget = _run_stages(opened.session, sweep, plan, store, screen, forecast, failures)
     for audit in cells:
@@ -132,7 +132,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     results = session.results_dir
     tracker = open_tracker(session.tracker, results / "wandb")
     forecast = estimates(plan.to_do, store)
-    screen = make_screen(sweep, plan, forecast, pool_size(session.launcher))
+    screen = make_screen(sweep, plan, forecast, pool_size(session.launcher, session.accelerate.devices))
     failures: dict[Stage, str] = {}
     written: set[str] = set()
     trained = {stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage] for stage in plan.to_do if stage.kind == "train"}
@@ -186,10 +186,11 @@ def _run_stages(
         return False
     imports = dict.fromkeys(module for stage in plan.to_do for module in HEAVY_IMPORTS.get(stage.kind, ()))
     servers = contextlib.closing(Servers(store.root / "judge"))
-    with servers as judges, contextlib.closing(Pool(session.launcher, list(imports))) as launcher:
+    with servers as judges, contextlib.closing(Pool(session.launcher, list(imports), session.accelerate.devices)) as launcher:
         ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))
         followed = progressed or (lambda stage, rows: screen.progress(stage, rows[-1]))
-        scheduler = Scheduler(store, launcher, screen, session.launcher.retries, failures, ranks, ended, followed, servers=judges)
+        shared: dict[str, Any] = {"servers": judges, "accelerate": session.accelerate}
+        scheduler = Scheduler(store, launcher, screen, session.launcher.retries, failures, ranks, ended, followed, **shared)
         scheduler.run(sweep.cells)
         return scheduler.over_budget
 
@@ -248,6 +249,7 @@ class Scheduler:
     losses: Counter[Stage] = field(default_factory=Counter)
     said: set[str] = field(default_factory=set)
     servers: Servers | None = None  # of models that judge
+    accelerate: Accelerate | None = None  # how trainings are spread over devices
     over_budget: bool = False  # a judge has stopped at its budget
     judges: list[str] = field(default_factory=list)  # keys of all that judge, who share a budget
     readers: dict[Stage, list[Stage]] = field(default_factory=dict)
@@ -309,7 +311,11 @@ class Scheduler:
         self.running[stage.key] = _Running(stage, lock, progress)
         self.store.clear_failure(stage)
         self.screen.stage_started(stage)
-        more = {"sharing": self.judges, "server": self.servers and self.servers.place(stage)} if stage.kind == "judge" else {}
+        more: dict[str, Any] = {}
+        if stage.kind == "judge":
+            more = {"sharing": self.judges, "server": self.servers and self.servers.place(stage)}
+        elif stage.kind == "train" and self.accelerate is not None:
+            more = {"accelerate": self.accelerate.model_dump()}
         self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
 
     def _took(self, answer: Report) -> None:

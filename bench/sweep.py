@@ -29,7 +29,7 @@ SWEEPS = next(path for path in (ROOT / "_sweeps", ROOT.parent / "sweeps") if pat
 
 COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
 CELL_GROUPS = ("scale", "data", "model", "sft", "method", "judge", "engine", "adapter")
-SESSION_GROUPS = ("do", "tracker", "hydra/launcher")
+SESSION_GROUPS = ("do", "tracker", "accelerate", "hydra/launcher")
 
 Point = Mapping[str, Any]  # dotted key or group -> value
 Grid = Mapping[str, Sequence[Any]]
@@ -41,7 +41,7 @@ class BadSweep(ValueError):
 
 def is_session(key: str) -> bool:
     """Whether a key says how a command runs and reaches no cell."""
-    return key.split(".")[0].split("/")[0] in ("do", "tracker", "results", "hydra")
+    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "hydra")
 
 
 @dataclass(frozen=True)

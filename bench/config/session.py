@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bench.config.base import Count, Positive, Probability, Settings
+from bench.config.base import Count, Name, Positive, Probability, Settings
 
 
 class Verb(Settings):
@@ -75,10 +75,20 @@ class LocalLauncher(Settings):
     retries: int = Field(ge=0)  # of a stage whose worker died
 
 
+class Accelerate(Settings):
+    """How one training is spread over devices, and how often it leaves a checkpoint. `config` is accelerate's own, and checked by it."""
+
+    name: Name
+    devices: Count
+    checkpoint_s: Positive
+    config: dict[str, Any]
+
+
 class Session(Settings):
     do: Verb | Rescore | Why | Audit = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
     launcher: LocalLauncher
+    accelerate: Accelerate
     results: str | None
 
     @property

@@ -55,9 +55,11 @@ def is_adapted(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The model, or of an adapted one the adapter, with the tokenizer that it was trained with."""
-    model.save_pretrained(folder)
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """The model, or of an adapted one the adapter, with the tokenizer that it was trained with. `weights`: where the model is in parts."""
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     if (path := folder / CONFIG).exists():
         config: dict[str, Any] = json.loads(path.read_text())
