@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -63,13 +63,15 @@ from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 from bench.written import read_written
 
 CELL_SECTIONS = tuple(Cell.model_fields)
-SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "results")
+SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results")
 GROUPS = (*CELL_GROUPS, *SESSION_GROUPS)
 
 BOUNDS = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<"), "less_than_equal": ("le", "<=")}
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+Fetches = Literal["all", "not weights", "nothing"]
+FETCHED: dict[str, Fetches] = {"run": "all", "audit": "all", "plan": "not weights"}  # from the hub, by verb
 Tree = dict[str, Any]  # a composed config as plain containers, interpolations not resolved
 
 
@@ -161,7 +163,7 @@ class _Door:
         session = self._session(*base) if base else None
         if session:
             self.files.lock = session.results_dir / hub.LOCK
-            self.files.fetches = session.do.name in ("run", "plan", "audit")
+            self.files.fetches = FETCHED.get(session.do.name, "nothing")
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
         asked = sweeps.points(grids, of_cells, of_sweep=self.sweep is not None)
@@ -324,6 +326,9 @@ class _Door:
             self.problems.append(_unknown(group, groups[group], self._options(group), f"{group} in {self.sweep_file}"))
         if unknown or (composed := self._compose(groups)) is None:
             return None
+        brought = {k: v for k, v in composed[0]["scale"]["brings"].items() if k not in groups} if "scale" in groups else {}
+        if brought and (composed := self._compose(groups | brought)) is None:
+            return None
         tree, where = copy.deepcopy(composed[0]), _Where(self.command, self.sweep_file, self.in_sweep, composed[1])
         if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # whatever the sweep sets of models and methods
             tree["model"] = {"kind": "none", "name": "none"}
@@ -390,7 +395,7 @@ class _Door:
         return self._composed[key]
 
     def _session(self, tree: Tree, where: _Where) -> Session | None:
-        sections = {key: tree[key] for key in ("do", "tracker", "results")} | {"launcher": tree["hydra"]["launcher"]}
+        sections = {key: tree[key] for key in ("do", "tracker", "accelerate", "results")} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
         return self._valid(Session, plain, where) if plain else None
 
@@ -559,9 +564,10 @@ class _Files:
 
     problems: list[str]
     lock: Path = Path(hub.LOCK)  # of the hub's revisions
-    fetches: bool = False  # whether the verb reads what comes from the hub
+    fetches: Fetches = "nothing"  # what the verb reads of what comes from the hub
     _datasets: dict[str, tuple[Source, Form | None] | None] = field(default_factory=dict)
     _models: dict[str, Path | None] = field(default_factory=dict)
+    _hub_models: dict[str, Source | None] = field(default_factory=dict)
     _judges: dict[str, _JudgeFiles | None] = field(default_factory=dict)
     _data: dict[str, tuple[Path, Form] | None] = field(default_factory=dict)
     _written: dict[str, Path | None] = field(default_factory=dict)
@@ -570,12 +576,17 @@ class _Files:
 
     def check(self, cell: Tree, where: _Where) -> None:
         """Say what is wrong with the files of a cell, which may have other faults."""
-        if (path := _local_path(cell["model"])) is not None:
-            folder = self._once(self._models, path, _model_folder, where.of("model.path"))
-            if folder and isinstance(cell["data"], dict) and cell["data"].get("kind") == "world" and (why := _no_template(folder)):
-                self.problems.append(f"{why} ({where.of('model.path')})")
-            if folder and (base := cell["model"].get("base")):
-                self._once(self._models, base, lambda text: _base_folder(text, folder), where.of("model.base"))
+        if (model := _valid_section(LocalModel, cell["model"])) is not None:
+            key = "model.path" if model.path else "model.hub"
+            source = self._model(model, where.of(key))
+            if source and source.path.is_dir():  # a verb that reads nothing does not fetch
+                if isinstance(cell["data"], dict) and cell["data"].get("kind") == "world" and (why := _no_template(source.path)):
+                    self.problems.append(f"{why} ({where.of(key)})")
+                if (places := _positions(source.path)) is not None and places < model.max_length:
+                    text = f"model.max_length must be <= {places}, the positions of {source.path}, got {model.max_length}"
+                    self.problems.append(f"{text} ({where.of('model.max_length')})")
+                if model.base is not None:
+                    self._once(self._models, model.base, partial(_base_folder, tuned=source.path), where.of("model.base"))
         if (path := _local_path(cell["data"])) is not None:
             read = self._once(self._data, path, _data_file, where.of("data.path"))
             found = misfits(cell | {"data": cell["data"] | {"form": read[1]}}) if read else []
@@ -595,21 +606,30 @@ class _Files:
             if isinstance(section, dict) and section.get("name") in JUDGE_FILES:
                 self._once(self._judges, _what_judge_reads(section), partial(_judge_files_of, section), where.of(place))
         if isinstance(method, dict) and method.get("name") in LOOPS and isinstance(prompts := method.get("prompts"), str):
-            data = _local_path(cell["data"]) or ""
-            read_once = partial(_prompts_file, answered=method["name"] == "spin", data=data)
-            n = self._once(self._prompts, _which_prompts(method, data), lambda _: read_once(prompts), where.of("method.prompts"))
-            if n is not None and (text := _too_few(method, n)):
-                self.problems.append(f"{text} ({where.of('method.n_prompts')})")
+            beside = _local_path(cell["data"]) or ""
+            read_once = partial(_prompts_file, answered=method["name"] == "spin", data=beside)
+            n = self._once(self._prompts, _which_prompts(method, beside), lambda _: read_once(prompts), where.of("method.prompts"))
+            if n is not None and (few := _too_few(method, n)):
+                self.problems.append(f"{few} ({where.of('method.n_prompts')})")
         labelling = method.get("labelling_judge") if isinstance(method, dict) and method.get("labeller") == "judge" else None
         if isinstance(labelling, dict) and labelling.get("name") in JUDGE_FILES:
             what = _what_labeller_reads(labelling)
             self._once(self._judges, what, lambda _: _labeller_files(labelling), where.of("method.labelling_judge"))
 
+    def _model(self, section: LocalModel, where: str) -> Source | None:
+        """A folder, known by its content, or a model of the hub, known by its revision; looked at once."""
+        if section.path == "???" or (section.path is None and section.hub in (None, "???")):  # said elsewhere
+            return None
+        if section.path is not None:
+            folder = self._once(self._models, section.path, _model_folder, where)
+            return Source(folder, "") if folder else None
+        return self._once(self._hub_models, _of_hub(section), lambda _: _hub_model(section, self.lock, self.fetches), where)
+
     def _dataset(self, section: DatasetData | Sft, where: str) -> Form | None:
         """Look at a public dataset once, and return the form of its rows where they show it."""
         if section.path is None and section.hub is None:  # said by misfits
             return None
-        found = self._once(self._datasets, _what_is_read(section), lambda _: _dataset(section, self.lock, self.fetches), where)
+        found = self._once(self._datasets, _what_is_read(section), lambda _: _dataset(section, self.lock, self.fetches != "nothing"), where)
         return found[1] if found else None
 
     def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
@@ -623,7 +643,9 @@ class _Files:
 
     def sources(self, cell: Cell) -> Sources:
         """What a checked cell reads from outside the store."""
-        model = self._models[cell.model.path] if isinstance(cell.model, LocalModel) else None
+        local = cell.model if isinstance(cell.model, LocalModel) else None
+        model = self._models[local.path] if local and local.path else None
+        of_hub = self._hub_models[_of_hub(local)] if local and not local.path else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
         judge = self._judge(cell.judge) if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge)) else None
@@ -635,7 +657,7 @@ class _Files:
         file = cell.method.prompts if isinstance(cell.method, Loop) else None
         prompts = self._source(Path(file).expanduser().absolute()) if file else None
         public, conversations = self._public(cell.data), self._public(cell.sft)
-        return Sources(own, rows or public, texts, judge, before, labelling, prompts, conversations)
+        return Sources(own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations)
 
     def _public(self, section: Any) -> Source | None:
         found = self._datasets[_what_is_read(section)] if isinstance(section, (DatasetData, Sft)) else None
@@ -767,7 +789,8 @@ def _local_path(section: Any) -> str | None:
 def _model_folder(text: str, key: str = "model.path", what: str = "a causal LM") -> Path:
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
-        raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder")
+        hint = "" if text.count("/") != 1 or text[:1] in "./~" else f" (of the hub: model=hub model.hub={text})"
+        raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder{hint if key == 'model.path' else ''}")
     lying = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     for part, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
         if not list(folder.glob(pattern)):
@@ -782,6 +805,31 @@ def _base_folder(text: str, tuned: Path) -> Path:
     if _no_template(tuned) is None and (why := _no_template(folder)):
         raise ValueError(f"{why}, the one in {tuned}")
     return folder
+def _of_hub(model: LocalModel) -> str:
+    return f"{model.hub}@{model.revision}"
+
+
+def _hub_model(section: LocalModel, lock: Path, fetches: Fetches) -> Source:
+    """A model of the hub: its weights where the verb reads them, for a plan its settings and tokenizer, which shows who may have them.
+
+    Raises ValueError where it cannot be had.
+    """
+    assert section.hub is not None
+    try:
+        at = section.revision or hub.revision(lock, "models", section.hub)
+        path = Path(section.hub) if fetches == "nothing" else hub.fetch_model(section.hub, at, weights=fetches == "all")
+    except hub.NotThere as error:
+        raise ValueError(f"{error}; a copy of its folder may be named as model.path") from error
+    return Source(path, f"hub:models/{section.hub}@{at}")
+
+
+def _positions(folder: Path) -> int | None:
+    """Tokens that a model was made for, where its config says so."""
+    try:
+        found = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}") from error
+    return found if isinstance(found, int) else None
 
 
 def _no_template(folder: Path) -> str | None:

@@ -64,6 +64,14 @@ class Fed:
         self.epochs.setdefault(epoch, []).extend(rows)
         self.steps[step] += len(rows)
 
+    def to_json(self) -> dict[str, Any]:
+        """What was visited, for a checkpoint."""
+        return {"epochs": {str(epoch): rows for epoch, rows in self.epochs.items()}, "steps": {str(k): n for k, n in self.steps.items()}}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        self.epochs = {int(epoch): list(rows) for epoch, rows in kept["epochs"].items()}
+        self.steps = Counter({int(step): n for step, n in kept["steps"].items()})
+
     def facts(self) -> dict[str, Any]:
         """The part of TrainFacts that says what was learned from."""
         visits = [self.examples[i] for rows in self.epochs.values() for i in rows]

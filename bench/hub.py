@@ -6,6 +6,7 @@ answers.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Literal
+
+import yaml
 
 LOCK = "revisions.json"
 Kind = Literal["datasets", "models"]
@@ -58,22 +61,70 @@ def _read(lock: Path) -> dict[str, dict[str, str]]:
         raise NotThere(f"{lock} cannot be read ({error}): restore it, results under its revisions hang on it") from error
 
 
-def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str]) -> Path:
-    """A folder with the repository's files that match, from the cache or the hub. Raises NotThere where neither has them."""
+def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequence[str] = ()) -> Path:
+    """A folder with the repository's files that match, from the cache or the hub. Raises NotThere where neither has them.
+
+    `also`: patterns of files that a repository may lack.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repo_type = kind.removesuffix("s")
+    repo_type, wanted = kind.removesuffix("s"), [*patterns, *also]
     try:
-        folder = Path(snapshot_download(repo, repo_type=repo_type, revision=at, allow_patterns=list(patterns), local_files_only=True))
+        folder = Path(snapshot_download(repo, repo_type=repo_type, revision=at, allow_patterns=wanted, local_files_only=True))
         if all(any(folder.glob(pattern)) for pattern in patterns):
             return folder
     except LocalEntryNotFoundError:
         pass
     try:
-        return Path(snapshot_download(repo, repo_type=repo_type, revision=at, allow_patterns=list(patterns)))
+        return Path(snapshot_download(repo, repo_type=repo_type, revision=at, allow_patterns=wanted))
     except Exception as error:
         raise NotThere(_words(error, kind, repo, at, patterns)) from error
+
+
+MODEL_FILES = ("*.json", "tokenizer*", "*.jinja", "*.model", "*.txt")  # whatever a model's folder holds beside its weights
+
+
+def fetch_model(repo: str, at: str, *, weights: bool) -> Path:
+    """A model's folder: its settings and tokenizer, and its `weights`, as safetensors only. Raises NotThere where they cannot be had."""
+    folder = fetch("models", repo, at, ("config.json",), MODEL_FILES)
+    if weights:
+        folder = fetch("models", repo, at, ("config.json", *_weight_files(folder)), MODEL_FILES)
+        if lacking := [pattern for pattern in _weight_files(folder) if not any(folder.glob(pattern))]:
+            raise NotThere(f"{repo} has no {lacking[0]} at revision {at}, and weights are read as safetensors only: take another revision")
+    return folder
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The files that an index of weights names; where there is none, any."""
+    index = folder / "model.safetensors.index.json"
+    return sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["*.safetensors"]
+
+
+# Code that a model brings ---------------------------------------------------------------------------------------------
+
+_HERE = Path(__file__).parent
+TRUSTED = next(path for path in (_HERE / "_conf", _HERE.parent / "conf") if path.is_dir()) / "trusted_code.yaml"
+
+
+def trusts_code(folder: Path) -> bool:
+    """Whether the Python files of a model's folder are those that the allow-list names, by content.
+
+    Raises ValueError where transformers does not know the architecture by itself and the code is not on the list.
+    """
+    from transformers import CONFIG_MAPPING
+
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") in CONFIG_MAPPING or "auto_map" not in config:
+        return False
+    files = sorted(folder.glob("*.py"))
+    found = hashlib.sha256(b"".join(file.name.encode() + b"\0" + file.read_bytes() + b"\0" for file in files)).hexdigest()
+    allowed = yaml.safe_load(TRUSTED.read_text()) or {}
+    if any(entry.get("revision") and entry.get("code") == found for entry in allowed.values()):
+        return True
+    names = ", ".join(file.name for file in files) or "none of which is here"
+    way_out = f"read it, then name OWNER/NAME with its revision and `code: {found}` in {TRUSTED}"
+    raise ValueError(f"{folder} runs code of its own ({names}), which is not trusted: {way_out}")
 
 
 def _words(error: Exception, kind: Kind, repo: str, at: str | None, patterns: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bench.config import (
+    Adapter,
     Annotator,
     Asking,
     AsList,
@@ -19,6 +20,7 @@ from bench.config import (
     Form,
     Fraction,
     GoldWeights,
+    Loading,
     Overlap,
     Patterns,
     Positive,
@@ -271,6 +273,7 @@ class SampleSettings(Settings):
     dtype: Dtype
     seed: int
     serving: Annotated[Serving | None, LaterField()] = None  # of vLLM
+    loading: Annotated[Loading, LaterField()] = Loading()
 
 
 class GoldLabels(Settings):
@@ -305,6 +308,7 @@ class LogpsSettings(Settings):
     control: Annotated[str | None, LaterField()] = None  # token between prompt and completion, where the model is asked so
     engine: Annotated[Literal["transformers", "vllm"], LaterField()] = "transformers"
     serving: Annotated[Serving | None, LaterField()] = None
+    loading: Annotated[Loading, LaterField()] = Loading()
 
 
 class RewardScoreSettings(Settings):
@@ -322,6 +326,8 @@ class TrainSettings(Settings):
     max_length: Count
     dtype: Dtype
     seed: int
+    adapter: Annotated[Adapter | None, LaterField()] = None  # what is trained and kept, beside the frozen input `base` or `model`
+    loading: Annotated[Loading, LaterField()] = Loading()
 
 
 class RewardModelSettings(Settings):
@@ -343,6 +349,7 @@ class GenerateSettings(Settings):
     control: Annotated[str | None, LaterField()] = None  # token after every prompt, where the policy is asked so
     temperatures: Annotated[Mapping[str, float], LaterField()] = {}  # by category, before that of decoding
     serving: Annotated[Serving | None, LaterField()] = None
+    loading: Annotated[Loading, LaterField()] = Loading()
 
 
 class WrittenCompletions(Settings):

@@ -82,14 +82,15 @@ class _Worker:
 class Pool:
     """Long-lived worker processes, a stage at a time each. `imports`: modules that a worker loads while it has nothing to do.
 
-    Each worker sees one of the GPUs that this process sees; `share_gpus`: all of them.
+    Each worker sees `devices` of the GPUs that this process sees; `share_gpus`: all of them.
     """
 
-    def __init__(self, settings: LocalLauncher, imports: Sequence[str] = (), share_gpus: bool = False):
+    def __init__(self, settings: LocalLauncher, imports: Sequence[str] = (), devices: int = 1, share_gpus: bool = False):
         self.settings = settings
+        self.devices = devices  # GPUs that a worker is given
         self.imports = imports
         self.gpus = [] if share_gpus else visible_gpus()
-        self.workers: list[_Worker | None] = [None] * pool_size(settings)
+        self.workers: list[_Worker | None] = [None] * pool_size(settings, devices)
         self.selector = selectors.DefaultSelector()
 
     @property
@@ -123,7 +124,8 @@ class Pool:
         environment |= {ANSWERS: str(write), PARENT: str(os.getpid()), IMPORTS: ",".join(self.imports)}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+            first = slot * self.devices
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[(first + i) % len(self.gpus)] for i in range(self.devices))
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "bench.worker"],  # -P: not a package `bench` of the folder that one stands in
             stdin=subprocess.PIPE,
@@ -228,11 +230,11 @@ def chain_lengths(stages: Sequence[Stage], seconds: Callable[[Stage], float]) ->
     return {stage: after[stage] for stage in stages}
 
 
-def pool_size(settings: LocalLauncher | ClusterLauncher) -> int:
-    """Stages at once: as many as were asked for, else one a GPU, else one a core that this process may use."""
+def pool_size(settings: LocalLauncher | ClusterLauncher, devices: int = 1) -> int:
+    """Stages at once: as many as were asked for, else one for each `devices` GPUs, else as many for the cores that this process may use."""
     if isinstance(settings, ClusterLauncher):
         return settings.max_jobs
-    return settings.workers or len(visible_gpus()) or cores()
+    return settings.workers or max(1, (len(visible_gpus()) or cores()) // devices)
 
 
 def cores() -> int:

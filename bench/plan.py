@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.config import (
+    Adapter,
     AlpacaEvalJudge,
     ArenaHardJudge,
     Asking,
@@ -19,6 +20,7 @@ from bench.config import (
     GoldJudge,
     JuryJudge,
     LanguageJudge,
+    Loading,
     LocalData,
     LocalModel,
     Loop,
@@ -29,8 +31,10 @@ from bench.config import (
     NoMethod,
     NoModel,
     PairRankerJudge,
+    RefinedDpo,
     Serving,
     Settings,
+    Trained,
     Training,
     Vllm,
     WorldData,
@@ -72,6 +76,7 @@ from bench.kinds import (
     SftSettings,
     Split,
     TaskFamily,
+    TrainSettings,
     WrittenCompletions,
     WrittenData,
     stage,
@@ -249,6 +254,8 @@ def readable_name(cell: Cell) -> str:
         parts.append(f"frac{cell.data.fraction:g}")
     if isinstance(cell.model, WorldModel) and cell.model.start == "base":
         parts.append("base")
+    if cell.adapter.name != "none" and cell.method.name != "none":
+        parts.append(cell.adapter.name)
     parts += [cell.model.name, f"s{cell.seed}"]
     return "-".join(parts)
 
@@ -270,6 +277,28 @@ def family(cell: Cell) -> TaskFamily:
 
 def dtype(cell: Cell) -> Dtype:
     return cell.model.dtype if isinstance(cell.model, LocalModel) else "float32"
+
+
+def loading(cell: Cell) -> Loading:
+    return Loading(attention=getattr(cell.model, "attention", "auto"), quantized="nf4" if cell.adapter.name == "qlora" else None)
+
+
+def adapter(cell: Cell) -> Adapter | None:
+    return cell.adapter if isinstance(cell.adapter, Adapter) else None
+
+
+def train_settings(cell: Cell, method: Trained | RefinedDpo) -> TrainSettings:
+    return TrainSettings(
+        method=method, max_length=max_length(cell), dtype=dtype(cell), seed=cell.seed, adapter=adapter(cell), loading=loading(cell)
+    )
+
+
+def read_model(model: Stage | Source) -> dict[str, Stage | Source]:
+    """Inputs of a stage that reads a model: itself, and of one that is an adapter the `base` that it was trained beside."""
+    base = model
+    while isinstance(base, Stage) and getattr(base.settings, "adapter", None) is not None:
+        base = base.inputs["model"]
+    return {"model": model} | ({} if base is model else {"base": base})
 
 
 def max_length(cell: Cell) -> int:
@@ -397,6 +426,7 @@ def sample_settings(cell: Cell, decoding: Decoding, draws: int, seed: int) -> Sa
         batch_size=engine.batch_size,
         dtype=dtype(cell),
         seed=seed,
+        loading=loading(cell),
         serving=_serving(cell),
     )
 
@@ -417,9 +447,10 @@ def preference_logps(
         batch_size=cell.engine.batch_size,
         dtype=dtype(cell),
         control=policy.control,
+        loading=loading(cell),
     )
     label = label or ("reference log-probs" if mismatched else "held-out log-probs")
-    return stage("logps", settings, {"model": policy.model, "preferences": preferences}, label)
+    return stage("logps", settings, read_model(policy.model) | {"preferences": preferences}, label)
 
 
 def _preference_rewards(cell: Cell, reward_model: Stage | Source, preferences: Stage) -> Stage:
@@ -439,8 +470,10 @@ def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str,
         control=policy.control,
         engine="vllm" if by_vllm else "transformers",
         serving=_serving(cell) if by_vllm else None,
+        loading=loading(cell),
     )
-    return stage("logps", settings, {"model": policy.model, "completions": completions, "items": completions.inputs["items"]}, label)
+    inputs = read_model(policy.model) | {"completions": completions, "items": completions.inputs["items"]}
+    return stage("logps", settings, inputs, label)
 
 
 def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str, answers: bool = False) -> Stage:
@@ -453,10 +486,11 @@ def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label
         seed=cell.seed,
         best_of=policy.best_of,
         control=policy.control,
+        loading=loading(cell),
         temperatures=cell.judge.temperatures if answers and isinstance(cell.judge, MtBenchJudge) else {},
         serving=_serving(cell),
     )
-    inputs = {"model": policy.model, "items": items} | ({} if policy.reward_model is None else {"reward_model": policy.reward_model})
+    inputs = read_model(policy.model) | {"items": items} | ({} if policy.reward_model is None else {"reward_model": policy.reward_model})
     return stage("generate", settings, inputs, label)
 
 

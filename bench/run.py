@@ -18,7 +18,7 @@ import yaml
 
 from bench import clusters, methods, passport, report, rescore, why
 from bench.audit_files import audit_sources
-from bench.config import Audit, Rescore, Session, Why
+from bench.config import Accelerate, Audit, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
 from bench.door import BadConfig, Opened
@@ -57,7 +57,7 @@ def main(opened: Opened) -> int:
     cells = with_start_cells(asked, opened.sources)
     sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations, opened.axes)
     plan = make_plan(cells, store)
-    workers = pool_size(session.launcher)
+    workers = pool_size(session.launcher, session.accelerate.devices)
     if isinstance(session.do, Rescore):
         rescore.rescore_sweep(session.do, sweep, store)
         return OK
@@ -104,7 +104,7 @@ def _audit(do: Audit, opened: Opened, store: Store) -> int:
     clusters.check(opened.session.launcher, plan.to_do)
     forecast = with_costs(estimates(plan.to_do, store), costs)
     failures: dict[Stage, str] = {}
-    screen = make_screen(sweep, plan, forecast, pool_size(opened.session.launcher))
+    screen = make_screen(sweep, plan, forecast, pool_size(opened.session.launcher, opened.session.accelerate.devices))
     with screen:
         over_budget = _run_stages(opened.session, sweep, plan, store, screen, forecast, failures)
     chosen = [f"{name}={value}" for name, value in do.model_dump(exclude={"name", "plan", "out"}).items() if value is not None]
@@ -148,7 +148,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     results = session.results_dir
     tracker = open_tracker(session.tracker, results / "wandb")
     forecast = estimates(plan.to_do, store)
-    screen = make_screen(sweep, plan, forecast, pool_size(session.launcher))
+    screen = make_screen(sweep, plan, forecast, pool_size(session.launcher, session.accelerate.devices))
     failures: dict[Stage, str] = {}
     written: set[str] = set()
     trained = {stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage] for stage in plan.to_do if stage.kind == "train"}
@@ -202,11 +202,13 @@ def _run_stages(
         return False
     imports = dict.fromkeys(module for stage in plan.to_do for module in HEAVY_IMPORTS.get(stage.kind, ()))
     servers = contextlib.closing(Servers(store.root / "judge"))
-    jobs = session.results_dir / "jobs"
-    with servers as judges, contextlib.closing(clusters.make_launcher(session.launcher, list(imports), jobs, screen.say)) as launcher:
+    jobs, devices = session.results_dir / "jobs", session.accelerate.devices
+    launching = clusters.make_launcher(session.launcher, list(imports), jobs, screen.say, devices)
+    with servers as judges, contextlib.closing(launching) as launcher:
         ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))
         followed = progressed or (lambda stage, rows: screen.progress(stage, rows[-1]))
-        scheduler = Scheduler(store, launcher, screen, session.launcher.retries, failures, ranks, ended, followed, servers=judges)
+        shared: dict[str, Any] = {"servers": judges, "accelerate": session.accelerate}
+        scheduler = Scheduler(store, launcher, screen, session.launcher.retries, failures, ranks, ended, followed, **shared)
         scheduler.run(sweep.cells)
         return scheduler.over_budget
 
@@ -265,6 +267,7 @@ class Scheduler:
     losses: Counter[Stage] = field(default_factory=Counter)
     said: set[str] = field(default_factory=set)
     servers: Servers | None = None  # of models that judge
+    accelerate: Accelerate | None = None  # how trainings are spread over devices
     over_budget: bool = False  # a judge has stopped at its budget
     judges: list[Stage] = field(default_factory=list)  # those of evaluations share a budget, and those that label
     readers: dict[Stage, list[Stage]] = field(default_factory=dict)
@@ -335,6 +338,8 @@ class Scheduler:
         if stage.kind == "judge":
             sharing = [other.key for other in self.judges if labels_samples(other) == labels_samples(stage)]
             more = {"sharing": sharing, "server": self.servers and self.servers.place(stage)}
+        elif stage.kind == "train" and self.accelerate is not None:
+            more = {"accelerate": self.accelerate.model_dump()}
         self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
 
     def _took(self, answer: Report) -> None:

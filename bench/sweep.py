@@ -29,8 +29,8 @@ SWEEPS = next(path for path in (ROOT / "_sweeps", ROOT.parent / "sweeps") if pat
 
 COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
 LABELLING_JUDGE = "judge@method.labelling_judge"  # a choice of conf/judge/ that labels, in a method's section
-CELL_GROUPS = ("scale", "data", "model", "sft", "method", "judge", "engine", LABELLING_JUDGE)
-SESSION_GROUPS = ("do", "tracker", "hydra/launcher")
+CELL_GROUPS = ("scale", "data", "model", "sft", "method", "judge", "engine", "adapter", LABELLING_JUDGE)
+SESSION_GROUPS = ("do", "tracker", "accelerate", "hydra/launcher")
 
 Point = Mapping[str, Any]  # dotted key or group -> value
 Grid = Mapping[str, Sequence[Any]]
@@ -42,7 +42,7 @@ class BadSweep(ValueError):
 
 def is_session(key: str) -> bool:
     """Whether a key says how a command runs and reaches no cell."""
-    return key.split(".")[0].split("/")[0] in ("do", "tracker", "results", "hydra")
+    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "hydra")
 
 
 @dataclass(frozen=True)
@@ -271,6 +271,10 @@ def spelled_out(point: Point) -> dict[str, Any]:
         if is_path(key, value):
             full |= {"model": "local", "model.path": value}
             full.setdefault("model.name", as_name(Path(value).expanduser().absolute().name))
+        elif key == "model.hub" and isinstance(value, str):
+            full["model.hub"] = value
+            if point.get("model") == "hub":
+                full.setdefault("model.name", as_name(value.rpartition("/")[2]))
         elif key != "model.path" or not is_path("model", point.get("model")):  # the door refuses both
             full[key] = value
     return full

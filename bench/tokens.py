@@ -1,16 +1,18 @@
 """Prompts and completions to token ids: one rendering for sampling, log-probs and training.
 
 Messages go through the tokenizer's chat template; a prompt of one `text` message (a plain-text file) stays plain and its
-completion ends in EOS. The completion starts where the ids of prompt and of prompt + completion part, as in TRL.
+completion ends in EOS. The completion starts where the ids of prompt and of prompt + completion part, as in TRL. Rows begin with one BOS
+where the tokenizer begins plain text with one, whether its template writes it (Llama-3) or leaves it to the tokenizer (Zephyr).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.hub import trusts_code
 from bench.records import Item, Message, Pair, Unpaired, completion_columns
 
 if TYPE_CHECKING:
@@ -40,12 +42,49 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = model_folder(path)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    code = (folder / "config.json").exists() and trusts_code(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer in {folder} has no EOS token: completions would never end; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+PROBE: list[Message] = [{"role": "user", "content": "Name a dog."}]
+PROBED = "Rex"
+
+
+def check_rendering(path: Path, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
+    """Raises ValueError for a tokenizer or a chat template whose prompts and completions would begin or end wrongly.
+
+    Prompts must not end by themselves, rows begin with at most one BOS, answers end in one of `ends`, and what is trained must begin with
+    what sampling asks.
+    """
+    folder = model_folder(path)
+    added = tokenizer("")["input_ids"]
+    if added[-1:] == [tokenizer.eos_token_id] and added != [tokenizer.bos_token_id]:
+        why = "its prompts would end before they are answered; set add_eos_token to false in tokenizer_config.json"
+        raise ValueError(f"the tokenizer in {folder} puts {tokenizer.eos_token} after every text: {why}")
+    if not tokenizer.chat_template:
+        return
+    whole: list[Message] = [*PROBE, {"role": "assistant", "content": PROBED}]
+    ids, bos = _template(tokenizer, whole), tokenizer.bos_token_id
+    if bos is not None and (ids[:2] == [bos, bos] or (bos not in ends and ids.count(bos) > 1)):
+        raise ValueError(f"the chat template in {folder} begins a conversation with more than one {tokenizer.bos_token}: leave one")
+    asked, taught = (
+        str(tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=messages is PROBE))
+        for messages in (PROBE, whole)
+    )
+    if not taught.startswith(asked):
+        parted = next((i for i, (a, b) in enumerate(zip(asked, taught, strict=False)) if a != b), min(len(asked), len(taught)))
+        why = f"it asks with {asked[parted:]!r} where an answer that is trained has {taught[parted:][:40]!r}"
+        raise ValueError(f"the chat template in {folder} samples in another form than it trains: {why}")
+    last = next((token for token in reversed(ids) if token in ends or str(tokenizer.decode([token])).strip()), None)
+    if last not in ends:
+        known = ", ".join(repr(tokenizer.decode([end])) for end in sorted(ends))
+        why = f"ends an answer with {taught[-20:]!r}, which none of its end tokens does ({known}): completions would never learn to end"
+        raise ValueError(f"the chat template in {folder} {why}; put the end token there, or name it in generation_config.json")
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], control: str | None = None) -> list[int]:
@@ -152,7 +191,8 @@ def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], a
     rendered: Any = tokenizer.apply_chat_template(
         [dict(message) for message in messages], tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
     )
-    return rendered["input_ids"]
+    ids, begin = rendered["input_ids"], [tokenizer.bos_token_id]
+    return ids if ids[:1] == begin or tokenizer("")["input_ids"][:1] != begin else begin + ids
 
 
 def conversation(item: Item, answers: Sequence[str]) -> list[Message]:

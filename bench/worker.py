@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import kinds
+from bench.config import Accelerate
 from bench.kept import AT_REST, VERSIONS
 from bench.store import OverBudget, Source, Stage, Store, tree_stamp
 
@@ -48,6 +49,7 @@ class Progress:
     """Rows `{"step", "total", ...metrics}` of a running stage, appended to a file."""
 
     def __init__(self, path: Path):
+        self.path = path
         path.unlink(missing_ok=True)
         self._file = path.open("a", buffering=1)
 
@@ -78,6 +80,7 @@ class StageRun:
     work: Path | None = None  # `<key>.work/`: what outlives a failed attempt
     sharing: tuple[str, ...] = ()  # keys of the judge stages that share a budget
     server: ServerPlace | None = None  # where the command serves the model that this stage asks
+    accelerate: Accelerate | None = None  # of a training: its devices and checkpoints
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ def run_stage(job: Mapping[str, Any]) -> None:
         paths = {role: source.path for role, source in sources.items()}
         server = ServerPlace(**job["server"]) if job.get("server") else None
         work, sharing = store.beside(stage, "work"), tuple(job.get("sharing", ()))
-        outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server))
+        accelerate = Accelerate.model_validate(job["accelerate"]) if job.get("accelerate") else None
+        outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server, accelerate))
         _check_sources(job)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
@@ -249,6 +253,11 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def follow_parent() -> None:
+    """End with the parent, whoever it is: for processes that a training has started."""
+    _die_with_parent(os.getppid())
 
 
 def _lines() -> Iterator[str]:

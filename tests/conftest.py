@@ -98,5 +98,5 @@ def model_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "my_model"
     folder.mkdir()
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
-        (folder / name).write_text(f"{{}} {name}")
+        (folder / name).write_text("{}" if name == "config.json" else f"{{}} {name}")
     return folder

@@ -39,8 +39,10 @@ def test_every_file_in_conf_composes_and_passes(
     group: str, choice: str, opened: Callable[..., Opened], model_folder: Path, pairs_file: Path
 ) -> None:
     words = {f"{group}={choice}"}
-    if (group, choice) == ("model", "local"):
+    if group == "model" and not choice.startswith("world"):
         words |= {f"model.path={model_folder}"}
+    if group == "scale" and (brought := yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()).get("brings")):
+        words |= {f"model.path={model_folder}", f"data.path={publish(model_folder.parent / choice, brought['data'])}"}
     if group == "data" and choice in PUBLISHED:
         words |= {"model=local", f"model.path={model_folder}", f"data.path={publish(model_folder.parent / choice, choice)}"}
     if group == "sft" and choice != "none":
@@ -111,7 +113,8 @@ def test_every_config_field_is_read_by_something() -> None:
     interpolated = set(re.findall(r"\$\{scale\.(\w+)", "\n".join(path.read_text() for path in files)))
     for record in _records():
         for name in record.model_fields:
-            assert name in (interpolated if record is config.Scale else read), f"nothing reads {record.__name__}.{name}"
+            found = interpolated | {"brings"} if record is config.Scale else read
+            assert name in found, f"nothing reads {record.__name__}.{name}"
 
 
 @pytest.mark.parametrize("record", list(_records()), ids=lambda record: record.__name__)

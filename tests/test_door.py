@@ -111,9 +111,12 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         ),
         (
             ["+foo=1"],
-            ["unknown key 'foo' (+foo=1 on the command line); known: data, engine, judge, method, model, seed, sft, world"],
+            ["unknown key 'foo' (+foo=1 on the command line); known: adapter, data, engine, judge, method, model, seed, sft, world"],
         ),
-        (["foo=1"], ["unknown key 'foo' (foo=1 on the command line); known: data, engine, judge, method, model, seed, sft, world"]),
+        (
+            ["foo=1"],
+            ["unknown key 'foo' (foo=1 on the command line); known: adapter, data, engine, judge, method, model, seed, sft, world"],
+        ),
         (["seed.x=1"], ["seed.x cannot be set: seed is 0 here (seed.x=1 on the command line)"]),
         (
             ["model.sft={stepz: 3}"],
@@ -471,3 +474,15 @@ def test_results_do_not_depend_on_the_session(opened: Open) -> None:
     session = ["do=report", "tracker=none", "results=/tmp/other", "hydra.launcher.workers=7", "hydra.launcher.threads=2"]
     assert opened("+sweep=smoke", *session).cells == plain.cells
     assert opened("+sweep=smoke", *session).replaced is False
+
+
+# Adapters -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_an_adapter_does_not_hold_is_refused(problems: Problems) -> None:
+    warm = ("judge.preference.decoding.temperature=1", "judge.rating.decoding.temperature=1")
+    where = "got adapter=lora; take adapter=none (adapter=lora on the command line)"
+    assert problems("method=csft,best_of_n", "adapter=lora", *warm) == [
+        f"method=csft trains embeddings of its control tokens, which an adapter does not hold, {where}",
+        f"method=best_of_n trains a reward model, which is trained whole, {where}",
+    ]

@@ -281,6 +281,7 @@ def test_the_pool_has_a_worker_per_gpu_else_per_core_unless_a_number_is_asked_fo
     automatic = LocalLauncher(name="local", workers=None, threads=1, stage_timeout_s=1.0, retries=1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     assert (visible_gpus(), pool_size(automatic), pool_size(settings(workers=5))) == (["0", "3"], 2, 5)
+    assert (pool_size(automatic, devices=2), pool_size(automatic, devices=4)) == (1, 1)  # trainings that take both
     for none in ("", "-1", " "):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
         assert visible_gpus() == []

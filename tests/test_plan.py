@@ -18,7 +18,7 @@ import pytest
 
 from bench import methods
 from bench.config import Cell
-from bench.door import Opened
+from bench.door import Opened, open_door
 from bench.forecast import estimates, token_bound
 from bench.plan import CellPlan, Sources, make_plan, plan_cell, readable_name, start_cell
 from bench.run import with_start_cells
@@ -226,6 +226,7 @@ LOCAL_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "model.dtype": ("bfloat16", {"kto", *LOGPS, "samples for KL", "plain completions"}),
     "model.max_length": (256, {"kto", "reference log-probs", "held-out log-probs"}),
     "model.base": ("/models/base", set()),
+    "model.attention": ("eager", {"kto", *LOGPS, "samples for KL", "plain completions"}),
     "data.name": ("other", set()),
     "data.path": ("/moved/a.jsonl", set()),
     "data.fraction": (0.2, {"preferences"}),
@@ -242,7 +243,7 @@ LOCAL_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "seed": (2, {"preferences", "kto", "samples for KL", "plain completions"}),
 }
 MOVES = {"world": WORLD_MOVES, "local": LOCAL_MOVES}
-CHOICES = {"model.kind", "method.name", "data.kind", "judge.name", "engine.name"}  # which record a section is: other fields with it
+CHOICES = {"model.kind", "method.name", "data.kind", "judge.name", "engine.name", "adapter.name"}  # which record
 
 
 def with_readers(labels: set[str], graph: Mapping[str, set[str]]) -> set[str]:
@@ -276,6 +277,37 @@ def test_another_method_moves_its_training_and_what_reads_it() -> None:
     for one, other in ((old, dpos), (dpos, ipos), (old, ipos)):
         assert {label for label in one.keys() & other.keys() if one[label].key != other[label].key} == moved
     assert len({old["kto"].key, dpos["dpo"].key, ipos["ipo"].key}) == 3
+
+
+LORA = {"name": "lora", "rank": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": []}
+
+
+def test_an_adapter_moves_its_training_and_is_read_beside_its_base() -> None:
+    tree = golden_cell("world")
+    old, new = (by_label(plan(t)) for t in (tree, tree | {"adapter": LORA}))
+    moved = {label for label in old if old[label].key != new[label].key}
+    assert moved == with_readers({"kto"}, WORLD_GRAPH)
+    for label in ("held-out log-probs", "policy's log-probs for KL", "samples for KL", "preference completions"):
+        assert {role: source.label for role, source in new[label].inputs.items() if role in ("model", "base")} == {
+            "model": "kto",
+            "base": "start model",
+        }
+    for change in ({"rank": 8}, {"alpha": 16.0}, {"dropout": 0.1}, {"target_modules": ["q_proj"]}, {"name": "qlora"}):
+        other = by_label(plan(tree | {"adapter": LORA | change}))
+        assert other["kto"].key != new["kto"].key
+        assert (other["reference log-probs"].key != old["reference log-probs"].key) == ("name" in change)  # of four bits, too
+
+
+def test_a_loop_goes_on_training_one_adapter_beside_the_start_model() -> None:
+    def find(*words: str) -> dict[str, Stage]:
+        (cell,) = open_door(words).cells
+        return by_label(plan(cell.model_dump()))
+
+    found = find("method=spa", "method.iteration=2", "adapter=lora")
+    for label, model in (("iteration 1 policy (spa)", "seed policy (dpo)"), ("iteration 2 policy (spa)", "iteration 1 policy (spa)")):
+        inputs = {role: source.label for role, source in found[label].inputs.items()}  # type: ignore[union-attr]
+        assert (inputs["model"], inputs["base"]) == (model, "start model")
+    assert "base" not in found["seed policy (dpo)"].inputs
 
 
 def test_own_files_count_by_content_and_not_by_place() -> None:

@@ -19,11 +19,14 @@ from bench.store import Stage
 AnyLauncher = LocalLauncher | SlurmLauncher | RayLauncher
 
 
-def make_launcher(settings: AnyLauncher, imports: Sequence[str], folder: Path, say: Callable[[str], None]) -> Launcher:
-    """The launcher of a command. `folder`: what a scheduler writes about jobs; `say`: a line for whoever watches."""
+def make_launcher(
+    settings: AnyLauncher, imports: Sequence[str], folder: Path, say: Callable[[str], None], devices: int = 1
+) -> Launcher:
+    """The launcher of a command. `folder`: what a scheduler writes about jobs; `say`: a line for whoever watches; `devices`: GPUs of a
+    worker here, a job on a cluster has those that its resources say."""
     match settings:
         case LocalLauncher():
-            return Pool(settings, imports)
+            return Pool(settings, imports, devices)
         case SlurmLauncher():
             return QueueLauncher(settings, SlurmQueue(settings, folder, say), imports, say)
         case RayLauncher():

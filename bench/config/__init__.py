@@ -5,6 +5,7 @@
 """
 # ruff: noqa: F403
 
+from bench.config.adapters import *
 from bench.config.base import *
 from bench.config.cell import *
 from bench.config.data import *

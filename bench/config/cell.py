@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from bench.config.adapters import Adapter, NoAdapter
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, Unkeyed, misfit
 from bench.config.data import DatasetData, LocalData, Sft, WorldData
 from bench.config.judges import (
@@ -60,6 +61,7 @@ class Cell(Settings):
     ) = Field(discriminator="name")
     engine: Transformers | Vllm = Field(discriminator="name")
     seed: Seed
+    adapter: NoAdapter | Adapter = Field(default=NoAdapter(), discriminator="name")
     sft: Sft | None = None  # what makes the start model of the model's folder; None: the folder is the start model
 
     @model_validator(mode="after")
@@ -132,15 +134,25 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if cell.get("sft") is not None and model.get("kind") != "local":
         text = f"sft={_name(cell['sft'])} makes a start model of a base model's folder, got model={model.get('name')}"
         found.append(("sft", f"{text}; take model=DIR or sft=none"))
-    for key, section in (("data", data), ("sft", cell.get("sft"))):
+    for key, section in (("data", data), ("sft", cell.get("sft")), ("model", model)):
         if isinstance(section, Mapping) and "hub" in section and section.get("hub") is None and section.get("path") is None:
-            text = f"{key}.path must be set where {key}.hub is not: name a folder or file of yours, or a dataset of the hub as {key}.hub"
+            text = f"{key}.path must be set where {key}.hub is not: name a folder or file of yours, or what the hub has as {key}.hub"
             found.append((f"{key}.path", text))
     if method.get("name") == "spin" and in_world:
         iteration, n, there = method.get("iteration"), method.get("n_prompts"), data.get("n_demonstrations")
         if isinstance(iteration, int) and isinstance(n, int) and isinstance(there, int) and (needed := (iteration + 1) * n) > there:
             text = f"iterations 0 to {iteration} of {n} prompts each need {needed} demonstrations, got data.n_demonstrations={there}"
             found.append(("method.n_prompts", text))
+    adapter = cell.get("adapter")
+    if isinstance(adapter, Mapping) and adapter.get("name") != "none" and method.get("name") in WHOLE:
+        text = f"method={method['name']} trains {WHOLE[method['name']]}, got adapter={adapter.get('name')}; take adapter=none"
+        found.append(("adapter", text))
+    engine, adapter = (cell[key] if isinstance(cell.get(key), Mapping) else {} for key in ("engine", "adapter"))
+    if engine.get("name") == "vllm" and adapter.get("name") == "qlora":
+        text = "engine=vllm reads the base whole, and adapter=qlora was trained beside one of four bits; take engine=transformers"
+        found.append(("engine", text))
+    if engine.get("logps") == "vllm" and adapter.get("name") == "lora":
+        found.append(("engine.logps", "vLLM does not score prompts under an adapter; take engine.logps=transformers"))
     if method.get("name") == "best_of_n":
         text = "method=best_of_n chooses among samples, which are all the same at temperature 0; set it above 0"
         asked = {"": judge, "preference.": judge.get("preference"), "rating.": judge.get("rating")}
@@ -156,6 +168,12 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
 def _brings_prompts(method: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
     """Whether data that are not the world's have what a loop asks beside the labelled rows."""
     return data.get("kind") == "dataset" and method.get("name") != "spin"
+
+
+WHOLE = {
+    "csft": "embeddings of its control tokens, which an adapter does not hold",
+    "best_of_n": "a reward model, which is trained whole",
+}
 
 
 def _name(section: Any) -> Any:
@@ -185,3 +203,4 @@ class Scale(Settings):
     n_items: Count  # that are judged
     models: Annotated[tuple[Name, ...], AsList]  # axis of the sweeps over sizes
     seeds: Annotated[tuple[Seed, ...], AsList]  # axis of the sweeps that compare methods
+    brings: dict[Literal["model", "data"], str]  # choices of other groups, where none are made; the door reads it

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bench.config.base import AsList, Count, Positive, Probability, Settings
+from bench.config.base import AsList, Count, Name, Positive, Probability, Settings
 
 
 class Verb(Settings):
@@ -146,10 +146,20 @@ class RayLauncher(ClusterLauncher):
     runtime_env: dict[str, Any]  # Ray's own; `env` is added
 
 
+class Accelerate(Settings):
+    """How one training is spread over devices, and how often it leaves a checkpoint. `config` is accelerate's own, and checked by it."""
+
+    name: Name
+    devices: Count
+    checkpoint_s: Positive
+    config: dict[str, Any]
+
+
 class Session(Settings):
     do: Verb | Rescore | Why | Audit = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
     launcher: LocalLauncher | SlurmLauncher | RayLauncher = Field(discriminator="name")
+    accelerate: Accelerate
     results: str | None
 
     @property

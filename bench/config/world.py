@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from bench.config.adapters import Attention
 from bench.config.base import AsList, Category, Count, Misfit, Name, Positive, Probability, Seed, Settings, misfit
 
 
@@ -97,14 +98,17 @@ class WorldModel(Settings):
 
 
 class LocalModel(Settings):
-    """Any causal-LM folder in the transformers layout; it is the start model as it is."""
+    """Any causal LM in the transformers layout, in a folder or on the hub; it is the start model as it is."""
 
     kind: Literal["local"]
     name: Name
-    path: str
+    path: str | None  # a folder; None: the hub's
+    hub: str | None = None  # owner/name; a `path` beside it is a copy
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None  # None: the one that is locked, or the newest at the first use
     dtype: Literal["float32", "bfloat16"]
     max_length: Count  # tokens of prompt and completion that training and log-probs look at
     base: str | None = None  # folder of the model that it was tuned from, where a method holds it against that
+    attention: Attention = "auto"
 
 
 class NoModel(Settings):

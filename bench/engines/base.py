@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bench.config import Decoding, Serving
+from bench.config import Decoding, Loading
+from bench.hub import trusts_code
+from bench.kinds import GenerateSettings, LogpsSettings, SampleSettings
 from bench.tokens import Ids, load_tokenizer, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[int, int], None]
+USUAL = Loading()
+ADAPTER = "adapter_config.json"  # what a folder holds that is an adapter, and no model by itself
 
 
 @dataclass(frozen=True)
@@ -47,24 +51,27 @@ class Engine(Protocol):
 class Vocabulary:
     """A policy's tokens, read from its folder: which end a completion (`ends`), which are never written (`unwritten`).
 
-    A model that was trained with control tokens names them in its config, the one it is asked with first. Raises ValueError when that is
-    not `control`: without its token such a model is another one. No engine ever writes a control token: a reference has none.
+    `base`: beside which an adapter was trained. A model that was trained with control tokens names them in its config, the one it is asked
+    with first. Raises ValueError when that is not `control`: without its token such a model is another one. No engine ever writes a control
+    token: a reference has none.
     """
 
-    def __init__(self, path: Path, control: str | None = None):
+    def __init__(self, path: Path, control: str | None = None, base: Path | None = None):
         from transformers import AutoConfig, GenerationConfig
 
         folder = model_folder(path)
         self.tokenizer = load_tokenizer(path)
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        whole = model_folder(base) if base is not None and (folder / ADAPTER).exists() else folder
+        config: Any = AutoConfig.from_pretrained(whole, local_files_only=True, trust_remote_code=trusts_code(whole))
         controls = getattr(config, "control_tokens", [])
         if control not in (controls[:1] or [None]):
             raise ValueError(f"{folder} is to be asked with {controls[0] if controls else 'no control token'}, got {control}")
         self.unwritten: list[int] = [self.tokenizer.convert_tokens_to_ids(token) for token in controls]  # type: ignore[misc]
-        has_own = (folder / "generation_config.json").is_file()
-        own = GenerationConfig.from_pretrained(folder, local_files_only=True) if has_own else GenerationConfig.from_model_config(config)
+        has_own = (whole / "generation_config.json").is_file()
+        own = GenerationConfig.from_pretrained(whole, local_files_only=True) if has_own else GenerationConfig.from_model_config(config)
         named = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
         self.ends: set[int] = {self.tokenizer.eos_token_id, *(token for token in named if token is not None)}  # type: ignore[arg-type]
+        self.size: int = config.get_text_config().vocab_size
 
     def written(self, ids: Sequence[int]) -> Written:
         """What was drawn, up to the first token that ends a completion."""
@@ -73,15 +80,14 @@ class Vocabulary:
         return Written(str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(), kept, end is not None)
 
 
-def open_engine(
-    name: str, path: Path, dtype: str, batch_size: int, control: str | None = None, serving: Serving | None = None
-) -> Engine:
-    """The engine of that name with the policy in `path`. `serving`: how vLLM is run."""
-    if name == "vllm":
+def open_engine(settings: SampleSettings | LogpsSettings | GenerateSettings, inputs: Mapping[str, Path]) -> Engine:
+    """The engine that the settings name, with the policy in `inputs`: its folder `model`, and `base` of one that is an adapter."""
+    model, base, control = inputs["model"], inputs.get("base"), getattr(settings, "control", None)
+    if settings.engine == "vllm":
         from bench.engines.vllm import Engine as Vllm
 
-        assert serving is not None, "engine=vllm comes with how it is served"
-        return Vllm(path, dtype, serving, control)
+        assert settings.serving is not None, "engine=vllm comes with how it is served"
+        return Vllm(model, settings.dtype, settings.serving, control, base)
     from bench.engines.hf import Engine as Transformers
 
-    return Transformers(path, dtype, batch_size, control)
+    return Transformers(model, settings.dtype, settings.batch_size, control, settings.loading, base)

@@ -7,23 +7,43 @@ float32 weights. AdamW on bfloat16 weights loses its updates: at 5e-7, 100 steps
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available
 from trl.trainer.utils import add_fused_lm_head
 
-from bench.config import Decoding
-from bench.engines.base import Progress, Vocabulary, Written, by_length, silent
-from bench.tokens import Ids, model_folder
+from bench.config import Decoding, Loading
+from bench.engines.base import ADAPTER, USUAL, Progress, Vocabulary, Written, by_length, silent
+from bench.hub import trusts_code
+from bench.tokens import Ids, check_rendering, model_folder
 
 
-def load_model(path: Path, dtype: str) -> PreTrainedModel:
-    """A fresh model from a folder (never a copy of one that a trainer has touched), on the GPU where there is one."""
+def load_model(
+    path: Path, dtype: str, loading: Loading = USUAL, base: Path | None = None, *, trainable: bool = False
+) -> PreTrainedModel:
+    """A fresh model from a folder (never a copy of one that a trainer has touched), on the GPU where there is one.
+
+    A folder that holds an adapter is read beside its `base`; `trainable`: to go on training it. Raises ValueError for an adapter without a
+    base, and for ways of loading that this machine has not.
+    """
+    folder = model_folder(path)
+    adapted = (folder / ADAPTER).exists()
+    if adapted and base is None:
+        raise ValueError(f"{folder} holds an adapter alone and needs the model that it was trained beside")
     model: Any = AutoModelForCausalLM.from_pretrained(
-        model_folder(path), dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False
+        model_folder(base) if adapted and base else folder,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=trusts_code(model_folder(base) if adapted and base else folder),
+        **_ways(loading, dtype),
     )
+    if adapted:
+        model.load_adapter(str(folder), is_trainable=trainable)
     # Only the token ids: a repetition penalty or a temperature that a folder brings would change what we decode, unkeyed, and some
     # folders' settings are refused when the model is saved again.
     given = model.generation_config
@@ -33,14 +53,71 @@ def load_model(path: Path, dtype: str) -> PreTrainedModel:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
+def _ways(loading: Loading, dtype: str) -> dict[str, Any]:
+    """How transformers is to load a model. Raises ValueError for what needs a GPU or a package that is not here."""
+    ways: dict[str, Any] = {} if loading.attention == "auto" else {"attn_implementation": loading.attention}
+    if loading.attention == "flash_attention_2":
+        if not torch.cuda.is_available() or not is_flash_attn_2_available():
+            raise ValueError("model.attention=flash_attention_2 needs a GPU and the flash-attn package: take model.attention=sdpa")
+        if dtype != "bfloat16":
+            raise ValueError(f"model.attention=flash_attention_2 computes in bfloat16, got model.dtype={dtype}: set model.dtype=bfloat16")
+    if loading.quantized:
+        if not torch.cuda.is_available() or find_spec("bitsandbytes") is None:
+            raise ValueError("adapter=qlora needs a GPU and the bitsandbytes package: take adapter=lora")
+        from transformers import BitsAndBytesConfig
+
+        ways["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=loading.quantized,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )
+    return ways
+
+
+def in_float32(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with float32 weights, those kept in four bits apart."""
+    if not getattr(model, "is_quantized", False):
+        return model.float()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return model
+
+
+def check_fit(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that end a completion: the tokenizer's EOS, and those that the model's generation settings name.
+
+    Raises ValueError where the tokenizer writes ids that the model has no embedding for, or renders what cannot be learned from (see
+    check_rendering).
+    """
+    embeddings: Any = model.get_input_embeddings()
+    rows, most = embeddings.weight.shape[0], len(tokenizer)
+    if most > rows:
+        raise ValueError(f"{model_folder(path)} has embeddings of {rows} tokens and a tokenizer of {most}: they are not of one model")
+    named: Any = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named] if named is not None else [])}
+    check_rendering(path, tokenizer, ends)
+    return ends
+
+
 class Engine:
     """A loaded policy that writes and scores; see Vocabulary for `control`."""
 
-    def __init__(self, path: Path, dtype: str, batch_size: int, control: str | None = None):
-        self.vocabulary = Vocabulary(path, control)
-        self.tokenizer, self.ends = self.vocabulary.tokenizer, self.vocabulary.ends
-        self.model: Any = load_model(path, dtype)
+    def __init__(
+        self,
+        path: Path,
+        dtype: str,
+        batch_size: int,
+        control: str | None = None,
+        loading: Loading = USUAL,
+        base: Path | None = None,
+    ):
+        self.vocabulary = Vocabulary(path, control, base)
+        self.tokenizer = self.vocabulary.tokenizer
+        self.model: Any = load_model(path, dtype, loading, base)
         self.dtype, self.batch_size = dtype, batch_size
+        self.ends = check_fit(path, self.model, self.tokenizer)
         self._scores = False  # whether the model has been made ready for `logps`
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:
@@ -48,6 +125,9 @@ class Engine:
 
         Prompts are batched by length; each batch draws from a generator of its own, seeded by `seed` and its place.
         """
+        places = getattr(self.model.config, "max_position_embeddings", None)
+        if places is not None and (longest := max(map(len, prompts), default=0)) >= places:
+            raise ValueError(f"a prompt of {longest} tokens leaves no place for an answer in the model's {places}: drop such prompts")
         written: dict[int, Written] = {}
         for rows in by_length([len(prompt) for prompt in prompts], self.batch_size):
             torch.manual_seed(seed * 1_000_003 + len(written))
@@ -77,7 +157,7 @@ class Engine:
         Goes through TRL's fused head, as training does, so that a reference equals a policy with the same weights.
         """
         if not self._scores:
-            add_fused_lm_head(self.model.float())
+            add_fused_lm_head(in_float32(self.model))
             self._scores = True
         sums: dict[int, float] = {}
         for batch in by_length([len(row.prompt) + len(row.completion) for row in rows], self.batch_size):

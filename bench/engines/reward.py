@@ -16,13 +16,16 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from bench.engines.base import Progress, by_length, silent
+from bench.hub import trusts_code
 from bench.tokens import Ids, load_tokenizer, model_folder
 
 
 def load_classifier(path: Path, dtype: str, **settings: Any) -> PreTrainedModel:
     """A fresh sequence classifier from a folder, on the GPU where there is one."""
+    folder = model_folder(path)
+    code = trusts_code(folder)
     model: Any = AutoModelForSequenceClassification.from_pretrained(
-        model_folder(path), dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False, **settings
+        folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, trust_remote_code=code, **settings
     )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 

@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import Decoding, Serving
-from bench.engines.base import Progress, Vocabulary, Written, silent
+from bench.engines.base import ADAPTER, Progress, Vocabulary, Written, silent
 from bench.judges.server import CPU_ENVIRONMENT, ENVIRONMENT
 from bench.kept import AT_REST, VERSIONS
 from bench.store import hash_key, tree_stamp
-from bench.tokens import Ids, model_folder
+from bench.tokens import Ids, check_rendering, model_folder
 
 CHILD = Path(__file__).with_name("vllm_child.py")
 NEVER = -100.0  # added to the logits of tokens that are not to be written
 STOP_S = 15.0
 LOG_TAIL = 6000  # characters of its log that go to a stage's log when it fails
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM keeps room for
 OF_NO_ARCHITECTURE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "control_tokens")
 
 
@@ -93,9 +94,9 @@ class _Kept:
         self.architecture = ""
         self.weights: tuple[str, str] | None = None
 
-    def load(self, folder: Path, dtype: str, serving: Serving) -> Child:
-        """The engine with the weights of `folder`."""
-        architecture = hash_key([_architecture(folder), dtype, serving.model_dump(mode="json")])
+    def load(self, folder: Path, dtype: str, serving: Serving, rank: int | None = None) -> Child:
+        """The engine with the weights of `folder`, with room for adapters of a rank."""
+        architecture = hash_key([_architecture(folder), dtype, rank, serving.model_dump(mode="json")])
         weights = str(folder), tree_stamp(folder)
         if self.child is not None and (self.child.process.poll() is not None or architecture != self.architecture):
             self.close()
@@ -107,7 +108,7 @@ class _Kept:
                 self.close()
         if self.child is None:
             child = Child(serving)
-            VERSIONS["vllm"] = child.ask("start", model=str(folder), arguments=_arguments(dtype, serving))["version"]
+            VERSIONS["vllm"] = child.ask("start", model=str(folder), arguments=_arguments(dtype, serving, rank))["version"]
             self.child, self.architecture, self.weights = child, architecture, weights
         return self.child
 
@@ -123,8 +124,9 @@ class _Kept:
         self.child = self.weights = None
 
 
-def _arguments(dtype: str, serving: Serving) -> dict[str, Any]:
-    found: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": serving.tensor_parallel_size, **serving.arguments}
+def _arguments(dtype: str, serving: Serving, rank: int | None) -> dict[str, Any]:
+    lora = {} if rank is None else {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank)}
+    found: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": serving.tensor_parallel_size, **lora, **serving.arguments}
     if Path("/dev/nvidia0").exists():
         found["gpu_memory_utilization"] = serving.gpu_memory_utilization
     return found if serving.max_model_len is None else found | {"max_model_len": serving.max_model_len}
@@ -141,12 +143,27 @@ AT_REST.append(KEPT.rest)
 
 
 class Engine:
-    """A policy that writes and scores in vLLM; see Vocabulary for `control`, and the module for what is kept."""
+    """A policy that writes and scores in vLLM; see Vocabulary for `control` and `base`, and the module for what is kept.
 
-    def __init__(self, path: Path, dtype: str, serving: Serving, control: str | None = None):
-        self.vocabulary = Vocabulary(path, control)
+    An adapter goes with each request, over the weights of its base. Raises ValueError for a tokenizer or template that cannot be used.
+    """
+
+    def __init__(self, path: Path, dtype: str, serving: Serving, control: str | None = None, base: Path | None = None):
+        self.vocabulary = Vocabulary(path, control, base)
         self.tokenizer = self.vocabulary.tokenizer
-        self._load = model_folder(path), dtype, serving
+        check_rendering(path, self.tokenizer, self.vocabulary.ends)
+        if len(self.tokenizer) > self.vocabulary.size:
+            raise ValueError(f"{path} has embeddings of {self.vocabulary.size} tokens and a tokenizer of {len(self.tokenizer)}")
+        folder = model_folder(path)
+        self._adapter: dict[str, Any] = {}
+        rank = None
+        if (folder / ADAPTER).exists():
+            if base is None:
+                raise ValueError(f"{folder} holds an adapter alone and needs the model that it was trained beside")
+            rank = int(json.loads((folder / ADAPTER).read_text())["r"])
+            self._adapter = {"adapter": str(folder)}
+            folder = model_folder(base)
+        self._load = folder, dtype, serving, rank
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:
         """A completion of each prompt, in the prompts' order."""
@@ -155,7 +172,7 @@ class Engine:
         sampling |= {"stop_token_ids": sorted(self.vocabulary.ends)}
         sampling |= {"logit_bias": {str(token): NEVER for token in self.vocabulary.unwritten}} if self.vocabulary.unwritten else {}
         seeds = [seed * 1_000_003 + place for place in range(len(prompts))]
-        answer = self._ask("generate", progress, prompts=list(prompts), seeds=seeds, sampling=sampling)
+        answer = self._ask("generate", progress, prompts=list(prompts), seeds=seeds, sampling=sampling, **self._adapter)
         progress(len(prompts), len(prompts))
         return [self.vocabulary.written(ids) for ids in answer["ids"]]
 
@@ -164,6 +181,8 @@ class Engine:
 
         In float32 within 1e-4 of transformers; in bfloat16 a completion of 200 tokens may be half a nat off.
         """
+        if self._adapter:
+            raise ValueError("vLLM does not score prompts under an adapter: take engine.logps=transformers")
         answer = self._ask("logps", progress, prompts=[row.prompt for row in rows], completions=[row.completion for row in rows])
         progress(len(rows), len(rows))
         return list(answer["logps"])

@@ -26,6 +26,7 @@ class Held:
     def __init__(self, tell: Callable[[int, int], None]):
         self.tell, self.asleep = tell, False
         self.llm: Any = None
+        self.adapters = 0  # asked with so far
 
     def start(self, model: str, arguments: dict[str, Any]) -> dict[str, Any]:
         import vllm
@@ -57,12 +58,19 @@ class Held:
             self.asleep = True
         return {}
 
-    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: dict[str, Any]) -> dict[str, Any]:
+    def generate(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: dict[str, Any], adapter: str | None = None
+    ) -> dict[str, Any]:
         from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
 
         bias = {int(token): value for token, value in sampling.pop("logit_bias", {}).items()}
         parameters = [SamplingParams(seed=seed, detokenize=False, logit_bias=bias or None, **sampling) for seed in seeds]
-        return {"ids": [list(done.outputs[0].token_ids) for done in self._run(prompts, parameters)]}
+        lora = None
+        if adapter is not None:  # a new number each time: nothing that is kept of one adapter may serve another
+            self.adapters += 1
+            lora = LoRARequest(f"adapter {self.adapters}", self.adapters, adapter)
+        return {"ids": [list(done.outputs[0].token_ids) for done in self._run(prompts, parameters, lora)]}
 
     def logps(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> dict[str, Any]:
         from vllm import SamplingParams
@@ -74,10 +82,10 @@ class Held:
             sums.append(sum(done.prompt_logprobs[place][ids[place]].logprob for place in range(len(before), len(ids))))
         return {"logps": sums}
 
-    def _run(self, prompts: Sequence[list[int]], parameters: Sequence[Any]) -> list[Any]:
+    def _run(self, prompts: Sequence[list[int]], parameters: Sequence[Any], lora: Any = None) -> list[Any]:
         engine = self.llm.llm_engine
         for place, (ids, parameter) in enumerate(zip(prompts, parameters, strict=True)):
-            engine.add_request(str(place), {"prompt_token_ids": ids}, parameter)
+            engine.add_request(str(place), {"prompt_token_ids": ids}, parameter, lora_request=lora)
         finished: dict[int, Any] = {}
         told = time.monotonic()
         while engine.has_unfinished_requests():

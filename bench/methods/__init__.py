@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from bench import plan
 from bench.config import BestOfN, Cell, Loop, NoMethod, Written
-from bench.kinds import TrainSettings, stage
+from bench.kinds import stage
 from bench.plan import Ground, Policy
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
 def one_shot(cell: Cell, ground: Ground) -> Policy:
     """One train stage from the start model, on the preference rows, against the start model's log-probs."""
     assert not isinstance(cell.method, NoMethod | Written | BestOfN | Loop)
-    settings = TrainSettings(method=cell.method, max_length=plan.max_length(cell), dtype=plan.dtype(cell), seed=cell.seed)
+    settings = plan.train_settings(cell, cell.method)
     inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
     trained = stage("train", settings, inputs, cell.method.name)
     return Policy(trained, trained)

@@ -62,7 +62,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
                 loss = super()._compute_loss(model, inputs, return_outputs)
             logps = seen[-1].log_probs.detach().sum(dim=1)  # the completions' own forward follows that of their partners
             rewards, label = logps - inputs["ref_logps"], inputs["label"].bool()
-            log_accuracy(self._metrics["train"], rewards, label)
+            log_accuracy(self._metrics["train"], *self.accelerator.gather((rewards, label)))
             if settings.weight_ratio is not None:
                 self._metrics["train"]["desirable_weight"].append(weights.desirable)
                 self._metrics["train"]["undesirable_weight"].append(weights.undesirable)

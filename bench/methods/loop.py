@@ -44,7 +44,6 @@ from bench.kinds import (
     RankLabels,
     RewardModelSettings,
     RewardScoreSettings,
-    TrainSettings,
     stage,
 )
 from bench.plan import Ground, Policy
@@ -124,14 +123,13 @@ def _training(cell: Cell) -> dict[str, Any]:
 
 
 def _trained(cell: Cell, training: Trained | RefinedDpo, inputs: dict[str, Model], label: str) -> Stage:
-    settings = TrainSettings(method=training, max_length=plan.max_length(cell), dtype=plan.dtype(cell), seed=cell.seed)
-    return stage("train", settings, inputs, label)
+    return stage("train", plan.train_settings(cell, training), plan.read_model(inputs["model"]) | inputs, label)
 
 
 def _samples(cell: Cell, loop: Loop, policy: Model, items: Stage, draws: int, t: int) -> Stage:
     decoding = Decoding(temperature=loop.sample_temperature, top_p=1.0, max_new_tokens=loop.sample_max_new_tokens)
     settings = plan.sample_settings(cell, decoding, draws, cell.seed)
-    return stage("sample", settings, {"model": policy, "items": items}, f"iteration {t} samples")
+    return stage("sample", settings, plan.read_model(policy) | {"items": items}, f"iteration {t} samples")
 
 
 def _pairs(cell: Cell, loop: Loop, data: list[Stage], round_: Round) -> Stage:

@@ -109,7 +109,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
     from trl import DPOConfig, DPOTrainer
 
     from bench import losses
-    from bench.engines.hf import load_model
+    from bench.engines.hf import in_float32, load_model
     from bench.methods.training import Prepared, method_arguments, outputs_of, paired_rows
 
     assert isinstance(job.settings.method, RefinedDpo)
@@ -118,7 +118,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
     if settings.decoupling:
         if job.reference_model is None:
             raise ValueError("de-coupled noise detection reads the reference's logits, and the training has no reference_model")
-        reference = load_model(job.reference_model, job.settings.dtype).float()
+        reference = in_float32(load_model(job.reference_model, job.settings.dtype, job.settings.loading, job.base))
 
     class RefinedTrainer(Prepared, DPOTrainer):
         def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]

@@ -7,10 +7,10 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from datasets import Dataset
@@ -18,6 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from bench import losses
+from bench.config import Training
+from bench.engines.adapters import is_adapted
 from bench.facts import Example, Fed, TrainFacts, digest
 from bench.kinds import RewardModelSettings, TrainSettings
 from bench.plan import reward_scale
@@ -45,6 +47,8 @@ class TrainingJob:
     out: Path
     callback: TrainerCallback
     reference_model: Path | None = None
+    base: Path | None = None  # of a reference model that is an adapter
+    devices: int = 1  # that the training is spread over; this process is one of them
 
 
 class LengthBatches(torch.utils.data.Sampler[int]):
@@ -140,21 +144,57 @@ def method_arguments(job: TrainingJob) -> dict[str, Any]:
 def training_arguments(job: TrainingJob) -> dict[str, Any]:
     """Arguments of all trainers over preference rows, from the method's settings."""
     method = job.settings.method
+    share = share_of(method, job.devices)
     return {
         **common_arguments(job.out, seed=job.settings.seed, dtype=job.settings.dtype),
         "learning_rate": method.learning_rate,
         "num_train_epochs": method.num_train_epochs,
-        "per_device_train_batch_size": method.batch_size,
-        "gradient_accumulation_steps": method.gradient_accumulation_steps,
+        "per_device_train_batch_size": share.batch_size,
+        "gradient_accumulation_steps": share.accumulation,
+        "dataloader_drop_last": job.devices > 1,  # no device may wait for rows that others have
         "optim": method.optimizer,
         "lr_scheduler_type": method.lr_scheduler_type,
         "warmup_steps": min(method.warmup_ratio, ALL_STEPS),  # a share of all steps
         "weight_decay": method.weight_decay,
         "max_grad_norm": method.max_grad_norm,
         "max_length": job.settings.max_length,
-        "disable_dropout": True,
+        "disable_dropout": getattr(job.settings, "adapter", None) is None,  # an adapter's is a setting; the model's is off already
         "remove_unused_columns": False,  # rows carry their number
     }
+
+
+class Share(NamedTuple):
+    """What one device does of a step: so many rows at once, so many times."""
+
+    batch_size: int
+    accumulation: int
+
+
+# Losses of a whole batch that are not gathered from all devices: a baseline of its rows, statistics of its tokens, a running window.
+ONE_DEVICE = {"kto_pair", "offline_ppo", "spa"}
+
+
+def share_of(method: Training, devices: int) -> Share:
+    """A device's share of a step, the same rows in all: of each batch where it can be divided, else of the whole step.
+
+    KTO's z0 is a mean over a batch, gathered from all devices, so its batch is divided or nothing. Raises ValueError where the devices
+    cannot share evenly.
+    """
+    name, size, accumulation = getattr(method, "name", ""), method.batch_size, method.gradient_accumulation_steps
+    if devices == 1:
+        return Share(size, accumulation)
+    if name in ONE_DEVICE:
+        raise ValueError(f"method={name} looks at a whole batch and trains on one device, got accelerate.devices={devices}")
+    least = 2 if name == "kto" else 1
+    if size % devices == 0 and size // devices >= least:
+        return Share(size // devices, accumulation)
+    if name == "kto":
+        raise ValueError(f"method.batch_size={size} of kto must be a multiple of accelerate.devices={devices}, and twice that at least")
+    if size * accumulation % devices:
+        raise ValueError(f"a step of {size} x {accumulation} rows cannot be shared by accelerate.devices={devices}")
+    rows = size * accumulation // devices
+    at_once = max(n for n in range(1, min(size, rows) + 1) if rows % n == 0)
+    return Share(at_once, rows // at_once)
 
 
 class Prepared:
@@ -188,6 +228,17 @@ class Prepared:
         state = self.state  # type: ignore[attr-defined]
         self.fed.visit(rows, step=state.global_step, epoch=int(state.epoch))
         return super().training_step(model, inputs, *args, **named)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        ours = self.model  # type: ignore[attr-defined]
+        if not is_adapted(ours):
+            super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
+            return
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        # transformers' own way looks for PEFT's class
+        set_peft_model_state_dict(ours, load_file(Path(checkpoint) / "adapter_model.safetensors"))
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
@@ -308,17 +359,19 @@ def training_facts(trainer: Trainer, job: TrainingJob) -> TrainFacts:
     )
 
 
-def fingerprint(model: PreTrainedModel) -> dict[str, tuple[float, float]]:
+def fingerprint(model: PreTrainedModel, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, tuple[float, float]]:
     """Sum and sum of magnitudes of each tensor: tells whether weights moved, without a copy of them."""
     return {
         name: (value.sum(dtype=torch.float64).item(), value.abs().sum(dtype=torch.float64).item())
-        for name, value in model.state_dict().items()
+        for name, value in (model.state_dict() if weights is None else weights).items()
     }
 
 
-def check_weights(model: PreTrainedModel, before: dict[str, tuple[float, float]]) -> None:
-    """A training that diverged or never reached the model is a failure, not a row of the table."""
-    after = fingerprint(model)
+def check_weights(
+    model: PreTrainedModel, before: dict[str, tuple[float, float]], weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """A training that diverged or never reached the model is a failure, not a row of the table. `weights`: where the model is in parts."""
+    after = fingerprint(model, weights)
     if not all(math.isfinite(number) for pair in after.values() for number in pair):
         raise FloatingPointError("the trained weights are not finite: lower the learning rate")
     if after == before:

@@ -89,7 +89,8 @@ def own_unpaired_trainer(
                 del metrics["kl"]
             for name, value in numbers.items():
                 metrics[name].append(value.item())
-            log_accuracy(metrics, batch.logps.detach().sum(dim=1) - inputs["ref_logps"], batch.desirable)
+            rewards = batch.logps.detach().sum(dim=1) - inputs["ref_logps"]
+            log_accuracy(metrics, *self.accelerator.gather((rewards, batch.desirable)))
             if self.aux_loss_enabled:
                 found = found + self.router_aux_loss_coef * outputs[0].aux_loss
             return (found, result[1]) if return_outputs else found

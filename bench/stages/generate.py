@@ -45,8 +45,7 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
     from bench.engines.base import open_engine
     from bench.engines.reward import Scorer
 
-    model, dtype = run.inputs["model"], settings.dtype
-    engine = open_engine(settings.engine, model, dtype, settings.batch_size, settings.control, settings.serving)
+    engine = open_engine(settings, run.inputs)
     scorer = Scorer(run.inputs["reward_model"], settings.dtype, settings.batch_size) if settings.best_of > 1 else None
     items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
     total = settings.best_of * sum(len(item.turns) for item in items)

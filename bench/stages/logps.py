@@ -31,8 +31,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
 
 
 def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
-    model, dtype = run.inputs["model"], settings.dtype
-    engine = open_engine(settings.engine, model, dtype, settings.batch_size, settings.control, settings.serving)
+    engine = open_engine(settings, run.inputs)
     if settings.rows == "preferences":
         assert settings.max_length is not None, "preference rows are cut where training cuts them"
         where = run.inputs["preferences"], settings.splits

@@ -10,7 +10,7 @@ from bench.worker import Outcome, StageRun
 
 
 def run(settings: SampleSettings, run: StageRun) -> Outcome:
-    engine = open_engine(settings.engine, run.inputs["model"], settings.dtype, settings.batch_size, serving=settings.serving)
+    engine = open_engine(settings, run.inputs)
     items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
     prompts = [prompt_ids(engine.tokenizer, conversation(item, [])) for item in items]
     completions = []

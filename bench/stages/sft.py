@@ -45,12 +45,13 @@ def _base(settings: BaseSettings, run: StageRun) -> Outcome:
 
 
 def _start(settings: SftSettings, run: StageRun) -> Outcome:
-    from bench.engines.hf import load_model
+    from bench.engines.hf import check_fit, load_model
     from bench.methods.training import common_arguments
     from bench.tokens import load_tokenizer, row_ids
 
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_model(run.inputs["model"], "float32")
+    check_fit(run.inputs["model"], model, tokenizer)
     rows = list(read_jsonl(run.inputs["demonstrations"] / "rows.jsonl", Text))
     ids = [row_ids(tokenizer, row.prompt, row.completion, settings.max_length) for row in rows]
     examples = [Example(i.prompt + i.completion, [-100] * len(i.prompt) + i.completion) for i in ids]
@@ -71,7 +72,7 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
 def _conversations(settings: ConversationSft, run: StageRun) -> Outcome:
     import torch
 
-    from bench.engines.hf import load_model
+    from bench.engines.hf import check_fit, load_model
     from bench.methods.training import ALL_STEPS, common_arguments
     from bench.tokens import conversation_ids, load_tokenizer
 
@@ -95,6 +96,7 @@ def _conversations(settings: ConversationSft, run: StageRun) -> Outcome:
         "max_length": settings.max_length,
     }
     model = load_model(run.inputs["model"], settings.dtype).float()  # float32 weights whatever the dtype: see engines/hf.py
+    check_fit(run.inputs["model"], model, tokenizer)
     recorder = _train(model, tokenizer, examples, arguments, settings.seed, run)
     model.to(getattr(torch, settings.dtype))
     _save(model, tokenizer, run.out)

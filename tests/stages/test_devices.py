@@ -1,0 +1,201 @@
+"""Trainings on several devices, and trainings that were killed: both end where an undisturbed one on one device ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import ROOT, smoke_cell, smoke_folder
+
+from bench.config import Accelerate, Adapter
+from bench.door import Opened
+from bench.kinds import TrainSettings
+from bench.methods.training import Share, share_of
+from bench.stages import train as train_stage
+from bench.worker import Progress, StageRun
+
+CPUS = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "num_machines": 1, "machine_rank": 0, "use_cpu": True}
+
+
+def accelerate(devices: int, checkpoint_s: float = 600.0) -> Accelerate:
+    config = CPUS | {"num_processes": devices, "mixed_precision": "no"}
+    return Accelerate(name="test", devices=devices, checkpoint_s=checkpoint_s, config=config)
+
+
+def settings(method: str = "dpo", **more: Any) -> TrainSettings:
+    usual: TrainSettings = smoke_cell(method, 0.1).roles["train"].settings  # type: ignore[assignment]
+    return usual.model_copy(update={"method": usual.method.model_copy(update={"batch_size": 16}), **more})
+
+
+def stage_run(root: Path, name: str, how: Accelerate | None, method: str = "dpo", n: int = 96) -> StageRun:
+    """96 rows: six batches of 16, none of them short."""
+    train = smoke_cell(method, 0.1).roles["train"]
+    inputs = {role: smoke_folder(stage) for role, stage in train.inputs.items()}  # type: ignore[arg-type]
+    if not (root / "rows").exists():
+        shutil.copytree(inputs["preferences"], root / "rows")
+        path = root / "rows" / "train.jsonl"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:n]))
+    (root / name).mkdir()
+    progress = Progress(root / f"{name}.progress")
+    return StageRun(inputs | {"preferences": root / "rows"}, root / name, progress, "key", root / "work", accelerate=how)
+
+
+def history(run: StageRun) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run.out / "history.jsonl").read_text().splitlines()]
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "processes"), [("one", "NO", 1), ("ddp", "MULTI_GPU", 2), ("fsdp", "FSDP", 8), ("zero3", "DEEPSPEED", 8)]
+)
+def test_accelerate_reads_the_settings_that_it_is_given(
+    name: str, kind: str, processes: int, opened: Callable[..., Opened], tmp_path: Path
+) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(yaml.safe_dump(opened(f"accelerate={name}").session.accelerate.config))
+    read = load_config_from_file(str(file))
+    assert (read.distributed_type, read.num_processes) == (kind, processes)
+    more = opened(f"accelerate={name}", "accelerate.devices=4").session.accelerate
+    assert (more.devices, more.config["num_processes"]) == (4, 4)
+
+
+def test_devices_share_the_same_step() -> None:
+    """Of each batch where it can be divided, else of the whole step; rows at once x times x devices stay what the method says."""
+
+    def of(method: str, size: int, accumulation: int, devices: int) -> Share:
+        usual = settings(method).method.model_copy(update={"batch_size": size, "gradient_accumulation_steps": accumulation})
+        return share_of(usual, devices)
+
+    assert of("dpo", 16, 4, 1) == (16, 4)
+    assert of("dpo", 16, 4, 2) == (8, 4)
+    assert of("dpo", 4, 8, 8) == (4, 1)
+    assert of("dpo", 6, 2, 4) == (3, 1)
+    with pytest.raises(ValueError, match=r"a step of 6 x 1 rows cannot be shared by accelerate.devices=4"):
+        of("dpo", 6, 1, 4)
+    assert of("kto", 8, 4, 4) == (2, 4)
+    with pytest.raises(ValueError, match=r"method.batch_size=8 of kto must be a multiple of accelerate.devices=8, and twice that"):
+        of("kto", 8, 4, 8)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU lacks")
+def test_devices_that_are_not_there_are_said(tmp_path: Path) -> None:
+    how = accelerate(2).model_copy(update={"config": CPUS | {"use_cpu": False}})
+    with pytest.raises(ValueError, match=r"accelerate.devices=2 are asked for and 0 GPUs are here"):
+        train_stage.run(settings(), stage_run(tmp_path, "out", how))
+
+
+# Killed and resumed ---------------------------------------------------------------------------------------------------
+
+KILLED = """
+import pickle, sys
+from pathlib import Path
+from bench.stages import train
+from bench.worker import Progress, StageRun
+root = Path(sys.argv[1])
+settings, inputs, how = pickle.loads((root / "job.pickle").read_bytes())
+train.run(settings, StageRun(inputs, root / "killed", Progress(root / "killed.progress"), "key", root / "work", accelerate=how))
+"""
+
+
+def kill_in_the_middle(root: Path, config: TrainSettings, run: StageRun, steps: int = 3) -> None:
+    """The same stage in a process of its own, ended by SIGKILL once it has taken some steps; only its work folder is of use."""
+    import pickle
+
+    (root / "job.pickle").write_bytes(pickle.dumps((config, dict(run.inputs), run.accelerate)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (root / "killed.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(root)], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        progress, until = root / "killed.progress", time.monotonic() + 240
+        while not progress.exists() or len(progress.read_text().splitlines()) < steps:
+            assert process.poll() is None, (root / "killed.log").read_text()[-2000:]
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (root / "killed" / "model").exists()
+    shutil.rmtree(root / "killed")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "lora"])
+def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(method: str, tmp_path: Path) -> None:
+    adapter = Adapter(name="lora", rank=4, alpha=8.0, dropout=0.1, target_modules=()) if method == "lora" else None
+    name, more = ("dpo", {"adapter": adapter}) if adapter else (method, {})
+    config = settings(name, **more)
+    undisturbed = stage_run(tmp_path, "undisturbed", None, name)
+    train_stage.run(config, undisturbed)
+    run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6), name)
+    (tmp_path / "killed").mkdir()
+    kill_in_the_middle(tmp_path, config, run)
+    whole = list((tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json"))
+    assert whole
+    train_stage.run(config, run)
+    steps = [json.loads(line)["step"] for line in run.progress.path.read_text().splitlines()]
+    assert steps[0] > 1  # it did go on
+    assert not (tmp_path / "work").exists()
+    for file in sorted(path.relative_to(undisturbed.out) for path in undisturbed.out.rglob("*") if path.is_file()):
+        if file.name != "speed.jsonl":
+            assert (run.out / file).read_bytes() == (undisturbed.out / file).read_bytes(), file
+
+
+def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(tmp_path: Path) -> None:
+    run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6))
+    (tmp_path / "killed").mkdir()
+    kill_in_the_middle(tmp_path, settings(), run)
+    rows = tmp_path / "rows" / "train.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:64]))
+    shutil.rmtree(tmp_path / "rows2", ignore_errors=True)
+    (tmp_path / "rows" / "manifest.json").write_text(json.dumps({"digest": "another"}))
+    train_stage.run(settings(), run)
+    assert [row["step"] for row in history(run)] == [1, 2, 3, 4]
+
+
+# Two devices ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_two_processes_train_to_the_curve_of_one_and_go_on_when_killed(method: str, tmp_path: Path) -> None:
+    """The tolerance: a completion's log-probability is a sum of some 50 float32 terms of up to 10 nats, so its rounding error is below
+    50 x 10 x 2^-24 x 50, 1.5e-3 nats at worst and 1e-4 typically; times beta 0.1, and averaged over 16 rows, the loss of one step may
+    differ by 1e-4 in a worst case. Weights differ where AdamW turns a gradient that is all rounding into a step, by two rates a step."""
+    config = settings(method)
+    one = stage_run(tmp_path, "one", None, method)
+    train_stage.run(config, one)
+    two = stage_run(tmp_path, "two", accelerate(2), method)
+    train_stage.run(config, two)
+    assert len(history(one)) == len(history(two))
+    for a, b in zip(history(one), history(two), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+        assert b["num_tokens"] == a["num_tokens"]
+    before, after = (load_file(run.out / "model" / "model.safetensors") for run in (one, two))
+    most = 2 * config.method.learning_rate * len(history(one))
+    assert max((before[name] - after[name]).abs().max().item() for name in before) <= most
+    facts_one, facts_two = (json.loads((run.out / "facts.json").read_text()) for run in (one, two))
+    assert facts_one == facts_two
+    assert not (tmp_path / "work").exists()
+    again = stage_run(tmp_path, "again", accelerate(2, checkpoint_s=1e-6), method)
+    (tmp_path / "killed").mkdir()
+    kill_in_the_middle(tmp_path, config, again)
+    assert list((tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json"))
+    train_stage.run(config, again)
+    assert json.loads(again.progress.path.read_text().splitlines()[0])["step"] > 1
+    for a, b in zip(history(two), history(again), strict=True):  # the same sums in the same order
+        assert b == pytest.approx(a, abs=1e-6)
