@@ -118,6 +118,7 @@ class Policy:
     control: str | None = None  # token after every prompt, whatever is asked or scored; engines refuse the model without it
     reward_model: Stage | Source | None = None
     best_of: int = 1
+    labels: Sequence[Stage] = ()  # of the pairs that its last training read, where a loop made them; the loop's latest last
 
 
 Chain = Callable[[Cell, Ground], Policy]
@@ -143,6 +144,8 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
             "kl_policy_logps": completion_logps(cell, policy, kl, "policy's log-probs for KL"),
             "kl_reference_logps": completion_logps(cell, Policy(ground.start, None), kl, "reference's log-probs for KL"),
         }
+    if policy.labels:
+        inputs |= {"training": policy.train} | {f"labels_{number:02d}": labels for number, labels in enumerate(policy.labels)}
     roles["train"] = policy.train
     return _judged(cell, sources, policy, roles, inputs)
 
