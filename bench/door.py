@@ -483,6 +483,8 @@ class _Files:
             folder = self._once(self._models, path, _model_folder, where.of("model.path"))
             if folder and isinstance(cell["data"], dict) and cell["data"].get("kind") == "world" and (why := _no_template(folder)):
                 self.problems.append(f"{why} ({where.of('model.path')})")
+            if folder and (base := cell["model"].get("base")):
+                self._once(self._models, base, lambda text: _base_folder(text, folder), where.of("model.base"))
         if (path := _local_path(cell["data"])) is not None:
             read = self._once(self._data, path, _data_file, where.of("data.path"))
             found = misfits(cell | {"data": cell["data"] | {"form": read[1]}}) if read else []
@@ -508,8 +510,9 @@ class _Files:
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
         judge = self._judge(cell.judge) if isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge)) else None
-        own, rows, texts = (self._source(path) if path else None for path in (model, data[0] if data else None, written))
-        return Sources(own, rows, texts, judge)
+        base = self._models[cell.model.base] if isinstance(cell.model, LocalModel) and cell.model.base else None
+        own, rows, texts, before = (self._source(path) if path else None for path in (model, data[0] if data else None, written, base))
+        return Sources(own, rows, texts, judge, before)
 
     def _judge(self, judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge) -> JudgeSources:
         found = self._judges[_what_judge_reads(judge.model_dump())]
@@ -598,6 +601,14 @@ def _model_folder(text: str, key: str = "model.path", what: str = "a causal LM")
         if not list(folder.glob(pattern)):
             wanted = f"{key} must hold config.json, a tokenizer and weights as safetensors"
             raise ValueError(f"{wanted}, got {text} without {part} (it holds {lying})")
+    return folder
+
+
+def _base_folder(text: str, tuned: Path) -> Path:
+    """What a model was tuned from; it must be asked as the tuned one is."""
+    folder = _model_folder(text, "model.base")
+    if _no_template(tuned) is None and (why := _no_template(folder)):
+        raise ValueError(f"{why}, the one in {tuned}")
     return folder
 
 

@@ -92,7 +92,7 @@ class PairData(Settings):
 
     source: Literal["pairs"] = "pairs"
     form: Form
-    fraction: Fraction
+    fraction: Probability  # 0: held-out rows alone
     seed: int
     desirable_fraction: Annotated[Fraction, LaterField()] = 1.0
     undesirable_fraction: Annotated[Fraction, LaterField()] = 1.0
@@ -130,7 +130,7 @@ class LocalPairData(Settings):
     """Preference rows from the user's file, split into train and held-out by prompt."""
 
     source: Literal["local"] = "local"
-    fraction: Fraction
+    fraction: Probability  # 0: held-out rows alone
     heldout_fraction: Probability
     seed: int
     desirable_fraction: Annotated[Fraction, LaterField()] = 1.0
@@ -212,6 +212,7 @@ class RankLabels(Settings):
     beta: Positive | None  # implicit rewards are beta times log-ratios
     truth: GoldWeights  # that labels are held against, for the counts
     seed: int
+    length_penalty: Annotated[float, Field(ge=0), LaterField()] = 0.0  # off an implicit reward, a token
 
 
 class LogpsSettings(Settings):

@@ -84,6 +84,7 @@ class Sources:
     data: Source | None = None
     completions: Source | None = None
     judge: JudgeSources | None = None
+    base: Source | None = None  # what the model was tuned from
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Ground:
     preferences: Stage
     reference: Stage  # log-probs of the start model, on train and held-out rows
     kl_prompts: Stage
+    base: Stage | Source | None = None  # what the start model was tuned from; None where nobody says
 
 
 @dataclass(frozen=True)
@@ -221,13 +223,14 @@ def max_length(cell: Cell) -> int:
 
 
 def _ground(cell: Cell, sources: Sources) -> Ground:
-    tuned = start = _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else sources.model
+    tuned = _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else sources.model
+    base = tuned.inputs["model"] if isinstance(tuned, Stage) else sources.base
+    start = base if isinstance(cell.model, WorldModel) and cell.model.start == "base" else tuned
     if start is None or tuned is None:
         raise ValueError("model=local: no source given")
-    if isinstance(cell.model, WorldModel) and cell.model.start == "base":
-        start = start.inputs["model"]  # type: ignore[union-attr]  # what the fine-tuned model was made from
+    splits: tuple[Split, ...] = ("train", "heldout") if cell.data.fraction else ("heldout",)
     if isinstance(cell.data, WorldData):
-        labels = {split: _labels(cell, cell.data, split, tuned) for split in ("train", "heldout")}
+        labels: dict[str, Stage | Source] = {split: _labels(cell, cell.data, split, tuned) for split in splits}
         preferences = stage("data", PairData(form=cell.data.form, seed=cell.seed, **_kept(cell.data)), labels, "preferences")
         kl_prompts = _prompts(cell, "kl", cell.data.n_kl_prompts, seed=cell.seed)
     else:
@@ -236,8 +239,8 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
         settings = LocalPairData(heldout_fraction=cell.data.heldout_fraction, seed=cell.seed, **_kept(cell.data))
         preferences = stage("data", settings, {"file": sources.data}, "preferences")
         kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _whole(cell, sources.data)}, "KL prompts")
-    reference = preference_logps(cell, Policy(start, None), preferences, splits=("train", "heldout"), mismatched=True)
-    return Ground(start, preferences, reference, kl_prompts)
+    reference = preference_logps(cell, Policy(start, None), preferences, splits=splits, mismatched=True)
+    return Ground(start, preferences, reference, kl_prompts, base)
 
 
 def _kept(data: WorldData | LocalData) -> dict[str, Any]:

@@ -225,6 +225,7 @@ LOCAL_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "model.path": ("/moved/a", set()),  # its content is what counts: see below
     "model.dtype": ("bfloat16", {"kto", *LOGPS, "samples for KL", "plain completions"}),
     "model.max_length": (256, {"kto", "reference log-probs", "held-out log-probs"}),
+    "model.base": ("/models/base", set()),
     "data.name": ("other", set()),
     "data.path": ("/moved/a.jsonl", set()),
     "data.fraction": (0.2, {"preferences"}),

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, misfit
 from bench.config.data import LocalData, WorldData
 from bench.config.judges import AlpacaEvalJudge, GoldJudge, MtBenchJudge, NoJudge, RewardModelJudge
-from bench.config.methods import LOOPS, NEEDS_PAIRS, BestOfN, IterativeDpo, NoMethod, Spa, Spin, Trained, Written
+from bench.config.methods import LOOPS, NEEDS_NO_LABELS, NEEDS_PAIRS, BestOfN, IterativeDpo, NoMethod, Spa, Spin, Trained, Written
 from bench.config.world import LocalModel, NoModel, World, WorldModel
 
 
@@ -70,6 +70,15 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if data.get("form") == "unpaired" and method.get("name") in NEEDS_PAIRS:
         text = f"method={method['name']} learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data"
         found.append(("data.form", text))
+    if data.get("fraction") == 0 and method.get("name") not in NEEDS_NO_LABELS and method.get("seed_training", ...) is not None:
+        way_out = "; set method.seed_training=null" if "seed_training" in method else ""
+        found.append(("data.fraction", f"method={method.get('name')} learns from labelled rows, got data.fraction=0{way_out}"))
+    if method.get("judging_reference") == "base" and model.get("kind") == "local" and model.get("base") is None:
+        text = "method.judging_reference=base holds a policy against the model that the start model was tuned from: set model.base=DIR"
+        found.append(("method.judging_reference", text))
+    if method.get("judging_reference") == "base" and model.get("start") == "base":
+        text = "method.judging_reference=base needs a start model that was tuned from the base model, got model.start=base"
+        found.append(("method.judging_reference", text))
     if method.get("name") in LOOPS and not in_world:
         text = f"method={method['name']} asks the controlled world for new prompts and needs its data, got data={data.get('name')}"
         found.append(("data", f"{text}; take method=dpo"))

@@ -39,7 +39,7 @@ class WorldData(Settings):
     sample_max_new_tokens: Count
     annotator: Annotator
     form: Form  # unpaired: one of the two completions of a prompt, thumbs up if it was the preferred one
-    fraction: Fraction
+    fraction: Probability  # of the labelled train rows; 0 for methods that learn from none
     desirable_fraction: Fraction  # of the desirable train rows, after `fraction`; unpaired rows only
     undesirable_fraction: Fraction
 
@@ -50,7 +50,7 @@ class LocalData(Settings):
     kind: Literal["local"]
     name: Name
     path: str
-    fraction: Fraction
+    fraction: Probability  # of the labelled train rows; 0 for methods that learn from none
     desirable_fraction: Fraction  # of the desirable train rows, after `fraction`; unpaired rows only
     undesirable_fraction: Fraction
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)]

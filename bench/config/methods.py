@@ -170,21 +170,25 @@ class Loop(Training):
     pairs: Literal["fresh", "two_latest", "accumulated"]  # of which iterations one trains on
 
 
+# start: the start model; previous: the policy before the one that writes; base: the model that the start model was tuned from
+JudgingReference = Literal["start", "previous", "base"]
+
+
 class IterativeDpo(Loop):
     name: Literal["iterative_dpo"]
     beta: Positive
     seed_training: SeedTraining | None  # None: the loop starts from the start model
     draws: Annotated[int, Field(ge=2)]  # of a prompt, of which the best and the worst make a pair
     labeller: Literal["gold", "reward_model", "implicit", "random", "shorter"]
-    judging_reference: Literal["start", "previous"]  # of implicit rewards; previous: the policy before the one that writes
+    judging_reference: JudgingReference  # of implicit rewards
+    length_penalty: Annotated[float, Field(ge=0)]  # of implicit rewards, a token
     training_reference: Literal["previous", "start"]
     reward_learning_rate: Positive  # of the reward model, on the labelled pairs
 
     @model_validator(mode="after")
     def _has_a_judge(self) -> IterativeDpo:
-        if self.labeller == "implicit" and self.seed_training is None:
-            text = "a start model is its own reference and prefers nothing: labeller=implicit needs a seed_training, got null"
-            raise misfit(("labeller", text))
+        if self.labeller == "implicit":
+            _prefers_something(self)
         if self.labeller == "reward_model" and self.seed_training is None:
             raise misfit(("labeller", "the reward model is trained as seed_training says, got null"))
         return self
@@ -193,14 +197,26 @@ class IterativeDpo(Loop):
 class Spa(Loop):
     name: Literal["spa"]
     beta: Positive
-    seed_training: SeedTraining
-    judging_reference: Literal["start", "previous"]
+    seed_training: SeedTraining | None  # None: no labelled pair is learned from
+    judging_reference: JudgingReference
+    length_penalty: Annotated[float, Field(ge=0)]  # of implicit rewards, a token
     alpha: FlipRate  # label smoothing of the pairs whose label is not trusted
     distrusted: Annotated[float, Field(gt=0, lt=1)]  # the paper's K, as a share
     window: Count  # confidences that the threshold is found in
     threshold: Literal["pairs", "batch_means"]  # whose confidences these are: the paper's, the release's
     delay: Probability  # share of the steps before labels are distrusted
     decoupling: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AsList] = Field(min_length=1)  # lambda of iterations 1, 2, ...
+
+    @model_validator(mode="after")
+    def _has_a_judge(self) -> Spa:
+        _prefers_something(self)
+        return self
+
+
+def _prefers_something(loop: IterativeDpo | Spa) -> None:
+    if loop.seed_training is None and loop.judging_reference != "base":
+        text = "a start model is its own reference and prefers nothing: without a seed_training implicit labels need judging_reference=base"
+        raise misfit(("judging_reference", f"{text}, got {loop.judging_reference}"))
 
 
 class Spin(Loop):
@@ -233,6 +249,9 @@ class RefinedDpo(Training):
 
 
 LOOPS = frozenset({"iterative_dpo", "spa", "spin"})
+
+# Methods that learn from no labelled row; loops that start with a seed training learn from some.
+NEEDS_NO_LABELS = frozenset({"none", "completions", "spin"})
 
 # Methods that learn from pairs only; the others learn from unpaired rows too.
 NEEDS_PAIRS = frozenset(

@@ -104,6 +104,7 @@ class LocalModel(Settings):
     path: str
     dtype: Literal["float32", "bfloat16"]
     max_length: Count  # tokens of prompt and completion that training and log-probs look at
+    base: str | None = None  # folder of the model that it was tuned from, where a method holds it against that
 
 
 class NoModel(Settings):

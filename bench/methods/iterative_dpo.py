@@ -6,7 +6,8 @@ loop, every knob explicit; with an external reward model as in Xu et al. 2023 (a
     y_1 ... y_n ~ π_{t-1}(.|x), x new;  best and worst by the labeller, ties dropped;  π_t = DPO(π_{t-1}; pairs)
 
 labeller: `gold`, the world's annotator; `reward_model`, trained once on the labelled pairs (as best_of_n's); `implicit`,
-β log π_{t-1}/π_judge of whole completions, with π_start or the policy before π_{t-1} as π_judge; `random` and `shorter`, controls.
+β log π_{t-1}/π_judge of whole completions less length_penalty a token (SPA's eq. 13), with π_start, its base or the policy
+before π_{t-1} as π_judge; `random` and `shorter`, controls.
 pairs: `fresh`, D_t alone; `two_latest`, D_{t-1} + D_t; `accumulated`, D_0 (the labelled pairs) to D_t. The training reference is π_{t-1},
 or always π_start.
 
@@ -52,7 +53,7 @@ def _labels(cell: Cell, ground: Ground, settings: IterativeDpo, round_: loop.Rou
         case "gold":
             return loop.gold_labels(cell, round_)
         case "implicit":
-            return loop.implicit_labels(cell, ground, round_, beta=settings.beta, judging_reference=settings.judging_reference)
+            return loop.implicit_labels(cell, ground, round_)
         case "reward_model":
             assert seed is not None
             return loop.reward_model_labels(cell, ground, round_, seed=seed, learning_rate=settings.reward_learning_rate)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench import plan
-from bench.config import Decoding, Dpo, Loop, RefinedDpo, RewardModel, SeedTraining, Trained, Training, WorldData
+from bench.config import Cell, Decoding, Dpo, IterativeDpo, Loop, RefinedDpo, RewardModel, SeedTraining, Spa, Trained, Training, WorldData
 from bench.kinds import (
     DemonstratedData,
     GoldLabels,
@@ -25,7 +25,7 @@ from bench.kinds import (
     TrainSettings,
     stage,
 )
-from bench.plan import Cell, Ground, Policy
+from bench.plan import Ground, Policy
 from bench.store import Source, Stage
 
 Model = Stage | Source
@@ -163,16 +163,19 @@ def gold_labels(cell: Cell, round_: Round) -> Stage:
     return stage("label", settings, _sampled(round_), round_.label("labels (gold)"))
 
 
-def implicit_labels(cell: Cell, ground: Ground, round_: Round, *, beta: float, judging_reference: Literal["start", "previous"]) -> Stage:
-    """By beta times the log-ratio of the policy that writes to the reference, of texts as training sees them."""
-    reference = ground.start if judging_reference == "start" else round_.before
+def implicit_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
+    """By beta times the log-ratio of the policy that writes to the reference, of texts as training sees them, less a penalty a token."""
+    settings = cell.method
+    assert isinstance(settings, IterativeDpo | Spa)
+    reference = {"start": ground.start, "previous": round_.before, "base": ground.base}[settings.judging_reference]
+    assert reference is not None  # config.Cell
     logps = {
         f"{role}_logps": plan.completion_logps(
             cell, Policy(model, None), round_.samples, round_.label(f"log-probs of the {words}"), max_length=plan.max_length(cell)
         )
         for role, model, words in (("policy", round_.policy, "policy"), ("reference", reference, "judging reference"))
     }
-    return _ranked(cell, round_, "implicit", logps, beta)
+    return _ranked(cell, round_, "implicit", logps, settings.beta, settings.length_penalty)
 
 
 def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: SeedTraining, learning_rate: float) -> Stage:
@@ -197,9 +200,10 @@ def _ranked(
     labeller: Literal["reward_model", "implicit", "random", "shorter", "human"],
     read: dict[str, Stage],
     beta: float | None = None,
+    length_penalty: float = 0.0,
 ) -> Stage:
     assert cell.world is not None
-    settings = RankLabels(labeller=labeller, beta=beta, truth=cell.world.gold, seed=cell.seed)
+    settings = RankLabels(labeller=labeller, beta=beta, truth=cell.world.gold, seed=cell.seed, length_penalty=length_penalty)
     return stage("label", settings, _sampled(round_) | read, round_.label(f"labels ({labeller.replace('_', ' ')})"))
 
 

@@ -13,6 +13,12 @@ Where paper and release (kingdy2002/SPA) differ the paper is the default. The re
 `threshold: batch_means`, the percentile of mean margins of device batches, 0 until the window is full (inferred), a label distrusted at the
 threshold too. The K-th percentile lies between two values where K % of the window are below it, halfway as in the release.
 
+Without a seed (`seed_training: null`, `data.fraction: 0`) π_0 is the start model, and rewards are held against what that was tuned from,
+`judging_reference: base` (figure 4: Mistral-7B-Instruct and Mistral-7B). `previous` is the ablation of table 7.
+
+length_penalty: c of the reward less c |y| that labels instead (eq. 13; the paper tries 0.001 to 0.01). |y| counts tokens here, and the
+reward has its β.
+
 Deviations: a forward pass is held against the confidences before it, of this device, and then joins them. Optimiser and schedule come from
 the scale preset (the paper: AdamW, cosine, 10 % warm-up). With α 0 it is iterative_dpo with implicit labels, bit for bit.
 
@@ -44,16 +50,17 @@ if TYPE_CHECKING:
 def chain(cell: Cell, ground: Ground) -> Policy:
     settings = cell.method
     assert isinstance(settings, Spa)
+    seed = settings.seed_training
     return loop.unfold(
         cell,
         ground,
         loop.Method(
             first=1,
-            start=loop.seeded(cell, ground, settings.seed_training),
-            seed_pairs=ground.preferences,
+            start=loop.seeded(cell, ground, seed) if seed else ground.start,
+            seed_pairs=ground.preferences if seed else None,
             draws=2,
             items=partial(loop.new_prompts, cell, settings),
-            labels=partial(loop.implicit_labels, cell, ground, beta=settings.beta, judging_reference=settings.judging_reference),
+            labels=partial(loop.implicit_labels, cell, ground),
             training=partial(_training, settings),
             with_reference_model=lambda t: _decoupling(settings, t) > 0,
         ),

@@ -41,9 +41,9 @@ class Axis:
     log: bool = False
 
 
-AXES = (
+AXES = (  # 0 has no place on a log scale
     Axis("beta", "beta", lambda g: getattr(g.cell.method, "beta", None), frozenset({"method.beta"}), log=True),
-    Axis("fraction", "share of labels used, %", lambda g: 100 * g.cell.data.fraction, frozenset({"data.fraction"}), log=True),
+    Axis("fraction", "share of labels used, %", lambda g: 100 * g.cell.data.fraction or None, frozenset({"data.fraction"}), log=True),
     Axis("iteration", "iteration", lambda g: getattr(g.cell.method, "iteration", None), frozenset({"method.iteration"})),
 )
 KL = Axis(

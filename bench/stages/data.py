@@ -129,8 +129,8 @@ def _with_chosen(items: Path, labels: Path) -> list[Item]:
 
 
 def _from_labels(settings: PairData, run: StageRun) -> Outcome:
-    counts: dict[str, int] = {}
-    for split in ("train", "heldout"):
+    counts: dict[str, int] = {} if settings.fraction else {"train": 0}
+    for split in ("train", "heldout") if settings.fraction else ("heldout",):
         labelled = list(read_jsonl(run.inputs[split] / "labels.jsonl", Labelled))
         rows: list[Any] = [row for label in labelled if (row := _row(label, settings)) is not None]
         unscored = sum(label.unscored is not None for label in labelled)
@@ -204,6 +204,9 @@ def _pair(label: Labelled) -> Pair | None:
 def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
     rows: list[Any] = list(read_preferences(run.inputs["file"]).rows)
     train, heldout = split_heldout(rows, settings.heldout_fraction)
+    if not settings.fraction and heldout:
+        _write_rows(run, "heldout", heldout, settings.seed)
+        return Outcome({"train": 0, "heldout": len(heldout), "train_prompts": 0})
     if not train or not heldout:
         raise ValueError(
             f"{run.inputs['file']}: {len(train)} train and {len(heldout)} held-out rows at "

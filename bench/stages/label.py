@@ -104,7 +104,13 @@ def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageR
         case "implicit":
             assert settings.beta is not None
             policy, reference = (read_logps(run.inputs[f"{role}_logps"]) for role in ("policy", "reference"))
-            return {name: settings.beta * (policy[name].logps - reference[name].logps) for name in policy}
+            if other := [name for name, row in policy.items() if row.n_tokens != reference[name].n_tokens]:
+                counts = f"{policy[other[0]].n_tokens} tokens and {reference[other[0]].n_tokens}"
+                raise ValueError(f"the policy and its judging reference read {other[0]} as {counts}: both need one tokenizer and template")
+            return {
+                name: settings.beta * (row.logps - reference[name].logps) - settings.length_penalty * row.n_tokens
+                for name, row in policy.items()
+            }
         case "reward_model":
             return read_rewards(run.inputs["rewards"])
         case "random":

@@ -26,7 +26,7 @@ from bench.records import Item, Labelled, Trust, read_jsonl, read_logps, read_ro
 from bench.report.rows import Sweep, collect, flat_rows, pool
 from bench.report.tables import comparison_table
 from bench.run import write_cell
-from bench.store import Stage, Store
+from bench.store import Stage, Store, keyed_settings
 from bench.tokens import load_tokenizer, model_folder, preference_ids
 from bench.worker import describe, run_stage
 
@@ -38,20 +38,22 @@ REFINED: dict[str, Any] = {"alpha": 0.3, "distrusted": 0.3, "window": 8, "thresh
 def planned(kind: type[Any], **settings: Any) -> CellPlan:
     """The smoke sweep's cell by a loop."""
     usual = smoke_cell("dpo", 0.1).cell
+    fraction = settings.pop("fraction", 1.0)
     names = {"IterativeDpo": "iterative_dpo", "Spa": "spa", "Spin": "spin"}
     given = usual.method.model_dump(include=set(Training.model_fields)) | SMALL | {"learning_rate": 2e-3} | settings
-    cell = usual.model_dump() | {"method": kind(name=names[kind.__name__], **given)}
+    data = usual.data.model_dump() | {"fraction": fraction}
+    cell = usual.model_dump() | {"method": kind(name=names[kind.__name__], **given), "data": data}
     return plan_cell(Cell.model_validate(cell), Sources(), methods.chain)
 
 
 def spa(iteration: int, **settings: Any) -> CellPlan:
-    given = {"beta": 0.1, "seed_training": SEED, "judging_reference": "start", **REFINED} | settings
+    given = {"beta": 0.1, "seed_training": SEED, "judging_reference": "start", "length_penalty": 0.0, **REFINED} | settings
     return planned(Spa, iteration=iteration, **given)
 
 
 def iterative(iteration: int, **settings: Any) -> CellPlan:
     given: dict[str, Any] = {"beta": 0.1, "seed_training": SEED, "draws": 2, "labeller": "implicit", "judging_reference": "start"}
-    given |= {"training_reference": "previous", "reward_learning_rate": 1e-3}
+    given |= {"length_penalty": 0.0, "training_reference": "previous", "reward_learning_rate": 1e-3}
     return planned(IterativeDpo, iteration=iteration, **given | settings)
 
 
@@ -94,6 +96,23 @@ def test_without_a_seed_training_iteration_0_is_the_start_model() -> None:
     assert iterative(0, seed_training=None, labeller="gold").key == smoke_cell("start").key
 
 
+def test_without_labelled_pairs_spa_holds_its_start_model_against_what_that_was_tuned_from() -> None:
+    """Nothing is labelled for training, and the reference reads held-out rows alone."""
+    without: dict[str, Any] = {"seed_training": None, "judging_reference": "base"}
+    assert spa(0, fraction=0.0, **without).key == smoke_cell("start").key
+    cell = spa(2, fraction=0.0, **without)
+    stages = labelled(cell)
+    first, second = (stages[f"iteration {t} labels (implicit)"] for t in (1, 2))
+    assert [source(label, "reference_logps").inputs["model"] for label in (first, second)] == [stages["base model"]] * 2
+    written = [source(label, "policy_logps").inputs["model"] for label in (first, second)]
+    assert written == [stages["start model"], stages["iteration 1 policy (spa)"]]
+    assert not {"train samples", "train labels", "seed policy (dpo)"} & set(stages)
+    assert stages["reference log-probs"].settings.splits == ("heldout",)  # type: ignore[attr-defined]
+    whole = labelled(spa(2, **without))
+    assert whole["iteration 2 policy (spa)"] == stages["iteration 2 policy (spa)"] and "train labels" in whole
+    assert labelled(iterative(1, **without))["iteration 1 labels (implicit)"] == first
+
+
 def test_two_loops_share_what_comes_before_they_part() -> None:
     """SPA and iterative DPO with implicit labels part at their first training; with other labels at the labels."""
     refined, plain, random = (labelled(cell) for cell in (spa(1), iterative(1), iterative(1, labeller="random")))
@@ -119,6 +138,14 @@ def test_who_is_whose_reference_in_spa() -> None:
     assert source(judged, "reference_logps").inputs["model"] == seed
     against_start = labelled(iterative(2, training_reference="start"))["iteration 2 policy (iterative_dpo)"]
     assert source(against_start, "reference_logps").inputs["model"] == start
+
+
+@pytest.mark.parametrize("loop", [spa, iterative])
+def test_a_length_penalty_moves_labels_and_no_key_where_it_is_0(loop: Callable[..., CellPlan]) -> None:
+    plain, penalised = labelled(loop(1)), labelled(loop(1, length_penalty=0.01))
+    moved = [name for name, stage in plain.items() if stage.key != penalised[name].key]
+    assert moved[0] == "iteration 1 labels (implicit)"
+    assert "length_penalty" not in keyed_settings(plain[moved[0]].settings)
 
 
 def test_the_logits_of_the_reference_are_read_where_detection_is_decoupled() -> None:
@@ -174,7 +201,12 @@ def test_an_axis_of_iterations_is_typed_like_any_other() -> None:
     ("words", "said"),
     [
         (("method=spin", "method.n_prompts=1500"), "iterations 0 to 3 of 1500 prompts each need 6000 demonstrations"),
-        (("method=iterative_dpo", "method.labeller=implicit", "method.seed_training=null"), "labeller=implicit needs a seed_training"),
+        (("method=iterative_dpo", "method.labeller=implicit", "method.seed_training=null"), "without a seed_training implicit labels need"),
+        (("method=spa", "method.seed_training=null"), "implicit labels need judging_reference=base, got start"),
+        (("method=spa", "data.fraction=0"), "method=spa learns from labelled rows, got data.fraction=0; set method.seed_training=null"),
+        (("method=dpo", "data.fraction=0"), "method=dpo learns from labelled rows, got data.fraction=0"),
+        (("method=spa", "method.judging_reference=base", "model.start=base"), "a start model that was tuned from the base model"),
+
         (("method=spa", "method.iteration=-1"), "method.iteration must be >= 0, got -1"),
     ],
 )
@@ -328,6 +360,18 @@ def test_an_iteration_that_was_interrupted_goes_on_to_the_same_bytes(store: Stor
     assert run_missing(list(cell.roles["train"].walk()), again) == len(lost) - 2
     for stage in lost:
         assert again.manifest(stage).digest == store.manifest(stage).digest
+
+
+def test_spa_without_labelled_pairs_runs(store: Store) -> None:
+    cell = spa(1, seed_training=None, judging_reference="base", fraction=0.0)
+    run_missing(make_plan([cell], store).to_do, store)
+    label = labelled(cell)["iteration 1 labels (implicit)"]
+    policy, base = (read_logps(store.folder(source(label, f"{role}_logps"))) for role in ("policy", "reference"))
+    for row in labels_of(cell, store, "iteration 1 labels (implicit)"):
+        first, second = (policy[name].logps - base[name].logps for name in (row.id, f"{row.id}/1"))
+        assert row.p_first == pytest.approx(1 / (1 + 2.718281828459045 ** (-0.1 * (first - second))))
+    (row,) = collect(Sweep("s", "", "", [cell]), store, {})
+    assert row.n_train == 0 and row.metrics["n_scored"] > 0 and "reward_accuracy" in row.metrics
 
 
 def test_every_labeller_and_spin_run(store: Store) -> None:

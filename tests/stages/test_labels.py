@@ -36,10 +36,12 @@ def folder(path: Path, name: str, rows: Any) -> Path:
     return path
 
 
-def labels(room: Path, labeller: str, samples: list[Completion], items: list[Item] | None = None, **read: Path) -> list[Labelled]:
+def labels(
+    room: Path, labeller: str, samples: list[Completion], items: list[Item] | None = None, length_penalty: float = 0.0, **read: Path
+) -> list[Labelled]:
     asked = items or [Item(name, None, ["Say it."]) for name in dict.fromkeys(c.id for c in samples)]
     where = {"items": folder(room / "items", "items.jsonl", asked), "completions": folder(room / "samples", "completions.jsonl", samples)}
-    settings = RankLabels(labeller=labeller, beta=0.5, truth=WEIGHTS, seed=0)  # type: ignore[arg-type]
+    settings = RankLabels(labeller=labeller, beta=0.5, truth=WEIGHTS, seed=0, length_penalty=length_penalty)  # type: ignore[arg-type]
     run(label, settings, room / "labels", **where, **read)
     return list(read_jsonl(room / "labels" / "labels.jsonl", Labelled))
 
@@ -78,6 +80,18 @@ def test_implicit_rewards_by_hand(tmp_path: Path) -> None:
     sure = [1 / (1 + math.exp(-x)) for x in (1.5, -2.0, 0.0, 0.5)]
     assert [row.p_first for row in rows] == pytest.approx(sure)
     assert {row.correct for row in rows} == {None}  # nobody knows the truth of these
+
+
+def test_a_length_penalty_by_hand(tmp_path: Path) -> None:
+    """β 0.5, 0.2 a token: 0.5 · 4 - 0.2 · 12 = -0.4 against 0.5 · 1 - 0.2 · 3 = -0.1: the longer one loses its lead of 1.5."""
+    sums = {"policy": ((-10.0, 12), (-12.0, 3)), "reference": ((-14.0, 12), (-13.0, 3))}
+    read = {
+        f"{role}_logps": folder(tmp_path / role, "logps.jsonl", [Logps(name, *row) for name, row in zip(("a", "a/1"), rows, strict=True)])
+        for role, rows in sums.items()
+    }
+    (row,) = labels(tmp_path, "implicit", [sample("a", 0, "long"), sample("a", 1, "short")], length_penalty=0.2, **read)
+    assert row.first_preferred is False
+    assert row.p_first == pytest.approx(1 / (1 + math.exp(0.3)))
 
 
 def test_a_reward_model_ranks_more_than_two(tmp_path: Path) -> None:
