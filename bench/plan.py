@@ -24,6 +24,7 @@ from bench.config import (
     NoModel,
     RewardModelJudge,
     Settings,
+    SftTraining,
     Training,
     WorldData,
     WorldModel,
@@ -257,17 +258,20 @@ def _whole(cell: Cell, data: Source) -> Stage:
 
 def _world_start(cell: Cell, model: WorldModel) -> Stage:
     assert isinstance(cell.data, WorldData)
-    training = model.pretraining
+    data, training = cell.data, model.pretraining
     corpus = CorpusData(family=family(cell), n=training.steps * training.batch_size, seed=training.seed)
     architecture = model.model_dump(include={"hidden_size", "num_layers", "num_heads", "intermediate_size", "max_length"})
     base = stage("sft", BaseSettings(**architecture, pretraining=training), {"corpus": stage("data", corpus, label="corpus")}, "base model")
-    demonstrations = DemonstrationData(family=family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed)
-    return stage(
-        "sft",
-        SftSettings(training=model.sft, max_length=model.max_length, seed=cell.seed),
-        {"model": base, "demonstrations": stage("data", demonstrations, label="demonstrations")},
-        "start model",
-    )
+
+    def tuned(model_before: Stage, writer: Writer, sft: SftTraining, name: str) -> Stage:
+        demonstrations = DemonstrationData(family=family(cell), writer=writer, n=data.n_demonstrations, seed=cell.seed)
+        inputs = {"model": model_before, "demonstrations": stage("data", demonstrations, label=f"{name}demonstrations")}
+        return stage("sft", SftSettings(training=sft, max_length=model.max_length, seed=cell.seed), inputs, f"{name}start model")
+
+    if data.earlier:
+        sft = model.sft.model_copy(update={"steps": data.earlier.steps})
+        base = tuned(base, data.earlier.demonstrations, sft, "earlier ")
+    return tuned(base, data.demonstrations, model.sft, "")
 
 
 def _prompts(cell: Cell, split: Split, n: int, *, seed: int, n_turns: Literal[1, 2] = 1, reference: Writer | None = None) -> Stage:
