@@ -21,7 +21,8 @@ from typing import Any
 from bench.forecast import Estimate
 from bench.judges.asking import Request
 from bench.judges.prices import price_of
-from bench.kinds import GenerateSettings, LanguageJudgeSettings
+from bench.kinds import GenerateSettings, LanguageJudgeSettings, SampleSettings
+from bench.plan import labels_samples
 from bench.records import Completion, Item, Verdict, read_jsonl
 from bench.stages import data
 from bench.stages.judge import language_judge
@@ -65,8 +66,7 @@ def with_costs(forecast: Mapping[Stage, Estimate], costs: Mapping[Stage, JudgeCo
 
 def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeCost:
     assert settings.asking is not None
-    items = _items(stage.inputs["items"], store)
-    answers, whose = _answers(stage.inputs["completions"], items, store)
+    items, answers, whose = _samples(stage.inputs["items"], store) if labels_samples(stage) else _evaluated(stage, store)
     paths = {role: store.folder(source) for role, source in stage.inputs.items()}
     asked = [shown.request for shown in language_judge(settings, paths).requests(items, answers)]
     requests = list({request.digest: request for request in asked}.values())
@@ -81,6 +81,27 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
 
 
 # Items and answers ----------------------------------------------------------------------------------------------------
+
+
+def _evaluated(stage: Stage, store: Store) -> tuple[list[Item], list[Completion], str]:
+    items = _items(stage.inputs["items"], store)
+    return (items, *_answers(stage.inputs["completions"], items, store))
+
+
+def _samples(drawn: Any, store: Store) -> tuple[list[Item], list[Completion], str]:
+    """(items, samples, in words whose they are) of which a judge makes labels; in the place of samples that are not drawn, different
+    ones as long as they may be."""
+    items, source = _items(drawn.inputs["items"], store), drawn.inputs["completions"]
+    assert isinstance(source.settings, SampleSettings)
+    longest, draws = source.settings.decoding.max_new_tokens, range(source.settings.draws)
+    if store.status(source).state == "done":
+        samples, whose = list(read_jsonl(store.folder(source) / "completions.jsonl", Completion)), "the policy's samples"
+    elif (like := _like_answers(source, store)) is not None:
+        samples, whose = like, "a like policy's samples"
+    else:
+        samples = [Completion(item.id, item.turns, [f"{draw}{' word' * longest}"], [], [], draw) for item in items for draw in draws]
+        whose = f"samples of {longest} tokens, the most allowed"
+    return (*data.as_judged(drawn.settings, items, samples), whose)
 
 
 def _items(source: Any, store: Store) -> list[Item]:
@@ -113,10 +134,12 @@ def _answers(source: Any, items: Sequence[Item], store: Store) -> tuple[list[Com
 def _like_answers(source: Stage, store: Store) -> list[Completion] | None:
     """Another policy's answers to the same items, under the same decoding before any other."""
     items = source.inputs["items"].key
-    likes = [m for m in store.history() if m.kind == "generate" and m.inputs.get("items", {}).get("key") == items]
+    assert isinstance(source.settings, GenerateSettings | SampleSettings)
+    draws = getattr(source.settings, "draws", None)
+    likes = [m for m in store.history() if m.kind == source.kind and m.inputs.get("items", {}).get("key") == items]
+    likes = [m for m in likes if m.settings.get("draws") == draws]
     if not likes:
         return None
-    assert isinstance(source.settings, GenerateSettings)
     decoding = source.settings.decoding.model_dump(mode="json")
     best = max(likes, key=lambda m: (m.settings.get("decoding") == decoding, m.key))
     return list(read_jsonl(store.root / best.kind / best.key / "completions.jsonl", Completion))

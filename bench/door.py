@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -20,17 +21,18 @@ from pydantic import BaseModel, ValidationError
 from bench import sweep as sweeps
 from bench.config import (
     FITTED,
-    AlpacaEvalJudge,
+    LOOPS,
     Audit,
     Cell,
     Expectation,
     Form,
+    IterativeDpo,
     LocalData,
     LocalModel,
+    Loop,
     MtBenchJudge,
     NoJudge,
     Rescore,
-    RewardModelJudge,
     Scale,
     Session,
     Why,
@@ -43,8 +45,8 @@ from bench.judges.prices import price_of
 from bench.judges.prompts import OWN_PROMPTS, annotator, mt_bench_digest, mt_bench_templates
 from bench.judges.replies import parser_version
 from bench.plan import JudgeSources, Sources
-from bench.preferences import read_preferences
-from bench.records import HumanLabel, read_jsonl
+from bench.preferences import read_preferences, read_prompts
+from bench.records import HumanLabel, Pair, Text, Unpaired, read_jsonl
 from bench.store import Source, tree_digest, tree_stamp
 from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 from bench.written import read_written
@@ -108,6 +110,8 @@ class _Where:
             return f"{key} in {self.sweep_file}"
         section = key.split(".")[0]
         group = {"world": "data", "hydra": "hydra/launcher"}.get(section, section)
+        if key.startswith("method.labelling_judge") and self.choices.get(sweeps.LABELLING_JUDGE):
+            group = sweeps.LABELLING_JUDGE
         if group not in self.choices:
             return f"{key} in conf/config.yaml"
         return f"{group}={self.choices[group]}" if key == group else f"{key} of {group}={self.choices[group]}"
@@ -243,7 +247,7 @@ class _Door:
         """Choices of a group; `basic` is Hydra's own launcher, which bench does not use."""
         if group not in self._known:
             loader = GlobalHydra.instance().config_loader()
-            found = loader.get_group_options(group, ObjectType.CONFIG, "config", self._hydra_words())
+            found = loader.get_group_options(group.partition("@")[0], ObjectType.CONFIG, "config", self._hydra_words())
             self._known[group] = [name for name in found if name != "basic"]
         return self._known[group]
 
@@ -475,6 +479,7 @@ class _Files:
     _judges: dict[str, _JudgeFiles | None] = field(default_factory=dict)
     _data: dict[str, tuple[Path, Form] | None] = field(default_factory=dict)
     _written: dict[str, Path | None] = field(default_factory=dict)
+    _prompts: dict[str, int | None] = field(default_factory=dict)
     _digests: dict[Path, Source] = field(default_factory=dict)
 
     def check(self, cell: Tree, where: _Where) -> None:
@@ -494,6 +499,16 @@ class _Files:
             self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
         if isinstance(judge := cell["judge"], dict) and judge.get("name") in JUDGE_FILES:
             self._once(self._judges, _what_judge_reads(judge), lambda _: _judge_files(judge), where.of("judge"))
+        if isinstance(method, dict) and method.get("name") in LOOPS and isinstance(prompts := method.get("prompts"), str):
+            data = _local_path(cell["data"]) or ""
+            read_once = partial(_prompts_file, answered=method["name"] == "spin", data=data)
+            n = self._once(self._prompts, _which_prompts(method, data), lambda _: read_once(prompts), where.of("method.prompts"))
+            if n is not None and (text := _too_few(method, n)):
+                self.problems.append(f"{text} ({where.of('method.n_prompts')})")
+        labelling = method.get("labelling_judge") if isinstance(method, dict) and method.get("labeller") == "judge" else None
+        if isinstance(labelling, dict) and labelling.get("name") in JUDGE_FILES:
+            what = _what_labeller_reads(labelling)
+            self._once(self._judges, what, lambda _: _labeller_files(labelling), where.of("method.labelling_judge"))
 
     def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
         if path not in known:
@@ -509,13 +524,18 @@ class _Files:
         model = self._models[cell.model.path] if isinstance(cell.model, LocalModel) else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
-        judge = self._judge(cell.judge) if isinstance(cell.judge, (AlpacaEvalJudge, MtBenchJudge, RewardModelJudge)) else None
+        judge = self._judge(_what_judge_reads(cell.judge.model_dump())) if cell.judge.name in JUDGE_FILES else None
+        labelling = None
+        if isinstance(cell.method, IterativeDpo) and cell.method.labeller == "judge" and cell.method.labelling_judge:
+            labelling = self._judge(_what_labeller_reads(cell.method.labelling_judge.model_dump()))
         base = self._models[cell.model.base] if isinstance(cell.model, LocalModel) and cell.model.base else None
         own, rows, texts, before = (self._source(path) if path else None for path in (model, data[0] if data else None, written, base))
-        return Sources(own, rows, texts, judge, before)
+        file = cell.method.prompts if isinstance(cell.method, Loop) else None
+        prompts = self._source(Path(file).expanduser().absolute()) if file else None
+        return Sources(own, rows, texts, judge, before, labelling, prompts)
 
-    def _judge(self, judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge) -> JudgeSources:
-        found = self._judges[_what_judge_reads(judge.model_dump())]
+    def _judge(self, read: str) -> JudgeSources:
+        found = self._judges[read]
         assert found is not None
         files = {role: self._source(path) for role, path in found.files.items()}
         return JudgeSources(found.prompts, parser_version(), self._source(found.model) if found.model else None, files, found.n_items)
@@ -544,6 +564,22 @@ def _what_judge_reads(judge: Tree) -> str:
     """What the files of a judge depend on; they are read once for all cells."""
     names = ("name", "annotator", "prompts", "items", "references", "baseline", "mode", "model", "server", "prices", "tokenizer")
     return repr([judge.get(name) for name in names] + [judge.get("budget_dollars") is not None])
+
+
+def _as_labeller(judge: Tree) -> Tree:
+    """A judge's section without what it is asked about in an evaluation."""
+    return judge | dict.fromkeys(JUDGE_FILES[judge["name"]])
+
+
+def _what_labeller_reads(judge: Tree) -> str:
+    return f"labeller {_what_judge_reads(_as_labeller(judge))}"
+
+
+def _labeller_files(judge: Tree) -> _JudgeFiles:
+    try:
+        return _judge_files(_as_labeller(judge))
+    except ValueError as error:
+        raise ValueError(str(error).replace("judge.", "method.labelling_judge.")) from error
 
 
 def _judge_files(judge: Tree) -> _JudgeFiles:
@@ -627,6 +663,40 @@ def _data_file(text: str) -> tuple[Path, Form]:
     if not path.is_file():
         raise ValueError(f"data.path must be a preference file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
     return path, read_preferences(path).form
+
+
+def _which_prompts(method: Tree, data: str) -> str:
+    return repr([method["name"] == "spin", method["prompts"], data])
+
+
+def _prompts_file(text: str, answered: bool, data: str) -> int:
+    """How many different prompts a loop's file holds. Raises ValueError where some of them are in the data too."""
+    found = read_prompts(_file(text, "method.prompts"), answered)
+    path = Path(data).expanduser().absolute()
+    if not data or not path.is_file():
+        return len(found)  # the data are said elsewhere
+    known = {_contents(row) for row in read_preferences(path).rows}
+    if shared := [row for row in found if _contents(row) in known]:
+        first = f"{_short(shared[0].prompt[-1]['content'])} (row {shared[0].id})"
+        raise ValueError(f"{len(shared)} of the {len(found)} prompts in {text} are in {data} too, first {first}: leave them out of either")
+    return len(found)
+
+
+def _contents(row: Pair | Unpaired | Text) -> tuple[str, ...]:
+    """What a prompt says, as messages or as plain text."""
+    return tuple(message["content"] for message in row.prompt)
+
+
+def _too_few(method: Tree, there: int) -> str | None:
+    """What is wrong where a loop's iterations ask for more prompts than its file has."""
+    iteration, n = method.get("iteration"), method.get("n_prompts")
+    if not isinstance(iteration, int) or not isinstance(n, int):
+        return None
+    first = 0 if method["name"] == "spin" else 1
+    needed = (iteration + 1 - first) * n
+    if needed <= there:
+        return None
+    return f"iterations {first} to {iteration} of {n} prompts each need {needed}, and {method['prompts']} has {there} different ones"
 
 
 def _written_file(text: str) -> Path:

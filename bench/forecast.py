@@ -18,6 +18,7 @@ from bench.kinds import (
     BaseSettings,
     ChosenData,
     DemonstratedData,
+    FilePromptData,
     GenerateSettings,
     JudgeItemData,
     LocalPromptData,
@@ -155,7 +156,7 @@ def _answers(items: Stage | Source) -> int:
     assert isinstance(items, Stage)
     if isinstance(items.settings, ChosenData):
         return _answers(items.inputs["items"])
-    assert isinstance(items.settings, (PromptData, NewPromptData, DemonstratedData, LocalPromptData, JudgeItemData))
+    assert isinstance(items.settings, (PromptData, NewPromptData, DemonstratedData, FilePromptData, LocalPromptData, JudgeItemData))
     return items.settings.n * getattr(items.settings, "n_turns", 1)
 
 

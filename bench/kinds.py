@@ -119,6 +119,22 @@ class DemonstratedData(Settings):
     seed: int
 
 
+class FilePromptData(Settings):
+    """Prompts of the user's file, `n` of the different ones after the first `after`; `answers`: each brings its answer as the baseline."""
+
+    source: Literal["file_prompts"] = "file_prompts"
+    after: Annotated[int, Field(ge=0)]
+    n: Count
+    answers: bool
+
+
+class DrawnData(Settings):
+    """Samples as items that a judge takes: each by itself (`each`), or every two of a prompt, the second as the baseline (`pairs`)."""
+
+    source: Literal["drawn"] = "drawn"
+    form: Literal["each", "pairs"]
+
+
 class LoopPairData(Settings):
     """Train pairs of one iteration of a loop: of every input that holds labels, and of an earlier data stage's train rows. Ties dropped."""
 
@@ -206,11 +222,12 @@ class GoldLabels(Settings):
 
 
 class RankLabels(Settings):
-    """The best against the worst of a prompt's samples, by a score; or, by `human`, the item's baseline against the sample."""
+    """The best against the worst of a prompt's samples, by a score or by a judge's verdicts on them (the input `verdicts`); or, by
+    `human`, the item's baseline against the sample."""
 
-    labeller: Literal["reward_model", "implicit", "random", "shorter", "human"]
+    labeller: Literal["reward_model", "implicit", "judge", "random", "shorter", "human"]
     beta: Positive | None  # implicit rewards are beta times log-ratios
-    truth: GoldWeights  # that labels are held against, for the counts
+    truth: GoldWeights | None  # that labels are held against, for the counts; None: nobody knows it
     seed: int
     length_penalty: Annotated[float, Field(ge=0), LaterField()] = 0.0  # off an implicit reward, a token
 
@@ -332,6 +349,8 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         PairData,
         NewPromptData,
         DemonstratedData,
+        FilePromptData,
+        DrawnData,
         LoopPairData,
         LocalPairData,
         LocalPromptData,

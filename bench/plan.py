@@ -38,6 +38,7 @@ from bench.kinds import (
     ChosenData,
     CorpusData,
     DemonstrationData,
+    DrawnData,
     Dtype,
     GenerateSettings,
     GoldLabels,
@@ -86,6 +87,8 @@ class Sources:
     completions: Source | None = None
     judge: JudgeSources | None = None
     base: Source | None = None  # what the model was tuned from
+    labelling_judge: JudgeSources | None = None
+    prompts: Source | None = None  # new ones of a loop
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Ground:
     reference: Stage  # log-probs of the start model, on train and held-out rows
     kl_prompts: Stage
     base: Stage | Source | None = None  # what the start model was tuned from; None where nobody says
+    labelling_judge: JudgeSources | None = None
+    prompts: Source | None = None  # new ones of a loop, where a file brings them
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
         preferences = stage("data", settings, {"file": sources.data}, "preferences")
         kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _whole(cell, sources.data)}, "KL prompts")
     reference = preference_logps(cell, Policy(start, None), preferences, splits=splits, mismatched=True)
-    return Ground(start, preferences, reference, kl_prompts, base)
+    return Ground(start, preferences, reference, kl_prompts, base, sources.labelling_judge, sources.prompts)
 
 
 def _kept(data: WorldData | LocalData) -> dict[str, Any]:
@@ -398,18 +403,19 @@ def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[
     """(settings, what is read beside items and completions) of a stage that judges."""
     judge = cell.judge
     if isinstance(judge, (AlpacaEvalJudge, MtBenchJudge)):
-        assert sources.judge is not None and sources.judge.prompts is not None
-        read = {"prompts": sources.judge.prompts} | ({"model": sources.judge.model} if sources.judge.model else {})
-        return _language_judging(judge, sources.judge), read
+        assert sources.judge is not None
+        return language_judging(judge, sources.judge)
     if isinstance(judge, RewardModelJudge):
         assert sources.judge is not None and sources.judge.model is not None
         return RewardJudgeSettings(batch_size=cell.engine.batch_size, dtype=judge.dtype), {"model": sources.judge.model}
     return _gold_judging(cell, manner), {}
 
 
-def _language_judging(judge: AlpacaEvalJudge | MtBenchJudge, sources: JudgeSources) -> LanguageJudgeSettings:
+def language_judging(judge: AlpacaEvalJudge | MtBenchJudge, sources: JudgeSources) -> tuple[LanguageJudgeSettings, dict[str, Source]]:
+    """(settings, what is read beside items and completions) of a stage that asks a language model, whatever about."""
+    assert sources.prompts is not None
     verdict = judge.verdict
-    return LanguageJudgeSettings(
+    settings = LanguageJudgeSettings(
         manner=judge.name,
         mode=judge.order if isinstance(judge, AlpacaEvalJudge) else judge.mode,
         model=None if sources.model else judge.model,
@@ -425,6 +431,13 @@ def _language_judging(judge: AlpacaEvalJudge | MtBenchJudge, sources: JudgeSourc
         annotator=judge.annotator if isinstance(judge, AlpacaEvalJudge) else "",
         asking=Asking.model_validate(judge.model_dump(include=set(Asking.model_fields))),
     )
+    return settings, {"prompts": sources.prompts} | ({"model": sources.model} if sources.model else {})
+
+
+def labels_samples(stage: Stage) -> bool:
+    """Whether a judge's stage is asked for labels, and not for an evaluation."""
+    items = stage.inputs.get("items")
+    return isinstance(items, Stage) and isinstance(items.settings, DrawnData)
 
 
 def _gold_judging(cell: Cell, manner: str) -> Settings:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.config import Form
-from bench.records import Message, Pair, Unpaired
+from bench.records import Message, Pair, Text, Unpaired
 
 Row = TypeVar("Row", Pair, Unpaired)
 
@@ -48,6 +48,38 @@ class Preferences:
         return "paired" if self.pairs else "unpaired"
 
 
+def read_prompts(path: Path, answered: bool) -> list[Text]:
+    """The different prompts of a file (.jsonl, .json with one object a line, or .parquet), in its order: `prompt`, text or messages, and
+    where they must be answered `completion`, text or one assistant message. Completions that nobody asks for are empty.
+
+    Raises BadRows with every bad row, and ValueError for a file of neither kind.
+    """
+    columns = ("prompt", "completion") if answered else ("prompt",)
+    found: dict[str, Text] = {}
+    problems = []
+    for number, read in _raw_rows(path):
+        try:
+            raw = read()
+            if not isinstance(raw, Mapping) or any(column not in raw for column in columns):
+                came = ", ".join(map(str, raw)) if isinstance(raw, Mapping) else type(raw).__name__
+                raise ValueError(f"expected columns {' and '.join(columns)}, got {came or 'none'}")
+            prompt, texts = _prompt_and_completions(raw, columns[1:]) if answered else (_prompt(raw["prompt"]), [""])
+        except ValueError as error:
+            problems.append(f"{path}:{number}: {error}")
+        else:
+            found.setdefault(prompt_key(prompt), Text(str(number), prompt, texts[0]))
+    _raise_bad_rows(problems)
+    if not found:
+        raise BadRows(f"{path}: no rows; expected columns {' and '.join(columns)}")
+    return list(found.values())
+
+
+def _raise_bad_rows(problems: Sequence[str]) -> None:
+    if problems:
+        more = [f"... and {len(problems) - SHOWN_BAD_ROWS} more"] if len(problems) > SHOWN_BAD_ROWS else []
+        raise BadRows("\n".join([*problems[:SHOWN_BAD_ROWS], *more]))
+
+
 def read_preferences(path: Path) -> Preferences:
     """Read and check a whole file (.jsonl, .json with one object a line, or .parquet).
 
@@ -65,9 +97,7 @@ def read_preferences(path: Path) -> Preferences:
             (pairs if isinstance(row, Pair) else unpaired).append(row)  # type: ignore[arg-type]
     if pairs and unpaired:
         problems.append(f"{path}: {len(pairs)} paired and {len(unpaired)} unpaired rows; a file holds one form")
-    if problems:
-        more = [f"... and {len(problems) - SHOWN_BAD_ROWS} more"] if len(problems) > SHOWN_BAD_ROWS else []
-        raise BadRows("\n".join(problems[:SHOWN_BAD_ROWS] + more))
+    _raise_bad_rows(problems)
     if not pairs and not unpaired:
         raise BadRows(f"{path}: no rows; {EXPECTED}")
     return Preferences(pairs, unpaired)

@@ -141,6 +141,11 @@ def draw_name(completion: Completion) -> str:
     return f"{completion.id}/{completion.draw}" if completion.draw else completion.id
 
 
+def pair_name(first: Completion, second: Completion) -> str:
+    """What two samples of a prompt are called where they are judged against each other."""
+    return f"{first.id}/{first.draw}-{second.draw}"
+
+
 @dataclass(frozen=True)
 class Logps(Record):
     """Summed log-probability (nats) of a completion given its prompt, and the number of tokens in the sum."""

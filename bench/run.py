@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from bench.forecast import Estimate, estimates
 from bench.judges.server import Servers
 from bench.kinds import LanguageJudgeSettings
 from bench.launch import Launcher, Pool, Report, chain_lengths, pool_size
-from bench.plan import CellPlan, Plan, Sources, make_plan, plan_audit, plan_cell, start_cell
+from bench.plan import CellPlan, Plan, Sources, labels_samples, make_plan, plan_audit, plan_cell, start_cell
 from bench.screen import Screen, make_screen, print_plan, print_status
 from bench.store import Stage, Store, hash_key
 from bench.tracking import Tracker, open_tracker
@@ -248,12 +249,12 @@ class Scheduler:
     said: set[str] = field(default_factory=set)
     servers: Servers | None = None  # of models that judge
     over_budget: bool = False  # a judge has stopped at its budget
-    judges: list[str] = field(default_factory=list)  # keys of all that judge, who share a budget
+    judges: list[Stage] = field(default_factory=list)  # those of evaluations share a budget, and those that label
     readers: dict[Stage, list[Stage]] = field(default_factory=dict)
 
     def run(self, cells: Sequence[CellPlan]) -> None:
         """Until every cell has its numbers or cannot have them. Stages made stale on the way are run again."""
-        self.judges = [stage.key for stage in all_stages(cells) if stage.kind == "judge"]
+        self.judges = [stage for stage in all_stages(cells) if stage.kind == "judge"]
         for stage in all_stages(cells):
             for source in stage.inputs.values():
                 if isinstance(source, Stage):
@@ -308,12 +309,17 @@ class Scheduler:
         self.running[stage.key] = _Running(stage, lock, progress)
         self.store.clear_failure(stage)
         self.screen.stage_started(stage)
-        more = {"sharing": self.judges, "server": self.servers and self.servers.place(stage)} if stage.kind == "judge" else {}
+        more: dict[str, Any] = {}
+        if stage.kind == "judge":
+            sharing = [other.key for other in self.judges if labels_samples(other) == labels_samples(stage)]
+            more = {"sharing": sharing, "server": self.servers and self.servers.place(stage)}
         self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
 
     def _took(self, answer: Report) -> None:
         running = self.running.pop(answer.key)
         stage, outcome, error = running.stage, answer.outcome, answer.error
+        if stage.kind == "judge" and labels_samples(stage):
+            error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)  # keys as they are typed
         self.store.forget(stage)
         if outcome == "done" and self.store.status(stage).state != "done":
             outcome, error = "failed", f"its folder did not pass its check: {self.store.status(stage).why}"

@@ -18,7 +18,7 @@ from bench.config import WorldData
 from bench.costs import JudgeCost
 from bench.forecast import Estimate
 from bench.launch import chain_lengths
-from bench.plan import CellPlan, Plan
+from bench.plan import CellPlan, Plan, labels_samples
 from bench.report import Sweep
 from bench.store import Stage, Store
 
@@ -224,7 +224,11 @@ def print_plan(
     console.print(f"time     {time_words}", highlight=False)
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{_uncounted(sweep)}", highlight=False)
     names = ", ".join(sorted({cell.cell.judge.name for cell in sweep.cells}))
-    console.print(f"judge    {_cost_words(list(costs.values()))} ({names})", highlight=False)
+    of_labels = [cost for stage, cost in costs.items() if labels_samples(stage)]
+    evaluating = [cost for stage, cost in costs.items() if not labels_samples(stage)]
+    console.print(f"judge    {_cost_words(evaluating)} ({names})", highlight=False)
+    if of_labels:
+        console.print(f"labels   {_cost_words(of_labels)}", highlight=False)
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}", highlight=False)
 

@@ -28,7 +28,8 @@ CONF = next(path for path in (ROOT / "_conf", ROOT.parent / "conf") if path.is_d
 SWEEPS = next(path for path in (ROOT / "_sweeps", ROOT.parent / "sweeps") if path.is_dir())
 
 COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
-CELL_GROUPS = ("scale", "data", "model", "method", "judge", "engine")
+LABELLING_JUDGE = "judge@method.labelling_judge"  # a choice of conf/judge/ that labels, in a method's section
+CELL_GROUPS = ("scale", "data", "model", "method", "judge", "engine", LABELLING_JUDGE)
 SESSION_GROUPS = ("do", "tracker", "hydra/launcher")
 
 Point = Mapping[str, Any]  # dotted key or group -> value

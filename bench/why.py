@@ -135,7 +135,8 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
         case "sample":
             return f"{counts['rows']} samples of {name('items')}, {step.settings['draws']} each, written by {name('model')}"
         case "label":
-            return f"{_labeller(step, model_of)}: {counts['rows']} pairs of {name('completions')}, {_ties(counts)}, {_accuracy(counts)}"
+            who, pairs = _labeller(step, name, model_of), f"{counts['rows']} pairs of {name('completions')}"
+            return f"{who}: {pairs}, {_ties(counts)}, {_accuracy(counts)}"
         case "data" if "train" in counts:
             dropped = {key.removeprefix("train_"): n for key, n in counts.items() if key.startswith("train_")}
             said = f", of {dropped['prompts']} labelled prompts: {_ties(dropped)}" if "ties" in dropped else ""
@@ -153,12 +154,15 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
     return ", ".join(f"{n} {what}" for what, n in counts.items())
 
 
-def _labeller(step: Step, model_of: Any) -> str:
+def _labeller(step: Step, name: Any, model_of: Any) -> str:
     match step.settings["labeller"]:
+        case "judge":
+            mute = f" ({n} without a verdict)" if (n := step.counts["unscored_verdicts"]) else ""
+            return f"labelled by {name('verdicts').partition(' of ')[2]}, {step.counts['asked']} asked{mute}"
         case "implicit":
             return f"labelled by the implicit reward of {model_of('policy_logps')} against {model_of('reference_logps')}"
         case "reward_model":
-            return f"labelled by the {model_of('rewards')}"
+            return f"labelled by {'your reward model' if (whose := model_of('rewards')) == 'your model' else f'the {whose}'}"
         case "gold":
             return "labelled by the world's annotator"
         case "human":

@@ -79,9 +79,16 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if method.get("judging_reference") == "base" and model.get("start") == "base":
         text = "method.judging_reference=base needs a start model that was tuned from the base model, got model.start=base"
         found.append(("method.judging_reference", text))
-    if method.get("name") in LOOPS and not in_world:
-        text = f"method={method['name']} asks the controlled world for new prompts and needs its data, got data={data.get('name')}"
-        found.append(("data", f"{text}; take method=dpo"))
+    if method.get("name") in LOOPS and not in_world and method.get("prompts") is None:
+        what = "demonstrations" if method["name"] == "spin" else "new prompts"
+        text = f"method={method['name']} needs {what} beside data={data.get('name')}: set method.prompts=FILE"
+        found.append(("method.prompts", text))
+    if in_world and method.get("prompts") is not None:
+        text = f"prompts of a file go with data=local, got data={data.get('name')}, which has its own: leave out method.prompts"
+        found.append(("method.prompts", text))
+    if method.get("labeller") == "gold" and not in_world:
+        text = f"labeller=gold knows the truth of the controlled world only, got data={data.get('name')}; take another method.labeller"
+        found.append(("method.labeller", text))
     if method.get("name") == "spin" and in_world:
         iteration, n, there = method.get("iteration"), method.get("n_prompts"), data.get("n_demonstrations")
         if isinstance(iteration, int) and isinstance(n, int) and isinstance(there, int) and (needed := (iteration + 1) * n) > there:

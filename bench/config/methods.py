@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from bench.config.base import AsList, Count, FlipRate, Fraction, LaterField, Name, Positive, Probability, Settings, misfit
+from bench.config.judges import AlpacaEvalJudge, MtBenchJudge, RewardModelJudge
 
 
 class Training(Settings):
@@ -168,6 +169,7 @@ class Loop(Training):
     sample_temperature: Positive
     sample_max_new_tokens: Count
     pairs: Literal["fresh", "two_latest", "accumulated"]  # of which iterations one trains on
+    prompts: str | None = None  # a file of new prompts, for SPIN with their answers; None: the controlled world's
 
 
 # start: the start model; previous: the policy before the one that writes; base: the model that the start model was tuned from
@@ -179,16 +181,21 @@ class IterativeDpo(Loop):
     beta: Positive
     seed_training: SeedTraining | None  # None: the loop starts from the start model
     draws: Annotated[int, Field(ge=2)]  # of a prompt, of which the best and the worst make a pair
-    labeller: Literal["gold", "reward_model", "implicit", "random", "shorter"]
+    labeller: Literal["gold", "reward_model", "implicit", "judge", "random", "shorter"]
+    # Of labeller=judge: a judge's section as it is, whose items and decoding say nothing here, where samples are judged.
+    labelling_judge: AlpacaEvalJudge | MtBenchJudge | RewardModelJudge | None = Field(discriminator="name")
     judging_reference: JudgingReference  # of implicit rewards
     length_penalty: Annotated[float, Field(ge=0)]  # of implicit rewards, a token
     training_reference: Literal["previous", "start"]
     reward_learning_rate: Positive  # of the reward model, on the labelled pairs
+    reward_fraction: Fraction | None  # of the labelled pairs, for the reward model; None: data.fraction
 
     @model_validator(mode="after")
     def _has_a_judge(self) -> IterativeDpo:
         if self.labeller == "implicit":
             _prefers_something(self)
+        if self.labeller == "judge" and self.labelling_judge is None:
+            raise misfit(("labeller", "labeller=judge asks a judge: add judge@method.labelling_judge=alpaca_eval, or another judge"))
         if self.labeller == "reward_model" and self.seed_training is None:
             raise misfit(("labeller", "the reward model is trained as seed_training says, got null"))
         return self

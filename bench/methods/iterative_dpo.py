@@ -5,7 +5,9 @@ loop, every knob explicit; with an external reward model as in Xu et al. 2023 (a
     π_0 = DPO(π_start; labelled pairs), or π_start        for t = 1 ... iteration:
     y_1 ... y_n ~ π_{t-1}(.|x), x new;  best and worst by the labeller, ties dropped;  π_t = DPO(π_{t-1}; pairs)
 
-labeller: `gold`, the world's annotator; `reward_model`, trained once on the labelled pairs (as best_of_n's); `implicit`,
+labeller: `gold`, the world's annotator; `reward_model`, trained once on the labelled pairs (as best_of_n's), or on more of them than the
+seed has (`reward_fraction`: the role of PairRM in SPA's tables); `judge`, any judge of an evaluation - a language model that prefers or
+rates, a reward model from a folder - with its client, cache and budget; `implicit`,
 β log π_{t-1}/π_judge of whole completions less length_penalty a token (SPA's eq. 13), with π_start, its base or the policy
 before π_{t-1} as π_judge; `random` and `shorter`, controls.
 pairs: `fresh`, D_t alone; `two_latest`, D_{t-1} + D_t; `accumulated`, D_0 (the labelled pairs) to D_t. The training reference is π_{t-1},
@@ -39,7 +41,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
             start=loop.seeded(cell, ground, seed) if seed else ground.start,
             seed_pairs=ground.preferences if seed else None,
             draws=settings.draws,
-            items=partial(loop.new_prompts, cell, settings),
+            items=partial(loop.prompts, cell, ground, settings),
             labels=partial(_labels, cell, ground, settings),
             training=lambda _: loop.round_training(cell, settings.beta),
             training_reference=settings.training_reference,
@@ -56,6 +58,8 @@ def _labels(cell: Cell, ground: Ground, settings: IterativeDpo, round_: loop.Rou
             return loop.implicit_labels(cell, ground, round_)
         case "reward_model":
             assert seed is not None
-            return loop.reward_model_labels(cell, ground, round_, seed=seed, learning_rate=settings.reward_learning_rate)
+            return loop.reward_model_labels(cell, ground, round_, seed=seed)
+        case "judge":
+            return loop.judge_labels(cell, ground, round_)
         case labeller:
             return loop.plain_labels(cell, round_, labeller)

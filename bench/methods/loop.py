@@ -9,15 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from bench import plan
-from bench.config import Cell, Decoding, Dpo, IterativeDpo, Loop, RefinedDpo, RewardModel, SeedTraining, Spa, Trained, Training, WorldData
+from bench.config import (
+    Cell,
+    Decoding,
+    Dpo,
+    IterativeDpo,
+    Loop,
+    MtBenchJudge,
+    RefinedDpo,
+    RewardModel,
+    RewardModelJudge,
+    SeedTraining,
+    Spa,
+    Trained,
+    Training,
+    WorldData,
+)
 from bench.kinds import (
     DemonstratedData,
+    DrawnData,
+    Dtype,
+    FilePromptData,
     GoldLabels,
+    LocalPairData,
     LoopPairData,
     NewPromptData,
+    PairData,
     RankLabels,
     RewardModelSettings,
     RewardScoreSettings,
@@ -85,14 +106,13 @@ def unfold(cell: Cell, ground: Ground, method: Method) -> Policy:
         before, policy = policy, _trained(cell, method.training(t), inputs, round_.label(f"policy ({settings.name})"))  # type: ignore[attr-defined]
         trained = policy
     assert trained is None or isinstance(trained, Stage)
-    return Policy(policy, trained, labels=[_labels_of(source) for source in read])
+    return Policy(policy, trained, labels=[labels for source in read if (labels := _labels_of(source)) is not None])
 
 
-def _labels_of(source: Stage) -> Stage:
-    """The label stage behind pairs: itself, or that of the labelled data's train rows."""
-    labels = source if source.kind == "label" else source.inputs["train"]
-    assert isinstance(labels, Stage)
-    return labels
+def _labels_of(source: Stage) -> Stage | None:
+    """The label stage behind pairs: itself, or that of the labelled data's train rows; None of a user's file."""
+    labels = source if source.kind == "label" else source.inputs.get("train")
+    return labels if isinstance(labels, Stage) else None
 
 
 def seeded(cell: Cell, ground: Ground, seed: SeedTraining) -> Stage:
@@ -137,6 +157,21 @@ def _pairs(cell: Cell, loop: Loop, data: list[Stage], round_: Round) -> Stage:
 # Prompts --------------------------------------------------------------------------------------------------------------
 
 
+def prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
+    """Prompts that nobody has labelled, of the user's file or of the world; t from 1."""
+    return new_prompts(cell, loop, t) if ground.prompts is None else _of_file(ground.prompts, loop, t - 1, t, answers=False)
+
+
+def demonstrations(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
+    """Prompts with somebody's answers, of the user's file or of the world; t from 0."""
+    return demonstrated(cell, loop, t) if ground.prompts is None else _of_file(ground.prompts, loop, t, t, answers=True)
+
+
+def _of_file(file: Source, loop: Loop, place: int, t: int, *, answers: bool) -> Stage:
+    settings = FilePromptData(after=place * loop.n_prompts, n=loop.n_prompts, answers=answers)
+    return stage("data", settings, {"file": file}, f"iteration {t} {'demonstrations' if answers else 'prompts'}")
+
+
 def new_prompts(cell: Cell, loop: Loop, t: int) -> Stage:
     """Training prompts after those that are labelled and those of earlier iterations; t from 1."""
     assert isinstance(cell.data, WorldData)
@@ -178,15 +213,40 @@ def implicit_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     return _ranked(cell, round_, "implicit", logps, settings.beta, settings.length_penalty)
 
 
-def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: SeedTraining, learning_rate: float) -> Stage:
-    """By a reward model that the labelled pairs have trained, once for all iterations."""
+def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: SeedTraining) -> Stage:
+    """By a reward model that labelled pairs have trained, once for all iterations: as many as the seed has, or a share of its own."""
+    assert isinstance(cell.method, IterativeDpo)
+    learning_rate, fraction = cell.method.reward_learning_rate, cell.method.reward_fraction
     method = RewardModel(**_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate})
-    length, dtype = plan.max_length(cell), plan.dtype(cell)
-    settings = RewardModelSettings(method=method, max_length=length, dtype=dtype, seed=cell.seed)
-    model = stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
+    settings = RewardModelSettings(method=method, max_length=plan.max_length(cell), dtype=plan.dtype(cell), seed=cell.seed)
+    pairs = ground.preferences
+    if fraction is not None and isinstance(pairs.settings, PairData | LocalPairData):
+        pairs = stage("data", pairs.settings.model_copy(update={"fraction": fraction}), pairs.inputs, "the reward model's pairs")
+    model = stage("train", settings, {"model": ground.start, "preferences": pairs}, "reward model")
+    return _ranked(cell, round_, "reward_model", {"rewards": _rewards(cell, round_, model, plan.dtype(cell))})
+
+
+def _rewards(cell: Cell, round_: Round, model: Model, dtype: Dtype) -> Stage:
+    length = plan.max_length(cell)
     scoring = RewardScoreSettings(splits=(), max_length=length, batch_size=cell.engine.batch_size, dtype=dtype, rows="completions")
-    rewards = stage("logps", scoring, {"model": model, **_sampled(round_)}, round_.label("rewards"))
-    return _ranked(cell, round_, "reward_model", {"rewards": rewards})
+    return stage("logps", scoring, {"model": model, **_sampled(round_)}, round_.label("rewards"))
+
+
+def judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
+    """By a judge of evaluations: a judge stage on the samples, each two of a prompt or each by itself, and labels from its verdicts. A
+    reward model's rewards need no pairs."""
+    assert isinstance(cell.method, IterativeDpo) and ground.labelling_judge is not None
+    judge, sources = cell.method.labelling_judge, ground.labelling_judge
+    if isinstance(judge, RewardModelJudge):
+        assert sources.model is not None
+        return _ranked(cell, round_, "reward_model", {"rewards": _rewards(cell, round_, sources.model, judge.dtype)})
+    assert judge is not None
+    rated = isinstance(judge, MtBenchJudge) and judge.mode == "single"
+    drawn = stage("data", DrawnData(form="each" if rated else "pairs"), _sampled(round_), round_.label("samples to judge"))
+    settings, read = plan.language_judging(judge, sources)
+    inputs: dict[str, Model] = {"items": drawn, "completions": drawn, **read}
+    verdicts = stage("judge", settings, inputs, round_.label(f"verdicts of {Path(judge.model).name} ({judge.name})"))
+    return _ranked(cell, round_, "judge", {"verdicts": verdicts})
 
 
 def plain_labels(cell: Cell, round_: Round, labeller: Literal["random", "shorter", "human"]) -> Stage:
@@ -197,13 +257,13 @@ def plain_labels(cell: Cell, round_: Round, labeller: Literal["random", "shorter
 def _ranked(
     cell: Cell,
     round_: Round,
-    labeller: Literal["reward_model", "implicit", "random", "shorter", "human"],
+    labeller: Literal["reward_model", "implicit", "judge", "random", "shorter", "human"],
     read: dict[str, Stage],
     beta: float | None = None,
     length_penalty: float = 0.0,
 ) -> Stage:
-    assert cell.world is not None
-    settings = RankLabels(labeller=labeller, beta=beta, truth=cell.world.gold, seed=cell.seed, length_penalty=length_penalty)
+    truth = cell.world.gold if cell.world else None
+    settings = RankLabels(labeller=labeller, beta=beta, truth=truth, seed=cell.seed, length_penalty=length_penalty)
     return stage("label", settings, _sampled(round_) | read, round_.label(f"labels ({labeller.replace('_', ' ')})"))
 
 

@@ -59,7 +59,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
             start=loop.seeded(cell, ground, seed) if seed else ground.start,
             seed_pairs=ground.preferences if seed else None,
             draws=2,
-            items=partial(loop.new_prompts, cell, settings),
+            items=partial(loop.prompts, cell, ground, settings),
             labels=partial(loop.implicit_labels, cell, ground),
             training=partial(_training, settings),
             with_reference_model=lambda t: _decoupling(settings, t) > 0,

@@ -37,7 +37,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
             start=ground.start,
             seed_pairs=None,
             draws=1,
-            items=partial(loop.demonstrated, cell, settings),
+            items=partial(loop.demonstrations, cell, ground, settings),
             labels=lambda round_: loop.plain_labels(cell, round_, "human"),
             training=partial(_training, settings),
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from bench.kinds import (
     CorpusData,
     DemonstratedData,
     DemonstrationData,
+    DrawnData,
+    FilePromptData,
     JudgeItemData,
     LocalPairData,
     LocalPromptData,
@@ -29,8 +32,21 @@ from bench.kinds import (
     TaskFamily,
     WrittenData,
 )
-from bench.preferences import nested_subset, prompt_key, read_preferences, split_heldout, with_partners
-from bench.records import Completion, Item, Labelled, Pair, Record, Unpaired, read_jsonl, read_rows, write_jsonl
+from bench.preferences import nested_subset, prompt_key, read_preferences, read_prompts, split_heldout, with_partners
+from bench.records import (
+    Completion,
+    Item,
+    Labelled,
+    Message,
+    Pair,
+    Record,
+    Unpaired,
+    draw_name,
+    pair_name,
+    read_jsonl,
+    read_rows,
+    write_jsonl,
+)
 from bench.worker import Outcome, StageRun
 from bench.world.corpus import base_rows, demonstrated_items, demonstration_rows, make_items
 from bench.world.tasks import Turn
@@ -55,6 +71,13 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case DemonstratedData():
             found = demonstrated_items(_world(settings.family), settings.writer, settings.after + settings.n, settings.seed)
             return _write(run.out / "items.jsonl", found[settings.after :])
+        case FilePromptData():
+            return _write(run.out / "items.jsonl", _file_items(settings, run.inputs["file"]))
+        case DrawnData():
+            asked = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
+            items, judged = as_judged(settings, asked, list(read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion)))
+            write_jsonl(run.out / "completions.jsonl", judged)
+            return _write(run.out / "items.jsonl", items)
         case LoopPairData():
             return _of_iterations(settings, run)
         case PairData():
@@ -99,6 +122,26 @@ def _items(settings: PromptData) -> list[Item]:
     if settings.reference is None:
         return [Item(item.id, item.category, item.turns, item.task) for item in items]
     return items
+
+
+def as_judged(settings: DrawnData, items: Sequence[Item], samples: Sequence[Completion]) -> tuple[list[Item], list[Completion]]:
+    """Items for a judge, and the completions that it judges. Earlier messages of a prompt become part of what is asked."""
+    draws: dict[str, list[Completion]] = {item.id: [] for item in items}
+    for sample in samples:
+        draws[sample.id].append(sample)
+    asked, judged = [], []
+    for item in items:
+        told = [f"{message['role']}: {message['content']}" for message in item.context]
+        text = "\n\n".join([*told, f"user: {item.turns[0]}"]) if told else item.turns[0]
+        named: list[tuple[str, Completion, list[str] | None]] = (
+            [(draw_name(one), one, None) for one in draws[item.id]]
+            if settings.form == "each"
+            else [(pair_name(one, other), one, other.completions) for one, other in itertools.combinations(draws[item.id], 2)]
+        )
+        for name, sample, against in named:
+            asked.append(Item(name, item.category, [text], item.task, against))
+            judged.append(replace(sample, id=name, turns=[text], draw=0))
+    return asked, judged
 
 
 def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
@@ -224,7 +267,17 @@ def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int) -> list[Item
     for row in rows:
         if len(items) == n:
             break
-        *context, last = row.prompt
-        key = prompt_key(row.prompt)
-        items.setdefault(key, Item(f"prompt-{row.id}", None, [last["content"]], context=context, plain=last["role"] == "text"))
+        items.setdefault(prompt_key(row.prompt), _as_item(f"prompt-{row.id}", row.prompt))
     return list(items.values())
+
+
+def _file_items(settings: FilePromptData, file: Path) -> list[Item]:
+    found = read_prompts(file, settings.answers)[settings.after : settings.after + settings.n]
+    if len(found) < settings.n:
+        raise ValueError(f"{file}: {settings.n} prompts after the first {settings.after} were asked for, {len(found)} are there")
+    return [_as_item(f"new-{row.id}", row.prompt, [row.completion] if settings.answers else None) for row in found]
+
+
+def _as_item(name: str, prompt: Sequence[Message], baseline: list[str] | None = None) -> Item:
+    *context, last = prompt
+    return Item(name, None, [last["content"]], baseline=baseline, context=context, plain=last["role"] == "text")

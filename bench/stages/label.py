@@ -1,18 +1,23 @@
 """Samples of each prompt to a labelled pair, by a labeller; ties and unscored pairs stay in the file, without a label.
 
-Of more than two samples the best and the worst make the pair, in the order in which they were drawn.
+Of more than two samples the best and the worst make the pair, in the order in which they were drawn. By a judge a sample's score is the
+mean of its ratings, or of the preferences for it over each other sample. What the judge could not say counts for no sample; one without
+any verdict is left out, and a prompt with fewer than two others is unscored.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bench.config import Settings
 from bench.judges.gold import GoldAnnotator
 from bench.kinds import GoldLabels, RankLabels
-from bench.records import Completion, Item, Labelled, Verdict, draw_name, read_jsonl, read_logps, read_rewards, write_jsonl
+from bench.records import Completion, Item, Labelled, Verdict, draw_name, pair_name, read_jsonl, read_logps, read_rewards, write_jsonl
 from bench.tokens import conversation
 from bench.worker import Outcome, StageRun
 from bench.world.gold import count_words, draw_label, gold
@@ -37,7 +42,17 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     judged = [label.correct for label in labels if label.correct is not None]
     unscored = sum(label.unscored is not None for label in labels)
     ties = sum(label.first_preferred is None for label in labels) - unscored
-    return Outcome({"rows": len(labels), "ties": ties, "unscored": unscored, "correct": sum(judged), "with_truth": len(judged)})
+    counts = {"rows": len(labels), "ties": ties, "unscored": unscored, "correct": sum(judged), "with_truth": len(judged)}
+    return Outcome(counts | _asked(run))
+
+
+def _asked(run: StageRun) -> dict[str, int]:
+    """What a judge was asked for the labels, and how much of it has no verdict."""
+    if "verdicts" not in run.inputs:
+        return {}
+    verdicts = list(read_jsonl(run.inputs["verdicts"] / "verdicts.jsonl", Verdict))
+    unscored = sum(verdict.unscored is not None for verdict in verdicts)
+    return {"asked": sum(len(verdict.calls) for verdict in verdicts), "unscored_verdicts": unscored}
 
 
 def extremes(draws: Sequence[Completion], scores: Scores) -> tuple[Completion, Completion]:
@@ -88,6 +103,9 @@ def _label(item: Item, verdict: Verdict, first: str, second: str, settings: Gold
 
 
 def _by_score(settings: RankLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]], run: StageRun) -> list[Labelled]:
+    if settings.labeller == "judge":
+        verdicts = {verdict.item_id: verdict for verdict in read_jsonl(run.inputs["verdicts"] / "verdicts.jsonl", Verdict)}
+        return [_by_judge(settings, item, draws[item.id], verdicts) for item in items]
     if settings.labeller == "human":
         return [_ranked(settings, item, (item.baseline or [])[0], draws[item.id][0].completions[0], 1.0, 0.0) for item in items]
     scores = _scores(settings, [c for item in items for c in draws[item.id]], run)
@@ -97,6 +115,32 @@ def _by_score(settings: RankLabels, items: Sequence[Item], draws: Mapping[str, S
         score, other = scores[draw_name(first)], scores[draw_name(second)]
         labels.append(_ranked(settings, item, first.completions[0], second.completions[0], score, other))
     return labels
+
+
+def _by_judge(settings: RankLabels, item: Item, draws: Sequence[Completion], verdicts: Mapping[str, Verdict]) -> Labelled:
+    said: dict[str, list[float]] = {draw_name(draw): [] for draw in draws}
+    why: list[str] = []
+    preferring = False
+    for one, other in itertools.combinations(draws, 2):
+        if (verdict := verdicts.get(pair_name(one, other))) is not None and verdict.preference is not None:
+            said[draw_name(one)].append(verdict.preference)
+            said[draw_name(other)].append(1 - verdict.preference)
+            preferring = True
+        why += [verdict.unscored] if verdict is not None and verdict.unscored else []
+    for draw in draws:
+        if (verdict := verdicts.get(draw_name(draw))) is not None and verdict.rating is not None:
+            said[draw_name(draw)].append(verdict.rating)
+        why += [verdict.unscored] if verdict is not None and verdict.unscored else []
+    scores = {name: statistics.fmean(values) for name, values in said.items() if values}
+    scored = [draw for draw in draws if draw_name(draw) in scores]
+    if len(scored) < 2:
+        reason = why[0] if why else "the judge said nothing"
+        texts = draws[0].completions[0], draws[1].completions[0]
+        return Labelled(item.id, conversation(item, []), *texts, p_first=None, first_preferred=None, unscored=reason)
+    first, second = extremes(scored, scores)
+    score, other_score = scores[draw_name(first)], scores[draw_name(second)]
+    label = _ranked(settings, item, first.completions[0], second.completions[0], score, other_score)
+    return replace(label, p_first=0.5 + (score - other_score) / 2) if preferring else label  # of two samples the preference itself
 
 
 def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageRun) -> Scores:
@@ -127,7 +171,7 @@ def _ranked(settings: RankLabels, item: Item, first: str, second: str, score: fl
     sure = {"implicit": sigmoid(score - other), "reward_model": sigmoid(score - other), "random": 0.5}
     p_first = sure.get(settings.labeller, 0.5 if preferred is None else float(preferred))
     correct = None
-    if preferred is not None and item.task is not None:
+    if preferred is not None and item.task is not None and settings.truth is not None:
         turn = Turn.from_json(item.task[0])
         difference = gold(turn, first, settings.truth).total - gold(turn, second, settings.truth).total
         correct = None if difference == 0 else preferred == (difference > 0)

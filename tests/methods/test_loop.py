@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import copy_results, plans, smoke, smoke_cell
+from tiny import bench, copy_results, make_model, make_preferences, plans, smoke, smoke_cell, write_rows
 from transformers import AutoModelForCausalLM
 
 from bench import kinds, methods, why
@@ -53,7 +53,8 @@ def spa(iteration: int, **settings: Any) -> CellPlan:
 
 def iterative(iteration: int, **settings: Any) -> CellPlan:
     given: dict[str, Any] = {"beta": 0.1, "seed_training": SEED, "draws": 2, "labeller": "implicit", "judging_reference": "start"}
-    given |= {"length_penalty": 0.0, "training_reference": "previous", "reward_learning_rate": 1e-3}
+    given |= {"length_penalty": 0.0, "training_reference": "previous", "reward_learning_rate": 1e-3, "reward_fraction": None}
+    given |= {"labelling_judge": None}
     return planned(IterativeDpo, iteration=iteration, **given | settings)
 
 
@@ -214,9 +215,29 @@ def test_what_cannot_be_is_said_at_the_door(words: tuple[str, ...], said: str, p
     assert said in "\n".join(problems(*words))
 
 
-def test_a_loop_needs_the_controlled_world(model_folder: Path, pairs_file: Path, problems: Callable[..., list[str]]) -> None:
-    words = ("model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "judge=none", "method=spa")
-    assert "method=spa asks the controlled world for new prompts and needs its data" in "\n".join(problems(*words))
+def test_a_loop_on_ones_own_data_needs_new_prompts(
+    model_folder: Path, pairs_file: Path, tmp_path: Path, problems: Callable[..., list[str]]
+) -> None:
+    """Prompts that none of the data's are: a file of them, as many as the iterations ask for."""
+    own = ("model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "judge=none")
+
+    def said(*words: str) -> str:
+        return "\n".join(problems(*own, *words))
+
+    assert "method=spa needs new prompts beside data=local: set method.prompts=FILE" in said("method=spa")
+    assert "method=spin needs demonstrations beside data=local" in said("method=spin")
+    assert "labeller=gold knows the truth of the controlled world only" in said("method=iterative_dpo", "method.prompts=x")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "Question 3?"}\n{"prompt": "Another?"}\n{"prompt": "Another?"}\n')
+    spa_on = ("method=spa", f"method.prompts={file}", "method.n_prompts=1")
+    assert "1 of the 2 prompts in" in (shared := said(*spa_on)) and "first 'Question 3?' (row 1): leave them out" in shared
+    file.write_text('{"prompt": "One more?"}\n{"prompt": "Another?"}\n{"prompt": "Another?"}\n')
+    assert "iterations 1 to 3 of 1 prompts each need 3, and " in (few := said(*spa_on)) and "has 2 different ones" in few
+    assert said(*spa_on, "method.iteration=2") == ""
+    assert "expected columns prompt and completion, got prompt" in said("method=spin", f"method.prompts={file}", "method.n_prompts=1")
+    assert "judging_reference=base holds a policy against" in said(*spa_on, "method.judging_reference=base", "method.seed_training=null")
+    assert "model.base must be a folder of a causal LM, got nowhere" in said(*spa_on, "model.base=nowhere")
+    assert "prompts of a file go with data=local" in "\n".join(problems("method=spa", f"method.prompts={file}"))
 
 
 # Real ones, tiny ------------------------------------------------------------------------------------------------------
@@ -446,3 +467,38 @@ def test_a_key_that_no_cell_or_several_have_is_said(store: Store, tmp_path: Path
             why.explain(Why(name="why", cell=asked), tmp_path, store)
     why.explain(Why(name="why", cell="0123a"), tmp_path, store)
     why.explain(Why(name="why", cell="two-0123ffff"), tmp_path, store)
+
+
+# On a user's own model and files --------------------------------------------------------------------------------------
+
+
+def test_loops_run_on_the_users_own_model_pairs_and_prompts(tmp_path: Path) -> None:
+    """SPA without labelled pairs against a base of one's own, implicit iterative DPO from a seed, SPIN on demonstrations."""
+    model, base = make_model(tmp_path / "model"), make_model(tmp_path / "base", seed=1)
+    data = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True, n=24)
+    asked = [{"prompt": [{"role": "user", "content": f"name {i} dogs"}], "completion": f"dog {i}"} for i in range(12)]
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in asked])
+    answered = [{**row, "completion": [{"role": "assistant", "content": row["completion"]}]} for row in asked]
+    demonstrations = write_rows(tmp_path / "demonstrations.jsonl", answered)
+    own = [f"model={model}/", "model.max_length=128", "data=local", f"data.path={data}", "data.heldout_fraction=0.3", "data.n_kl_prompts=2"]
+    own += ["judge=none", "judge.n_items=2", "judge.decoding.max_new_tokens=6", "method.n_prompts=6", "method.sample_max_new_tokens=6"]
+    own += ["method.num_train_epochs=1.0", "method.learning_rate=1e-3"]
+    unlabelled = ["method.seed_training=null", "method.judging_reference=base", f"model.base={base}", "data.fraction=0"]
+    for words, who in (
+        (["method=spa", "method.iteration=2", *unlabelled], "implicit"),
+        (["method=iterative_dpo", "method.labeller=implicit", "method.seed_training.num_train_epochs=1.0"], "implicit"),
+        (["method=spin", "method.iteration=1"], "human"),
+    ):
+        file = demonstrations if words[0] == "method=spin" else prompts
+        words = [*own, *words, f"method.prompts={file}"]
+        ran = bench(*words, results=tmp_path / "results")
+        assert ran.code == 0, ran.err[-3000:] + ran.out
+        stages = labelled(plans(*words)[-1])
+        store = Store(tmp_path / "results" / "store")
+        last = 2 if words[len(own)] == "method=spa" else 1
+        rows = list(read_jsonl(store.folder(stages[f"iteration {last} labels ({who})"]) / "labels.jsonl", Labelled))
+        place = range(6, 12) if last == 2 or who == "human" else range(6)
+        assert [row.prompt[0]["content"] for row in rows] == [f"name {i} dogs" for i in place]
+        assert {row.correct for row in rows} == {None}  # whose truth is nobody's
+        if who == "human":
+            assert [(row.first, row.first_preferred) for row in rows] == [(f"dog {i}", True) for i in place]

@@ -9,8 +9,32 @@ from typing import Any
 import pytest
 
 from bench.config import Annotator, GoldWeights, Writer
-from bench.kinds import DemonstratedData, DemonstrationData, GoldLabels, LoopPairData, NewPromptData, PromptData, RankLabels, TaskFamily
-from bench.records import Completion, Item, Labelled, Logps, Pair, Reward, Text, Trust, read_detections, read_jsonl, read_rows, write_jsonl
+from bench.kinds import (
+    DemonstratedData,
+    DemonstrationData,
+    DrawnData,
+    GoldLabels,
+    LoopPairData,
+    NewPromptData,
+    PromptData,
+    RankLabels,
+    TaskFamily,
+)
+from bench.records import (
+    Completion,
+    Item,
+    Labelled,
+    Logps,
+    Pair,
+    Reward,
+    Text,
+    Trust,
+    Verdict,
+    read_detections,
+    read_jsonl,
+    read_rows,
+    write_jsonl,
+)
 from bench.stages import data, label, score
 from bench.stages.label import extremes
 from bench.worker import Outcome, Progress, StageRun
@@ -92,6 +116,91 @@ def test_a_length_penalty_by_hand(tmp_path: Path) -> None:
     (row,) = labels(tmp_path, "implicit", [sample("a", 0, "long"), sample("a", 1, "short")], length_penalty=0.2, **read)
     assert row.first_preferred is False
     assert row.p_first == pytest.approx(1 / (1 + math.exp(0.3)))
+
+
+def judged(room: Path, samples: list[Completion], verdicts: dict[str, Any]) -> tuple[list[Labelled], dict[str, int]]:
+    """Labels of a judge who says so; `verdicts`: a preference, or why there is none, by name."""
+    said = [Verdict(name, "j", unscored=p) if isinstance(p, str) else Verdict(name, "j", **p) for name, p in verdicts.items()]
+    asked = [Item(name, None, ["Say it."]) for name in dict.fromkeys(c.id for c in samples)]
+    inputs = {
+        "items": folder(room / "items", "items.jsonl", asked),
+        "completions": folder(room / "samples", "completions.jsonl", samples),
+        "verdicts": folder(room / "verdicts", "verdicts.jsonl", said),
+    }
+    counts = run(label, RankLabels(labeller="judge", beta=None, truth=WEIGHTS, seed=0), room / "labels", **inputs).counts
+    return list(read_jsonl(room / "labels" / "labels.jsonl", Labelled)), counts
+
+
+def test_a_judges_preference_of_two_samples_is_the_label(tmp_path: Path) -> None:
+    """a: 0.8; b: 0.3; c: a tie; d: unread, which is no tie."""
+    samples = [sample(name, draw, f"{name} {draw}") for name in "abcd" for draw in (0, 1)]
+    verdicts = {"a/0-1": {"preference": 0.8}, "b/0-1": {"preference": 0.3}, "c/0-1": {"preference": 0.5}, "d/0-1": "no verdict in it"}
+    rows, counts = judged(tmp_path, samples, verdicts)
+    assert [row.first_preferred for row in rows] == [True, False, None, None]
+    assert [row.p_first for row in rows] == [pytest.approx(0.8), pytest.approx(0.3), 0.5, None]
+    assert [row.unscored for row in rows] == [None, None, None, "no verdict in it"]
+    assert {name: counts[name] for name in ("rows", "ties", "unscored", "unscored_verdicts")} == {
+        "rows": 4,
+        "ties": 1,
+        "unscored": 1,
+        "unscored_verdicts": 1,
+    }
+
+
+def test_of_three_samples_a_judge_takes_the_best_and_worst_by_mean_preference(tmp_path: Path) -> None:
+    """a: means (0.6 + 0.2) / 2 = 0.4, (0.4 + 0.9) / 2 = 0.65, (0.8 + 0.1) / 2 = 0.45: sample 1 over 0, p = 0.5 + 0.25 / 2.
+    b: sample 0 against 1 is unread: 0.2, 0.9 and (0.8 + 0.1) / 2 = 0.45. c: only 1 against 2 is read. d: nothing is."""
+    samples = [sample(name, draw, f"{name} {draw}") for name in "abcd" for draw in (0, 1, 2)]
+    said: dict[str, Any] = {"0-1": [0.6, None, None, None], "0-2": [0.2, 0.2, None, None], "1-2": [0.9, 0.9, 0.7, None]}
+    verdicts = {
+        f"{name}/{pair}": "unread" if (p := values[i]) is None else {"preference": p}
+        for pair, values in said.items()
+        for i, name in enumerate("abcd")
+    }
+    rows, counts = judged(tmp_path, samples, verdicts)
+    assert [(row.first, row.second, row.first_preferred) for row in rows] == [
+        ("a 0", "a 1", False),
+        ("b 0", "b 1", False),
+        ("c 1", "c 2", True),
+        ("d 0", "d 1", None),
+    ]
+    assert [row.p_first for row in rows[:3]] == pytest.approx([0.375, 0.15, 0.7])
+    assert (rows[3].unscored, counts["unscored"], counts["unscored_verdicts"]) == ("unread", 1, 6)
+
+
+def test_of_a_judges_ratings_the_highest_stands_against_the_lowest(tmp_path: Path) -> None:
+    """b: one sample unread, the others tie. c: one alone is rated."""
+    samples = [sample(name, draw, f"{name} {draw}") for name in "abc" for draw in (0, 1, 2)]
+    ratings: dict[str, Any] = {"a": 7, "a/1": 9, "a/2": 2, "b": 5, "b/1": "unread", "b/2": 5, "c": "unread", "c/1": 3, "c/2": "unread"}
+    verdicts = {name: value if isinstance(value, str) else {"rating": value} for name, value in ratings.items()}
+    rows, _ = judged(tmp_path, samples, verdicts)
+    assert [(row.first, row.second, row.first_preferred, row.p_first) for row in rows] == [
+        ("a 1", "a 2", True, 1.0),
+        ("b 0", "b 2", None, 0.5),
+        ("c 0", "c 1", None, None),
+    ]
+    assert rows[2].unscored == "unread"
+
+
+def test_samples_are_laid_before_a_judge_in_every_pair_or_each_by_itself(tmp_path: Path) -> None:
+    """Earlier messages are part of what is asked."""
+    context = [{"role": "system", "content": "Be brief."}]
+    items = [Item("a", "math", ["Add."]), Item("b", None, ["Go on."], context=context)]
+    inputs = {
+        "items": folder(tmp_path / "items", "items.jsonl", items),
+        "completions": folder(tmp_path / "s", "completions.jsonl", [sample(n, draw, f"{n}{draw}") for draw in range(3) for n in "ab"]),
+    }
+    for form, expected in (
+        ("pairs", [("a/0-1", "a0", ["a1"]), ("a/0-2", "a0", ["a2"]), ("a/1-2", "a1", ["a2"])]),
+        ("each", [("a", "a0", None), ("a/1", "a1", None), ("a/2", "a2", None)]),
+    ):
+        run(data, DrawnData(form=form), tmp_path / form, **inputs)  # type: ignore[arg-type]
+        asked = list(read_jsonl(tmp_path / form / "items.jsonl", Item))
+        answers = list(read_jsonl(tmp_path / form / "completions.jsonl", Completion))
+        assert [item.id for item in asked] == [answer.id for answer in answers]
+        found = [(item.id, answer.completions[0], item.baseline) for item, answer in zip(asked, answers, strict=True)]
+        assert found[:3] == expected
+        assert (asked[0].turns, asked[3].turns) == (["Add."], ["system: Be brief.\n\nuser: Go on."])
 
 
 def test_a_reward_model_ranks_more_than_two(tmp_path: Path) -> None:
