@@ -3,6 +3,7 @@ a folder, a ranker that learns from more pairs than the seed; and the door. What
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 from endpoint import Answer, Endpoint, Said, fair
 from test_judging import CELL
-from tiny import Ran, bench, copy_results, make_model, plans, smoke
+from tiny import Ran, bench, copy_results, make_model, make_preferences, plans, smoke, write_rows
 
 from bench.records import Completion, Labelled, Verdict, read_jsonl
+from bench.store import Store
+from bench.worker import describe, run_stage
 
 LOOP = [word for word in CELL if not word.startswith("method")]
 LOOP += ["method=iterative_dpo", "method.seed_training=null", "method.n_prompts=8", "method.sample_max_new_tokens=12"]
@@ -95,55 +98,85 @@ def test_labels_of_a_judge_over_http_stop_at_their_budget_go_on_and_cost_what_wa
     assert again.code == 0 and len(endpoint.asked) == asked, again.err
 
 
-def test_a_local_model_labels_in_process(trained: Path, tmp_path: Path) -> None:
-    model = make_model(tmp_path / "my-judge", max_positions=4096, heads=1)
-    words = [*LOOP, "method.labeller=judge", "judge@method.labelling_judge=local", f"method.labelling_judge.model={model}"]
-    done = bench(*words, results=trained)
-    assert done.code == 0, done.err + done.out
-    verdicts = files(trained, "judge", "verdicts.jsonl", Verdict)
-    assert len(verdicts) == 8 and {call.served for row in verdicts for call in row.calls} == {"my-judge"}
-    said = {row.item_id.split("/")[0]: row.preference for row in verdicts}
-    for row in new_labels(done):
-        assert row.p_first == pytest.approx(said[row.id])
+# Labels of a user's own model and prompts, stage by stage ---------------------------------------------------------------
 
 
-def test_a_judge_that_rates_labels_by_its_ratings(endpoint: Endpoint, trained: Path) -> None:
-    """Of each sample by itself; the endpoint rates the prompt's length, which the sample is a part of."""
-    endpoint.say = lambda body: f"[[{1 + len(body['messages'][1]['content']) % 9}]]"
-    judge = ["method.labeller=judge", "judge@method.labelling_judge=mt_bench", f"method.labelling_judge.base_url={endpoint.url}"]
-    done = bench(*LOOP, *judge, "method.labelling_judge.model=some-judge", "method.draws=4", results=trained)
-    assert done.code == 0, done.err + done.out
-    ratings: dict[str, dict[int, float]] = {}
-    for row in files(trained, "judge", "verdicts.jsonl", Verdict):
-        name, _, draw = row.item_id.partition("/")
-        ratings.setdefault(name, {})[int(draw or 0)] = row.rating
-    samples = {(row.id, row.completions[0]): row.draw for row in files(trained, "sample", "completions.jsonl", Completion)}
-    rows = new_labels(done)
-    assert len(rows) == 8 and any(row.first_preferred is not None for row in rows)
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, pairs and new prompts of a user's, and the results of all that labels them here."""
+    room = tmp_path_factory.mktemp("own")
+    make_model(room / "model")
+    make_preferences(room / "pairs.jsonl", paired=True, messages=True, n=12)
+    write_rows(room / "prompts.jsonl", [{"prompt": [{"role": "user", "content": f"name {i} dogs"}]} for i in range(6)])
+    return room
+
+
+def labels(own: Path, *words: str) -> tuple[list[Labelled], dict[str, list[Verdict]], dict[tuple[str, str], int]]:
+    """(labels, verdicts by prompt, draws by prompt and text) of the first iteration from the model as it is."""
+    usual = [f"model={own}/model", "model.max_length=128", "data=local", f"data.path={own}/pairs.jsonl", "judge=none", "data.fraction=0"]
+    usual += ["method=iterative_dpo", "method.seed_training=null", "method.n_prompts=6", "method.sample_max_new_tokens=6"]
+    stages = {stage.label: stage for stage in plans(*usual, f"method.prompts={own}/prompts.jsonl", *words)[-1].stages}
+    (label,) = (stage for stage in stages.values() if stage.kind == "label")
+    store = Store(own / "results" / "store")
+    for stage in label.walk():
+        if store.status(stage).state != "done":
+            run_stage(describe(stage, store) | {"sharing": [stage.key], "server": None})
+            store.forget(stage)
+    verdicts: dict[str, list[Verdict]] = {}
+    for stage in stages.values():
+        if stage.kind == "judge":
+            for verdict in read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict):
+                verdicts.setdefault(verdict.item_id.split("/")[0], []).append(verdict)
+    samples = read_jsonl(store.folder(stages["iteration 1 samples"]) / "completions.jsonl", Completion)
+    return list(read_jsonl(store.folder(label) / "labels.jsonl", Labelled)), verdicts, {(s.id, s.completions[0]): s.draw for s in samples}
+
+
+def test_a_local_model_labels_in_process(own: Path) -> None:
+    model = make_model(own / "my-judge", max_positions=4096, heads=1)
+    rows, verdicts, _ = labels(own, ASKED[0], "judge@method.labelling_judge=local", f"method.labelling_judge.model={model}")
+    assert len(rows) == 6
     for row in rows:
-        first, second = (ratings[row.id][samples[row.id, text]] for text in (row.first, row.second))
+        (verdict,) = verdicts[row.id]
+        assert {call.served for call in verdict.calls} == {"my-judge"}
+        assert row.p_first == pytest.approx(verdict.preference)
+        assert row.first_preferred == ((verdict.preference or 0.0) > 0.5)
+
+
+def test_a_judge_that_rates_labels_by_its_ratings(own: Path, endpoint: Endpoint) -> None:
+    """Each of four samples by itself; the endpoint's rating is a rule of what it is shown."""
+    endpoint.say = lambda body: f"[[{1 + len(body['messages'][1]['content']) % 9}]]"
+    judge = [ASKED[0], "judge@method.labelling_judge=mt_bench", f"method.labelling_judge.base_url={endpoint.url}"]
+    rows, verdicts, draws = labels(own, *judge, "method.labelling_judge.model=some-judge", "method.draws=4")
+    assert any(row.first_preferred is not None for row in rows)
+    for row in rows:
+        ratings = {int(verdict.item_id.partition("/")[2] or 0): verdict.rating or 0.0 for verdict in verdicts[row.id]}
+        assert len(ratings) == 4
+        first, second = (ratings[draws[row.id, text]] for text in (row.first, row.second))
         if row.first_preferred is not None:
-            assert {first, second} == {max(ratings[row.id].values()), min(ratings[row.id].values())}
+            assert (max(first, second), min(first, second)) == (max(ratings.values()), min(ratings.values()))
             assert row.first_preferred == (first > second)
 
 
-# Reward models --------------------------------------------------------------------------------------------------------
-
-
-def test_a_reward_model_from_a_folder_labels(trained: Path, tmp_path: Path) -> None:
+def test_a_reward_model_from_a_folder_labels(own: Path) -> None:
     """Any sequence classifier of one output: here one of random weights."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    source, folder = make_model(tmp_path / "model"), tmp_path / "my-rewards"
+    from bench.engines.reward import Scorer
+    from bench.tokens import row_ids
+
     torch.manual_seed(0)
-    AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    judge = ["method.labeller=judge", "judge@method.labelling_judge=reward_model", f"method.labelling_judge.model={folder}"]
-    done = bench(*LOOP, *judge, "method.draws=3", results=trained)
-    assert done.code == 0, done.err + done.out
-    assert "labelled by your reward model: 8 pairs" in why(trained)
-    assert any(row.first_preferred is not None for row in new_labels(done))
+    AutoModelForSequenceClassification.from_pretrained(own / "model", num_labels=1).save_pretrained(own / "my-rewards")
+    AutoTokenizer.from_pretrained(own / "model").save_pretrained(own / "my-rewards")
+    judge = [ASKED[0], "judge@method.labelling_judge=reward_model", f"method.labelling_judge.model={own}/my-rewards"]
+    rows, _, _ = labels(own, *judge)
+    scorer = Scorer(own / "my-rewards", "float32", 1)
+    for row in rows:
+        first, second = (scorer.rewards([row_ids(scorer.tokenizer, row.prompt, text, None)])[0] for text in (row.first, row.second))
+        assert row.p_first == pytest.approx(1 / (1 + math.exp(second - first)), abs=1e-5)
+
+
+# Keys and the door ----------------------------------------------------------------------------------------------------
 
 
 def test_a_ranker_may_learn_from_more_pairs_than_the_seed() -> None:
@@ -156,8 +189,6 @@ def test_a_ranker_may_learn_from_more_pairs_than_the_seed() -> None:
     assert many["seed policy (dpo)"] == few["seed policy (dpo)"]
     assert many["iteration 1 samples"] == few["iteration 1 samples"]
 
-
-# Keys and the door ----------------------------------------------------------------------------------------------------
 
 PLANNED = ("method=iterative_dpo", *ASKED, "method.labelling_judge.model=m")
 

@@ -482,7 +482,7 @@ def test_loops_run_on_the_users_own_model_pairs_and_prompts(tmp_path: Path) -> N
     demonstrations = write_rows(tmp_path / "demonstrations.jsonl", answered)
     own = [f"model={model}/", "model.max_length=128", "data=local", f"data.path={data}", "data.heldout_fraction=0.3", "data.n_kl_prompts=2"]
     own += ["judge=none", "judge.n_items=2", "judge.decoding.max_new_tokens=6", "method.n_prompts=6", "method.sample_max_new_tokens=6"]
-    own += ["method.num_train_epochs=1.0", "method.learning_rate=1e-3"]
+    own += ["method.num_train_epochs=1.0", "method.learning_rate=1e-3", "method.batch_size=2", "method.warmup_ratio=0"]
     unlabelled = ["method.seed_training=null", "method.judging_reference=base", f"model.base={base}", "data.fraction=0"]
     for words, who in (
         (["method=spa", "method.iteration=2", *unlabelled], "implicit"),
