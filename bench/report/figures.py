@@ -55,7 +55,8 @@ KL = Axis(
 
 
 def draw(pooled: Pooled, title: str, folder: Path) -> list[Path]:
-    """PNG and SVG of each figure that has something to show; the paths of the PNGs."""
+    """PNG and SVG of each figure that has something to show; the paths of the PNGs. Of a title what stands before its brackets is drawn."""
+    title = title.partition(" (")[0]
     judged = [group for group in pooled.groups if group.pooled("win_rate")]
     trained = [group for group in judged if group.is_trained]
     paths = []
