@@ -34,6 +34,7 @@ from bench.config import (
     RefinedDpo,
     Serving,
     Settings,
+    SftTraining,
     Trained,
     Training,
     Vllm,
@@ -150,6 +151,7 @@ class Policy:
     control: str | None = None  # token after every prompt, whatever is asked or scored; engines refuse the model without it
     reward_model: Stage | Source | None = None
     best_of: int = 1
+    labels: Sequence[Stage] = ()  # of the pairs that its last training read, where a loop made them; the loop's latest last
 
 
 Chain = Callable[[Cell, Ground], Policy]
@@ -175,6 +177,8 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
             "kl_policy_logps": completion_logps(cell, policy, kl, "policy's log-probs for KL"),
             "kl_reference_logps": completion_logps(cell, Policy(ground.start, None), kl, "reference's log-probs for KL"),
         }
+    if policy.labels:
+        inputs |= {"training": policy.train} | {f"labels_{number:02d}": labels for number, labels in enumerate(policy.labels)}
     roles["train"] = policy.train
     if isinstance(cell.data, FILES) and "items" not in ground.preferences.inputs and (items := _asked(cell, sources)) is not None:
         roles["overlap"] = stage("data", OverlapData(), {"preferences": ground.preferences, "items": items}, "overlap with judge's items")
@@ -381,17 +385,20 @@ def _tuned(cell: Cell, sources: Sources) -> Stage | Source | None:
 
 def _world_start(cell: Cell, model: WorldModel) -> Stage:
     assert isinstance(cell.data, WorldData)
-    training = model.pretraining
+    data, training = cell.data, model.pretraining
     corpus = CorpusData(family=family(cell), n=training.steps * training.batch_size, seed=training.seed)
     architecture = model.model_dump(include={"hidden_size", "num_layers", "num_heads", "intermediate_size", "max_length"})
     base = stage("sft", BaseSettings(**architecture, pretraining=training), {"corpus": stage("data", corpus, label="corpus")}, "base model")
-    demonstrations = DemonstrationData(family=family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed)
-    return stage(
-        "sft",
-        SftSettings(training=model.sft, max_length=model.max_length, seed=cell.seed),
-        {"model": base, "demonstrations": stage("data", demonstrations, label="demonstrations")},
-        "start model",
-    )
+
+    def tuned(model_before: Stage, writer: Writer, sft: SftTraining, name: str) -> Stage:
+        demonstrations = DemonstrationData(family=family(cell), writer=writer, n=data.n_demonstrations, seed=cell.seed)
+        inputs = {"model": model_before, "demonstrations": stage("data", demonstrations, label=f"{name}demonstrations")}
+        return stage("sft", SftSettings(training=sft, max_length=model.max_length, seed=cell.seed), inputs, f"{name}start model")
+
+    if data.earlier:
+        sft = model.sft.model_copy(update={"steps": data.earlier.steps})
+        base = tuned(base, data.earlier.demonstrations, sft, "earlier ")
+    return tuned(base, data.demonstrations, model.sft, "")
 
 
 def _prompts(cell: Cell, split: Split, n: int, *, seed: int, n_turns: Literal[1, 2] = 1, reference: Writer | None = None) -> Stage:

@@ -127,6 +127,15 @@ class Labelled(Record):
 
 
 @dataclass(frozen=True)
+class Trust(Record):
+    """What a noise detector said of a pair's label when training came to it; `confidence` in [0, 1]: how likely it held the label to be."""
+
+    id: str
+    distrusted: bool
+    confidence: float
+
+
+@dataclass(frozen=True)
 class Completion(Record):
     """What a policy wrote for an item: one text and token count a turn, EOS included in the count.
 
@@ -287,6 +296,18 @@ def _mean_turn(turns: list[Verdict]) -> Verdict:
 def text_digest(text: str) -> str:
     """How verdicts name the text that was judged."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_detections(training: Path, labels: Iterable[Path]) -> list[tuple[bool, bool]] | None:
+    """(distrusted, mislabelled) of each pair that a training's noise detector looked at and whose truth is known; None without a detector.
+
+    `labels`: folders of the label stages that the training's pairs come from.
+    """
+    if not (path := training / "trust.jsonl").exists():
+        return None
+    correct = {label.id: label.correct for folder in labels for label in read_jsonl(folder / "labels.jsonl", Labelled)}
+    looked_at = [(trust.distrusted, correct.get(trust.id)) for trust in read_jsonl(path, Trust)]
+    return [(distrusted, not right) for distrusted, right in looked_at if right is not None]
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bench.config import Why
 from bench.door import BadConfig
+from bench.records import read_detections
 from bench.store import Store
 
 SHORT = 8  # digits of a key, for people
@@ -66,7 +67,7 @@ def lineage(folder: Path, store: Store) -> Lineage:
     writers = [step.inputs["model"] for step in steps.values() if step.kind == "generate" and "model" in step.inputs]
     wanted = set(_ancestors(writers, steps)) if writers else set(steps)
     wanted |= {key for key, step in steps.items() if step.failed}
-    kept = [step for key, step in steps.items() if key in wanted]
+    kept = [_with_detections(step, steps, store) for key, step in steps.items() if key in wanted]
     return Lineage(folder.name, written["failed"], kept)
 
 
@@ -79,6 +80,20 @@ def _step(key: str, kind: str, label: str, store: Store) -> Step:
         why = json.loads(failure.read_text())["error"] if failure.exists() else str(error) if folder.exists() else "not run"
         return Step(key, kind, label, {}, {}, {}, why)
     return Step(key, kind, label, manifest.settings, {role: facts["key"] for role, facts in manifest.inputs.items()}, manifest.counts)
+
+
+def _with_detections(step: Step, steps: Mapping[str, Step], store: Store) -> Step:
+    """A training whose noise detector was recorded counts how right it was, where the truth of its labels is known."""
+    if step.kind != "train" or step.failed or (pairs := steps.get(step.inputs.get("preferences", ""))) is None:
+        return step
+    behind = [steps[key] for key in pairs.inputs.values() if key in steps]
+    keys = [each.key if each.kind == "label" else each.inputs.get("train", "") for each in behind]  # of a loop, or of the labelled data
+    labels = [store.root / "label" / key for key in keys if key in steps and not steps[key].failed]
+    if (found := read_detections(store.root / "train" / step.key, labels)) is None:
+        return step
+    counts = {"looked_at": len(found), "mislabelled": sum(wrong for _, wrong in found)}
+    counts |= {"distrusted": sum(distrusted for distrusted, _ in found), "caught": sum(distrusted and wrong for distrusted, wrong in found)}
+    return replace(step, counts={**step.counts, **counts})
 
 
 def _ancestors(keys: list[str], steps: Mapping[str, Step]) -> Iterator[str]:
@@ -132,7 +147,7 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
         case "train":
             against = f", against {model_of('reference_logps')}" if "reference_logps" in step.inputs else ""
             trained = f"{step.settings['method']['name']} from {name('model')} on {name('preferences')}"
-            return f"{trained}{against}: {counts['rows']} rows, {counts['steps']} steps"
+            return f"{trained}{against}: {counts['rows']} rows, {counts['steps']} steps{_detections(counts)}"
         case "sft":
             read = ", ".join(name(role) for role in sorted(step.inputs) if role != "model")
             return f"from {name('model') if 'model' in step.inputs else 'nothing'} on {read}"
@@ -163,3 +178,14 @@ def _ties(counts: Mapping[str, int]) -> str:
 def _accuracy(counts: Mapping[str, int]) -> str:
     n = counts["with_truth"]
     return f"{counts['correct']} of {n} labels right ({counts['correct'] / n:.1%})" if n else "no label with a known truth"
+
+
+def _detections(counts: Mapping[str, int]) -> str:
+    if "looked_at" not in counts:
+        return ""
+    if not counts["looked_at"]:
+        return "; noise detector: it looked at no label with a known truth"
+    found, wrong = counts["distrusted"], counts["mislabelled"]
+    precision = f", {counts['caught'] / found:.1%} of these wrong" if found else ""
+    recall = f", {counts['caught'] / wrong:.1%} of the {wrong} wrong ones found" if wrong else ", none was wrong"
+    return f"; noise detector: {found} of {counts['looked_at']} labels with a known truth distrusted{precision}{recall}"

@@ -181,6 +181,10 @@ WORLD_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "data.demonstrations.missed_constraint": (0.2, {"demonstrations"}),
     "data.demonstrations.filler": (0.2, {"demonstrations"}),
     "data.n_demonstrations": (100, {"demonstrations"}),
+    "data.earlier": (
+        {"data.earlier": {"demonstrations": {"error": 0.2, "missed_constraint": 0.7, "filler": 0.6}, "steps": 200}},
+        {"start model"},
+    ),
     "data.n_prompts": (100, {"train prompts"}),
     "data.n_heldout_prompts": (100, {"heldout prompts"}),
     "data.n_kl_prompts": (100, {"kl prompts"}),

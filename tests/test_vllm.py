@@ -66,7 +66,8 @@ def test_how_vllm_is_run_reaches_no_key_and_what_it_runs_does() -> None:
 
 def test_another_engine_writes_and_transformers_scores_unless_told_otherwise(models: tuple[Path, Path], tmp_path: Path) -> None:
     data = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True)
-    words = ["model=local", f"model.path={models[0]}", "model.max_length=256", "data=local", f"data.path={data}", "judge=none", "method=dpo"]
+    words = ["model=local", f"model.path={models[0]}", "model.max_length=256", "data=local", f"data.path={data}"]
+    words += ["judge=none", "method=dpo"]
     with_it = ["engine=vllm", "do=plan"]
     ours, theirs, all_theirs = (plans(*words, *more)[-1] for more in ([], with_it, [*with_it, "engine.logps=vllm"]))
     assert ours.roles["train"].key == theirs.roles["train"].key == all_theirs.roles["train"].key
@@ -129,8 +130,9 @@ def test_a_sweep_with_vllm_gives_the_greedy_completions_of_one_with_transformers
     python: str, models: tuple[Path, Path], tmp_path: Path
 ) -> None:
     data = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True)
-    words = ["model=local", f"model.path={models[0]}", "model.max_length=256", "data=local", f"data.path={data}", "judge=none", "judge.n_items=6"]
-    words += ["method=none,dpo", "judge.decoding.temperature=0", "judge.decoding.max_new_tokens=12", "hydra.launcher.workers=1"]
+    words = ["model=local", f"model.path={models[0]}", "model.max_length=256", "data=local", f"data.path={data}"]
+    words += ["judge=none", "judge.n_items=6", "method=none,dpo"]
+    words += ["judge.decoding.temperature=0", "judge.decoding.max_new_tokens=12", "hydra.launcher.workers=1"]
     words += ["engine.logps=vllm", "engine=vllm", f"engine.python={python}"]
     theirs = bench(*words, results=tmp_path / "vllm", timeout_s=600)
     ours = bench(*(word for word in words if not word.startswith("engine")), results=tmp_path / "transformers", timeout_s=600)

@@ -25,6 +25,13 @@ Form = Literal["paired", "unpaired"]
 Overlap = Literal["report", "drop", "refuse"]
 
 
+class Earlier(Settings):
+    """Worse habits: what a start model was fine-tuned on before its demonstrations, for so many steps."""
+
+    demonstrations: Writer
+    steps: Count
+
+
 class WorldData(Settings):
     """Demonstrations for the start model, then pairs of completions that an annotator labels."""
 
@@ -32,6 +39,7 @@ class WorldData(Settings):
     name: Name
     demonstrations: Writer
     n_demonstrations: Count
+    earlier: Earlier | None
     n_prompts: Count
     n_heldout_prompts: Count
     n_kl_prompts: Count

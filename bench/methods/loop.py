@@ -89,12 +89,14 @@ def unfold(cell: Cell, ground: Ground, method: Method) -> Policy:
     if method.seed_pairs is not None:
         before = ground.start
     data: list[Stage] = [] if method.seed_pairs is None else [method.seed_pairs]
+    read: list[Stage] = []
     trained = policy if method.seed_pairs is not None else None
     for t in range(method.first, settings.iteration + 1):
         items = method.items(t)
         round_ = Round(t, policy, before, items, _samples(cell, settings, policy, items, method.draws, t))
         data.append(method.labels(round_))
         pairs = _pairs(cell, settings, data, round_)
+        read = [source for _, source in sorted(pairs.inputs.items())]  # type: ignore[misc]
         reference = ground.start if method.training_reference == "start" else policy
         label = round_.label("reference log-probs")
         logps = plan.preference_logps(cell, Policy(reference, None), pairs, splits=("train",), mismatched=False, label=label)
@@ -104,7 +106,13 @@ def unfold(cell: Cell, ground: Ground, method: Method) -> Policy:
         before, policy = policy, _trained(cell, method.training(t), inputs, round_.label(f"policy ({settings.name})"))  # type: ignore[attr-defined]
         trained = policy
     assert trained is None or isinstance(trained, Stage)
-    return Policy(policy, trained)
+    return Policy(policy, trained, labels=[labels for source in read if (labels := _labels_of(source)) is not None])
+
+
+def _labels_of(source: Stage) -> Stage | None:
+    """The label stage behind pairs: itself, or that of the labelled data's train rows; None of a user's file."""
+    labels = source if source.kind == "label" else source.inputs.get("train")
+    return labels if isinstance(labels, Stage) else None
 
 
 def seeded(cell: Cell, ground: Ground, seed: SeedTraining) -> Stage:

@@ -22,7 +22,8 @@ reward has its β.
 Deviations: a forward pass is held against the confidences before it, of this device, and then joins them. Optimiser and schedule come from
 the scale preset (the paper: AdamW, cosine, 10 % warm-up). With α 0 it is iterative_dpo with implicit labels, bit for bit.
 
-spa/distrusted: share of a batch with z = 1; spa/confidence: σ(βΔ̃), mean; others as for DPO.
+spa/distrusted: share of a batch with z = 1; spa/confidence: σ(βΔ̃), mean; others as for DPO. trust.jsonl: z and σ(βΔ̃) of each pair that a
+step came to after the delay, which the score stage holds against the truth where that is known.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
     from bench import losses
     from bench.engines.hf import in_float32, load_model
     from bench.methods.training import Prepared, method_arguments, outputs_of, paired_rows
+    from bench.records import Trust, write_jsonl
 
     assert isinstance(job.settings.method, RefinedDpo)
     settings: RefinedDpo = job.settings.method
@@ -121,6 +123,25 @@ def make_trainer(job: TrainingJob) -> Trainer:
         reference = in_float32(load_model(job.reference_model, job.settings.dtype, job.settings.loading, job.base))
 
     class RefinedTrainer(Prepared, DPOTrainer):
+        judgements: list[tuple[bool, float]]  # of the latest batch: distrusted, confidence
+        trust: list[Trust]
+
+        def train(self, *args: Any, **named: Any) -> Any:
+            result = super().train(*args, **named)
+            write_jsonl(job.out / "trust.jsonl", self.trust)
+            return result
+
+        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **named: Any) -> torch.Tensor:
+            rows = inputs["row"].tolist()
+            loss = super().training_step(model, inputs, *args, **named)
+            if not self.delayed:
+                self.trust += [Trust(self.fed.examples[i].row.id, *found) for i, found in zip(rows, self.judgements, strict=True)]
+            return loss
+
+        @property
+        def delayed(self) -> bool:
+            return self.state.global_step < settings.delay * self.state.max_steps
+
         def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
             with outputs_of(model) as seen:
                 result = super()._compute_loss(model, inputs, return_outputs)  # its metrics; the loss it names (DPO's) is dropped
@@ -128,12 +149,14 @@ def make_trainer(job: TrainingJob) -> Trainer:
             pairs = losses.pair_logps(seen[0].log_probs, inputs["completion_mask"], **references)
             margins = settings.beta * self.judged(model, inputs, pairs)
             distrusts = self.threshold.distrusts(margins.tolist())
-            if self.state.global_step < settings.delay * self.state.max_steps:
+            if self.delayed:
                 distrusts = [False] * len(distrusts)
+            confidences = torch.sigmoid(margins)
+            self.judgements = list(zip(distrusts, confidences.tolist(), strict=True))
             distrusted = torch.tensor(distrusts, dtype=pairs.chosen.dtype, device=pairs.chosen.device)
             found = losses.refined_dpo(pairs, distrusted, beta=settings.beta, alpha=settings.alpha).mean()
             self._metrics["train"]["spa/distrusted"].append(distrusted.mean().item())
-            self._metrics["train"]["spa/confidence"].append(torch.sigmoid(margins).mean().item())
+            self._metrics["train"]["spa/confidence"].append(confidences.mean().item())
             if self.aux_loss_enabled:
                 found = found + self.router_aux_loss_coef * seen[0].aux_loss
             return (found, result[1]) if return_outputs else found
@@ -151,6 +174,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
 
     trainer = RefinedTrainer.over(paired_rows(job), job, DPOConfig(**method_arguments(job), beta=settings.beta))
     trainer.threshold = RunningThreshold(settings.distrusted, settings.window, settings.threshold)  # type: ignore[attr-defined]
+    trainer.trust = []  # type: ignore[attr-defined]
     return trainer
 
 

@@ -1,13 +1,14 @@
-"""Figures of a sweep: win rate against what it varies, and against the KL to the start model."""
+"""Figures of a sweep: win rate against what it varies, and against the KL to the start model (small letters: beta, iteration)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.report.rows import Group, method_name
+from bench.report.rows import Group, Pooled, method_name, settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,41 +26,77 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
 }
 
-KL_LABEL = "KL to the start model, nats (small numbers: beta)"
 Value = Callable[[Group], float | None]
+NAMES = {"model.name": "", "data.name": "", "method.beta": "beta", "data.fraction": "labels", "method.iteration": "iteration"}
 
 
-def draw(groups: Sequence[Group], title: str, folder: Path) -> list[Path]:
-    """PNG and SVG of each figure that has something to show, two judges in figures of their own; the paths of the PNGs."""
+@dataclass(frozen=True)
+class Axis:
+    """What a figure is over; `about`: the settings that its lines run over, and so do not tell lines apart."""
+
+    name: str
+    label: str
+    value: Value
+    about: frozenset[str]
+    log: bool = False
+
+
+AXES = (  # 0 has no place on a log scale
+    Axis("beta", "beta", lambda g: getattr(g.cell.method, "beta", None), frozenset({"method.beta"}), log=True),
+    Axis("fraction", "share of labels used, %", lambda g: 100 * g.cell.data.fraction or None, frozenset({"data.fraction"}), log=True),
+    Axis("iteration", "iteration", lambda g: getattr(g.cell.method, "iteration", None), frozenset({"method.iteration"})),
+)
+KL = Axis(
+    "kl",
+    "KL to the start model, nats (beside the points: beta, iteration)",
+    lambda g: found.mean if (found := g.pooled("kl")) else None,
+    frozenset({"method.beta", "data.fraction", "method.iteration"}),
+)
+
+
+def draw(pooled: Pooled, title: str, folder: Path) -> list[Path]:
+    """PNG and SVG of each figure that has something to show, two judges in figures of their own; the paths of the PNGs. Of a title what
+    stands before its brackets is drawn."""
+    title = title.partition(" (")[0]
     by_judge: dict[Any, list[Group]] = {}
-    for group in groups:
+    for group in pooled.groups:
         by_judge.setdefault(group.cell.judge, []).append(group)
     several = len(by_judge) > 1
     paths = []
     for number, (judge, found) in enumerate(by_judge.items(), 1):
-        paths += _of_judge(found, f"{title} ({judge.name})" if several else title, folder, f"_judge{number}" if several else "")
+        headed, ending = (f"{title} ({judge.name})", f"_judge{number}") if several else (title, "")
+        paths += _of_judge(found, pooled.varied, headed, folder, ending)
     return paths
 
 
-def _of_judge(groups: Sequence[Group], title: str, folder: Path, ending: str) -> list[Path]:
+def _of_judge(groups: Sequence[Group], varied: Sequence[str], title: str, folder: Path, ending: str) -> list[Path]:
     judged = [group for group in groups if group.pooled("win_rate")]
     trained = [group for group in judged if group.is_trained]
     paths = []
-    for name, label, value, log in (
-        ("beta", "beta", lambda g: getattr(g.cell.method, "beta", None), True),
-        ("fraction", "share of labels used, %", lambda g: 100 * g.cell.data.fraction or None, True),  # 0 has no place on a log scale
-    ):
-        if len({value(group) for group in trained}) > 1:
-            plot = partial(_curves, groups=judged, value=value, label=label, log=log)
-            paths += _save(folder / f"win_rate_by_{name}{ending}", plot, title)
+    for axis in AXES:
+        lines = _lines(judged, varied, axis)
+        if any(len({axis.value(group) for group in members}) > 1 for members in lines.values()):
+            paths += _save(folder / f"win_rate_by_{axis.name}{ending}", partial(_curves, lines=lines, axis=axis), title)
     if trained:
-        paths += _save(folder / f"win_rate_by_kl{ending}", partial(_curves, groups=judged, value=_kl, label=KL_LABEL, log=False), title)
+        lines = _lines(judged, varied, KL)
+        paths += _save(folder / f"win_rate_by_kl{ending}", partial(_curves, lines=lines, axis=KL), title)
     return paths
 
 
-def _kl(group: Group) -> float | None:
-    pooled = group.pooled("kl")
-    return pooled.mean if pooled else None
+def _lines(groups: Sequence[Group], varied: Sequence[str], axis: Axis) -> dict[str, list[Group]]:
+    """Groups by what they have in common but for what the axis is about: the method, and what else tells cells of it apart."""
+    flat = {group.key: settings(group.cell) for group in groups}
+    lines: dict[str, list[Group]] = {}
+    for group in groups:
+        name = method_name(group.cell)
+        alike = [flat[other.key] for other in groups if other.is_trained and method_name(other.cell) == name]
+        everyone = [flat[other.key] for other in groups if other.is_trained]
+        for key in [*NAMES, *varied]:
+            among = everyone if key in ("model.name", "data.name") else alike
+            if key in flat[group.key] and key not in axis.about and len({each.get(key) for each in among}) > 1:
+                name += f" {NAMES.get(key, key.rpartition('.')[2])} {flat[group.key][key]}".replace("  ", " ")
+        lines.setdefault(name, []).append(group)
+    return lines
 
 
 def _save(path: Path, plot: Callable[[Any], None], title: str) -> list[Path]:
@@ -78,51 +115,59 @@ def _save(path: Path, plot: Callable[[Any], None], title: str) -> list[Path]:
     return [path.with_suffix(".png")]
 
 
-def _curves(ax: Axes, *, groups: Sequence[Group], value: Value, label: str, log: bool) -> None:
-    """A line per method (and model or data where several), intervals as bars; start models and files as dashed lines with their band."""
-    lines: dict[str, list[Group]] = {}
-    several = {name: len({getattr(g.cell, name).name for g in groups if g.is_trained}) > 1 for name in ("model", "data")}
-    for group in groups:
-        parts = [method_name(group.cell)]
-        parts += [getattr(group.cell, name).name for name, many in several.items() if many]
-        lines.setdefault(" ".join(parts), []).append(group)
-    drawn = 0
+def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> None:
+    """Each line's groups with their intervals as bars; what has no place on the axis (start models, files, methods without it) as a level
+    with its band."""
+    drawn: dict[str, list[Group]] = {}
     for name, members in lines.items():
-        if not members[0].is_trained:
-            _start(ax, members[0], name)
-            continue
-        members = sorted((g for g in members if value(g) is not None), key=lambda g: value(g) or 0.0)
-        x = [v for group in members if (v := value(group)) is not None]
-        y = [100 * pooled.mean for group in members if (pooled := group.pooled("win_rate"))]
-        ends = [group.interval("win_rate") for group in members]
-        bars = [
-            [max(0.0, m - 100 * e[0]) if e else 0.0 for m, e in zip(y, ends, strict=True)],
-            [max(0.0, 100 * e[1] - m) if e else 0.0 for m, e in zip(y, ends, strict=True)],
-        ]
-        colour, marker = COLOURS[drawn % len(COLOURS)], MARKERS[drawn % len(MARKERS)]
-        line = "-" if log else "none"
-        ax.errorbar(x, y, yerr=bars, label=name, color=colour, marker=marker, markersize=5, capsize=3, linewidth=1.4, linestyle=line)
-        if not log:
-            for group, across, up in zip(members, x, y, strict=True):
-                if (beta := getattr(group.cell.method, "beta", None)) is not None:
-                    ax.annotate(f"{beta:g}", (across, up), textcoords="offset points", xytext=(5, 3), fontsize=7, color=colour)
-        drawn += 1
-    if log:
+        placed = [group for group in members if group.is_trained and axis.value(group) is not None]
+        if placed:
+            drawn[name] = sorted(placed, key=lambda group: axis.value(group) or 0.0)
+    ticks = sorted({v for members in drawn.values() for group in members if (v := axis.value(group)) is not None})
+    for number, (name, members) in enumerate(drawn.items()):
+        aside = (number - (len(drawn) - 1) / 2) * 0.03 if axis.name == "iteration" else 0.0  # bars of lines that touch stay apart
+        _curve(ax, members, name, axis, number, aside)
+    for number, name in enumerate(name for name in lines if name not in drawn):
+        _level(ax, lines[name][0], name, number, len(drawn))
+    if axis.log:
         ax.set_xscale("log")
-        ticks = sorted({v for group in groups if group.is_trained and (v := value(group)) is not None})
+    elif axis.name == "kl" and any(group.is_start for members in lines.values() for group in members):
+        ax.set_xlim(left=0)
+    if axis.name != "kl":
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
-    elif any(group.is_start for group in groups):
-        ax.set_xlim(left=0)
-    ax.set_xlabel(label)
+    ax.set_xlabel(axis.label)
     ax.set_ylabel("win rate, % (95 % interval)")
-    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _start(ax: Axes, group: Group, name: str) -> None:
+def _curve(ax: Axes, members: Sequence[Group], name: str, axis: Axis, number: int, aside: float) -> None:
+    x = [v + aside for group in members if (v := axis.value(group)) is not None]
+    y = [100 * pooled.mean for group in members if (pooled := group.pooled("win_rate"))]
+    ends = [group.interval("win_rate") for group in members]
+    bars = [
+        [max(0.0, m - 100 * e[0]) if e else 0.0 for m, e in zip(y, ends, strict=True)],
+        [max(0.0, 100 * e[1] - m) if e else 0.0 for m, e in zip(y, ends, strict=True)],
+    ]
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    line = "none" if axis.name == "kl" else ("-", "--", ":")[number // len(COLOURS) % 3]
+    ax.errorbar(x, y, yerr=bars, label=name, color=colour, marker=marker, markersize=5, capsize=3, linewidth=1.4, linestyle=line)
+    if axis.name == "kl":
+        for group, across, up in zip(members, x, y, strict=True):
+            ax.annotate(_small(group), (across, up), textcoords="offset points", xytext=(5, 3), fontsize=7, color=colour)
+
+
+def _small(group: Group) -> str:
+    """What stands beside a point: its beta, and its iteration where it has one."""
+    beta, iteration = (getattr(group.cell.method, name, None) for name in ("beta", "iteration"))
+    return " ".join(([] if beta is None else [f"{beta:g}"]) + ([] if iteration is None else [f"i{iteration}"]))
+
+
+def _level(ax: Axes, group: Group, name: str, number: int, lines: int) -> None:
     pooled, ends = group.pooled("win_rate"), group.interval("win_rate")
     if pooled is None:
         return
-    ax.axhline(100 * pooled.mean, color="0.4", linestyle="--", linewidth=1, label=name)
+    colour = COLOURS[(lines + number) % len(COLOURS)] if group.is_trained else "0.4"
+    ax.axhline(100 * pooled.mean, color=colour, linestyle="-." if group.is_trained else "--", linewidth=1, label=name)
     if ends:
-        ax.axhspan(100 * ends[0], 100 * ends[1], color="0.4", alpha=0.12, linewidth=0)
+        ax.axhspan(100 * ends[0], 100 * ends[1], color=colour, alpha=0.1, linewidth=0)

@@ -66,7 +66,7 @@ def seedless(cell: Cell) -> str:
     config = cell.model_dump(mode="json", exclude={"seed"})
     chosen_answers = isinstance(cell.judge, GoldJudge) and cell.judge.preference.opponent == "chosen"
     if cell.method.name == "none" and isinstance(cell.data, WorldData) and not chosen_answers:
-        config["data"] = {name: config["data"][name] for name in ("kind", "demonstrations", "n_demonstrations")}
+        config["data"] = {name: config["data"][name] for name in ("kind", "demonstrations", "n_demonstrations", "earlier")}
     return hash_key(config)
 
 
@@ -332,7 +332,7 @@ def chosen(cell: Cell, key: str) -> Any:
     value: Any = cell
     for part in key.split("."):
         value = getattr(value, part, None)
-    return getattr(value, "name", value)
+    return list(value) if isinstance(value, tuple) else getattr(value, "name", value)
 
 
 def _values(group: Sequence[Row], of: str) -> dict[int, Mapping[str, float | None]]:

@@ -60,6 +60,9 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
         ("rating", lambda g: _number(g, "rating", 2)),
         ("reward acc. %", lambda g: _number(g, "reward_accuracy", 1, 100)),
         ("reward AUC %", lambda g: _number(g, "reward_auc", 1, 100)),
+        ("label acc. %", lambda g: _number(g, "label_accuracy", 1, 100)),
+        ("noise prec. %", lambda g: _number(g, "noise_precision", 1, 100)),
+        ("noise recall %", lambda g: _number(g, "noise_recall", 1, 100)),
         ("KL nats", lambda g: _number(g, "kl", 2)),
         ("length", lambda g: _number(g, "mean_length", 1)),
     ]

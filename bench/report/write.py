@@ -66,7 +66,7 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     (folder / "plan.json").write_text(json.dumps(_plan(sweep), indent=1))
     for row in rows:
         write_samples(row, store, folder / "completions")
-    drawn = figures.draw(pooled.groups, sweep.title, folder / "figures")
+    drawn = figures.draw(pooled, sweep.title, folder / "figures")
     return Paths(folder, drawn, table, _short([*certificate.short(), *said], folder))
 
 

@@ -11,6 +11,10 @@ reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows; l
 shift_chosen, shift_rejected log π/π_ref a token of held-out completions, in nats: how far they rose or fell from the start model
 reward_best                  best of n: mean reward of the chosen completions; it and reward_* are then the reward model's, in its own units
 kl                           KL(π || π_ref) of whole completions in nats, on the policy's own samples at temperature 1
+label_accuracy               of a loop's latest labels: share that agrees with the truth, where it is known and no tie
+noise_precision, noise_recall   of SPA's noise detector, over the pairs that it looked at: share of the distrusted labels that are wrong,
+                             share of the wrong labels that are distrusted; noise_share: share of labels that are wrong, which is the
+                             precision of distrusting at random
 mean_length, mean_tokens, unfinished   of the evaluation completions: characters, tokens, share cut at max_new_tokens
 repetition                   share of a completion's word 3-grams that it has written before (rep-3 of Su et al. 2022), mean over
                              the completions that have any
@@ -36,11 +40,13 @@ from bench.plan import member_label
 from bench.records import (
     Completion,
     Item,
+    Labelled,
     Pair,
     Result,
     Unpaired,
     Verdict,
     preference_verdicts,
+    read_detections,
     read_jsonl,
     read_logps,
     read_rewards,
@@ -55,6 +61,7 @@ FROM_FILE = "the completions come from a file: there is no model to ask"
 OWN_REFERENCE = "the start model is its own reference"
 COMPLETIONS = ("preference_completions", "rating_completions", "plain_completions")  # whose lengths are told, the first that is there
 NO_JUDGE = "no judge is set (judge=none)"
+NO_TRUTH = "no label's truth is known"
 
 
 @dataclass
@@ -96,6 +103,7 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
         numbers.add("reward_best", stats.mean_estimate([reward for name, reward in chosen.items() if name.endswith("/0")]))
     _heldout(settings, inputs, numbers)
     _kl(settings, inputs, numbers)
+    _labels(inputs, numbers)
     return Result(numbers.metrics, dict(sorted(numbers.missing.items())), calibration.digest if calibration and preferred else None)
 
 
@@ -266,6 +274,19 @@ def _side(rows: Sequence[Pair] | Sequence[Unpaired], desirable: bool) -> Iterato
             yield f"heldout/{row.id}/{'chosen' if desirable else 'rejected'}"
         elif row.label == desirable:
             yield f"heldout/{row.id}/completion"
+
+
+def _labels(inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+    folders = [inputs[role] for role in sorted(inputs) if role.startswith("labels_")]
+    if not folders:
+        return
+    latest = read_jsonl(folders[-1] / "labels.jsonl", Labelled)
+    numbers.add("label_accuracy", stats.accuracy([label.correct for label in latest]), NO_TRUTH)
+    if (found := read_detections(inputs["training"], folders)) is None:
+        return
+    numbers.add("noise_precision", stats.accuracy([wrong for distrusted, wrong in found if distrusted]), "no label was distrusted")
+    numbers.add("noise_recall", stats.accuracy([distrusted for distrusted, wrong in found if wrong]), "no label is known to be wrong")
+    numbers.add("noise_share", stats.accuracy([wrong for _, wrong in found]), NO_TRUTH)
 
 
 def _kl(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) -> None:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny import bench, copy_results, make_model, make_preferences, plans, smoke, smoke_cell, write_rows
+from transformers import AutoModelForCausalLM
 
-from bench import methods, why
+from bench import kinds, methods, why
 from bench.config import Cell, Dpo, IterativeDpo, SeedTraining, Spa, Spin, Training, Why
 from bench.door import BadConfig, Opened
 from bench.forecast import token_bound
 from bench.kinds import TrainSettings
 from bench.plan import CellPlan, Sources, make_plan, plan_cell
-from bench.records import Item, Labelled, read_jsonl, read_logps, read_rows
+from bench.records import Item, Labelled, Trust, read_jsonl, read_logps, read_rows
 from bench.report.rows import Sweep, collect, flat_rows, pool
 from bench.report.tables import comparison_table
 from bench.run import write_cell
 from bench.store import Stage, Store, keyed_settings
+from bench.tokens import load_tokenizer, model_folder, preference_ids
 from bench.worker import describe, run_stage
 
 SMALL: dict[str, Any] = {"n_prompts": 24, "sample_temperature": 1.0, "sample_max_new_tokens": 12, "pairs": "fresh", "batch_size": 4}
@@ -301,6 +306,72 @@ def test_without_smoothing_spa_is_iterative_dpo_with_implicit_labels_bit_for_bit
     assert smoothed != weights[0]
 
 
+def test_what_the_noise_detector_said_is_held_against_the_truth(store: Store) -> None:
+    """Of every pair that a step came to; precision and recall counted again from the files, label by label."""
+    cell = spa(1)
+    labels = {row.id: row.correct for row in labels_of(cell, store, "iteration 1 labels (implicit)")}
+    trust = list(read_jsonl(store.folder(cell.roles["train"]) / "trust.jsonl", Trust))
+    pairs = read_rows(store.folder(labelled(cell)["iteration 1 pairs"]) / "train.jsonl")
+    assert sorted(row.id for row in trust) == sorted(row.id for row in pairs)  # one epoch, no delay
+    history = [json.loads(line) for line in (store.folder(cell.roles["train"]) / "history.jsonl").read_text().splitlines()]
+    sizes = [4] * (len(history) - 1) + [len(pairs) - 4 * (len(history) - 1)]
+    assert sum(row.distrusted for row in trust) == pytest.approx(
+        sum(size * row["spa/distrusted"] for size, row in zip(sizes, history, strict=True))
+    )
+    found = json.loads((store.folder(cell.score) / "result.json").read_text())
+    known = [correct for correct in labels.values() if correct is not None]
+    assert found["metrics"]["label_accuracy"] == pytest.approx(sum(known) / len(known))
+    wrong = [row for row in trust if labels[row.id] is False]
+    distrusted = [row for row in trust if row.distrusted and labels[row.id] is not None]
+    caught = [row for row in wrong if row.distrusted]
+    for name, part, whole in (("noise_precision", caught, distrusted), ("noise_recall", caught, wrong)):
+        if whole:
+            assert found["metrics"][name] == pytest.approx(len(part) / len(whole)) and found["metrics"][f"{name}_n"] == len(whole)
+        else:
+            assert name in found["missing"] and name not in found["metrics"]
+    row = flat_rows(collect(Sweep("s", "", "", [cell]), store, {}))[0]
+    assert row["label_accuracy"] == found["metrics"]["label_accuracy"] and "noise_share" in row
+
+
+def test_every_round_moved_the_weights_and_a_fresh_model_with_them_gives_their_log_probs(store: Store) -> None:
+    """Each training against the model it began from, and the log-probs that the next round took of it against a model loaded anew."""
+    cell = spin(1)
+    run_missing(list(cell.roles["train"].walk()), store)
+    stages = labelled(cell)
+    first, second = stages["iteration 0 policy (spin)"], stages["iteration 1 policy (spin)"]
+    for trained in (first, second, spa(1).roles["train"]):
+        before, after = (load_file(store.folder(s) / "model" / "model.safetensors") for s in (source(trained, "model"), trained))
+        assert all((after[name] - before[name]).abs().max() > 0 for name in after)
+    pairs = read_rows(store.folder(stages["iteration 1 pairs"]) / "train.jsonl")[:6]
+    stored = read_logps(store.folder(stages["iteration 1 reference log-probs"]))
+    for stage, same in ((first, True), (source(first, "model"), False)):
+        folder = model_folder(store.folder(stage))
+        fresh, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64), load_tokenizer(store.folder(stage))
+        ours, theirs = [], []
+        for row in pairs:
+            ids = preference_ids(tokenizer, row, 192)["chosen"]
+            with torch.no_grad():
+                logps = torch.log_softmax(fresh(input_ids=torch.tensor([ids.prompt + ids.completion])).logits[0], dim=-1)
+            places = range(len(ids.prompt) - 1, len(ids.prompt) + len(ids.completion) - 1)
+            ours.append(sum(logps[place, token].item() for place, token in zip(places, ids.completion, strict=True)))
+            theirs.append(stored[f"train/{row.id}/chosen"].logps)
+        assert (ours == pytest.approx(theirs, rel=1e-4)) == same
+
+
+def test_spin_on_given_pairs_is_dpo(store: Store) -> None:
+    """A DPO stage written out by hand, from and against the same model on the same pairs, is the very stage that SPIN trains with."""
+    stages = labelled(spin(1))
+    trained, before = stages["iteration 1 policy (spin)"], stages["iteration 0 policy (spin)"]
+    usual = smoke_cell("dpo", 0.1).cell.method.model_dump() | {"batch_size": 4, "learning_rate": 2e-3, "beta": 0.1}
+    settings = TrainSettings(method=Dpo.model_validate(usual), max_length=192, dtype="float32", seed=0)
+    pairs, reference = stages["iteration 1 pairs"], stages["iteration 1 reference log-probs"]
+    assert reference.inputs == {"model": before, "preferences": pairs}
+    assert kinds.stage("train", settings, {"model": before, "preferences": pairs, "reference_logps": reference}) == trained
+    run_missing(list(trained.walk()), store)
+    first = json.loads((store.folder(trained) / "history.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)  # opponent and policy are one
+
+
 def test_an_iteration_that_was_interrupted_goes_on_to_the_same_bytes(store: Store, tmp_path: Path) -> None:
     cell = spa(1)
     again = Store(Path(shutil.copytree(store.root, tmp_path / "store")))
@@ -368,6 +439,8 @@ def test_a_cells_lineage_says_who_made_labelled_and_trained_what(store: Store) -
     right = f"{counts['ties']} ties, 0 unscored, {counts['correct']} of {counts['with_truth']} labels right"
     assert judged + right in text
     assert "spa from seed policy (dpo) on iteration 1 pairs, against seed policy (dpo): " in text
+    looked_at = json.loads((store.folder(cell.score) / "result.json").read_text())["metrics"]["noise_share_n"]
+    assert "; noise detector: " in text and f" of {looked_at} labels with a known truth distrusted" in text
     assert "evaluation" not in text
     shutil.rmtree(store.folder(labelled(cell)["iteration 1 pairs"]))
     broken = "\n".join(why.lines(why.lineage(store.root.parent / "cells" / cell.name, store)))

@@ -19,7 +19,7 @@ from bench.kinds import TrainSettings
 from bench.methods import load
 from bench.methods.spa import RunningThreshold
 from bench.methods.training import TrainingJob
-from bench.records import Pair, read_logps, read_rows
+from bench.records import Pair, Trust, read_jsonl, read_logps, read_rows
 from bench.tokens import load_tokenizer, model_folder, preference_ids
 
 
@@ -138,6 +138,28 @@ def test_before_the_delay_is_over_no_label_is_smoothed(policy: Path, start: Path
         trainer.compute_loss(trainer.model, inputs[0])
         trainer.compute_loss(trainer.model, inputs[1])
         assert any(share > 0 for share in trainer._metrics["train"]["spa/distrusted"][-2:]) == smoothed
+
+
+def test_what_was_trained_is_what_a_fresh_model_with_its_weights_says(policy: Path, start: Path, tmp_path: Path) -> None:
+    """TRL replaces forward by a closure: the model in memory after training, and one loaded from what it saved, are one. Every label that
+    a step after the delay came to is recorded."""
+    trainer, rows = trainer_of(policy, start, tmp_path, delay=0.5, learning_rate=1e-3, num_train_epochs=2.0, warmup_ratio=0.0)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    assert all(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    trainer.model.save_pretrained(tmp_path / "model")
+    fresh, trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval(), trainer.model.eval()
+    old = load_model(policy, "float32").eval()
+    for row in rows[:4]:
+        ids = preference_ids(trainer.processing_class, row, 192)["chosen"]
+        with torch.no_grad():
+            ours, anew, then = (model(input_ids=torch.tensor([ids.prompt + ids.completion])).logits for model in (trained, fresh, old))
+        assert torch.equal(ours, anew)
+        assert not torch.allclose(ours, then, atol=1e-3)
+    trust = list(read_jsonl(tmp_path / "trust.jsonl", Trust))  # the second of two epochs, two steps each
+    assert sorted(said.id for said in trust) == sorted(row.id for row in rows)
+    assert all(0 < said.confidence < 1 for said in trust)
+    assert {said.distrusted for said in trust} == {True, False}
 
 
 def test_decoupling_without_a_reference_model_is_refused(policy: Path, tmp_path: Path) -> None:

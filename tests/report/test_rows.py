@@ -14,7 +14,7 @@ from bench import methods
 from bench.config import Expectation
 from bench.door import open_door
 from bench.plan import CellPlan, plan_cell, start_cell
-from bench.report import Row, Sweep, flat_rows, pool, write_files
+from bench.report import Row, Sweep, figures, flat_rows, pool, write_files
 from bench.report.rows import matches, seedless
 from bench.report.tables import comparison_table, latex, markdown
 from bench.run import with_start_cells
@@ -133,6 +133,22 @@ def test_each_side_of_a_file_s_expectations_is_one_group(path: Path) -> None:
     cells = [plan.cell for plan in _cells(f"+sweep={path.stem}")]
     for side in (side for expectation in opened.expectations for side in (expectation.better, expectation.worse)):
         assert len({seedless(cell) for cell in cells if matches(cell, side)}) == 1, side
+
+
+def test_a_figure_over_iterations_has_a_line_for_each_labeller_and_levels_for_what_has_no_iteration(tmp_path: Path) -> None:
+    """Lines of the smallest picture of a loop: its own, two labellers', the start model and a training without iterations as levels."""
+    labelled = ("method=iterative_dpo", "method.labeller=gold,random", "method.iteration=1,2")
+    asked = (("method=spa", "method.iteration=0,1"), labelled)
+    loops = [cell for words in asked for cell in _cells(*words, "data=world_constraints", "tracker=none")]
+    cells = {cell.key: cell for cell in [*loops, *_cells("method=dpo", "data=world_constraints", "tracker=none")]}
+    pooled = pool([_row(cell, 0.3 + 0.01 * number) for number, cell in enumerate(cells.values())])
+    axis = next(axis for axis in figures.AXES if axis.name == "iteration")
+    lines = {name: len(groups) for name, groups in figures._lines(pooled.groups, pooled.varied, axis).items()}
+    assert lines == {"start": 1, "spa": 2, "iterative_dpo labeller gold": 2, "iterative_dpo labeller random": 2, "dpo": 1}
+    drawn = figures.draw(pooled, "loops", tmp_path)
+    assert [path.name for path in drawn] == ["win_rate_by_iteration.png", "win_rate_by_kl.png"]
+    text = drawn[0].with_suffix(".svg").read_text()
+    assert all(f"<!-- {name} -->" in text for name in lines)
 
 
 def test_markdown_and_latex_escape_what_they_must() -> None:

@@ -20,8 +20,22 @@ from bench.kinds import (
     RankLabels,
     TaskFamily,
 )
-from bench.records import Completion, Item, Labelled, Logps, Pair, Reward, Text, Verdict, read_jsonl, read_rows, write_jsonl
-from bench.stages import data, label
+from bench.records import (
+    Completion,
+    Item,
+    Labelled,
+    Logps,
+    Pair,
+    Reward,
+    Text,
+    Trust,
+    Verdict,
+    read_detections,
+    read_jsonl,
+    read_rows,
+    write_jsonl,
+)
+from bench.stages import data, label, score
 from bench.stages.label import extremes
 from bench.worker import Outcome, Progress, StageRun
 
@@ -292,3 +306,38 @@ def test_nothing_but_ties_is_a_named_failure(tmp_path: Path) -> None:
     tie = Labelled("a", [{"role": "user", "content": "Say it."}], "one", "one", 0.5, None)
     with pytest.raises(ValueError, match="no pair is left of 1 labelled prompts: 1 were ties, 0 unscored"):
         run(data, LoopPairData(seed=0), tmp_path / "pairs", **{"00": folder(tmp_path / "labels", "labels.jsonl", [tie])})
+
+
+# What a noise detector said ---------------------------------------------------------------------------------------------
+
+
+def known(name: str, correct: bool | None) -> Labelled:
+    return Labelled(name, [], "a", "b", 0.5, True, correct)
+
+
+def test_a_noise_detector_is_held_against_labels_whose_truth_is_known(tmp_path: Path) -> None:
+    """Six pairs: distrusted are two wrong labels of three, one right one, and one that nobody knows of; the sixth was not looked at."""
+    truth = {"a": False, "b": False, "c": False, "d": True, "e": None, "f": False}
+    where = folder(tmp_path / "labels", "labels.jsonl", [known(name, correct) for name, correct in truth.items()])
+    said = {"a": True, "b": True, "c": False, "d": True, "e": True}
+    training = folder(tmp_path / "training", "trust.jsonl", [Trust(name, distrusted, 0.5) for name, distrusted in said.items()])
+    assert read_detections(training, [where]) == [(True, True), (True, True), (False, True), (True, False)]
+    numbers = score._Numbers()
+    score._labels({"labels_00": where, "training": training}, numbers)
+    assert numbers.metrics["label_accuracy"] == pytest.approx(1 / 5)
+    assert numbers.metrics["noise_precision"] == pytest.approx(2 / 3)
+    assert numbers.metrics["noise_recall"] == pytest.approx(2 / 3)
+    assert numbers.metrics["noise_share"] == pytest.approx(3 / 4)
+
+
+def test_without_a_truth_or_a_detector_there_is_no_number(tmp_path: Path) -> None:
+    where = folder(tmp_path / "labels", "labels.jsonl", [known("a", None)])
+    training = folder(tmp_path / "training", "trust.jsonl", [Trust("a", True, 0.4)])
+    numbers = score._Numbers()
+    score._labels({"labels_00": where, "training": training}, numbers)
+    assert not numbers.metrics
+    assert set(numbers.missing) == {"label_accuracy", "noise_precision", "noise_recall", "noise_share"}
+    (training / "trust.jsonl").unlink()
+    numbers = score._Numbers()
+    score._labels({"labels_00": where, "training": training}, numbers)
+    assert set(numbers.missing) == {"label_accuracy"}
