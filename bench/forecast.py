@@ -20,17 +20,21 @@ from bench.kinds import (
     DemonstratedData,
     GenerateSettings,
     JudgeItemData,
+    JudgeQuestionData,
     LocalPromptData,
     LogpsSettings,
     LoopPairData,
     NewPromptData,
     PairData,
     PromptData,
+    PromptRequestData,
+    RankedData,
     RewardModelSettings,
     RewardScoreSettings,
     SampleSettings,
     SftSettings,
     TrainSettings,
+    WrittenPromptData,
     stage,
 )
 from bench.store import Manifest, Source, Stage, Store, keyed_settings
@@ -69,6 +73,7 @@ def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, Estimate]:
 
 
 FAR = 10  # times the tokens
+MOST_CRITERIA = 7  # the world's six kinds of constraint, and the answer
 
 
 class Pace(NamedTuple):
@@ -155,7 +160,16 @@ def _answers(items: Stage | Source) -> int:
     assert isinstance(items, Stage)
     if isinstance(items.settings, ChosenData):
         return _answers(items.inputs["items"])
-    assert isinstance(items.settings, (PromptData, NewPromptData, DemonstratedData, LocalPromptData, JudgeItemData))
+    if isinstance(items.settings, RankedData):
+        return 0  # as many as the user's file has
+    if isinstance(items.settings, JudgeQuestionData):
+        judged = items.inputs["completions"]
+        assert isinstance(judged, Stage)
+        n = getattr(judged.settings, "draws", 2)
+        questions = {"pairwise": n * (n - 1), "criteria": n * MOST_CRITERIA}.get(items.settings.prompt, n)
+        return _answers(items.inputs["items"]) * questions
+    of_settings = (PromptData, NewPromptData, DemonstratedData, LocalPromptData, JudgeItemData, PromptRequestData, WrittenPromptData)
+    assert isinstance(items.settings, of_settings)
     return items.settings.n * getattr(items.settings, "n_turns", 1)
 
 

@@ -19,6 +19,7 @@ from bench.config import (
     Form,
     Fraction,
     GoldWeights,
+    JudgePrompt,
     Positive,
     Pretraining,
     Probability,
@@ -126,6 +127,60 @@ class LoopPairData(Settings):
     seed: int
 
 
+class RankedData(Settings):
+    """Pairs of a split as rankings: prompts as items, chosen and rejected completion as its two draws, rewards 1 and 0 as the truth; the
+    chosen ones also as supervised rows."""
+
+    source: Literal["ranked"] = "ranked"
+    split: Literal["train", "heldout"]
+
+
+class JudgeQuestionData(Settings):
+    """What a model that judges by writing is asked about the input's completions, as items."""
+
+    source: Literal["judge_questions"] = "judge_questions"
+    prompt: JudgePrompt
+
+
+class TrueEvaluationData(Settings):
+    """Supervised rows: questions about completions, answered by who knows the world's truth, in random order, `n` at most. Of a nested
+    share of the items."""
+
+    source: Literal["true_evaluations"] = "true_evaluations"
+    prompt: JudgePrompt
+    gold: GoldWeights
+    fraction: Fraction
+    n: Count
+    seed: int
+
+
+class KeptEvaluationData(Settings):
+    """Supervised rows: a model's own judgements of rankings, where they agree with the ranking; the most frequent one is thinned."""
+
+    source: Literal["kept_evaluations"] = "kept_evaluations"
+    prompt: JudgePrompt
+    n: Count
+    seed: int
+
+
+class PromptRequestData(Settings):
+    """Requests for a new prompt, after examples of the rankings' prompts and of those that were written before."""
+
+    source: Literal["prompt_requests"] = "prompt_requests"
+    n: Count
+    n_known: Count
+    n_written: Count
+    seed: int
+
+
+class WrittenPromptData(Settings):
+    """Prompts that a model has written, `n` at most, less those that are like a known one."""
+
+    source: Literal["written_prompts"] = "written_prompts"
+    n: Count
+    similarity: Fraction
+
+
 class LocalPairData(Settings):
     """Preference rows from the user's file, split into train and held-out by prompt."""
 
@@ -212,6 +267,14 @@ class RankLabels(Settings):
     beta: Positive | None  # implicit rewards are beta times log-ratios
     truth: GoldWeights  # that labels are held against, for the counts
     seed: int
+
+
+class SelfLabels(Settings):
+    """The best against the worst of a prompt's samples by the policy's own judgements, which are replies to the judge's questions."""
+
+    labeller: Literal["self"] = "self"
+    prompt: JudgePrompt
+    truth: GoldWeights | None  # that labels are held against, for the counts
 
 
 class LogpsSettings(Settings):
@@ -321,6 +384,13 @@ class AuditSettings(Settings):
     n_labelled: Count
 
 
+class SelfJudgeSettings(Settings):
+    """How right a model that judges by writing is on held-out rankings; `truth` None: their rewards are the truth."""
+
+    prompt: JudgePrompt
+    truth: GoldWeights | None
+
+
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "data": (
         CorpusData,
@@ -332,6 +402,12 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         NewPromptData,
         DemonstratedData,
         LoopPairData,
+        RankedData,
+        JudgeQuestionData,
+        TrueEvaluationData,
+        KeptEvaluationData,
+        PromptRequestData,
+        WrittenPromptData,
         LocalPairData,
         LocalPromptData,
         JudgeItemData,
@@ -340,13 +416,13 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     ),
     "sft": (BaseSettings, SftSettings),
     "sample": (SampleSettings,),
-    "label": (GoldLabels, RankLabels),
+    "label": (GoldLabels, RankLabels, SelfLabels),
     "logps": (LogpsSettings, RewardScoreSettings),
     "train": (TrainSettings, RewardModelSettings),
     "generate": (GenerateSettings, WrittenCompletions),
     "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings, RewardJudgeSettings),
     "score": (ScoreSettings,),
-    "audit": (AuditSettings,),
+    "audit": (AuditSettings, SelfJudgeSettings),
 }
 
 

@@ -118,6 +118,7 @@ class Policy:
     control: str | None = None  # token after every prompt, whatever is asked or scored; engines refuse the model without it
     reward_model: Stage | Source | None = None
     best_of: int = 1
+    self_judge: Stage | None = None  # how well it judges, where that is asked
 
 
 Chain = Callable[[Cell, Ground], Policy]
@@ -144,6 +145,8 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
             "kl_reference_logps": completion_logps(cell, Policy(ground.start, None), kl, "reference's log-probs for KL"),
         }
     roles["train"] = policy.train
+    if policy.self_judge is not None:
+        inputs["self_judge"] = policy.self_judge
     return _judged(cell, sources, policy, roles, inputs)
 
 

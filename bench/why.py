@@ -65,7 +65,7 @@ def lineage(folder: Path, store: Store) -> Lineage:
     steps = {key: _step(key, facts["kind"], facts["label"], store) for key, facts in written["stages"].items()}
     writers = [step.inputs["model"] for step in steps.values() if step.kind == "generate" and "model" in step.inputs]
     wanted = set(_ancestors(writers, steps)) if writers else set(steps)
-    wanted |= {key for key, step in steps.items() if step.failed}
+    wanted |= {key for key, step in steps.items() if step.failed or step.kind == "audit"}
     kept = [step for key, step in steps.items() if key in wanted]
     return Lineage(folder.name, written["failed"], kept)
 
@@ -120,14 +120,20 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
         case "sample":
             return f"{counts['rows']} samples of {name('items')}, {step.settings['draws']} each, written by {name('model')}"
         case "label":
-            return f"{_labeller(step, model_of)}: {counts['rows']} pairs of {name('completions')}, {_ties(counts)}, {_accuracy(counts)}"
+            told = f"{_labeller(step, model_of)}: {counts['rows']} pairs of {name('completions')}, {_ties(counts)}, {_accuracy(counts)}"
+            return f"{told}; {_judgements(counts)}" if "judgements" in counts else told
+        case "audit":
+            scores = ", ".join(f"{n} x {key.removeprefix('judged_')}" for key, n in counts.items() if key.startswith("judged_"))
+            told = f"{counts['rankings']} rankings of {name('completions')} by {model_of('replies')}; {_judgements(counts)}"
+            return f"{told}; scores {scores or 'none'}"
         case "data" if "train" in counts:
             dropped = {key.removeprefix("train_"): n for key, n in counts.items() if key.startswith("train_")}
             said = f", of {dropped['prompts']} labelled prompts: {_ties(dropped)}" if "ties" in dropped else ""
             return f"{counts['train']} train rows kept from {', '.join(name(role) for role in sorted(step.inputs))}{said}"
         case "data":
             read = f" from {', '.join(name(role) for role in sorted(step.inputs))}" if step.inputs else ""
-            return f"{counts['rows']} rows{read}"
+            more = "".join(f", {n} {what}" for what, n in counts.items() if what != "rows")
+            return f"{counts['rows']} rows{read}{more}"
         case "train":
             against = f", against {model_of('reference_logps')}" if "reference_logps" in step.inputs else ""
             trained = f"{step.settings['method']['name']} from {name('model')} on {name('preferences')}"
@@ -142,6 +148,8 @@ def _labeller(step: Step, model_of: Any) -> str:
     match step.settings["labeller"]:
         case "implicit":
             return f"labelled by the implicit reward of {model_of('policy_logps')} against {model_of('reference_logps')}"
+        case "self":
+            return f"labelled by what {model_of('replies')} wrote as the judge ({step.settings['prompt']})"
         case "reward_model":
             return f"labelled by the {model_of('rewards')}"
         case "gold":
@@ -154,6 +162,10 @@ def _labeller(step: Step, model_of: Any) -> str:
 
 def _ties(counts: Mapping[str, int]) -> str:
     return f"{counts['ties']} ties, {counts['unscored']} unscored"
+
+
+def _judgements(counts: Mapping[str, int]) -> str:
+    return f"{counts['judgements']} judgements, {counts['unparsed']} could not be read"
 
 
 def _accuracy(counts: Mapping[str, int]) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, misfit
 from bench.config.data import LocalData, WorldData
 from bench.config.judges import AlpacaEvalJudge, GoldJudge, MtBenchJudge, NoJudge, RewardModelJudge
-from bench.config.methods import LOOPS, NEEDS_PAIRS, BestOfN, IterativeDpo, NoMethod, Spa, Spin, Trained, Written
+from bench.config.methods import LOOPS, NEEDS_PAIRS, BestOfN, IterativeDpo, NoMethod, SelfRewarding, Spa, Spin, Trained, Written
 from bench.config.world import LocalModel, NoModel, World, WorldModel
 
 
@@ -24,7 +24,7 @@ class Engine(Settings):
 
 class Cell(Settings):
     model: WorldModel | LocalModel | NoModel = Field(discriminator="kind")
-    method: NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin = Field(discriminator="name")
+    method: NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin | SelfRewarding = Field(discriminator="name")
     data: WorldData | LocalData = Field(discriminator="kind")
     world: World | None
     judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | RewardModelJudge = Field(discriminator="name")
@@ -70,7 +70,9 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if data.get("form") == "unpaired" and method.get("name") in NEEDS_PAIRS:
         text = f"method={method['name']} learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data"
         found.append(("data.form", text))
-    if method.get("name") in LOOPS and not in_world:
+    if method.get("name") == "self_rewarding":
+        found += _self_rewarding_misfits(method, data, in_world)
+    elif method.get("name") in LOOPS and not in_world:
         text = f"method={method['name']} asks the controlled world for new prompts and needs its data, got data={data.get('name')}"
         found.append(("data", f"{text}; take method=dpo"))
     if method.get("name") == "spin" and in_world:
@@ -87,6 +89,20 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
             for place, decoding in decodings.items()
             if isinstance(decoding, Mapping) and decoding.get("temperature") == 0
         ]
+    return found
+
+
+def _self_rewarding_misfits(method: Mapping[str, Any], data: Mapping[str, Any], in_world: bool) -> list[Misfit]:
+    found: list[Misfit] = []
+    if in_world and method.get("new_prompts") == "self_instruct":
+        text = "the world's tiny models cannot write prompts, and its truth knows only its own: take method.new_prompts=family"
+        found.append(("method.new_prompts", text))
+    if not in_world and method.get("new_prompts") == "family":
+        text = f"new prompts of the family are the controlled world's, got data={data.get('name')}; take method.new_prompts=self_instruct"
+        found.append(("method.new_prompts", text))
+    if not in_world and method.get("labeller", "self") != "self":
+        text = f"method.labeller={method['labeller']} labels in the controlled world only, got data={data.get('name')}"
+        found.append(("method.labeller", f"{text}; take method.labeller=self"))
     return found
 
 
@@ -110,6 +126,8 @@ class Scale(Settings):
     generation_batch_size: Count
     n_prompts: Count  # of the world's training data
     n_new_prompts: Count  # of a loop's iteration
+    max_new_tokens: Count  # of a sample, or of a judgement that a policy writes
+    judge_prompt: str  # in which a policy of this scale can judge by writing
     n_items: Count  # that are judged
     models: Annotated[tuple[Name, ...], AsList]  # axis of the sweeps over sizes
     seeds: Annotated[tuple[Seed, ...], AsList]  # axis of the sweeps that compare methods

@@ -57,6 +57,10 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
         ("rating", lambda g: _number(g, "rating", 2)),
         ("reward acc. %", lambda g: _number(g, "reward_accuracy", 1, 100)),
         ("reward AUC %", lambda g: _number(g, "reward_auc", 1, 100)),
+        ("judge acc. %", lambda g: _percent(g, "judge_pair_accuracy")),
+        ("shorter acc. %", lambda g: _number(g, "judge_shorter_accuracy", 1, 100)),
+        ("judge tau", lambda g: _number(g, "judge_kendall", 2)),
+        ("parsed %", lambda g: _number(g, "judge_parse_rate", 1, 100)),
         ("KL nats", lambda g: _number(g, "kl", 2)),
         ("length", lambda g: _number(g, "mean_length", 1)),
     ]

@@ -31,6 +31,7 @@ from bench.kinds import (
 )
 from bench.preferences import nested_subset, prompt_key, read_preferences, split_heldout, with_partners
 from bench.records import Completion, Item, Labelled, Pair, Record, Unpaired, read_jsonl, read_rows, write_jsonl
+from bench.stages import evaluations
 from bench.worker import Outcome, StageRun
 from bench.world.corpus import base_rows, demonstrated_items, demonstration_rows, make_items
 from bench.world.tasks import Turn
@@ -71,6 +72,8 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _write(run.out / "items.jsonl", items)
         case RecordedData():
             return _recorded(settings, run)
+        case _ if isinstance(settings, evaluations.SETTINGS):
+            return evaluations.make(settings, run)
     raise TypeError(f"no data stage for {type(settings).__name__}")
 
 

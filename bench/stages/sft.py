@@ -13,6 +13,8 @@ from bench.kinds import BaseSettings, SftSettings
 from bench.records import Text, read_jsonl
 from bench.worker import Outcome, StageRun
 
+TEXTS = ("demonstrations", "evaluations")  # what a start stage learns from, the latter where it is to judge
+
 
 def run(settings: Settings, run: StageRun) -> Outcome:
     match settings:
@@ -48,7 +50,7 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_model(run.inputs["model"], "float32")
     before = fingerprint(model)
-    rows = list(read_jsonl(run.inputs["demonstrations"] / "rows.jsonl", Text))
+    rows = [row for role in TEXTS if role in run.inputs for row in read_jsonl(run.inputs[role] / "rows.jsonl", Text)]
     ids = [row_ids(tokenizer, row.prompt, row.completion, settings.max_length) for row in rows]
     dataset = Dataset.from_list([{"input_ids": i.prompt + i.completion, "labels": [-100] * len(i.prompt) + i.completion} for i in ids])
 
