@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 SHORTEST, LONGEST = 4, 150  # words of a prompt
-BLOCKED = frozenset("image images picture pictures photo photos graph graphs video audio file files map draw".split())
+BLOCKED = frozenset({"image", "images", "picture", "pictures", "photo", "photos", "graph", "graphs", "video", "audio", "file", "files"})
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"^\s*(?:task\s*)?\d+\s*[.:)]\s*", re.IGNORECASE)
-_ASK = "Here are tasks that people gave to an assistant:\n\n{shown}\n\nWrite one more task, of another kind than these. Write the task only."
+_ASK = "Here are tasks that people gave to an assistant:\n\n{shown}\n\nWrite one more task of another kind. Write the task only."
 
 
 def few_shot(known: Sequence[str], written: Sequence[str], n_known: int, n_written: int, rng: random.Random) -> str:

@@ -17,7 +17,7 @@ from bench.kinds import (
     WrittenPromptData,
 )
 from bench.preferences import nested_subset, prompt_key
-from bench.records import Completion, Item, Pair, Reward, Text, draw_name, read_jsonl, read_rewards, read_rows, write_jsonl
+from bench.records import Completion, Item, Pair, Reward, Text, draw_name, read_jsonl, read_rewards, read_rows, text_digest, write_jsonl
 from bench.self_instruct import few_shot, new_ones
 from bench.self_judge import Question, add_up, questions, read_reply
 from bench.tokens import conversation
@@ -174,8 +174,7 @@ def _written_prompts(settings: WrittenPromptData, run: StageRun) -> Outcome:
     found = new_ones(texts, [*known, *written], settings.similarity, settings.n)
     if not found.kept:
         raise ValueError(f"of {len(texts)} prompts that the model wrote none is new and usable: {found.dropped}")
-    digest = run.key[:6]
-    write_jsonl(run.out / "items.jsonl", [Item(f"written-{digest}-{place}", None, [text]) for place, text in enumerate(found.kept)])
+    write_jsonl(run.out / "items.jsonl", [Item(f"written-{text_digest(text)}", None, [text]) for text in found.kept])
     return Outcome({"rows": len(found.kept), "written": len(texts), **found.dropped})
 
 
