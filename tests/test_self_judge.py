@@ -24,8 +24,8 @@ def drawn(item: Item, *texts: str) -> list[Completion]:
 def test_in_the_world_each_criterion_of_the_prompt_is_a_question() -> None:
     asked = questions("criteria", IN_WORLD, drawn(IN_WORLD, "It is 3.", "Four."))
     assert [question.name for question in asked] == ["math-1#0", "math-1#1", "math-1#2", "math-1/1#0", "math-1/1#1", "math-1/1#2"]
-    assert [m["content"] for m in asked[1].messages] == [TURN.text, "It is 3.", "Use at most 4 words?"]
-    assert asked[5].messages[1]["content"] == "Four."
+    assert [m["content"] for m in asked[1].messages] == ["It is 3.", "Use at most 4 words?"]
+    assert [m["content"] for m in asked[5].messages][:2] == [TURN.text, "Four."]
 
 
 def test_pairs_are_asked_in_both_orders_and_equal_texts_not_at_all() -> None:

@@ -1,7 +1,9 @@
 """What a tiny model is asked when it judges in the controlled world, and what a judge who knows the truth would reply.
 
 The criteria of a completion can be read off its prompt: each constraint, and last whether the answer is right. All questions are short:
-the conversation, and a user's turn after it. Words are the tokenizer's own wherever that was possible.
+the conversation, and a user's turn after it. Words are the tokenizer's own wherever that was possible. A constraint is asked about the
+completion alone: where the prompt stands before it too, the word to begin with is there whether it was kept or not, and a model of two
+layers learns little more than how often constraints are kept.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from bench.config import GoldWeights
 from bench.records import Message
 from bench.world.gold import gold, keeps
-from bench.world.tasks import Turn
+from bench.world.tasks import Constraint, Turn
 
 ANSWER = "Is it the answer?"
 TOTAL = "Which marks?"
@@ -20,9 +22,16 @@ BETTER = "The first or the second?"
 GRADES = "EDCBA"  # from the worst: a fifth of the gold scale each
 
 
-def criteria(turn: Turn) -> list[str]:
-    """A question for each constraint, in the prompt's order, and one for the answer's content."""
-    return [f"{constraint.text.removesuffix('.')}?" for constraint in turn.constraints] + [ANSWER]
+def criteria(turn: Turn, completion: str) -> list[list[Message]]:
+    """What is asked of a completion: about each constraint, in the prompt's order, and about the answer's content."""
+    said: Message = {"role": "assistant", "content": completion}
+    about = [[said, {"role": "user", "content": _question(constraint)}] for constraint in turn.constraints]
+    return [*about, asked(turn, [completion], ANSWER)]
+
+
+def _question(constraint: Constraint) -> str:
+    """Its text as a question; of a word to avoid without `the word`, which may be the one."""
+    return f"Avoid {constraint.value}?" if constraint.kind == "avoid" else f"{constraint.text.removesuffix('.')}?"
 
 
 def marks(turn: Turn, completion: str, weights: GoldWeights) -> list[int]:

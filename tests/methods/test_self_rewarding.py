@@ -27,13 +27,14 @@ GIVEN: dict[str, Any] = {
     "beta": 0.1,
     "learning_rate": 2e-3,
     "batch_size": 4,
-    "first_training": SftTraining(steps=60, batch_size=32, learning_rate=3e-3),
+    "warmup_ratio": 0.0,
+    "first_training": SftTraining(steps=80, batch_size=32, learning_rate=5e-3),
     "eft": True,
-    "n_evaluations": 600,
+    "n_evaluations": 2000,
     "evaluated": Writer(error=0.4, missed_constraint=0.5, filler=0.4),
     "judge_prompt": "criteria",
     "judgements": 2,
-    "judge_temperature": 0.7,
+    "judge_temperature": 0.3,
     "judge_max_new_tokens": 4,
     "draws": 4,
     "labeller": "self",
@@ -157,9 +158,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_evaluations_are_about_both_kinds_of_answers_and_true(store: Store) -> None:
     stage = labelled(planned(2))["evaluations by the truth"]
     rows = list(read_jsonl(store.folder(stage) / "rows.jsonl", Text))
-    assert len(rows) == 600 and {row.id[0] for row in rows} == {"0", "1"}
+    assert 900 < len(rows) < 2000 and {row.id[0] for row in rows} == {"0", "1"}
     assert {row.completion for row in rows} == {"0", "1"}
-    assert all([m["role"] for m in row.prompt] == ["user", "assistant", "user"] for row in rows)
+    assert {tuple(m["role"] for m in row.prompt) for row in rows} == {("assistant", "user"), ("user", "assistant", "user")}
 
 
 def test_labels_are_the_highest_against_the_lowest_sum_of_marks(store: Store) -> None:

@@ -16,7 +16,8 @@ TURN = Turn("What is 1 plus 2? Be polite. Avoid the word is.", "math", (("3",),)
 
 
 def test_marks_follow_the_prompt_and_end_with_the_answer() -> None:
-    assert judging.criteria(TURN) == ["Be polite?", "Avoid the word is?", judging.ANSWER]
+    asked = [[message["content"] for message in messages] for messages in judging.criteria(TURN, "It is 3.")]
+    assert asked == [["It is 3.", "Be polite?"], ["It is 3.", "Avoid is?"], [TURN.text, "It is 3.", judging.ANSWER]]
     assert judging.marks(TURN, "That makes 3. Thank you.", WEIGHTS) == [1, 1, 1]
     assert judging.marks(TURN, "The answer is 4. Thank you.", WEIGHTS) == [1, 0, 0]
     assert judging.total_reply(TURN, "The answer is 3.", WEIGHTS) == "0, 0, 1. Score: 1"
@@ -40,4 +41,5 @@ def test_a_perfect_answer_has_every_mark() -> None:
 def test_questions_are_short_in_the_worlds_tokens() -> None:
     """A tiny model reads prompt, two completions and question within its 192 tokens."""
     tokenizer = new_tokenizer(192)
-    assert max(len(tokenizer(text)["input_ids"]) for text in (*judging.criteria(TURN), judging.TOTAL, judging.GRADE, judging.BETTER)) < 24
+    asked = [messages[-1]["content"] for messages in judging.criteria(TURN, "")]
+    assert max(len(tokenizer(text)["input_ids"]) for text in (*asked, judging.TOTAL, judging.GRADE, judging.BETTER)) < 24
