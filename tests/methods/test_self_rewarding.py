@@ -18,7 +18,7 @@ from bench.plan import CellPlan, Sources, make_plan, plan_cell
 from bench.records import Completion, Item, Labelled, Result, Text, draw_name, read_jsonl, read_rows
 from bench.report.rows import Sweep, collect, flat_rows
 from bench.run import write_cell
-from bench.self_judge import add_up
+from bench.self_judge import add_up, questions
 from bench.store import Source, Stage, Store
 from bench.worker import describe, run_stage
 
@@ -235,7 +235,7 @@ def test_every_form_of_judging_and_every_labeller_runs(store: Store) -> None:
 
 
 def taught(folder: Path, start: Path) -> Path:
-    """The tiny model, taught to reply `Score: n` to everything: a stand-in for one that follows the additive prompt."""
+    """The tiny model, taught to end all that it says in `Score: n`: a stand-in for one that follows the additive prompt."""
     import torch
 
     from bench.engines.hf import load_model
@@ -243,9 +243,12 @@ def taught(folder: Path, start: Path) -> Path:
 
     tokenizer, model = load_tokenizer(start), load_model(start, "float32").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    said = [row_ids(tokenizer, [{"role": "user", "content": "please name"}], f"good. Score: {n}", None) for n in (1, 2, 3, 4)]
+    item = Item("i", None, ["please name one dog"])
+    asked = [questions("additive", item, [Completion("i", [], [text], [], [])])[0].messages for text in ("the dog", "a horse")]
+    prompts = [*asked, [{"role": "user", "content": "please name"}]]
+    said = [row_ids(tokenizer, prompt, f"the dog is good. Score: {n}", None) for prompt in prompts for n in (1, 2, 3, 4)]
     torch.manual_seed(0)
-    for _ in range(60):
+    for _ in range(30):
         loss = sum(
             model(input_ids=torch.tensor([r.prompt + r.completion]), labels=torch.tensor([[-100] * len(r.prompt) + r.completion])).loss
             for r in said
