@@ -123,9 +123,8 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
             told = f"{_labeller(step, model_of)}: {counts['rows']} pairs of {name('completions')}, {_ties(counts)}, {_accuracy(counts)}"
             return f"{told}; {_judgements(counts)}" if "judgements" in counts else told
         case "audit":
-            scores = ", ".join(f"{n} x {key.removeprefix('judged_')}" for key, n in counts.items() if key.startswith("judged_"))
-            told = f"{counts['rankings']} rankings of {name('completions')} by {model_of('replies')}; {_judgements(counts)}"
-            return f"{told}; scores {scores or 'none'}"
+            scores = ", ".join(f"{n} scores of {key.removeprefix('judged_')}" for key, n in counts.items() if key.startswith("judged_"))
+            return f"{counts['rankings']} held-out rankings; {_judgements(counts)}; {scores or 'no scores'}"
         case "data" if "train" in counts:
             dropped = {key.removeprefix("train_"): n for key, n in counts.items() if key.startswith("train_")}
             said = f", of {dropped['prompts']} labelled prompts: {_ties(dropped)}" if "ties" in dropped else ""

@@ -11,7 +11,8 @@ from bench.world.tasks import Constraint, Turn
 
 TURN = Turn("What is 1 plus 2? Be polite. Use at most 4 words.", "math", (("3",),), (Constraint("polite"), Constraint("at_most", 4)), 5)
 IN_WORLD = Item("math-1", "math", [TURN.text], [TURN.to_json()])
-OUTSIDE = Item("prompt-7", None, ["And in May?"], context=[{"role": "user", "content": "Rain in June?"}, {"role": "assistant", "content": "No."}])
+BEFORE = [{"role": "user", "content": "Rain in June?"}, {"role": "assistant", "content": "No."}]
+OUTSIDE = Item("prompt-7", None, ["And in May?"], context=BEFORE)
 
 
 def drawn(item: Item, *texts: str) -> list[Completion]:

@@ -195,10 +195,11 @@ def test_the_judges_numbers_reach_the_row_and_why_tells_the_rest(store: Store) -
         assert row[name] == result.metrics[name]
     write_cell(cell, store, store.root.parent, None)
     lines = list(why.lines(why.lineage(store.root.parent / "cells" / cell.name, store)))
-    for words in ("evaluations by the truth (data/", "labelled by what iteration 1 policy (self_rewarding) wrote as the judge (criteria): 24"):
+    by = "labelled by what iteration 1 policy (self_rewarding) wrote as the judge (criteria): 24 pairs"
+    for words in ("evaluations by the truth (data/", by):
         assert any(words in line for line in lines), "\n".join(lines)
     judged = store.manifest(labelled(cell)["the policy as a judge"]).counts
-    told = f"{judged['rankings']} rankings of held-out samples to rank by iteration 2 policy (self_rewarding); {judged['judgements']} judgements"
+    told = f"{judged['rankings']} held-out rankings; {judged['judgements']} judgements, {judged['unparsed']} could not be read; "
     assert any(told in line for line in lines), "\n".join(lines)
 
 
@@ -222,7 +223,7 @@ def test_an_iteration_that_was_interrupted_goes_on_to_the_same_bytes(store: Stor
 
 def test_every_form_of_judging_and_every_labeller_runs(store: Store) -> None:
     for prompt in ("additive", "multiple_choice", "pairwise"):
-        stages = labelled(planned(2, judge_prompt=prompt))
+        stages = labelled(planned(2, judge_prompt=prompt, first_training=SftTraining(steps=10, batch_size=32, learning_rate=5e-3)))
         run_missing(list(stages["iteration 2 labels (self)"].walk()), store)
         counts = store.manifest(stages["iteration 2 labels (self)"]).counts
         assert counts["rows"] == 24 and counts["judgements"] > 0
