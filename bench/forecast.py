@@ -21,6 +21,7 @@ from bench.kinds import (
     FilePromptData,
     GenerateSettings,
     JudgeItemData,
+    JudgeQuestionData,
     LocalPromptData,
     LogpsSettings,
     LoopPairData,
@@ -28,11 +29,14 @@ from bench.kinds import (
     NextPromptData,
     PairData,
     PromptData,
+    PromptRequestData,
+    RankedData,
     RewardModelSettings,
     RewardScoreSettings,
     SampleSettings,
     SftSettings,
     TrainSettings,
+    WrittenPromptData,
     stage,
 )
 from bench.store import Manifest, Source, Stage, Store, keyed_settings
@@ -71,6 +75,7 @@ def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, Estimate]:
 
 
 FAR = 10  # times the tokens
+MOST_CRITERIA = 7  # the world's six kinds of constraint, and the answer
 
 
 class Pace(NamedTuple):
@@ -157,8 +162,16 @@ def _answers(items: Stage | Source) -> int:
     assert isinstance(items, Stage)
     if isinstance(items.settings, ChosenData):
         return _answers(items.inputs["items"])
-    known = (PromptData, NewPromptData, NextPromptData, DemonstratedData, FilePromptData, LocalPromptData, JudgeItemData)
-    assert isinstance(items.settings, known)
+    if isinstance(items.settings, RankedData):
+        return 0  # as many as the user's file has
+    if isinstance(items.settings, JudgeQuestionData):
+        judged = items.inputs["completions"]
+        assert isinstance(judged, Stage)
+        n = getattr(judged.settings, "draws", 2)
+        questions = {"pairwise": n * (n - 1), "criteria": n * MOST_CRITERIA}.get(items.settings.prompt, n)
+        return _answers(items.inputs["items"]) * questions
+    of_world = (PromptData, NewPromptData, DemonstratedData, PromptRequestData, WrittenPromptData)
+    assert isinstance(items.settings, (*of_world, NextPromptData, FilePromptData, LocalPromptData, JudgeItemData))
     return items.settings.n * getattr(items.settings, "n_turns", 1)
 
 

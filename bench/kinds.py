@@ -20,6 +20,7 @@ from bench.config import (
     Form,
     Fraction,
     GoldWeights,
+    JudgePrompt,
     Loading,
     Overlap,
     Patterns,
@@ -161,6 +162,60 @@ class DatasetRows(Settings):
     form: Form | None
 
 
+class RankedData(Settings):
+    """Pairs of a split as rankings: prompts as items, chosen and rejected completion as its two draws, rewards 1 and 0 as the truth; the
+    chosen ones also as supervised rows."""
+
+    source: Literal["ranked"] = "ranked"
+    split: Literal["train", "heldout"]
+
+
+class JudgeQuestionData(Settings):
+    """What a model that judges by writing is asked about the input's completions, as items."""
+
+    source: Literal["judge_questions"] = "judge_questions"
+    prompt: JudgePrompt
+
+
+class TrueEvaluationData(Settings):
+    """Supervised rows: questions about completions, answered by who knows the world's truth, in random order, `n` at most. Of a nested
+    share of the items."""
+
+    source: Literal["true_evaluations"] = "true_evaluations"
+    prompt: JudgePrompt
+    gold: GoldWeights
+    fraction: Fraction
+    n: Count
+    seed: int
+
+
+class KeptEvaluationData(Settings):
+    """Supervised rows: a model's own judgements of rankings, where they agree with the ranking; the most frequent one is thinned."""
+
+    source: Literal["kept_evaluations"] = "kept_evaluations"
+    prompt: JudgePrompt
+    n: Count
+    seed: int
+
+
+class PromptRequestData(Settings):
+    """Requests for a new prompt, after examples of the rankings' prompts and of those that were written before."""
+
+    source: Literal["prompt_requests"] = "prompt_requests"
+    n: Count
+    n_known: Count
+    n_written: Count
+    seed: int
+
+
+class WrittenPromptData(Settings):
+    """Prompts that a model has written, `n` at most, less those that are like a known one."""
+
+    source: Literal["written_prompts"] = "written_prompts"
+    n: Count
+    similarity: Fraction
+
+
 class LocalPairData(Settings):
     """Preference rows from the user's file or of a public dataset, split into train and held-out by prompt.
 
@@ -296,6 +351,14 @@ class RankLabels(Settings):
     length_penalty: Annotated[float, Field(ge=0), LaterField()] = 0.0  # off an implicit reward, a token
 
 
+class SelfLabels(Settings):
+    """The best against the worst of a prompt's samples by the policy's own judgements, which are replies to the judge's questions."""
+
+    labeller: Literal["self"] = "self"
+    prompt: JudgePrompt
+    truth: GoldWeights | None  # that labels are held against, for the counts
+
+
 class LogpsSettings(Settings):
     """`rows`: preference rows of the named splits (mismatched partners too), or completions that a policy wrote, of every draw."""
 
@@ -426,6 +489,13 @@ class AuditSettings(Settings):
     manner: Annotated[Literal["preference", "rating"], LaterField()] = "preference"
 
 
+class SelfJudgeSettings(Settings):
+    """How right a model that judges by writing is on held-out rankings; `truth` None: their rewards are the truth."""
+
+    prompt: JudgePrompt
+    truth: GoldWeights | None
+
+
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "data": (
         CorpusData,
@@ -439,6 +509,12 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         FilePromptData,
         DrawnData,
         LoopPairData,
+        RankedData,
+        JudgeQuestionData,
+        TrueEvaluationData,
+        KeptEvaluationData,
+        PromptRequestData,
+        WrittenPromptData,
         LocalPairData,
         NextPromptData,
         LocalPromptData,
@@ -450,13 +526,13 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     ),
     "sft": (BaseSettings, SftSettings, ConversationSft),
     "sample": (SampleSettings,),
-    "label": (GoldLabels, RankLabels),
+    "label": (GoldLabels, RankLabels, SelfLabels),
     "logps": (LogpsSettings, RewardScoreSettings),
     "train": (TrainSettings, RewardModelSettings),
     "generate": (GenerateSettings, WrittenCompletions),
     "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings, RewardJudgeSettings, PairRankerSettings, JurySettings),
     "score": (ScoreSettings,),
-    "audit": (AuditSettings,),
+    "audit": (AuditSettings, SelfJudgeSettings),
 }
 
 

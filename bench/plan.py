@@ -152,6 +152,7 @@ class Policy:
     reward_model: Stage | Source | None = None
     best_of: int = 1
     labels: Sequence[Stage] = ()  # of the pairs that its last training read, where a loop made them; the loop's latest last
+    self_judge: Stage | None = None  # how well it judges, where that is asked
 
 
 Chain = Callable[[Cell, Ground], Policy]
@@ -182,6 +183,8 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     roles["train"] = policy.train
     if isinstance(cell.data, FILES) and "items" not in ground.preferences.inputs and (items := _asked(cell, sources)) is not None:
         roles["overlap"] = stage("data", OverlapData(), {"preferences": ground.preferences, "items": items}, "overlap with judge's items")
+    if policy.self_judge is not None:
+        inputs["self_judge"] = policy.self_judge
     return _judged(cell, sources, policy, roles, inputs)
 
 

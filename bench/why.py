@@ -66,7 +66,7 @@ def lineage(folder: Path, store: Store) -> Lineage:
     steps = {key: _step(key, facts["kind"], facts["label"], store) for key, facts in written["stages"].items()}
     writers = [step.inputs["model"] for step in steps.values() if step.kind == "generate" and "model" in step.inputs]
     wanted = set(_ancestors(writers, steps)) if writers else set(steps)
-    wanted |= {key for key, step in steps.items() if step.failed}
+    wanted |= {key for key, step in steps.items() if step.failed or step.kind == "audit"}
     kept = [_with_detections(step, steps, store) for key, step in steps.items() if key in wanted]
     return Lineage(folder.name, written["failed"], kept)
 
@@ -136,14 +136,19 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
             return f"{counts['rows']} samples of {name('items')}, {step.settings['draws']} each, written by {name('model')}"
         case "label":
             who, pairs = _labeller(step, name, model_of), f"{counts['rows']} pairs of {name('completions')}"
-            return f"{who}: {pairs}, {_ties(counts)}, {_accuracy(counts)}"
+            told = f"{who}: {pairs}, {_ties(counts)}, {_accuracy(counts)}"
+            return f"{told}; {_judgements(counts)}" if "judgements" in counts else told
+        case "audit":
+            scores = ", ".join(f"{n} scores of {key.removeprefix('judged_')}" for key, n in counts.items() if key.startswith("judged_"))
+            return f"{counts['rankings']} held-out rankings; {_judgements(counts)}; {scores or 'no scores'}"
         case "data" if "train" in counts:
             dropped = {key.removeprefix("train_"): n for key, n in counts.items() if key.startswith("train_")}
             said = f", of {dropped['prompts']} labelled prompts: {_ties(dropped)}" if "ties" in dropped else ""
             return f"{counts['train']} train rows kept from {', '.join(name(role) for role in sorted(step.inputs))}{said}"
         case "data":
             read = f" from {', '.join(name(role) for role in sorted(step.inputs))}" if step.inputs else ""
-            return f"{counts['rows']} rows{read}"
+            more = "".join(f", {n} {what}" for what, n in counts.items() if what != "rows")
+            return f"{counts['rows']} rows{read}{more}"
         case "train":
             against = f", against {model_of('reference_logps')}" if "reference_logps" in step.inputs else ""
             trained = f"{step.settings['method']['name']} from {name('model')} on {name('preferences')}"
@@ -161,6 +166,8 @@ def _labeller(step: Step, name: Any, model_of: Any) -> str:
             return f"labelled by {name('verdicts').partition(' of ')[2]}, {step.counts['asked']} asked{mute}"
         case "implicit":
             return f"labelled by the implicit reward of {model_of('policy_logps')} against {model_of('reference_logps')}"
+        case "self":
+            return f"labelled by what {model_of('replies')} wrote as the judge ({step.settings['prompt']})"
         case "reward_model":
             return f"labelled by {'your reward model' if (whose := model_of('rewards')) == 'your model' else f'the {whose}'}"
         case "gold":
@@ -173,6 +180,10 @@ def _labeller(step: Step, name: Any, model_of: Any) -> str:
 
 def _ties(counts: Mapping[str, int]) -> str:
     return f"{counts['ties']} ties, {counts['unscored']} unscored"
+
+
+def _judgements(counts: Mapping[str, int]) -> str:
+    return f"{counts['judgements']} judgements, {counts['unparsed']} could not be read"
 
 
 def _accuracy(counts: Mapping[str, int]) -> str:

@@ -186,7 +186,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             [
                 "method.name must be one of 'none', 'completions', 'dpo', 'ipo', 'kto', 'cdpo', 'robust', 'ipo_summed', 'hinge', 'slic', "
                 "'simpo', 'orpo', 'cpo', 'kto_pair', 'sft_chosen', 'csft', 'offline_ppo', 'best_of_n', "
-                "'iterative_dpo', 'spa', 'spin', got 'foo' (method.name=foo on the command line)"
+                "'iterative_dpo', 'spa', 'spin', 'self_rewarding', got 'foo' (method.name=foo on the command line)"
             ],
         ),
         (["scale.batch_size=x"], ["scale.batch_size must be a valid integer, got 'x' (scale.batch_size=x on the command line)"]),

@@ -17,7 +17,7 @@ BENCH = ROOT / "bench"
 ORDER = [
     ["config", "hub", "kept"],
     ["records"],
-    ["stats", "preferences", "tokens", "written"],
+    ["stats", "preferences", "tokens", "written", "self_instruct"],
     ["length_control", "audit", "audit_ratings", "canaries"],
     ["style_control"],
     ["store"],
@@ -27,6 +27,7 @@ ORDER = [
     ["plan", "forecast"],
     ["worker", "launch"],
     ["world", "losses", "facts"],
+    ["self_judge"],
     ["judges", "engines", "methods"],
     ["stages"],
     ["audit_files", "door", "report", "tracking"],
@@ -90,7 +91,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 def test_no_method_judge_or_stage_imports_another() -> None:
     """Shared parts have files of their own (methods/training.py, unpaired.py); `none` aside, a method's file is whole."""
-    shared = {"training", "unpaired", "loop", "checkpoints", "__init__"}
+    shared = {"training", "unpaired", "loop", "checkpoints", "evaluations", "__init__"}
     shared |= {"asking", "client", "in_process", "items", "journal", "prices", "prompts", "replies", "server"}  # of judges that are asked
     for room in ("methods", "judges", "stages"):
         names = {path.stem for path in (BENCH / room).glob("*.py")} - shared

@@ -20,7 +20,19 @@ from bench.config.judges import (
     PairRankerJudge,
     RewardModelJudge,
 )
-from bench.config.methods import LOOPS, NEEDS_NO_LABELS, NEEDS_PAIRS, BestOfN, IterativeDpo, NoMethod, Spa, Spin, Trained, Written
+from bench.config.methods import (
+    LOOPS,
+    NEEDS_NO_LABELS,
+    NEEDS_PAIRS,
+    BestOfN,
+    IterativeDpo,
+    NoMethod,
+    SelfRewarding,
+    Spa,
+    Spin,
+    Trained,
+    Written,
+)
 from bench.config.world import LocalModel, NoModel, World, WorldModel
 
 
@@ -53,7 +65,7 @@ class Vllm(Serving):
 
 class Cell(Settings):
     model: WorldModel | LocalModel | NoModel = Field(discriminator="kind")
-    method: NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin = Field(discriminator="name")
+    method: NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin | SelfRewarding = Field(discriminator="name")
     data: WorldData | LocalData | DatasetData = Field(discriminator="kind")
     world: World | None
     judge: (
@@ -121,14 +133,16 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if method.get("judging_reference") == "base" and model.get("start") == "base":
         text = "method.judging_reference=base needs a start model that was tuned from the base model, got model.start=base"
         found.append(("method.judging_reference", text))
-    if method.get("name") in LOOPS and not in_world and method.get("prompts") is None and not _brings_prompts(method, data):
+    if method.get("name") == "self_rewarding":
+        found += _self_rewarding_misfits(method, data, in_world)
+    elif method.get("name") in LOOPS and not in_world and method.get("prompts") is None and not _brings_prompts(method, data):
         what = "demonstrations" if method["name"] == "spin" else "new prompts"
         text = f"method={method['name']} needs {what} beside data={data.get('name')}: set method.prompts=FILE"
         found.append(("method.prompts", text))
-    if in_world and method.get("prompts") is not None:
+    if in_world and method.get("name") != "self_rewarding" and method.get("prompts") is not None:
         text = f"prompts of a file go with data=local, got data={data.get('name')}, which has its own: leave out method.prompts"
         found.append(("method.prompts", text))
-    if method.get("labeller") == "gold" and not in_world:
+    if method.get("labeller") == "gold" and not in_world and method.get("name") != "self_rewarding":
         text = f"labeller=gold knows the truth of the controlled world only, got data={data.get('name')}; take another method.labeller"
         found.append(("method.labeller", text))
     if cell.get("sft") is not None and model.get("kind") != "local":
@@ -180,6 +194,23 @@ def _name(section: Any) -> Any:
     return section.get("name") if isinstance(section, Mapping) else section
 
 
+def _self_rewarding_misfits(method: Mapping[str, Any], data: Mapping[str, Any], in_world: bool) -> list[Misfit]:
+    found: list[Misfit] = []
+    if method.get("prompts") is not None:
+        text = "self_rewarding has its own prompts, or writes them (method.new_prompts): leave out method.prompts"
+        found.append(("method.prompts", text))
+    if in_world and method.get("new_prompts") == "self_instruct":
+        text = "the world's tiny models cannot write prompts, and its truth knows only its own: take method.new_prompts=family"
+        found.append(("method.new_prompts", text))
+    if not in_world and method.get("new_prompts") == "family":
+        text = f"new prompts of the family are the controlled world's, got data={data.get('name')}; take method.new_prompts=self_instruct"
+        found.append(("method.new_prompts", text))
+    if not in_world and method.get("labeller", "self") != "self":
+        text = f"method.labeller={method['labeller']} labels in the controlled world only, got data={data.get('name')}"
+        found.append(("method.labeller", f"{text}; take method.labeller=self"))
+    return found
+
+
 def _opponent(judge: Mapping[str, Any]) -> Any:
     preference = judge.get("preference")
     return preference.get("opponent") if isinstance(preference, Mapping) else None
@@ -200,6 +231,8 @@ class Scale(Settings):
     generation_batch_size: Count
     n_prompts: Count  # of the world's training data
     n_new_prompts: Count  # of a loop's iteration
+    max_new_tokens: Count  # of a sample, or of a judgement that a policy writes
+    judge_prompt: str  # in which a policy of this scale can judge by writing
     n_items: Count  # that are judged
     models: Annotated[tuple[Name, ...], AsList]  # axis of the sweeps over sizes
     seeds: Annotated[tuple[Seed, ...], AsList]  # axis of the sweeps that compare methods

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from bench.config.base import AsList, Count, FlipRate, Fraction, LaterField, Name, Positive, Probability, Settings, misfit
 from bench.config.judges import AlpacaEvalJudge, ArenaHardJudge, MtBenchJudge, PairRankerJudge, RewardModelJudge
+from bench.config.world import SftTraining, Writer
 
 
 class Training(Settings):
@@ -244,6 +245,28 @@ def scheduled(values: tuple[float, ...], place: int) -> float:
     return values[min(place, len(values) - 1)]
 
 
+JudgePrompt = Literal["additive", "criteria", "multiple_choice", "pairwise"]  # see bench/self_judge.py
+
+
+class SelfRewarding(Loop):
+    name: Literal["self_rewarding"]
+    beta: Positive
+    first_training: SftTraining  # of M1, on instructions and evaluations
+    eft: bool  # False: on instructions alone
+    n_evaluations: Count  # that M1 learns from, at most
+    evaluated: Writer  # of the world's completions that are evaluated, beside samples of the start model: answers of every quality
+    judge_prompt: JudgePrompt
+    judgements: Count  # of one question, averaged
+    judge_temperature: Positive
+    judge_max_new_tokens: Count
+    draws: Annotated[int, Field(ge=2)]  # of a prompt, of which the best and the worst make a pair
+    labeller: Literal["self", "gold", "reward_model", "random", "shorter"]
+    learns_from: Literal["pairs", "best"]  # best: positives only, SFT on the chosen completions
+    new_prompts: Literal["family", "self_instruct"]  # the world's, or written by the start model after examples
+    similarity: Fraction  # ROUGE-L to a known prompt from which on a written one is dropped
+    reward_learning_rate: Positive  # of the reward model, on the labelled pairs
+
+
 class RefinedDpo(Training):
     """SPA's training of one iteration."""
 
@@ -257,7 +280,7 @@ class RefinedDpo(Training):
     decoupling: Annotated[float, Field(ge=0)]
 
 
-LOOPS = frozenset({"iterative_dpo", "spa", "spin"})
+LOOPS = frozenset({"iterative_dpo", "spa", "spin", "self_rewarding"})
 
 # Methods that learn from no labelled row; loops that start with a seed training learn from some.
 NEEDS_NO_LABELS = frozenset({"none", "completions", "spin"})

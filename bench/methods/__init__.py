@@ -49,6 +49,7 @@ NAMES = (
     "iterative_dpo",
     "spa",
     "spin",
+    "self_rewarding",
 )
 
 

@@ -25,6 +25,7 @@ from bench.config import (
     RewardModel,
     RewardModelJudge,
     SeedTraining,
+    SelfRewarding,
     Spa,
     Trained,
     Training,
@@ -212,8 +213,8 @@ def implicit_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
 
 def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: SeedTraining) -> Stage:
     """By a reward model that labelled pairs have trained, once for all iterations: as many as the seed has, or a share of its own."""
-    assert isinstance(cell.method, IterativeDpo)
-    learning_rate, fraction = cell.method.reward_learning_rate, cell.method.reward_fraction
+    assert isinstance(cell.method, IterativeDpo | SelfRewarding)
+    learning_rate, fraction = cell.method.reward_learning_rate, getattr(cell.method, "reward_fraction", None)
     method = RewardModel(**_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate})
     settings = RewardModelSettings(method=method, max_length=plan.max_length(cell), dtype=plan.dtype(cell), seed=cell.seed)
     pairs = ground.preferences

@@ -63,6 +63,10 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
         ("label acc. %", lambda g: _number(g, "label_accuracy", 1, 100)),
         ("noise prec. %", lambda g: _number(g, "noise_precision", 1, 100)),
         ("noise recall %", lambda g: _number(g, "noise_recall", 1, 100)),
+        ("judge acc. %", lambda g: _percent(g, "judge_pair_accuracy")),
+        ("shorter acc. %", lambda g: _number(g, "judge_shorter_accuracy", 1, 100)),
+        ("judge tau", lambda g: _number(g, "judge_kendall", 2)),
+        ("parsed %", lambda g: _number(g, "judge_parse_rate", 1, 100)),
         ("KL nats", lambda g: _number(g, "kl", 2)),
         ("length", lambda g: _number(g, "mean_length", 1)),
     ]

@@ -14,14 +14,22 @@ import numpy as np
 
 from bench import audit, audit_ratings, stats
 from bench.canaries import HONEST, canary_of
-from bench.kinds import AuditSettings
-from bench.records import HumanLabel, Verdict, over_turns, read_jsonl
+from bench.kinds import AuditSettings, SelfJudgeSettings
+from bench.records import HumanLabel, Result, Verdict, draw_name, over_turns, read_jsonl, read_rewards
+from bench.self_judge import Ranking, add_up, judge_quality
+from bench.stages import evaluations
 from bench.worker import Outcome, StageRun
+from bench.world.gold import count_words, gold
+from bench.world.tasks import Turn
 
 T = TypeVar("T")
 
 
-def run(settings: AuditSettings, run: StageRun) -> Outcome:
+def run(settings: AuditSettings | SelfJudgeSettings, run: StageRun) -> Outcome:
+    return _of_itself(settings, run) if isinstance(settings, SelfJudgeSettings) else _of_verdicts(settings, run)
+
+
+def _of_verdicts(settings: AuditSettings, run: StageRun) -> Outcome:
     """Inputs: verdicts; again, gold, human, recorded, recorded_verdicts, canary_verdicts where there are such."""
     _check_served(run.inputs)
     found = _of_ratings(settings, run.inputs) if settings.manner == "rating" else _of_preferences(settings, run.inputs)
@@ -198,3 +206,43 @@ def _plain(found: Mapping[str, audit.Found]) -> dict[str, Any]:
         name: {"unmeasured": value.reason} if isinstance(value, stats.Unmeasured) else dataclasses.asdict(value)
         for name, value in found.items()
     }
+
+
+# A policy that judges by writing --------------------------------------------------------------------------------------
+
+
+def _of_itself(settings: SelfJudgeSettings, run: StageRun) -> Outcome:
+    """Inputs: items and completions, the rankings; replies. Beside the judge's numbers those of one that prefers the shorter."""
+    judged = add_up(settings.prompt, evaluations.read_replies(run.inputs["replies"]))
+    rankings = evaluations.with_draws(run.inputs)
+    truths: dict[str, float]
+    if settings.truth is None:
+        truths = read_rewards(run.inputs["completions"])
+    else:
+        truths = {
+            draw_name(draw): gold(Turn.from_json((item.task or [])[0]), draw.completions[0], settings.truth).total
+            for item, draws in rankings
+            for draw in draws
+        }
+    result = Result({"judge_parse_rate": 1 - judged.unparsed / judged.replies} if judged.replies else {}, {})
+    ours, shorter = [], []
+    for _, draws in rankings:
+        names, values = [draw_name(draw) for draw in draws], [truths[draw_name(draw)] for draw in draws]
+        ours.append(Ranking([judged.scores.get(name) for name in names], values, [name in judged.perfect for name in names]))
+        shorter.append(Ranking([-float(count_words(draw.completions[0])) for draw in draws], values, [False] * len(draws)))
+    for name, estimate in judge_quality(ours):
+        _add(result, f"judge_{name}", estimate, f"no ranking with a judgement that could be read ({judged.unparsed} unparsed)")
+    _add(result, "judge_shorter_accuracy", dict(judge_quality(shorter))["pair_accuracy"], "no two completions differ in truth")
+    read = sum(judged.histogram.values())
+    result.metrics.update({f"judge_share_{value}": n / read for value, n in judged.histogram.items()})
+    (run.out / "judge.json").write_text(json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False))
+    counts = {"rankings": len(rankings), "judgements": judged.replies, "unparsed": judged.unparsed}
+    return Outcome(counts | {f"judged_{value}": n for value, n in judged.histogram.items()})
+
+
+def _add(result: Result, name: str, estimate: stats.Estimate | None, why: str) -> None:
+    if estimate is None:
+        result.missing[name] = why
+        return
+    found = {"": estimate.value, "_se": estimate.standard_error, "_low": estimate.low, "_high": estimate.high, "_n": estimate.n}
+    result.metrics.update({f"{name}{suffix}": value for suffix, value in found.items() if value is not None})

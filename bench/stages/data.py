@@ -54,6 +54,7 @@ from bench.records import (
     read_rows,
     write_jsonl,
 )
+from bench.stages import evaluations
 from bench.worker import Outcome, StageRun
 from bench.world.corpus import base_rows, demonstrated_items, demonstration_rows, make_items
 from bench.world.tasks import Turn
@@ -108,6 +109,8 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _canaries(settings, run)
         case RecordedData():
             return _recorded(settings, run)
+        case _ if isinstance(settings, evaluations.SETTINGS):
+            return evaluations.make(settings, run)
     raise TypeError(f"no data stage for {type(settings).__name__}")
 
 

@@ -14,10 +14,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bench.config import Settings
+from bench.config import GoldWeights, Settings
 from bench.judges.gold import GoldAnnotator
-from bench.kinds import GoldLabels, RankLabels
+from bench.kinds import GoldLabels, RankLabels, SelfLabels
 from bench.records import Completion, Item, Labelled, Verdict, draw_name, pair_name, read_jsonl, read_logps, read_rewards, write_jsonl
+from bench.self_judge import add_up
+from bench.stages import evaluations
 from bench.tokens import conversation
 from bench.worker import Outcome, StageRun
 from bench.world.gold import count_words, draw_label, gold
@@ -31,11 +33,14 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     draws: dict[str, list[Completion]] = {item.id: [] for item in items}
     for completion in read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion):
         draws[completion.id].append(completion)
+    more: dict[str, int] = {}
     match settings:
         case GoldLabels():
             labels = _by_annotator(settings, items, draws)
         case RankLabels():
             labels = _by_score(settings, items, draws, run)
+        case SelfLabels():
+            labels, more = _by_itself(settings, items, draws, run)
         case _:
             raise TypeError(f"no label stage for {type(settings).__name__}")
     write_jsonl(run.out / "labels.jsonl", labels)
@@ -43,7 +48,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     unscored = sum(label.unscored is not None for label in labels)
     ties = sum(label.first_preferred is None for label in labels) - unscored
     counts = {"rows": len(labels), "ties": ties, "unscored": unscored, "correct": sum(judged), "with_truth": len(judged)}
-    return Outcome(counts | _asked(run))
+    return Outcome(counts | _asked(run) | more)
 
 
 def _asked(run: StageRun) -> dict[str, int]:
@@ -170,12 +175,45 @@ def _ranked(settings: RankLabels, item: Item, first: str, second: str, score: fl
     preferred = None if score == other or first == second else score > other
     sure = {"implicit": sigmoid(score - other), "reward_model": sigmoid(score - other), "random": 0.5}
     p_first = sure.get(settings.labeller, 0.5 if preferred is None else float(preferred))
-    correct = None
-    if preferred is not None and item.task is not None and settings.truth is not None:
-        turn = Turn.from_json(item.task[0])
-        difference = gold(turn, first, settings.truth).total - gold(turn, second, settings.truth).total
-        correct = None if difference == 0 else preferred == (difference > 0)
-    return Labelled(item.id, prompt, first, second, p_first, preferred, correct)
+    return Labelled(item.id, prompt, first, second, p_first, preferred, _right(preferred, item, first, second, settings.truth))
+
+
+def _right(preferred: bool | None, item: Item, first: str, second: str, truth: GoldWeights | None) -> bool | None:
+    """Whether a label agrees with the truth; None where it is a tie, or the truth is one or is not known."""
+    if preferred is None or item.task is None or truth is None:
+        return None
+    turn = Turn.from_json(item.task[0])
+    difference = gold(turn, first, truth).total - gold(turn, second, truth).total
+    return None if difference == 0 else preferred == (difference > 0)
+
+
+# By the policy's own judgements ---------------------------------------------------------------------------------------
+
+TOO_FEW = "fewer than two samples have a score that can be read"
+
+
+def _by_itself(
+    settings: SelfLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]], run: StageRun
+) -> tuple[list[Labelled], dict[str, int]]:
+    judged = add_up(settings.prompt, evaluations.read_replies(run.inputs["replies"]))
+    labels = []
+    for item in items:
+        scored = [completion for completion in draws[item.id] if draw_name(completion) in judged.scores]
+        pair = extremes(scored, judged.scores) if len(scored) > 1 else draws[item.id][:2]
+        first, second = (completion.completions[0] for completion in pair)
+        prompt = conversation(item, [])
+        if len(scored) < 2:
+            equal = len({completion.completions[0] for completion in draws[item.id]}) == 1  # nothing to ask about pairs
+            unscored, p_first = (None, 0.5) if equal else (TOO_FEW, None)
+            labels.append(Labelled(item.id, prompt, first, second, p_first, None, unscored=unscored))
+            continue
+        score, other = (judged.scores[draw_name(completion)] for completion in pair)
+        preferred = None if score == other or first == second else score > other
+        p_first = 0.5 if preferred is None else float(preferred)
+        labels.append(
+            Labelled(item.id, prompt, first, second, p_first, preferred, _right(preferred, item, first, second, settings.truth))
+        )
+    return labels, {"judgements": judged.replies, "unparsed": judged.unparsed}
 
 
 def sigmoid(x: float) -> float:

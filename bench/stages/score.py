@@ -18,6 +18,7 @@ noise_precision, noise_recall   of SPA's noise detector, over the pairs that it 
 mean_length, mean_tokens, unfinished   of the evaluation completions: characters, tokens, share cut at max_new_tokens
 repetition                   share of a completion's word 3-grams that it has written before (rep-3 of Su et al. 2022), mean over
                              the completions that have any
+judge_*                      the policy as a judge that writes, on held-out rankings (bench/self_judge.py)
 distinct                     different word 3-grams of all completions over their number (distinct-n of Li et al. 2016); more text, less
 """
 
@@ -104,6 +105,10 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
     _heldout(settings, inputs, numbers)
     _kl(settings, inputs, numbers)
     _labels(inputs, numbers)
+    if "self_judge" in inputs:
+        judge = Result.from_json(json.loads((inputs["self_judge"] / "judge.json").read_text()))
+        numbers.metrics |= judge.metrics
+        numbers.missing |= judge.missing
     return Result(numbers.metrics, dict(sorted(numbers.missing.items())), calibration.digest if calibration and preferred else None)
 
 

@@ -19,6 +19,8 @@ from bench.worker import Outcome, StageRun
 if TYPE_CHECKING:
     from bench.methods.training import Recorder
 
+TEXTS = ("demonstrations", "evaluations")  # what a start stage learns from, the latter where it is to judge
+
 
 def run(settings: Settings, run: StageRun) -> Outcome:
     match settings:
@@ -52,7 +54,7 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_model(run.inputs["model"], "float32")
     check_fit(run.inputs["model"], model, tokenizer)
-    rows = list(read_jsonl(run.inputs["demonstrations"] / "rows.jsonl", Text))
+    rows = [row for role in TEXTS if role in run.inputs for row in read_jsonl(run.inputs[role] / "rows.jsonl", Text)]
     ids = [row_ids(tokenizer, row.prompt, row.completion, settings.max_length) for row in rows]
     examples = [Example(i.prompt + i.completion, [-100] * len(i.prompt) + i.completion) for i in ids]
     arguments = {

@@ -29,16 +29,24 @@ from bench.kinds import (
     GoldLabels,
     GoldPreferenceSettings,
     GoldRatingSettings,
+    JudgeQuestionData,
+    KeptEvaluationData,
     LocalPairData,
     LocalPromptData,
     LoopPairData,
     NewPromptData,
     PairData,
     PromptData,
+    PromptRequestData,
+    RankedData,
     RankLabels,
     ScoreSettings,
+    SelfJudgeSettings,
+    SelfLabels,
     TaskFamily,
+    TrueEvaluationData,
     WrittenData,
+    WrittenPromptData,
 )
 from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
 from bench.stages import audit, data, judge, label, score
@@ -135,6 +143,49 @@ class Made:
         verdicts, lost = self.verdicts(settings, 2), self.run(judge, settings, items=canaries, completions=canaries)
         return self.run(audit, AuditSettings(n_labelled=8, manner="rating"), verdicts=verdicts, gold=verdicts, canary_verdicts=lost)
 
+    def questions(self, items: Path, completions: Path, prompt: str = "criteria") -> Path:
+        return self.run(data, JudgeQuestionData(prompt=prompt), items=items, completions=completions)  # type: ignore[arg-type]
+
+    def replies(self, questions: Path, texts: tuple[str, ...]) -> Path:
+        """Two of each question, by chance."""
+        rng = random.Random(3)
+        asked = [(draw, item) for draw in range(2) for item in read_jsonl(questions / "items.jsonl", Item)]
+        return self.wrote([Completion(item.id, item.turns, [rng.choice(texts)], [], [], draw) for draw, item in asked])
+
+    def wrote(self, completions: list[Completion]) -> Path:
+        out = self.root / f"{len(list(self.root.iterdir()))}"
+        out.mkdir()
+        write_jsonl(out / "completions.jsonl", completions)
+        return out
+
+    def true_evaluations(self) -> Path:
+        items = self.prompts("train", 24)
+        settings = TrueEvaluationData(prompt="additive", gold=WEIGHTS, fraction=0.5, n=40, seed=1)
+        return self.run(data, settings, items=items, completions=self.written(items, draws=2), answers=self.by_writer(items))
+
+    def kept_evaluations(self) -> Path:
+        ranked = self.run(data, RankedData(split="train"), preferences=self.local_pairs())
+        questions = self.questions(ranked, ranked, "additive")
+        replies = self.replies(questions, ("Score: 1", "Score: 4", "Score: 5", "?"))
+        settings = KeptEvaluationData(prompt="additive", n=20, seed=1)
+        return self.run(data, settings, items=ranked, completions=ranked, questions=questions, replies=replies)
+
+    def prompt_requests(self) -> Path:
+        ranked = self.run(data, RankedData(split="train"), preferences=self.local_pairs())
+        return self.run(data, PromptRequestData(n=4, n_known=3, n_written=1, seed=1), rankings=ranked)
+
+    def written_prompts(self) -> Path:
+        ranked = self.run(data, RankedData(split="train"), preferences=self.local_pairs())
+        texts = ["1. name four green rivers", "please name four green rivers", "name four green rivers", "a dog", "tell of one horse"]
+        replies = self.wrote([Completion(str(place), [], [text], [], []) for place, text in enumerate(texts)])
+        return self.run(data, WrittenPromptData(n=8, similarity=0.7), rankings=ranked, completions=replies)
+
+    def judged(self, module: Any, settings: Any) -> Path:
+        items = self.prompts("train", 24)
+        completions = self.written(items, draws=3)
+        replies = self.replies(self.questions(items, completions), ("1", "1", "0", "?"))
+        return self.run(module, settings, items=items, completions=completions, replies=replies)
+
     def local_pairs(self) -> Path:
         path = make_preferences(self.root.parent / "file.jsonl", paired=True, messages=True)
         return self.run(data, LocalPairData(fraction=0.5, heldout_fraction=0.3, seed=1), file=path)
@@ -172,6 +223,12 @@ MAKE: dict[str, dict[str, Callable[[Made], Path]]] = {
         "new_prompts": lambda made: made.run(data, NewPromptData(family=FAMILY, after=8, n=16, seed=1)),
         "demonstrated": lambda made: made.run(data, DemonstratedData(family=FAMILY, writer=SLOPPY, after=8, n=16, seed=1)),
         "loop_pairs": lambda made: made.run(data, LoopPairData(seed=1), **{"00": made.pairs(), "01": made.ranked("shorter")}),
+        "ranked": lambda made: made.run(data, RankedData(split="heldout"), preferences=made.local_pairs()),
+        "judge_questions": lambda made: made.questions(items := made.prompts("train", 8), made.written(items, 2), "pairwise"),
+        "true_evaluations": lambda made: made.true_evaluations(),
+        "kept_evaluations": lambda made: made.kept_evaluations(),
+        "prompt_requests": lambda made: made.prompt_requests(),
+        "written_prompts": lambda made: made.written_prompts(),
         "written": lambda made: made.by_writer(made.prompts("evaluation", 32)),
         "chosen": lambda made: made.chosen(),
         "canaries": lambda made: made.canaries(),
@@ -183,13 +240,18 @@ MAKE: dict[str, dict[str, Callable[[Made], Path]]] = {
         "shorter": lambda made: made.ranked("shorter"),
         "random": lambda made: made.ranked("random"),
         "human": lambda made: made.ranked("human"),
+        "self": lambda made: made.judged(label, SelfLabels(prompt="criteria", truth=WEIGHTS)),
     },
     "judge": {
         "gold_preference": lambda made: made.verdicts(GoldPreferenceSettings(gold=WEIGHTS, temperature=1.0), 1),
         "gold_rating": lambda made: made.verdicts(GoldRatingSettings(gold=WEIGHTS), 2),
     },
     "score": {"cell": lambda made: made.score()},
-    "audit": {"gold": lambda made: made.audit(), "rating": lambda made: made.rating_audit()},
+    "audit": {
+        "gold": lambda made: made.audit(),
+        "rating": lambda made: made.rating_audit(),
+        "self_judge": lambda made: made.judged(audit, SelfJudgeSettings(prompt="criteria", truth=WEIGHTS)),
+    },
 }
 
 

@@ -1,0 +1,199 @@
+"""Self-rewarding language models (Yuan et al. 2024, arXiv 2401.10020, section 2): the policy judges its own samples by writing, and learns
+from the best against the worst of them.
+
+    M_0 the start model (iteration 0);  M_1 = SFT(M_0; instructions IFT + evaluations EFT) (iteration 1)        for t = 2 ... iteration:
+    y_1 ... y_N ~ M_{t-1}(.|x), x new;  each judged by M_{t-1}, the mean of several judgements;  highest against lowest, ties dropped
+    M_t = DPO(M_{t-1}; AIFT(M_{t-1})), against M_{t-1}
+
+Judgements that cannot be read are dropped and counted; a prompt with fewer than two scores left is unscored. `judge_prompt` has four
+forms (bench/self_judge.py), the paper's additive one and its multiple-choice ablation among them.
+
+Other ablations and controls: `eft: false` (M_1 from IFT alone), `learns_from: best` (positives only: SFT on the highest), `labeller` a
+reward model that the labelled pairs have trained, the world's annotator, the shorter one, a coin.
+
+In the controlled world IFT is the start model's demonstrations, once more; EFT is written by who knows the truth, about the start model's
+samples of the labelled prompts and answers of every quality to them (this is not a method of few labels there); new prompts come from
+the task family, for tiny models cannot write any. With a file of pairs IFT is the chosen completions; EFT is judged by SFT(M_0; IFT)
+itself, kept where it agrees with the pair and thinned of the most frequent score, as in the paper; new prompts are written by M_0 after
+eight examples, as Self-Instruct does.
+
+Deviations: samples and judgements are drawn at top_p 1 (the paper: 0.9). Positives only learns from the highest of this iteration's pairs
+and starts from M_{t-1} (the paper: perfect scores, added to IFT + EFT). M_1 pools the tokens of a batch, as the start stage does. No
+checkpoint is chosen by a judge.
+
+judge_*: how well M_t judges, on held-out rankings: four samples of the start model a prompt, or held-out pairs of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from bench import plan
+from bench.config import Cell, Decoding, Dpo, SeedTraining, SelfRewarding, SftChosen, Training, WorldData
+from bench.kinds import (
+    DemonstrationData,
+    JudgeQuestionData,
+    KeptEvaluationData,
+    PromptRequestData,
+    RankedData,
+    SelfJudgeSettings,
+    SelfLabels,
+    SftSettings,
+    TrueEvaluationData,
+    WrittenData,
+    WrittenPromptData,
+    stage,
+)
+from bench.methods import loop
+from bench.plan import Ground, Policy
+from bench.store import Source, Stage
+
+RANKED = 4  # samples of a held-out prompt
+N_KNOWN, N_WRITTEN = 6, 2  # examples of a request for a new prompt
+REQUESTS = 4  # for one prompt that is wanted: most that a model writes are like a known one
+WRITING = Decoding(temperature=0.6, top_p=0.9, max_new_tokens=200)
+
+
+def chain(cell: Cell, ground: Ground) -> Policy:
+    settings = cell.method
+    assert isinstance(settings, SelfRewarding)
+    if settings.iteration == 0:
+        return Policy(ground.start, None)
+    first = _first(cell, ground, settings)
+    policy = Policy(first, first)
+    if settings.iteration > 1:
+        method = loop.Method(
+            first=2,
+            start=first,
+            seed_pairs=None,
+            draws=settings.draws,
+            items=_new_prompts(cell, ground, settings),
+            labels=lambda round_: _labels(cell, ground, settings, round_),
+            training=lambda _: _training(cell, settings),
+        )
+        policy = loop.unfold(cell, ground, method)
+    return replace(policy, self_judge=_quality(cell, ground, settings, policy.model))
+
+
+def _training(cell: Cell, settings: SelfRewarding) -> Dpo | SftChosen:
+    if settings.learns_from == "pairs":
+        return loop.round_training(cell, settings.beta)
+    return SftChosen(**settings.model_dump(include=set(Training.model_fields)), name="sft_chosen")
+
+
+# M_1 ------------------------------------------------------------------------------------------------------------------
+
+
+def _first(cell: Cell, ground: Ground, settings: SelfRewarding) -> Stage:
+    instructions = _instructions(cell, ground)
+    evaluations = {"evaluations": _evaluations(cell, ground, settings, instructions)} if settings.eft else {}
+    return _tuned(cell, ground, settings, {"demonstrations": instructions, **evaluations}, "iteration 1 policy (self_rewarding)")
+
+
+def _tuned(cell: Cell, ground: Ground, settings: SelfRewarding, texts: Mapping[str, Stage], label: str) -> Stage:
+    training = SftSettings(training=settings.first_training, max_length=plan.max_length(cell), seed=cell.seed)
+    return stage("sft", training, {"model": ground.start, **texts}, label)
+
+
+def _instructions(cell: Cell, ground: Ground) -> Stage:
+    if not isinstance(cell.data, WorldData):
+        return _rankings(ground, "train")
+    data = DemonstrationData(family=plan.family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed)
+    return stage("data", data, label="demonstrations")
+
+
+def _evaluations(cell: Cell, ground: Ground, settings: SelfRewarding, instructions: Stage) -> Stage:
+    prompt, n, seed = settings.judge_prompt, settings.n_evaluations, cell.seed
+    if isinstance(cell.data, WorldData):
+        assert cell.world is not None
+        truth = TrueEvaluationData(prompt=prompt, gold=cell.world.gold, fraction=cell.data.fraction, n=n, seed=seed)
+        labelled = ground.preferences.inputs["train"]
+        assert isinstance(labelled, Stage)
+        asked = {role: labelled.inputs[role] for role in ("items", "completions")}
+        written = WrittenData(writer=settings.evaluated, draws=2, seed=seed)
+        answers = stage("data", written, {"items": asked["items"]}, "answers of every quality")
+        return stage("data", truth, {**asked, "answers": answers}, "evaluations by the truth")
+    baseline = _tuned(cell, ground, settings, {"demonstrations": instructions}, "SFT baseline")
+    ranked = {"items": instructions, "completions": instructions}
+    questions, replies = _judgements(cell, settings, baseline, ranked, "labelled pairs")
+    kept = KeptEvaluationData(prompt=prompt, n=n, seed=seed)
+    return stage("data", kept, {**ranked, "questions": questions, "replies": replies}, "evaluations that agree with the pairs")
+
+
+# Judging --------------------------------------------------------------------------------------------------------------
+
+
+def _judgements(
+    cell: Cell, settings: SelfRewarding, judge: Stage | Source, asked: Mapping[str, Stage], label: str
+) -> tuple[Stage, Stage]:
+    """(questions, replies) about the completions of items."""
+    questions = stage("data", JudgeQuestionData(prompt=settings.judge_prompt), asked, f"{label}: questions to the judge")
+    decoding = Decoding(temperature=settings.judge_temperature, top_p=1.0, max_new_tokens=settings.judge_max_new_tokens)
+    return questions, _written(cell, judge, questions, decoding, settings.judgements, f"{label}: judgements")
+
+
+def _written(cell: Cell, model: Stage | Source, items: Stage, decoding: Decoding, draws: int, label: str) -> Stage:
+    return stage("sample", plan.sample_settings(cell, decoding, draws, cell.seed), plan.read_model(model) | {"items": items}, label)
+
+
+def _labels(cell: Cell, ground: Ground, settings: SelfRewarding, round_: loop.Round) -> Stage:
+    match settings.labeller:
+        case "self":
+            asked = {"items": round_.items, "completions": round_.samples}
+            _, replies = _judgements(cell, settings, round_.policy, asked, f"iteration {round_.t}")
+            truth = cell.world.gold if cell.world else None
+            labels = SelfLabels(prompt=settings.judge_prompt, truth=truth)
+            return stage("label", labels, {**asked, "replies": replies}, round_.label("labels (self)"))
+        case "gold":
+            return loop.gold_labels(cell, round_)
+        case "reward_model":
+            seed = SeedTraining(**settings.model_dump(include=set(SeedTraining.model_fields)))
+            return loop.reward_model_labels(cell, ground, round_, seed=seed)
+        case labeller:
+            return loop.plain_labels(cell, round_, labeller)
+
+
+def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Stage | Source) -> Stage:
+    if isinstance(cell.data, WorldData):
+        labelled = ground.preferences.inputs["heldout"]
+        assert isinstance(labelled, Stage)
+        items = labelled.inputs["items"]
+        assert isinstance(items, Stage)
+        decoding = Decoding(temperature=settings.sample_temperature, top_p=1.0, max_new_tokens=settings.sample_max_new_tokens)
+        completions = _written(cell, ground.start, items, decoding, RANKED, "held-out samples to rank")
+    else:
+        items = completions = _rankings(ground, "heldout")
+    ranked = {"items": items, "completions": completions}
+    _, replies = _judgements(cell, settings, policy, ranked, "held-out rankings")
+    truth = SelfJudgeSettings(prompt=settings.judge_prompt, truth=cell.world.gold if cell.world else None)
+    return stage("audit", truth, {**ranked, "replies": replies}, "the policy as a judge")
+
+
+# Prompts --------------------------------------------------------------------------------------------------------------
+
+
+def _rankings(ground: Ground, split: str) -> Stage:
+    settings = RankedData.model_validate({"split": split})
+    return stage("data", settings, {"preferences": ground.preferences}, f"{split} pairs as rankings")
+
+
+def _new_prompts(cell: Cell, ground: Ground, settings: SelfRewarding) -> Callable[[int], Stage]:
+    """Prompts of iterations 2, 3, ...: of the world's family, or written after examples by the start model."""
+    if settings.new_prompts == "family":
+        return lambda t: replace(loop.new_prompts(cell, ground, settings, t - 1), label=f"iteration {t} prompts")
+    written: dict[int, Stage] = {}
+
+    def instructed(t: int) -> Stage:
+        known = {"rankings": _rankings(ground, "train")} | {f"earlier_{i:02d}": earlier for i, earlier in written.items()}
+        asked = PromptRequestData(n=REQUESTS * settings.n_prompts, n_known=N_KNOWN, n_written=N_WRITTEN, seed=cell.seed * 1000 + t)
+        requests = stage("data", asked, known, f"iteration {t} requests for prompts")
+        replies = _written(cell, ground.start, requests, WRITING, 1, f"iteration {t} prompts as written")
+        kept = WrittenPromptData(n=settings.n_prompts, similarity=settings.similarity)
+        written[t] = stage("data", kept, {**known, "completions": replies}, f"iteration {t} prompts")
+        return written[t]
+
+    return instructed
+
+
+__all__ = ["chain"]

@@ -1,0 +1,82 @@
+"""Self-instruction (Wang et al. 2023, arXiv 2212.10560, section 2.2): new prompts that a model writes after examples, less those that are
+like a known one (ROUGE-L), too short or long, or ask for what text cannot hold."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+SHORTEST, LONGEST = 4, 150  # words of a prompt
+BLOCKED = frozenset({"image", "images", "picture", "pictures", "photo", "photos", "graph", "graphs", "video", "audio", "file", "files"})
+_WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"^\s*(?:task\s*)?\d+\s*[.:)]\s*", re.IGNORECASE)
+_ASK = "Here are tasks that people gave to an assistant:\n\n{shown}\n\nWrite one more task of another kind. Write the task only."
+
+
+def few_shot(known: Sequence[str], written: Sequence[str], n_known: int, n_written: int, rng: random.Random) -> str:
+    """A request for a new prompt after examples: `n_written` of the model's earlier ones where there are so many, the rest known."""
+    own = rng.sample(list(written), min(n_written, len(written)))
+    examples = rng.sample(list(known), min(n_known + n_written - len(own), len(known))) + own
+    rng.shuffle(examples)
+    return _ASK.format(shown="\n".join(f"{place}. {' '.join(text.split())}" for place, text in enumerate(examples, 1)))
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What is kept, in its order, and why the rest is not."""
+
+    kept: list[str]
+    dropped: dict[str, int]  # unusable, similar, beyond the number that was wanted
+
+
+def new_ones(written: Iterable[str], known: Sequence[str], similarity: float, n: int) -> Filtered:
+    """Prompts whose ROUGE-L to every known one, and to every one kept before, stays below `similarity`."""
+    pool = [_words(text) for text in known]
+    kept: list[str] = []
+    dropped = dict.fromkeys(("unusable", "similar", "surplus"), 0)
+    for reply in written:
+        text = prompt_of(reply)
+        words = _words(text or "")
+        if text is None or not SHORTEST <= len(words) <= LONGEST or not BLOCKED.isdisjoint(words):
+            dropped["unusable"] += 1
+        elif len(kept) == n:
+            dropped["surplus"] += 1
+        elif any(_reaches(words, other, similarity) for other in pool):
+            dropped["similar"] += 1
+        else:
+            kept.append(text)
+            pool.append(words)
+    return Filtered(kept, dropped)
+
+
+def prompt_of(reply: str) -> str | None:
+    """The first task of a reply, without its number; None for an empty one."""
+    first = re.split(r"\n\s*(?:\n|(?:task\s*)?\d+\s*[.:)])", reply.strip(), maxsplit=1, flags=re.IGNORECASE)[0]
+    return _NUMBER.sub("", first).strip() or None
+
+
+def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
+    """F1 of the longest common subsequence of words, as in Lin (2004) with equal weights; 0 where either is empty."""
+    if not a or not b:
+        return 0.0
+    row = [0] * (len(b) + 1)
+    for word in a:
+        diagonal = 0
+        for place, other in enumerate(b, 1):
+            above = row[place]
+            row[place] = diagonal + 1 if word == other else max(above, row[place - 1])
+            diagonal = above
+    return 2 * row[-1] / (len(a) + len(b))
+
+
+def _reaches(a: Sequence[str], b: Sequence[str], similarity: float) -> bool:
+    """Whether ROUGE-L is that high; the words in common, whatever their order, bound it and cost little."""
+    common = sum((Counter(a) & Counter(b)).values())
+    return 2 * common / (len(a) + len(b)) >= similarity and rouge_l(a, b) >= similarity
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
