@@ -192,6 +192,19 @@ def test_a_wrong_judge_is_said_before_anything_runs(problems: Callable[..., list
     assert any(re.search(said, problem) for problem in found), found
 
 
+def test_a_calibration_by_number_belongs_to_items_of_that_number(problems: Callable[..., list[str]], tmp_path: Path) -> None:
+    """AlpacaEval's own, of 805 items, would give its difficulties to any other set's."""
+    items, path = tmp_path / "items.json", tmp_path / "difficulty.csv"
+    items.write_text(json.dumps([{"instruction": f"Say {i}.", "output": f"{i}."} for i in range(3)]))
+    path.write_text("index,instruction_difficulty\n" + "".join(f"{i},0.5\n" for i in range(5)))
+    words = (*ASKED, f"judge.items={items}", f"judge.calibration={path}")
+    (found,) = problems(*words)
+    assert "knows 5 items by `index`, their number among all items, which are 3 here" in found
+    items.write_text(json.dumps([{"instruction": f"Say {i}.", "output": f"{i}."} for i in range(5)]))
+    assert problems(*words, "judge.n_items=2", "judge.provider=x") == []
+    assert "which are 64 here" in problems(*ASKED, f"judge.calibration={path}", "judge.n_items=64")[0]
+
+
 def test_items_on_the_users_own_data_must_be_named(problems: Callable[..., list[str]], model_folder: Path, pairs_file: Path) -> None:
     own = ("model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}")
     assert any("set judge.items=FILE" in problem for problem in problems(*own, *ASKED))
