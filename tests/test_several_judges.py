@@ -96,6 +96,12 @@ def test_a_jury_shows_its_median_and_each_member_and_shares_their_stages(endpoin
     assert all(row["style_win_rate_game"] for row in rows) and "arena_win_rate" not in rows[0]
     found = [row for row in verdicts(ran.results)["jury"] if len(row.details or {}) == 3]
     assert found and all(row.preference == sorted((row.details or {}).values())[1] for row in found)
+    lacking = re.findall(r"Judge (\S+): no passport.*: (python -m bench do=audit .*)", ran.out)
+    assert {name: command.split()[5] for name, command in lacking} == {
+        "alpaca_eval-long-judge": "judge.model=long-judge",
+        "alpaca_eval-odd-judge": "judge.model=odd-judge",
+        "arena_hard-game-judge": "judge.model=game-judge",
+    }  # a jury itself cannot be audited
     assert re.search(r"long % +odd % +game %", ran.out) and f"Unscored by: long 0, odd {3 * N // 4}, game 0" in ran.out
 
     alone = bench(*files, "judge=arena_hard", "judge.model=game-judge", f"judge.base_url={endpoint.url}", results=ran.results)

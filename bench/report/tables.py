@@ -205,8 +205,8 @@ def _judges_notes(groups: Sequence[Group]) -> list[str]:
     done, notes = [row for group in groups for row in group.done], []
     if labels := members(groups):
         lost = {label: sum(int(row.metrics.get(f"n_unscored_{label}", 0)) for row in done) for label in labels}
-        silent = ", ".join(f"{label} {n}" for label, n in lost.items())
-        notes.append(f"Win rate by a jury: the median of its members' verdicts, whose own rates stand beside it. Unscored by: {silent}.")
+        silent = f" Unscored by: {', '.join(f'{label} {n}' for label, n in lost.items())}." if done else ""
+        notes.append(f"Win rate by a jury: the median of its members' verdicts, whose own rates stand beside it.{silent}")
     if any("arena_win_rate" in row.metrics for row in done):
         notes.append("Arena-Hard: mean outcome of all battles, a strong win counting 3; style-controlled: at equal length and Markdown.")
     by_how: dict[str | None, set[str]] = {}
