@@ -255,7 +255,7 @@ def test_what_moves_the_keys_of_labels(tmp_path: Path) -> None:
         (("method=iterative_dpo", *ASKED), "method.labelling_judge.model must be set: add method.labelling_judge.model=..."),
         ((*PLANNED, "method.labelling_judge.annotator=gpt9"), "unknown annotator 'gpt9'"),
         ((*PLANNED, "method.labelling_judge.budget_dollars=5"), "method.labelling_judge.budget_dollars needs a price of m"),
-        (("method=iterative_dpo", "judge@method.labelling_judge=gold"), "must be one of 'alpaca_eval', 'mt_bench', 'arena_hard', 'reward_model', 'pair_ranker', got"),
+        (("method=iterative_dpo", "judge@method.labelling_judge=gold"), "'arena_hard', 'reward_model', 'pair_ranker', got 'gold'"),
         (("method=iterative_dpo", "judge@method.labelling_judge=nobody"), "unknown judge@method.labelling_judge 'nobody'"),
     ],
 )

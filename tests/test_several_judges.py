@@ -119,6 +119,9 @@ def test_arena_hards_numbers_stand_beside_the_win_rate_and_are_scored_again_with
     ran = bench(*words, results=tmp_path / "results")
     assert ran.code == 0, ran.err + ran.out
     assert "Arena-Hard %" in ran.out and "style-controlled %" in ran.out
+    exported = sorted((ran.results / "cells").glob("*/*/annotations.json"))  # two models are two annotators
+    assert {path.parent.name for path in exported} == {"arena_hard-game-judge"} and len(exported) == len(ANSWERS)
+    assert {row["annotator"] for path in exported for row in json.loads(path.read_text())} == {"arena_hard-game-judge"}
     rows = {row["method"]: row for row in table(ran)}
     assert float(rows["weak"]["arena_win_rate"]) < float(rows["strong"]["arena_win_rate"])
     assert all(float(row["style_win_rate_low"]) < float(row["style_win_rate"]) < float(row["style_win_rate_high"]) for row in rows.values())

@@ -85,7 +85,7 @@ def _each_once(path: Path, items: list[Item]) -> list[Item]:
     if not items:
         raise ValueError(f"{path}: no questions")
     if twice := [id for id, n in Counter(item.id for item in items).items() if n > 1]:
-        raise ValueError(f"{path}: question {twice[0].partition('-')[2]} comes twice ({len(twice)} do); questions are told apart by their id")
+        raise ValueError(f"{path}: question {twice[0].partition('-')[2]} comes twice ({len(twice)} do); each has an id of its own")
     return items
 
 
