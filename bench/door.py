@@ -716,7 +716,9 @@ def _judge_files_of(judge: Tree, _: str) -> _JudgeFiles:
     if given in (None, FITTED):
         return found
     path = _file(given, "judge.calibration")
-    read_calibration(path, read_items("arena_hard" if "baseline" in found.files else "alpaca_eval", found.files) if found.files else [])
+    items = read_items("arena_hard" if "baseline" in found.files else "alpaca_eval", found.files) if found.files else []
+    n = len(items) or judge["n_items"]
+    read_calibration(path, items, n if isinstance(n, int) else None)
     return replace(found, calibration=path)
 
 

@@ -293,6 +293,18 @@ def _mean_turn(turns: list[Verdict]) -> Verdict:
     return dataclasses.replace(scored[0], preference=preference, **summed)
 
 
+NO_UNICODE = r"half a surrogate pair (an escape like \ud83d by itself) is no character: the text was cut in the middle of one"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; JSON can spell halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def text_digest(text: str) -> str:
     """How verdicts name the text that was judged."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

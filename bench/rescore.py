@@ -68,7 +68,8 @@ def _reference_and_calibration(do: Rescore) -> tuple[alpaca_eval.Outputs | None,
     if do.calibration in (None, FITTED):
         return reference, None, None
     path = Path(str(do.calibration)).expanduser()
-    return reference, path, _read(alpaca_eval.read_calibration, path, reference.items if reference else None)
+    items = reference.items if reference else None
+    return reference, path, _read(alpaca_eval.read_calibration, path, items, None if items is None else len(items))
 
 
 def show(found: Rescores, do: Rescore) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.records import Completion, Item
+from bench.records import NO_UNICODE, Completion, Item, is_unicode
 
 EXPECTED = "expected id, prompt or turns, and completion (text) or completions (a text a turn)"
 SHOWN_BAD_ROWS = 20
@@ -49,7 +49,9 @@ def read_written(path: Path) -> list[Written]:
         if not line.strip():
             continue
         try:
-            row = _parse(json.loads(line))
+            row = _parse(raw := json.loads(line))
+            if not is_unicode(json.dumps(raw, ensure_ascii=False)):
+                raise ValueError(NO_UNICODE)
             earlier = first.setdefault((row.id, row.messages, row.turns), number)
             if earlier != number:
                 raise ValueError(f"answers what line {earlier} answers: a prompt has one completion")

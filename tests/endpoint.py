@@ -143,7 +143,7 @@ class Endpoint:
                     made = self.completion(said if isinstance(said, Said) else Said(said), row["body"])
                     out.append({"custom_id": row["custom_id"], "response": {"status_code": 200, "body": made}})
             facts["output_file_id"] = f"{name}-out"
-            self.files[f"{name}-out"] = "\n".join(json.dumps(row) for row in out)
+            self.files[f"{name}-out"] = "\n".join(json.dumps(row, ensure_ascii=False) for row in out)
         fixed = {"object": "batch", "endpoint": "/v1/chat/completions", "completion_window": "24h", "created_at": 0}
         return {"id": name, "status": self.batch_status, **fixed, **facts}
 
@@ -183,6 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
         last = self.path.split("/")
         if "files" in last:
             self.send(Answer(body=self.endpoint.files[last[last.index("files") + 1]], headers={"Content-Type": "application/octet-stream"}))
+        elif "batches" in last and last[-1] not in self.endpoint.batches:
+            self.send(Answer(404, "no such batch"))
         elif "batches" in last:
             self.send(Answer(body=json.dumps(self.endpoint.batch(last[-1]))))
         else:

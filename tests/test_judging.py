@@ -18,8 +18,10 @@ from endpoint import Answer, Endpoint, Said, fair
 from tiny import ROOT, bench, copy_results, make_model, smoke
 
 from bench.door import Opened, open_door
+from bench.kinds import ScoreSettings
 from bench.plan import plan_cell
-from bench.records import Verdict, read_jsonl
+from bench.records import Completion, Verdict, read_jsonl, write_jsonl
+from bench.stages import score
 from bench.store import FileFacts, file_digest, files_digest
 
 # The smoke sweep's cell of KTO at beta 0.1, stage for stage, under another judge.
@@ -105,11 +107,11 @@ def _two_served_models_are_not_pooled(trained: Path, words: list[str]) -> None:
     manifest["files"]["verdicts.jsonl"] = dataclasses.asdict(facts)
     manifest["digest"] = files_digest({"verdicts.jsonl": facts})
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    for score in trained.glob("store/score/*/manifest.json"):
-        inputs = json.loads(score.read_text())
+    for made in trained.glob("store/score/*/manifest.json"):
+        inputs = json.loads(made.read_text())
         if inputs["inputs"]["preference_verdicts"]["key"] == folder.name:
             inputs["inputs"]["preference_verdicts"]["digest"] = manifest["digest"]
-            score.write_text(json.dumps(inputs))
+            made.write_text(json.dumps(inputs))
     reports = [bench(*words, f"judge.order={order}", "do=report", results=trained) for order in ("official", "both")]
     assert sorted(report.code for report in reports) == [0, 3]
     assert any("verdicts of two models are not pooled" in report.out for report in reports)
@@ -162,8 +164,24 @@ def test_mt_benchs_manner_on_the_users_own_files(endpoint: Endpoint, trained: Pa
     assert {(row.item_id, row.rating) for row in verdicts(trained)} == {("mt_bench-81", 5.0), ("mt_bench-101", 8.0)}
     assert sum("Reference" in body["messages"][1]["content"] for body in endpoint.asked) >= 2
     assert "win_rate: the judge gives ratings and compares with nobody" in done.out
+    assert "Rating, 1 to 10: mean over 4 answers a cell, 0 answers unscored. Brackets: 95 % over questions" in done.out
+    assert re.search(r"6\.50 \[-?[\d.]+, [\d.]+\]", done.out)  # clustered by question: two of them
     results = [json.loads(path.read_text())["metrics"] for path in trained.glob("store/score/*/result.json")]
     assert all(result["rating"] == 6.5 and result["rating_math"] == 8.0 and result["n_ratings"] == 4 for result in results)
+
+
+def test_a_turn_that_cannot_be_read_is_counted_where_the_other_turn_scores_the_pair(tmp_path: Path) -> None:
+    lengths = {"policy_length": 3, "baseline_length": 5}
+    rows = [Verdict(f"i{i}", "mt_bench", turn, preference=0.5 + turn / 2, **lengths) for i in range(3) for turn in (0, 1)]
+    rows[1] = Verdict("i0", "mt_bench", 1, unscored="neither [[A]], [[B]] nor [[C]]", **lengths)
+    rows += [Verdict("i3", "mt_bench", turn, unscored="the same", **lengths) for turn in (0, 1)]
+    write_jsonl(tmp_path / "verdicts.jsonl", rows)
+    write_jsonl(tmp_path / "completions.jsonl", [Completion(f"i{i}", ["a", "b"], ["aaa", "bbb"], [], []) for i in range(4)])
+    settings = ScoreSettings(beta=None, bootstrap_resamples=10, bootstrap_seed=0)
+    found = score.score(settings, {"preference_verdicts": tmp_path, "preference_completions": tmp_path}).metrics
+    assert (found["n_scored"], found["n_unscored"], found["n_turns_unscored"]) == (3, 1, 1)
+    write_jsonl(tmp_path / "verdicts.jsonl", [row for row in rows if row.turn == 0])
+    assert "n_turns_unscored" not in score.score(settings, {"preference_verdicts": tmp_path, "preference_completions": tmp_path}).metrics
 
 
 # The door -------------------------------------------------------------------------------------------------------------
@@ -190,6 +208,19 @@ ASKED = ("judge=alpaca_eval", "judge.model=m")
 def test_a_wrong_judge_is_said_before_anything_runs(problems: Callable[..., list[str]], words: tuple[str, ...], said: str) -> None:
     found = problems(*words)
     assert any(re.search(said, problem) for problem in found), found
+
+
+def test_a_calibration_by_number_belongs_to_items_of_that_number(problems: Callable[..., list[str]], tmp_path: Path) -> None:
+    """AlpacaEval's own, of 805 items, would give its difficulties to any other set's."""
+    items, path = tmp_path / "items.json", tmp_path / "difficulty.csv"
+    items.write_text(json.dumps([{"instruction": f"Say {i}.", "output": f"{i}."} for i in range(3)]))
+    path.write_text("index,instruction_difficulty\n" + "".join(f"{i},0.5\n" for i in range(5)))
+    words = (*ASKED, f"judge.items={items}", f"judge.calibration={path}")
+    (found,) = problems(*words)
+    assert "knows 5 items by `index`, their number among all items, which are 3 here" in found
+    items.write_text(json.dumps([{"instruction": f"Say {i}.", "output": f"{i}."} for i in range(5)]))
+    assert problems(*words, "judge.n_items=2", "judge.provider=x") == []
+    assert "which are 64 here" in problems(*ASKED, f"judge.calibration={path}", "judge.n_items=64")[0]
 
 
 def test_items_on_the_users_own_data_must_be_named(problems: Callable[..., list[str]], model_folder: Path, pairs_file: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,47 @@ def test_a_reward_model_from_a_folder_labels(own: Path) -> None:
         assert row.p_first == pytest.approx(1 / (1 + math.exp(second - first)), abs=1e-5)
 
 
+def test_a_pairwise_ranker_labels(own: Path) -> None:
+    """Any sequence classifier of one output that reads both samples, in both orders: here one of random weights."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(own / "model", num_labels=1).save_pretrained(own / "my-ranker")
+    AutoTokenizer.from_pretrained(own / "model").save_pretrained(own / "my-ranker")
+    judge = [ASKED[0], "judge@method.labelling_judge=pair_ranker", f"method.labelling_judge.model={own}/my-ranker"]
+    rows, verdicts, _ = labels(own, *judge)
+    assert len(rows) == 6 and any(row.first_preferred is not None for row in rows)
+    for row in rows:
+        (verdict,) = verdicts[row.id]
+        assert len(verdict.calls) == (0 if row.first == row.second else 2)
+        assert row.p_first == pytest.approx(verdict.preference)
+        assert row.first_preferred == (None if verdict.preference == 0.5 else (verdict.preference or 0.0) > 0.5)
+
+
+def test_arena_hards_games_label(own: Path, endpoint: Endpoint) -> None:
+    """Of three samples each two play both games; the endpoint calls the longer one the clear winner."""
+
+    def say(body: Mapping[str, Any]) -> str:
+        first, second = (
+            len(re.search(rf"=== Answer of assistant {letter} ===\n(.*?)\n=== end", body["messages"][-1]["content"], re.DOTALL)[1])  # type: ignore[index]
+            for letter in "AB"
+        )
+        return "[[A=B]]" if first == second else "[[A>>B]]" if first > second else "[[B>>A]]"
+
+    endpoint.say = say
+    judge = [ASKED[0], "judge@method.labelling_judge=arena_hard", f"method.labelling_judge.base_url={endpoint.url}"]
+    rows, verdicts, draws = labels(own, *judge, "method.labelling_judge.model=game-judge", "method.draws=3")
+    assert any(row.first_preferred is not None for row in rows)
+    for row in rows:
+        assert len(verdicts[row.id]) == 3
+        texts = [text for item, text in draws if item == row.id]
+        lengths = len(row.first), len(row.second)
+        assert row.first_preferred == (None if lengths[0] == lengths[1] else lengths[0] > lengths[1])
+        if row.first_preferred is not None:
+            assert set(lengths) == {max(map(len, texts)), min(map(len, texts))}
+
+
 # Keys and the door ----------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +255,7 @@ def test_what_moves_the_keys_of_labels(tmp_path: Path) -> None:
         (("method=iterative_dpo", *ASKED), "method.labelling_judge.model must be set: add method.labelling_judge.model=..."),
         ((*PLANNED, "method.labelling_judge.annotator=gpt9"), "unknown annotator 'gpt9'"),
         ((*PLANNED, "method.labelling_judge.budget_dollars=5"), "method.labelling_judge.budget_dollars needs a price of m"),
-        (("method=iterative_dpo", "judge@method.labelling_judge=gold"), "must be one of 'alpaca_eval', 'mt_bench', 'reward_model', got"),
+        (("method=iterative_dpo", "judge@method.labelling_judge=gold"), "'arena_hard', 'reward_model', 'pair_ranker', got 'gold'"),
         (("method=iterative_dpo", "judge@method.labelling_judge=nobody"), "unknown judge@method.labelling_judge 'nobody'"),
     ],
 )

@@ -96,6 +96,12 @@ def test_a_jury_shows_its_median_and_each_member_and_shares_their_stages(endpoin
     assert all(row["style_win_rate_game"] for row in rows) and "arena_win_rate" not in rows[0]
     found = [row for row in verdicts(ran.results)["jury"] if len(row.details or {}) == 3]
     assert found and all(row.preference == sorted((row.details or {}).values())[1] for row in found)
+    lacking = re.findall(r"Judge (\S+): no passport.*: (python -m bench do=audit .*)", ran.out)
+    assert {name: command.split()[5] for name, command in lacking} == {
+        "alpaca_eval-long-judge": "judge.model=long-judge",
+        "alpaca_eval-odd-judge": "judge.model=odd-judge",
+        "arena_hard-game-judge": "judge.model=game-judge",
+    }  # a jury itself cannot be audited
     assert re.search(r"long % +odd % +game %", ran.out) and f"Unscored by: long 0, odd {3 * N // 4}, game 0" in ran.out
 
     alone = bench(*files, "judge=arena_hard", "judge.model=game-judge", f"judge.base_url={endpoint.url}", results=ran.results)
@@ -113,6 +119,9 @@ def test_arena_hards_numbers_stand_beside_the_win_rate_and_are_scored_again_with
     ran = bench(*words, results=tmp_path / "results")
     assert ran.code == 0, ran.err + ran.out
     assert "Arena-Hard %" in ran.out and "style-controlled %" in ran.out
+    exported = sorted((ran.results / "cells").glob("*/*/annotations.json"))  # two models are two annotators
+    assert {path.parent.name for path in exported} == {"arena_hard-game-judge"} and len(exported) == len(ANSWERS)
+    assert {row["annotator"] for path in exported for row in json.loads(path.read_text())} == {"arena_hard-game-judge"}
     rows = {row["method"]: row for row in table(ran)}
     assert float(rows["weak"]["arena_win_rate"]) < float(rows["strong"]["arena_win_rate"])
     assert all(float(row["style_win_rate_low"]) < float(row["style_win_rate"]) < float(row["style_win_rate_high"]) for row in rows.values())

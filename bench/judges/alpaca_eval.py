@@ -221,17 +221,20 @@ def find_outputs(annotations: Path) -> Path | None:
 COLUMNS = ("model", "preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
 
 
-def read_calibration(path: Path, items: Sequence[Item] | None = None) -> Calibration:
+def read_calibration(path: Path, items: Sequence[Item] | None = None, n: int | None = None) -> Calibration:
     """The columns of `df_gamed.csv`, plain or .gz, with items by `item_id`, by `instruction`, or by `index`, their number among `items`.
 
     A row without a preference brings a difficulty and no gamed vote; one about an item beyond `items` is left out. Raises ValueError
-    for a file that cannot be keyed by item.
+    for a file that cannot be keyed by item; where all items are known to be `n`, also for numbers of another set of items, whose
+    difficulties would be given to these.
     """
     text = _text(path)
     rows = list(csv.DictReader(io.StringIO(text)))
     columns = list(rows[0]) if rows else []
     if "instruction_difficulty" not in columns:
         raise ValueError(f"{path} must have a column instruction_difficulty, as df_gamed.csv has, got {', '.join(columns) or 'nothing'}")
+    if n is not None:
+        _check_numbers(path, rows, n)
     difficulty: dict[str, float] = {}
     gamed: dict[str, list[Gamed]] = {}
     weight = GAMED_WEIGHT / max(1, len({row.get("model") for row in rows if row.get("preference")}))
@@ -245,6 +248,15 @@ def read_calibration(path: Path, items: Sequence[Item] | None = None) -> Calibra
         except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path}: row {number}: {error}") from error
     return Calibration(difficulty, gamed, text_digest(text))
+
+
+def _check_numbers(path: Path, rows: Sequence[Mapping[str, str]], n: int) -> None:
+    numbers = {row.get("index") or "" for row in rows if not row.get("item_id") and not row.get("instruction")}
+    if numbers and numbers != {str(place) for place in range(n)}:
+        raise ValueError(
+            f"{path} knows {len(numbers)} items by `index`, their number among all items, which are {n} here: give the items that it was "
+            "made for (a part of them by judge.n_items), or a column `instruction`"
+        )
 
 
 def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None) -> str | None:

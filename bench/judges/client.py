@@ -32,6 +32,7 @@ AGAIN = {408, 409, 429}  # and every 5xx
 REFUSED = {400, 413, 422}
 LONGEST_WAIT_S = 300.0  # an endpoint that asks for more has no reply for this run
 BATCH_POLL_S = 20.0
+NO_COMPLETION = (ValueError, KeyError, TypeError, IndexError, AttributeError)  # what reading something else raises
 
 
 class JudgeUnfinished(RuntimeError):
@@ -119,16 +120,19 @@ class Endpoint:
     async def _await_batch(self, client: openai.AsyncOpenAI, missing: dict[str, Request], sent: Path, deadline: float) -> None:
         """Take in a batch that was sent. Raises JudgeUnfinished while it runs on, JudgeRefused where nothing of it was answered."""
         facts = json.loads(sent.read_text())
-        while (batch := await client.batches.retrieve(facts["id"])).status not in ("completed", "failed", "expired", "cancelled"):
+        while (batch := await self._look(client, facts["id"], sent)).status not in ("completed", "failed", "expired", "cancelled"):
             if time.monotonic() + BATCH_POLL_S > deadline:
                 raise JudgeUnfinished(f"batch {batch.id} is {batch.status}: the same command looks again (judge.batch_wait_s)")
             await asyncio.sleep(BATCH_POLL_S)
         came, spent = 0, 0.0
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-            for line in (await client.files.content(file)).text.splitlines():
-                reply = self._batch_reply(json.loads(line))
+            for line in (await client.files.content(file)).text.split("\n"):  # not splitlines(): texts may hold U+2028
+                if not line.strip():
+                    continue
+                row = _read(line)
+                reply = self._batch_reply(row)
                 if reply is not None:
-                    self.journal.add(json.loads(line)["custom_id"], reply)
+                    self.journal.add(row["custom_id"], reply)
                     came, spent = came + 1, spent + (reply.dollars or 0.0)
         if self.price and spent != facts["reserved"]:
             self.ledger.add(self.stage, spent - facts["reserved"])
@@ -137,12 +141,22 @@ class Endpoint:
             why = "; ".join(error.message or "" for error in (batch.errors.data if batch.errors else None) or []) or "no reply in it"
             raise JudgeRefused(f"batch {batch.id} {batch.status}: {self._clean(why)}")
 
+    async def _look(self, client: openai.AsyncOpenAI, batch: str, sent: Path) -> Any:
+        try:
+            return await client.batches.retrieve(batch)
+        except openai.NotFoundError:
+            words = f"the endpoint knows no batch {batch}, which an earlier run sent (to another endpoint, or with another key?)"
+            raise JudgeRefused(f"{words}: set what it was sent with, or delete {sent} to send and pay it anew") from None
+
     def _batch_reply(self, row: dict[str, Any]) -> Reply | None:
         """The reply of a line of a batch's output; None where the request is to be sent again."""
         answer = row.get("response") or {}
         status = answer.get("status_code")
         if status == 200:
-            return self._reply(answer["body"], None)
+            try:
+                return self._reply(answer["body"], None)
+            except NO_COMPLETION:
+                return None
         if status in REFUSED:
             return Reply("", error=f"the endpoint refused the request with {status}: {self._clean(json.dumps(answer.get('body'))[:300])}")
         return None
@@ -269,8 +283,8 @@ class Endpoint:
         except openai.APIConnectionError as error:
             raise _Again(f"the connection failed ({self._clean(str(error.__cause__ or error))})") from None
         try:
-            return self._reply(json.loads(body), round(time.perf_counter() - began, 4))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            return self._reply(_read(body), round(time.perf_counter() - began, 4))
+        except NO_COMPLETION as error:
             raise _Again(f"what came is no chat completion ({type(error).__name__}: {error}): {self._clean(body[:200])!r}") from None
 
     def _refusal(self, error: openai.APIStatusError) -> Reply:
@@ -283,11 +297,12 @@ class Endpoint:
         raise JudgeRefused(f"the endpoint at {self.base_url or 'api.openai.com'} said {words}") from None
 
     def _reply(self, body: dict[str, Any], latency_s: float | None) -> Reply:
-        """What a chat completion says. Raises ValueError, KeyError or TypeError for something else."""
+        """What a chat completion says. Raises one of NO_COMPLETION for something else."""
         choice, usage = body["choices"][0], body.get("usage") or {}
         message = choice["message"]
         calls = message.get("tool_calls") or []
-        text = calls[0]["function"]["arguments"] if calls else message.get("content") or ""
+        said, thought = _parts(message.get("content") or "")
+        text = calls[0]["function"]["arguments"] if calls else said
         tokens = (choice.get("logprobs") or {}).get("content") or None
         prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
         dollars = None
@@ -296,7 +311,7 @@ class Endpoint:
         return Reply(
             text,
             served=body.get("model"),
-            thinking=message.get("reasoning_content") or message.get("reasoning"),
+            thinking=message.get("reasoning_content") or message.get("reasoning") or thought,
             tokens=tokens and thin([_token(token) for token in tokens]),
             finish_reason=choice.get("finish_reason"),
             prompt_tokens=prompt,
@@ -309,6 +324,20 @@ class Endpoint:
         """Without the key, which some endpoints repeat."""
         key = os.environ.get(self.asking.api_key_env)
         return text.replace(key, "***") if key else text
+
+
+def _read(body: str) -> Any:
+    """JSON, with a question mark for half a surrogate pair: a reply that was cut in the middle of a character can hold one."""
+    return json.loads(json.dumps(json.loads(body), ensure_ascii=False).encode(errors="replace"))
+
+
+def _parts(content: str | list[dict[str, Any]]) -> tuple[str, str | None]:
+    """(what is said, what was thought) of a message's content, which some endpoints send in parts of type text and thinking."""
+    if isinstance(content, str):
+        return content, None
+    said = "".join(part["text"] for part in content if part.get("type") == "text")
+    thought = "".join(_parts(part["thinking"])[0] for part in content if part.get("type") == "thinking")
+    return said, thought or None
 
 
 def _token(token: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.records import Item
+from bench.records import NO_UNICODE, Item, is_unicode
 
 HUB_DATASET, HUB_FILE = "tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json"
 
@@ -36,6 +37,8 @@ def read_alpaca_eval(path: Path) -> list[Item]:
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping) or not all(isinstance(row.get(name), str) for name in ("instruction", "output")):
             raise ValueError(f"{path}: row {number} has no texts called instruction and output")
+        if not is_unicode(row["instruction"] + row["output"]):
+            raise ValueError(f"{path}: row {number}: {NO_UNICODE}")
         items.append(Item(f"alpaca_eval-{number}", row.get("dataset"), [row["instruction"]], baseline=[row["output"]]))
     return items
 
@@ -55,9 +58,7 @@ def read_mt_bench(questions: Path, references: Path | None = None, answers: Path
             if found is not None and len(found) < len(row["turns"]):
                 raise ValueError(f"{path}: question {key} has {len(row['turns'])} turns, and {len(found)} answers here")
         items.append(Item(f"mt_bench-{key}", row.get("category"), row["turns"], baseline=theirs.get(key), reference=right.get(key)))
-    if not items:
-        raise ValueError(f"{questions}: no questions")
-    return items
+    return _each_once(questions, items)
 
 
 def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
@@ -77,8 +78,14 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
         if (key := str(row["uid"])) not in theirs:
             raise ValueError(f"{answers} has no answer to question {key} of {questions}")
         items.append(Item(f"arena_hard-{key}", row.get("category"), [row["prompt"]], baseline=[theirs[key]]))
+    return _each_once(questions, items)
+
+
+def _each_once(path: Path, items: list[Item]) -> list[Item]:
     if not items:
-        raise ValueError(f"{questions}: no questions")
+        raise ValueError(f"{path}: no questions")
+    if twice := [id for id, n in Counter(item.id for item in items).items() if n > 1]:
+        raise ValueError(f"{path}: question {twice[0].partition('-')[2]} comes twice ({len(twice)} do); each has an id of its own")
     return items
 
 
@@ -95,7 +102,7 @@ def _answers(path: Path) -> dict[str, list[str]]:
 
 def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):  # not splitlines(): texts may hold other line separators
         if not line.strip():
             continue
         try:
@@ -104,6 +111,8 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
             raise ValueError(f"{path}:{number}: not JSON ({error}); a line holds one object") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{number}: expected an object, got {type(row).__name__}")
+        if not is_unicode(json.dumps(row, ensure_ascii=False)):
+            raise ValueError(f"{path}:{number}: {NO_UNICODE}")
         rows.append((number, row))
     return rows
 

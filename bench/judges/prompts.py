@@ -160,7 +160,7 @@ PAIRWISE: dict[str, Sequence[str]] = {
 def mt_bench_templates(path: Path) -> dict[str, Template]:
     """Templates by name from a file of FastChat's form (ours has it too). Raises ValueError for one that lacks a prompt or a place."""
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

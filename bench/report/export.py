@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bench.judges import alpaca_eval, mt_bench
 from bench.plan import CellPlan
 from bench.records import Completion, Item, Verdict, read_jsonl
 from bench.store import Store
+from bench.sweep import as_name
 
 BASELINE = "baseline"  # what items bring is one fixed opponent without a name of its own
 
@@ -29,10 +31,16 @@ def export(cell: CellPlan, store: Store, folder: Path) -> None:
         asked, texts = list(read_jsonl(items, Item)), list(read_jsonl(completions, Completion))
         by_judge: dict[str, list[Verdict]] = {}
         for verdict in read_jsonl(verdicts, Verdict) if verdicts else ():
-            by_judge.setdefault(verdict.judge, []).append(verdict)
+            by_judge.setdefault(_judge(cell, verdict), []).append(verdict)
         several_turns = any(len(item.turns) > 1 for item in asked)
         (_fastchat if several_turns else _alpaca_eval)(cell.name, asked, texts, by_judge, folder)
         mark.touch()
+
+
+def _judge(cell: CellPlan, verdict: Verdict) -> str:
+    """What judged, and which model where it is one: two models are two judges, also to whoever reads several cells' files at once."""
+    model = getattr(cell.cell.judge, "model", None)
+    return f"{verdict.judge}-{as_name(Path(model).name)}" if isinstance(model, str) else verdict.judge
 
 
 def _file(cell: CellPlan, store: Store, role: str, name: str) -> Path | None:
@@ -53,8 +61,9 @@ def _alpaca_eval(name: str, items: list[Item], completions: list[Completion], ve
 
 def _fastchat(name: str, items: list[Item], completions: list[Completion], verdicts: dict[str, list[Verdict]], folder: Path) -> None:
     for judge, given in verdicts.items():
+        named = [replace(verdict, judge=judge) for verdict in given]
         if items[0].baseline:
-            mt_bench.write_compared(folder / f"{judge}_pair.jsonl", [mt_bench.compared(name, BASELINE, verdict) for verdict in given])
+            mt_bench.write_compared(folder / f"{judge}_pair.jsonl", [mt_bench.compared(name, BASELINE, verdict) for verdict in named])
         else:
-            mt_bench.write_rated(folder / f"{judge}_single.jsonl", [mt_bench.Rated(name, verdict, verdict.rating) for verdict in given])
+            mt_bench.write_rated(folder / f"{judge}_single.jsonl", [mt_bench.Rated(name, verdict, verdict.rating) for verdict in named])
     mt_bench.write_answers(folder / "model_answer.jsonl", name, completions)

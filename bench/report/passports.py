@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.plan import judge_key, judge_name
+from bench.config import GoldJudge, JuryJudge
+from bench.plan import judge_key, judge_name, member_label
 from bench.report.rows import Sweep
 
 PASSPORTS = "judges"  # folder of the results that holds them
@@ -21,14 +22,19 @@ def passport_lines(sweep: Sweep, results: Path, *, link: bool = False) -> list[s
     lines: dict[str, str] = {}
     for cell in sweep.cells:
         for role, verdicts in cell.roles.items():
-            if not role.endswith("_verdicts") or (key := judge_key(verdicts)) in lines:
-                continue
-            name = judge_name(cell.cell.judge, "rating" if role.startswith("rating") else "preference")
+            judge, label = cell.cell.judge, member_label(role)
+            if not role.endswith("_verdicts") or (isinstance(judge, JuryJudge) and label is None) or (key := judge_key(verdicts)) in lines:
+                continue  # a jury has no passport, its members have
+            member = judge.judges[label] if isinstance(judge, JuryJudge) and label else None
+            name = judge_name(member or judge, "rating" if role.startswith("rating") else "preference")
             if (found := passports.get(key)) is not None:
                 page = f"[passport](../../{PASSPORTS}/{found[0].name}/passport.html)" if link else f"passport: {found[0]}/passport.html"
                 lines[key] = f"Judge {name}: {_words(found[1])}; {page}"
             else:
                 command = " ".join(filter(None, ("python -m bench", sweep.command, "do=audit")))
+                if member is not None:
+                    own = [f"judge={member.name}"] + ([f"judge.model={member.model}"] if not isinstance(member, GoldJudge) else [])
+                    command = f"python -m bench do=audit {' '.join(own)} and what else judge.judges.{label} sets"
                 lines[key] = f"Judge {name}: no passport, nobody has looked for its faults: {command}"
     return list(lines.values())
 

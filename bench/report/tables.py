@@ -45,6 +45,7 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
         if varied:
             columns.append((name, value))
     columns += [(key.rpartition(".")[2], partial(_setting, key)) for key in pooled.varied]
+    compared = any("win_rate" in row.metrics for group in groups for row in group.done)  # the rating is then a column beside
     columns.append(("seeds", lambda group: f"{len(group.done)}" + (f"/{len(group.rows)}" if len(group.done) < len(group.rows) else "")))
     columns += [
         ("win rate %", lambda g: _percent(g, "win_rate") + (" *" if g.among_best else "")),
@@ -57,7 +58,8 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
         ("over prompts", lambda g: _part(g.against_start.prompts if g.against_start and g.against_start.seeds else None)),
         ("SEs", lambda g: _standard_errors(g.against_start)),
         ("p (Holm)", lambda g: _p(g.against_start)),
-        ("rating", lambda g: _number(g, "rating", 2)),
+        ("rating", lambda g: _number(g, "rating", 2) if compared else _with_interval(g, "rating", 2, 1)),
+        ("expected rating", lambda g: _number(g, "expected_rating", 2)),
         ("reward acc. %", lambda g: _number(g, "reward_accuracy", 1, 100)),
         ("reward AUC %", lambda g: _number(g, "reward_auc", 1, 100)),
         ("label acc. %", lambda g: _number(g, "label_accuracy", 1, 100)),
@@ -189,13 +191,15 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         if seeds > 1 and any(len(group.done) == 1 for group in groups):
             brackets += ", over prompts where one seed is left"
         prompts = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
-        unrated = f" and {ratings} ratings" if ratings else ""
+        turns = sum(int(row.metrics.get("n_turns_unscored", 0)) for row in scored)
+        unrated = (f" and {ratings} ratings" if ratings else "") + (f" and {turns} turns of others" if turns else "")
         notes.append(f"Judged on {prompts} prompts a cell, {unscored} verdicts{unrated} unscored. Brackets: {brackets}.")
         notes.append(
             f"vs start: win rate minus the start model's on the same seeds and prompts, 95 % over {over}; SEs: that difference in standard "
             "errors; p: two-sided, Holm-corrected over the table."
         )
         notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
+    notes += _ratings_notes(groups) if not scored else []
     notes += _judges_notes(groups)
     missing = Counter((name, why) for group in groups for row in group.done for name, why in row.missing.items() if why not in BY_DESIGN)
     notes += [f"{name}: {why}" + (f" ({n} cells)" if n > 1 else "") for (name, why), n in sorted(missing.items())]
@@ -207,13 +211,26 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     return notes
 
 
+def _ratings_notes(groups: Sequence[Group]) -> list[str]:
+    """Of a judge that rates and compares with nobody."""
+    rated = [row for group in groups for row in group.done if "n_ratings" in row.metrics]
+    if not rated:
+        return []
+    n = sorted({int(row.metrics["n_ratings"]) for row in rated})
+    unscored = sum(int(row.metrics["n_ratings_unscored"]) for row in rated)
+    seeds = any(len(group.done) > 1 for group in groups)
+    over = "seeds (t), over questions where there is one seed" if seeds else "questions (their turns together)"
+    answers = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    return [f"Rating, 1 to 10: mean over {answers} answers a cell, {unscored} answers unscored. Brackets: 95 % over {over}."]
+
+
 def _judges_notes(groups: Sequence[Group]) -> list[str]:
     """What a jury's, an Arena-Hard judge's and a calibrated number is."""
     done, notes = [row for group in groups for row in group.done], []
     if labels := members(groups):
         lost = {label: sum(int(row.metrics.get(f"n_unscored_{label}", 0)) for row in done) for label in labels}
-        silent = ", ".join(f"{label} {n}" for label, n in lost.items())
-        notes.append(f"Win rate by a jury: the median of its members' verdicts, whose own rates stand beside it. Unscored by: {silent}.")
+        silent = f" Unscored by: {', '.join(f'{label} {n}' for label, n in lost.items())}." if done else ""
+        notes.append(f"Win rate by a jury: the median of its members' verdicts, whose own rates stand beside it.{silent}")
     if any("arena_win_rate" in row.metrics for row in done):
         notes.append("Arena-Hard: mean outcome of all battles, a strong win counting 3; style-controlled: at equal length and Markdown.")
     by_how: dict[str | None, set[str]] = {}

@@ -3,6 +3,7 @@
 win_rate, lc_win_rate        of the preference verdicts, in [0, 1], with standard errors and 95 % intervals over prompts
 arena_win_rate, style_win_rate   of the battles of an Arena-Hard judge's games, and with style controlled (bench/style_control.py)
 win_rate_LABEL               of the member LABEL of a jury, with its n_unscored_LABEL, arena_win_rate_LABEL, style_win_rate_LABEL
+n_turns_unscored             turns without a verdict of items that another turn scores (pairs of two turns)
 rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clustered by question
 expected_rating              the same from the whole distribution over ratings, where the judge lists log-probs
 reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref (paired data)
@@ -147,6 +148,10 @@ def _preference(
     numbers.metrics |= controlled.metrics
     numbers.missing |= controlled.missing
     numbers.metrics |= {"n_scored": sum(p is not None for p in preferences), "n_unscored": sum(p is None for p in preferences)}
+    scored = {v.item_id for v in verdicts if v.preference is not None}
+    turns = [v for v in read_jsonl(folder / "verdicts.jsonl", Verdict) if v.item_id in scored]
+    if len(turns) > len(scored):
+        numbers.metrics["n_turns_unscored"] = sum(v.preference is None for v in turns)
     for part in ("gold", "content", "constraints", "conciseness", "fluency"):
         values = [v.details[part] for v in verdicts if v.details and part in v.details]
         if values:

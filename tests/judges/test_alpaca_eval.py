@@ -290,6 +290,8 @@ def test_a_calibration_knows_items_by_number_by_instruction_or_by_id(tmp_path: P
     items = [Item("x", None, ["a"]), Item("y", None, ["b"])]
     found = read_calibration(path, items)
     assert found.difficulty == {"x": 0.25, "y": -1.0}  # item 7 was not asked
+    with pytest.raises(ValueError, match="knows 3 items by `index`, their number among all items, which are 2 here"):
+        read_calibration(path, items, 2)
     assert [tuple(gamed) for gamed in found.gamed["x"]] == [(0.9, -1.5, 0.1), (0.1, 2.0, 0.1)]  # 0.2 shared by two versions
     with pytest.raises(ValueError, match="set reference_outputs=FILE"):
         read_calibration(path)

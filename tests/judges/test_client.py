@@ -246,3 +246,42 @@ def test_a_budget_cuts_a_batch_into_files_that_fit(serve: Serve, tmp_path: Path,
     assert [reply.text for reply in replies] == ["q0", "q1", "q2", "q3"]
     assert len(endpoint.batches) == 2
     assert Ledger(tmp_path / "spending.jsonl").total(["s"]) == pytest.approx(2.0)
+
+
+def test_odd_texts_are_replies_like_others(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a surrogate pair, as of a reply that was cut, and line separators that are none of JSONL's; also in a batch file."""
+    monkeypatch.setattr(client, "BATCH_POLL_S", 0.1)
+    cut = "a\ud83d"
+    endpoint = serve(lambda body: cut if content(body) == "q0" else "x\u2028y\x85z")
+    for folder, more in (("asked", {}), ("again", {}), ("batch", {"batch_wait_s": 5.0})):
+        cut = "a\ud83d" if folder != "batch" else "a?"  # this endpoint's own files are UTF-8
+        replies = asker(endpoint, tmp_path / folder.replace("again", "asked"), **more).ask(requests(2), silent)
+        assert [reply.text for reply in replies] == ["a?", "x\u2028y\x85z"]
+    assert len(endpoint.asked) == 2
+
+
+def test_a_message_in_parts_is_read_and_its_thinking_kept_apart(serve: Serve, tmp_path: Path) -> None:
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "hm, M"}]}
+    message = {"content": [thinking, {"type": "text", "text": "m"}]}
+    endpoint = serve(lambda _: Answer(body=json.dumps({"model": "x", "choices": [{"message": message}]})))
+    (reply,) = asker(endpoint, tmp_path).ask(requests(1), silent)
+    assert (reply.text, reply.thinking) == ("m", "hm, M")
+
+
+def test_a_batch_that_the_endpoint_does_not_know_says_the_way_out(serve: Serve, tmp_path: Path) -> None:
+    sent = tmp_path / "s" / "batch.json"
+    sent.parent.mkdir()
+    sent.write_text('{"id": "batch-of-another", "reserved": 0.0}')
+    endpoint = serve(content)
+    asking = asker(endpoint, tmp_path, batch_wait_s=5.0)
+    sent.replace(asking.journal.path.with_name("batch.json"))
+    with pytest.raises(JudgeRefused, match=r"knows no batch batch-of-another.*or delete .*batch\.json to send and pay it anew"):
+        asking.ask(requests(1), silent)
+    assert not endpoint.batches
+
+
+def test_a_batch_line_that_is_no_completion_is_sent_again(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "BATCH_POLL_S", 0.1)
+    endpoint = serve(lambda body: Answer(200, "nothing") if content(body) == "q1" and len(endpoint.batches) == 1 else content(body))
+    replies = asker(endpoint, tmp_path, batch_wait_s=5.0).ask(requests(2), silent)
+    assert [reply.text for reply in replies] == ["q0", "q1"] and len(endpoint.batches) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.judges.items import cut, read_alpaca_eval, read_mt_bench
+from bench.judges.items import cut, read_alpaca_eval, read_arena_hard, read_mt_bench
 from bench.judges.prices import OWN_PRICES, price_of, read_prices
 
 FIXTURES = Path("/work/shared/fixtures")
@@ -31,6 +31,7 @@ def test_the_official_files_are_read_whole() -> None:
         ('{"instruction": "a"}', "expected a JSON list"),
         ("not json", "expected a JSON list"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]', "row 1 has no texts called instruction and output"),
+        (r'[{"instruction": "a \ud83d", "output": "b"}]', "row 0: half a surrogate pair"),
     ],
 )
 def test_a_list_that_cannot_be_used_says_where(tmp_path: Path, text: str, said: str) -> None:
@@ -54,6 +55,26 @@ def test_questions_that_cannot_be_used_say_where(tmp_path: Path) -> None:
     answers.write_text('{"question_id": 1}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl:1: expected question_id and choices with turns"):
         read_mt_bench(questions, answers)
+
+
+def test_line_separators_in_texts_end_no_line_and_a_question_comes_once(tmp_path: Path) -> None:
+    """Arena-Hard-Auto writes its files without escapes."""
+    questions, answers = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    asked = {"uid": "1", "category": "own", "prompt": "one\u2028two\x85three"}
+    said = {"uid": "1", "messages": [{"role": "assistant", "content": {"answer": "four\u2029five"}}]}
+    questions.write_text(json.dumps(asked, ensure_ascii=False) + "\n")
+    answers.write_text(json.dumps(said, ensure_ascii=False) + "\n")
+    (item,) = read_arena_hard(questions, answers)
+    assert (item.turns, item.baseline) == (["one\u2028two\x85three"], ["four\u2029five"])
+    questions.write_text((json.dumps(asked) + "\n") * 2)
+    with pytest.raises(ValueError, match=r"q\.jsonl: question 1 comes twice"):
+        read_arena_hard(questions, answers)
+    questions.write_text('{"question_id": 81, "turns": ["a", "b"]}\n' * 2)
+    with pytest.raises(ValueError, match=r"q\.jsonl: question 81 comes twice"):
+        read_mt_bench(questions)
+    questions.write_text(r'{"question_id": 81, "turns": ["a \ud83d", "b"]}')
+    with pytest.raises(ValueError, match=r"q\.jsonl:1: half a surrogate pair"):
+        read_mt_bench(questions)
 
 
 def test_the_first_items_and_turns_are_taken(tmp_path: Path) -> None:
