@@ -243,7 +243,7 @@ class _Door:
         """That vLLM is where it is to be run; another machine plans without it."""
         for python in {cell.engine.python for cell in cells if isinstance(cell.engine, Vllm)}:
             if python is None and importlib.util.find_spec("vllm") is None:
-                how = 'pip install "bench[vllm]", or name the python of an environment that has it as engine.python'
+                how = "pip install -c constraints.txt -e '.[vllm]', or name the python of an environment that has it as engine.python"
                 self.problems.append(f"engine=vllm needs vLLM, which is not installed here: {how} ({where.of('engine')})")
             elif python is not None and not os.access(python, os.X_OK):
                 self.problems.append(f"engine.python must be a python that can be run, got {python} ({where.of('engine.python')})")
