@@ -6,12 +6,13 @@ completion ends in EOS. The completion starts where the ids of prompt and of pro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records import Item, Message, Pair, Unpaired, completion_columns
+from bench.records import Item, Message, Pair, Unpaired, completion_columns, text_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -153,6 +154,22 @@ def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], a
         [dict(message) for message in messages], tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
     )
     return rendered["input_ids"]
+
+
+def guarded_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
+    """`prompt_ids` of messages, in whose contents marks like `<|im_end|>` are text: they end nobody's turn."""
+    marks = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if not any(mark in message["content"] for message in prompt for mark in marks):
+        return prompt_ids(tokenizer, prompt)
+    places = [f"CONTENT-{number}-{text_digest(message['content'])}" for number, message in enumerate(prompt)]
+    emptied = [{**message, "content": place} for message, place in zip(prompt, places, strict=True)]
+    text: Any = tokenizer.apply_chat_template(emptied, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = []
+    for piece in re.split(f"({'|'.join(places)})", text):
+        own = piece in places
+        said = prompt[places.index(piece)]["content"] if own else piece
+        ids += tokenizer(said, add_special_tokens=False, split_special_tokens=own)["input_ids"]
+    return ids
 
 
 def conversation(item: Item, answers: Sequence[str]) -> list[Message]:
