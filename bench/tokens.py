@@ -7,13 +7,14 @@ where the tokenizer begins plain text with one, whether its template writes it (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.hub import trusts_code
-from bench.records import Item, Message, Pair, Unpaired, completion_columns
+from bench.records import Item, Message, Pair, Unpaired, completion_columns, text_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -191,8 +192,29 @@ def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], a
     rendered: Any = tokenizer.apply_chat_template(
         [dict(message) for message in messages], tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
     )
-    ids, begin = rendered["input_ids"], [tokenizer.bos_token_id]
+    return _begun(tokenizer, rendered["input_ids"])
+
+
+def _begun(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """With the BOS that plain texts begin with, where a template leaves it out."""
+    begin = [tokenizer.bos_token_id]
     return ids if ids[:1] == begin or tokenizer("")["input_ids"][:1] != begin else begin + ids
+
+
+def guarded_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
+    """`prompt_ids` of messages, in whose contents marks like `<|im_end|>` are text: they end nobody's turn."""
+    marks = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if not any(mark in message["content"] for message in prompt for mark in marks):
+        return prompt_ids(tokenizer, prompt)
+    places = [f"CONTENT-{number}-{text_digest(message['content'])}" for number, message in enumerate(prompt)]
+    emptied = [{**message, "content": place} for message, place in zip(prompt, places, strict=True)]
+    text: Any = tokenizer.apply_chat_template(emptied, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = []
+    for piece in re.split(f"({'|'.join(places)})", text):
+        own = piece in places
+        said = prompt[places.index(piece)]["content"] if own else piece
+        ids += tokenizer(said, add_special_tokens=False, split_special_tokens=own)["input_ids"]
+    return _begun(tokenizer, ids)
 
 
 def conversation(item: Item, answers: Sequence[str]) -> list[Message]:

@@ -16,7 +16,7 @@ import torch
 from bench.engines.hf import Engine
 from bench.judges.asking import Progress, Reply, Request
 from bench.judges.journal import Journal
-from bench.tokens import letter_ids, prompt_ids
+from bench.tokens import guarded_ids, letter_ids
 
 BATCH_SIZE = 8
 
@@ -33,7 +33,7 @@ class InProcess:
     def ask(self, requests: Sequence[Request], progress: Progress) -> list[Reply]:
         wanted = {request.digest: request for request in requests}
         missing = [request for digest, request in wanted.items() if digest not in self.journal.replies]
-        prompts = [prompt_ids(self.tokenizer, request.messages) for request in missing]
+        prompts = [guarded_ids(self.tokenizer, request.messages) for request in missing]
         fits = [i for i in range(len(missing)) if self._fits(missing[i], prompts[i])]
         order = sorted(fits, key=lambda i: (missing[i].body["max_tokens"], len(prompts[i]), i))
         for start in range(0, len(order), BATCH_SIZE):
