@@ -227,7 +227,7 @@ def test_a_ranker_judges_a_sweep_and_its_position_bias_is_audited(tmp_path: Path
     words = ["do=audit", "judge=pair_ranker", f"judge.model={model}", "n_items=12", "n_canaries=4"]
     ran = bench(*words, results=tmp_path / "results")
     assert ran.code == 0, ran.err
-    (path,) = ran.results.glob("audits/my-ranker-*/passport.json")
+    (path,) = ran.results.glob("judges/pair_ranker-my-ranker-*/passport.json")
     found = json.loads(path.read_text())
     assert found["judge"]["judge"] == "pair_ranker" and "value" in found["statistics"]["position_bias"]
     items, written = tmp_path / "items.json", tmp_path / "mine.jsonl"

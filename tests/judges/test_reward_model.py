@@ -84,7 +84,7 @@ def test_a_reward_model_is_audited_as_a_function(tmp_path: Path) -> None:
     words = ["do=audit", "judge=reward_model", f"judge.model={model}", "n_items=24", "n_canaries=4"]
     ran = bench(*words, results=tmp_path / "results")
     assert ran.code == 0, ran.err
-    (path,) = ran.results.glob("audits/my-reward-*/passport.json")
+    (path,) = ran.results.glob("judges/reward_model-my-reward-*/passport.json")
     found = json.loads(path.read_text())
     assert "unmeasured" in found["statistics"]["position_bias"] and found["statistics"]["win_rate"]["n"] == 24
     assert found["judge"]["judge"] == "reward_model" and any("gold" in fault for fault in found["faults"])
