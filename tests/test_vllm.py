@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import ROOT, bench, make_model, make_preferences, plans
 
-from bench.config import Decoding, Serving
+from bench.config import Adapter, Decoding, Serving
 from bench.records import Completion, read_jsonl
 from bench.store import keyed_settings
 
@@ -109,6 +109,38 @@ def test_vllm_writes_and_scores_what_transformers_does_and_one_engine_serves_bot
         KEPT.close()
         again = Engine(model, "float32", serving(python)).generate(prompts, WARM, 3)
         assert [written.ids for written in again] == sampled[model]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_adapters_go_with_their_requests_over_one_base(python: str, models: tuple[Path, Path], tmp_path: Path, fresh: None) -> None:
+    import torch
+
+    from bench.engines.adapters import add_adapter, save_model
+    from bench.engines.hf import Engine as Transformers
+    from bench.engines.hf import load_model
+    from bench.engines.vllm import KEPT, Engine
+    from bench.tokens import load_tokenizer
+
+    base, adapters = models[0], []
+    for seed in range(2):
+        model = load_model(base, "float32")
+        add_adapter(model, Adapter(name="lora", rank=4, alpha=8.0, dropout=0.0, target_modules=()), seed)
+        torch.manual_seed(seed)
+        for name, weights in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weights, std=0.3)
+        save_model(model, load_tokenizer(base), tmp_path / f"{seed}")
+        adapters.append(tmp_path / f"{seed}")
+    prompts = [load_tokenizer(base)("hello world " * n)["input_ids"] for n in range(1, 9)]
+    told, children = [], set()
+    for adapter in (*adapters, adapters[0]):
+        told.append(Engine(adapter, "float32", serving(python), base=base).generate(prompts, GREEDY, 0))
+        assert told[-1] == Transformers(adapter, "float32", 8, base=base).generate(prompts, GREEDY, 0)
+        assert KEPT.child is not None
+        children.add(KEPT.child.process.pid)
+    assert told[0] == told[2] != told[1] and len(children) == 1
+    assert Transformers(base, "float32", 8).generate(prompts, GREEDY, 0) not in told
 
 
 @pytest.mark.slow
