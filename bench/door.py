@@ -63,7 +63,7 @@ from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 from bench.written import read_written
 
 CELL_SECTIONS = tuple(Cell.model_fields)
-SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "results")
+SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "results", "keep", "hardware")
 GROUPS = (*CELL_GROUPS, *SESSION_GROUPS)
 
 BOUNDS = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<"), "less_than_equal": ("le", "<=")}
@@ -162,6 +162,7 @@ class _Door:
         if session:
             self.files.lock = session.results_dir / hub.LOCK
             self.files.fetches = session.do.name in ("run", "plan", "audit")
+            self.files.plans = session.do.name == "plan"
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
         asked = sweeps.points(grids, of_cells, of_sweep=self.sweep is not None)
@@ -390,7 +391,7 @@ class _Door:
         return self._composed[key]
 
     def _session(self, tree: Tree, where: _Where) -> Session | None:
-        sections = {key: tree[key] for key in ("do", "tracker", "results")} | {"launcher": tree["hydra"]["launcher"]}
+        sections = {key: tree[key] for key in ("do", "tracker", "results", "keep", "hardware")} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
         return self._valid(Session, plain, where) if plain else None
 
@@ -560,6 +561,7 @@ class _Files:
     problems: list[str]
     lock: Path = Path(hub.LOCK)  # of the hub's revisions
     fetches: bool = False  # whether the verb reads what comes from the hub
+    plans: bool = False  # whether a model may still lack its weights
     _datasets: dict[str, tuple[Source, Form | None] | None] = field(default_factory=dict)
     _models: dict[str, Path | None] = field(default_factory=dict)
     _judges: dict[str, _JudgeFiles | None] = field(default_factory=dict)
@@ -571,7 +573,7 @@ class _Files:
     def check(self, cell: Tree, where: _Where) -> None:
         """Say what is wrong with the files of a cell, which may have other faults."""
         if (path := _local_path(cell["model"])) is not None:
-            folder = self._once(self._models, path, _model_folder, where.of("model.path"))
+            folder = self._once(self._models, path, partial(_model_folder, weights=not self.plans), where.of("model.path"))
             if folder and isinstance(cell["data"], dict) and cell["data"].get("kind") == "world" and (why := _no_template(folder)):
                 self.problems.append(f"{why} ({where.of('model.path')})")
             if folder and (base := cell["model"].get("base")):
@@ -764,13 +766,13 @@ def _local_path(section: Any) -> str | None:
     return path if isinstance(path, str) and path != "???" else None
 
 
-def _model_folder(text: str, key: str = "model.path", what: str = "a causal LM") -> Path:
+def _model_folder(text: str, key: str = "model.path", what: str = "a causal LM", weights: bool = True) -> Path:
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
         raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder")
     lying = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     for part, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
-        if not list(folder.glob(pattern)):
+        if not list(folder.glob(pattern)) and (weights or "safetensors" not in part):
             wanted = f"{key} must hold config.json, a tokenizer and weights as safetensors"
             raise ValueError(f"{wanted}, got {text} without {part} (it holds {lying})")
     return folder

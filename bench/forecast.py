@@ -133,9 +133,9 @@ def token_bound(stage: Stage) -> int:
         case SftSettings():
             return settings.training.steps * settings.training.batch_size * settings.max_length
         case SampleSettings():
-            return _answers(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
+            return answers_asked(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
         case GenerateSettings():
-            return _answers(inputs["items"]) * settings.best_of * settings.decoding.max_new_tokens
+            return answers_asked(inputs["items"]) * settings.best_of * settings.decoding.max_new_tokens
         case LogpsSettings(rows="completions"):
             return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
         case LogpsSettings(max_length=int(max_length)):
@@ -152,11 +152,11 @@ def token_bound(stage: Stage) -> int:
     return 0
 
 
-def _answers(items: Stage | Source) -> int:
+def answers_asked(items: Stage | Source) -> int:
     """How many completions a set of items asks for."""
     assert isinstance(items, Stage)
     if isinstance(items.settings, ChosenData):
-        return _answers(items.inputs["items"])
+        return answers_asked(items.inputs["items"])
     known = (PromptData, NewPromptData, NextPromptData, DemonstratedData, FilePromptData, LocalPromptData, JudgeItemData)
     assert isinstance(items.settings, known)
     return items.settings.n * getattr(items.settings, "n_turns", 1)
@@ -165,11 +165,11 @@ def _answers(items: Stage | Source) -> int:
 def _completions(preferences: Stage | Source, split: str) -> int:
     """Most judged completions that a split of preference rows can hold; 0 for a user's file, which is counted when it is read."""
     if isinstance(preferences, Stage) and isinstance(preferences.settings, LoopPairData):
-        seen = preferences.inputs.values()
-        return sum(2 * _answers(s.inputs["items"]) if s.kind == "label" else _completions(s, split) for s in seen if isinstance(s, Stage))
+        seen = [source for source in preferences.inputs.values() if isinstance(source, Stage)]
+        return sum(2 * answers_asked(s.inputs["items"]) if s.kind == "label" else _completions(s, split) for s in seen)
     if not (isinstance(preferences, Stage) and isinstance(preferences.settings, PairData)):
         return 0
     labels = preferences.inputs[split]
     assert isinstance(labels, Stage)
-    rows = _answers(labels.inputs["items"]) * (preferences.settings.fraction if split == "train" else 1)
+    rows = answers_asked(labels.inputs["items"]) * (preferences.settings.fraction if split == "train" else 1)
     return math.ceil(rows) * (2 if preferences.settings.form == "paired" else 1)

@@ -19,18 +19,18 @@ ORDER = [
     ["records"],
     ["stats", "preferences", "tokens", "written"],
     ["length_control", "audit", "audit_ratings", "canaries"],
-    ["style_control"],
+    ["style_control", "shapes"],
     ["store", "hub"],
     ["sweep"],
     ["kinds"],
     ["readers"],
-    ["plan", "forecast"],
+    ["plan", "forecast", "keep"],
     ["worker", "launch"],
     ["world", "losses", "facts"],
     ["judges", "engines", "methods"],
     ["stages"],
     ["audit_files", "door", "report", "tracking"],
-    ["costs", "counts", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
+    ["costs", "counts", "size", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -61,7 +61,7 @@ LIGHT = [
 ]
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
 LIGHT += ["judges.arena_hard", "judges.jury", "judges.pair_ranker", "style_control"]
-LIGHT += ["judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
+LIGHT += ["judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why", "keep", "size", "shapes"]
 
 
 def _room(path: Path) -> str:

@@ -8,13 +8,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bench.config.base import Count, Positive, Probability, Settings
+from bench.config.base import Count, Name, Positive, Probability, Settings
 
 
 class Verb(Settings):
     """What to do with the cells."""
 
-    name: Literal["run", "plan", "report", "status", "conformance"]
+    name: Literal["run", "report", "status", "conformance"]
+
+
+class PlanVerb(Settings):
+    """What would run. Its key needs no `do.` on the command line: `do=plan size=cells`."""
+
+    name: Literal["plan"]
+    size: Literal["auto", "stages", "cells"]
 
 
 class Why(Settings):
@@ -51,7 +58,7 @@ class Audit(Settings):
 FITTED = "fitted"  # a calibration: item difficulties from the other rows of the table
 
 # Keys of a verb that are typed without its section.
-VERB_KEYS = frozenset(Rescore.model_fields | Why.model_fields | Audit.model_fields) - {"name"}
+VERB_KEYS = frozenset(Rescore.model_fields | Why.model_fields | Audit.model_fields | PlanVerb.model_fields) - {"name"}
 
 
 class WandbTracker(Settings):
@@ -76,11 +83,30 @@ class LocalLauncher(Settings):
     retries: int = Field(ge=0)  # of a stage whose worker died
 
 
+class Hardware(Settings):
+    """The GPU that do=plan reckons with, and how a training is spread over several."""
+
+    name: Name
+    peak_tflops: Positive  # dense bfloat16
+    memory_gb: Positive
+    bandwidth_gbs: Positive
+    price_per_hour: Annotated[float, Field(ge=0)] | None
+    mfu: Annotated[float, Field(gt=0, le=1)]  # share of the peak that training and log-probs reach
+    mbu: Annotated[float, Field(gt=0, le=1)]  # share of the bandwidth that writing reaches
+    devices: Count
+    sharding: Literal["none", "zero2", "zero3"]
+
+
+Keep = Literal["weights", "adapters", "numbers"]  # what stays of a trained model once its numbers are in
+
+
 class Session(Settings):
-    do: Verb | Rescore | Why | Audit = Field(discriminator="name")
+    do: Verb | PlanVerb | Rescore | Why | Audit = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
     launcher: LocalLauncher
     results: str | None
+    keep: Keep
+    hardware: Hardware
 
     @property
     def results_dir(self) -> Path:
