@@ -27,10 +27,12 @@ from bench.config import (
     FITTED,
     LOOPS,
     Audit,
+    Bundle,
     Cell,
     Conversations,
     DatasetData,
     Expectation,
+    Export,
     Form,
     IterativeDpo,
     JuryJudge,
@@ -173,8 +175,10 @@ class _Door:
             self._check_rescore(session.do, base[1])
         if base and session and isinstance(session.do, Audit):
             self._check_audit(session.do, list(cells), base[1])
-        if session and isinstance(session.do, Why):
+        if session and isinstance(session.do, Why | Export):
             self._check_why(session.do)
+        if base and session and isinstance(session.do, Export | Bundle):
+            self._check_out(session.do, base[1])
         if base and session and session.do.name == "run" and session.launcher.name == "local":
             self._check_vllm(list(cells), base[1])
         if self.problems or session is None:
@@ -247,9 +251,20 @@ class _Door:
             elif python is not None and not os.access(python, os.X_OK):
                 self.problems.append(f"engine.python must be a python that can be run, got {python} ({where.of('engine.python')})")
 
-    def _check_why(self, do: Why) -> None:
+    def _check_out(self, do: Export | Bundle, where: _Where) -> None:
+        """A new or empty folder, or an archive in a folder that is there."""
+        out = Path(do.out or "").expanduser()
+        taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
+        if isinstance(do, Export) and (not do.out or taken or not out.absolute().parent.is_dir()):
+            self.problems.append(f"out must be a new or empty folder in one that is there, got {do.out} ({where.of('do.out')})")
+        named = out.name.endswith(".tar.gz") and not out.is_dir()
+        if isinstance(do, Bundle) and not (named and out.absolute().parent.is_dir()):
+            self.problems.append(f"out must be an archive, FILE.tar.gz, in a folder that is there, got {do.out} ({where.of('do.out')})")
+
+    def _check_why(self, do: Why | Export) -> None:
         if not do.cell:
-            self.problems.append("do=why explains one cell: give its key or name, as in table.csv (do=why cell=KEY)")
+            what = "exports" if isinstance(do, Export) else "explains"
+            self.problems.append(f"do={do.name} {what} one cell: give its key or name, as in table.csv (do={do.name} cell=KEY)")
         if self.command.sweep or self.command.asks:
             self.problems.append(f"cell={do.cell} is looked up in the results folder: leave out {self.command.cell_words}")
 

@@ -16,9 +16,9 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import keep, methods, passport, report, rescore, size, why
+from bench import bundle, export, keep, methods, passport, report, rescore, size, why
 from bench.audit_files import audit_sources
-from bench.config import Audit, PlanVerb, Rescore, Session, Why
+from bench.config import Audit, Bundle, Export, PlanVerb, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
 from bench.door import BadConfig, Opened
@@ -49,13 +49,20 @@ def main(opened: Opened) -> int:
     if isinstance(session.do, Why):
         why.explain(session.do, session.results_dir, store)
         return OK
+    if isinstance(session.do, Export):
+        print("\n".join(export.export(session.do, session.results_dir, store)))
+        return OK
+    if session.do.name in ("report", "status", "rescore"):
+        opened = bundle.opened_from(opened)
     if session.do.name in ("run", "report", "audit") and not getattr(session.do, "plan", False):
         _make(session.results_dir)
     if isinstance(session.do, Audit):
         return _audit(session.do, opened, store)
-    asked = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
-    cells = with_start_cells(asked, opened.sources)
-    sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations, opened.axes)
+    sweep = _sweep(opened)
+    cells = sweep.cells
+    if isinstance(session.do, Bundle):
+        print("\n".join(bundle.write(session.do, opened, sweep, store, _sweep)))
+        return OK
     plan = make_plan(cells, store)
     workers = pool_size(session.launcher)
     if isinstance(session.do, Rescore):
@@ -77,6 +84,13 @@ def main(opened: Opened) -> int:
             return SOME_FAILED if any(row.failed for row in rows) else OK
     check_keys(plan.to_do)
     return run_sweep(session, sweep, plan, store)
+
+
+def _sweep(opened: Opened) -> report.Sweep:
+    """The cells of a command, planned."""
+    asked = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
+    cells = with_start_cells(asked, opened.sources)
+    return report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations, opened.axes)
 
 
 def _rescore_files(do: Rescore) -> int:

@@ -182,7 +182,7 @@ class Manifest:
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def _write_manifest(path: Path, manifest: Manifest) -> None:
+def write_manifest(path: Path, manifest: Manifest) -> None:
     with path.open("w") as file:
         json.dump(dataclasses.asdict(manifest), file, indent=1, sort_keys=True, allow_nan=False)
         file.flush()
@@ -347,7 +347,7 @@ class Store:
             evicted = sorted({*manifest.evicted, *(name for name in names if name in manifest.files)})
             if evicted != manifest.evicted:
                 aside = folder.with_name(f"{stage.key}.manifest-{os.getpid()}")
-                _write_manifest(aside, dataclasses.replace(manifest, evicted=evicted))
+                write_manifest(aside, dataclasses.replace(manifest, evicted=evicted))
                 aside.replace(folder / "manifest.json")
             there = [path for name in evicted if (path := folder / name).exists()]
             freed = sum(path.stat().st_size for path in there)
@@ -439,7 +439,7 @@ class Store:
             timings=dict(timings),
             recorded=dict(recorded),
         )
-        _write_manifest(built / "manifest.json", manifest)
+        write_manifest(built / "manifest.json", manifest)
         standing = self._move_into_place(built, self.folder(stage), manifest)
         self.forget(stage)
         return standing

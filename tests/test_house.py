@@ -31,6 +31,8 @@ ORDER = [
     ["stages"],
     ["audit_files", "door", "report", "tracking"],
     ["costs", "counts", "size", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
+    ["bundle"],
+    ["export"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -61,7 +63,7 @@ LIGHT = [
 ]
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
 LIGHT += ["judges.arena_hard", "judges.jury", "judges.pair_ranker", "style_control"]
-LIGHT += ["judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why", "keep", "size", "shapes"]
+LIGHT += ["judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why", "keep", "size", "shapes", "bundle", "export"]
 
 
 def _room(path: Path) -> str:

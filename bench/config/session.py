@@ -31,6 +31,21 @@ class Why(Settings):
     cell: str | None
 
 
+class Export(Settings):
+    """A cell's model as a folder with a card. Its keys need no `do.` either: `do=export cell=KEY out=DIR`."""
+
+    name: Literal["export"]
+    cell: str | None
+    out: str | None
+
+
+class Bundle(Settings):
+    """A sweep as one archive, from which its tables can be made: `do=bundle +sweep=... out=FILE.tar.gz`."""
+
+    name: Literal["bundle"]
+    out: str | None
+
+
 class Rescore(Settings):
     """Tables again from stored verdicts, with no judge. Its keys need no `do.` on the command line: `do=rescore judgements=DIR`."""
 
@@ -101,7 +116,7 @@ Keep = Literal["weights", "adapters", "numbers"]  # what stays of a trained mode
 
 
 class Session(Settings):
-    do: Verb | PlanVerb | Rescore | Why | Audit = Field(discriminator="name")
+    do: Verb | PlanVerb | Rescore | Why | Audit | Export | Bundle = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
     launcher: LocalLauncher
     results: str | None
