@@ -242,13 +242,16 @@ def _archive(root: Path, out: Path) -> int:
     """Sorted, without owners and times; returns the size in bytes."""
     part = out.with_name(f"{out.name}.part-{os.getpid()}")
     try:
-        with part.open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as zipped:
-            with tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for path in _files(root):
-                    info = tarfile.TarInfo(str(PurePosixPath(root.name, *path.relative_to(root).parts)))
-                    info.size, info.mode = path.stat().st_size, 0o644
-                    with path.open("rb") as file:
-                        tar.addfile(info, file)
+        with (
+            part.open("wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for path in _files(root):
+                info = tarfile.TarInfo(str(PurePosixPath(root.name, *path.relative_to(root).parts)))
+                info.size, info.mode = path.stat().st_size, 0o644
+                with path.open("rb") as file:
+                    tar.addfile(info, file)
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)

@@ -81,7 +81,7 @@ class Sizes:
     hardware: Hardware
     counted: bool = False  # some rows were counted by the model's tokenizer
     _known: dict[Stage, Sized | None] = field(default_factory=dict)
-    _means: dict[tuple[str, Path], float] = field(default_factory=dict)
+    _means: dict[tuple[str, Path | None], float] = field(default_factory=dict)
     _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class Sizes:
 
     def _mean(self, cell: CellPlan, what: str, texts: Iterator[str], most: int) -> float:
         """Mean tokens of texts, each cut at `most`; `most` where the model's tokenizer cannot be had without torch."""
-        folder = Path(getattr(cell.cell.model, "path", "") or "").expanduser()
+        folder = _model_of(cell)
         if (what, folder) not in self._means:
             tokenizer = _tokenizer(folder)
             lengths = [min(most, len(tokenizer.encode(text).ids)) for text in texts] if tokenizer else []
@@ -241,8 +241,8 @@ def _conversations(folder: Path) -> list[str]:
     return ["\n".join(message["content"] for message in row.messages) for row in rows]
 
 
-def _tokenizer(folder: Path) -> Any:
-    if not (folder / "tokenizer.json").is_file():
+def _tokenizer(folder: Path | None) -> Any:
+    if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     try:
         from tokenizers import Tokenizer
@@ -259,7 +259,7 @@ def shape_of(cell: CellPlan, store: Store) -> Shape:
     """Raises ValueError for a model whose sizes cannot be read."""
     model = cell.cell.model
     if isinstance(model, LocalModel):
-        return read_shape(_config(Path(model.path).expanduser()))
+        return read_shape(_config(_model_of(cell)))
     if not isinstance(model, WorldModel):
         raise ValueError("completions of a file have no model")
     from bench.world.tokenizer import new_tokenizer
@@ -277,9 +277,15 @@ def shape_of(cell: CellPlan, store: Store) -> Shape:
     )
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
+def _model_of(cell: CellPlan) -> Path | None:
+    """The folder of the user's model, which its stages read; None in the controlled world."""
+    models = (stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate"))
+    return next((source.path for source in models if isinstance(source, Source)), None)
+
+
+def _config(folder: Path | None) -> Mapping[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text())
+        return json.loads((folder / "config.json").read_text()) if folder else {}
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}/config.json cannot be read: {error}") from error
 
@@ -324,6 +330,8 @@ def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hard
     kinds = dict.fromkeys(stage.kind for stage in every)
     table = [_kind_row(kind, [sized for stage, sized in waiting.items() if stage.kind == kind]) for kind in kinds]
     lines = [*_model_lines(shapes, hardware), *_time_lines(of_cell, every, waiting, hardware), *lines]
+    folders = {folder for cell in chosen if (folder := _model_of(cell)) and not any(folder.glob("*.safetensors"))}
+    lines += [f"{folder} holds no weights yet: what is done is seen once they are there" for folder in sorted(folders)]
     lines += _memory_lines(waiting, hardware)
     lines += _disk_lines(every, waiting, keep)
     how = f"counted by the model's tokenizer on {SAMPLE} rows at most" if sizes.counted else "as many as max_length allows"

@@ -11,10 +11,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import Ran, bench, copy_results, smoke, smoke_cell, smoke_folder
+from tiny import Ran, bench, copy_results, make_model, make_preferences, smoke, smoke_cell, smoke_folder
 
 from bench import keep
-from bench.store import Store
+from bench.records import Completion, read_jsonl, read_logps
+from bench.store import Stage, Store
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +26,25 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
     return ran, out
 
 
-def test_the_folder_loads_and_writes_what_the_cell_wrote(exported: tuple[Ran, Path]) -> None:
+def test_the_folder_loads_and_is_the_cells_policy(exported: tuple[Ran, Path]) -> None:
+    """What it makes of the policy's own samples is what the cell's log-probs say."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _, out = exported
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-    assert tokenizer.chat_template
-    completions = smoke_folder(smoke_cell("kto", 0.1).roles["preference_completions"])
-    first = json.loads((completions / "completions.jsonl").read_text().splitlines()[0])
-    message = [{"role": "user", "content": first["turns"][0]}]
-    ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
-    n = len(first["ids"][0])
-    decoding = smoke_cell("kto", 0.1).roles["preference_completions"].settings.decoding  # type: ignore[attr-defined]
-    assert decoding.temperature == 0
-    with torch.no_grad():
-        written = model.generate(ids, max_new_tokens=n, do_sample=False)[0, ids.shape[1] :].tolist()
-    assert written == first["ids"][0]
+    scored = smoke_cell("kto", 0.1).score.inputs["kl_policy_logps"]
+    assert isinstance(scored, Stage)
+    stored = read_logps(smoke_folder(scored))
+    samples = smoke_folder(scored.inputs["completions"]) / "completions.jsonl"  # type: ignore[arg-type]
+    for sample in list(read_jsonl(samples, Completion))[:5]:
+        message = [{"role": "user", "content": sample.turns[0]}]
+        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = torch.tensor([prompt + sample.ids[0]])
+        with torch.no_grad():
+            logps = model(ids).logits.log_softmax(-1)[0, :-1]
+        summed = logps.gather(1, ids[0, 1:, None])[len(prompt) - 1 :].sum()
+        assert summed.item() == pytest.approx(stored[sample.id].logps, abs=1e-3)
 
 
 def test_the_card_is_valid_and_says_how_to_make_it_again(exported: tuple[Ran, Path]) -> None:
@@ -84,3 +87,24 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     assert ran.code == 2
     assert "out must be a new or empty folder" in ran.err
     assert "do=export exports one cell" in bench("do=export", f"out={tmp_path / 'out'}", results=results).err
+
+
+@pytest.mark.slow
+def test_control_tokens_of_a_users_model_are_kept(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    model, pairs = make_model(tmp_path / "policy"), make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True)
+    words = (f"model={model}", "data=local", f"data.path={pairs}", "judge=none", "method=csft", "method.warmup_ratio=0")
+    ran = bench(*words, "data.n_kl_prompts=4", "judge.n_items=4", results=tmp_path / "results")
+    assert ran.code == 0, ran.err + ran.out
+    out = tmp_path / "out"
+    (cell,) = (path.name for path in (tmp_path / "results" / "cells").glob("csft*"))
+    assert bench("do=export", f"cell={cell}", f"out={out}", results=tmp_path / "results").code == 0
+    assert AutoConfig.from_pretrained(out).control_tokens[0] == "<|good|>"
+    assert len(AutoTokenizer.from_pretrained(out).encode("<|good|>", add_special_tokens=False)) == 1
+    card = (out / "README.md").read_text()
+    assert "asked with its control token" in card
+    assert str(tmp_path) not in card
+    start = next(path.name for path in (tmp_path / "results" / "cells").glob("start*"))
+    ran = bench("do=export", f"cell={start}", f"out={tmp_path / 'no'}", results=tmp_path / "results")
+    assert "nothing was trained for it" in ran.err
