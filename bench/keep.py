@@ -71,9 +71,9 @@ def evicted(cells: Sequence[CellPlan], store: Store) -> Evicted:
     found = Evicted()
     for stage in _stages(cells):
         manifest = store.status(stage).manifest
-        if manifest and manifest.evicted:
+        if manifest and (gone := [name for name in weight_files(manifest) if name in manifest.evicted]):
             found.stages += 1
-            found.size += sum(manifest.files[name].size for name in manifest.evicted)
+            found.size += sum(manifest.files[name].size for name in gone)
     return found
 
 

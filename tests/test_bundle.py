@@ -56,7 +56,9 @@ def test_a_referee_gets_the_same_tables_from_the_archive_alone(bundled: Ran, pla
     rescored = bench("do=rescore", results=moved)
     assert rescored.code == 0, rescored.err
     assert "moved" not in rescored.out
-    assert "done" in bench("do=status", results=moved).out
+    status = bench("do=status", results=moved)
+    assert status.code == 0, status.err
+    assert "5 done" in status.out
 
 
 def test_the_archive_says_what_it_is_and_names_no_folder_of_its_author(bundled: Ran, place: Path, tmp_path: Path) -> None:
