@@ -81,6 +81,7 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
     dollars = 0.0 if settings.model is None else None
     if price is not None:
         dollars = price.dollars(prompt, completion, batch=settings.asking.batch_wait_s is not None)
+        counter = f"{counter}; prices of {price.date}"
     return JudgeCost(len(requests), prompt, completion, dollars, (f"{whose[0] if whose else written}{replies}", counter))
 
 

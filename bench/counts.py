@@ -23,7 +23,7 @@ Counts = Mapping[str, int]
 
 
 @dataclass
-class _Aside:
+class Aside:
     """Data stages made in a folder that goes away; no store knows them."""
 
     store: Store
@@ -49,7 +49,7 @@ def data_lines(cells: Sequence[CellPlan], store: Store) -> list[str]:
     """In words, what the files and public datasets of these cells hold, each once; what cannot be used is said in its place."""
     lines: dict[str, None] = {}
     with tempfile.TemporaryDirectory() as folder:
-        aside = _Aside(store, Path(folder))
+        aside = Aside(store, Path(folder))
         for cell in cells:
             try:
                 lines |= dict.fromkeys(_of_cell(cell, aside))
@@ -58,7 +58,7 @@ def data_lines(cells: Sequence[CellPlan], store: Store) -> list[str]:
     return list(lines)
 
 
-def _of_cell(cell: CellPlan, aside: _Aside) -> Iterator[str]:
+def _of_cell(cell: CellPlan, aside: Aside) -> Iterator[str]:
     for stage in cell.stages:
         if isinstance(stage.settings, ConversationData):
             _, counts = aside.look(stage)

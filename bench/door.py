@@ -27,10 +27,12 @@ from bench.config import (
     FITTED,
     LOOPS,
     Audit,
+    Bundle,
     Cell,
     Conversations,
     DatasetData,
     Expectation,
+    Export,
     Form,
     IterativeDpo,
     JuryJudge,
@@ -63,7 +65,7 @@ from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine, is_session
 from bench.written import read_written
 
 CELL_SECTIONS = tuple(Cell.model_fields)
-SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results")
+SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "hardware")
 GROUPS = (*CELL_GROUPS, *SESSION_GROUPS)
 
 BOUNDS = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<"), "less_than_equal": ("le", "<=")}
@@ -174,8 +176,10 @@ class _Door:
             self._check_rescore(session.do, base[1])
         if base and session and isinstance(session.do, Audit):
             self._check_audit(session.do, list(cells), base[1])
-        if session and isinstance(session.do, Why):
+        if session and isinstance(session.do, Why | Export):
             self._check_why(session.do)
+        if base and session and isinstance(session.do, Export | Bundle):
+            self._check_out(session.do, base[1])
         if base and session and session.do.name == "run" and session.launcher.name == "local":
             self._check_vllm(list(cells), base[1])
         if self.problems or session is None:
@@ -248,9 +252,20 @@ class _Door:
             elif python is not None and not os.access(python, os.X_OK):
                 self.problems.append(f"engine.python must be a python that can be run, got {python} ({where.of('engine.python')})")
 
-    def _check_why(self, do: Why) -> None:
+    def _check_out(self, do: Export | Bundle, where: _Where) -> None:
+        """A new or empty folder, or an archive in a folder that is there."""
+        out = Path(do.out or "").expanduser()
+        taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
+        if isinstance(do, Export) and (not do.out or taken or not out.absolute().parent.is_dir()):
+            self.problems.append(f"out must be a new or empty folder in one that is there, got {do.out} ({where.of('do.out')})")
+        named = out.name.endswith(".tar.gz") and not out.is_dir()
+        if isinstance(do, Bundle) and not (named and out.absolute().parent.is_dir()):
+            self.problems.append(f"out must be an archive, FILE.tar.gz, in a folder that is there, got {do.out} ({where.of('do.out')})")
+
+    def _check_why(self, do: Why | Export) -> None:
         if not do.cell:
-            self.problems.append("do=why explains one cell: give its key or name, as in table.csv (do=why cell=KEY)")
+            what = "exports" if isinstance(do, Export) else "explains"
+            self.problems.append(f"do={do.name} {what} one cell: give its key or name, as in table.csv (do={do.name} cell=KEY)")
         if self.command.sweep or self.command.asks:
             self.problems.append(f"cell={do.cell} is looked up in the results folder: leave out {self.command.cell_words}")
 
@@ -395,7 +410,8 @@ class _Door:
         return self._composed[key]
 
     def _session(self, tree: Tree, where: _Where) -> Session | None:
-        sections = {key: tree[key] for key in ("do", "tracker", "accelerate", "results")} | {"launcher": tree["hydra"]["launcher"]}
+        names = ("do", "tracker", "accelerate", "results", "keep", "hardware")
+        sections = {key: tree[key] for key in names} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
         return self._valid(Session, plain, where) if plain else None
 
@@ -621,7 +637,8 @@ class _Files:
         if section.path == "???" or (section.path is None and section.hub in (None, "???")):  # said elsewhere
             return None
         if section.path is not None:
-            folder = self._once(self._models, section.path, _model_folder, where)
+            weights = self.fetches != "not weights"
+            folder = self._once(self._models, section.path, partial(_model_folder, weights=weights), where)
             return Source(folder, "") if folder else None
         return self._once(self._hub_models, _of_hub(section), lambda _: _hub_model(section, self.lock, self.fetches), where)
 
@@ -788,14 +805,14 @@ def _local_path(section: Any) -> str | None:
     return path if isinstance(path, str) and path != "???" else None
 
 
-def _model_folder(text: str, key: str = "model.path", what: str = "a causal LM") -> Path:
+def _model_folder(text: str, key: str = "model.path", what: str = "a causal LM", weights: bool = True) -> Path:
     folder = Path(text).expanduser().absolute()
     if not folder.is_dir():
         hint = "" if text.count("/") != 1 or text[:1] in "./~" else f" (of the hub: model=hub model.hub={text})"
         raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder{hint if key == 'model.path' else ''}")
     lying = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     for part, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
-        if not list(folder.glob(pattern)):
+        if not list(folder.glob(pattern)) and (weights or "safetensors" not in part):
             wanted = f"{key} must hold config.json, a tokenizer and weights as safetensors"
             raise ValueError(f"{wanted}, got {text} without {part} (it holds {lying})")
     return folder

@@ -138,9 +138,9 @@ def token_bound(stage: Stage) -> int:
         case SftSettings():
             return settings.training.steps * settings.training.batch_size * settings.max_length
         case SampleSettings():
-            return _answers(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
+            return answers_asked(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
         case GenerateSettings():
-            return _answers(inputs["items"]) * settings.best_of * settings.decoding.max_new_tokens
+            return answers_asked(inputs["items"]) * settings.best_of * settings.decoding.max_new_tokens
         case LogpsSettings(rows="completions"):
             return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
         case LogpsSettings(max_length=int(max_length)):
@@ -157,11 +157,11 @@ def token_bound(stage: Stage) -> int:
     return 0
 
 
-def _answers(items: Stage | Source) -> int:
+def answers_asked(items: Stage | Source) -> int:
     """How many completions a set of items asks for."""
     assert isinstance(items, Stage)
     if isinstance(items.settings, ChosenData):
-        return _answers(items.inputs["items"])
+        return answers_asked(items.inputs["items"])
     if isinstance(items.settings, RankedData):
         return 0  # as many as the user's file has
     if isinstance(items.settings, JudgeQuestionData):
@@ -169,7 +169,7 @@ def _answers(items: Stage | Source) -> int:
         assert isinstance(judged, Stage)
         n = getattr(judged.settings, "draws", 2)
         questions = {"pairwise": n * (n - 1), "criteria": n * MOST_CRITERIA}.get(items.settings.prompt, n)
-        return _answers(items.inputs["items"]) * questions
+        return answers_asked(items.inputs["items"]) * questions
     of_world = (PromptData, NewPromptData, DemonstratedData, PromptRequestData, WrittenPromptData)
     assert isinstance(items.settings, (*of_world, NextPromptData, FilePromptData, LocalPromptData, JudgeItemData))
     return items.settings.n * getattr(items.settings, "n_turns", 1)
@@ -178,11 +178,11 @@ def _answers(items: Stage | Source) -> int:
 def _completions(preferences: Stage | Source, split: str) -> int:
     """Most judged completions that a split of preference rows can hold; 0 for a user's file, which is counted when it is read."""
     if isinstance(preferences, Stage) and isinstance(preferences.settings, LoopPairData):
-        seen = preferences.inputs.values()
-        return sum(2 * _answers(s.inputs["items"]) if s.kind == "label" else _completions(s, split) for s in seen if isinstance(s, Stage))
+        seen = [source for source in preferences.inputs.values() if isinstance(source, Stage)]
+        return sum(2 * answers_asked(s.inputs["items"]) if s.kind == "label" else _completions(s, split) for s in seen)
     if not (isinstance(preferences, Stage) and isinstance(preferences.settings, PairData)):
         return 0
     labels = preferences.inputs[split]
     assert isinstance(labels, Stage)
-    rows = _answers(labels.inputs["items"]) * (preferences.settings.fraction if split == "train" else 1)
+    rows = answers_asked(labels.inputs["items"]) * (preferences.settings.fraction if split == "train" else 1)
     return math.ceil(rows) * (2 if preferences.settings.form == "paired" else 1)

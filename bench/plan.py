@@ -732,17 +732,19 @@ def make_plan(cells: Sequence[CellPlan], store: Store) -> Plan:
     statuses: dict[Stage, Status] = {}
     order: dict[Stage, None] = {}
 
-    def need(stage: Stage) -> None:
-        if stage in statuses:
+    def need(stage: Stage, held: bool) -> None:
+        """`held`: its files are going to be read, so evicted weights have to be made again."""
+        if stage in statuses and (not held or statuses[stage].state != "done"):
             return
-        statuses[stage] = store.status(stage)
+        statuses[stage] = store.held(stage) if held else store.status(stage)
         if statuses[stage].state != "done":
             for source in stage.inputs.values():
                 if isinstance(source, Stage):
-                    need(source)
+                    need(source, held=True)
+        order.pop(stage, None)
         order[stage] = None
 
     for cell in cells:
         for role in [*cell.roles.values(), cell.score]:
-            need(role)
+            need(role, held=False)
     return Plan(list(cells), {needed: statuses[needed] for needed in order})

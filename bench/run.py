@@ -16,9 +16,9 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import clusters, methods, passport, report, rescore, why
+from bench import bundle, clusters, export, keep, methods, passport, report, rescore, size, why
 from bench.audit_files import audit_sources
-from bench.config import Accelerate, Audit, Rescore, Session, Why
+from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
 from bench.door import BadConfig, Opened
@@ -27,7 +27,7 @@ from bench.judges.server import Servers
 from bench.kinds import LanguageJudgeSettings, needs
 from bench.launch import Launcher, Report, chain_lengths, pool_size
 from bench.plan import CellPlan, Plan, Sources, judge_key, judge_manners, labels_samples, make_plan, plan_audit, plan_cell, start_cell
-from bench.screen import Screen, make_screen, print_costs, print_plan, print_status
+from bench.screen import Screen, make_screen, print_costs, print_plan, print_sizes, print_status
 from bench.store import Stage, Store, hash_key
 from bench.tracking import Tracker, open_tracker
 from bench.worker import HEAVY_IMPORTS, describe
@@ -49,13 +49,20 @@ def main(opened: Opened) -> int:
     if isinstance(session.do, Why):
         why.explain(session.do, session.results_dir, store)
         return OK
+    if isinstance(session.do, Export):
+        print("\n".join(export.export(session.do, session.results_dir, store)))
+        return OK
+    if session.do.name in ("report", "status", "rescore"):
+        opened = bundle.opened_from(opened)
     if session.do.name in ("run", "report", "audit") and not getattr(session.do, "plan", False):
         _make(session.results_dir)
     if isinstance(session.do, Audit):
         return _audit(session.do, opened, store)
-    asked = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
-    cells = with_start_cells(asked, opened.sources)
-    sweep = report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations, opened.axes)
+    sweep = _sweep(opened)
+    cells = sweep.cells
+    if isinstance(session.do, Bundle):
+        print("\n".join(bundle.write(session.do, opened, sweep, store, _sweep)))
+        return OK
     plan = make_plan(cells, store)
     workers = pool_size(session.launcher, session.accelerate.devices)
     if isinstance(session.do, Rescore):
@@ -65,6 +72,8 @@ def main(opened: Opened) -> int:
         case "plan":
             costs = judge_costs(plan.to_do, store)
             print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data_lines(cells, store))
+            assert isinstance(session.do, PlanVerb)
+            print_sizes(size.report(cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
             return OK
         case "status":
             return SOME_FAILED if print_status(sweep, store) else OK
@@ -76,6 +85,13 @@ def main(opened: Opened) -> int:
     check_keys(plan.to_do)
     clusters.check(session.launcher, plan.to_do)
     return run_sweep(session, sweep, plan, store)
+
+
+def _sweep(opened: Opened) -> report.Sweep:
+    """The cells of a command, planned."""
+    asked = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
+    cells = with_start_cells(asked, opened.sources)
+    return report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations, opened.axes)
 
 
 def _rescore_files(do: Rescore) -> int:
@@ -151,6 +167,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     screen = make_screen(sweep, plan, forecast, pool_size(session.launcher, session.accelerate.devices))
     failures: dict[Stage, str] = {}
     written: set[str] = set()
+    gone = keep.Evicted()
     trained = {stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage] for stage in plan.to_do if stage.kind == "train"}
 
     def ended() -> None:
@@ -165,6 +182,8 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
                     screen.say(f"the folder of cell {cell.name} could not be written: {error}")
                 track_cell(tracker, sweep, cell, store, reason)
                 screen.cell_ended(cell, reason)
+        let_go = keep.evict(session.keep, sweep.cells, store)
+        gone.stages, gone.size = gone.stages + let_go.stages, gone.size + let_go.size
 
     def progressed(stage: Stage, rows: Sequence[dict[str, float]]) -> None:
         screen.progress(stage, rows[-1])
@@ -182,7 +201,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         paths = report.write_files(sweep, rows, results)
         tracker.sweep(sweep=sweep.name, rows=report.flat_rows(rows), files=paths.for_tracker)
         tracker.close()
-    report.print_report(sweep, paths, tracker.notes, screen.summary())
+    report.print_report(sweep, paths, tracker.notes, "; ".join(filter(None, [screen.summary(), gone.words()])))
     return OVER_BUDGET if over_budget else SOME_FAILED if any(row.failed for row in rows) else OK
 
 
@@ -313,14 +332,14 @@ class Scheduler:
         return any(not any(ancestor in self.failures for ancestor in stage.walk()) for stage in self._needed(cells))
 
     def _ready(self, stage: Stage) -> bool:
-        return all(not isinstance(source, Stage) or self.store.status(source).state == "done" for source in stage.inputs.values())
+        return all(not isinstance(source, Stage) or self.store.held(source).state == "done" for source in stage.inputs.values())
 
     def _start(self, stage: Stage) -> None:
         lock = self.store.try_lock(stage)
         if lock is None:
             return  # another command is at it, and holds the lock until it is done
         self.store.forget(stage)  # it may have been done there a moment ago
-        if self.store.status(stage).state == "done":
+        if self.store.held(stage).state == "done":
             lock.release()
             self.store.beside(stage, "lock").unlink(missing_ok=True)
             self._reconsider(stage)

@@ -14,11 +14,13 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bench import size
 from bench.clusters.slurm import OVER, JobState, queue_states
 from bench.clusters.stages import job_of
 from bench.config import WorldData
 from bench.costs import JudgeCost
 from bench.forecast import Estimate
+from bench.keep import evicted
 from bench.launch import chain_lengths
 from bench.plan import CellPlan, Plan, labels_samples
 from bench.report import Sweep
@@ -247,6 +249,22 @@ def print_plan(
         console.print(f"{'' if place else 'data':<9}{line}", highlight=False, markup=False)
 
 
+def print_sizes(found: size.Report | None) -> None:
+    """What models of size take; nothing where there is nothing to say."""
+    console = Console(soft_wrap=True)
+    tables = {"work of models, to do": (size.STAGE_COLUMNS, found.stages), "by cell": (size.CELL_COLUMNS, found.cells)} if found else {}
+    for title, (columns, rows) in tables.items():
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for place, column in enumerate(columns):
+            table.add_column(column, no_wrap=True, justify="right" if place else "left")
+        for row in rows:
+            table.add_row(*row)
+        if rows:
+            Console(width=max(Console(width=10_000).measure(table).maximum, console.width)).print(table, highlight=False)
+    for place, line in enumerate(found.lines if found else ()):
+        console.print(f"{'' if place else 'size':<9}{line}", highlight=False, markup=False)
+
+
 def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
     """What an audit would ask, line by line, and what that costs."""
     console = Console(soft_wrap=True)
@@ -309,6 +327,8 @@ def print_status(sweep: Sweep, store: Store) -> bool:
         table.add_row(cell.name, state, f"{done}/{len(cell.stages)}", why)
     console.print(table)
     console.print(", ".join(f"{n} {state}" for state, n in Counter(states).items()), highlight=False)
+    if gone := evicted(sweep.cells, store).words():
+        console.print(gone, highlight=False)
     return "failed" in states
 
 

@@ -15,7 +15,7 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -176,9 +176,17 @@ class Manifest:
     counts: dict[str, int]
     timings: dict[str, float]  # seconds: wall_s, cpu_s
     recorded: dict[str, Any]  # code revision, package versions, device
+    evicted: list[str] = field(default_factory=list)  # of `files`, those that were deleted since: see Store.evict
 
 
 _MANIFEST = TypeAdapter(Manifest)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    with path.open("w") as file:
+        json.dump(dataclasses.asdict(manifest), file, indent=1, sort_keys=True, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def files_digest(files: Mapping[str, FileFacts]) -> str:
@@ -262,6 +270,14 @@ class Store:
             self._statuses[stage.key] = self._check(stage)
         return self._statuses[stage.key]
 
+    def held(self, stage: Stage) -> Status:
+        """The same for whoever reads its files: absent where weights were evicted."""
+        status = self.status(stage)
+        if status.state == "done" and status.manifest and status.manifest.evicted:
+            why = "weights absent, evicted once their numbers were in: made again"
+            return Status("absent", f"{stage.kind}/{stage.key} ({stage.label}): {why}")
+        return status
+
     def forget(self, stage: Stage) -> None:
         """Look again at a stage, and at those whose status hung on it."""
         keys = [stage.key]
@@ -306,6 +322,8 @@ class Store:
         if (manifest.kind, manifest.key) != (folder.parent.name, folder.name) or manifest.digest != files_digest(manifest.files):
             raise ValueError(f"{path} contradicts itself or its folder's name")
         for name, facts in {**manifest.files, **manifest.recorded_files}.items():
+            if name in manifest.evicted:
+                continue
             if why := self._wrong_file(folder / name, facts):
                 raise ValueError(f"{folder / name} {why}")
         return manifest
@@ -325,6 +343,31 @@ class Store:
         if known not in self._digests:
             self._digests[known] = file_digest(path)
         return None if self._digests[known] == facts.sha256 else "has a wrong checksum"
+
+    def evict(self, stage: Stage, names: Iterable[str]) -> int:
+        """Delete files of a finished stage, which stays done for whoever needs no more than what it led to; returns the bytes freed.
+
+        The manifest says so first: who is interrupted leaves files that nobody reads, and evicting again deletes them. Does nothing
+        where somebody computes the stage.
+        """
+        manifest, folder = self.manifest(stage), self.folder(stage)
+        if (lock := self.try_lock(stage)) is None:
+            return 0
+        try:
+            evicted = sorted({*manifest.evicted, *(name for name in names if name in manifest.files)})
+            if evicted != manifest.evicted:
+                aside = folder.with_name(f"{stage.key}.manifest-{os.getpid()}")
+                write_manifest(aside, dataclasses.replace(manifest, evicted=evicted))
+                aside.replace(folder / "manifest.json")
+            there = [path for name in evicted if (path := folder / name).exists()]
+            freed = sum(path.stat().st_size for path in there)
+            for path in there:
+                path.unlink()
+        finally:
+            lock.release()
+            self.beside(stage, "lock").unlink(missing_ok=True)
+        self.forget(stage)
+        return freed
 
     def history(self) -> list[Manifest]:
         """Manifests of all finished stages, for forecasts; their files are not looked at."""
@@ -416,23 +459,20 @@ class Store:
             timings=dict(timings),
             recorded=dict(recorded),
         )
-        with (built / "manifest.json").open("w") as file:
-            json.dump(dataclasses.asdict(manifest), file, indent=1, sort_keys=True, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
+        write_manifest(built / "manifest.json", manifest)
         standing = self._move_into_place(built, self.folder(stage), manifest)
         self.forget(stage)
         return standing
 
     def _move_into_place(self, built: Path, folder: Path, manifest: Manifest) -> Manifest:
-        """Rename. What stands there already is left, for others may be reading it, unless it is damaged or of other inputs."""
+        """Rename. What stands there already is left, for others may be reading it, unless it is damaged, evicted or of other inputs."""
         for _ in range(3):
             with contextlib.suppress(OSError):
                 built.rename(folder)
                 return manifest
             with contextlib.suppress(ValueError):
                 standing = self.intact(folder)
-                if standing.inputs == manifest.inputs:
+                if standing.inputs == manifest.inputs and not standing.evicted:
                     shutil.rmtree(built, ignore_errors=True)
                     return standing
             aside = folder.with_name(_build_name(folder.name))

@@ -30,7 +30,7 @@ SWEEPS = next(path for path in (ROOT / "_sweeps", ROOT.parent / "sweeps") if pat
 COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
 LABELLING_JUDGE = "judge@method.labelling_judge"  # a choice of conf/judge/ that labels, in a method's section
 CELL_GROUPS = ("scale", "data", "model", "sft", "method", "judge", "engine", "adapter", LABELLING_JUDGE)
-SESSION_GROUPS = ("do", "tracker", "accelerate", "hydra/launcher")
+SESSION_GROUPS = ("do", "tracker", "accelerate", "hardware", "hydra/launcher")
 
 Point = Mapping[str, Any]  # dotted key or group -> value
 Grid = Mapping[str, Sequence[Any]]
@@ -42,7 +42,7 @@ class BadSweep(ValueError):
 
 def is_session(key: str) -> bool:
     """Whether a key says how a command runs and reaches no cell."""
-    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "hydra")
+    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "keep", "hardware", "hydra")
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,11 @@ class Lineage:
 def explain(do: Why, results: Path, store: Store) -> None:
     """Print a cell's lineage. Raises BadConfig where no cell, or more than one, is called so."""
     console = Console(soft_wrap=True)
-    for line in lines(lineage(_find(str(do.cell), results), store)):
+    for line in lines(lineage(find_cell(str(do.cell), results), store)):
         console.print(line, highlight=False, markup=False)
 
 
-def _find(name: str, results: Path) -> Path:
+def find_cell(name: str, results: Path) -> Path:
     """The folder of the cell with this key, beginning of a key, or name."""
     found = {}
     for path in sorted(results.glob("cells/*/stages.json")):

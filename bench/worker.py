@@ -116,10 +116,12 @@ def _check_inputs(job: Mapping[str, Any], store: Store) -> None:
         if "stamp" in facts:
             continue
         try:
-            digest = store.intact(Path(facts["path"])).digest
+            manifest = store.intact(Path(facts["path"]))
+            if manifest.evicted:
+                raise ValueError(f"{facts['path']}: weights absent, evicted while the sweep ran")
         except ValueError as error:
             raise RuntimeError(f"input {role}: {error}; the same command makes it again") from error
-        if digest != facts["digest"]:
+        if manifest.digest != facts["digest"]:
             raise RuntimeError(f"{facts['path']} ({role}) was made again with other bytes while the sweep ran: the same command goes on")
 
 

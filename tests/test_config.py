@@ -57,6 +57,12 @@ def test_every_file_in_conf_composes_and_passes(
         words |= {"do=plan"}
     if (group, choice) == ("do", "why"):
         words |= {"cell=0123abcd"}
+    if (group, choice) == ("do", "export"):
+        words |= {"cell=0123abcd", f"out={model_folder.parent / 'exported'}"}
+    if (group, choice) == ("do", "bundle"):
+        words |= {f"out={model_folder.parent / 'sweep.tar.gz'}"}
+    if (group, choice) == ("hardware", "gpu"):
+        words |= {f"hardware.{name}=1" for name in ("peak_tflops", "memory_gb", "bandwidth_gbs")} | {"hardware.name=mine"}
     if (group, choice) == ("judge", "local"):
         words |= {f"judge.model={model_folder}"}
     if (group, choice) == ("judge", "alpaca_eval_gpt4"):
@@ -78,7 +84,8 @@ def test_only_paths_of_own_files_have_no_default() -> None:
         for key, value in _leaves(yaml.safe_load(path.read_text()))
         if value == "???"
     }
-    assert must == {"model.path", "data.path", "judge.model", "judge.judges"}  # which judge is asked is nobody's default
+    of_gpu = {f"hardware.{name}" for name in ("name", "peak_tflops", "memory_gb", "bandwidth_gbs")}  # hardware=gpu, which is any
+    assert must == of_gpu | {"model.path", "data.path", "judge.model", "judge.judges"}  # which judge is asked is nobody's default
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -138,7 +138,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["do=pln"],
             [
                 "unknown do 'pln' (do=pln on the command line); did you mean plan? "
-                "known: audit, conformance, plan, report, rescore, run, status, why"
+                "known: audit, bundle, conformance, export, plan, report, rescore, run, status, why"
             ],
         ),
         (

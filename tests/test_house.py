@@ -19,19 +19,21 @@ ORDER = [
     ["records"],
     ["stats", "preferences", "tokens", "written", "self_instruct"],
     ["length_control", "audit", "audit_ratings", "canaries"],
-    ["style_control"],
+    ["style_control", "shapes"],
     ["store"],
     ["sweep"],
     ["kinds"],
     ["readers"],
-    ["plan", "forecast"],
+    ["plan", "forecast", "keep"],
     ["worker", "launch"],
     ["world", "losses", "facts"],
     ["self_judge"],
     ["judges", "engines", "methods"],
     ["stages"],
     ["audit_files", "door", "report", "tracking"],
-    ["clusters", "costs", "counts", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
+    ["clusters", "costs", "counts", "size", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
+    ["bundle"],
+    ["export"],
     ["run"],
     ["__main__", "_plugins"],
 ]
@@ -63,6 +65,7 @@ LIGHT = [
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
 LIGHT += ["judges.arena_hard", "judges.jury", "judges.pair_ranker", "style_control"]
 LIGHT += ["clusters", "judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
+LIGHT += ["keep", "size", "shapes", "bundle", "export"]
 
 
 def _room(path: Path) -> str:

@@ -15,7 +15,14 @@ from bench.config.base import AsList, Count, Name, Positive, Probability, Settin
 class Verb(Settings):
     """What to do with the cells."""
 
-    name: Literal["run", "plan", "report", "status", "conformance"]
+    name: Literal["run", "report", "status", "conformance"]
+
+
+class PlanVerb(Settings):
+    """What would run. Its key needs no `do.` on the command line: `do=plan size=cells`."""
+
+    name: Literal["plan"]
+    size: Literal["auto", "stages", "cells"]
 
 
 class Why(Settings):
@@ -23,6 +30,21 @@ class Why(Settings):
 
     name: Literal["why"]
     cell: str | None
+
+
+class Export(Settings):
+    """A cell's model as a folder with a card. Its keys need no `do.` either: `do=export cell=KEY out=DIR`."""
+
+    name: Literal["export"]
+    cell: str | None
+    out: str | None
+
+
+class Bundle(Settings):
+    """A sweep as one archive, from which its tables can be made: `do=bundle +sweep=... out=FILE.tar.gz`."""
+
+    name: Literal["bundle"]
+    out: str | None
 
 
 class Rescore(Settings):
@@ -52,7 +74,7 @@ class Audit(Settings):
 FITTED = "fitted"  # a calibration: item difficulties from the other rows of the table
 
 # Keys of a verb that are typed without its section.
-VERB_KEYS = frozenset(Rescore.model_fields | Why.model_fields | Audit.model_fields) - {"name"}
+VERB_KEYS = frozenset(Rescore.model_fields | Why.model_fields | Audit.model_fields | PlanVerb.model_fields) - {"name"}
 
 
 class WandbTracker(Settings):
@@ -151,16 +173,36 @@ class Accelerate(Settings):
 
     name: Name
     devices: Count
+    sharding: Literal["none", "zero2", "zero3"]  # how much of a training each device holds a part of: what do=plan reckons with
     checkpoint_s: Positive
     config: dict[str, Any]
 
 
+class Hardware(Settings):
+    """The GPU that do=plan reckons with, and how a training is spread over several."""
+
+    name: Name
+    peak_tflops: Positive  # dense bfloat16
+    memory_gb: Positive
+    bandwidth_gbs: Positive
+    price_per_hour: Annotated[float, Field(ge=0)] | None
+    mfu: Annotated[float, Field(gt=0, le=1)]  # share of the peak that training and log-probs reach
+    mbu: Annotated[float, Field(gt=0, le=1)]  # share of the bandwidth that writing reaches
+    devices: Count
+    sharding: Literal["none", "zero2", "zero3"]
+
+
+Keep = Literal["weights", "adapters", "numbers"]  # what stays of a trained model once its numbers are in
+
+
 class Session(Settings):
-    do: Verb | Rescore | Why | Audit = Field(discriminator="name")
+    do: Verb | PlanVerb | Rescore | Why | Audit | Export | Bundle = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
     launcher: LocalLauncher | SlurmLauncher | RayLauncher = Field(discriminator="name")
     accelerate: Accelerate
     results: str | None
+    keep: Keep
+    hardware: Hardware
 
     @property
     def results_dir(self) -> Path:

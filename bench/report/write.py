@@ -144,6 +144,7 @@ def _plan(sweep: Sweep) -> dict[str, Any]:
     return {
         "sweep": sweep.name,
         "question": sweep.question,
+        "command": sweep.command,
         "cells": [
             {
                 "key": cell.key,

@@ -1,0 +1,400 @@
+"""`do=plan` for models of any size: tokens, FLOPs, memory, GPU-hours and disk of stages, before anything is spent. Loads no torch.
+
+Sizes of a model come from its config.json (`bench/shapes.py`), tokens from the rows and items themselves, counted by the model's
+tokenizer on a sample of them; what has not been written yet counts as long as it may be, so generation is a bound. A stage takes
+FLOPs / (peak x mfu); one that writes takes at least as long as reading all weights once a step does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bench.config import Hardware, Keep, LocalModel, WorldModel
+from bench.counts import SAMPLE, Aside
+from bench.forecast import answers_asked, token_bound
+from bench.keep import size_words
+from bench.kinds import (
+    BaseSettings,
+    ConversationSft,
+    GenerateSettings,
+    LocalPairData,
+    LogpsSettings,
+    RewardModelSettings,
+    RewardScoreSettings,
+    SampleSettings,
+    SftSettings,
+    TrainSettings,
+)
+from bench.plan import CellPlan
+from bench.records import Conversation, Item, Pair, Unpaired, completion_columns, read_jsonl, read_rows
+from bench.shapes import BYTES, Memory, Shape, read_shape, scoring_memory, training_memory, writing_memory
+from bench.store import Source, Stage, Store
+
+VLLM_SEQUENCES = 256  # that vLLM writes at once, by default
+SFT_OPTIMIZER = "adamw_torch"
+FORWARD_AGAIN = {"kto": 0.5, "offline_ppo": 0.5}  # share of the tokens of a training, all passes counted, that only go forward
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one stage asks of a model. Tokens: `trained` forward and backward, `scored` forward, `written` one after another in `steps`;
+    `context`: tokens that one looks at, on average."""
+
+    trained: float = 0
+    scored: float = 0
+    written: float = 0
+    steps: int = 0
+    context: float = 0
+
+    @property
+    def tokens(self) -> float:
+        return self.trained + self.scored + self.written
+
+    def flops(self, shape: Shape) -> float:
+        forward = (self.scored + self.written) * shape.forward_flops(self.context)
+        return self.trained * shape.trained_flops(self.context) + forward
+
+
+@dataclass(frozen=True)
+class Sized:
+    """One stage: its work, and what that takes."""
+
+    work: Work
+    flops: float
+    gpu_hours: float
+    memory: Memory
+    weights: int  # bytes that it leaves on disk
+
+
+@dataclass
+class Sizes:
+    """Sizes of the stages of a command, on one kind of GPU; close it."""
+
+    store: Store
+    hardware: Hardware
+    counted: bool = False  # some rows were counted by the model's tokenizer
+    _known: dict[Stage, Sized | None] = field(default_factory=dict)
+    _means: dict[tuple[str, Path | None], float] = field(default_factory=dict)
+    _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    @cached_property
+    def aside(self) -> Aside:
+        return Aside(self.store, Path(self._folder.name))
+
+    def of(self, cell: CellPlan, shape: Shape) -> dict[Stage, Sized]:
+        """The stages of a cell in which its model runs."""
+        for stage in cell.stages:
+            if stage not in self._known:
+                work = self._work(cell, stage)
+                self._known[stage] = self._sized(cell, stage, work, shape) if work.tokens else None
+        return {stage: sized for stage in cell.stages if (sized := self._known[stage])}
+
+    def _work(self, cell: CellPlan, stage: Stage) -> Work:
+        settings, inputs = stage.settings, stage.inputs
+        match settings:
+            case BaseSettings() | SftSettings():
+                return Work(trained=token_bound(stage), context=settings.max_length)
+            case ConversationSft():
+                rows = _conversations(self.aside.look(_stage(inputs["conversations"]))[0])
+                mean = self._mean(cell, "conversation", (row for row in rows), settings.max_length)
+                return Work(trained=len(rows) * mean * settings.training.num_train_epochs, context=mean)
+            case TrainSettings() | RewardModelSettings():
+                n, mean = self._rows(cell, stage, ("train",), settings.max_length)
+                again = FORWARD_AGAIN.get(settings.method.name, 0.0)
+                passes = settings.method.num_train_epochs
+                tokens = n * mean * passes
+                reference = tokens if "reference_model" in inputs else 0
+                # KTO's mismatched completions, and the first look of offline PPO, go forward only
+                forward = tokens if again and settings.method.name == "kto" else n * mean if again else 0
+                return Work(trained=tokens, scored=forward + reference, context=mean)
+            case LogpsSettings(rows="preferences", max_length=int(most)):
+                n, mean = self._rows(cell, stage, settings.splits, most)
+                return Work(scored=n * mean * (2 if settings.mismatched else 1), context=mean)
+            case RewardScoreSettings(rows="preferences"):
+                n, mean = self._rows(cell, stage, settings.splits, settings.max_length)
+                return Work(scored=n * mean, context=mean)
+            case LogpsSettings() | RewardScoreSettings():
+                written = self._work(cell, _stage(inputs["completions"]))
+                return Work(scored=written.scored + written.written, context=2 * written.context)
+            case GenerateSettings() | SampleSettings():
+                return self._writing(cell, stage, settings)
+        return Work()
+
+    def _writing(self, cell: CellPlan, stage: Stage, settings: GenerateSettings | SampleSettings) -> Work:
+        draws = settings.draws if isinstance(settings, SampleSettings) else settings.best_of
+        n, new = answers_asked(stage.inputs["items"]) * draws, settings.decoding.max_new_tokens
+        prompt = self._prompt(cell, stage.inputs["items"])
+        at_once = VLLM_SEQUENCES if settings.engine == "vllm" else settings.batch_size
+        return Work(scored=n * prompt, written=n * new, steps=math.ceil(n / at_once) * new, context=prompt + new / 2)
+
+    # Rows and their tokens
+
+    def _rows(self, cell: CellPlan, stage: Stage, splits: Iterable[str], most: int) -> tuple[float, float]:
+        """(judged completions, mean tokens of one with its prompt) of the preference rows that a stage reads."""
+        preferences = _stage(stage.inputs["preferences"])
+        if not isinstance(preferences.settings, LocalPairData):
+            passes = _passes(stage)
+            return token_bound(stage) / most / passes, most
+        folder, _ = self.aside.look(preferences)
+        n, total = 0, 0.0
+        for split in splits:
+            rows = read_rows(folder / f"{split}.jsonl")
+            columns = len([c for c in completion_columns(rows[0]) if not c.startswith("mismatched")]) if rows else 0
+            n += columns * len(rows)
+            total += columns * len(rows) * self._mean(cell, f"{preferences.key}/{split}", _texts(rows), most)
+        return n, total / n if n else 0.0
+
+    def _prompt(self, cell: CellPlan, items: Stage | Source) -> float:
+        """Mean tokens of a prompt; 0 where only a model could say, as in the controlled world."""
+        if not isinstance(items, Stage) or not isinstance(cell.cell.model, LocalModel):
+            return 0.0
+        try:
+            folder, _ = self.aside.look(items)
+        except (AttributeError, OSError, ValueError):  # its own inputs are written by a model
+            return 0.0
+        asked = list(read_jsonl(folder / "items.jsonl", Item))
+        return self._mean(cell, items.key, ("\n".join(item.turns) for item in _some(asked)), cell.cell.model.max_length)
+
+    def _mean(self, cell: CellPlan, what: str, texts: Iterator[str], most: int) -> float:
+        """Mean tokens of texts, each cut at `most`; `most` where the model's tokenizer cannot be had without torch."""
+        folder = _model_of(cell)
+        if (what, folder) not in self._means:
+            tokenizer = _tokenizer(folder)
+            lengths = [min(most, len(tokenizer.encode(text).ids)) for text in texts] if tokenizer else []
+            self.counted |= bool(lengths)
+            self._means[what, folder] = sum(lengths) / len(lengths) if lengths else most
+        return self._means[what, folder]
+
+    # Work to time and memory
+
+    def _sized(self, cell: CellPlan, stage: Stage, work: Work, shape: Shape) -> Sized:
+        settings: Any = stage.settings
+        dtype, gpu, weights = getattr(settings, "dtype", "float32"), self.hardware, 0
+        flops = work.flops(shape)
+        seconds = flops / (gpu.peak_tflops * 1e12 * gpu.mfu)
+        longest = getattr(settings, "max_length", None) or math.ceil(2 * work.context)
+        if work.trained:
+            training = getattr(settings, "method", None) or getattr(settings, "training", None) or settings.pretraining
+            sequences = training.batch_size * (2 if _paired(stage) or getattr(training, "name", "") == "kto" else 1)
+            optimizer = getattr(training, "optimizer", SFT_OPTIMIZER)
+            of_batch: dict[str, Any] = {"optimizer": optimizer, "sequences": sequences, "length": longest}
+            memory = training_memory(shape, dtype=dtype, sharding=gpu.sharding, devices=gpu.devices, **of_batch)
+            weights = shape.parameters * BYTES[dtype]
+            if "reference_model" in stage.inputs:
+                memory = replace(memory, weights=memory.weights + shape.parameters * BYTES[dtype])
+        elif work.written:
+            seconds = max(seconds, work.steps * shape.parameters * BYTES[dtype] / (gpu.bandwidth_gbs * 1e9 * gpu.mbu))
+            sequences = VLLM_SEQUENCES if settings.engine == "vllm" else settings.batch_size
+            whole = math.ceil(work.context + settings.decoding.max_new_tokens / 2)
+            memory = writing_memory(shape, dtype=dtype, sequences=sequences, length=whole)
+        else:
+            memory = scoring_memory(shape, sequences=settings.batch_size, length=longest)
+        return Sized(work, flops, seconds / 3600, memory, weights)
+
+
+def _stage(source: Stage | Source) -> Stage:
+    assert isinstance(source, Stage)
+    return source
+
+
+def _passes(stage: Stage) -> float:
+    """How often forecast.token_bound counts each completion."""
+    settings = stage.settings
+    if isinstance(settings, TrainSettings | RewardModelSettings):
+        method = settings.method
+        return method.num_train_epochs * (2 if method.name == "kto" else 1) + (method.name == "offline_ppo")
+    return 2.0 if getattr(settings, "mismatched", False) else 1.0
+
+
+def _paired(stage: Stage) -> bool:
+    """Whether a row of a training is two sequences: a pair, whose method does not make two rows of it."""
+    preferences = stage.inputs.get("preferences")
+    name = getattr(getattr(stage.settings, "method", None), "name", "")
+    unpaired = name in ("kto", "csft", "offline_ppo", "sft_chosen")
+    return isinstance(preferences, Stage) and not unpaired and getattr(preferences.settings, "form", "paired") == "paired"
+
+
+def _some(rows: Sequence[Any]) -> Sequence[Any]:
+    return rows[:: max(1, len(rows) // SAMPLE)]
+
+
+def _texts(rows: Sequence[Pair] | Sequence[Unpaired]) -> Iterator[str]:
+    for row in _some(rows):
+        prompt = "\n".join(message["content"] for message in row.prompt)
+        for column in completion_columns(row):
+            if not column.startswith("mismatched"):
+                yield f"{prompt}\n{getattr(row, column)}"
+
+
+def _conversations(folder: Path) -> list[str]:
+    rows = list(read_jsonl(next(iter(sorted(folder.glob("*.jsonl")))), Conversation))
+    return ["\n".join(message["content"] for message in row.messages) for row in rows]
+
+
+def _tokenizer(folder: Path | None) -> Any:
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return None
+    try:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # of the tokenizers library, which has no class of its own: the model's own load says it better
+        return None
+
+
+# A command ------------------------------------------------------------------------------------------------------------
+
+
+def shape_of(cell: CellPlan, store: Store) -> Shape:
+    """Raises ValueError for a model whose sizes cannot be read."""
+    model = cell.cell.model
+    if isinstance(model, LocalModel):
+        return read_shape(_config(_model_of(cell)))
+    if not isinstance(model, WorldModel):
+        raise ValueError("completions of a file have no model")
+    from bench.world.tokenizer import new_tokenizer
+
+    return read_shape(
+        {
+            "model_type": "llama",
+            "vocab_size": len(new_tokenizer(model.max_length)),
+            "hidden_size": model.hidden_size,
+            "num_hidden_layers": model.num_layers,
+            "num_attention_heads": model.num_heads,
+            "intermediate_size": model.intermediate_size,
+            "tie_word_embeddings": True,
+        }
+    )
+
+
+def _model_of(cell: CellPlan) -> Path | None:
+    """The folder of the user's model, which its stages read; None in the controlled world."""
+    models = (stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate"))
+    return next((source.path for source in models if isinstance(source, Source)), None)
+
+
+def _config(folder: Path | None) -> Mapping[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text()) if folder else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}/config.json cannot be read: {error}") from error
+
+
+def wanted(cells: Sequence[CellPlan], size: str) -> list[CellPlan]:
+    """The cells whose sizes are worth a look: those of pretrained models, or all where it was asked for."""
+    return [cell for cell in cells if isinstance(cell.cell.model, LocalModel if size == "auto" else LocalModel | WorldModel)]
+
+
+@dataclass
+class Report:
+    """What is printed: a table, lines under it, and a table of cells where it was asked for."""
+
+    stages: list[list[str]]
+    lines: list[str]
+    cells: list[list[str]]
+
+
+STAGE_COLUMNS = ("kind", "to do", "tokens", "PFLOPs", "GPU-hours", "GB a device", "with checkpointing")
+CELL_COLUMNS = ("cell", "tokens", "PFLOPs", "GPU-hours alone", "GPU-hours to do")
+
+
+def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hardware: Hardware, keep: Keep, size: str) -> Report | None:
+    """None where there is nothing worth a look."""
+    chosen = wanted(cells, size)
+    if not chosen:
+        return None
+    sizes, lines = Sizes(store, hardware), []
+    of_cell: dict[str, dict[Stage, Sized]] = {}
+    shapes: dict[str, Shape] = {}
+    try:
+        for cell in chosen:
+            try:
+                shapes[cell.cell.model.name] = shape = shape_of(cell, store)
+                of_cell[cell.key] = sizes.of(cell, shape)
+            except ValueError as error:
+                lines.append(f"{cell.name}: {' '.join(str(error).split())}")
+    finally:
+        sizes.close()
+    every = {stage: sized for found in of_cell.values() for stage, sized in found.items()}
+    waiting = {stage: every[stage] for stage in to_do if stage in every}
+    kinds = dict.fromkeys(stage.kind for stage in every)
+    table = [_kind_row(kind, [sized for stage, sized in waiting.items() if stage.kind == kind]) for kind in kinds]
+    lines = [*_model_lines(shapes, hardware), *_time_lines(of_cell, every, waiting, hardware), *lines]
+    folders = {folder for cell in chosen if (folder := _model_of(cell)) and not any(folder.glob("*.safetensors"))}
+    lines += [f"{folder} holds no weights yet: what is done is seen once they are there" for folder in sorted(folders)]
+    lines += _memory_lines(waiting, hardware)
+    lines += _disk_lines(every, waiting, keep)
+    how = f"counted by the model's tokenizer on {SAMPLE} rows at most" if sizes.counted else "as many as max_length allows"
+    lines.append(f"tokens of rows and prompts {how}; of what is still to be written as many as it may have")
+    of_cells = [_cell_row(cell, of_cell[cell.key], waiting) for cell in chosen if cell.key in of_cell] if size == "cells" else []
+    return Report(table, lines, of_cells)
+
+
+def _total(sized: Iterable[Sized]) -> tuple[str, str, str]:
+    """(tokens, PFLOPs, GPU-hours)"""
+    some = list(sized)
+    hours = sum(s.gpu_hours for s in some)
+    return f"{sum(s.work.tokens for s in some):,.0f}", f"{sum(s.flops for s in some) / 1e15:,.3g}", f"{hours:,.3g}"
+
+
+def _kind_row(kind: str, sized: Sequence[Sized]) -> list[str]:
+    memory = [f"{max((getattr(s.memory, part) for s in sized), default=0) / 1e9:,.3g}" if sized else "" for part in ("total", "least")]
+    return [kind, str(len(sized)), *_total(sized), memory[0], memory[1] if memory[1] != memory[0] else ""]
+
+
+def _cell_row(cell: CellPlan, found: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized]) -> list[str]:
+    return [cell.name, *_total(found.values()), _total(s for stage, s in found.items() if stage in waiting)[2]]
+
+
+def _model_lines(shapes: Mapping[str, Shape], gpu: Hardware) -> Iterator[str]:
+    for name, shape in shapes.items():
+        yield f"{name}: {shape.parameters:,} parameters"
+    spread = f", {gpu.devices} a training, sharding {gpu.sharding}" if gpu.devices > 1 else ""
+    reached = f"{gpu.mfu:.0%} of its {gpu.peak_tflops:g} TFLOP/s, {gpu.mbu:.0%} of its {gpu.bandwidth_gbs:g} GB/s where text is written"
+    yield f"on {gpu.name} ({gpu.memory_gb:g} GB{spread}), at {reached} (hardware.mfu, hardware.mbu)"
+
+
+def _time_lines(
+    of_cell: Mapping[str, Mapping[Stage, Sized]], every: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized], gpu: Hardware
+) -> Iterator[str]:
+    hours = sum(s.gpu_hours for s in waiting.values())
+    dollars = f", ${hours * gpu.price_per_hour:,.2f} at ${gpu.price_per_hour:g} an hour" if gpu.price_per_hour is not None else ""
+    yield f"to do: {hours:,.3g} GPU-hours{dollars}"
+    alone = sum(s.gpu_hours for found in of_cell.values() for s in found.values())
+    shared = sum(s.gpu_hours for s in every.values())
+    if len(of_cell) > 1 and shared:
+        times = f"{alone / shared:.2f} times as much"
+        yield f"shared stages: the grid takes {shared:,.3g} GPU-hours from nothing; cell by cell it would take {alone:,.3g}, {times}"
+
+
+def _memory_lines(waiting: Mapping[Stage, Sized], gpu: Hardware) -> Iterator[str]:
+    training = [s.memory for s in waiting.values() if s.work.trained]
+    if training:
+        most = max(training, key=lambda memory: memory.total)
+        parts = ((most.weights, "weights"), (most.gradients, "gradients"), (most.optimizer, "optimizer"))
+        counted = ", ".join(f"{size_words(size)} {name}" for size, name in parts)
+        about = f"about {size_words(most.activations)} activations ({size_words(most.checkpointed)} with gradient checkpointing)"
+        yield f"a training holds {counted}, {about} a device"
+    least = max((s.memory.least for s in waiting.values()), default=0)
+    if least > gpu.memory_gb * 1e9:
+        way_out = "more devices (accelerate=fsdp accelerate.devices=N), a smaller batch, or a larger GPU"
+        yield f"that is more than the {gpu.memory_gb:g} GB of {gpu.name}, gradient checkpointing or not: {way_out}"
+
+
+def _disk_lines(every: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized], keep: Keep) -> Iterator[str]:
+    weights = [s.weights for s in waiting.values() if s.weights]
+    if weights:
+        left = {"weights": f"keep=weights leaves {size_words(sum(weights))}"}.get(keep, f"keep={keep} leaves no full weights")
+        at_most = f", {size_words(sum(weights))} at most while it runs"
+        other = "; with keep=numbers they go as cells get their numbers" if keep == "weights" else at_most
+        yield f"disk: {len(weights)} models to train, {size_words(max(weights))} each; {left}{other}"
