@@ -118,6 +118,10 @@ class _Where:
     in_sweep: frozenset[str]  # keys that the sweep file sets, axes included
     choices: Mapping[str, str]  # of each group
 
+    def is_given(self, key: str) -> bool:
+        """Whether the command line or the sweep file sets it."""
+        return any(_covers(given, key) for given in (*self.command.words, *self.in_sweep))
+
     def of(self, key: str) -> str:
         if word := next((word for given, word in self.command.words.items() if _covers(given, key)), None):
             return f"{word} on the command line"
@@ -182,6 +186,7 @@ class _Door:
             self._check_out(session.do, base[1])
         if base and session and session.do.name == "run" and session.launcher.name == "local":
             self._check_vllm(list(cells), base[1])
+            self._check_gpu(list(cells), base[1])
         if self.problems or session is None:
             raise BadConfig(self.problems)
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
@@ -251,6 +256,22 @@ class _Door:
                 self.problems.append(f"engine=vllm needs vLLM, which is not installed here: {how} ({where.of('engine')})")
             elif python is not None and not os.access(python, os.X_OK):
                 self.problems.append(f"engine.python must be a python that can be run, got {python} ({where.of('engine.python')})")
+
+    def _check_gpu(self, cells: Sequence[Cell], where: _Where) -> None:
+        """What needs a GPU and a package, before anything is loaded; another machine plans without them."""
+        needed = {
+            "adapter=qlora": (any(cell.adapter.name == "qlora" for cell in cells), "bitsandbytes", "adapter", "adapter=lora"),
+            "model.attention=flash_attention_2": (
+                any(getattr(cell.model, "attention", "") == "flash_attention_2" for cell in cells),
+                "flash_attn",
+                "model.attention",
+                "model.attention=sdpa",
+            ),
+        }
+        for what, (asked, package, key, way_out) in needed.items():
+            if asked and not (Path("/dev/nvidia0").exists() and importlib.util.find_spec(package)):
+                text = f"{what} needs a GPU and the package {package}, which are not both here: take {way_out}"
+                self.problems.append(f"{text} ({where.of(key)})")
 
     def _check_out(self, do: Export | Bundle, where: _Where) -> None:
         """A new or empty folder, or an archive in a folder that is there."""
@@ -591,14 +612,18 @@ class _Files:
     _digests: dict[Path, Source] = field(default_factory=dict)
 
     def check(self, cell: Tree, where: _Where) -> None:
-        """Say what is wrong with the files of a cell, which may have other faults."""
+        """Say what is wrong with the files of a cell, which may have other faults. A length that a model has no positions for is cut to
+        them where it is a default."""
         if (model := _valid_section(LocalModel, cell["model"])) is not None:
             key = "model.path" if model.path else "model.hub"
             source = self._model(model, where.of(key))
             if source and source.path.is_dir():  # a verb that reads nothing does not fetch
                 if isinstance(cell["data"], dict) and cell["data"].get("kind") == "world" and (why := _no_template(source.path)):
                     self.problems.append(f"{why} ({where.of(key)})")
-                if (places := _positions(source.path)) is not None and places < model.max_length:
+                places = _positions(source.path)
+                if places is not None and places < model.max_length and not where.is_given("model.max_length"):
+                    cell["model"]["max_length"] = places  # no length that anybody asked for
+                elif places is not None and places < model.max_length:
                     text = f"model.max_length must be <= {places}, the positions of {source.path}, got {model.max_length}"
                     self.problems.append(f"{text} ({where.of('model.max_length')})")
                 if model.base is not None:

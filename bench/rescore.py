@@ -352,6 +352,8 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> None:
     said: list[str] = []
     for cell in sweep.cells:
         if gone := [role for role, source in cell.score.inputs.items() if not _done(source, store)]:
+            if not _done(cell.score, store):
+                continue  # not run: the table says so
             said.append(f"{cell.name} is as it was stored, for the store has no {', '.join(gone).replace('_', ' ')}")
             continue
         calibration = calibrations.get(cell.key)

@@ -29,6 +29,9 @@ def write_sweep(folder: Path, text: str, name: str = "mine") -> str:
 # The real command ----------------------------------------------------------------------------------------------------
 
 
+MODELS = (Path(__file__).parent.parent / "conf" / "model").glob("*.yaml")
+
+
 def test_four_faults_at_once_are_four_lines_and_exit_code_2(run_bench: RunBench) -> None:
     done = run_bench("method.beta=-1", "method.betta=0.1", "model=nope", "data.fraction=2")
     assert (done.returncode, done.stdout) == (2, "")
@@ -39,7 +42,7 @@ def test_four_faults_at_once_are_four_lines_and_exit_code_2(run_bench: RunBench)
         "unknown key 'method.betta' (method.betta=0.1 on the command line); did you mean method.beta? known in method: batch_size, beta, "
         "desirable_weight, gradient_accumulation_steps, learning_rate, lr_scheduler_type, max_grad_norm, name, num_train_epochs, "
         "optimizer, undesirable_weight, warmup_ratio, weight_decay, weight_ratio",
-        "unknown model 'nope' (model=nope on the command line); known: local, world_large, world_medium, world_small",
+        f"unknown model 'nope' (model=nope on the command line); known: {', '.join(sorted(path.stem for path in MODELS))}",
     ]
 
 
@@ -486,3 +489,24 @@ def test_what_an_adapter_does_not_hold_is_refused(problems: Problems) -> None:
         f"method=csft trains embeddings of its control tokens, which an adapter does not hold, {where}",
         f"method=best_of_n trains a reward model, which is trained whole, {where}",
     ]
+
+
+def test_a_default_length_is_cut_to_the_models_positions_and_one_that_was_asked_for_is_refused(
+    opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path
+) -> None:
+    words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}"]
+    (model_folder / "config.json").write_text('{"max_position_embeddings": 96}')
+    (cell,) = opened(*words).cells
+    assert cell.model.max_length == 96  # type: ignore[union-attr]
+    (problem,) = problems(*words, "model.max_length=97")
+    assert problem.startswith("model.max_length must be <= 96, the positions of")
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU here")
+def test_what_needs_a_gpu_is_said_before_anything_is_loaded_and_can_be_planned(
+    opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path
+) -> None:
+    words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "adapter=qlora"]
+    (problem,) = problems(*words)
+    assert problem.startswith("adapter=qlora needs a GPU and the package bitsandbytes")
+    assert opened(*words, "do=plan").cells

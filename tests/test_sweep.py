@@ -42,7 +42,9 @@ def test_every_sweep_file_composes_and_passes(path: Path, opened: Open) -> None:
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_file_opens_with_question_expectation_and_command(path: Path, opened: Open) -> None:
     parts = [r"# Question: .+\?.*\n(#   .+\n)*", r"# Expected: .+\n(#   .+\n)*"]
-    parts.append(rf"# python -m bench \+sweep={path.stem}\n(# python -m bench \+sweep={path.stem} .+\n)*[^#]")
+    told = r"(# (Came out|Chosen|Tried)\b.+\n(#   .+\n)*)*"  # what was tried, and what came of it
+    command = rf"# python -m bench \+sweep={path.stem}"
+    parts.append(rf"{told}{command}( +# .+)?\n({command} .+\n)*{told}[^#]")
     wanted = f"{path} must open with comments `# Question: ...?`, `# Expected: ...` and `# python -m bench +sweep={path.stem}`"
     assert re.match("".join(parts), path.read_text()), wanted
     assert opened(f"+sweep={path.stem}").title.endswith(("?", ")"))

@@ -375,4 +375,7 @@ def check_weights(
     if not all(math.isfinite(number) for pair in after.values() for number in pair):
         raise FloatingPointError("the trained weights are not finite: lower the learning rate")
     if after == before:
-        raise RuntimeError("training left every weight as it was: the learning rate is too small for this precision, or nothing ran")
+        raise RuntimeError(
+            "training left every weight as it was: the learning rate is too small for this precision, nothing ran, or warm-up took "
+            "all of few steps (set warmup_ratio=0 of this training)"
+        )

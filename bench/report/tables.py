@@ -74,7 +74,8 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
     ]
     cells = [[value(group) for _, value in columns] for group in groups]
     said = [i for i, (name, _) in enumerate(columns) if name in ("method", "seeds") or any(row[i] != MISSING for row in cells)]
-    notes = [*_notes(groups), *(_expected(verify(expectation, pooled)) for expectation in expectations)]
+    seeds = max((len(group.done) for group in groups), default=0)
+    notes = [*_notes(groups), *(_expected(verify(expectation, pooled), seeds) for expectation in expectations)]
     return Table([columns[i][0] for i in said], [[row[i] for i in said] for row in cells], notes)
 
 
@@ -166,7 +167,7 @@ def _p_words(p: float | None) -> str:
     return MISSING if p is None else "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def _expected(found: Verified) -> str:
+def _expected(found: Verified, seeds: int) -> str:
     """What was named before the sweep, and what came."""
     head = f"Expected {found.better} above {found.worse}:"
     lead = found.difference
@@ -175,6 +176,7 @@ def _expected(found: Verified) -> str:
     sure = found.p_holm is not None and found.p_holm < ALPHA
     verdict = "undecided" if not sure else "yes" if lead.value > 0 else "no"
     errors = "" if lead.t is None else f", {lead.t:+.1f} SEs"
+    verdict += " on this one training" if sure and seeds == 1 else ""
     return f"{head} {verdict}, {_signed(lead)} points{errors}, p {_p_words(found.p_holm)} (Holm over all pairs of rows)."
 
 
