@@ -31,7 +31,7 @@ CPUS = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU",
 
 def accelerate(devices: int, checkpoint_s: float = 600.0) -> Accelerate:
     config = CPUS | {"num_processes": devices, "mixed_precision": "no"}
-    return Accelerate(name="test", devices=devices, checkpoint_s=checkpoint_s, config=config)
+    return Accelerate(name="test", sharding="none", devices=devices, checkpoint_s=checkpoint_s, config=config)
 
 
 def settings(method: str = "dpo", **more: Any) -> TrainSettings:
