@@ -113,7 +113,7 @@ train.run(settings, StageRun(inputs, root / "killed", Progress(root / "killed.pr
 """
 
 
-def kill_in_the_middle(root: Path, config: TrainSettings, run: StageRun, steps: int = 3) -> None:
+def kill_in_the_middle(root: Path, config: TrainSettings, run: StageRun, steps: int = 2) -> None:
     """The same stage in a process of its own, ended by SIGKILL once it has taken some steps; only its work folder is of use."""
     import pickle
 
