@@ -22,6 +22,7 @@ from bench.forecast import Estimate
 from bench.judges.asking import Request
 from bench.judges.prices import price_of
 from bench.kinds import GenerateSettings, LanguageJudgeSettings, SampleSettings
+from bench.plan import labels_samples
 from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
 from bench.stages import data, generate
 from bench.stages.judge import language_judge
@@ -71,6 +72,8 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
         folder = _made(stage.inputs["completions"], store, Path(aside), whose)
         answers = list(read_jsonl(folder / "completions.jsonl", Completion))
     written = "the policy's answers" if getattr(stage.inputs["completions"], "kind", "") == "generate" else "the texts that are judged"
+    if labels_samples(stage):
+        written = "the policy's samples"
     paths = {role: store.folder(source) for role, source in stage.inputs.items()}
     asked = [shown.request for shown in language_judge(settings, paths).requests(items, answers)]
     requests = list({request.digest: request for request in asked}.values())
