@@ -60,7 +60,7 @@ def test_labels_of_a_judge_over_http_stop_at_their_budget_go_on_and_cost_what_wa
     prices = tmp_path / "prices.yaml"
     prices.write_text("- {models: [some-judge], prompt: 1000.0, completion: 1000.0, date: 2026-01-01, source: made up}")
     judge = [f"base_url={endpoint.url}", "model=some-judge", f"prices={prices}", "attempts=2"]
-    words = [*LOOP, *ASKED, *(f"method.labelling_judge.{word}" for word in judge), "method.draws=3"]
+    words = [*LOOP, *ASKED, *(f"method.labelling_judge.{word}" for word in judge), "method.draws=3", "method.warmup_ratio=0"]
     planned = bench(*words, "do=plan", results=trained)
     assert "24 requests" in planned.out and "samples of 12 tokens, the most allowed" in planned.out, planned.err
     assert endpoint.asked == []
