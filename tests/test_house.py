@@ -95,7 +95,7 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_no_method_judge_or_stage_imports_another() -> None:
     """Shared parts have files of their own (methods/training.py, unpaired.py); `none` aside, a method's file is whole."""
     shared = {"training", "unpaired", "loop", "checkpoints", "evaluations", "__init__"}
-    shared |= {"asking", "client", "in_process", "items", "journal", "prices", "prompts", "replies", "server"}  # of judges that are asked
+    shared |= {"asking", "client", "in_process", "items", "journal", "pairs", "prices", "prompts", "replies", "server"}  # of asked judges
     for room in ("methods", "judges", "stages"):
         names = {path.stem for path in (BENCH / room).glob("*.py")} - shared
         for path in (BENCH / room).glob("*.py"):

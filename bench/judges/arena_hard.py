@@ -10,63 +10,31 @@ answers are two ties without being asked about; a game without a verdict is not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.judges.asking import Ask, Reply, Request
+from bench.judges.pairs import AskedPairs, Replies
 from bench.judges.prompts import Template
 from bench.judges.replies import make_call, read_game
-from bench.records import Completion, Item, Verdict, text_digest
+from bench.records import Item, Message, Verdict, text_digest
 from bench.style_control import battles, game_facts
 
 POLICY_FIRST = (True, False)  # the games of an item
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One request about an item: which answer is A."""
-
-    item_id: str
-    policy_first: bool
-    request: Request
-
-
-@dataclass(frozen=True)
-class AskedGames:
-    """`body` is what a request holds beside its messages; `parser` names what reads the replies, with its version."""
-
+class AskedGames(AskedPairs):
     template: Template
-    body: dict[str, Any]
-    parser: str
-    ask: Ask
     name: str = "arena_hard"
 
-    def requests(self, items: Sequence[Item], completions: Sequence[Completion]) -> list[Shown]:
-        """What has to be asked: nothing about equal answers."""
-        by_id = {item.id: item for item in items}
-        shown = []
-        for completion in completions:
-            item = by_id[completion.id]
-            if item.baseline is None or completion.completions[0] == item.baseline[0]:
-                continue
-            for first in POLICY_FIRST:
-                ours, theirs = completion.completions[0], item.baseline[0]
-                answers = (ours, theirs) if first else (theirs, ours)
-                texts = {"QUESTION": item.turns[0], "ANSWER_A": answers[0], "ANSWER_B": answers[1]}
-                shown.append(Shown(item.id, first, Request(self.template.fill(texts), self.body)))
-        return shown
+    def orders(self, item: Item) -> Sequence[bool]:
+        return POLICY_FIRST
 
-    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        shown = self.requests(items, completions)
-        replies: dict[str, list[tuple[Shown, Reply]]] = {}
-        for asked, reply in zip(shown, self.ask([asked.request for asked in shown]), strict=True):
-            replies.setdefault(asked.item_id, []).append((asked, reply))
-        by_id = {item.id: item for item in items}
-        for completion in completions:
-            yield self._verdict(by_id[completion.id], completion.completions[0], replies.get(completion.id, []))
+    def messages(self, item: Item, first: str, second: str) -> Sequence[Message]:
+        return self.template.fill({"QUESTION": item.turns[0], "ANSWER_A": first, "ANSWER_B": second})
 
-    def _verdict(self, item: Item, ours: str, replies: Sequence[tuple[Shown, Reply]]) -> Verdict:
+    def verdict(self, item: Item, ours: str, replies: Replies) -> Verdict:
         if item.baseline is None:
             return Verdict(item.id, self.name, category=item.category, unscored="the item has no baseline completion to compare with")
         theirs = item.baseline[0]

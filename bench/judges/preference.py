@@ -10,14 +10,15 @@ order=both each pair is asked in both orders and the two are averaged.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.judges.asking import Ask, Reply, Request
+from bench.judges.asking import Reply
+from bench.judges.pairs import AskedPairs, Replies, Shown
 from bench.judges.prompts import Annotator
 from bench.judges.replies import Reading, make_call, read_preference
-from bench.records import Call, Completion, Item, Verdict, text_digest
+from bench.records import Call, Item, Message, Verdict, text_digest
 
 
 def policy_first(instruction: str) -> bool:
@@ -26,50 +27,18 @@ def policy_first(instruction: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One request about an item: which answer stands first."""
-
-    item_id: str
-    policy_first: bool
-    request: Request
-
-
-@dataclass(frozen=True)
-class AskedPreference:
-    """`body` is what a request holds beside its messages; `parser` names what reads the replies, with its version."""
-
+class AskedPreference(AskedPairs):
     annotator: Annotator
     order: str
-    body: dict[str, Any]
-    parser: str
-    ask: Ask
     name: str = "alpaca_eval"
 
-    def requests(self, items: Sequence[Item], completions: Sequence[Completion]) -> list[Shown]:
-        """What has to be asked: nothing about equal answers."""
-        by_id = {item.id: item for item in items}
-        shown = []
-        for completion in completions:
-            item = by_id[completion.id]
-            ours, theirs = completion.completions[0], (item.baseline or [""])[0]
-            if item.baseline is None or ours == theirs:
-                continue
-            for first in (False, True) if self.order == "both" else (policy_first(item.turns[0]),):
-                outputs = (ours, theirs) if first else (theirs, ours)
-                texts = {"instruction": item.turns[0], "output_1": outputs[0], "output_2": outputs[1]}
-                shown.append(Shown(item.id, first, Request(self.annotator.template.fill(texts), self.body)))
-        return shown
+    def orders(self, item: Item) -> Sequence[bool]:
+        return (False, True) if self.order == "both" else (policy_first(item.turns[0]),)
 
-    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        shown = self.requests(items, completions)
-        replies: dict[str, list[tuple[Shown, Reply]]] = {}
-        for asked, reply in zip(shown, self.ask([asked.request for asked in shown]), strict=True):
-            replies.setdefault(asked.item_id, []).append((asked, reply))
-        by_id = {item.id: item for item in items}
-        for completion in completions:
-            yield self._verdict(by_id[completion.id], completion.completions[0], replies.get(completion.id, []))
+    def messages(self, item: Item, first: str, second: str) -> Sequence[Message]:
+        return self.annotator.template.fill({"instruction": item.turns[0], "output_1": first, "output_2": second})
 
-    def _verdict(self, item: Item, ours: str, replies: Sequence[tuple[Shown, Reply]]) -> Verdict:
+    def verdict(self, item: Item, ours: str, replies: Replies) -> Verdict:
         theirs = item.baseline[0] if item.baseline else None
         about: dict[str, Any] = {
             "category": item.category,

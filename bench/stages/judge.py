@@ -125,10 +125,10 @@ def language_judge(
     if settings.manner == "alpaca_eval":
         found = annotator(settings.annotator)
         body = request_body(settings, model, found.decoding)
-        return AskedPreference(found, settings.mode, body, f"{found.parser}/{settings.parser}", ask)
+        return AskedPreference(body, f"{found.parser}/{settings.parser}", ask, found, settings.mode)
     if settings.manner == "arena_hard":
         body = request_body(settings, model, {"temperature": 0.0, "top_p": 1.0, "max_tokens": 16000})
-        return AskedGames(arena_hard_template(inputs["prompts"]), body, f"game/{settings.parser}", ask)
+        return AskedGames(body, f"game/{settings.parser}", ask, arena_hard_template(inputs["prompts"]))
     decoding = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048, "top_logprobs": 20}
     parser = f"{'rating' if settings.mode == 'single' else 'winner'}/{settings.parser}"
     return AskedRating(mt_bench_templates(inputs["prompts"]), settings.mode, request_body(settings, model, decoding), parser, ask)

@@ -80,7 +80,7 @@ def test_an_annotator_of_ones_own_is_a_folder_and_another_prompt_another_digest(
 
 def test_template_marks_in_answers_stay_whole() -> None:
     """alpaca-eval itself loses everything behind `<|im_end|>` in an answer, and swaps a text in for `{output_2}`."""
-    judge = AskedPreference(annotator(OFFICIAL), "both", {"model": "j"}, "p", lambda _: [])
+    judge = AskedPreference({"model": "j"}, "p", lambda _: [], annotator(OFFICIAL), "both")
     item = Item("a", None, [NASTY + "?"], baseline=["their " + NASTY])
     shown = judge.requests([item], [Completion("a", item.turns, ["our " + NASTY], [], [])])
     assert [asked.policy_first for asked in shown] == [False, True]
