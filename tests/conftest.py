@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,25 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from endpoint import Endpoint
+
 from bench.config import Cell
 from bench.door import BadConfig, Opened, open_door
 
 ROOT = Path(__file__).parent.parent
-
 settings.register_profile("bench", deadline=None, derandomize=True, database=None)  # the same everywhere, on busy machines too
 settings.load_profile("bench")
 
 RunBench = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    running = Endpoint()
+    yield running
+    running.close()
 
 
 @pytest.fixture

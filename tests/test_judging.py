@@ -41,13 +41,6 @@ CELL += [word for section in ("model", "data") for word in _words(SMOKE[section]
 
 
 @pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    running = Endpoint()
-    yield running
-    running.close()
-
-
-@pytest.fixture
 def trained(tmp_path: Path) -> Path:
     """Results that hold what the smoke run trained."""
     return copy_results(smoke(), tmp_path / "results", drop=("judge", "score"))

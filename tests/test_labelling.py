@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,6 @@ LOOP = [word for word in CELL if not word.startswith("method")]
 LOOP += ["method=iterative_dpo", "method.seed_training=null", "method.n_prompts=8", "method.sample_max_new_tokens=12"]
 LOOP += ["method.num_train_epochs=1.0", "method.batch_size=8", "judge=none", "judge.n_items=4", "judge.decoding.max_new_tokens=8"]
 ASKED = ["method.labeller=judge", "judge@method.labelling_judge=alpaca_eval"]
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    running = Endpoint()
-    yield running
-    running.close()
 
 
 @pytest.fixture

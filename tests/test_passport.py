@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,6 @@ from bench.report.passports import passport_lines
 from bench.stages import audit, data
 from bench.store import Store
 from bench.worker import Progress, StageRun
-
-
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    running = Endpoint()
-    yield running
-    running.close()
 
 
 def audited(ran: Ran, judge: str = "") -> dict[str, Any]:
