@@ -108,9 +108,11 @@ def test_only_safetensors_are_read_and_every_shard_must_be_there(cache: Path, mo
 
 def test_more_tokens_than_a_model_has_positions_are_refused(model_folder: Path, problems: Problems) -> None:
     (model_folder / "config.json").write_text('{"max_position_embeddings": 512}')
-    (problem,) = problems(f"model={model_folder}", "method=none", "data=world", "judge=gold")
+    asked = [f"model={model_folder}", "method=none", "data=world", "judge=gold"]
+    (problem,) = problems(*asked, "model.max_length=1024")
     assert problem.startswith(f"model.max_length must be <= 512, the positions of {model_folder}, got 1024")
-    assert problems(f"model={model_folder}", "method=none", "data=world", "judge=gold", "model.max_length=512") == []
+    assert problems(*asked, "model.max_length=512") == []
+    assert problems(*asked) == []  # the default is cut to the positions
 
 
 def test_a_name_of_the_hub_that_is_taken_for_a_folder_gets_a_hint(problems: Problems) -> None:
