@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Colours that are told apart with any kind of colour vision (Okabe and Ito); a marker each for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+LEGEND_LINES = 16  # as many as stand beside the axes
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "bench",
     "font.size": 10,
@@ -131,7 +132,7 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
         ax.minorticks_off()
     ax.set_xlabel(axis.label + (f" (beside the points: {', '.join(beside)})" if beside else ""))
     ax.set_ylabel("win rate, % (95 % interval)")
-    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=1 + (len(lines) - 1) // LEGEND_LINES)
 
 
 def _curve(ax: Axes, members: Sequence[Group], name: str, axis: Axis, number: int, aside: float, small: Mapping[str, str]) -> None:
@@ -155,7 +156,7 @@ def _small(groups: Sequence[Group]) -> tuple[list[str], dict[str, str]]:
     beside, words = [], dict[str, list[str]]()
     for name, form in (("beta", "{:g}"), ("iteration", "i{}")):
         values = {group.key: getattr(group.cell.method, name, None) for group in groups}
-        if len(set(values.values())) > 1:
+        if len({*values.values()} - {None}) > 1:
             beside.append(name)
             for key, value in values.items():
                 words.setdefault(key, []).extend([] if value is None else [form.format(value)])
