@@ -17,7 +17,7 @@ from tiny import bench, copy_results, make_model, make_preferences, plans, smoke
 from transformers import AutoModelForCausalLM
 
 from bench import kinds, methods, why
-from bench.config import Cell, Dpo, IterativeDpo, SeedTraining, Spa, Spin, Training, Why
+from bench.config import Cell, Dpo, IterativeDpo, Loop, SeedTraining, Spa, Spin, Training, Why
 from bench.door import BadConfig, Opened
 from bench.forecast import token_bound
 from bench.kinds import TrainSettings
@@ -238,6 +238,22 @@ def test_a_loop_on_ones_own_data_needs_new_prompts(
     assert "judging_reference=base holds a policy against" in said(*spa_on, "method.judging_reference=base", "method.seed_training=null")
     assert "model.base must be a folder of a causal LM, got nowhere" in said(*spa_on, "model.base=nowhere")
     assert "prompts of a file go with data=local" in "\n".join(problems("method=spa", f"method.prompts={file}"))
+
+
+@pytest.mark.parametrize("method", ["spa", "iterative_dpo", "spin", "self_rewarding"])
+def test_a_pretrained_model_writes_samples_as_long_as_its_scale_lets_it(
+    method: str, model_folder: Path, pairs_file: Path, tmp_path: Path, opened: Callable[..., Opened]
+) -> None:
+    """Not as short as the world's: those of 48 tokens would all be cut, and the longer, finished one would be the human's."""
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "One more?", "completion": "Yes."}])
+    words = [f"method={method}", "method.n_prompts=1", "method.iteration=0", f"model={model_folder}/", "data=local", f"data.path={pairs_file}"]
+    more = {"self_rewarding": ["method.new_prompts=self_instruct"], "iterative_dpo": ["method.labeller=implicit"]}.get(method, [])
+    (cell,) = (
+        cell
+        for cell in opened(*words, *more, *([] if method == "self_rewarding" else [f"method.prompts={prompts}"])).cells
+        if isinstance(cell.method, Loop)
+    )
+    assert isinstance(cell.method, Loop) and cell.method.sample_max_new_tokens == 300
 
 
 # Real ones, tiny ------------------------------------------------------------------------------------------------------
