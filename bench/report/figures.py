@@ -106,11 +106,12 @@ def _save(path: Path, plot: Callable[[Any], None], title: str) -> list[Path]:
     import matplotlib.pyplot as plt
 
     with mpl.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
+        figure, ax = plt.subplots(figsize=(6.4, 4.0))
         plot(ax)
         ax.set_title(title, fontsize=10, loc="left", wrap=True)
-        figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+            # The picture grows with its legend; a layout that made room for it would squeeze the axes.
+            figure.savefig(path.with_suffix(ending), metadata=metadata, bbox_inches="tight")
         plt.close(figure)
     return [path.with_suffix(".png")]
 
@@ -127,8 +128,10 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
     for number, (name, members) in enumerate(drawn.items()):
         aside = (number - (len(drawn) - 1) / 2) * 0.03 if axis.name == "iteration" else 0.0  # bars of lines that touch stay apart
         _curve(ax, members, name, axis, number, aside)
-    for number, name in enumerate(name for name in lines if name not in drawn):
-        _level(ax, lines[name][0], name, number, len(drawn))
+    levels = sorted((name for name in lines if name not in drawn), key=lambda name: lines[name][0].is_trained)  # start models are grey
+    n_grey = sum(not lines[name][0].is_trained for name in levels)
+    for number, name in enumerate(levels, len(drawn) - n_grey):
+        _level(ax, lines[name][0], name, COLOURS[number % len(COLOURS)] if lines[name][0].is_trained else "0.4")
     if axis.log:
         ax.set_xscale("log")
     elif axis.name == "kl" and any(group.is_start for members in lines.values() for group in members):
@@ -163,11 +166,10 @@ def _small(group: Group) -> str:
     return " ".join(([] if beta is None else [f"{beta:g}"]) + ([] if iteration is None else [f"i{iteration}"]))
 
 
-def _level(ax: Axes, group: Group, name: str, number: int, lines: int) -> None:
+def _level(ax: Axes, group: Group, name: str, colour: str) -> None:
     pooled, ends = group.pooled("win_rate"), group.interval("win_rate")
     if pooled is None:
         return
-    colour = COLOURS[(lines + number) % len(COLOURS)] if group.is_trained else "0.4"
     ax.axhline(100 * pooled.mean, color=colour, linestyle="-." if group.is_trained else "--", linewidth=1, label=name)
     if ends:
         ax.axhspan(100 * ends[0], 100 * ends[1], color=colour, alpha=0.1, linewidth=0)

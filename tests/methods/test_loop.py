@@ -246,11 +246,11 @@ def test_a_pretrained_model_writes_samples_as_long_as_its_scale_lets_it(
 ) -> None:
     """Not as short as the world's: those of 48 tokens would all be cut, and the longer, finished one would be the human's."""
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "One more?", "completion": "Yes."}])
-    words = [f"method={method}", "method.n_prompts=1", "method.iteration=0", f"model={model_folder}/", "data=local", f"data.path={pairs_file}"]
+    own = [f"model={model_folder}/", "data=local", f"data.path={pairs_file}", "method.n_prompts=1", "method.iteration=0"]
     more = {"self_rewarding": ["method.new_prompts=self_instruct"], "iterative_dpo": ["method.labeller=implicit"]}.get(method, [])
     (cell,) = (
         cell
-        for cell in opened(*words, *more, *([] if method == "self_rewarding" else [f"method.prompts={prompts}"])).cells
+        for cell in opened(f"method={method}", *own, *more, *([] if method == "self_rewarding" else [f"method.prompts={prompts}"])).cells
         if isinstance(cell.method, Loop)
     )
     assert isinstance(cell.method, Loop) and cell.method.sample_max_new_tokens == 300
