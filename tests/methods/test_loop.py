@@ -33,6 +33,7 @@ from bench.worker import describe, run_stage
 SMALL: dict[str, Any] = {"n_prompts": 24, "sample_temperature": 1.0, "sample_max_new_tokens": 12, "pairs": "fresh", "batch_size": 4}
 SEED = SeedTraining(beta=0.1, learning_rate=1e-3, num_train_epochs=1.0, batch_size=32)
 REFINED: dict[str, Any] = {"alpha": 0.3, "distrusted": 0.3, "window": 8, "threshold": "pairs", "delay": 0.0, "decoupling": (0.5,)}
+JUDGE, MODEL = "judge@method.labelling_judge=alpaca_eval", "method.labelling_judge.model=m"
 
 
 def planned(kind: type[Any], **settings: Any) -> CellPlan:
@@ -213,6 +214,23 @@ def test_an_axis_of_iterations_is_typed_like_any_other() -> None:
 )
 def test_what_cannot_be_is_said_at_the_door(words: tuple[str, ...], said: str, problems: Callable[..., list[str]]) -> None:
     assert said in "\n".join(problems(*words))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((JUDGE, MODEL), "labelling_judge is read by labeller=judge alone"),
+        (("method.labeller=gold,random", "method.length_penalty=0.01"), "read by labeller=implicit alone, got labeller=gold, random"),
+        (("method.judging_reference=previous",), "or set method.labeller=implicit (method.judging_reference=previous on the command line)"),
+        (("method.reward_fraction=0.5",), "method.reward_fraction is read by labeller=reward_model alone"),
+    ],
+)
+def test_what_no_labeller_of_a_command_reads_is_refused(words: tuple[str, ...], said: str, problems: Callable[..., list[str]]) -> None:
+    """A judge beside labeller=gold would be named and never asked. Beside a labeller that reads it the others may stand."""
+    assert said in "\n".join(problems("method=iterative_dpo", *words))
+    others = [word for word in words if not word.startswith(("method.labeller=", JUDGE, MODEL))]
+    every = "method.labeller=gold,judge,implicit,reward_model"
+    assert problems("method=iterative_dpo", every, JUDGE, MODEL, *others) == []
 
 
 def test_a_loop_on_ones_own_data_needs_new_prompts(
