@@ -152,8 +152,9 @@ def _curve(ax: Axes, members: Sequence[Group], name: str, axis: Axis, number: in
         [max(0.0, m - 100 * e[0]) if e else 0.0 for m, e in zip(y, ends, strict=True)],
         [max(0.0, 100 * e[1] - m) if e else 0.0 for m, e in zip(y, ends, strict=True)],
     ]
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    line = "none" if axis.name == "kl" else ("-", "--", ":")[number // len(COLOURS) % 3]
+    again, place = divmod(number, len(COLOURS))  # a colour that comes again has another marker: a point has no line to tell it by
+    colour, marker = COLOURS[place], MARKERS[(place + again) % len(MARKERS)]
+    line = "none" if axis.name == "kl" else ("-", "--", ":")[again % 3]
     ax.errorbar(x, y, yerr=bars, label=name, color=colour, marker=marker, markersize=5, capsize=3, linewidth=1.4, linestyle=line)
     if axis.name == "kl":
         for group, across, up in zip(members, x, y, strict=True):

@@ -191,6 +191,21 @@ def test_no_level_has_the_colour_of_a_line() -> None:
     assert sorted(colours) == sorted([*figures.COLOURS, "0.4"])
 
 
+def test_no_two_of_many_points_look_alike() -> None:
+    """Ten lines of a point each, as many as the self-rewarding sweep has at one iteration, of seven colours."""
+    from matplotlib.figure import Figure
+
+    betas = ",".join(f"{place}" for place in range(1, 11))
+    cells = _cells("method=dpo", f"method.beta={betas}", "tracker=none")
+    pooled = pool([_row(cell, 0.4) for cell in cells if cell.cell.method.name == "dpo"])
+    ax = Figure().add_subplot()
+    lines = {str(number): [group] for number, group in enumerate(pooled.groups)}
+    figures._curves(ax, lines=lines, axis=figures.KL)
+    handles: list[Any] = ax.get_legend_handles_labels()[0]
+    looks = {(handle[0].get_color(), handle[0].get_marker()) for handle in handles}
+    assert len(looks) == len(lines) == 10
+
+
 def test_markdown_and_latex_escape_what_they_must() -> None:
     table = comparison_table(pool([_row(cell, 0.5) for cell in _cells("method=dpo", "tracker=none")]))
     table = replace(table, rows=[["a|b_c", *row[1:]] for row in table.rows])
