@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bench.config.base import AsList, Count, FlipRate, Fraction, LaterField, Name, Positive, Probability, Settings, misfit
+from bench.config.base import AsList, Count, FlipRate, Fraction, LaterField, Misfit, Name, Positive, Probability, Settings, misfit
 from bench.config.judges import AlpacaEvalJudge, ArenaHardJudge, MtBenchJudge, PairRankerJudge, RewardModelJudge
 from bench.config.world import SftTraining, Writer
 
@@ -202,6 +203,26 @@ class IterativeDpo(Loop):
         if self.labeller == "reward_model" and self.seed_training is None:
             raise misfit(("labeller", "the reward model is trained as seed_training says, got null"))
         return self
+
+
+# What one labeller of iterative_dpo reads and the others do not, and its value where nobody has set it.
+OF_ONE_LABELLER: dict[str, tuple[str, Any]] = {
+    "labelling_judge": ("judge", None),
+    "reward_fraction": ("reward_model", None),
+    "judging_reference": ("implicit", "start"),
+    "length_penalty": ("implicit", 0.0),
+}
+
+
+def unread(loops: Sequence[IterativeDpo]) -> list[Misfit]:
+    """What is set for a labeller that none of these has: whoever names a judge does not mean the labels of another."""
+    found = []
+    for name, (labeller, unset) in OF_ONE_LABELLER.items():
+        there = sorted({loop.labeller for loop in loops})
+        if labeller not in there and any(getattr(loop, name) != unset for loop in loops):
+            text = f"method.{name} is read by labeller={labeller} alone, got labeller={', '.join(there)}"
+            found.append((f"method.{name}", f"{text}: leave it out, or set method.labeller={labeller}"))
+    return found
 
 
 class Spa(Loop):

@@ -27,6 +27,7 @@ from bench.config import (
     Cell,
     Expectation,
     Export,
+    IterativeDpo,
     JuryJudge,
     LocalModel,
     NoJudge,
@@ -37,6 +38,7 @@ from bench.config import (
     Why,
     Written,
     misfits,
+    unread,
 )
 from bench.door.files import Fetches, Files
 from bench.door.words import GROUPS, MEMBERS, BadConfig, Tree, Where, in_words, leaves, one_line, short, unknown
@@ -109,6 +111,9 @@ class _Door:
         for point in asked:
             if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
                 cells[cell] = None
+        if base:
+            found = unread([cell.method for cell in cells if isinstance(cell.method, IterativeDpo)])
+            self.problems += [f"{text} ({base[1].of(key)})" for key, text in found]
         if base and session and isinstance(session.do, Rescore):
             self._check_rescore(session.do, base[1])
         if base and session and isinstance(session.do, Audit):

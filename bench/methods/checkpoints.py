@@ -1,7 +1,7 @@
 """Checkpoints of a training in `<key>.work/checkpoints`: left now and then, marked whole last, gone on from the newest whole one.
 
 A checkpoint holds what transformers keeps (weights, optimiser, schedule, generators, place in the data) and what is ours: the curve, what
-was fed, a threshold's window. It is gone on from only by a training of the same inputs on as many devices.
+was fed, what a noise detector has seen and said. It is gone on from only by a training of the same inputs on as many devices.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from bench.methods.training import Recorder
+from bench.records import Trust
 
 MARK = "whole.json"
 
@@ -54,6 +55,7 @@ class Checkpoints(TrainerCallback):
         trainer.fed.restore(kept["fed"])
         if kept["threshold"] is not None:
             trainer.threshold.seen.extend(kept["threshold"])
+            trainer.trust += [Trust.from_json(said) for said in kept["trust"]]
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.last = time.monotonic()
@@ -80,6 +82,7 @@ class Checkpoints(TrainerCallback):
             "tokens": recorder.tokens,
             "fed": self.trainer.fed.to_json(),
             "threshold": None if threshold is None else list(threshold.seen),
+            "trust": [] if threshold is None else [said.to_json() for said in self.trainer.trust],
         }
         folder = self.folder / f"checkpoint-{state.global_step}"
         aside = folder / f"{MARK}.aside"

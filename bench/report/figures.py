@@ -102,8 +102,9 @@ def _save(path: Path, plot: Callable[[Any], None], title: str) -> list[Path]:
         figure, ax = plt.subplots(figsize=(6.4, 4.0))
         plot(ax)
         ax.set_title(title, fontsize=10, loc="left", wrap=True)
-        figure.savefig(path.with_suffix(".png"), metadata={"Software": None}, bbox_inches="tight")
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None}, bbox_inches="tight")
+        for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+            # The picture grows with its legend; a layout that made room for it would squeeze the axes.
+            figure.savefig(path.with_suffix(ending), metadata=metadata, bbox_inches="tight")
         plt.close(figure)
     return [path.with_suffix(".png")]
 
@@ -121,8 +122,10 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
     for number, (name, members) in enumerate(drawn.items()):
         aside = (number - (len(drawn) - 1) / 2) * 0.03 if axis.name == "iteration" else 0.0  # bars of lines that touch stay apart
         _curve(ax, members, name, axis, number, aside, small)
-    for number, name in enumerate(name for name in lines if name not in drawn):
-        _level(ax, lines[name][0], name, number, len(drawn))
+    levels = sorted((name for name in lines if name not in drawn), key=lambda name: lines[name][0].is_trained)  # start models are grey
+    n_grey = sum(not lines[name][0].is_trained for name in levels)
+    for number, name in enumerate(levels, len(drawn) - n_grey):
+        _level(ax, lines[name][0], name, COLOURS[number % len(COLOURS)] if lines[name][0].is_trained else "0.4")
     if axis.log:
         ax.set_xscale("log")
     elif axis.name == "kl" and any(group.is_start for members in lines.values() for group in members):
@@ -143,8 +146,9 @@ def _curve(ax: Axes, members: Sequence[Group], name: str, axis: Axis, number: in
         [max(0.0, m - 100 * e[0]) if e else 0.0 for m, e in zip(y, ends, strict=True)],
         [max(0.0, 100 * e[1] - m) if e else 0.0 for m, e in zip(y, ends, strict=True)],
     ]
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    line = "none" if axis.name == "kl" else ("-", "--", ":")[number // len(COLOURS) % 3]
+    again, place = divmod(number, len(COLOURS))  # a colour that comes again has another marker: a point has no line to tell it by
+    colour, marker = COLOURS[place], MARKERS[(place + again) % len(MARKERS)]
+    line = "none" if axis.name == "kl" else ("-", "--", ":")[again % 3]
     ax.errorbar(x, y, yerr=bars, label=name, color=colour, marker=marker, markersize=5, capsize=3, linewidth=1.4, linestyle=line)
     for group, across, up in zip(members, x, y, strict=True):
         if text := small.get(group.key):
@@ -163,11 +167,10 @@ def _small(groups: Sequence[Group]) -> tuple[list[str], dict[str, str]]:
     return beside, {key: " ".join(said) for key, said in words.items()}
 
 
-def _level(ax: Axes, group: Group, name: str, number: int, lines: int) -> None:
+def _level(ax: Axes, group: Group, name: str, colour: str) -> None:
     pooled, ends = group.pooled("win_rate"), group.interval("win_rate")
     if pooled is None:
         return
-    colour = COLOURS[(lines + number) % len(COLOURS)] if group.is_trained else "0.4"
     ax.axhline(100 * pooled.mean, color=colour, linestyle="-." if group.is_trained else "--", linewidth=1, label=name)
     if ends:
         ax.axhspan(100 * ends[0], 100 * ends[1], color=colour, alpha=0.1, linewidth=0)

@@ -17,7 +17,7 @@ from tiny import bench, copy_results, make_model, make_preferences, plans, smoke
 from transformers import AutoModelForCausalLM
 
 from bench import kinds, methods, why
-from bench.config import Cell, Dpo, IterativeDpo, SeedTraining, Spa, Spin, Training, Why
+from bench.config import Cell, Dpo, IterativeDpo, Loop, SeedTraining, Spa, Spin, Training, Why
 from bench.door import BadConfig, Opened
 from bench.forecast import token_bound
 from bench.kinds import TrainSettings
@@ -33,6 +33,7 @@ from bench.worker import describe, run_stage
 SMALL: dict[str, Any] = {"n_prompts": 24, "sample_temperature": 1.0, "sample_max_new_tokens": 12, "pairs": "fresh", "batch_size": 4}
 SEED = SeedTraining(beta=0.1, learning_rate=1e-3, num_train_epochs=1.0, batch_size=32)
 REFINED: dict[str, Any] = {"alpha": 0.3, "distrusted": 0.3, "window": 8, "threshold": "pairs", "delay": 0.0, "decoupling": (0.5,)}
+JUDGE, MODEL = "judge@method.labelling_judge=alpaca_eval", "method.labelling_judge.model=m"
 
 
 def planned(kind: type[Any], **settings: Any) -> CellPlan:
@@ -215,6 +216,23 @@ def test_what_cannot_be_is_said_at_the_door(words: tuple[str, ...], said: str, p
     assert said in "\n".join(problems(*words))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((JUDGE, MODEL), "labelling_judge is read by labeller=judge alone"),
+        (("method.labeller=gold,random", "method.length_penalty=0.01"), "read by labeller=implicit alone, got labeller=gold, random"),
+        (("method.judging_reference=previous",), "or set method.labeller=implicit (method.judging_reference=previous on the command line)"),
+        (("method.reward_fraction=0.5",), "method.reward_fraction is read by labeller=reward_model alone"),
+    ],
+)
+def test_what_no_labeller_of_a_command_reads_is_refused(words: tuple[str, ...], said: str, problems: Callable[..., list[str]]) -> None:
+    """A judge beside labeller=gold would be named and never asked. Beside a labeller that reads it the others may stand."""
+    assert said in "\n".join(problems("method=iterative_dpo", *words))
+    others = [word for word in words if not word.startswith(("method.labeller=", JUDGE, MODEL))]
+    every = "method.labeller=gold,judge,implicit,reward_model"
+    assert problems("method=iterative_dpo", every, JUDGE, MODEL, *others) == []
+
+
 def test_a_loop_on_ones_own_data_needs_new_prompts(
     model_folder: Path, pairs_file: Path, tmp_path: Path, problems: Callable[..., list[str]]
 ) -> None:
@@ -238,6 +256,22 @@ def test_a_loop_on_ones_own_data_needs_new_prompts(
     assert "judging_reference=base holds a policy against" in said(*spa_on, "method.judging_reference=base", "method.seed_training=null")
     assert "model.base must be a folder of a causal LM, got nowhere" in said(*spa_on, "model.base=nowhere")
     assert "prompts of a file go with data=local" in "\n".join(problems("method=spa", f"method.prompts={file}"))
+
+
+@pytest.mark.parametrize("method", ["spa", "iterative_dpo", "spin", "self_rewarding"])
+def test_a_pretrained_model_writes_samples_as_long_as_its_scale_lets_it(
+    method: str, model_folder: Path, pairs_file: Path, tmp_path: Path, opened: Callable[..., Opened]
+) -> None:
+    """Not as short as the world's: those of 48 tokens would all be cut, and the longer, finished one would be the human's."""
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "One more?", "completion": "Yes."}])
+    own = [f"model={model_folder}/", "data=local", f"data.path={pairs_file}", "method.n_prompts=1", "method.iteration=0"]
+    more = {"self_rewarding": ["method.new_prompts=self_instruct"], "iterative_dpo": ["method.labeller=implicit"]}.get(method, [])
+    (cell,) = (
+        cell
+        for cell in opened(f"method={method}", *own, *more, *([] if method == "self_rewarding" else [f"method.prompts={prompts}"])).cells
+        if isinstance(cell.method, Loop)
+    )
+    assert isinstance(cell.method, Loop) and cell.method.sample_max_new_tokens == 300
 
 
 # Real ones, tiny ------------------------------------------------------------------------------------------------------

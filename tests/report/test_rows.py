@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet
 import pytest
@@ -19,6 +20,9 @@ from bench.report.rows import matches, row_words, seedless
 from bench.report.tables import comparison_table, latex, markdown
 from bench.run import with_start_cells
 from bench.sweep import SWEEPS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ITEMS = [f"item{i}" for i in range(40)]
 
@@ -164,6 +168,57 @@ def test_of_several_settings_a_name_has_those_in_which_its_row_is_unlike_the_fir
 
 def test_rows_are_named_in_spans() -> None:
     assert [row_words(rows) for rows in ([3], [3, 4], [2, 3, 4, 9], [5, 1, 1])] == ["row 3", "rows 3, 4", "rows 2 to 4, 9", "rows 1, 5"]
+
+
+def test_long_names_widen_a_picture_and_leave_its_axes_as_they_are(tmp_path: Path) -> None:
+    """The axes of a figure with ten lines of ninety letters are as wide as those of one with short names, and the names are whole."""
+    from matplotlib.image import imread
+
+    sizes, axes = [], []
+    for name in ("dpo", "self_rewarding " * 6):
+
+        def plot(ax: Axes, name: str = name) -> None:
+            for place in range(10):
+                ax.plot([0, 1], [0, 1], label=f"{name} {place}")
+            ax.set_xlabel("KL to the start model, nats (beside the points: beta, iteration)")
+            ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+            axes.append(ax)
+
+        (path,) = figures._save(tmp_path / name.split()[0], plot, "a question")
+        sizes.append(imread(path).shape[1])
+    short, long = (ax.get_window_extent().width for ax in axes)
+    assert short == long > 4 * 150  # of 150 dots an inch
+    assert sizes[1] > sizes[0] + 2 * 150
+
+
+def test_no_level_has_the_colour_of_a_line() -> None:
+    """Six lines over iterations and a training without one, of seven colours; the start model is grey."""
+    from matplotlib.figure import Figure
+
+    labellers = ("method=iterative_dpo", "method.labeller=gold,random,shorter,reward_model,implicit", "method.iteration=1,2")
+    asked = (("method=spa", "method.iteration=0,1"), labellers, ("method=dpo",))
+    cells = {cell.key: cell for words in asked for cell in _cells(*words, "data=world_constraints", "tracker=none")}
+    pooled = pool([_row(cell, 0.3 + 0.01 * number) for number, cell in enumerate(cells.values())])
+    axis, ax = next(axis for axis in figures.AXES if axis.name == "iteration"), Figure().add_subplot()
+    figures._curves(ax, lines=figures._lines(pooled.groups, pooled.varied, axis), axis=axis)
+    handles: list[Any] = ax.get_legend_handles_labels()[0]
+    colours = [handle[0].get_color() if isinstance(handle, tuple) else handle.get_color() for handle in handles]
+    assert sorted(colours) == sorted([*figures.COLOURS, "0.4"])
+
+
+def test_no_two_of_many_points_look_alike() -> None:
+    """Ten lines of a point each, as many as the self-rewarding sweep has at one iteration, of seven colours."""
+    from matplotlib.figure import Figure
+
+    betas = ",".join(f"{place}" for place in range(1, 11))
+    cells = _cells("method=dpo", f"method.beta={betas}", "tracker=none")
+    pooled = pool([_row(cell, 0.4) for cell in cells if cell.cell.method.name == "dpo"])
+    ax = Figure().add_subplot()
+    lines = {str(number): [group] for number, group in enumerate(pooled.groups)}
+    figures._curves(ax, lines=lines, axis=figures.KL)
+    handles: list[Any] = ax.get_legend_handles_labels()[0]
+    looks = {(handle[0].get_color(), handle[0].get_marker()) for handle in handles}
+    assert len(looks) == len(lines) == 10
 
 
 def test_markdown_and_latex_escape_what_they_must() -> None:

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny import ROOT, smoke_cell, smoke_folder
 
-from bench.config import Accelerate, Adapter
+from bench.config import Accelerate, Adapter, RefinedDpo, Training
 from bench.door import Opened
 from bench.kinds import TrainSettings
 from bench.methods.training import Share, share_of
@@ -49,7 +49,15 @@ def stage_run(root: Path, name: str, how: Accelerate | None, method: str = "dpo"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:n]))
     (root / name).mkdir()
     progress = Progress(root / f"{name}.progress")
-    return StageRun(inputs | {"preferences": root / "rows"}, root / name, progress, "key", root / "work", accelerate=how)
+    inputs |= {"preferences": root / "rows", "reference_model": inputs["model"]}  # the latter for SPA
+    return StageRun(inputs, root / name, progress, "key", root / "work", accelerate=how)
+
+
+def refined(config: TrainSettings) -> TrainSettings:
+    """By SPA: its noise detector remembers confidences, and what it said of each pair."""
+    common = config.method.model_dump(include=set(Training.model_fields))
+    detector: dict[str, Any] = {"alpha": 0.3, "distrusted": 0.3, "window": 24, "threshold": "pairs", "delay": 0.0, "decoupling": 0.5}
+    return config.model_copy(update={"method": RefinedDpo(name="spa", beta=0.1, **common, **detector)})
 
 
 def history(run: StageRun) -> list[dict[str, float]]:
@@ -134,11 +142,11 @@ def kill_in_the_middle(root: Path, config: TrainSettings, run: StageRun, steps: 
     shutil.rmtree(root / "killed")
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto", "lora"])
+@pytest.mark.parametrize("method", ["dpo", "kto", "lora", "spa"])
 def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(method: str, tmp_path: Path) -> None:
     adapter = Adapter(name="lora", rank=4, alpha=8.0, dropout=0.1, target_modules=()) if method == "lora" else None
-    name, more = ("dpo", {"adapter": adapter}) if adapter else (method, {})
-    config = settings(name, **more)
+    name, more = ("kto" if method == "kto" else "dpo"), ({"adapter": adapter} if adapter else {})
+    config = refined(settings()) if method == "spa" else settings(name, **more)
     undisturbed = stage_run(tmp_path, "undisturbed", None, name)
     train_stage.run(config, undisturbed)
     run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6), name)
