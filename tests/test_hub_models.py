@@ -15,9 +15,12 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 
 from published import publish
+from tiny import make_model, make_preferences, plans
 
 from bench import hub
+from bench.counts import data_lines
 from bench.door import Opened, open_door
+from bench.store import Store
 
 Problems = Callable[..., list[str]]
 ROOT = Path(__file__).parent.parent
@@ -54,6 +57,14 @@ def test_a_model_of_the_hub_is_known_by_its_revision_and_read_from_the_cache(cac
     assert source is not None
     assert (source.path, source.digest) == (there, f"hub:models/org/tiny@{SHA}")
     assert open_door([*words, "do=status"]).sources[0].model.key == source.key  # type: ignore[union-attr]  # reads nothing
+
+
+def test_tokens_of_rows_are_counted_by_the_tokenizer_of_a_model_of_the_hub(cache: Path, tmp_path: Path) -> None:
+    put(cache, make_model(tmp_path / "model"))
+    rows = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True)
+    own = ("model=hub", "model.hub=org/tiny", f"model.revision={SHA}", f"results={tmp_path}")
+    lines = data_lines(plans(*own, "data=local", f"data.path={rows}", "method=dpo"), Store(tmp_path / "store"))
+    assert any(re.search(r"local: \d+ train rows of .* held out, about [\d,]+ tokens a pass", line) for line in lines), lines
 
 
 def test_what_is_locked_stays(cache: Path, model_folder: Path, tmp_path: Path) -> None:
