@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from published import PUBLISHED, bot, halos, oasst, publish, shp, ultrafeedback, user, write
-
 from tiny import make_model, plans
 
 from bench import methods, readers
@@ -324,7 +323,8 @@ def test_held_out_prompts_are_those_that_the_model_has_positions_for(tmp_path: P
 @pytest.mark.parametrize("most", [20, 26, 27, 28, 60])
 def test_a_prompt_fits_where_it_can_be_trained_on(most: int, tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    for prompt in ([user("please name a dog")], [user("dog"), bot("horse"), user("é\u2028" * 3)], [{"role": "text", "content": "dog " * 26}]):
+    several, plain = [user("dog"), bot("horse"), user("é\u2028" * 3)], [{"role": "text", "content": "dog " * 26}]
+    for prompt in ([user("please name a dog")], several, plain):
         try:
             trained = bool(row_ids(tokenizer, prompt, "x", most))
         except PromptTooLong:
