@@ -86,9 +86,16 @@ MODEL_FILES = ("*.json", "tokenizer*", "*.jinja", "*.model", "*.txt")  # whateve
 
 
 def fetch_model(repo: str, at: str, *, weights: bool) -> Path:
-    """A model's folder: its settings and tokenizer, and its `weights`, as safetensors only. Raises NotThere where they cannot be had."""
+    """A model's folder: its settings and tokenizer, and its `weights`, as safetensors only.
+
+    Raises NotThere where they cannot be had, and ValueError for a model that runs code of its own which is not trusted, before its weights
+    are fetched.
+    """
     folder = fetch("models", repo, at, ("config.json",), MODEL_FILES)
     if weights:
+        if _brings_code(folder):
+            folder = fetch("models", repo, at, ("config.json", "*.py"), MODEL_FILES)
+            trusts_code(folder)
         folder = fetch("models", repo, at, ("config.json", *_weight_files(folder)), MODEL_FILES)
         if lacking := [pattern for pattern in _weight_files(folder) if not any(folder.glob(pattern))]:
             raise NotThere(f"{repo} has no {lacking[0]} at revision {at}, and weights are read as safetensors only: take another revision")
@@ -112,19 +119,28 @@ def trusts_code(folder: Path) -> bool:
 
     Raises ValueError where transformers does not know the architecture by itself and the code is not on the list.
     """
-    from transformers import CONFIG_MAPPING
-
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("model_type") in CONFIG_MAPPING or "auto_map" not in config:
+    if not _brings_code(folder):
         return False
     files = sorted(folder.glob("*.py"))
+    if not files:
+        raise ValueError(f"{folder} runs code of its own, and no Python file is there: take a copy of its folder that has them")
     found = hashlib.sha256(b"".join(file.name.encode() + b"\0" + file.read_bytes() + b"\0" for file in files)).hexdigest()
     allowed = yaml.safe_load(TRUSTED.read_text()) or {}
     if any(entry.get("revision") and entry.get("code") == found for entry in allowed.values()):
         return True
-    names = ", ".join(file.name for file in files) or "none of which is here"
+    names = ", ".join(file.name for file in files)
     way_out = f"read it, then name OWNER/NAME with its revision and `code: {found}` in {TRUSTED}"
     raise ValueError(f"{folder} runs code of its own ({names}), which is not trusted: {way_out}")
+
+
+def _brings_code(folder: Path) -> bool:
+    """Whether transformers does not know a model's architecture by itself."""
+    config = json.loads((folder / "config.json").read_text())
+    if "auto_map" not in config:
+        return False
+    from transformers import CONFIG_MAPPING
+
+    return config.get("model_type") not in CONFIG_MAPPING
 
 
 def _words(error: Exception, kind: Kind, repo: str, at: str | None, patterns: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -148,6 +149,29 @@ def test_a_scale_brings_model_data_and_rates_to_any_sweep(scale: str, model_fold
     assert steps == {{"phi_2": 32, "phi_3_medium": 32, "archangel": 32, "small_llm": 64}.get(scale, 128)}
     own = open_door(["method=dpo", f"scale={scale}", "model=local", f"model.path={model_folder}", f"data.path={data}", "do=plan"])
     assert own.cells[0].model.name == "local"  # what is asked for is not replaced
+
+
+def test_code_of_a_model_of_the_hub_comes_with_it_and_is_looked_at_before_its_weights(
+    cache: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = put(cache, model_folder)
+    (there / "config.json").write_text(json.dumps({"model_type": "unheard_of", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}))
+    asked = []
+    monkeypatch.setattr(hub, "fetch", lambda kind, repo, at, patterns, also=(): asked.append(patterns) or there)
+    monkeypatch.setattr(hub, "TRUSTED", allowed := cache / "trusted_code.yaml")
+    empty = hashlib.sha256(b"").hexdigest()  # no file is no code that anybody has read
+    allowed.write_text(yaml.safe_dump({"org/tiny": {"revision": SHA, "code": empty}}))
+    with pytest.raises(ValueError, match="runs code of its own, and no Python file is there"):
+        hub.fetch_model("org/tiny", SHA, weights=True)
+    (there / "modeling_own.py").write_text("class Own: ...\n")
+    with pytest.raises(ValueError, match=r"runs code of its own \(modeling_own.py\), which is not trusted") as error:
+        hub.fetch_model("org/tiny", SHA, weights=True)
+    assert ("config.json", "*.py") in asked and not any("safetensors" in pattern for patterns in asked for pattern in patterns)
+    code = re.search(r"code: ([0-9a-f]{64})", str(error.value))
+    assert code
+    allowed.write_text(yaml.safe_dump({"org/tiny": {"revision": SHA, "code": code[1]}}))
+    assert hub.fetch_model("org/tiny", SHA, weights=True) == there
+    assert ("config.json", "*.safetensors") in asked
 
 
 def test_code_of_a_models_own_runs_only_when_it_is_named_with_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
