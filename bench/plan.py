@@ -364,8 +364,8 @@ def _file(cell: Cell, sources: Sources) -> dict[str, Stage | Source]:
     """The file or dataset, and of a dataset the model whose tokenizer says which prompts are too long."""
     if sources.data is None:
         raise ValueError(f"data={cell.data.name}: no source given")
-    fitted = {"tokenizer": sources.model} if isinstance(cell.data, DatasetData) and sources.model is not None else {}
-    return {"file": sources.data} | fitted
+    found: dict[str, Stage | Source] = {"file": sources.data}
+    return found | {"tokenizer": sources.model} if isinstance(cell.data, DatasetData) and sources.model is not None else found
 
 
 def _asked(cell: Cell, sources: Sources) -> Stage | None:
