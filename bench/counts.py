@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench.kinds import ConversationData, LocalPairData
 from bench.plan import CellPlan
@@ -19,12 +20,14 @@ from bench.worker import Progress, StageRun
 
 SAMPLE = 200  # rows whose tokens are counted
 
+TOKENIZER = "tokenizer"  # the role of a model's folder that tells which prompts are too long
+
 Counts = Mapping[str, int]
 
 
 @dataclass
 class Aside:
-    """Data stages made in a folder that goes away; no store knows them."""
+    """Data stages made in a folder that goes away; no store knows them. Prompts that are too long for a model are still in them."""
 
     store: Store
     root: Path
@@ -35,7 +38,8 @@ class Aside:
         if self.store.status(stage).state == "done":
             return self.store.folder(stage), self.store.manifest(stage).counts
         if stage.key not in self.made:
-            inputs = {role: source.path if isinstance(source, Source) else self.look(source)[0] for role, source in stage.inputs.items()}
+            read = {role: source for role, source in stage.inputs.items() if role != TOKENIZER}  # which needs torch
+            inputs = {role: source.path if isinstance(source, Source) else self.look(source)[0] for role, source in read.items()}
             out = self.root / stage.key
             out.mkdir()
             progress = Progress(self.root / "progress")
@@ -75,6 +79,8 @@ def _of_cell(cell: CellPlan, aside: Aside) -> Iterator[str]:
     for split in ("train", "heldout"):
         if less := _less(split, counts):
             yield f"  {split}{less}"
+    if too_long := _too_long(cell, rows):
+        yield f"  at least {too_long:,} more train rows will be dropped: their prompts alone fill model.max_length={settings.max_length}"
     if same := _same("heldout", counts):
         yield f"  {same} are asked of held-out rows too: dropped from the train rows"
     if same := _same("items", counts):
@@ -100,16 +106,36 @@ def _same(of: str, counts: Counts) -> str:
     return f"{exact + nearly:,} train rows ({exact:,} word for word, {nearly:,} but for case and spaces)" if exact + nearly else ""
 
 
-def _tokens(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> str:
-    """About how many tokens a pass over the rows has, where the model's tokenizer can be had without torch."""
-    tokenizer = Path(getattr(cell.cell.model, "path", "")).expanduser() / "tokenizer.json"
-    if not tokenizer.is_file():
-        return ""
+def _tokenizer(cell: CellPlan) -> Any:
+    """The model's tokenizer where it can be had without torch, else None."""
+    models = (stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate"))
+    folder = next((model.path for model in models if isinstance(model, Source)), None)
+    if folder is None or not (file := folder / "tokenizer.json").is_file():
+        return None
     try:
         from tokenizers import Tokenizer
 
-        read = Tokenizer.from_file(str(tokenizer))
+        return Tokenizer.from_file(str(file))
     except Exception:  # of the tokenizers library, which has no class of its own: the model's own load says it better
+        return None
+
+
+def _too_long(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> int:
+    """Rows whose prompts, without a template, fill what the model looks at; none where nobody drops them, or has dropped them."""
+    settings = cell.roles["preferences"].settings
+    assert isinstance(settings, LocalPairData)
+    most = settings.max_length
+    if most is None or TOKENIZER not in cell.roles["preferences"].inputs:
+        return 0
+    prompts = ("\n".join(message["content"] for message in row.prompt) for row in rows)
+    long = [prompt for prompt in prompts if len(prompt.encode()) >= most]  # a token is a byte at least
+    read = _tokenizer(cell) if long else None
+    return sum(len(read.encode(prompt).ids) >= most for prompt in long) if read else 0
+
+
+def _tokens(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> str:
+    """About how many tokens a pass over the rows has, where the model's tokenizer can be had without torch."""
+    if (read := _tokenizer(cell)) is None:
         return ""
     some = rows[:: max(1, len(rows) // SAMPLE)]
     count = 0

@@ -6,16 +6,20 @@ answers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Literal
 
 import yaml
+from filelock import FileLock
 
 LOCK = "revisions.json"
 Kind = Literal["datasets", "models"]
@@ -44,11 +48,14 @@ def revision(lock: Path, kind: Kind, repo: str) -> str:
         raise NotThere(_words(error, kind, repo, None, ())) from error
     if not found:
         raise NotThere(f"the hub names no revision of {kind}/{repo}")
-    entries = _read(lock) | {f"{kind}/{repo}": {"revision": found, "locked": date.today().isoformat()}}
     lock.parent.mkdir(parents=True, exist_ok=True)
-    aside = lock.with_name(f"{lock.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}")
-    aside.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
-    aside.replace(lock)
+    with FileLock(lock.with_name(f".{lock.name}.lock")):
+        if (known := locked(lock, kind, repo)) is not None:  # by another command meanwhile
+            return known
+        entries = _read(lock) | {f"{kind}/{repo}": {"revision": found, "locked": date.today().isoformat()}}
+        aside = lock.with_name(f"{lock.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}")
+        aside.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+        aside.replace(lock)
     return found
 
 
@@ -66,29 +73,49 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
 
     `also`: patterns of files that a repository may lack.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.utils import filter_repo_objects
 
     repo_type, wanted = kind.removesuffix("s"), [*patterns, *also]
+    here = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}"
+    folder, whole = here / "snapshots" / at, here / f"bench-{at}-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:12]}.json"
+    if whole.is_file() and all((folder / name).is_file() for name in json.loads(whole.read_text())):
+        return folder
     try:
-        folder = Path(snapshot_download(repo, repo_type=repo_type, revision=at, allow_patterns=wanted, local_files_only=True))
-        if all(any(folder.glob(pattern)) for pattern in patterns):
-            return folder
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        return Path(snapshot_download(repo, repo_type=repo_type, revision=at, allow_patterns=wanted))
+        names = list(filter_repo_objects(HfApi().list_repo_files(repo, repo_type=repo_type, revision=at), allow_patterns=wanted))
+        folder = Path(snapshot_download(repo, repo_type=repo_type, revision=at, allow_patterns=wanted))
     except Exception as error:
+        if _holds(folder, patterns):  # nobody can be asked whether it is all
+            return folder
         raise NotThere(_words(error, kind, repo, at, patterns)) from error
+    if all((folder / name).is_file() for name in names):  # else a download that was cut short looks like a smaller dataset
+        with contextlib.suppress(OSError):  # a cache that others own is asked about again
+            whole.write_text(json.dumps(names))
+    return folder
 
 
+def _holds(folder: Path, patterns: Sequence[str]) -> bool:
+    """Whether a folder has files of every pattern, and of sets that name their size (train-00000-of-00003) all."""
+    files = {pattern: list(folder.glob(pattern)) for pattern in patterns}
+    sets = Counter(SET.sub(r"-of-\2.", str(path)) for path in {path for found in files.values() for path in found} if SET.search(path.name))
+    return all(files.values()) and all(n == int(re.findall(r"-of-(\d+)\.", name)[-1]) for name, n in sets.items())
+
+
+SET = re.compile(r"-(\d+)-of-(\d+)\.")
 MODEL_FILES = ("*.json", "tokenizer*", "*.jinja", "*.model", "*.txt")  # whatever a model's folder holds beside its weights
 
 
 def fetch_model(repo: str, at: str, *, weights: bool) -> Path:
-    """A model's folder: its settings and tokenizer, and its `weights`, as safetensors only. Raises NotThere where they cannot be had."""
+    """A model's folder: its settings and tokenizer, and its `weights`, as safetensors only.
+
+    Raises NotThere where they cannot be had, and ValueError for a model that runs code of its own which is not trusted, before its weights
+    are fetched.
+    """
     folder = fetch("models", repo, at, ("config.json",), MODEL_FILES)
     if weights:
+        if _brings_code(folder):
+            folder = fetch("models", repo, at, ("config.json", "*.py"), MODEL_FILES)
+            trusts_code(folder)
         folder = fetch("models", repo, at, ("config.json", *_weight_files(folder)), MODEL_FILES)
         if lacking := [pattern for pattern in _weight_files(folder) if not any(folder.glob(pattern))]:
             raise NotThere(f"{repo} has no {lacking[0]} at revision {at}, and weights are read as safetensors only: take another revision")
@@ -112,19 +139,28 @@ def trusts_code(folder: Path) -> bool:
 
     Raises ValueError where transformers does not know the architecture by itself and the code is not on the list.
     """
-    from transformers import CONFIG_MAPPING
-
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("model_type") in CONFIG_MAPPING or "auto_map" not in config:
+    if not _brings_code(folder):
         return False
     files = sorted(folder.glob("*.py"))
+    if not files:
+        raise ValueError(f"{folder} runs code of its own, and no Python file is there: take a copy of its folder that has them")
     found = hashlib.sha256(b"".join(file.name.encode() + b"\0" + file.read_bytes() + b"\0" for file in files)).hexdigest()
     allowed = yaml.safe_load(TRUSTED.read_text()) or {}
     if any(entry.get("revision") and entry.get("code") == found for entry in allowed.values()):
         return True
-    names = ", ".join(file.name for file in files) or "none of which is here"
+    names = ", ".join(file.name for file in files)
     way_out = f"read it, then name OWNER/NAME with its revision and `code: {found}` in {TRUSTED}"
     raise ValueError(f"{folder} runs code of its own ({names}), which is not trusted: {way_out}")
+
+
+def _brings_code(folder: Path) -> bool:
+    """Whether transformers does not know a model's architecture by itself."""
+    config = json.loads((folder / "config.json").read_text())
+    if "auto_map" not in config:
+        return False
+    from transformers import CONFIG_MAPPING
+
+    return config.get("model_type") not in CONFIG_MAPPING
 
 
 def _words(error: Exception, kind: Kind, repo: str, at: str | None, patterns: Sequence[str]) -> str:

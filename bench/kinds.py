@@ -219,7 +219,8 @@ class WrittenPromptData(Settings):
 class LocalPairData(Settings):
     """Preference rows from the user's file or of a public dataset, split into train and held-out by prompt.
 
-    With an input `items`, train rows that ask what these ask are dropped or refused.
+    With an input `items`, train rows that ask what these ask are dropped or refused. With an input `tokenizer` (a model's folder), rows are
+    dropped whose prompt leaves no place for a completion within `max_length` tokens, or where it is None within the model's positions.
     """
 
     source: Literal["local"] = "local"
@@ -230,6 +231,7 @@ class LocalPairData(Settings):
     undesirable_fraction: Annotated[Fraction, LaterField()] = 1.0
     dataset: Annotated[DatasetRows | None, LaterField()] = None
     overlap: Annotated[Overlap, LaterField()] = "report"
+    max_length: Annotated[Count | None, LaterField()] = None
 
 
 class NextPromptData(Settings):

@@ -349,15 +349,23 @@ def pair_settings(cell: Cell) -> LocalPairData:
     own = {name: getattr(data, name) for name in DatasetRows.model_fields.keys() - {"version"}}
     rows = DatasetRows(version=version(data.reading.reader), **own)
     overlap = data.overlap if cell.judge.name not in ("none", "gold") else "report"  # with held-out prompts there is none
-    return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, dataset=rows, overlap=overlap, **_kept(data))
+    length = cell.model.max_length if isinstance(cell.model, LocalModel) else None
+    of_rows: dict[str, Any] = {"dataset": rows, "overlap": overlap, "max_length": length}
+    return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **of_rows, **_kept(data))
 
 
 def rows_read(cell: Cell, sources: Sources) -> dict[str, Stage | Source]:
     """What rows are read from, and the judge's items where train rows that ask the same are left out."""
+    items = _asked(cell, sources) if pair_settings(cell).overlap != "report" else None
+    return _file(cell, sources) | ({} if items is None else {"items": items})
+
+
+def _file(cell: Cell, sources: Sources) -> dict[str, Stage | Source]:
+    """The file or dataset, and of a dataset the model whose tokenizer says which prompts are too long."""
     if sources.data is None:
         raise ValueError(f"data={cell.data.name}: no source given")
-    items = _asked(cell, sources) if pair_settings(cell).overlap != "report" else None
-    return {"file": sources.data} | ({} if items is None else {"items": items})
+    found: dict[str, Stage | Source] = {"file": sources.data}
+    return found | {"tokenizer": sources.model} if isinstance(cell.data, DatasetData) and sources.model is not None else found
 
 
 def _asked(cell: Cell, sources: Sources) -> Stage | None:
@@ -369,9 +377,8 @@ def _asked(cell: Cell, sources: Sources) -> Stage | None:
 
 def _whole(cell: Cell, sources: Sources) -> Stage:
     """All rows of the file: which prompts are answered depends neither on how much is labelled nor on the replicate."""
-    whole = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0, "seed": 0, "overlap": "report"}
-    assert sources.data is not None
-    return stage("data", pair_settings(cell).model_copy(update=whole), {"file": sources.data}, "all rows")
+    whole = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0, "seed": 0, "overlap": "report", "max_length": None}
+    return stage("data", pair_settings(cell).model_copy(update=whole), _file(cell, sources), "all rows")
 
 
 def _tuned(cell: Cell, sources: Sources) -> Stage | Source | None:

@@ -62,12 +62,12 @@ def main(opened: Opened) -> int:
     cells = sweep.cells
     if isinstance(session.do, Bundle):
         print("\n".join(bundle.write(session.do, opened, sweep, store, _sweep)))
-        return OK
+        return SOME_FAILED if _say_damaged(cells, store) else OK
     plan = make_plan(cells, store)
     workers = pool_size(session.launcher, session.accelerate.devices)
     if isinstance(session.do, Rescore):
         rescore.rescore_sweep(session.do, sweep, store)
-        return OK
+        return SOME_FAILED if _say_damaged(cells, store) else OK
     match session.do.name:
         case "plan":
             costs = judge_costs(plan.to_do, store)
@@ -81,10 +81,20 @@ def main(opened: Opened) -> int:
             rows = report.collect(sweep, store, {})
             paths = report.write_files(sweep, rows, session.results_dir)
             report.print_report(sweep, paths, [], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
-            return SOME_FAILED if any(row.failed for row in rows) else OK
+            damaged = _say_damaged(cells, store)
+            return SOME_FAILED if damaged or any(row.failed for row in rows) else OK
     check_keys(plan.to_do)
     clusters.check(session.launcher, plan.to_do)
     return run_sweep(session, sweep, plan, store)
+
+
+def _say_damaged(cells: Sequence[CellPlan], store: Store) -> bool:
+    """Say which finished stages are not as they were written, also where no number of a table hangs on them any more."""
+    found = [store.status(stage) for stage in all_stages(cells)]
+    damaged = [status.why for status in found if status.state == "damaged"]
+    for said in damaged:
+        print(f"DAMAGED  {said}")
+    return bool(damaged)
 
 
 def _sweep(opened: Opened) -> report.Sweep:

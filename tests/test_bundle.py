@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -59,6 +60,20 @@ def test_a_referee_gets_the_same_tables_from_the_archive_alone(bundled: Ran, pla
     status = bench("do=status", results=moved)
     assert status.code == 0, status.err
     assert "5 done" in status.out
+
+
+@pytest.mark.parametrize("file", ["store/judge/*/verdicts.jsonl", "store/logps/*/logps.jsonl", "store/score/*/result.json"])
+def test_a_number_that_was_changed_is_said(file: str, bundled: Ran, place: Path, tmp_path: Path) -> None:
+    root = extract(place / "smoke.tar.gz", tmp_path)
+    changed = sorted(root.glob(file))[0]
+    text = changed.read_text()
+    digit = re.search(r"\d(?=[^\d]*$)", text)
+    assert digit
+    changed.write_text(text[: digit.start()] + str((int(digit[0]) + 1) % 10) + text[digit.end() :])
+    for verb in ("report", "rescore"):
+        ran = bench(f"do={verb}", results=root)
+        assert ran.code == 3, ran.out + ran.err
+        assert f"DAMAGED {changed} has a wrong checksum" in " ".join(ran.out.split())
 
 
 def test_the_archive_says_what_it_is_and_names_no_folder_of_its_author(bundled: Ran, place: Path, tmp_path: Path) -> None:

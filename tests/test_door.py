@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import make_preferences, write_rows
 
 from bench import methods
 from bench.door import Opened
@@ -344,6 +345,25 @@ def test_a_model_that_is_asked_in_messages_needs_a_chat_template(problems: Probl
     (model_folder / "tokenizer_config.json").unlink()
     (problem,) = problems("judge=local", f"judge.model={model_folder}", "judge.n_items=4")
     assert "has no chat template" in problem
+
+
+@pytest.mark.parametrize("rows", ["file", "dataset", "sft"])
+def test_rows_of_messages_need_a_chat_template_before_anything_runs(
+    rows: str, problems: Problems, model_folder: Path, tmp_path: Path
+) -> None:
+    (model_folder / "chat_template.jinja").unlink()
+    texts, messages = (make_preferences(tmp_path / f"{m}.jsonl", paired=True, messages=m) for m in (False, True))
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    conversations = write_rows(tmp_path / "sft.jsonl", [{"messages": talk}])
+    own = ("model=local", f"model.path={model_folder}", "method=dpo")
+    assert problems(*own, "data=local", f"data.path={texts}") == problems(*own, "data=dataset", f"data.path={texts}") == []
+    words = {
+        "file": ("data=local", f"data.path={messages}"),
+        "dataset": ("data=dataset", f"data.path={messages}"),
+        "sft": ("data=local", f"data.path={texts}", "sft=conversations", f"sft.path={conversations}"),
+    }[rows]
+    (problem,) = problems(*own, *words)
+    assert problem.startswith(f"{model_folder} is asked in messages and its tokenizer has no chat template: add chat_template.jinja (")
 
 
 def test_bad_rows_are_said_with_line_numbers_before_anything_runs(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:

@@ -113,6 +113,36 @@ def test_a_revision_is_locked_at_its_first_use_and_kept(served: Hub, plan: Any, 
     assert "2 train rows of 2 prompts" in moved.stdout and not set(keys(moved.stdout)) & set(keys(first.stdout))
 
 
+def test_a_download_that_was_cut_short_is_not_taken_for_the_dataset(served: Hub, plan: Any, tmp_path: Path) -> None:
+    one = served.folder / PUBLISHED["ultrafeedback_binarized"].files["train"]
+    first, second = (one.with_name(f"train_prefs-0000{i}-of-00002.parquet") for i in range(2))
+    one.rename(first)
+    write(second, [ultrafeedback(f"more {i}?", "a", "b") for i in range(5)])
+    whole = plan(served.url)
+    assert "17 train rows of 17 prompts" in whole.stdout
+    here = tmp_path / "hf" / "hub" / f"datasets--{REPO.replace('/', '--')}"
+    (here / "snapshots" / OLD / second.relative_to(served.folder)).unlink()
+    for left in here.glob("bench-*"):  # by a command that had fetched everything
+        left.unlink()
+    offline = plan("http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 2 and "could not be had from the hub (HF_HUB_OFFLINE is set" in " ".join(offline.stderr.split())
+    assert plan(served.url).stdout == whole.stdout
+
+
+def test_a_revision_that_another_command_has_locked_meanwhile_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / hub.LOCK
+
+    class Asked:
+        sha = NEW
+
+        def __init__(self) -> None:
+            lock.write_text(json.dumps({f"datasets/{REPO}": {"revision": OLD, "locked": "2026-01-01"}}))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_: Asked())
+    assert hub.revision(lock, "datasets", REPO) == OLD
+    assert json.loads(lock.read_text())[f"datasets/{REPO}"]["revision"] == OLD
+
+
 def test_the_cache_answers_offline_and_the_lock_alone_a_verb_that_reads_no_rows(served: Hub, plan: Any, tmp_path: Path) -> None:
     first = plan(served.url)
     assert plan("http://127.0.0.1:9", HF_HUB_OFFLINE="1").stdout == first.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -15,9 +16,12 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 
 from published import publish
+from tiny import make_model, make_preferences, plans
 
 from bench import hub
+from bench.counts import data_lines
 from bench.door import Opened, open_door
+from bench.store import Store
 
 Problems = Callable[..., list[str]]
 ROOT = Path(__file__).parent.parent
@@ -54,6 +58,14 @@ def test_a_model_of_the_hub_is_known_by_its_revision_and_read_from_the_cache(cac
     assert source is not None
     assert (source.path, source.digest) == (there, f"hub:models/org/tiny@{SHA}")
     assert open_door([*words, "do=status"]).sources[0].model.key == source.key  # type: ignore[union-attr]  # reads nothing
+
+
+def test_tokens_of_rows_are_counted_by_the_tokenizer_of_a_model_of_the_hub(cache: Path, tmp_path: Path) -> None:
+    put(cache, make_model(tmp_path / "model"))
+    rows = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True)
+    own = ("model=hub", "model.hub=org/tiny", f"model.revision={SHA}", f"results={tmp_path}")
+    lines = data_lines(plans(*own, "data=local", f"data.path={rows}", "method=dpo"), Store(tmp_path / "store"))
+    assert any(re.search(r"local: \d+ train rows of .* held out, about [\d,]+ tokens a pass", line) for line in lines), lines
 
 
 def test_what_is_locked_stays(cache: Path, model_folder: Path, tmp_path: Path) -> None:
@@ -137,6 +149,29 @@ def test_a_scale_brings_model_data_and_rates_to_any_sweep(scale: str, model_fold
     assert steps == {{"phi_2": 32, "phi_3_medium": 32, "archangel": 32, "small_llm": 64}.get(scale, 128)}
     own = open_door(["method=dpo", f"scale={scale}", "model=local", f"model.path={model_folder}", f"data.path={data}", "do=plan"])
     assert own.cells[0].model.name == "local"  # what is asked for is not replaced
+
+
+def test_code_of_a_model_of_the_hub_comes_with_it_and_is_looked_at_before_its_weights(
+    cache: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = put(cache, model_folder)
+    (there / "config.json").write_text(json.dumps({"model_type": "unheard_of", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}))
+    asked = []
+    monkeypatch.setattr(hub, "fetch", lambda kind, repo, at, patterns, also=(): asked.append(patterns) or there)
+    monkeypatch.setattr(hub, "TRUSTED", allowed := cache / "trusted_code.yaml")
+    empty = hashlib.sha256(b"").hexdigest()  # no file is no code that anybody has read
+    allowed.write_text(yaml.safe_dump({"org/tiny": {"revision": SHA, "code": empty}}))
+    with pytest.raises(ValueError, match="runs code of its own, and no Python file is there"):
+        hub.fetch_model("org/tiny", SHA, weights=True)
+    (there / "modeling_own.py").write_text("class Own: ...\n")
+    with pytest.raises(ValueError, match=r"runs code of its own \(modeling_own.py\), which is not trusted") as error:
+        hub.fetch_model("org/tiny", SHA, weights=True)
+    assert ("config.json", "*.py") in asked and not any("safetensors" in pattern for patterns in asked for pattern in patterns)
+    code = re.search(r"code: ([0-9a-f]{64})", str(error.value))
+    assert code
+    allowed.write_text(yaml.safe_dump({"org/tiny": {"revision": SHA, "code": code[1]}}))
+    assert hub.fetch_model("org/tiny", SHA, weights=True) == there
+    assert ("config.json", "*.safetensors") in asked
 
 
 def test_code_of_a_models_own_runs_only_when_it_is_named_with_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from published import PUBLISHED, bot, halos, oasst, publish, shp, ultrafeedback, user, write
+from tiny import make_model, plans
 
 from bench import methods, readers
 from bench.config import DatasetData, TrlRows
+from bench.counts import data_lines
 from bench.door import Opened
-from bench.kinds import ConversationData, DatasetRows, LocalPairData
-from bench.plan import plan_cell
-from bench.preferences import BadRows, normalised, prompt_group
+from bench.kinds import ConversationData, DatasetRows, LocalPairData, NextPromptData
+from bench.plan import CellPlan, plan_cell
+from bench.preferences import BadRows, normalised, prompt_group, raw_rows
 from bench.readers.splits import Divided, divide, overlap
-from bench.records import Item, Pair, Unpaired
+from bench.records import Item, Pair, Unpaired, read_jsonl, read_rows
+from bench.stages import data
+from bench.store import Source, Store
+from bench.tokens import PromptTooLong, fits_in, load_tokenizer, positions, preference_ids, row_ids
+from bench.worker import Progress, StageRun
 
 Open = Callable[..., Opened]
 READ = sorted(name for name in PUBLISHED if name != "ultrachat_200k")
@@ -265,6 +271,67 @@ def test_pairs_become_judged_completions_where_that_is_asked(many: Path) -> None
     assert all(row.completion.startswith("good" if row.label else "bad") for row in rows)
 
 
+# Prompts that are too long -------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+LONG = "please name a very good red apple " * 40
+
+
+def long_prompts(tmp_path: Path, tiny_model: Path, *words: str) -> CellPlan:
+    """A cell over rows of which one of each split has a prompt that leaves no place for an answer."""
+    folder = publish(tmp_path / "uf", "ultrafeedback_binarized", 12, n_heldout=6)  # over what lies there
+    for file in PUBLISHED["ultrafeedback_binarized"].files.values():
+        rows = [row for _, take in raw_rows(folder / file) if (row := take())]
+        write(folder / file, [*rows, ultrafeedback(f"{LONG}{file}", "good", "bad")])
+    own = (f"model={tiny_model}", "data=ultrafeedback_binarized", f"data.path={folder}", "method=dpo", "model.max_length=100", *words)
+    return plans(*own)[-1]
+
+
+def test_rows_whose_prompt_fills_what_a_model_looks_at_are_dropped_and_counted(tiny_model: Path, tmp_path: Path) -> None:
+    said = data_lines([long_prompts(tmp_path, tiny_model)], Store(tmp_path / "store"))
+    assert "  at least 1 more train rows will be dropped: their prompts alone fill model.max_length=100" in said
+    cell = long_prompts(tmp_path, tiny_model, "data.fraction=0.5")
+    preferences = cell.roles["preferences"]
+    inputs = {role: source.path for role, source in preferences.inputs.items() if isinstance(source, Source)}
+    (tmp_path / "out").mkdir()
+    room = StageRun(inputs, tmp_path / "out", Progress(tmp_path / "progress"))
+    counts = data.run(preferences.settings, room).counts
+    assert (counts["train/dropped/prompt too long"], counts["heldout/dropped/prompt too long"]) == (1, 1)
+    assert (counts["train"], counts["heldout"], counts["all_train"]) == (6, 6, 12)
+    data.run(NextPromptData(pairs=preferences.settings, after=0, n=6), room)
+    tokenizer = load_tokenizer(tiny_model)
+    for split in ("train", "heldout"):
+        for row in read_rows(tmp_path / "out" / f"{split}.jsonl"):
+            assert preference_ids(tokenizer, row, 100)["chosen"].completion
+    assert all(not item.turns[0].startswith(LONG) for item in read_jsonl(tmp_path / "out" / "items.jsonl", Item))
+
+
+def test_held_out_prompts_are_those_that_the_model_has_positions_for(tmp_path: Path, tiny_model: Path) -> None:
+    """They are answered, not trained on: max_length does not touch them."""
+    whole = next(stage for stage in long_prompts(tmp_path, tiny_model).stages if stage.label == "all rows")
+    assert isinstance(whole.settings, LocalPairData) and whole.settings.max_length is None
+    inputs = {role: source.path for role, source in whole.inputs.items() if isinstance(source, Source)}
+    assert positions(inputs["tokenizer"]) == 256
+    (tmp_path / "out").mkdir()
+    assert data.run(whole.settings, StageRun(inputs, tmp_path / "out", Progress(tmp_path / "progress"))).counts["heldout"] == 6
+
+
+@pytest.mark.parametrize("most", [20, 26, 27, 28, 60])
+def test_a_prompt_fits_where_it_can_be_trained_on(most: int, tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    several, plain = [user("dog"), bot("horse"), user("é\u2028" * 3)], [{"role": "text", "content": "dog " * 26}]
+    for prompt in ([user("please name a dog")], several, plain):
+        try:
+            trained = bool(row_ids(tokenizer, prompt, "x", most))
+        except PromptTooLong:
+            trained = False
+        assert fits_in(tokenizer, most)(prompt) == trained
+
+
 # Overlap with the judge's items --------------------------------------------------------------------------------------
 
 ITEMS = [Item("0", None, ["What is 4?"]), Item("1", None, ["what is 7"]), Item("2", None, ["3 + 4"])]
@@ -306,6 +373,7 @@ MOVES: dict[str, set[str]] = {
     "data.overlap=drop": set(),  # no judge brings items
     "data.heldout_fraction=0.3": {"preferences", "all rows"},
     "data.n_heldout=5": {"preferences", "all rows"},
+    "model.max_length=90": {"preferences"},
     "data.reading.ties=drop": {"preferences", "all rows"},
     "data.train_files=[data/*_prefs-*.parquet]": {"preferences", "all rows"},
     "data.heldout_files=[]": {"preferences", "all rows"},

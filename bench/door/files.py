@@ -17,7 +17,6 @@ from bench.config import (
     Cell,
     Conversations,
     DatasetData,
-    Form,
     IterativeDpo,
     JuryJudge,
     LanguageJudge,
@@ -35,13 +34,14 @@ from bench.door.words import MEMBERS, Tree, Where, short
 from bench.judges.replies import parser_version
 from bench.plan import JudgeSources, Sources
 from bench.preferences import read_preferences, read_prompts
-from bench.readers import check, find_files
+from bench.readers import Shown, check, find_files, shown_by
 from bench.records import Pair, Text, Unpaired
 from bench.store import Source, file_digest, hash_long, tree_digest, tree_stamp
 from bench.written import read_written
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+COPY = " to a copy of its folder, and name that as model.path"
 Fetches = Literal["all", "not weights", "nothing"]
 
 
@@ -52,11 +52,11 @@ class Files:
     problems: list[str]
     lock: Path = Path(hub.LOCK)  # of the hub's revisions
     fetches: Fetches = "nothing"  # what the verb reads of what comes from the hub
-    _datasets: dict[str, tuple[Source, Form | None] | None] = field(default_factory=dict)
+    _datasets: dict[str, tuple[Source, Shown] | None] = field(default_factory=dict)
     _models: dict[str, Path | None] = field(default_factory=dict)
     _hub_models: dict[str, Source | None] = field(default_factory=dict)
     _judges: dict[str, JudgeFiles | None] = field(default_factory=dict)
-    _data: dict[str, tuple[Path, Form] | None] = field(default_factory=dict)
+    _data: dict[str, tuple[Path, Shown] | None] = field(default_factory=dict)
     _written: dict[str, Path | None] = field(default_factory=dict)
     _prompts: dict[str, int | None] = field(default_factory=dict)
     _digests: dict[Path, Source] = field(default_factory=dict)
@@ -64,31 +64,21 @@ class Files:
     def check(self, cell: Tree, where: Where) -> None:
         """Say what is wrong with the files of a cell, which may have other faults. A length that a model has no positions for is cut to
         them where it is a default."""
-        if (model := _valid_section(LocalModel, cell["model"])) is not None:
-            key = "model.path" if model.path else "model.hub"
-            source = self._model(model, where.of(key))
-            if source and source.path.is_dir():  # a verb that reads nothing does not fetch
-                if isinstance(cell["data"], dict) and cell["data"].get("kind") == "world" and (why := no_template(source.path)):
-                    self.problems.append(f"{why} ({where.of(key)})")
-                places = positions(source.path)
-                if places is not None and places < model.max_length and not where.is_given("model.max_length"):
-                    cell["model"]["max_length"] = places  # no length that anybody asked for
-                elif places is not None and places < model.max_length:
-                    text = f"model.max_length must be <= {places}, the positions of {source.path}, got {model.max_length}"
-                    self.problems.append(f"{text} ({where.of('model.max_length')})")
-                if model.base is not None:
-                    self._once(self._models, model.base, partial(base_folder, tuned=source.path), where.of("model.base"))
-        if (path := _local_path(cell["data"])) is not None:
-            read = self._once(self._data, path, _data_file, where.of("data.path"))
-            found = misfits(cell | {"data": cell["data"] | {"form": read[1]}}) if read else []
-            of_form = ("data.form", "data.desirable_fraction", "data.undesirable_fraction")
-            self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key in of_form]
-        if (section := _valid_section(DatasetData, cell["data"])) is not None and section.kind == "dataset":
-            form = self._dataset(section, where.of("data.path" if section.path else "data.hub"))
-            found = misfits(cell | {"data": cell["data"] | {"form": section.form or form}})
-            self.problems += [f"{text} ({where.of('data.form')})" for key, text in found if key.startswith(("data.form", "data.desirable"))]
-        if (wanted := _valid_section(Sft, cell.get("sft"))) is not None:
-            self._dataset(wanted, where.of("sft.path" if wanted.path else "sft.hub"))
+        model = _valid_section(LocalModel, cell["model"])
+        key = "model.path" if model and model.path else "model.hub"
+        source = self._model(model, where.of(key)) if model else None
+        asked = self._rows(cell, where)
+        if model is not None and source is not None and source.path.is_dir():  # a verb that reads nothing does not fetch
+            if asked and (why := no_template(source.path)):
+                self.problems.append(f"{why}{'' if model.path else COPY} ({where.of(key)})")
+            places = positions(source.path)
+            if places is not None and places < model.max_length and not where.is_given("model.max_length"):
+                cell["model"]["max_length"] = places  # no length that anybody asked for
+            elif places is not None and places < model.max_length:
+                text = f"model.max_length must be <= {places}, the positions of {source.path}, got {model.max_length}"
+                self.problems.append(f"{text} ({where.of('model.max_length')})")
+            if model.base is not None:
+                self._once(self._models, model.base, partial(base_folder, tuned=source.path), where.of("model.base"))
         if isinstance(method := cell["method"], dict) and method.get("name") == "completions":
             self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
         judge = cell["judge"] if isinstance(cell["judge"], dict) else {}
@@ -107,6 +97,24 @@ class Files:
             what = what_labeller_reads(labelling)
             self._once(self._judges, what, lambda _: labeller_files(labelling), where.of("method.labelling_judge"))
 
+    def _rows(self, cell: Tree, where: Where) -> bool:
+        """Look at the rows that a cell learns from; returns whether they are messages, as far as it can be seen."""
+        messages = isinstance(cell["data"], dict) and cell["data"].get("kind") == "world"
+        if (path := _local_path(cell["data"])) is not None:
+            read = self._once(self._data, path, _data_file, where.of("data.path"))
+            found = misfits(cell | {"data": cell["data"] | {"form": read[1].form}}) if read else []
+            of_form = ("data.form", "data.desirable_fraction", "data.undesirable_fraction")
+            self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key in of_form]
+            messages |= read is not None and read[1].messages
+        if (section := _valid_section(DatasetData, cell["data"])) is not None and section.kind == "dataset":
+            seen = self._dataset(section, where.of("data.path" if section.path else "data.hub"))
+            found = misfits(cell | {"data": cell["data"] | {"form": section.form or seen.form}})
+            self.problems += [f"{text} ({where.of('data.form')})" for key, text in found if key.startswith(("data.form", "data.desirable"))]
+            messages |= seen.messages
+        if (wanted := _valid_section(Sft, cell.get("sft"))) is not None:
+            messages |= self._dataset(wanted, where.of("sft.path" if wanted.path else "sft.hub")).messages
+        return messages
+
     def _model(self, section: LocalModel, where: str) -> Source | None:
         """A folder, known by its content, or a model of the hub, known by its revision; looked at once."""
         if section.path == "???" or (section.path is None and section.hub in (None, "???")):  # said elsewhere
@@ -117,12 +125,12 @@ class Files:
             return Source(folder, "") if folder else None
         return self._once(self._hub_models, _of_hub(section), lambda _: _hub_model(section, self.lock, self.fetches), where)
 
-    def _dataset(self, section: DatasetData | Sft, where: str) -> Form | None:
-        """Look at a public dataset once, and return the form of its rows where they show it."""
+    def _dataset(self, section: DatasetData | Sft, where: str) -> Shown:
+        """Look at a public dataset once, and return what its rows show."""
         if section.path is None and section.hub is None:  # said by misfits
-            return None
+            return Shown(None, False)
         found = self._once(self._datasets, _what_is_read(section), lambda _: _dataset(section, self.lock, self.fetches != "nothing"), where)
-        return found[1] if found else None
+        return found[1] if found else Shown(None, False)
 
     def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
         if path not in known:
@@ -208,8 +216,8 @@ def _what_is_read(section: DatasetData | Sft) -> str:
     return repr([getattr(section, name, None) for name in names])
 
 
-def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Source, Form | None]:
-    """A public dataset's source, and the form of its rows where they show it. Raises ValueError for one that cannot be had or read.
+def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Source, Shown]:
+    """A public dataset's source, and what its rows show. Raises ValueError for one that cannot be had or read.
 
     A copy is known by its files' content; what comes from the hub by its revision, so that a verb that reads no rows needs no files.
     """
@@ -220,26 +228,26 @@ def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Sou
         path = Path(section.path).expanduser().absolute()
         if not path.exists():
             raise ValueError(f"{key}.path must be a copy of a dataset's folder or a file of it, got {section.path}: no such file or folder")
-        form = check(path, reading, train, heldout)
+        shown = check(path, reading, train, heldout)
         files = find_files(path, (*train, *heldout))
         digest = file_digest(path) if path.is_file() else hash_long({str(f.relative_to(path)): file_digest(f) for f in files})
-        return Source(path, digest, tree_stamp(path)), form
+        return Source(path, digest, tree_stamp(path)), shown
     assert section.hub is not None
     try:
         at = section.revision or hub.revision(lock, "datasets", section.hub)
         if not fetches:
-            return Source(Path(section.hub), f"hub:datasets/{section.hub}@{at}"), None
+            return Source(Path(section.hub), f"hub:datasets/{section.hub}@{at}"), Shown(None, False)
         path = hub.fetch("datasets", section.hub, at, (*train, *heldout))
     except hub.NotThere as error:
         raise ValueError(f"{error}; a copy of its folder may be named as {key}.path") from error
     return Source(path, f"hub:datasets/{section.hub}@{at}"), check(path, reading, train, heldout)
 
 
-def _data_file(text: str) -> tuple[Path, Form]:
+def _data_file(text: str) -> tuple[Path, Shown]:
     path = Path(text).expanduser().absolute()
     if not path.is_file():
         raise ValueError(f"data.path must be a preference file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
-    return path, read_preferences(path).form
+    return path, shown_by(read_preferences(path).rows[0])
 
 
 def _which_prompts(method: Tree, data: str) -> str:

@@ -1,7 +1,8 @@
 """Checkpoints of a training in `<key>.work/checkpoints`: left now and then, marked whole last, gone on from the newest whole one.
 
 A checkpoint holds what transformers keeps (weights, optimiser, schedule, generators, place in the data) and what is ours: the curve, what
-was fed, what a noise detector has seen and said. It is gone on from only by a training of the same inputs on as many devices.
+was fed, what a noise detector has seen and said. It is gone on from only by a training of the same inputs on as many devices, and only where
+its files have the checksums that they were written with; else the one before it is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 
 from bench.methods.training import Recorder
 from bench.records import Trust
+from bench.store import file_digest
 
 MARK = "whole.json"
 
@@ -41,10 +43,21 @@ class Checkpoints(TrainerCallback):
             trainer.add_callback(self)
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint of this training."""
-        found = [(int(path.parent.name.rpartition("-")[2]), path) for path in self.folder.glob(f"checkpoint-*/{MARK}")]
-        whole = [path.parent for _, path in sorted(found) if json.loads(path.read_text())["made_of"] == self.made_of]
-        return whole[-1] if whole else None
+        """The newest whole checkpoint of this training; of several processes the first one looks."""
+        found: list[Path | None] = [None]
+        if self.trainer.is_world_process_zero():
+            marks = [(int(path.parent.name.rpartition("-")[2]), path) for path in self.folder.glob(f"checkpoint-*/{MARK}")]
+            found = [next((path.parent for _, path in sorted(marks, reverse=True) if self._is_whole(path)), None)]
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(found, src=0)
+        return found[0]
+
+    def _is_whole(self, mark: Path) -> bool:
+        try:
+            kept = json.loads(mark.read_text())
+        except ValueError:
+            return False
+        return kept["made_of"] == self.made_of and kept["files"] == _digests(mark.parent)
 
     def restore(self, checkpoint: Path) -> None:
         """Our part of a checkpoint; transformers restores its own."""
@@ -75,8 +88,10 @@ class Checkpoints(TrainerCallback):
         if not state.is_world_process_zero:
             return
         recorder, threshold = self.recorder, getattr(self.trainer, "threshold", None)
+        folder = self.folder / f"checkpoint-{state.global_step}"
         kept = {
             "made_of": self.made_of,
+            "files": _digests(folder),
             "history": recorder.history,
             "speed": recorder.speed,
             "tokens": recorder.tokens,
@@ -84,7 +99,6 @@ class Checkpoints(TrainerCallback):
             "threshold": None if threshold is None else list(threshold.seen),
             "trust": [] if threshold is None else [said.to_json() for said in self.trainer.trust],
         }
-        folder = self.folder / f"checkpoint-{state.global_step}"
         aside = folder / f"{MARK}.aside"
         with aside.open("w") as file:
             json.dump(kept, file)
@@ -94,3 +108,9 @@ class Checkpoints(TrainerCallback):
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    """Of a checkpoint's files, less the mark: a disk that was full or lost power leaves some of them short."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and not path.name.startswith(MARK))
+    return {str(path.relative_to(checkpoint)): file_digest(path) for path in files}

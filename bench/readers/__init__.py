@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from bench.config import Conversations, Form, Reading
 from bench.kinds import ConversationData
@@ -78,8 +78,20 @@ def _refuse(tally: Tally) -> None:
         raise BadRows("\n".join(tally.problems[:SHOWN_BAD_ROWS] + more))
 
 
-def check(path: Path, reading: Reading | Conversations, train_files: Sequence[str], heldout_files: Sequence[str] = ()) -> Form | None:
-    """The form of a dataset's first rows, None where they show none. Raises ValueError for what its reader cannot read."""
+class Shown(NamedTuple):
+    """What a first row shows of all: its form, and whether they are messages, which need a chat template."""
+
+    form: Form | None
+    messages: bool
+
+
+def shown_by(row: Any) -> Shown:
+    messages = row.messages if isinstance(row, Conversation) else row.prompt
+    return Shown(row_form(row), messages[0]["role"] != "text")
+
+
+def check(path: Path, reading: Reading | Conversations, train_files: Sequence[str], heldout_files: Sequence[str] = ()) -> Shown:
+    """What a dataset's first rows show. Raises ValueError for what its reader cannot read."""
     reader, found = load(reading.reader), []
     splits = [("train", find_files(path, train_files))]
     if heldout_files and path.is_dir():
@@ -91,7 +103,7 @@ def check(path: Path, reading: Reading | Conversations, train_files: Sequence[st
             raise ValueError(f"{', '.join(map(str, files[:3]))}: no rows")
         found += list(reader.read(first, reading, tally, train=split == "train"))
         _refuse(tally)
-    return next((row_form(row) for row in found), None)
+    return shown_by(found[0]) if found else Shown(None, False)
 
 
 def row_form(row: Any) -> Form | None:

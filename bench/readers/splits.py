@@ -8,15 +8,18 @@ iteration's disjoint from all before it, as SPA splits UltraFeedback (Kim et al.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.kinds import DatasetRows, LocalPairData
 from bench.preferences import hash_fraction, normalised, prompt_group, prompt_key, read_preferences, split_heldout
-from bench.readers import read_dataset, row_form
-from bench.records import Item, Pair, Unpaired
+from bench.readers import Splits, read_dataset, row_form
+from bench.records import Item, Message, Pair, Unpaired
+
+Fits = Callable[[Sequence[Message]], bool]  # whether a prompt leaves a place for a completion
+TOO_LONG = "prompt too long"  # why a row is dropped
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,13 @@ class Divided:
     counts: dict[str, int]
 
 
-def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = ()) -> Divided:
-    """Rows by what they are for. `items`: what the judge asks, where train rows that ask the same are dropped or refused.
+def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = (), fits: Fits | None = None) -> Divided:
+    """Rows by what they are for. `items`: what the judge asks, where train rows that ask the same are dropped or refused. `fits`: of a
+    dataset, rows whose prompts do not are dropped.
 
     Raises ValueError where nothing is left of a split, or for an overlap that is refused.
     """
-    found = _of_dataset(settings, settings.dataset, path) if settings.dataset else _of_file(settings, path)
+    found = _of_dataset(settings, settings.dataset, path, fits) if settings.dataset else _of_file(settings, path)
     train, counts = found.train, found.counts
     if items:
         same = overlap(train, items)
@@ -72,9 +76,11 @@ def _of_file(settings: LocalPairData, path: Path) -> Divided:
     return Divided(train, heldout, [], {})
 
 
-def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path) -> Divided:
+def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, fits: Fits | None) -> Divided:
     splits = read_dataset(path, dataset.reading, dataset.train_files, dataset.heldout_files)
     counts = dict(splits.counts)
+    if fits is not None:
+        splits = _fitting(splits, fits, counts)
     if splits.heldout is None:
         sides: tuple[list[Any], list[Any]] = ([], [])
         for row in splits.train:
@@ -95,6 +101,22 @@ def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path) -> Di
         kept = set(groups_in_order[: dataset.n_heldout])
         heldout = [row for row in heldout if prompt_group(row.prompt) in kept]
     return Divided(train, heldout, [], counts)
+
+
+def _fitting(splits: Splits, fits: Fits, counts: dict[str, int]) -> Splits:
+    """The rows whose prompts fit; the others are counted."""
+    known: dict[str, bool] = {}
+
+    def kept(rows: list[Any], split: str) -> list[Any]:
+        for row in rows:
+            if (key := prompt_key(row.prompt)) not in known:
+                known[key] = fits(row.prompt)
+        fitting = [row for row in rows if known[prompt_key(row.prompt)]]
+        if less := len(rows) - len(fitting):
+            counts[f"{split}/dropped/{TOO_LONG}"] = less
+        return fitting
+
+    return Splits(kept(splits.train, "train"), None if splits.heldout is None else kept(splits.heldout, "heldout"), splits.counts)
 
 
 def _shown(row: Any, seed: int) -> Unpaired:

@@ -38,7 +38,7 @@ from bench.kinds import (
 )
 from bench.preferences import nested_subset, prompt_key, read_prompts, with_partners
 from bench.readers import read_conversations
-from bench.readers.splits import divide, overlap, overlap_counts
+from bench.readers.splits import Fits, divide, overlap, overlap_counts
 from bench.records import (
     Completion,
     Item,
@@ -277,7 +277,7 @@ def _pair(label: Labelled) -> Pair | None:
 
 
 def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
-    found = divide(settings, run.inputs["file"], _asked(run))
+    found = divide(settings, run.inputs["file"], _asked(run), _fits(settings, run))
     if not settings.fraction:
         _write_rows(run, "heldout", found.heldout, settings.seed)
         return Outcome({"train_prompts": 0, **found.counts, "train": 0, "heldout": len(found.heldout)})
@@ -293,8 +293,19 @@ def _asked(run: StageRun) -> list[Item]:
     return list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)) if "items" in run.inputs else []
 
 
+def _fits(settings: LocalPairData, run: StageRun) -> Fits | None:
+    """What tells the prompts that a model can be trained on, or asked; None where no model is given, or it has places for any."""
+    if "tokenizer" not in run.inputs:
+        return None
+    from bench.tokens import fits_in, load_tokenizer, positions
+
+    folder = run.inputs["tokenizer"]
+    most = settings.max_length or positions(folder)
+    return None if most is None else fits_in(load_tokenizer(folder), most)
+
+
 def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
-    rows = divide(settings.pairs, run.inputs["file"], _asked(run)).next_prompts
+    rows = divide(settings.pairs, run.inputs["file"], _asked(run), _fits(settings.pairs, run)).next_prompts
     kept = rows[settings.after : settings.after + settings.n]
     if len(kept) < settings.n:
         needed = settings.after + settings.n

@@ -163,6 +163,29 @@ def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(method:
             assert (run.out / file).read_bytes() == (undisturbed.out / file).read_bytes(), file
 
 
+@pytest.mark.parametrize("damage", ["short", "other bytes", "mark"])
+def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(damage: str, tmp_path: Path) -> None:
+    undisturbed = stage_run(tmp_path, "undisturbed", None)
+    train_stage.run(settings(), undisturbed)
+    run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6))
+    (tmp_path / "killed").mkdir()
+    kill_in_the_middle(tmp_path, settings(), run, steps=4)
+    marks = (tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json")
+    older, newest = sorted(marks, key=lambda mark: mark.stat().st_mtime_ns)[-2:]
+    weights = newest.parent / "model.safetensors"
+    match damage:
+        case "short":
+            weights.write_bytes(weights.read_bytes()[:100])
+        case "other bytes":
+            weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\x80\x3f")
+        case "mark":
+            newest.write_text(newest.read_text()[:50])
+    before = int(older.parent.name.rpartition("-")[2])
+    train_stage.run(settings(), run)
+    assert json.loads(run.progress.path.read_text().splitlines()[0])["step"] == before + 1
+    assert (run.out / "model" / "model.safetensors").read_bytes() == (undisturbed.out / "model" / "model.safetensors").read_bytes()
+
+
 def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(tmp_path: Path) -> None:
     run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6))
     (tmp_path / "killed").mkdir()
