@@ -1,8 +1,8 @@
 """Checkpoints of a training in `<key>.work/checkpoints`: left now and then, marked whole last, gone on from the newest whole one.
 
 A checkpoint holds what transformers keeps (weights, optimiser, schedule, generators, place in the data) and what is ours: the curve, what
-was fed, what a noise detector has seen and said. It is gone on from only by a training of the same inputs on as many devices, and only where
-its files have the checksums that they were written with; else the one before it is.
+was fed, what a noise detector has seen and said. It is gone on from only by a training of the same inputs on as many devices, and only
+where its files have the checksums that they were written with; else the one before it is.
 """
 
 from __future__ import annotations
