@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from bench import stats
 from bench.config import FITTED, Expectation, JuryJudge
-from bench.report.rows import ALPHA, Group, Pooled, Verified, method_name, settings, verify
+from bench.report.rows import ALPHA, Group, Pooled, Row, Verified, method_name, settings, verify
 
 MISSING = "-"
+NUMBERS = re.compile(r"(?<![\w.])\d+(?![\w.]*\d)")  # counts, not parts of names or of decimal numbers
 # Reasons that a reader expects: no note says them.
 BY_DESIGN = {
     "the start model is its own reference",
@@ -203,14 +204,30 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
     notes += _ratings_notes(groups) if not scored else []
     notes += _judges_notes(groups)
-    missing = Counter((name, why) for group in groups for row in group.done for name, why in row.missing.items() if why not in BY_DESIGN)
-    notes += [f"{name}: {why}" + (f" ({n} cells)" if n > 1 else "") for (name, why), n in sorted(missing.items())]
+    notes += _missing([row for group in groups for row in group.done])
     reasons: dict[str, list[str]] = {}
     for row in (row for group in groups for row in group.rows if not row.done):
         reasons.setdefault(f"FAILED ({row.failed.splitlines()[0]})" if row.failed else "not run", []).append(row.cell.name)
     notes += [f"{reason}: {', '.join(names)}" for reason, names in reasons.items()]
     notes += _mixed(groups)
     return notes
+
+
+def _missing(rows: Sequence[Row]) -> list[str]:
+    """A line for each reason why numbers are missing, with those numbers and how many cells lack them; reasons that differ in a count only
+    are one."""
+    alike: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for row in rows:
+        for name, why in row.missing.items():
+            if why not in BY_DESIGN:
+                alike.setdefault((name, NUMBERS.sub("#", why)), []).append((row.cell.key, why))
+    names: dict[str, list[str]] = {}
+    for (name, why), found in sorted(alike.items()):
+        for counts in zip(*(map(int, NUMBERS.findall(text)) for _, text in found), strict=True):
+            why = why.replace("#", f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}", 1)
+        cells = len({key for key, _ in found})
+        names.setdefault(why + (f" ({cells} cells)" if cells > 1 else ""), []).append(name)
+    return [f"{', '.join(lacking)}: {why}" for why, lacking in names.items()]
 
 
 def _ratings_notes(groups: Sequence[Group]) -> list[str]:
