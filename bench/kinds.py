@@ -15,6 +15,7 @@ from bench.config import (
     Annotator,
     Asking,
     AsList,
+    Checkpointing,
     Count,
     Decoding,
     Form,
@@ -318,6 +319,7 @@ class ConversationSft(Settings):
     max_length: Count
     dtype: Dtype
     seed: int
+    gradient_checkpointing: Annotated[Checkpointing, Unkeyed()] = "auto"
 
 
 class SampleSettings(Settings):
@@ -391,6 +393,7 @@ class TrainSettings(Settings):
     seed: int
     adapter: Annotated[Adapter | None, LaterField()] = None  # what is trained and kept, beside the frozen input `base` or `model`
     loading: Annotated[Loading, LaterField()] = Loading()
+    gradient_checkpointing: Annotated[Checkpointing, Unkeyed()] = "auto"
 
 
 class RewardModelSettings(Settings):
@@ -400,6 +403,7 @@ class RewardModelSettings(Settings):
     max_length: Count
     dtype: Dtype
     seed: int
+    gradient_checkpointing: Annotated[Checkpointing, Unkeyed()] = "auto"
 
 
 class GenerateSettings(Settings):

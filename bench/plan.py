@@ -295,9 +295,13 @@ def adapter(cell: Cell) -> Adapter | None:
 
 
 def train_settings(cell: Cell, method: Trained | RefinedDpo) -> TrainSettings:
-    return TrainSettings(
-        method=method, max_length=max_length(cell), dtype=dtype(cell), seed=cell.seed, adapter=adapter(cell), loading=loading(cell)
-    )
+    return TrainSettings(method=method, adapter=adapter(cell), loading=loading(cell), **trained_as(cell))
+
+
+def trained_as(cell: Cell) -> dict[str, Any]:
+    """What every training of a cell's model shares."""
+    checkpointing = cell.model.gradient_checkpointing if isinstance(cell.model, LocalModel) else "auto"
+    return {"max_length": max_length(cell), "dtype": dtype(cell), "seed": cell.seed, "gradient_checkpointing": checkpointing}
 
 
 def read_model(model: Stage | Source) -> dict[str, Stage | Source]:
@@ -382,7 +386,7 @@ def _tuned(cell: Cell, sources: Sources) -> Stage | Source | None:
         raise ValueError(f"sft={cell.sft.name}: no source given")
     of_rows = ConversationData(version=version("conversations"), files=cell.sft.train_files, fraction=cell.sft.fraction, seed=cell.seed)
     conversations = stage("data", of_rows, {"file": sources.conversations}, "conversations")
-    settings = ConversationSft(training=cell.sft.training, max_length=max_length(cell), dtype=dtype(cell), seed=cell.seed)
+    settings = ConversationSft(training=cell.sft.training, **trained_as(cell))
     return stage("sft", settings, {"model": sources.model, "conversations": conversations}, "start model")
 
 

@@ -7,6 +7,7 @@ over the whole context, as unmasked kernels do it; a causal kernel saves half of
 Memory (Rajbhandari et al. 2020, ZeRO; Korthikanti et al. 2022, eq. 2, without dropout masks and stored attention scores): training
 holds float32 weights, gradients and optimizer states whatever the dtype (engines/hf.py), and bfloat16 copies of the weights by autocast.
 Activations are an estimate: 34 bytes a token, layer and hidden unit, or 2 with gradient checkpointing and one layer's whole.
+Checkpointing goes forward a second time (Chen et al. 2016): time, that is, but no work of the model's own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ Sharding = Literal["none", "zero2", "zero3"]
 ACTIVATION_BYTES, CHECKPOINT_BYTES = 34, 2
 OPTIMIZER_BYTES = {"adamw_torch": 8, "rmsprop": 4}  # a weight: two float32 moments, or one
 BYTES = {"float32": 4, "bfloat16": 2}
+CHECKPOINTED_FROM = 10**9  # parameters: below, activations are small beside what a GPU has
+
+
+def checkpoints(setting: bool | Literal["auto"], parameters: float) -> bool:
+    """Whether a training of a model keeps no activations but computes them again."""
+    return parameters >= CHECKPOINTED_FROM if setting == "auto" else setting
 
 
 @dataclass(frozen=True)
@@ -123,44 +130,53 @@ LAYERS = {"llama": _llama, "mistral": _gated, "qwen2": _qwen2, "qwen3": _qwen3, 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. `activations` is an estimate, and `checkpointed` what it is with gradient checkpointing; the rest is counted."""
+    """Bytes on one device. `activations` is an estimate, the rest is counted; `otherwise`: activations with the other choice of gradient
+    checkpointing, of a training."""
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
-    checkpointed: float
+    otherwise: float = 0
 
     @property
     def total(self) -> float:
         return self.weights + self.gradients + self.optimizer + self.activations
 
-    @property
-    def least(self) -> float:
-        """With gradient checkpointing."""
-        return self.total - self.activations + self.checkpointed
+
+def kept_activations(shape: Shape, tokens: float, checkpointing: bool) -> float:
+    """Bytes that `tokens` leave for their backward pass."""
+    layer = ACTIVATION_BYTES * tokens * shape.hidden
+    return CHECKPOINT_BYTES * tokens * shape.hidden * shape.layers + layer if checkpointing else layer * shape.layers
 
 
 def training_memory(
-    shape: Shape, *, dtype: str, optimizer: str, sequences: int, length: int, sharding: Sharding = "none", devices: int = 1
+    shape: Shape,
+    *,
+    dtype: str,
+    optimizer: str,
+    sequences: int,
+    length: int,
+    checkpointing: bool,
+    sharding: Sharding = "none",
+    devices: int = 1,
 ) -> Memory:
     """`sequences` of `length` tokens a device and step."""
-    n, tokens = shape.parameters, sequences * length
+    n = shape.parameters
     copies = n * BYTES[dtype] if dtype != "float32" else 0  # autocast's
     weights = (4 * n + copies) / (devices if sharding == "zero3" else 1)
     split = 1 if sharding == "none" else devices
-    unit = tokens * shape.hidden
-    whole, kept = ACTIVATION_BYTES * unit * shape.layers, CHECKPOINT_BYTES * unit * shape.layers + ACTIVATION_BYTES * unit
-    return Memory(weights, 4 * n / split, OPTIMIZER_BYTES[optimizer] * n / split, whole, kept)
+    kept, otherwise = (kept_activations(shape, sequences * length, choice) for choice in (checkpointing, not checkpointing))
+    return Memory(weights, 4 * n / split, OPTIMIZER_BYTES[optimizer] * n / split, kept, otherwise)
 
 
 def writing_memory(shape: Shape, *, dtype: str, sequences: int, length: int) -> Memory:
     """Weights, and the keys and values of a batch (counted among the activations)."""
     kv = sequences * length * shape.kv_bytes(dtype)
-    return Memory(shape.parameters * BYTES[dtype], 0, 0, kv, kv)
+    return Memory(shape.parameters * BYTES[dtype], 0, 0, kv)
 
 
 def scoring_memory(shape: Shape, *, sequences: int, length: int) -> Memory:
     """Float32 weights, and one layer's activations: nothing is kept for a backward pass."""
     one = ACTIVATION_BYTES * sequences * length * shape.hidden
-    return Memory(4 * shape.parameters, 0, 0, one, one)
+    return Memory(4 * shape.parameters, 0, 0, one)

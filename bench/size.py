@@ -2,7 +2,8 @@
 
 Sizes of a model come from its config.json (`bench/shapes.py`), tokens from the rows and items themselves, counted by the model's
 tokenizer on a sample of them; what has not been written yet counts as long as it may be, so generation is a bound. A stage takes
-FLOPs / (peak x mfu); one that writes takes at least as long as reading all weights once a step does.
+FLOPs / (peak x mfu), those of the second forward that gradient checkpointing makes among them; one that writes takes at least as long as
+reading all weights once a step does.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from bench.kinds import (
 )
 from bench.plan import CellPlan
 from bench.records import Conversation, Item, Pair, Unpaired, completion_columns, read_jsonl, read_rows
-from bench.shapes import BYTES, Memory, Shape, read_shape, scoring_memory, training_memory, writing_memory
+from bench.shapes import BYTES, Memory, Shape, checkpoints, read_shape, scoring_memory, training_memory, writing_memory
 from bench.store import Source, Stage, Store
 
 VLLM_SEQUENCES = 256  # that vLLM writes at once, by default
@@ -64,13 +65,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Sized:
-    """One stage: its work, and what that takes."""
+    """One stage: its work, and what that takes. `flops` are the model's; hours are of all that is computed."""
 
     work: Work
     flops: float
     gpu_hours: float
     memory: Memory
     weights: int  # bytes that it leaves on disk
+    checkpointing: bool = False
 
 
 @dataclass
@@ -180,14 +182,15 @@ class Sizes:
     def _sized(self, cell: CellPlan, stage: Stage, work: Work, shape: Shape) -> Sized:
         settings: Any = stage.settings
         dtype, gpu, weights = getattr(settings, "dtype", "float32"), self.hardware, 0
-        flops = work.flops(shape)
-        seconds = flops / (gpu.peak_tflops * 1e12 * gpu.mfu)
+        flops, checkpointing = work.flops(shape), checkpoints(getattr(settings, "gradient_checkpointing", False), shape.parameters)
+        again = work.trained * shape.forward_flops(work.context) if checkpointing else 0
+        seconds = (flops + again) / (gpu.peak_tflops * 1e12 * gpu.mfu)
         longest = getattr(settings, "max_length", None) or math.ceil(2 * work.context)
         if work.trained:
             training = getattr(settings, "method", None) or getattr(settings, "training", None) or settings.pretraining
             sequences = training.batch_size * (2 if _paired(stage) or getattr(training, "name", "") == "kto" else 1)
             optimizer = getattr(training, "optimizer", SFT_OPTIMIZER)
-            of_batch: dict[str, Any] = {"optimizer": optimizer, "sequences": sequences, "length": longest}
+            of_batch: dict[str, Any] = {"optimizer": optimizer, "sequences": sequences, "length": longest, "checkpointing": checkpointing}
             memory = training_memory(shape, dtype=dtype, sharding=gpu.sharding, devices=gpu.devices, **of_batch)
             weights = shape.parameters * BYTES[dtype]
             if "reference_model" in stage.inputs:
@@ -199,7 +202,7 @@ class Sizes:
             memory = writing_memory(shape, dtype=dtype, sequences=sequences, length=whole)
         else:
             memory = scoring_memory(shape, sequences=settings.batch_size, length=longest)
-        return Sized(work, flops, seconds / 3600, memory, weights)
+        return Sized(work, flops, seconds / 3600, memory, weights, checkpointing)
 
 
 def _stage(source: Stage | Source) -> Stage:
@@ -304,7 +307,7 @@ class Report:
     cells: list[list[str]]
 
 
-STAGE_COLUMNS = ("kind", "to do", "tokens", "PFLOPs", "GPU-hours", "GB a device", "with checkpointing")
+STAGE_COLUMNS = ("kind", "to do", "tokens", "PFLOPs", "GPU-hours", "GB a device")
 CELL_COLUMNS = ("cell", "tokens", "PFLOPs", "GPU-hours alone", "GPU-hours to do")
 
 
@@ -348,8 +351,7 @@ def _total(sized: Iterable[Sized]) -> tuple[str, str, str]:
 
 
 def _kind_row(kind: str, sized: Sequence[Sized]) -> list[str]:
-    memory = [f"{max((getattr(s.memory, part) for s in sized), default=0) / 1e9:,.3g}" if sized else "" for part in ("total", "least")]
-    return [kind, str(len(sized)), *_total(sized), memory[0], memory[1] if memory[1] != memory[0] else ""]
+    return [kind, str(len(sized)), *_total(sized), f"{max(s.memory.total for s in sized) / 1e9:,.3g}" if sized else ""]
 
 
 def _cell_row(cell: CellPlan, found: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized]) -> list[str]:
@@ -378,17 +380,23 @@ def _time_lines(
 
 
 def _memory_lines(waiting: Mapping[Stage, Sized], gpu: Hardware) -> Iterator[str]:
-    training = [s.memory for s in waiting.values() if s.work.trained]
+    training = [sized for sized in waiting.values() if sized.work.trained]
     if training:
-        most = max(training, key=lambda memory: memory.total)
-        parts = ((most.weights, "weights"), (most.gradients, "gradients"), (most.optimizer, "optimizer"))
+        most = max(training, key=lambda sized: sized.memory.total)
+        memory, kept = most.memory, most.checkpointing
+        parts = ((memory.weights, "weights"), (memory.gradients, "gradients"), (memory.optimizer, "optimizer"))
         counted = ", ".join(f"{size_words(size)} {name}" for size, name in parts)
-        about = f"about {size_words(most.activations)} activations ({size_words(most.checkpointed)} with gradient checkpointing)"
-        yield f"a training holds {counted}, {about} a device"
-    least = max((s.memory.least for s in waiting.values()), default=0)
-    if least > gpu.memory_gb * 1e9:
-        way_out = "more devices (accelerate=fsdp accelerate.devices=N), a smaller batch, or a larger GPU"
-        yield f"that is more than the {gpu.memory_gb:g} GB of {gpu.name}, gradient checkpointing or not: {way_out}"
+        choice = f"{'with' if kept else 'without'} gradient checkpointing"
+        other = f"{size_words(memory.otherwise)} {'without' if kept else 'with'}: model.gradient_checkpointing={str(not kept).lower()}"
+        yield f"a training holds {counted}, about {size_words(memory.activations)} activations a device {choice} ({other})"
+    if not waiting:
+        return
+    worst = max(waiting.values(), key=lambda sized: sized.memory.total)
+    if worst.memory.total > gpu.memory_gb * 1e9:
+        helps = worst.work.trained and not worst.checkpointing
+        ways = [*(["model.gradient_checkpointing=true"] if helps else []), "more devices (accelerate=fsdp accelerate.devices=N)"]
+        way_out = ", ".join([*ways, "a smaller batch, or a larger GPU"])
+        yield f"{size_words(worst.memory.total)} a device is more than the {gpu.memory_gb:g} GB of {gpu.name}: {way_out}"
 
 
 def _disk_lines(every: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized], keep: Keep) -> Iterator[str]:

@@ -93,7 +93,7 @@ def step() -> dict[str, float]:
     states = sum(t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values() if t.dim())
     held = {"weights": model.parameters(), "gradients": [p.grad for p in model.parameters()]}
     found = {name: sum(t.numel() * t.element_size() for t in tensors) for name, tensors in held.items()}
-    said = training_memory(shape, dtype="float32", optimizer="adamw_torch", sequences=4, length=64)
+    said = training_memory(shape, dtype="float32", optimizer="adamw_torch", sequences=4, length=64, checkpointing=False)
     return {
         "forward": forward.get_total_flops() / (ids.numel() * shape.forward_flops(64)),
         "trained": whole.get_total_flops() / (ids.numel() * shape.trained_flops(64)),
@@ -117,13 +117,14 @@ def test_sharding_divides_what_it_shards() -> None:
     shape = read_shape(MISTRAL_7B)
 
     def of(sharding: Any) -> Any:
-        return training_memory(shape, dtype="bfloat16", optimizer="adamw_torch", sequences=8, length=1024, sharding=sharding, devices=8)
+        of_batch: dict[str, Any] = {"optimizer": "adamw_torch", "sequences": 8, "length": 1024, "checkpointing": True}
+        return training_memory(shape, dtype="bfloat16", sharding=sharding, devices=8, **of_batch)
 
     n = shape.parameters
     assert (of("none").weights, of("none").gradients, of("none").optimizer) == (6 * n, 4 * n, 8 * n)
     assert (of("zero2").weights, of("zero2").gradients, of("zero2").optimizer) == (6 * n, n / 2, n)
     assert (of("zero3").weights, of("zero3").gradients, of("zero3").optimizer) == (6 * n / 8, n / 2, n)
-    assert of("zero3").checkpointed < of("zero3").activations / 5
+    assert of("zero3").activations < of("zero3").otherwise / 5
     assert writing_memory(shape, dtype="bfloat16", sequences=1, length=1).activations == 2 * 32 * 8 * 128 * 2
     assert scoring_memory(shape, sequences=1, length=1).weights == 4 * n
 
@@ -164,7 +165,9 @@ def test_a_7b_sweep_is_planned_from_its_config(planned: Ran) -> None:
         "on a100_80 (80 GB), at 40% of its 312 TFLOP/s",
         "at $2 an hour",
         "40.4 GB weights, 27 GB gradients, 53.9 GB optimizer",
-        "that is more than the 80 GB of a100_80",
+        "activations a device with gradient checkpointing",
+        "without: model.gradient_checkpointing=false",
+        "a device is more than the 80 GB of a100_80: more devices",
         "4 models to train, 13.5 GB each; keep=weights leaves 53.9 GB",
         "shared stages: the grid takes",
         "counted by the model's tokenizer",
@@ -211,7 +214,16 @@ def test_training_is_6nd_and_the_reference_2nd(folder: Path) -> None:
     reference = max((s for s in found["logps"] if s.work.context < 100), key=lambda s: s.work.scored)  # the others score what is written
     assert reference.flops == pytest.approx(2 * n * reference.work.scored, rel=0.01)
     assert reference.work.scored > 2 * dpo.work.trained  # with mismatched partners and held-out rows
-    assert dpo.gpu_hours == pytest.approx(dpo.flops / (100e12 * 0.5) / 3600)
+    assert dpo.gpu_hours == pytest.approx(4 / 3 * dpo.flops / (100e12 * 0.5) / 3600)  # a second forward: 7B are trained with checkpointing
+
+
+def test_gradient_checkpointing_trades_activations_for_a_second_forward(folder: Path) -> None:
+    """8 sequences of 1024 tokens, 4096 hidden, 32 layers: 34 bytes each without; 2 each and one layer's 34 with."""
+    plain, kept = (sized(folder, GPU, f"model.gradient_checkpointing={word}")["train"][0] for word in ("false", "true"))
+    unit = 8 * 1024 * 4096
+    assert (plain.memory.activations, kept.memory.activations) == (34 * 32 * unit, (2 * 32 + 34) * unit)
+    assert kept.memory.total - kept.memory.activations == plain.memory.total - plain.memory.activations
+    assert (plain.flops, plain.gpu_hours * 4 / 3) == (kept.flops, pytest.approx(kept.gpu_hours))
 
 
 def test_writing_takes_as_long_as_reading_the_weights(folder: Path) -> None:
