@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import bundle, clusters, export, keep, methods, passport, report, rescore, size, why
+from bench import bundle, clusters, export, keep, methods, passport, report, rescore, size_table, why
 from bench.audit_files import audit_sources
 from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
@@ -73,7 +73,7 @@ def main(opened: Opened) -> int:
             costs = judge_costs(plan.to_do, store)
             print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data_lines(cells, store))
             assert isinstance(session.do, PlanVerb)
-            print_sizes(size.report(cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
+            print_sizes(size_table.report(cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
             return OK
         case "status":
             return SOME_FAILED if print_status(sweep, store) else OK

@@ -20,8 +20,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from bench import worker
-from bench.config import Adapter, RewardModel, SftEpochs, Training
-from bench.conformance.checks import SETTINGS
+from bench.config import Adapter, RewardModel, SftEpochs
+from bench.conformance.checks import SETTINGS, TRAINING
 from bench.conformance.checks import method as conformance_method
 from bench.engines.hf import Engine, load_model
 from bench.kinds import ConversationSft, LogpsSettings, RewardModelSettings, TrainSettings
@@ -222,11 +222,11 @@ def training(name: str, folder: Path) -> tuple[Any, Any, dict[str, Path]]:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows[:32]))
         epochs = SftEpochs(learning_rate=1e-3, num_train_epochs=1.0, batch_size=8, gradient_accumulation_steps=1, warmup_ratio=0.0)
         return sft_stage.run, ConversationSft(training=epochs, **usual), {"model": inputs["model"], "conversations": path.parent}
-    method = conformance_method(name.removesuffix(" lora"), SETTINGS[name.removesuffix(" lora")][0], batch_size=32, learning_rate=1e-3)
+    learning: dict[str, Any] = {"batch_size": 32, "learning_rate": 1e-3}
     if name == "best_of_n":
-        learning = {key: getattr(method, key) for key in Training.model_fields}
-        return train_stage.run, RewardModelSettings(method=RewardModel(**learning), **usual), inputs
-    adapter = LORA if name.endswith(" lora") else None
+        return train_stage.run, RewardModelSettings(method=RewardModel.model_validate(TRAINING | learning), **usual), inputs
+    plain, _, adapted = name.partition(" ")
+    method, adapter = conformance_method(plain, SETTINGS[plain][0], **learning), LORA if adapted else None
     return train_stage.run, TrainSettings(method=method, adapter=adapter, **usual), inputs
 
 
