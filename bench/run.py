@@ -23,12 +23,13 @@ from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
 from bench.door import BadConfig, Opened
 from bench.forecast import Estimate, estimates
+from bench.judges.lm_eval import faults
 from bench.judges.server import Servers
-from bench.kinds import LanguageJudgeSettings, needs
+from bench.kinds import LanguageJudgeSettings, TaskSettings, needs
 from bench.launch import Launcher, Report, chain_lengths, pool_size
 from bench.plan import CellPlan, Plan, Sources, judge_key, judge_manners, labels_samples, make_plan, plan_audit, plan_cell, start_cell
 from bench.screen import Screen, make_screen, print_costs, print_plan, print_sizes, print_status
-from bench.store import Stage, Store, hash_key
+from bench.store import Source, Stage, Store, hash_key
 from bench.tracking import Tracker, open_tracker
 from bench.worker import HEAVY_IMPORTS, describe
 
@@ -83,6 +84,7 @@ def main(opened: Opened) -> int:
             report.print_report(sweep, paths, [], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
             return SOME_FAILED if any(row.failed for row in rows) else OK
     check_keys(plan.to_do)
+    check_tasks(plan.to_do)
     clusters.check(session.launcher, plan.to_do)
     return run_sweep(session, sweep, plan, store)
 
@@ -240,6 +242,17 @@ def check_keys(stages: Sequence[Stage]) -> None:
         raise BadConfig([f"the environment variable {name} (judge.api_key_env) must hold the judge's key" for name in lacking])
 
 
+def check_tasks(stages: Sequence[Stage]) -> None:
+    """Raises BadConfig where tasks that these stages ask are unknown, or their data cannot be had: before anything is trained."""
+    asked: dict[tuple[tuple[str, ...], Path | None], None] = {}
+    for stage in stages:
+        if isinstance(stage.settings, TaskSettings):
+            own = stage.inputs.get("tasks")
+            asked[stage.settings.tasks, own.path if isinstance(own, Source) else None] = None
+    if problems := [problem for tasks, folder in asked for problem in faults(tasks, folder)]:
+        raise BadConfig(list(dict.fromkeys(problems)))
+
+
 def _failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
     """Why a cell cannot have its numbers: the first of its stages that failed."""
     return next((f"{stage.label or stage.kind}: {failures[stage]}" for stage in cell.stages if stage in failures), None)
@@ -248,7 +261,7 @@ def _failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
 # Stages on a launcher -------------------------------------------------------------------------------------------------
 
 # Seconds that are assumed of a stage whose like has not run in this store: only their proportion matters.
-GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0}
+GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0, "tasks": 30.0}
 
 
 def _expected_s(stage: Stage, forecast: Mapping[Stage, Estimate]) -> float:
