@@ -60,6 +60,8 @@ def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hard
     lines += _disk_lines(every, waiting, keep)
     how = f"counted by the model's tokenizer on {SAMPLE} rows at most" if sizes.counted else "as many as max_length allows"
     lines.append(f"tokens of rows and prompts {how}; of what is still to be written as many as it may have")
+    if any(stage.kind == "tasks" for stage in to_do):
+        lines.append("what tasks of lm-evaluation-harness take is not counted: their documents are not read before a run")
     of_cells = [_cell_row(cell, of_cell[cell.key], waiting) for cell in chosen if cell.key in of_cell] if size == "cells" else []
     return Report(table, lines, of_cells)
 

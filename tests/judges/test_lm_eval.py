@@ -298,10 +298,10 @@ def test_unknown_tasks_and_data_that_are_not_there_are_found_before_anything_run
 def test_a_sweep_asks_the_tasks_beside_its_judge(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     training = ("method.warmup_ratio=0", "adapter=lora", "method.learning_rate=1e-3")
-    words = asked(place, *training, "judge.n_items=4", "judge.decoding.max_new_tokens=8", "tracker=none")
-    refused = bench(*words, "forgetting.tasks=[gone]", results=tmp_path / "results")
+    words = (*training, "judge.n_items=4", "judge.decoding.max_new_tokens=8", "tracker=none")
+    refused = bench(*asked(place, *words, "forgetting.tasks=[gone]"), results=tmp_path / "results")
     assert (refused.code, "task gone (forgetting.tasks) cannot be made" in refused.err) == (2, True)
-    ran = bench(*words, results=tmp_path / "results", timeout_s=600)
+    ran = bench(*asked(place, *words), results=tmp_path / "results", timeout_s=600)
     assert ran.code == 0, ran.err + ran.out
     table = next((tmp_path / "results" / "sweeps").glob("*/table.md")).read_text()
     assert "fruit acc_norm %" in table
