@@ -216,8 +216,9 @@ def mean_estimate(values: Sequence[float | None], level: float = 0.95) -> Estima
 
 
 def estimate_of(value: float, standard_error: float | None, n: int, level: float = 0.95) -> Estimate:
-    """A value that somebody else computed, with the t interval that its standard error gives."""
-    low, high = _t_interval(value, standard_error, n - 1, level)
+    """A mean that somebody else computed: with Wilson's interval where the standard error shows that it is a share of n, else with t's."""
+    share = standard_error is not None and abs(standard_error**2 * (n - 1) - value * (1 - value)) < 1e-9
+    low, high = wilson(value * n, n, level) if share else _t_interval(value, standard_error, n - 1, level)
     return Estimate(value, standard_error, low, high, n)
 
 

@@ -166,12 +166,14 @@ def result(task: str, metric: str, value: float, error: float | None = 0.05, **m
 
 
 def test_a_tasks_numbers_are_told_with_their_errors_and_its_parts_are_not(tmp_path: Path) -> None:
-    """t at 99 degrees of freedom: 1.98422; 0.5 ± 1.98422 · 0.05."""
-    rows = [result("arc", "acc", 0.5), result("arc", "acc_norm", 0.6, None), result("arc_part", "acc", 0.1, shown=False)]
+    """t at 99 degrees of freedom: 1.98422; 0.5 ± 1.98422 · 0.05. Of 0 or 1 a document, 20 of 100: Wilson's [0.1333, 0.2888]."""
+    share = result("arc_easy", "acc", 0.2, (0.2 * 0.8 / 99) ** 0.5)
+    rows = [result("arc", "acc", 0.5), result("arc", "acc_norm", 0.6, None), result("arc_part", "acc", 0.1, shown=False), share]
     write_jsonl(tmp_path / "results.jsonl", rows)
     numbers = _Numbers()
     _tasks(tmp_path, numbers)
-    assert numbers.metrics == {
+    assert [numbers.metrics[f"tasks/arc_easy/acc_{end}"] for end in ("low", "high")] == pytest.approx([0.1333, 0.2888], abs=1e-4)
+    assert {name: value for name, value in numbers.metrics.items() if "arc_easy" not in name} == {
         "tasks/arc/acc": 0.5,
         "tasks/arc/acc_n": 100,
         "tasks/arc/acc_se": 0.05,
@@ -298,7 +300,7 @@ def test_unknown_tasks_and_data_that_are_not_there_are_found_before_anything_run
 def test_a_sweep_asks_the_tasks_beside_its_judge(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     training = ("method.warmup_ratio=0", "adapter=lora", "method.learning_rate=1e-3")
-    words = (*training, "judge.n_items=4", "judge.decoding.max_new_tokens=8", "tracker=none")
+    words = (*training, "judge.n_items=4", "judge.decoding.max_new_tokens=8")
     refused = bench(*asked(place, *words, "forgetting.tasks=[gone]"), results=tmp_path / "results")
     assert (refused.code, "task gone (forgetting.tasks) cannot be made" in refused.err) == (2, True)
     ran = bench(*asked(place, *words), results=tmp_path / "results", timeout_s=600)
