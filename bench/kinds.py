@@ -15,6 +15,7 @@ from bench.config import (
     Annotator,
     Asking,
     AsList,
+    Checkpointing,
     Count,
     Decoding,
     Form,
@@ -40,7 +41,9 @@ from bench.config import (
 from bench.store import LaterField, Source, Stage, Unkeyed
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
-VERSIONS = {"data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2, "audit": 2}
+VERSIONS = {
+    "data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2, "audit": 2, "tasks": 1,
+}  # fmt: skip
 
 Dtype = Literal["float32", "bfloat16"]
 Need = Literal["cpu", "gpu", "network"]
@@ -320,6 +323,7 @@ class ConversationSft(Settings):
     max_length: Count
     dtype: Dtype
     seed: int
+    gradient_checkpointing: Annotated[Checkpointing, Unkeyed()] = "auto"
 
 
 class SampleSettings(Settings):
@@ -393,6 +397,7 @@ class TrainSettings(Settings):
     seed: int
     adapter: Annotated[Adapter | None, LaterField()] = None  # what is trained and kept, beside the frozen input `base` or `model`
     loading: Annotated[Loading, LaterField()] = Loading()
+    gradient_checkpointing: Annotated[Checkpointing, Unkeyed()] = "auto"
 
 
 class RewardModelSettings(Settings):
@@ -402,6 +407,7 @@ class RewardModelSettings(Settings):
     max_length: Count
     dtype: Dtype
     seed: int
+    gradient_checkpointing: Annotated[Checkpointing, Unkeyed()] = "auto"
 
 
 class GenerateSettings(Settings):
@@ -477,6 +483,17 @@ class JurySettings(Settings):
     judge: Literal["jury"] = "jury"
 
 
+class TaskSettings(Settings):
+    """Tasks of lm-evaluation-harness that the input `model` is asked; own ones are in the input `tasks`."""
+
+    tasks: Annotated[tuple[str, ...], AsList]
+    limit: Count | None
+    chat_template: bool
+    batch_size: Count
+    dtype: Dtype
+    loading: Loading
+
+
 class ScoreSettings(Settings):
     beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None where the policy is the start model
     bootstrap_resamples: Count
@@ -535,6 +552,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings, RewardJudgeSettings, PairRankerSettings, JurySettings),
     "score": (ScoreSettings,),
     "audit": (AuditSettings, SelfJudgeSettings),
+    "tasks": (TaskSettings,),
 }
 
 
@@ -547,7 +565,7 @@ def needs(stage: Stage) -> Need:
             return "cpu"
         case RewardJudgeSettings():
             return "gpu"
-    return "gpu" if stage.kind in ("sft", "sample", "logps", "train", "generate") else "cpu"
+    return "gpu" if stage.kind in ("sft", "sample", "logps", "train", "generate", "tasks") else "cpu"
 
 
 def stage(kind: str, settings: Settings, inputs: Mapping[str, Stage | Source] | None = None, label: str = "") -> Stage:

@@ -17,6 +17,7 @@ from bench.config import (
     Cell,
     DatasetData,
     Decoding,
+    Forgetting,
     GoldJudge,
     JuryJudge,
     LanguageJudge,
@@ -77,6 +78,7 @@ from bench.kinds import (
     SftSettings,
     Split,
     TaskFamily,
+    TaskSettings,
     TrainSettings,
     WrittenCompletions,
     WrittenData,
@@ -114,6 +116,7 @@ class Sources:
     labelling_judge: JudgeSources | None = None
     prompts: Source | None = None  # new ones of a loop
     conversations: Source | None = None  # that a start model learns from
+    tasks: Source | None = None  # own ones of the forgetting check
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,8 @@ def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
         if sources.judge and sources.judge.calibration:
             read_too[f"{manner}_items"], read_too["calibration"] = items, sources.judge.calibration
+    if cell.forgetting is not None and policy is not None:
+        roles["tasks"] = inputs["tasks"] = _tasks(cell, cell.forgetting, policy, sources)
     learnt = policy is not None and policy.train is not None  # a loop's iteration 0 may be the start model
     beta = None if not learnt or isinstance(cell.method, NoMethod | Written | BestOfN) else reward_scale(cell.method)
     best_of = policy.best_of if policy else 1
@@ -219,6 +224,12 @@ def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str
     roles["score"] = score
     key = hash_key({"cell": score.key})
     return CellPlan(cell, key, f"{readable_name(cell)}-{key[:8]}", score, roles)
+
+
+def _tasks(cell: Cell, forgetting: Forgetting, policy: Policy, sources: Sources) -> Stage:
+    asked = forgetting.model_dump(include={"tasks", "limit", "chat_template", "batch_size"})
+    settings = TaskSettings(dtype=dtype(cell), loading=loading(cell), **asked)
+    return stage("tasks", settings, read_model(policy.model) | ({"tasks": sources.tasks} if sources.tasks else {}), "tasks")
 
 
 MEMBER = "member_"  # begins the role of a jury's member, whose label follows
@@ -295,9 +306,13 @@ def adapter(cell: Cell) -> Adapter | None:
 
 
 def train_settings(cell: Cell, method: Trained | RefinedDpo) -> TrainSettings:
-    return TrainSettings(
-        method=method, max_length=max_length(cell), dtype=dtype(cell), seed=cell.seed, adapter=adapter(cell), loading=loading(cell)
-    )
+    return TrainSettings(method=method, adapter=adapter(cell), loading=loading(cell), **trained_as(cell))
+
+
+def trained_as(cell: Cell) -> dict[str, Any]:
+    """What every training of a cell's model shares."""
+    checkpointing = cell.model.gradient_checkpointing if isinstance(cell.model, LocalModel) else "auto"
+    return {"max_length": max_length(cell), "dtype": dtype(cell), "seed": cell.seed, "gradient_checkpointing": checkpointing}
 
 
 def read_model(model: Stage | Source) -> dict[str, Stage | Source]:
@@ -389,7 +404,7 @@ def _tuned(cell: Cell, sources: Sources) -> Stage | Source | None:
         raise ValueError(f"sft={cell.sft.name}: no source given")
     of_rows = ConversationData(version=version("conversations"), files=cell.sft.train_files, fraction=cell.sft.fraction, seed=cell.seed)
     conversations = stage("data", of_rows, {"file": sources.conversations}, "conversations")
-    settings = ConversationSft(training=cell.sft.training, max_length=max_length(cell), dtype=dtype(cell), seed=cell.seed)
+    settings = ConversationSft(training=cell.sft.training, **trained_as(cell))
     return stage("sft", settings, {"model": sources.model, "conversations": conversations}, "start model")
 
 

@@ -259,6 +259,39 @@ class HumanLabel(Record):
 
 
 @dataclass(frozen=True)
+class TaskResult(Record):
+    """A metric of one task, in the task's own units. `standard_error`: over its `n` documents, None where the metric has none; `asked`:
+    digest of what was asked, None of a group of tasks; `shown`: it was asked for, or is a part of a group without numbers of its own."""
+
+    task: str
+    metric: str
+    value: float
+    standard_error: float | None
+    n: int
+    higher_is_better: bool | None
+    shots: int | None
+    version: str  # of the task
+    harness: str  # version of lm_eval
+    asked: str | None
+    shown: bool
+
+
+def task_number(task: str, metric: str) -> str:
+    """How a cell's numbers call a metric of a task."""
+    return f"tasks/{task}/{metric}"
+
+
+@dataclass(frozen=True)
+class TaskAnswer(Record):
+    """A document of a task: its part of each metric, `how` the reply was read."""
+
+    task: str
+    document: int
+    how: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Result(Record):
     """A cell's numbers. A metric that was not measured is absent from `metrics` and says why in `missing`. `calibration`: digest of
     what length control knew beforehand, None where it knew nothing."""

@@ -16,19 +16,20 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import bundle, clusters, export, keep, methods, passport, report, rescore, size, why
+from bench import bundle, clusters, export, keep, methods, passport, report, rescore, size_table, why
 from bench.audit_files import audit_sources
 from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
 from bench.door import BadConfig, Opened
 from bench.forecast import Estimate, estimates
+from bench.judges.lm_eval import faults
 from bench.judges.server import Servers
-from bench.kinds import LanguageJudgeSettings, needs
+from bench.kinds import LanguageJudgeSettings, TaskSettings, needs
 from bench.launch import Launcher, Report, chain_lengths, pool_size
 from bench.plan import CellPlan, Plan, Sources, judge_key, judge_manners, labels_samples, make_plan, plan_audit, plan_cell, start_cell
 from bench.screen import Screen, make_screen, print_costs, print_plan, print_sizes, print_status
-from bench.store import Stage, Store, hash_key
+from bench.store import Source, Stage, Store, hash_key
 from bench.tracking import Tracker, open_tracker
 from bench.worker import HEAVY_IMPORTS, describe
 
@@ -73,7 +74,7 @@ def main(opened: Opened) -> int:
             costs = judge_costs(plan.to_do, store)
             print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data_lines(cells, store))
             assert isinstance(session.do, PlanVerb)
-            print_sizes(size.report(cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
+            print_sizes(size_table.report(cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
             return OK
         case "status":
             return SOME_FAILED if print_status(sweep, store) else OK
@@ -84,6 +85,7 @@ def main(opened: Opened) -> int:
             damaged = _say_damaged(cells, store)
             return SOME_FAILED if damaged or any(row.failed for row in rows) else OK
     check_keys(plan.to_do)
+    check_tasks(plan.to_do)
     clusters.check(session.launcher, plan.to_do)
     return run_sweep(session, sweep, plan, store)
 
@@ -250,6 +252,17 @@ def check_keys(stages: Sequence[Stage]) -> None:
         raise BadConfig([f"the environment variable {name} (judge.api_key_env) must hold the judge's key" for name in lacking])
 
 
+def check_tasks(stages: Sequence[Stage]) -> None:
+    """Raises BadConfig where tasks that these stages ask are unknown, or their data cannot be had: before anything is trained."""
+    asked: dict[tuple[tuple[str, ...], Path | None], None] = {}
+    for stage in stages:
+        if isinstance(stage.settings, TaskSettings):
+            own = stage.inputs.get("tasks")
+            asked[stage.settings.tasks, own.path if isinstance(own, Source) else None] = None
+    if problems := [problem for tasks, folder in asked for problem in faults(tasks, folder)]:
+        raise BadConfig(list(dict.fromkeys(problems)))
+
+
 def _failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
     """Why a cell cannot have its numbers: the first of its stages that failed."""
     return next((f"{stage.label or stage.kind}: {failures[stage]}" for stage in cell.stages if stage in failures), None)
@@ -258,7 +271,7 @@ def _failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
 # Stages on a launcher -------------------------------------------------------------------------------------------------
 
 # Seconds that are assumed of a stage whose like has not run in this store: only their proportion matters.
-GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0}
+GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0, "tasks": 30.0}
 
 
 def _expected_s(stage: Stage, forecast: Mapping[Stage, Estimate]) -> float:

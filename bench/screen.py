@@ -14,7 +14,6 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import size
 from bench.clusters.slurm import OVER, JobState, queue_states
 from bench.clusters.stages import job_of
 from bench.config import WorldData
@@ -24,6 +23,8 @@ from bench.keep import evicted
 from bench.launch import chain_lengths
 from bench.plan import CellPlan, Plan, labels_samples
 from bench.report import Sweep
+from bench.size_table import CELL_COLUMNS, STAGE_COLUMNS
+from bench.size_table import Report as Sizes
 from bench.store import Stage, Store
 
 
@@ -249,10 +250,10 @@ def print_plan(
         console.print(f"{'' if place else 'data':<9}{line}", highlight=False, markup=False)
 
 
-def print_sizes(found: size.Report | None) -> None:
+def print_sizes(found: Sizes | None) -> None:
     """What models of size take; nothing where there is nothing to say."""
     console = Console(soft_wrap=True)
-    tables = {"work of models, to do": (size.STAGE_COLUMNS, found.stages), "by cell": (size.CELL_COLUMNS, found.cells)} if found else {}
+    tables = {"work of models, to do": (STAGE_COLUMNS, found.stages), "by cell": (CELL_COLUMNS, found.cells)} if found else {}
     for title, (columns, rows) in tables.items():
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for place, column in enumerate(columns):

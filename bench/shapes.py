@@ -2,29 +2,50 @@
 
 FLOPs a token (Kaplan et al. 2020, table 1; Hoffmann et al. 2022, appendix F): forward 2 N + 4 · layers · d_attention · context, and
 backward twice that. N counts the weights that a token is multiplied with: all but the input embedding. The second term is QK^T and AV
-over the whole context, as unmasked kernels do it; a causal kernel saves half of it.
+over the whole context, as unmasked kernels do it; a causal kernel saves half of it. Beside a LoRA adapter of a weights (Hu et al. 2021)
+the frozen N have no gradient of their own: 4 N + 6 a + the attention's three times. That the first layer needs none of its input either
+is left out.
 
 Memory (Rajbhandari et al. 2020, ZeRO; Korthikanti et al. 2022, eq. 2, without dropout masks and stored attention scores): training
 holds float32 weights, gradients and optimizer states whatever the dtype (engines/hf.py), and bfloat16 copies of the weights by autocast.
 Activations are an estimate: 34 bytes a token, layer and hidden unit, or 2 with gradient checkpointing and one layer's whole.
+Checkpointing goes forward a second time (Chen et al. 2016): time, that is, but no work of the model's own. Beside an adapter, gradients
+and states are the adapter's alone, in float32 as it is; the base is held in float32, or its linear layers in NF4 (Dettmers et al. 2023,
+section 3: blocks of 64 with a scale of 8 bits each, these in blocks of 256 with one of 32 bits: 4.127 bits a weight).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Sharding = Literal["none", "zero2", "zero3"]
 
 ACTIVATION_BYTES, CHECKPOINT_BYTES = 34, 2
 OPTIMIZER_BYTES = {"adamw_torch": 8, "rmsprop": 4}  # a weight: two float32 moments, or one
 BYTES = {"float32": 4, "bfloat16": 2}
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+CHECKPOINTED_FROM = 10**9  # parameters: below, activations are small beside what a GPU has
+
+
+def checkpoints(setting: bool | Literal["auto"], parameters: float) -> bool:
+    """Whether a training of a model keeps no activations but computes them again."""
+    return parameters >= CHECKPOINTED_FROM if setting == "auto" else setting
+
+
+class Linear(NamedTuple):
+    """A linear layer of a decoder layer, as transformers names it."""
+
+    name: str
+    ins: int
+    outs: int
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder. `multiplied`: weights that each token is multiplied with; `attention` and `kv`: heads times their size."""
+    """Sizes of a decoder. `multiplied`: weights that each token is multiplied with; `attention` and `kv`: heads times their size;
+    `linears`: of one layer."""
 
     parameters: int
     multiplied: int
@@ -33,14 +54,34 @@ class Shape:
     attention: int
     kv: int
     vocabulary: int
+    linears: tuple[Linear, ...]
 
-    def forward_flops(self, context: float) -> float:
-        """A token's, where it looks at `context` tokens."""
-        return 2 * self.multiplied + 4 * self.layers * self.attention * context
+    def adapter(self, rank: int, targets: Sequence[str]) -> int:
+        """Weights of a LoRA adapter: rank (in + out) a linear layer, of the named ones or of all. Raises ValueError for unknown names."""
+        known = [linear.name for linear in self.linears]
+        if unknown := [name for name in targets if name not in known]:
+            text = f"adapter.target_modules must name linear layers of the model, got {', '.join(unknown)}"
+            raise ValueError(f"{text}; known: {', '.join(sorted(known))}")
+        chosen = [linear for linear in self.linears if not targets or linear.name in targets]
+        return self.layers * rank * sum(linear.ins + linear.outs for linear in chosen)
 
-    def trained_flops(self, context: float) -> float:
-        """Forward and backward, without a second forward for gradient checkpointing."""
-        return 3 * self.forward_flops(context)
+    def forward_flops(self, context: float, adapter: int = 0) -> float:
+        """A token's, where it looks at `context` tokens; `adapter`: weights of one beside the model's."""
+        return 2 * (self.multiplied + adapter) + self._attention_flops(context)
+
+    def trained_flops(self, context: float, adapter: int = 0) -> float:
+        """Forward and backward, without a second forward for gradient checkpointing; of an adapter alone where there is one."""
+        if not adapter:
+            return 3 * self.forward_flops(context)
+        return 4 * self.multiplied + 6 * adapter + 3 * self._attention_flops(context)
+
+    def _attention_flops(self, context: float) -> float:
+        return 4 * self.layers * self.attention * context
+
+    def weight_bytes(self, dtype: str, quantized: bool = False) -> float:
+        """All weights in a dtype; `quantized`: those of linear layers in four bits."""
+        of_linears = self.layers * sum(linear.ins * linear.outs for linear in self.linears) if quantized else 0
+        return NF4_BYTES * of_linears + BYTES[dtype] * (self.parameters - of_linears)
 
     def kv_bytes(self, dtype: str) -> int:
         """A token's keys and values, kept while text is written."""
@@ -73,6 +114,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         attention=sizes.attention,
         kv=sizes.kv,
         vocabulary=vocabulary,
+        linears=tuple(Linear(*linear) for linear in LINEARS.get(kind, _gated_linears)(sizes)),
     )
 
 
@@ -117,50 +159,87 @@ def _gpt_neox(s: _Sizes) -> int:
     return attention + 2 * s.hidden * s.inner + s.inner + s.hidden + 4 * s.hidden
 
 
-# Weights of a layer, by model_type.
+def _projections(s: _Sizes) -> list[tuple[str, int, int]]:
+    return [("q_proj", s.hidden, s.attention), ("k_proj", s.hidden, s.kv), ("v_proj", s.hidden, s.kv)]
+
+
+def _gated_linears(s: _Sizes) -> list[tuple[str, int, int]]:
+    attention = [*_projections(s), ("o_proj", s.attention, s.hidden)]
+    return [*attention, ("gate_proj", s.hidden, s.inner), ("up_proj", s.hidden, s.inner), ("down_proj", s.inner, s.hidden)]
+
+
+def _phi_linears(s: _Sizes) -> list[tuple[str, int, int]]:
+    return [*_projections(s), ("dense", s.attention, s.hidden), ("fc1", s.hidden, s.inner), ("fc2", s.inner, s.hidden)]
+
+
+def _phi3_linears(s: _Sizes) -> list[tuple[str, int, int]]:
+    attention = [("qkv_proj", s.hidden, s.attention + 2 * s.kv), ("o_proj", s.attention, s.hidden)]
+    return [*attention, ("gate_up_proj", s.hidden, 2 * s.inner), ("down_proj", s.inner, s.hidden)]
+
+
+def _neox_linears(s: _Sizes) -> list[tuple[str, int, int]]:
+    attention = [("query_key_value", s.hidden, 3 * s.hidden), ("dense", s.hidden, s.hidden)]
+    return [*attention, ("dense_h_to_4h", s.hidden, s.inner), ("dense_4h_to_h", s.inner, s.hidden)]
+
+
+# Linear layers of a layer where they are not Llama's, and weights of a layer, by model_type.
+LINEARS = {"phi": _phi_linears, "phi3": _phi3_linears, "gpt_neox": _neox_linears}
 LAYERS = {"llama": _llama, "mistral": _gated, "qwen2": _qwen2, "qwen3": _qwen3, "phi": _phi, "phi3": _gated, "gpt_neox": _gpt_neox}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. `activations` is an estimate, and `checkpointed` what it is with gradient checkpointing; the rest is counted."""
+    """Bytes on one device. `activations` is an estimate, the rest is counted; `otherwise`: activations with the other choice of gradient
+    checkpointing, of a training."""
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
-    checkpointed: float
+    otherwise: float = 0
 
     @property
     def total(self) -> float:
         return self.weights + self.gradients + self.optimizer + self.activations
 
-    @property
-    def least(self) -> float:
-        """With gradient checkpointing."""
-        return self.total - self.activations + self.checkpointed
+
+def kept_activations(shape: Shape, tokens: float, checkpointing: bool) -> float:
+    """Bytes that `tokens` leave for their backward pass."""
+    layer = ACTIVATION_BYTES * tokens * shape.hidden
+    return CHECKPOINT_BYTES * tokens * shape.hidden * shape.layers + layer if checkpointing else layer * shape.layers
 
 
 def training_memory(
-    shape: Shape, *, dtype: str, optimizer: str, sequences: int, length: int, sharding: Sharding = "none", devices: int = 1
+    shape: Shape,
+    *,
+    dtype: str,
+    optimizer: str,
+    sequences: int,
+    length: int,
+    checkpointing: bool,
+    sharding: Sharding = "none",
+    devices: int = 1,
+    adapter: int = 0,
+    quantized: bool = False,
 ) -> Memory:
-    """`sequences` of `length` tokens a device and step."""
-    n, tokens = shape.parameters, sequences * length
-    copies = n * BYTES[dtype] if dtype != "float32" else 0  # autocast's
-    weights = (4 * n + copies) / (devices if sharding == "zero3" else 1)
+    """`sequences` of `length` tokens a device and step. `adapter`: weights of the one that is trained, beside a base that is not."""
+    n = adapter or shape.parameters
+    copied = BYTES[dtype] if dtype != "float32" and not quantized else 0  # by autocast, a weight; of frozen ones until their backward pass
+    at_once = shape.parameters / (shape.layers if adapter and checkpointing else 1)
+    held = shape.weight_bytes("float32", quantized) + 4 * adapter
+    weights = (held + copied * at_once) / (devices if sharding == "zero3" else 1)
     split = 1 if sharding == "none" else devices
-    unit = tokens * shape.hidden
-    whole, kept = ACTIVATION_BYTES * unit * shape.layers, CHECKPOINT_BYTES * unit * shape.layers + ACTIVATION_BYTES * unit
-    return Memory(weights, 4 * n / split, OPTIMIZER_BYTES[optimizer] * n / split, whole, kept)
+    kept, otherwise = (kept_activations(shape, sequences * length, choice) for choice in (checkpointing, not checkpointing))
+    return Memory(weights, 4 * n / split, OPTIMIZER_BYTES[optimizer] * n / split, kept, otherwise)
 
 
-def writing_memory(shape: Shape, *, dtype: str, sequences: int, length: int) -> Memory:
+def writing_memory(shape: Shape, *, dtype: str, sequences: int, length: int, adapter: int = 0, quantized: bool = False) -> Memory:
     """Weights, and the keys and values of a batch (counted among the activations)."""
     kv = sequences * length * shape.kv_bytes(dtype)
-    return Memory(shape.parameters * BYTES[dtype], 0, 0, kv, kv)
+    return Memory(shape.weight_bytes(dtype, quantized) + 4 * adapter, 0, 0, kv)
 
 
-def scoring_memory(shape: Shape, *, sequences: int, length: int) -> Memory:
+def scoring_memory(shape: Shape, *, sequences: int, length: int, adapter: int = 0, quantized: bool = False) -> Memory:
     """Float32 weights, and one layer's activations: nothing is kept for a backward pass."""
     one = ACTIVATION_BYTES * sequences * length * shape.hidden
-    return Memory(4 * shape.parameters, 0, 0, one, one)
+    return Memory(shape.weight_bytes("float32", quantized) + 4 * adapter, 0, 0, one)

@@ -2,7 +2,8 @@
 
 Sizes of a model come from its config.json (`bench/shapes.py`), tokens from the rows and items themselves, counted by the model's
 tokenizer on a sample of them; what has not been written yet counts as long as it may be, so generation is a bound. A stage takes
-FLOPs / (peak x mfu); one that writes takes at least as long as reading all weights once a step does.
+FLOPs / (peak x mfu), those of the second forward that gradient checkpointing makes among them; one that writes takes at least as long as
+reading all weights once a step does.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.config import Hardware, Keep, LocalModel, WorldModel
+from bench.config import Adapter, Hardware, LocalModel, WorldModel
 from bench.counts import SAMPLE, Aside
 from bench.forecast import answers_asked, token_bound
-from bench.keep import size_words
 from bench.kinds import (
     BaseSettings,
     ConversationSft,
@@ -34,7 +34,7 @@ from bench.kinds import (
 )
 from bench.plan import CellPlan
 from bench.records import Conversation, Item, Pair, Unpaired, completion_columns, read_jsonl, read_rows
-from bench.shapes import BYTES, Memory, Shape, read_shape, scoring_memory, training_memory, writing_memory
+from bench.shapes import BYTES, Memory, Shape, checkpoints, read_shape, scoring_memory, training_memory, writing_memory
 from bench.store import Source, Stage, Store
 
 VLLM_SEQUENCES = 256  # that vLLM writes at once, by default
@@ -57,20 +57,23 @@ class Work:
     def tokens(self) -> float:
         return self.trained + self.scored + self.written
 
-    def flops(self, shape: Shape) -> float:
-        forward = (self.scored + self.written) * shape.forward_flops(self.context)
-        return self.trained * shape.trained_flops(self.context) + forward
+    def flops(self, shape: Shape, adapter: int = 0) -> float:
+        """`adapter`: weights of one beside the model's, which is then what is trained."""
+        forward = (self.scored + self.written) * shape.forward_flops(self.context, adapter)
+        return self.trained * shape.trained_flops(self.context, adapter) + forward
 
 
 @dataclass(frozen=True)
 class Sized:
-    """One stage: its work, and what that takes."""
+    """One stage: its work, and what that takes. `flops` are the model's; hours are of all that is computed."""
 
     work: Work
     flops: float
     gpu_hours: float
     memory: Memory
-    weights: int  # bytes that it leaves on disk
+    weights: int  # bytes that it leaves on disk, of an adapter where there is one
+    checkpointing: bool = False
+    adapter: int = 0  # weights of one, which is trained or read beside the model
 
 
 @dataclass
@@ -167,7 +170,7 @@ class Sizes:
 
     def _mean(self, cell: CellPlan, what: str, texts: Iterator[str], most: int) -> float:
         """Mean tokens of texts, each cut at `most`; `most` where the model's tokenizer cannot be had without torch."""
-        folder = _model_of(cell)
+        folder = model_folder(cell)
         if (what, folder) not in self._means:
             tokenizer = _tokenizer(folder)
             lengths = [min(most, len(tokenizer.encode(text).ids)) for text in texts] if tokenizer else []
@@ -180,26 +183,38 @@ class Sizes:
     def _sized(self, cell: CellPlan, stage: Stage, work: Work, shape: Shape) -> Sized:
         settings: Any = stage.settings
         dtype, gpu, weights = getattr(settings, "dtype", "float32"), self.hardware, 0
-        flops = work.flops(shape)
-        seconds = flops / (gpu.peak_tflops * 1e12 * gpu.mfu)
+        set_to = _adapter(stage)
+        adapter = shape.adapter(set_to.rank, set_to.target_modules) if set_to else 0
+        held: dict[str, Any] = {"adapter": adapter, "quantized": bool(getattr(getattr(settings, "loading", None), "quantized", None))}
+        flops, checkpointing = work.flops(shape, adapter), checkpoints(getattr(settings, "gradient_checkpointing", False), shape.parameters)
+        again = work.trained * shape.forward_flops(work.context, adapter) if checkpointing else 0
+        seconds = (flops + again) / (gpu.peak_tflops * 1e12 * gpu.mfu)
         longest = getattr(settings, "max_length", None) or math.ceil(2 * work.context)
         if work.trained:
             training = getattr(settings, "method", None) or getattr(settings, "training", None) or settings.pretraining
             sequences = training.batch_size * (2 if _paired(stage) or getattr(training, "name", "") == "kto" else 1)
             optimizer = getattr(training, "optimizer", SFT_OPTIMIZER)
-            of_batch: dict[str, Any] = {"optimizer": optimizer, "sequences": sequences, "length": longest}
-            memory = training_memory(shape, dtype=dtype, sharding=gpu.sharding, devices=gpu.devices, **of_batch)
-            weights = shape.parameters * BYTES[dtype]
+            of_batch: dict[str, Any] = {"optimizer": optimizer, "sequences": sequences, "length": longest, "checkpointing": checkpointing}
+            memory = training_memory(shape, dtype=dtype, sharding=gpu.sharding, devices=gpu.devices, **of_batch, **held)
+            weights = 4 * adapter or shape.parameters * BYTES[dtype]
             if "reference_model" in stage.inputs:
-                memory = replace(memory, weights=memory.weights + shape.parameters * BYTES[dtype])
+                memory = replace(memory, weights=memory.weights + shape.weight_bytes("float32", held["quantized"]) + 4 * adapter)
         elif work.written:
-            seconds = max(seconds, work.steps * shape.parameters * BYTES[dtype] / (gpu.bandwidth_gbs * 1e9 * gpu.mbu))
+            reading = shape.weight_bytes(dtype, held["quantized"]) + 4 * adapter
+            seconds = max(seconds, work.steps * reading / (gpu.bandwidth_gbs * 1e9 * gpu.mbu))
             sequences = VLLM_SEQUENCES if settings.engine == "vllm" else settings.batch_size
             whole = math.ceil(work.context + settings.decoding.max_new_tokens / 2)
-            memory = writing_memory(shape, dtype=dtype, sequences=sequences, length=whole)
+            memory = writing_memory(shape, dtype=dtype, sequences=sequences, length=whole, **held)
         else:
-            memory = scoring_memory(shape, sequences=settings.batch_size, length=longest)
-        return Sized(work, flops, seconds / 3600, memory, weights)
+            memory = scoring_memory(shape, sequences=settings.batch_size, length=longest, **held)
+        return Sized(work, flops, seconds / 3600, memory, weights, checkpointing, adapter)
+
+
+def _adapter(stage: Stage) -> Adapter | None:
+    """The adapter that a stage trains, or of the model that it reads."""
+    model = stage.inputs.get("model")
+    settings = stage.settings if stage.kind == "train" else model.settings if isinstance(model, Stage) else None
+    return getattr(settings, "adapter", None)
 
 
 def _stage(source: Stage | Source) -> Stage:
@@ -252,14 +267,11 @@ def _tokenizer(folder: Path | None) -> Any:
         return None
 
 
-# A command ------------------------------------------------------------------------------------------------------------
-
-
 def shape_of(cell: CellPlan, store: Store) -> Shape:
     """Raises ValueError for a model whose sizes cannot be read."""
     model = cell.cell.model
     if isinstance(model, LocalModel):
-        return read_shape(_config(_model_of(cell)))
+        return read_shape(_config(model_folder(cell)))
     if not isinstance(model, WorldModel):
         raise ValueError("completions of a file have no model")
     from bench.world.tokenizer import new_tokenizer
@@ -277,7 +289,7 @@ def shape_of(cell: CellPlan, store: Store) -> Shape:
     )
 
 
-def _model_of(cell: CellPlan) -> Path | None:
+def model_folder(cell: CellPlan) -> Path | None:
     """The folder of the user's model, which its stages read; None in the controlled world."""
     models = (stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate"))
     return next((source.path for source in models if isinstance(source, Source)), None)
@@ -288,113 +300,3 @@ def _config(folder: Path | None) -> Mapping[str, Any]:
         return json.loads((folder / "config.json").read_text()) if folder else {}
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}/config.json cannot be read: {error}") from error
-
-
-def wanted(cells: Sequence[CellPlan], size: str) -> list[CellPlan]:
-    """The cells whose sizes are worth a look: those of pretrained models, or all where it was asked for."""
-    return [cell for cell in cells if isinstance(cell.cell.model, LocalModel if size == "auto" else LocalModel | WorldModel)]
-
-
-@dataclass
-class Report:
-    """What is printed: a table, lines under it, and a table of cells where it was asked for."""
-
-    stages: list[list[str]]
-    lines: list[str]
-    cells: list[list[str]]
-
-
-STAGE_COLUMNS = ("kind", "to do", "tokens", "PFLOPs", "GPU-hours", "GB a device", "with checkpointing")
-CELL_COLUMNS = ("cell", "tokens", "PFLOPs", "GPU-hours alone", "GPU-hours to do")
-
-
-def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hardware: Hardware, keep: Keep, size: str) -> Report | None:
-    """None where there is nothing worth a look."""
-    chosen = wanted(cells, size)
-    if not chosen:
-        return None
-    sizes, lines = Sizes(store, hardware), []
-    of_cell: dict[str, dict[Stage, Sized]] = {}
-    shapes: dict[str, Shape] = {}
-    try:
-        for cell in chosen:
-            try:
-                shapes[cell.cell.model.name] = shape = shape_of(cell, store)
-                of_cell[cell.key] = sizes.of(cell, shape)
-            except ValueError as error:
-                lines.append(f"{cell.name}: {' '.join(str(error).split())}")
-    finally:
-        sizes.close()
-    every = {stage: sized for found in of_cell.values() for stage, sized in found.items()}
-    waiting = {stage: every[stage] for stage in to_do if stage in every}
-    kinds = dict.fromkeys(stage.kind for stage in every)
-    table = [_kind_row(kind, [sized for stage, sized in waiting.items() if stage.kind == kind]) for kind in kinds]
-    lines = [*_model_lines(shapes, hardware), *_time_lines(of_cell, every, waiting, hardware), *lines]
-    folders = {folder for cell in chosen if (folder := _model_of(cell)) and not any(folder.glob("*.safetensors"))}
-    lines += [f"{folder} holds no weights yet: what is done is seen once they are there" for folder in sorted(folders)]
-    lines += _memory_lines(waiting, hardware)
-    lines += _disk_lines(every, waiting, keep)
-    how = f"counted by the model's tokenizer on {SAMPLE} rows at most" if sizes.counted else "as many as max_length allows"
-    lines.append(f"tokens of rows and prompts {how}; of what is still to be written as many as it may have")
-    of_cells = [_cell_row(cell, of_cell[cell.key], waiting) for cell in chosen if cell.key in of_cell] if size == "cells" else []
-    return Report(table, lines, of_cells)
-
-
-def _total(sized: Iterable[Sized]) -> tuple[str, str, str]:
-    """(tokens, PFLOPs, GPU-hours)"""
-    some = list(sized)
-    hours = sum(s.gpu_hours for s in some)
-    return f"{sum(s.work.tokens for s in some):,.0f}", f"{sum(s.flops for s in some) / 1e15:,.3g}", f"{hours:,.3g}"
-
-
-def _kind_row(kind: str, sized: Sequence[Sized]) -> list[str]:
-    memory = [f"{max((getattr(s.memory, part) for s in sized), default=0) / 1e9:,.3g}" if sized else "" for part in ("total", "least")]
-    return [kind, str(len(sized)), *_total(sized), memory[0], memory[1] if memory[1] != memory[0] else ""]
-
-
-def _cell_row(cell: CellPlan, found: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized]) -> list[str]:
-    return [cell.name, *_total(found.values()), _total(s for stage, s in found.items() if stage in waiting)[2]]
-
-
-def _model_lines(shapes: Mapping[str, Shape], gpu: Hardware) -> Iterator[str]:
-    for name, shape in shapes.items():
-        yield f"{name}: {shape.parameters:,} parameters"
-    spread = f", {gpu.devices} a training, sharding {gpu.sharding}" if gpu.devices > 1 else ""
-    reached = f"{gpu.mfu:.0%} of its {gpu.peak_tflops:g} TFLOP/s, {gpu.mbu:.0%} of its {gpu.bandwidth_gbs:g} GB/s where text is written"
-    yield f"on {gpu.name} ({gpu.memory_gb:g} GB{spread}), at {reached} (hardware.mfu, hardware.mbu)"
-
-
-def _time_lines(
-    of_cell: Mapping[str, Mapping[Stage, Sized]], every: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized], gpu: Hardware
-) -> Iterator[str]:
-    hours = sum(s.gpu_hours for s in waiting.values())
-    dollars = f", ${hours * gpu.price_per_hour:,.2f} at ${gpu.price_per_hour:g} an hour" if gpu.price_per_hour is not None else ""
-    yield f"to do: {hours:,.3g} GPU-hours{dollars}"
-    alone = sum(s.gpu_hours for found in of_cell.values() for s in found.values())
-    shared = sum(s.gpu_hours for s in every.values())
-    if len(of_cell) > 1 and shared:
-        times = f"{alone / shared:.2f} times as much"
-        yield f"shared stages: the grid takes {shared:,.3g} GPU-hours from nothing; cell by cell it would take {alone:,.3g}, {times}"
-
-
-def _memory_lines(waiting: Mapping[Stage, Sized], gpu: Hardware) -> Iterator[str]:
-    training = [s.memory for s in waiting.values() if s.work.trained]
-    if training:
-        most = max(training, key=lambda memory: memory.total)
-        parts = ((most.weights, "weights"), (most.gradients, "gradients"), (most.optimizer, "optimizer"))
-        counted = ", ".join(f"{size_words(size)} {name}" for size, name in parts)
-        about = f"about {size_words(most.activations)} activations ({size_words(most.checkpointed)} with gradient checkpointing)"
-        yield f"a training holds {counted}, {about} a device"
-    least = max((s.memory.least for s in waiting.values()), default=0)
-    if least > gpu.memory_gb * 1e9:
-        way_out = "more devices (accelerate=fsdp accelerate.devices=N), a smaller batch, or a larger GPU"
-        yield f"that is more than the {gpu.memory_gb:g} GB of {gpu.name}, gradient checkpointing or not: {way_out}"
-
-
-def _disk_lines(every: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized], keep: Keep) -> Iterator[str]:
-    weights = [s.weights for s in waiting.values() if s.weights]
-    if weights:
-        left = {"weights": f"keep=weights leaves {size_words(sum(weights))}"}.get(keep, f"keep={keep} leaves no full weights")
-        at_most = f", {size_words(sum(weights))} at most while it runs"
-        other = "; with keep=numbers they go as cells get their numbers" if keep == "weights" else at_most
-        yield f"disk: {len(weights)} models to train, {size_words(max(weights))} each; {left}{other}"

@@ -215,6 +215,13 @@ def mean_estimate(values: Sequence[float | None], level: float = 0.95) -> Estima
     return Estimate(mean, standard_error, low, high, int(x.size), len(values) - int(x.size))
 
 
+def estimate_of(value: float, standard_error: float | None, n: int, level: float = 0.95) -> Estimate:
+    """A mean that somebody else computed: with Wilson's interval where the standard error shows that it is a share of n, else with t's."""
+    share = standard_error is not None and abs(standard_error**2 * (n - 1) - value * (1 - value)) < 1e-9
+    low, high = wilson(value * n, n, level) if share else _t_interval(value, standard_error, n - 1, level)
+    return Estimate(value, standard_error, low, high, n)
+
+
 def pool(values: Sequence[float | None], level: float = 0.95) -> Pooled | None:
     """One number a seed -> mean, sd over seeds, t interval with n_seeds - 1 degrees of freedom.
 

@@ -29,7 +29,7 @@ SWEEPS = next(path for path in (ROOT / "_sweeps", ROOT.parent / "sweeps") if pat
 
 COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
 LABELLING_JUDGE = "judge@method.labelling_judge"  # a choice of conf/judge/ that labels, in a method's section
-CELL_GROUPS = ("scale", "data", "model", "sft", "method", "judge", "engine", "adapter", LABELLING_JUDGE)
+CELL_GROUPS = ("scale", "data", "model", "sft", "method", "judge", "engine", "adapter", "forgetting", LABELLING_JUDGE)
 SESSION_GROUPS = ("do", "tracker", "accelerate", "hardware", "hydra/launcher")
 
 Point = Mapping[str, Any]  # dotted key or group -> value

@@ -40,6 +40,7 @@ HEAVY_IMPORTS = {
     "sample": ("bench.engines.hf",),
     "logps": ("bench.engines.hf",),
     "generate": ("bench.engines.hf",),
+    "tasks": ("bench.engines.hf",),
     "train": ("bench.methods.training", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer"),
 }
 REASON_LENGTH = 400  # characters; the whole of an error is in the stage's log
@@ -209,7 +210,7 @@ def _versions() -> dict[str, Any]:
     from importlib import metadata
 
     packages = {}
-    for package in ("torch", "transformers", "trl", "accelerate", "peft", "numpy", "scipy"):
+    for package in ("torch", "transformers", "trl", "accelerate", "peft", "numpy", "scipy", "lm_eval"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
     # e.g. 1f0c2a9b7d31, or 1f0c2a9b7d31-dirty where files have changed since

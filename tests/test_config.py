@@ -53,7 +53,7 @@ def test_every_file_in_conf_composes_and_passes(
         words |= {"model=local", f"model.path={model_folder}", f"data.path={pairs_file}"}
     if group == "judge" and choice in ("alpaca_eval", "mt_bench", "arena_hard"):
         words |= {"judge.model=some-model"}
-    if choice in ("vllm", "qlora"):
+    if choice in ("vllm", "qlora", "lm_eval"):
         words |= {"do=plan"}
     if (group, choice) == ("do", "why"):
         words |= {"cell=0123abcd"}

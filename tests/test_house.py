@@ -31,14 +31,14 @@ ORDER = [
     ["judges", "engines", "methods"],
     ["stages"],
     ["audit_files", "door", "report", "tracking"],
-    ["clusters", "costs", "counts", "size", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
+    ["clusters", "costs", "counts", "size", "size_table", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
     ["bundle"],
     ["export"],
     ["run"],
     ["__main__", "_plugins"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets", "submitit", "ray"}
+HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets", "submitit", "ray", "lm_eval"}
 LIGHT = [
     "config",
     "records",
@@ -65,7 +65,7 @@ LIGHT = [
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
 LIGHT += ["judges.arena_hard", "judges.jury", "judges.pair_ranker", "style_control"]
 LIGHT += ["clusters", "judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
-LIGHT += ["keep", "size", "shapes", "bundle", "export"]
+LIGHT += ["keep", "size", "size_table", "shapes", "bundle", "export", "judges.lm_eval", "stages.tasks"]
 
 
 def _room(path: Path) -> str:

@@ -93,7 +93,7 @@ def step() -> dict[str, float]:
     states = sum(t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values() if t.dim())
     held = {"weights": model.parameters(), "gradients": [p.grad for p in model.parameters()]}
     found = {name: sum(t.numel() * t.element_size() for t in tensors) for name, tensors in held.items()}
-    said = training_memory(shape, dtype="float32", optimizer="adamw_torch", sequences=4, length=64)
+    said = training_memory(shape, dtype="float32", optimizer="adamw_torch", sequences=4, length=64, checkpointing=False)
     return {
         "forward": forward.get_total_flops() / (ids.numel() * shape.forward_flops(64)),
         "trained": whole.get_total_flops() / (ids.numel() * shape.trained_flops(64)),
@@ -113,17 +113,99 @@ def test_bytes_are_those_that_a_step_holds(step: dict[str, float]) -> None:
     assert (step["weights"], step["gradients"], step["optimizer"]) == (1, 1, 1)
 
 
+# Adapters --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", [(), "first two"], ids=["all", "named"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gpt_neox"])
+def test_an_adapter_has_as_many_weights_as_pefts(kind: str, targets: Any) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from bench.config import Adapter
+    from bench.engines.adapters import add_adapter
+
+    config = AutoConfig.for_model(kind, **SMALL)
+    model, shape = AutoModelForCausalLM.from_config(config), read_shape(config.to_dict())
+    chosen = tuple(linear.name for linear in shape.linears[:2]) if targets else ()
+    add_adapter(model, Adapter(name="lora", rank=4, alpha=8.0, dropout=0.0, target_modules=chosen), seed=0)
+    assert shape.adapter(4, chosen) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_unknown_targets_of_an_adapter_are_said() -> None:
+    with pytest.raises(ValueError, match="must name linear layers of the model, got c_attn; known: down_proj, gate_proj, k_proj"):
+        read_shape(LLAMA_2_7B).adapter(16, ("q_proj", "c_attn"))
+
+
+def test_flops_and_bytes_of_a_lora_step_are_those_of_a_real_one() -> None:
+    """Twelve layers: the first one's input needs no gradient, which the formula leaves out (here 1 %, of 32 layers less)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from bench.config import Adapter
+    from bench.engines.adapters import add_adapter
+
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 500, "num_hidden_layers": 12, "attn_implementation": "eager"}
+    config = LlamaConfig(**{**SMALL, **sizes})
+    model, shape = LlamaForCausalLM(config), read_shape(config.to_dict())
+    add_adapter(model, Adapter(name="lora", rank=8, alpha=8.0, dropout=0.0, target_modules=()), seed=0)
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    optimizer, ids = torch.optim.AdamW(learnt), torch.randint(0, 500, (4, 64))
+    forward, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    with forward, torch.no_grad():
+        model(ids)
+    with whole:
+        model(ids, labels=ids).loss.backward()
+    optimizer.step()
+    adapter = shape.adapter(8, ())
+    found = forward.get_total_flops() / (ids.numel() * shape.forward_flops(64, adapter))
+    trained = whole.get_total_flops() / (ids.numel() * shape.trained_flops(64, adapter))
+    print(f"\nmeasured by forecast: forward {found:.4f}, LoRA step {trained:.4f}")
+    assert found == pytest.approx(1, abs=0.02)
+    assert trained == pytest.approx(1, abs=0.02)
+    said = training_memory(
+        shape, dtype="float32", optimizer="adamw_torch", sequences=4, length=64, checkpointing=False, adapter=adapter
+    )
+    states = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
+    held = [list(model.parameters()), [p.grad for p in model.parameters() if p.grad is not None], states]
+    assert [sum(t.numel() * t.element_size() for t in tensors) for tensors in held] == [said.weights, said.gradients, said.optimizer]
+
+
+def test_lora_and_qlora_of_llama_2_7b_by_hand() -> None:
+    """Rank 16 on all linear layers: 16 (4 (4096 + 4096) + 3 (4096 + 11008)) a layer = 1,249,280, times 32 = 39,976,960.
+
+    Linear layers hold 32 (4 · 4096² + 3 · 4096 · 11008) = 6,476,005,376 weights, all else 262,410,240. In NF4 a weight has 4 bits, a
+    64th of 8 and a 16384th of 32: 0.515869140625 bytes. A token forward: 2 (6,607,343,616 + a) and attention 4 · 32 · 4096 · context.
+    """
+    shape = read_shape(LLAMA_2_7B)
+    a = shape.adapter(16, ())
+    assert a == 39_976_960
+    linears, rest = 6_476_005_376, 262_410_240
+    assert linears + rest == shape.parameters
+    assert shape.weight_bytes("float32", quantized=True) == 0.515869140625 * linears + 4 * rest
+    assert shape.trained_flops(1000, a) == 4 * 6_607_343_616 + 6 * a + 3 * 4 * 32 * 4096 * 1000
+    assert shape.trained_flops(1000, a) / shape.trained_flops(1000) == pytest.approx(0.68, abs=0.01)
+
+    of_batch: dict[str, Any] = {"dtype": "bfloat16", "optimizer": "adamw_torch", "sequences": 8, "length": 1024, "checkpointing": True}
+    lora, qlora = (training_memory(shape, **of_batch, adapter=a, quantized=quantized) for quantized in (False, True))
+    assert (lora.gradients, lora.optimizer) == (qlora.gradients, qlora.optimizer) == (4 * a, 8 * a)
+    assert lora.weights == 4 * shape.parameters + 4 * a + 2 * shape.parameters / 32  # float32, and a layer's bfloat16 copies
+    assert qlora.weights == 0.515869140625 * linears + 4 * rest + 4 * a
+    assert qlora.weights / 1e9 == pytest.approx(4.55, abs=0.01)
+
+
 def test_sharding_divides_what_it_shards() -> None:
     shape = read_shape(MISTRAL_7B)
 
     def of(sharding: Any) -> Any:
-        return training_memory(shape, dtype="bfloat16", optimizer="adamw_torch", sequences=8, length=1024, sharding=sharding, devices=8)
+        of_batch: dict[str, Any] = {"optimizer": "adamw_torch", "sequences": 8, "length": 1024, "checkpointing": True}
+        return training_memory(shape, dtype="bfloat16", sharding=sharding, devices=8, **of_batch)
 
     n = shape.parameters
     assert (of("none").weights, of("none").gradients, of("none").optimizer) == (6 * n, 4 * n, 8 * n)
     assert (of("zero2").weights, of("zero2").gradients, of("zero2").optimizer) == (6 * n, n / 2, n)
     assert (of("zero3").weights, of("zero3").gradients, of("zero3").optimizer) == (6 * n / 8, n / 2, n)
-    assert of("zero3").checkpointed < of("zero3").activations / 5
+    assert of("zero3").activations < of("zero3").otherwise / 5
     assert writing_memory(shape, dtype="bfloat16", sequences=1, length=1).activations == 2 * 32 * 8 * 128 * 2
     assert scoring_memory(shape, sequences=1, length=1).weights == 4 * n
 
@@ -164,7 +246,9 @@ def test_a_7b_sweep_is_planned_from_its_config(planned: Ran) -> None:
         "on a100_80 (80 GB), at 40% of its 312 TFLOP/s",
         "at $2 an hour",
         "40.4 GB weights, 27 GB gradients, 53.9 GB optimizer",
-        "that is more than the 80 GB of a100_80",
+        "activations a device with gradient checkpointing",
+        "without: model.gradient_checkpointing=false",
+        "a device is more than the 80 GB of a100_80: more devices",
         "4 models to train, 13.5 GB each; keep=weights leaves 53.9 GB",
         "shared stages: the grid takes",
         "counted by the model's tokenizer",
@@ -211,7 +295,36 @@ def test_training_is_6nd_and_the_reference_2nd(folder: Path) -> None:
     reference = max((s for s in found["logps"] if s.work.context < 100), key=lambda s: s.work.scored)  # the others score what is written
     assert reference.flops == pytest.approx(2 * n * reference.work.scored, rel=0.01)
     assert reference.work.scored > 2 * dpo.work.trained  # with mismatched partners and held-out rows
-    assert dpo.gpu_hours == pytest.approx(dpo.flops / (100e12 * 0.5) / 3600)
+    assert dpo.gpu_hours == pytest.approx(4 / 3 * dpo.flops / (100e12 * 0.5) / 3600)  # a second forward: 7B are trained with checkpointing
+
+
+def test_gradient_checkpointing_trades_activations_for_a_second_forward(folder: Path) -> None:
+    """8 sequences of 1024 tokens, 4096 hidden, 32 layers: 34 bytes each without; 2 each and one layer's 34 with."""
+    plain, kept = (sized(folder, GPU, f"model.gradient_checkpointing={word}")["train"][0] for word in ("false", "true"))
+    unit = 8 * 1024 * 4096
+    assert (plain.memory.activations, kept.memory.activations) == (34 * 32 * unit, (2 * 32 + 34) * unit)
+    assert kept.memory.total - kept.memory.activations == plain.memory.total - plain.memory.activations
+    assert (plain.flops, plain.gpu_hours * 4 / 3) == (kept.flops, pytest.approx(kept.gpu_hours))
+
+
+def test_an_adapters_training_costs_two_thirds_and_leaves_little(folder: Path) -> None:
+    found = sized(folder, GPU, "adapter=lora")
+    a, n = 39_976_960, shape().multiplied
+    for trained in found["train"]:
+        assert trained.weights == 4 * a
+        assert (trained.memory.gradients, trained.memory.optimizer) == (4 * a, 8 * a)
+    dpo = found["train"][0]
+    assert dpo.flops == pytest.approx((4 * n + 6 * a) * dpo.work.trained, rel=0.01)
+    assert max(s.memory.weights for s in found["logps"]) == 4 * shape().parameters + 4 * a  # base and adapter score, one after another
+    assert max(s.memory.weights for s in found["generate"]) == 2 * shape().parameters + 4 * a
+
+
+def test_a_plan_with_an_adapter_says_what_is_trained_and_kept(folder: Path, tmp_path: Path) -> None:
+    ran = bench(*own(folder, "adapter=lora", "do=plan", "keep=adapters", "hardware=a100_40"), results=tmp_path / "results")
+    words = " ".join(ran.out.split())
+    for said in ("an adapter has 39,976,960, which are all that is trained", "160 MB gradients, 320 MB optimizer"):
+        assert said in words
+    assert "4 adapters to train, 160 MB each; keep=adapters leaves 640 MB" in words
 
 
 def test_writing_takes_as_long_as_reading_the_weights(folder: Path) -> None:

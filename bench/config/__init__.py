@@ -9,6 +9,7 @@ from bench.config.adapters import *
 from bench.config.base import *
 from bench.config.cell import *
 from bench.config.data import *
+from bench.config.forgetting import *
 from bench.config.judges import *
 from bench.config.methods import *
 from bench.config.session import *

@@ -9,6 +9,7 @@ from pydantic import Field
 from bench.config.base import AsList, Count, Positive, Settings
 
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]  # auto: what transformers takes for the architecture
+Checkpointing = Literal["auto"] | bool  # of gradients; auto: see shapes.checkpoints
 
 
 class Loading(Settings):

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from bench.config.adapters import Adapter, NoAdapter
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, Unkeyed, misfit
 from bench.config.data import DatasetData, LocalData, Sft, WorldData
+from bench.config.forgetting import Forgetting
 from bench.config.judges import (
     AlpacaEvalJudge,
     ArenaHardJudge,
@@ -75,6 +76,7 @@ class Cell(Settings):
     seed: Seed
     adapter: NoAdapter | Adapter = Field(default=NoAdapter(), discriminator="name")
     sft: Sft | None = None  # what makes the start model of the model's folder; None: the folder is the start model
+    forgetting: Forgetting | None = None  # what is asked beside the judge
 
     @model_validator(mode="after")
     def _fits_together(self) -> Cell:
@@ -157,6 +159,9 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         if isinstance(iteration, int) and isinstance(n, int) and isinstance(there, int) and (needed := (iteration + 1) * n) > there:
             text = f"iterations 0 to {iteration} of {n} prompts each need {needed} demonstrations, got data.n_demonstrations={there}"
             found.append(("method.n_prompts", text))
+    if cell.get("forgetting") is not None and method.get("name") == "csft":
+        text = "method=csft is asked with a control token after every prompt, which lm_eval does not write"
+        found.append(("forgetting", f"{text}; leave it out of the sweep or take forgetting=none"))
     adapter = cell.get("adapter")
     if isinstance(adapter, Mapping) and adapter.get("name") != "none" and method.get("name") in WHOLE:
         text = f"method={method['name']} trains {WHOLE[method['name']]}, got adapter={adapter.get('name')}; take adapter=none"

@@ -102,7 +102,7 @@ class LocalLauncher(AnyLauncher):
     workers: Count | None  # None: one a GPU, or one a core where there is none
 
 
-StageKind = Literal["data", "sft", "sample", "label", "logps", "train", "generate", "judge", "score", "audit"]
+StageKind = Literal["data", "sft", "sample", "label", "logps", "train", "generate", "judge", "score", "audit", "tasks"]
 
 
 class Resources(Settings):

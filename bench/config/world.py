@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bench.config.adapters import Attention
+from bench.config.adapters import Attention, Checkpointing
 from bench.config.base import AsList, Category, Count, Misfit, Name, Positive, Probability, Seed, Settings, misfit
 
 
@@ -109,6 +109,7 @@ class LocalModel(Settings):
     max_length: Count  # tokens of prompt and completion that training and log-probs look at
     base: str | None = None  # folder of the model that it was tuned from, where a method holds it against that
     attention: Attention = "auto"
+    gradient_checkpointing: Checkpointing = "auto"
 
 
 class NoModel(Settings):

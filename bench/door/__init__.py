@@ -42,6 +42,7 @@ from bench.config import (
 )
 from bench.door.files import Fetches, Files
 from bench.door.words import GROUPS, MEMBERS, BadConfig, Tree, Where, in_words, leaves, one_line, short, unknown
+from bench.judges.lm_eval import INSTALL
 from bench.plan import Sources, judge_manners
 from bench.sweep import CommandLine, is_session
 
@@ -122,6 +123,8 @@ class _Door:
             self._check_why(session.do)
         if base and session and isinstance(session.do, Export | Bundle):
             self._check_out(session.do, base[1])
+        if base and session and session.do.name == "run" and any(cell.forgetting for cell in cells):
+            self._check_harness(base[1])
         if base and session and session.do.name == "run" and session.launcher.name == "local":
             self._check_vllm(list(cells), base[1])
             self._check_gpu(list(cells), base[1])
@@ -185,6 +188,11 @@ class _Door:
                 other = "preferences" if manner == "rating" else "ratings"
                 text = f"{name}={path} holds {manner}s, and judge={', '.join(strangers)} gives {other} here: name a file of those"
                 self.problems.append(f"{text} ({where.of(f'do.{name}')})")
+
+    def _check_harness(self, where: Where) -> None:
+        if importlib.util.find_spec("lm_eval") is None:
+            text = f"forgetting=lm_eval needs lm-evaluation-harness, which is not installed here: {INSTALL}"
+            self.problems.append(f"{text} ({where.of('forgetting')})")
 
     def _check_vllm(self, cells: Sequence[Cell], where: Where) -> None:
         """That vLLM is where it is to be run; another machine plans without it."""

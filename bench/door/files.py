@@ -28,7 +28,7 @@ from bench.config import (
     Written,
     misfits,
 )
-from bench.door.folders import a_file, base_folder, model_folder, no_template, positions
+from bench.door.folders import a_file, base_folder, model_folder, no_template, positions, tasks_folder
 from bench.door.judge_files import JUDGE_FILES, JudgeFiles, judge_files_of, labeller_files, what_judge_reads, what_labeller_reads
 from bench.door.words import MEMBERS, Tree, Where, short
 from bench.judges.replies import parser_version
@@ -59,11 +59,13 @@ class Files:
     _data: dict[str, tuple[Path, Shown] | None] = field(default_factory=dict)
     _written: dict[str, Path | None] = field(default_factory=dict)
     _prompts: dict[str, int | None] = field(default_factory=dict)
+    _tasks: dict[str, Path | None] = field(default_factory=dict)
     _digests: dict[Path, Source] = field(default_factory=dict)
 
     def check(self, cell: Tree, where: Where) -> None:
         """Say what is wrong with the files of a cell, which may have other faults. A length that a model has no positions for is cut to
         them where it is a default."""
+        forgetting = cell["forgetting"] if isinstance(cell.get("forgetting"), dict) else {}
         model = _valid_section(LocalModel, cell["model"])
         key = "model.path" if model and model.path else "model.hub"
         source = self._model(model, where.of(key)) if model else None
@@ -71,6 +73,8 @@ class Files:
         if model is not None and source is not None and source.path.is_dir():  # a verb that reads nothing does not fetch
             if asked and (why := no_template(source.path)):
                 self.problems.append(f"{why}{'' if model.path else COPY} ({where.of(key)})")
+            if forgetting.get("chat_template") is True and not asked and (why := no_template(source.path)):
+                self.problems.append(f"{why} ({where.of('forgetting.chat_template')})")
             places = positions(source.path)
             if places is not None and places < model.max_length and not where.is_given("model.max_length"):
                 cell["model"]["max_length"] = places  # no length that anybody asked for
@@ -79,6 +83,8 @@ class Files:
                 self.problems.append(f"{text} ({where.of('model.max_length')})")
             if model.base is not None:
                 self._once(self._models, model.base, partial(base_folder, tuned=source.path), where.of("model.base"))
+        if isinstance(folder := forgetting.get("include_path"), str):
+            self._once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method.get("name") == "completions":
             self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
         judge = cell["judge"] if isinstance(cell["judge"], dict) else {}
@@ -157,7 +163,9 @@ class Files:
         file = cell.method.prompts if isinstance(cell.method, Loop) else None
         prompts = self._source(Path(file).expanduser().absolute()) if file else None
         public, conversations = self._public(cell.data), self._public(cell.sft)
-        return Sources(own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations)
+        folder = cell.forgetting.include_path if cell.forgetting else None
+        tasks = self._source(Path(folder).expanduser().absolute()) if folder else None
+        return Sources(own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations, tasks)
 
     def _public(self, section: Any) -> Source | None:
         found = self._datasets[_what_is_read(section)] if isinstance(section, (DatasetData, Sft)) else None

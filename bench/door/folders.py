@@ -51,3 +51,12 @@ def no_template(folder: Path) -> str | None:
     if config.exists() and json.loads(config.read_text()).get("chat_template"):
         return None
     return f"{folder} is asked in messages and its tokenizer has no chat template: add chat_template.jinja"
+
+
+def tasks_folder(path: str) -> Path:
+    """A folder of lm_eval's task files. Raises ValueError for anything else."""
+    folder = Path(path).expanduser().absolute()
+    if not folder.is_dir() or not any(file.suffix in (".yaml", ".yml") for file in folder.rglob("*")):
+        what = "holds no YAML file" if folder.is_dir() else "is no folder"
+        raise ValueError(f"forgetting.include_path must be a folder of task files (YAML), got {path}, which {what}")
+    return folder

@@ -49,7 +49,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
 
 def _reward_model(cell: Cell, training: Training, ground: Ground) -> Stage:
     method = RewardModel(**training.model_dump(include=set(Training.model_fields)))
-    settings = RewardModelSettings(method=method, max_length=plan.max_length(cell), dtype=plan.dtype(cell), seed=cell.seed)
+    settings = RewardModelSettings(method=method, **plan.trained_as(cell))
     return stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
 
 

@@ -216,7 +216,7 @@ def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: Seed
     assert isinstance(cell.method, IterativeDpo | SelfRewarding)
     learning_rate, fraction = cell.method.reward_learning_rate, getattr(cell.method, "reward_fraction", None)
     method = RewardModel(**_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate})
-    settings = RewardModelSettings(method=method, max_length=plan.max_length(cell), dtype=plan.dtype(cell), seed=cell.seed)
+    settings = RewardModelSettings(method=method, **plan.trained_as(cell))
     pairs = ground.preferences
     if fraction is not None and isinstance(pairs.settings, PairData | LocalPairData):
         pairs = stage("data", pairs.settings.model_copy(update={"fraction": fraction}), pairs.inputs, "the reward model's pairs")

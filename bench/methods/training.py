@@ -24,6 +24,7 @@ from bench.facts import Example, Fed, TrainFacts, digest
 from bench.kinds import RewardModelSettings, TrainSettings
 from bench.plan import reward_scale
 from bench.records import Logps, Pair, Unpaired
+from bench.shapes import checkpoints
 from bench.tokens import preference_ids
 from bench.worker import Progress
 
@@ -117,16 +118,16 @@ class Recorder(TrainerCallback):
             (out / name).write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
 
 
-def common_arguments(out: Path, *, seed: int, dtype: str) -> dict[str, Any]:
-    """transformers' training arguments that every stage shares."""
-    gpu = torch.cuda.is_available()
+def common_arguments(out: Path, *, seed: int, dtype: str, checkpointing: bool = False) -> dict[str, Any]:
+    """transformers' training arguments that every stage shares; `checkpointing`: of gradients (see shapes.checkpoints)."""
     return {
         "output_dir": str(out / "trainer"),
         "seed": seed,
         "data_seed": seed,
         "bf16": dtype == "bfloat16",
-        "use_cpu": not gpu,
-        "gradient_checkpointing": gpu,
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},  # the other kind loses what frozen embeddings feed
         "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": 1,
@@ -146,7 +147,12 @@ def training_arguments(job: TrainingJob) -> dict[str, Any]:
     method = job.settings.method
     share = share_of(method, job.devices)
     return {
-        **common_arguments(job.out, seed=job.settings.seed, dtype=job.settings.dtype),
+        **common_arguments(
+            job.out,
+            seed=job.settings.seed,
+            dtype=job.settings.dtype,
+            checkpointing=checkpoints(job.settings.gradient_checkpointing, job.model.num_parameters()),
+        ),
         "learning_rate": method.learning_rate,
         "num_train_epochs": method.num_train_epochs,
         "per_device_train_batch_size": share.batch_size,

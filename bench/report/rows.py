@@ -14,7 +14,7 @@ from bench import stats
 from bench.config import FITTED, Cell, Expectation, GoldJudge, WorldData, Written
 from bench.length_control import Calibration, contributions_of_verdicts
 from bench.plan import CellPlan, start_cell
-from bench.records import Result, Verdict, read_jsonl
+from bench.records import Result, TaskResult, Verdict, read_jsonl
 from bench.report import calibration as calibrations
 from bench.store import Store, hash_key
 
@@ -51,6 +51,7 @@ class Row:
     n_train: int | None = None
     recorded: Sequence[Mapping[str, Any]] = ()  # of every stage behind the numbers
     calibration: str | None = None  # digest of what length control knew beforehand
+    tasks: Sequence[TaskResult] = ()  # of the forgetting check, those that are shown
 
     @property
     def group_key(self) -> str:
@@ -145,7 +146,15 @@ def _row(
         data.counts.get("train") if data else None,
         [store.recorded(stage) for stage in cell.stages],
         result.calibration,
+        _tasks(cell, store),
     )
+
+
+def _tasks(cell: CellPlan, store: Store) -> list[TaskResult]:
+    stage = cell.roles.get("tasks")
+    if stage is None or store.status(stage).state != "done":
+        return []
+    return [result for result in read_jsonl(store.folder(stage) / "results.jsonl", TaskResult) if result.shown]
 
 
 def _by_item(

@@ -9,6 +9,7 @@ from functools import partial
 
 from bench import stats
 from bench.config import FITTED, Expectation, JuryJudge
+from bench.records import task_number
 from bench.report.rows import ALPHA, Group, Pooled, Row, Verified, method_name, settings, verify
 
 MISSING = "-"
@@ -72,12 +73,49 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
         ("parsed %", lambda g: _number(g, "judge_parse_rate", 1, 100)),
         ("KL nats", lambda g: _number(g, "kl", 2)),
         ("length", lambda g: _number(g, "mean_length", 1)),
+        *((column, partial(_of_task, column, number)) for column, number in tasks(groups).items()),
     ]
     cells = [[value(group) for _, value in columns] for group in groups]
     said = [i for i, (name, _) in enumerate(columns) if name in ("row", "method", "seeds") or any(row[i] != MISSING for row in cells)]
     seeds = max((len(group.done) for group in groups), default=0)
     notes = [*_notes(groups), *(_expected(verify(expectation, pooled), seeds) for expectation in expectations)]
     return Table([columns[i][0] for i in said], [[row[i] for i in said] for row in cells], notes)
+
+
+RATES = ("acc", "exact_match", "em", "f1", "pass@")  # how metrics of tasks begin that are in [0, 1]
+FIRST = ("acc_norm", "acc", "exact_match")  # of a task's metrics, the one that has a column
+
+
+def tasks(groups: Sequence[Group]) -> dict[str, str]:
+    """Column of each task of the forgetting check -> the number that it shows. All numbers are in table.csv."""
+    found: dict[str, set[str]] = {}
+    for result in (result for group in groups for row in group.done for result in row.tasks):
+        found.setdefault(result.task, set()).add(result.metric)
+    first = {task: min(metrics, key=lambda metric: (_rank(metric), metric)) for task, metrics in found.items()}
+    return {f"{task} {metric}{' %' if metric.startswith(RATES) else ''}": task_number(task, metric) for task, metric in first.items()}
+
+
+def _rank(metric: str) -> int:
+    return next((i for i, first in enumerate(FIRST) if metric.startswith(first)), len(FIRST))
+
+
+def _of_task(column: str, number: str, group: Group) -> str:
+    return _percent(group, number) if column.endswith(" %") else _with_interval(group, number, 3, 1)
+
+
+def _tasks_notes(groups: Sequence[Group]) -> list[str]:
+    """What the tasks of the forgetting check are, and which cells were asked others."""
+    asked: dict[str, dict[tuple[str | None, str, int | None, int], None]] = {}
+    for result in (result for group in groups for row in group.done for result in row.tasks):
+        asked.setdefault(result.task, {})[result.asked, result.version, result.shots, result.n] = None
+    if not asked:
+        return []
+    notes = []
+    words = [f"{task} ({shots} shots, {n} documents, version {version})" for task, ((_, version, shots, n), *_) in asked.items()]
+    where = "over seeds (t) where there are several, else over documents"
+    notes.append(f"Tasks of lm-evaluation-harness, beside the judge and no part of a win rate: {', '.join(words)}. Brackets: 95 % {where}.")
+    unlike = [task for task, ways in asked.items() if len(ways) > 1]
+    return notes + [f"{task} was not asked of all cells alike: other documents, prompts or versions." for task in unlike]
 
 
 def members(groups: Sequence[Group]) -> list[str]:
@@ -204,6 +242,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
     notes += _ratings_notes(groups) if not scored else []
     notes += _judges_notes(groups)
+    notes += _tasks_notes(groups)
     notes += _missing([row for group in groups for row in group.done])
     reasons: dict[str, list[str]] = {}
     for row in (row for group in groups for row in group.rows if not row.done):

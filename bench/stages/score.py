@@ -6,6 +6,7 @@ win_rate_LABEL               of the member LABEL of a jury, with its n_unscored_
 n_turns_unscored             turns without a verdict of items that another turn scores (pairs of two turns)
 rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clustered by question
 expected_rating              the same from the whole distribution over ratings, where the judge lists log-probs
+tasks/TASK/METRIC            of a task of the forgetting check, in the task's own units; standard error and interval over documents
 reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref (paired data)
 reward_auc                   chance that a desirable held-out completion has a larger one than an undesirable (unpaired data)
 reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows; logps_chosen, _rejected: summed log-probs (nats)
@@ -45,6 +46,7 @@ from bench.records import (
     Labelled,
     Pair,
     Result,
+    TaskResult,
     Unpaired,
     Verdict,
     preference_verdicts,
@@ -53,6 +55,7 @@ from bench.records import (
     read_logps,
     read_rewards,
     read_rows,
+    task_number,
 )
 from bench.style_control import StyleWinRate, arena_win_rate, has_games, style_win_rate
 from bench.worker import Outcome, StageRun
@@ -106,11 +109,19 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
     _heldout(settings, inputs, numbers)
     _kl(settings, inputs, numbers)
     _labels(inputs, numbers)
+    if "tasks" in inputs:
+        _tasks(inputs["tasks"], numbers)
     if "self_judge" in inputs:
         judge = Result.from_json(json.loads((inputs["self_judge"] / "judge.json").read_text()))
         numbers.metrics |= judge.metrics
         numbers.missing |= judge.missing
     return Result(numbers.metrics, dict(sorted(numbers.missing.items())), calibration.digest if calibration and preferred else None)
+
+
+def _tasks(folder: Path, numbers: _Numbers) -> None:
+    for result in read_jsonl(folder / "results.jsonl", TaskResult):
+        if result.shown:
+            numbers.add(task_number(result.task, result.metric), stats.estimate_of(result.value, result.standard_error, result.n))
 
 
 def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:

@@ -76,6 +76,7 @@ def _conversations(settings: ConversationSft, run: StageRun) -> Outcome:
 
     from bench.engines.hf import check_fit, load_model
     from bench.methods.training import ALL_STEPS, common_arguments
+    from bench.shapes import checkpoints
     from bench.tokens import conversation_ids, load_tokenizer
 
     tokenizer = load_tokenizer(run.inputs["model"])
@@ -86,9 +87,12 @@ def _conversations(settings: ConversationSft, run: StageRun) -> Outcome:
     ]
     if not examples:
         raise ValueError(f"no answer of {len(rows)} conversations begins within model.max_length={settings.max_length}: raise it")
+    model = load_model(run.inputs["model"], settings.dtype).float()  # float32 weights whatever the dtype: see engines/hf.py
+    check_fit(run.inputs["model"], model, tokenizer)
     training = settings.training
+    checkpointing = checkpoints(settings.gradient_checkpointing, model.num_parameters())
     arguments = {
-        **common_arguments(run.out, seed=settings.seed, dtype=settings.dtype),
+        **common_arguments(run.out, seed=settings.seed, dtype=settings.dtype, checkpointing=checkpointing),
         "learning_rate": training.learning_rate,
         "num_train_epochs": training.num_train_epochs,
         "per_device_train_batch_size": training.batch_size,
@@ -97,8 +101,6 @@ def _conversations(settings: ConversationSft, run: StageRun) -> Outcome:
         "warmup_steps": min(training.warmup_ratio, ALL_STEPS),  # a share of all steps
         "max_length": settings.max_length,
     }
-    model = load_model(run.inputs["model"], settings.dtype).float()  # float32 weights whatever the dtype: see engines/hf.py
-    check_fit(run.inputs["model"], model, tokenizer)
     recorder = _train(model, tokenizer, examples, arguments, settings.seed, run)
     model.to(getattr(torch, settings.dtype))
     _save(model, tokenizer, run.out)

@@ -16,13 +16,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import smoke_cell, smoke_folder
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from bench import worker
+from bench.config import Adapter, RewardModel, SftEpochs
+from bench.conformance.checks import SETTINGS, TRAINING
+from bench.conformance.checks import method as conformance_method
 from bench.engines.hf import Engine, load_model
-from bench.kinds import LogpsSettings, TrainSettings
+from bench.kinds import ConversationSft, LogpsSettings, RewardModelSettings, TrainSettings
 from bench.methods.training import LengthBatches, Recorder, check_weights, fingerprint
 from bench.records import read_rows
+from bench.shapes import checkpoints
 from bench.stages import logps as logps_stage
+from bench.stages import sft as sft_stage
 from bench.stages import train as train_stage
 from bench.tokens import Ids
 from bench.worker import Progress, StageRun
@@ -196,3 +203,58 @@ def test_a_model_is_loaded_ready_to_be_measured() -> None:
     model = load_model(start, "float32")
     assert not model.training
     assert {parameter.device.type for parameter in model.parameters()} == {"cuda" if torch.cuda.is_available() else "cpu"}
+
+
+# Gradient checkpointing -----------------------------------------------------------------------------------------------
+
+LORA = Adapter(name="lora", rank=4, alpha=8.0, dropout=0.1, target_modules=())
+
+
+def training(name: str, folder: Path) -> tuple[Any, Any, dict[str, Path]]:
+    """(stage's function, its settings, its inputs) of a training of some kind, over what the smoke run has."""
+    inputs = {role: smoke_folder(stage) for role, stage in smoke_cell("kto", 0.1).roles["train"].inputs.items()}  # type: ignore[arg-type]
+    usual: dict[str, Any] = {"max_length": 192, "dtype": "float32", "seed": 0}
+    if name == "conversations":
+        pairs = read_rows(inputs["preferences"] / "train.jsonl")
+        rows = [{"id": pair.id, "messages": [*pair.prompt, {"role": "assistant", "content": pair.chosen}]} for pair in pairs]
+        path = folder / "conversations" / "rows.jsonl"
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows[:32]))
+        epochs = SftEpochs(learning_rate=1e-3, num_train_epochs=1.0, batch_size=8, gradient_accumulation_steps=1, warmup_ratio=0.0)
+        return sft_stage.run, ConversationSft(training=epochs, **usual), {"model": inputs["model"], "conversations": path.parent}
+    learning: dict[str, Any] = {"batch_size": 32, "learning_rate": 1e-3}
+    if name == "best_of_n":
+        return train_stage.run, RewardModelSettings(method=RewardModel.model_validate(TRAINING | learning), **usual), inputs
+    plain, _, adapted = name.partition(" ")
+    method, adapter = conformance_method(plain, SETTINGS[plain][0], **learning), LORA if adapted else None
+    return train_stage.run, TrainSettings(method=method, adapter=adapter, **usual), inputs
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo lora", "simpo", "kto", "offline_ppo", "best_of_n", "conversations"])
+def test_gradient_checkpointing_computes_again_and_changes_no_number(name: str, tmp_path: Path) -> None:
+    """Each layer goes forward twice a pass that learns, not once: in the backward pass a second time."""
+    curves, passes = {}, {}
+    run, usual, inputs = training(name, tmp_path)
+    for choice in (False, True):
+        (out := tmp_path / str(choice)).mkdir()
+        learning: list[bool] = []
+
+        def saw(module: torch.nn.Module, *_: Any, learning: list[bool] = learning) -> None:
+            if isinstance(module, LlamaMLP):
+                learning.append(torch.is_grad_enabled())
+
+        hook = register_module_forward_pre_hook(saw)
+        try:
+            run(usual.model_copy(update={"gradient_checkpointing": choice}), StageRun(inputs, out, Progress(out / "progress")))
+        finally:
+            hook.remove()
+        curves[choice] = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+        passes[choice] = sum(learning)
+    assert len(curves[True]) > 1
+    assert curves[True] == curves[False]
+    assert passes[True] == 2 * passes[False]
+
+
+def test_gradient_checkpointing_is_chosen_by_size_where_nobody_chooses() -> None:
+    assert not checkpoints("auto", 5e8) and checkpoints("auto", 7e9)
+    assert checkpoints(True, 5e8) and not checkpoints(False, 7e9)

@@ -1,0 +1,19 @@
+"""A policy, or its start model, at tasks of lm-evaluation-harness: whether it still can what it could."""
+
+from __future__ import annotations
+
+from bench.kinds import TaskSettings
+from bench.records import write_jsonl
+from bench.worker import Outcome, StageRun
+
+
+def run(settings: TaskSettings, run: StageRun) -> Outcome:
+    from bench.engines.hf import load_model
+    from bench.judges.lm_eval import answer
+    from bench.tokens import load_tokenizer
+
+    model = load_model(run.inputs["model"], settings.dtype, settings.loading, run.inputs.get("base"))
+    found = answer(model, load_tokenizer(run.inputs["model"]), settings, run.inputs.get("tasks"))
+    write_jsonl(run.out / "results.jsonl", found.results)
+    write_jsonl(run.out / "answers.jsonl", found.answers)
+    return Outcome({"tasks": len({result.task for result in found.results if result.shown}), "documents": len(found.answers)})
