@@ -16,7 +16,9 @@ up() {
 import socket
 found = [socket.socket() for _ in range(2)]
 for s in found: s.bind(("127.0.0.1", 0))
-print(*[s.getsockname()[1] for s in found])')
+ports = [s.getsockname()[1] for s in found]
+for s in found: s.close()  # before they are told: whoever reads them begins at once
+print(*ports)')
     cat >"$SLURM_CONF" <<CONF
 ClusterName=bench
 SlurmctldHost=$host(127.0.0.1)
@@ -50,17 +52,17 @@ CONF
         --log-file="$dir/munged.log" --seed-file="$dir/munged.seed"
     slurmctld -f "$SLURM_CONF"
     slurmd -f "$SLURM_CONF"
-    for _ in $(seq 100); do
-        sinfo --noheader --format=%t 2>/dev/null | grep -q idle && return
+    SECONDS=0
+    while [ $SECONDS -lt 60 ]; do  # where no controller runs, sinfo itself waits for minutes
+        timeout 10 sinfo --noheader --format=%t 2>/dev/null | grep -q idle && return
         sleep 0.2
     done
-    sinfo || true
     tail -n 20 "$dir"/*.log
     return 1
 }
 
 down() {
-    scancel --user="$(id -u)" 2>/dev/null || true
+    timeout 10 scancel --user="$(id -u)" 2>/dev/null || true
     for name in slurmd slurmctld munged; do
         [ -s "$dir/$name.pid" ] || continue
         pid=$(cat "$dir/$name.pid")
