@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real SLURM of one node in a folder of its own, for tests: `slurm.sh up DIR`, `slurm.sh down DIR`. Root, on Debian or a kin of it.
+# A real SLURM of one node with two CPUs, in a folder of its own, for tests: `slurm.sh up DIR`, `slurm.sh down DIR`. Root, on Debian or its kin.
 # No accounting (no slurmdbd): the harder case, in which nobody but the scheduler's memory knows how a job has ended.
 # Use it with SLURM_CONF=DIR/slurm.conf. Nothing outside DIR is written, but for packages where they are missing.
 set -euo pipefail
@@ -11,7 +11,7 @@ up() {
         DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null
     mkdir -p "$dir/state" "$dir/spool" && chmod 755 "$dir"
     head -c 1024 /dev/urandom >"$dir/munge.key" && chmod 400 "$dir/munge.key"
-    cpus=$(nproc) host=$(hostname -s)
+    host=$(hostname -s)
     read -r ctld d < <(python3 -c '
 import socket
 found = [socket.socket() for _ in range(2)]
@@ -43,7 +43,8 @@ ReturnToService=2
 KillWait=5
 SchedulerParameters=sched_interval=5,batch_sched_delay=1
 GresTypes=gpu
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus Gres=gpu:2 State=UNKNOWN
+SlurmdParameters=config_overrides
+NodeName=$host NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=60 State=UP
 CONF
     # Two devices that stand for GPUs: SLURM hands them out by CUDA_VISIBLE_DEVICES and never opens them.
