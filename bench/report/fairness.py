@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 from bench.facts import TrainFacts
 from bench.kinds import GenerateSettings
 from bench.records import Verdict, read_jsonl
-from bench.report.rows import Row, chosen, method_name
+from bench.report.rows import Group, Row, chosen, method_name, row_words
 from bench.store import Stage, Store, hash_key, keyed_settings
 
 Value = str | int | float
@@ -77,7 +77,8 @@ class Known:
     """
 
     key: str
-    name: str  # the group's: without seed
+    row: int  # of the table, where seeds are pooled
+    name: str  # that row's
     method: str
     where: Mapping[str, Any]
     facts: Mapping[str, Value | None]
@@ -86,7 +87,7 @@ class Known:
 @dataclass(frozen=True)
 class Difference:
     fact: str
-    cells: tuple[str, ...]  # groups that differ
+    who: tuple[str, ...]  # methods and rows of the table that differ
     value: str
     others: str
 
@@ -94,8 +95,8 @@ class Difference:
 @dataclass(frozen=True)
 class Certificate:
     """`same`: over all cells. `within`: over all cells at equal values of some settings. `apart`: no two cells may be compared.
-    `by_method`: differs by method and within none. `differs`, `not_known`: names of facts by cell key; `unknown`: groups by name of
-    fact."""
+    `by_method`: differs by method and within none. `differs`, `not_known`: names of facts by cell key; `unknown`: methods and rows
+    by name of fact."""
 
     axes: tuple[str, ...]
     n_trained: int
@@ -110,14 +111,14 @@ class Certificate:
 
     def lines(self) -> list[str]:
         """What stands under the table: what is the same, and a line for each fact that is not."""
-        return [*self._common(), *(f"{MARK} {d.fact}: {', '.join(d.cells)} {d.value}, the others {d.others}." for d in self.differences)]
+        return [*self._common(), *(f"{MARK} {d.fact}: {', '.join(d.who)} {d.value}, the others {d.others}." for d in self.differences)]
 
     def short(self) -> list[str]:
         """The same with one line for all facts in which the same cells differ."""
         lines = self._common()
-        for cells, found in groupby(sorted(self.differences, key=lambda d: d.cells), key=lambda d: d.cells):
+        for who, found in groupby(sorted(self.differences, key=lambda d: d.who), key=lambda d: d.who):
             said = "; ".join(f"{d.fact} {d.value} against {d.others}" for d in found)
-            lines.append(f"{MARK} {', '.join(cells)} and the others: {said}.")
+            lines.append(f"{MARK} {', '.join(who)} and the others: {said}.")
         return lines
 
     def _common(self) -> list[str]:
@@ -141,7 +142,7 @@ class Certificate:
         return "; ".join([*self.differs.get(key, ()), *(f"{fact} not known" for fact in self.not_known.get(key, ()))])
 
     def to_json(self, cells: Sequence[Known]) -> dict[str, Any]:
-        facts = {cell.key: {"name": cell.name, "seed": cell.where.get("seed"), **cell.facts} for cell in cells}
+        facts = {cell.key: {"row": cell.row, "name": cell.name, "seed": cell.where.get("seed"), **cell.facts} for cell in cells}
         return {**asdict(self), "cells": facts}
 
 
@@ -152,7 +153,7 @@ def certify(cells: Sequence[Known], axes: Sequence[str]) -> Certificate:
         having = [cell for cell in cells if fact.name in cell.facts]
         known = [cell for cell in having if cell.facts[fact.name] is not None]
         if missing := [cell for cell in having if cell not in known]:
-            certificate.unknown[fact.name] = list(dict.fromkeys(cell.name for cell in missing))
+            certificate.unknown[fact.name] = list(_who(missing, having))
             for cell in missing:
                 certificate.not_known.setdefault(cell.key, []).append(fact.name)
         if len(known) > 1:
@@ -216,19 +217,22 @@ def _keys(keys: Sequence[str], joined: str = " and ") -> str:
 
 
 def _who(found: Sequence[Known], cells: Sequence[Known]) -> tuple[str, ...]:
-    """A method for all of its cells, else the groups one by one."""
-    names: dict[str, None] = {}
+    """A method for all of its cells, else the rows of the table."""
+    methods: dict[str, None] = {}
+    rows = []
     for cell in found:
-        whole = all(other in found for other in cells if other.method == cell.method)
-        names[cell.method if whole else cell.name] = None
-    return tuple(names)
+        if all(other in found for other in cells if other.method == cell.method):
+            methods[cell.method] = None
+        else:
+            rows.append(cell.row)
+    return (*methods, *([row_words(rows)] if rows else []))
 
 
 # From the store -------------------------------------------------------------------------------------------------------
 
 
-def known(row: Row, name: str, axes: Sequence[str], store: Store) -> Known:
-    """What the store knows of a row's cell; `name` is its group's."""
+def known(row: Row, group: Group, axes: Sequence[str], store: Store) -> Known:
+    """What the store knows of one cell of a group."""
     cell, roles = row.cell.cell, row.cell.roles
     facts: dict[str, Value | None] = {}
     if cell.method.name != "none":
@@ -244,7 +248,7 @@ def known(row: Row, name: str, axes: Sequence[str], store: Store) -> Known:
         "judge": _each(manners, lambda manner: _judge(roles.get(f"{manner}_verdicts"), cell.judge.name, store)),
     }
     where = {key: chosen(cell, key) for key in (*axes, "seed", "method.name")}
-    return Known(row.cell.key, name, method_name(cell), where, facts)
+    return Known(row.cell.key, group.number, group.name, method_name(cell), where, facts)
 
 
 def _done(stage: Stage | None, store: Store) -> TypeGuard[Stage]:

@@ -1,4 +1,4 @@
-"""Figures of a sweep: win rate against what it varies, and against the KL to the start model (small letters: beta, iteration)."""
+"""Figures of a sweep: win rate against what it varies, and against the KL to the start model (beta, iteration in small letters)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.report.rows import Group, Pooled, method_name, settings
+from bench.report.rows import Group, Pooled, line_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,6 @@ STYLE: dict[Any, Any] = {
 }
 
 Value = Callable[[Group], float | None]
-NAMES = {"model.name": "", "data.name": "", "method.beta": "beta", "data.fraction": "labels", "method.iteration": "iteration"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ AXES = (  # 0 has no place on a log scale
 )
 KL = Axis(
     "kl",
-    "KL to the start model, nats (beside the points: beta, iteration)",
+    "KL to the start model, nats",
     lambda g: found.mean if (found := g.pooled("kl")) else None,
     frozenset({"method.beta", "data.fraction", "method.iteration"}),
 )
@@ -85,17 +84,10 @@ def _of_judge(groups: Sequence[Group], varied: Sequence[str], title: str, folder
 
 def _lines(groups: Sequence[Group], varied: Sequence[str], axis: Axis) -> dict[str, list[Group]]:
     """Groups by what they have in common but for what the axis is about: the method, and what else tells cells of it apart."""
-    flat = {group.key: settings(group.cell) for group in groups}
+    names = line_names({group.key: group.cell for group in groups}, varied, axis.about)
     lines: dict[str, list[Group]] = {}
     for group in groups:
-        name = method_name(group.cell)
-        alike = [flat[other.key] for other in groups if other.is_trained and method_name(other.cell) == name]
-        everyone = [flat[other.key] for other in groups if other.is_trained]
-        for key in [*NAMES, *varied]:
-            among = everyone if key in ("model.name", "data.name") else alike
-            if key in flat[group.key] and key not in axis.about and len({each.get(key) for each in among}) > 1:
-                name += f" {NAMES.get(key, key.rpartition('.')[2])} {flat[group.key][key]}".replace("  ", " ")
-        lines.setdefault(name, []).append(group)
+        lines.setdefault(names[group.key], []).append(group)
     return lines
 
 
@@ -106,11 +98,11 @@ def _save(path: Path, plot: Callable[[Any], None], title: str) -> list[Path]:
     import matplotlib.pyplot as plt
 
     with mpl.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
+        figure, ax = plt.subplots(figsize=(6.4, 4.0))
         plot(ax)
         ax.set_title(title, fontsize=10, loc="left", wrap=True)
-        figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".png"), metadata={"Software": None}, bbox_inches="tight")
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None}, bbox_inches="tight")
         plt.close(figure)
     return [path.with_suffix(".png")]
 
@@ -124,9 +116,10 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
         if placed:
             drawn[name] = sorted(placed, key=lambda group: axis.value(group) or 0.0)
     ticks = sorted({v for members in drawn.values() for group in members if (v := axis.value(group)) is not None})
+    beside, small = _small([group for members in drawn.values() for group in members]) if axis.name == "kl" else ([], {})
     for number, (name, members) in enumerate(drawn.items()):
         aside = (number - (len(drawn) - 1) / 2) * 0.03 if axis.name == "iteration" else 0.0  # bars of lines that touch stay apart
-        _curve(ax, members, name, axis, number, aside)
+        _curve(ax, members, name, axis, number, aside, small)
     for number, name in enumerate(name for name in lines if name not in drawn):
         _level(ax, lines[name][0], name, number, len(drawn))
     if axis.log:
@@ -136,12 +129,12 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
     if axis.name != "kl":
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
-    ax.set_xlabel(axis.label)
+    ax.set_xlabel(axis.label + (f" (beside the points: {', '.join(beside)})" if beside else ""))
     ax.set_ylabel("win rate, % (95 % interval)")
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _curve(ax: Axes, members: Sequence[Group], name: str, axis: Axis, number: int, aside: float) -> None:
+def _curve(ax: Axes, members: Sequence[Group], name: str, axis: Axis, number: int, aside: float, small: Mapping[str, str]) -> None:
     x = [v + aside for group in members if (v := axis.value(group)) is not None]
     y = [100 * pooled.mean for group in members if (pooled := group.pooled("win_rate"))]
     ends = [group.interval("win_rate") for group in members]
@@ -152,15 +145,21 @@ def _curve(ax: Axes, members: Sequence[Group], name: str, axis: Axis, number: in
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     line = "none" if axis.name == "kl" else ("-", "--", ":")[number // len(COLOURS) % 3]
     ax.errorbar(x, y, yerr=bars, label=name, color=colour, marker=marker, markersize=5, capsize=3, linewidth=1.4, linestyle=line)
-    if axis.name == "kl":
-        for group, across, up in zip(members, x, y, strict=True):
-            ax.annotate(_small(group), (across, up), textcoords="offset points", xytext=(5, 3), fontsize=7, color=colour)
+    for group, across, up in zip(members, x, y, strict=True):
+        if text := small.get(group.key):
+            ax.annotate(text, (across, up), textcoords="offset points", xytext=(5, 3), fontsize=7, color=colour)
 
 
-def _small(group: Group) -> str:
-    """What stands beside a point: its beta, and its iteration where it has one."""
-    beta, iteration = (getattr(group.cell.method, name, None) for name in ("beta", "iteration"))
-    return " ".join(([] if beta is None else [f"{beta:g}"]) + ([] if iteration is None else [f"i{iteration}"]))
+def _small(groups: Sequence[Group]) -> tuple[list[str], dict[str, str]]:
+    """(settings that stand beside points, what stands beside each group's): beta and iteration, where they vary."""
+    beside, words = [], dict[str, list[str]]()
+    for name, form in (("beta", "{:g}"), ("iteration", "i{}")):
+        values = {group.key: getattr(group.cell.method, name, None) for group in groups}
+        if len(set(values.values())) > 1:
+            beside.append(name)
+            for key, value in values.items():
+                words.setdefault(key, []).extend([] if value is None else [form.format(value)])
+    return beside, {key: " ".join(said) for key, said in words.items()}
 
 
 def _level(ax: Axes, group: Group, name: str, number: int, lines: int) -> None:

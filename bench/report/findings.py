@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from bench.plan import CellPlan
-from bench.report.rows import UNTRAINED, Group, Row
+from bench.report.rows import UNTRAINED, Group, Row, row_words
 from bench.store import Store
 
 Curve = Sequence[Mapping[str, float]]
@@ -302,23 +302,29 @@ def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
 
 
 def lines(groups: Sequence[Group], found: Mapping[str, Sequence[Finding]]) -> list[str]:
-    """A line for each group that has findings, each with its number (mean over the seeds that have it), then the groups without any."""
-    said, quiet = [], []
+    """A line for each finding, with its numbers (means over the seeds that have it) and the rows of the table that have it, then the rows
+    without any."""
+    quiet: list[int] = []
+    by_name: dict[str, list[tuple[Group, list[Finding], int]]] = {}
     for group in groups:
         rows = [row for row in group.rows if row.cell.key in found]
-        by_name: dict[str, list[Finding]] = {}
-        for finding in (finding for row in rows for finding in found[row.cell.key]):
-            by_name.setdefault(finding.name, []).append(finding)
-        if by_name:
-            said.append(f"{group.name}: {', '.join(_in_short(same, len(rows)) for same in by_name.values())}.")
-        elif rows and group.is_trained:
-            quiet.append(group.name)
-    return said + ([f"{NONE.capitalize()}: {', '.join(quiet)}."] if quiet else [])
+        all_of_it = [finding for row in rows for finding in found[row.cell.key]]
+        for name in dict.fromkeys(finding.name for finding in all_of_it):
+            by_name.setdefault(name, []).append((group, [f for f in all_of_it if f.name == name], len(rows)))
+        if rows and group.is_trained and not all_of_it:
+            quiet.append(group.number)
+    said = [_in_short(name, having) for name, having in by_name.items()]
+    return said + ([f"{NONE.capitalize()}: {row_words(quiet)}."] if quiet else [])
 
 
-def _in_short(same: Sequence[Finding], n_seeds: int) -> str:
-    seeds = f", {len(same)} of {n_seeds} seeds" if n_seeds > 1 else ""
-    return f"{same[0].name} ({statistics.fmean(finding.value for finding in same):.3g} {same[0].unit}{seeds})"
+def _in_short(name: str, having: Sequence[tuple[Group, Sequence[Finding], int]]) -> str:
+    """`displacement, -0.135 to -0.118 nats a token: rows 2 to 4 (2 of 3 seeds), row 9.`"""
+    means = sorted(statistics.fmean(finding.value for finding in same) for _, same, _ in having)
+    span = " to ".join(dict.fromkeys(f"{mean:.3g}" for mean in (means[0], means[-1])))
+    by_seeds: dict[str, list[int]] = {}
+    for group, same, n_seeds in having:
+        by_seeds.setdefault(f" ({len(same)} of {n_seeds} seeds)" if len(same) < n_seeds else "", []).append(group.number)
+    return f"{name}, {span} {having[0][1][0].unit}: {', '.join(f'{row_words(rows)}{seeds}' for seeds, rows in by_seeds.items())}."
 
 
 def markdown(title: str, rows: Sequence[Row], found: Mapping[str, Sequence[Finding]]) -> str:

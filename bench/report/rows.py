@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -167,6 +167,7 @@ class Group:
     """Cells that differ by seed only. `against_start` is None for start models and where nothing can be compared."""
 
     key: str
+    number: int  # its line in the table, from 1
     name: str
     cell: Cell
     rows: Sequence[Row]
@@ -228,9 +229,10 @@ def pool(rows: Sequence[Row]) -> Pooled:
     best = _among_best(members, pairs)
     plain, lc = _against_start(members, "preferences"), _against_start(members, "lc")
     varied = varied_settings([row.cell.cell for row in rows])
+    names = line_names({key: group[0].cell.cell for key, group in members.items()}, varied)
     found = [
-        Group(key, _group_name(group[0].cell, varied), group[0].cell.cell, group, plain.get(key), lc.get(key), key in best)
-        for key, group in members.items()
+        Group(key, number, names[key], group[0].cell.cell, group, plain.get(key), lc.get(key), key in best)
+        for number, (key, group) in enumerate(members.items(), 1)
     ]
     return Pooled(found, varied, pairs)
 
@@ -275,12 +277,40 @@ def method_name(cell: Cell) -> str:
     return "start" if cell.method.name == "none" else cell.method.name
 
 
-def _group_name(cell: CellPlan, varied: Sequence[str]) -> str:
-    """How a line names the group: the cell's name less seed and key, and what else tells it apart."""
-    flat = settings(cell.cell)
-    name = cell.name.rsplit("-", 2)[0]
-    words = [(key.rpartition(".")[2], flat[key]) for key in varied if key in flat]
-    return name + "".join(f" {word} {value}" for word, value in words if f"{word}{value}" not in name.split("-"))
+NAMES = {"model.name": "", "data.name": "", "method.beta": "beta", "data.fraction": "labels", "method.iteration": "iteration"}
+
+
+def line_names(cells: Mapping[str, Cell], varied: Sequence[str], about: Container[str] = ()) -> dict[str, str]:
+    """How lines of a figure or a table are called, by the cells' keys: the method, and what tells its cells apart.
+
+    Of several varied settings those are named in which a cell is unlike the first of its method; settings that a figure is `about`, never.
+    """
+    flat = {key: settings(cell) for key, cell in cells.items()}
+    methods = {key: method_name(cell) for key, cell in cells.items()}
+    trained = [key for key, cell in cells.items() if cell.method.name not in UNTRAINED]
+    names = {}
+    for key, method in methods.items():
+        alike = [flat[other] for other in cells if methods[other] == method]
+        everyone = [flat[other] for other in trained] or alike
+        told = [k for k in (*NAMES, *varied) if k not in about and k in flat[key]]
+        told = [k for k in told if len({each.get(k) for each in (everyone if k in ("model.name", "data.name") else alike)}) > 1]
+        own = [k for k in told if k not in NAMES]
+        said = [k for k in told if k in NAMES or len(own) == 1 or flat[key][k] != alike[0].get(k)]
+        words = (f"{NAMES.get(k, k.rpartition('.')[2])} {flat[key][k]}".strip() for k in said)
+        names[key] = " ".join([method, *words])
+    return names
+
+
+def row_words(numbers: Sequence[int]) -> str:
+    """Lines of the table: `row 3`, `rows 2 to 5, 9`."""
+    spans: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    words = [f"{span[0]}" if len(span) == 1 else f"{span[0]}{' to' if len(span) > 2 else ','} {span[-1]}" for span in spans]
+    return f"row{'s' if len(set(numbers)) > 1 else ''} {', '.join(words)}"
 
 
 class Verified(NamedTuple):

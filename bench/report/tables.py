@@ -33,7 +33,7 @@ class Table:
 def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -> Table:
     """One line a group; columns that say nothing in this sweep are left out and, where a judge is missing, said."""
     groups = pooled.groups
-    columns: list[tuple[str, Callable[[Group], str]]] = [("method", _method)]
+    columns: list[tuple[str, Callable[[Group], str]]] = [("row", lambda g: str(g.number)), ("method", _method)]
     trained = [group for group in groups if group.is_trained]
     for name, value, varied in (
         ("beta", _beta, any(map(_beta, trained))),
@@ -73,7 +73,7 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
         ("length", lambda g: _number(g, "mean_length", 1)),
     ]
     cells = [[value(group) for _, value in columns] for group in groups]
-    said = [i for i, (name, _) in enumerate(columns) if name in ("method", "seeds") or any(row[i] != MISSING for row in cells)]
+    said = [i for i, (name, _) in enumerate(columns) if name in ("row", "method", "seeds") or any(row[i] != MISSING for row in cells)]
     seeds = max((len(group.done) for group in groups), default=0)
     notes = [*_notes(groups), *(_expected(verify(expectation, pooled), seeds) for expectation in expectations)]
     return Table([columns[i][0] for i in said], [[row[i] for i in said] for row in cells], notes)
@@ -283,7 +283,7 @@ def latex(table: Table) -> str:
         return "".join(escape.get(letter, letter) for letter in text)
 
     lines = [f"% {note}" for note in table.notes]
-    lines += [rf"\begin{{tabular}}{{{'l' * 2}{'r' * (len(table.columns) - 2)}}}", r"\toprule"]
+    lines += [rf"\begin{{tabular}}{{rl{'r' * (len(table.columns) - 2)}}}", r"\toprule"]
     lines += [" & ".join(map(tex, table.columns)) + r" \\", r"\midrule"]
     lines += [" & ".join(map(tex, row)) + r" \\" for row in table.rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

@@ -46,7 +46,7 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
         (folder / name).mkdir(parents=True, exist_ok=True)
     pooled = pool(rows)
     store = Store(results / "store")
-    cells = [fairness.known(row, group.name, sweep.axes, store) for group in pooled.groups for row in group.rows]
+    cells = [fairness.known(row, group, sweep.axes, store) for group in pooled.groups for row in group.rows]
     certificate, found = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store)
     said = findings.lines(pooled.groups, found)
     table = _marked(comparison_table(pooled, sweep.expectations), pooled.groups, certificate)
@@ -73,7 +73,7 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
 def _marked(table: Table, groups: Sequence[Group], certificate: fairness.Certificate) -> Table:
     """The table with a mark behind the method of each group that the certificate names."""
     marks = [f" {fairness.MARK}" if any(row.cell.key in certificate.differs for row in group.rows) else "" for group in groups]
-    return replace(table, rows=[[row[0] + mark, *row[1:]] for row, mark in zip(table.rows, marks, strict=True)])
+    return replace(table, rows=[[row[0], row[1] + mark, *row[2:]] for row, mark in zip(table.rows, marks, strict=True)])
 
 
 def _write_findings(folder: Path, found: Sequence[findings.Finding] | None) -> None:
@@ -180,8 +180,8 @@ def print_table(title: str, table: Table) -> None:
     console.print()
     console.print(title, style="bold", highlight=False, markup=False)
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for column in table.columns:
+        shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for row in table.rows:
         shown.add_row(*row)
     # A table wider than the terminal runs on into the next line: cut numbers would be no numbers.

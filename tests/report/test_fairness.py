@@ -14,7 +14,7 @@ import pytest
 from tiny import copy_results, plans, smoke
 
 from bench.facts import TrainFacts
-from bench.report import Row, Sweep, collect, write_files
+from bench.report import Row, Sweep, collect, pool, write_files
 from bench.report.fairness import FACTS, MARK, Certificate, Known, certify, excused, known
 from bench.store import Store
 
@@ -46,19 +46,20 @@ TRAINING = [fact.name for fact in FACTS if fact.of]
 
 
 def cell(method: str, facts: TrainFacts | None = DPO, seed: int = 0, judging: Mapping[str, Any] = JUDGING, **where: Any) -> Known:
-    """`where`: values of axes, dots as double underscores."""
+    """`where`: values of axes, dots as double underscores; a whole number among them is the row, too."""
     at = {key.replace("__", "."): value for key, value in where.items()} | {"seed": seed, "method.name": method, "method": method}
     measured = {fact.name: fact.of(facts) if facts else None for fact in FACTS if fact.of}
     name = "-".join([method, *(f"{value}" for value in where.values())])
-    return Known(f"{name}-s{seed}", name, method, at, measured | dict(judging))
+    row = next((value for value in where.values() if isinstance(value, int)), 1)
+    return Known(f"{name}-s{seed}", row, name, method, at, measured | dict(judging))
 
 
 def start(seed: int = 0) -> Known:
-    return Known(f"start-s{seed}", "start", "start", {"seed": seed, "method.name": "none"}, JUDGING)
+    return Known(f"start-s{seed}", 1, "start", "start", {"seed": seed, "method.name": "none"}, JUDGING)
 
 
 def found(certificate: Certificate) -> dict[str, tuple[tuple[str, ...], str, str]]:
-    return {d.fact: (d.cells, d.value, d.others) for d in certificate.differences}
+    return {d.fact: (d.who, d.value, d.others) for d in certificate.differences}
 
 
 def test_cells_with_the_same_facts_certify() -> None:
@@ -74,13 +75,13 @@ def test_a_cell_with_another_batch_is_named_with_both_values() -> None:
     odd = replace(DPO, steps=143, batch_completions=32, batch_rows=16.0)
     certificate = certify([cell("dpo", beta=1), cell("dpo", odd, beta=2), cell("dpo", beta=3)], ["method.beta"])
     assert found(certificate) == {
-        "steps": (("dpo-2",), "143", "72"),
-        "completions a step": (("dpo-2",), "32", "64"),
-        "preference rows a step": (("dpo-2",), "16", "32"),
+        "steps": (("row 2",), "143", "72"),
+        "completions a step": (("row 2",), "32", "64"),
+        "preference rows a step": (("row 2",), "16", "32"),
     }
     assert certificate.differs == {"dpo-2-s0": ["steps", "completions a step", "preference rows a step"]}
-    assert f"{MARK} steps: dpo-2 143, the others 72." in certificate.lines()
-    assert certificate.short()[-1].startswith(f"{MARK} dpo-2 and the others: steps 143 against 72; completions a step 32 against 64;")
+    assert f"{MARK} steps: row 2 143, the others 72." in certificate.lines()
+    assert certificate.short()[-1].startswith(f"{MARK} row 2 and the others: steps 143 against 72; completions a step 32 against 64;")
     assert certificate.words("dpo-2-s0") == "steps; completions a step; preference rows a step"
     assert certificate.words("dpo-1-s0") == ""
 
@@ -115,7 +116,7 @@ def test_learning_rates_by_method_have_a_line_of_their_own_and_within_a_method_t
     assert "learning rate" not in certificate.same
     assert any(line.startswith("Differs by method, on purpose: learning rate (dpo 0.001; hinge 0.0003)") for line in certificate.lines())
     certificate = certify([cell("dpo", beta=1), cell("dpo", beta=2), cell("dpo", hinge, beta=3)], ["method.beta"])
-    assert found(certificate) == {"learning rate": (("dpo-3",), "0.0003", "0.001")}
+    assert found(certificate) == {"learning rate": (("row 3",), "0.0003", "0.001")}
 
 
 def test_seeds_are_compared_within_a_seed() -> None:
@@ -145,17 +146,17 @@ def test_fractions_are_compared_at_equal_fractions_and_the_batch_over_all() -> N
 @pytest.mark.parametrize("fact", JUDGING)
 def test_what_is_judged_and_by_whom_counts_for_start_models_too(fact: str) -> None:
     certificate = certify([start(), cell("dpo", beta=1), cell("dpo", judging=JUDGING | {fact: "other"}, beta=2)], ["method.beta"])
-    assert found(certificate) == {fact: (("dpo-2",), "other", JUDGING[fact])}
+    assert found(certificate) == {fact: (("row 2",), "other", JUDGING[fact])}
 
 
 def test_what_is_not_known_is_never_the_same() -> None:
     """A training that failed, and completions from elsewhere whose decoding nobody knows."""
     failed, foreign = cell("dpo", None, beta=1), cell("ipo", judging=JUDGING | {"decoding": None}, beta=1)
     certificate = certify([failed, foreign], ["method"])
-    assert certificate.unknown == {name: ["dpo-1"] for name in TRAINING} | {"decoding": ["ipo-1"]}
+    assert certificate.unknown == {name: ["dpo"] for name in TRAINING} | {"decoding": ["ipo"]}
     assert certificate.same == ["items", "judge"]
     assert certificate.words("dpo-1-s0").startswith("examples not known; completions in the loss not known")
-    assert any(line.startswith("Not known of ipo-1: decoding.") for line in certificate.lines())
+    assert any(line.startswith("Not known of ipo: decoding.") for line in certificate.lines())
     assert not any("Same" in line and "examples" in line for line in certificate.lines())
 
 
@@ -196,7 +197,8 @@ def test_an_axis_excuses_what_it_sets(axis: str, moved_by: Sequence[str], excuse
 def test_completions_of_a_file_have_no_known_training_and_decoding(tmp_path: Path) -> None:
     (tmp_path / "theirs.jsonl").write_text('{"id": "1", "completion": "yes"}\n')
     (cell,) = plans(f"completions={tmp_path / 'theirs.jsonl'}")
-    facts = known(Row(cell, None, True, {}, {}), "theirs", [], Store(tmp_path / "store")).facts
+    row = Row(cell, None, True, {}, {})
+    facts = known(row, pool([row]).groups[0], [], Store(tmp_path / "store")).facts
     assert {name for name, value in facts.items() if value is None} >= {*TRAINING, "decoding"}
 
 
@@ -208,14 +210,14 @@ def test_the_smoke_sweep_s_certificate_names_what_kto_does_otherwise(tmp_path: P
     folder = smoke().results / "sweeps" / "smoke"
     written = json.loads((folder / "fairness.json").read_text())
     assert [d["fact"] for d in written["differences"]] == ["order", "steps", "completions a step", "preference rows a step"]
-    assert {(tuple(d["cells"]), d["value"], d["others"]) for d in written["differences"] if d["fact"] != "order"} == {
+    assert {(tuple(d["who"]), d["value"], d["others"]) for d in written["differences"] if d["fact"] != "order"} == {
         (("dpo", "ipo"), "4", "8"),
         (("dpo", "ipo"), "64", "32"),
         (("dpo", "ipo"), "32", "16"),
     }
     assert {"examples", "prompt tokens", "completion tokens", "items", "judge"} <= set(written["same"])
     assert written["axes"] == ["method", "method.beta"]
-    assert f"| dpo {MARK} |" in (folder / "table.md").read_text()
+    assert f"| 4 | dpo {MARK} |" in (folder / "table.md").read_text()
     assert "$^{\\dagger}$" in (folder / "table.tex").read_text()
     with (folder / "table.csv").open() as file:
         differs = {row["method"]: row["differs"] for row in csv.DictReader(file)}
@@ -231,7 +233,7 @@ def test_a_cell_whose_training_is_gone_is_not_known(tmp_path: Path) -> None:
         shutil.rmtree(results / "store" / dpo.roles[role].kind / dpo.roles[role].key)
     sweep, store = Sweep("smoke", "", "+sweep=smoke", cells, axes=("method", "method.beta")), Store(results / "store")
     written = write_files(sweep, collect(sweep, store, {}), results)
-    assert any(line.startswith("Not known of dpo-beta0.1-world_smoke: examples, ") for line in written.aids)
+    assert any(line.startswith("Not known of dpo: examples, ") for line in written.aids)
     certificate = json.loads((written.folder / "fairness.json").read_text())
     assert certificate["cells"][dpo.key]["steps"] is None
-    assert {d["fact"]: d["cells"] for d in certificate["differences"]}["steps"] == ["ipo"]
+    assert {d["fact"]: d["who"] for d in certificate["differences"]}["steps"] == ["ipo"]

@@ -199,21 +199,22 @@ def rows() -> list[Row]:
     return collect(sweep, Store(smoke().results / "store"), {})
 
 
-def test_findings_stand_by_group_with_the_seeds_that_have_them() -> None:
+def test_findings_stand_with_the_rows_and_seeds_that_have_them() -> None:
     real = rows()
     groups = pool(real).groups
     kl, cut = (f for f in found(kl=20.0, unfinished=0.5).values())
     by_name = {row.cell.cell.method.name: row.cell.key for row in real}
     named = {row.cell.key: [kl, cut] if row.cell.key == by_name["dpo"] else [] for row in real if row.cell.key != by_name["ipo"]}
     assert lines(groups, named) == [
-        "dpo-beta0.1-world_smoke: KL blow-up (20 nats), completions cut (50 %).",
-        f"{NONE.capitalize()}: kto-beta0.1-world_smoke, kto-beta1-world_smoke.",  # a start model is no training, IPO has no numbers
+        "KL blow-up, 20 nats: row 4.",
+        "completions cut, 50 %: row 4.",
+        f"{NONE.capitalize()}: rows 2, 3.",  # a start model is no training, IPO has no numbers
     ]
     dpo = next(group for group in groups if group.cell.method.name == "dpo")
     twice = [type(dpo)(**{**vars(dpo), "rows": [dpo.rows[0], next(row for row in real if row.cell.cell.method.name == "kto")]})]
-    assert lines(twice, named) == ["dpo-beta0.1-world_smoke: KL blow-up (20 nats, 1 of 2 seeds), completions cut (50 %, 1 of 2 seeds)."]
+    assert lines(twice, named) == ["KL blow-up, 20 nats: row 4 (1 of 2 seeds).", "completions cut, 50 %: row 4 (1 of 2 seeds)."]
     named[twice[0].rows[1].cell.key] = [*found(kl=30.0).values()]
-    assert "KL blow-up (25 nats, 2 of 2 seeds)" in lines(twice, named)[0]
+    assert lines(twice, named)[0] == "KL blow-up, 25 nats: row 4."
 
 
 def test_findings_md_has_every_cell_with_numbers_and_thresholds() -> None:

@@ -15,7 +15,7 @@ from bench.config import Expectation
 from bench.door import open_door
 from bench.plan import CellPlan, plan_cell, start_cell
 from bench.report import Row, Sweep, figures, flat_rows, pool, write_files
-from bench.report.rows import matches, seedless
+from bench.report.rows import matches, row_words, seedless
 from bench.report.tables import comparison_table, latex, markdown
 from bench.run import with_start_cells
 from bench.sweep import SWEEPS
@@ -56,7 +56,7 @@ def test_seeds_pool_into_one_group_and_each_start_model_has_a_row(rows: list[Row
 def test_the_best_group_is_marked_and_what_equals_the_start_is_not_called_better(rows: list[Row]) -> None:
     table = comparison_table(pool(rows))
     win, versus = table.columns.index("win rate %"), table.columns.index("vs start")
-    by_method = {row[0]: row for row in table.rows}
+    by_method = {row[1]: row for row in table.rows}
     assert by_method["dpo"][win].endswith("*")
     assert not by_method["start"][win].endswith("*")
     assert "≈" not in by_method["dpo"][versus]
@@ -149,6 +149,20 @@ def test_a_figure_over_iterations_has_a_line_for_each_labeller_and_levels_for_wh
     assert [path.name for path in drawn] == ["win_rate_by_iteration.png", "win_rate_by_kl.png"]
     text = drawn[0].with_suffix(".svg").read_text()
     assert all(f"<!-- {name} -->" in text for name in lines)
+
+
+def test_of_several_settings_a_name_has_those_in_which_its_row_is_unlike_the_first_of_the_method() -> None:
+    asked = ([], ["method.alpha=0.3"], ["method.threshold=batch_means", "method.decoupling=[0.0]"])
+    loops = [cell for words in asked for cell in _cells("method=spa", "method.iteration=1", *words, "data=world_constraints", "tracker=none")]
+    cells = {cell.key: cell for cell in [*loops, *_cells("method=dpo", "method.beta=0.1,0.3", "data=world_constraints", "tracker=none")]}
+    groups = pool([_row(cell, 0.5) for cell in cells.values()]).groups
+    names = ["start", "spa", "spa alpha 0.3", "spa threshold batch_means decoupling [0.0]", "dpo beta 0.1", "dpo beta 0.3"]
+    assert [group.name for group in groups] == names
+    assert [group.number for group in groups] == [1, 2, 3, 4, 5, 6]
+
+
+def test_rows_are_named_in_spans() -> None:
+    assert [row_words(rows) for rows in ([3], [3, 4], [2, 3, 4, 9], [5, 1, 1])] == ["row 3", "rows 3, 4", "rows 2 to 4, 9", "rows 1, 5"]
 
 
 def test_markdown_and_latex_escape_what_they_must() -> None:

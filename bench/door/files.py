@@ -1,0 +1,284 @@
+"""What cells read from outside the store: each file, folder or revision looked at once, and digested when all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from bench import hub
+from bench import sweep as sweeps
+from bench.config import (
+    LOOPS,
+    Cell,
+    Conversations,
+    DatasetData,
+    Form,
+    IterativeDpo,
+    JuryJudge,
+    LanguageJudge,
+    LocalData,
+    LocalModel,
+    Loop,
+    ModelJudge,
+    Sft,
+    Written,
+    misfits,
+)
+from bench.door.folders import a_file, base_folder, model_folder, no_template, positions
+from bench.door.judge_files import JUDGE_FILES, JudgeFiles, judge_files_of, labeller_files, what_judge_reads, what_labeller_reads
+from bench.door.words import MEMBERS, Tree, Where, short
+from bench.judges.replies import parser_version
+from bench.plan import JudgeSources, Sources
+from bench.preferences import read_preferences, read_prompts
+from bench.readers import check, find_files
+from bench.records import Pair, Text, Unpaired
+from bench.store import Source, file_digest, hash_long, tree_digest, tree_stamp
+from bench.written import read_written
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+Fetches = Literal["all", "not weights", "nothing"]
+
+
+@dataclass
+class Files:
+    """Checks the files that cells name, each once; digests them when all is well."""
+
+    problems: list[str]
+    lock: Path = Path(hub.LOCK)  # of the hub's revisions
+    fetches: Fetches = "nothing"  # what the verb reads of what comes from the hub
+    _datasets: dict[str, tuple[Source, Form | None] | None] = field(default_factory=dict)
+    _models: dict[str, Path | None] = field(default_factory=dict)
+    _hub_models: dict[str, Source | None] = field(default_factory=dict)
+    _judges: dict[str, JudgeFiles | None] = field(default_factory=dict)
+    _data: dict[str, tuple[Path, Form] | None] = field(default_factory=dict)
+    _written: dict[str, Path | None] = field(default_factory=dict)
+    _prompts: dict[str, int | None] = field(default_factory=dict)
+    _digests: dict[Path, Source] = field(default_factory=dict)
+
+    def check(self, cell: Tree, where: Where) -> None:
+        """Say what is wrong with the files of a cell, which may have other faults. A length that a model has no positions for is cut to
+        them where it is a default."""
+        if (model := _valid_section(LocalModel, cell["model"])) is not None:
+            key = "model.path" if model.path else "model.hub"
+            source = self._model(model, where.of(key))
+            if source and source.path.is_dir():  # a verb that reads nothing does not fetch
+                if isinstance(cell["data"], dict) and cell["data"].get("kind") == "world" and (why := no_template(source.path)):
+                    self.problems.append(f"{why} ({where.of(key)})")
+                places = positions(source.path)
+                if places is not None and places < model.max_length and not where.is_given("model.max_length"):
+                    cell["model"]["max_length"] = places  # no length that anybody asked for
+                elif places is not None and places < model.max_length:
+                    text = f"model.max_length must be <= {places}, the positions of {source.path}, got {model.max_length}"
+                    self.problems.append(f"{text} ({where.of('model.max_length')})")
+                if model.base is not None:
+                    self._once(self._models, model.base, partial(base_folder, tuned=source.path), where.of("model.base"))
+        if (path := _local_path(cell["data"])) is not None:
+            read = self._once(self._data, path, _data_file, where.of("data.path"))
+            found = misfits(cell | {"data": cell["data"] | {"form": read[1]}}) if read else []
+            of_form = ("data.form", "data.desirable_fraction", "data.undesirable_fraction")
+            self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key in of_form]
+        if (section := _valid_section(DatasetData, cell["data"])) is not None and section.kind == "dataset":
+            form = self._dataset(section, where.of("data.path" if section.path else "data.hub"))
+            found = misfits(cell | {"data": cell["data"] | {"form": section.form or form}})
+            self.problems += [f"{text} ({where.of('data.form')})" for key, text in found if key.startswith(("data.form", "data.desirable"))]
+        if (wanted := _valid_section(Sft, cell.get("sft"))) is not None:
+            self._dataset(wanted, where.of("sft.path" if wanted.path else "sft.hub"))
+        if isinstance(method := cell["method"], dict) and method.get("name") == "completions":
+            self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
+        judge = cell["judge"] if isinstance(cell["judge"], dict) else {}
+        jurors = judge.get("judges") if judge.get("name") == "jury" and isinstance(judge.get("judges"), dict) else {}
+        for place, section in {"judge": judge, **{f"{MEMBERS}.{label}": member for label, member in (jurors or {}).items()}}.items():
+            if isinstance(section, dict) and section.get("name") in JUDGE_FILES:
+                self._once(self._judges, what_judge_reads(section), partial(judge_files_of, section), where.of(place))
+        if isinstance(method, dict) and method.get("name") in LOOPS and isinstance(prompts := method.get("prompts"), str):
+            beside = _local_path(cell["data"]) or ""
+            read_once = partial(_prompts_file, answered=method["name"] == "spin", data=beside)
+            n = self._once(self._prompts, _which_prompts(method, beside), lambda _: read_once(prompts), where.of("method.prompts"))
+            if n is not None and (few := _too_few(method, n)):
+                self.problems.append(f"{few} ({where.of('method.n_prompts')})")
+        labelling = method.get("labelling_judge") if isinstance(method, dict) and method.get("labeller") == "judge" else None
+        if isinstance(labelling, dict) and labelling.get("name") in JUDGE_FILES:
+            what = what_labeller_reads(labelling)
+            self._once(self._judges, what, lambda _: labeller_files(labelling), where.of("method.labelling_judge"))
+
+    def _model(self, section: LocalModel, where: str) -> Source | None:
+        """A folder, known by its content, or a model of the hub, known by its revision; looked at once."""
+        if section.path == "???" or (section.path is None and section.hub in (None, "???")):  # said elsewhere
+            return None
+        if section.path is not None:
+            weights = self.fetches != "not weights"
+            folder = self._once(self._models, section.path, partial(model_folder, weights=weights), where)
+            return Source(folder, "") if folder else None
+        return self._once(self._hub_models, _of_hub(section), lambda _: _hub_model(section, self.lock, self.fetches), where)
+
+    def _dataset(self, section: DatasetData | Sft, where: str) -> Form | None:
+        """Look at a public dataset once, and return the form of its rows where they show it."""
+        if section.path is None and section.hub is None:  # said by misfits
+            return None
+        found = self._once(self._datasets, _what_is_read(section), lambda _: _dataset(section, self.lock, self.fetches != "nothing"), where)
+        return found[1] if found else None
+
+    def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
+        if path not in known:
+            try:
+                known[path] = read(path)
+            except (OSError, ValueError) as error:
+                known[path] = None
+                self.problems.append(f"{error} ({where})")
+        return known[path]
+
+    def sources(self, cell: Cell) -> Sources:
+        """What a checked cell reads from outside the store."""
+        local = cell.model if isinstance(cell.model, LocalModel) else None
+        model = self._models[local.path] if local and local.path else None
+        of_hub = self._hub_models[_of_hub(local)] if local and not local.path else None
+        data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
+        written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
+        judge = self._judge(cell.judge) if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge)) else None
+        labelling = None
+        if isinstance(cell.method, IterativeDpo) and cell.method.labeller == "judge" and cell.method.labelling_judge:
+            labelling = self._judge(cell.method.labelling_judge, what_labeller_reads)
+        base = self._models[cell.model.base] if isinstance(cell.model, LocalModel) and cell.model.base else None
+        own, rows, texts, before = (self._source(path) if path else None for path in (model, data[0] if data else None, written, base))
+        file = cell.method.prompts if isinstance(cell.method, Loop) else None
+        prompts = self._source(Path(file).expanduser().absolute()) if file else None
+        public, conversations = self._public(cell.data), self._public(cell.sft)
+        return Sources(own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations)
+
+    def _public(self, section: Any) -> Source | None:
+        found = self._datasets[_what_is_read(section)] if isinstance(section, (DatasetData, Sft)) else None
+        return found[0] if found else None
+
+    def _judge(self, judge: LanguageJudge | ModelJudge | JuryJudge, reads: Callable[[Tree], str] | None = None) -> JudgeSources:
+        found = self._judges[(reads or what_judge_reads)(judge.model_dump())]
+        assert found is not None
+        files = {role: self._source(path) for role, path in found.files.items()}
+        model, calibration = (self._source(path) if path else None for path in (found.model, found.calibration))
+        jurors = judge.judges.items() if isinstance(judge, JuryJudge) else ()
+        members = {label: self._judge(member) for label, member in jurors if isinstance(member, (LanguageJudge, ModelJudge))}
+        return JudgeSources(found.prompts, parser_version(), model, files, found.n_items, calibration, members)
+
+    def _source(self, path: Path) -> Source:
+        if path not in self._digests:
+            self._digests[path] = Source(path, stamp=tree_stamp(path), digest=tree_digest(path))
+        return self._digests[path]
+
+
+def _local_path(section: Any) -> str | None:
+    """The path that a model or data section names, where it names one."""
+    path = section.get("path") if isinstance(section, dict) and section.get("kind") == "local" else None
+    return path if isinstance(path, str) and path != "???" else None
+
+
+def _of_hub(model: LocalModel) -> str:
+    return f"{model.hub}@{model.revision}"
+
+
+def _hub_model(section: LocalModel, lock: Path, fetches: Fetches) -> Source:
+    """A model of the hub: its weights where the verb reads them, for a plan its settings and tokenizer, which shows who may have them.
+
+    Raises ValueError where it cannot be had.
+    """
+    assert section.hub is not None
+    try:
+        at = section.revision or hub.revision(lock, "models", section.hub)
+        path = Path(section.hub) if fetches == "nothing" else hub.fetch_model(section.hub, at, weights=fetches == "all")
+    except hub.NotThere as error:
+        raise ValueError(f"{error}; a copy of its folder may be named as model.path") from error
+    return Source(path, f"hub:models/{section.hub}@{at}")
+
+
+def _valid_section(record: type[M], section: Any) -> M | None:
+    """A section as its record, or None: what is wrong with it is said elsewhere."""
+    try:
+        return record.model_validate(section)
+    except ValidationError:
+        return None
+
+
+def _what_is_read(section: DatasetData | Sft) -> str:
+    """What the source of a public dataset depends on; it is looked at once for all cells."""
+    names = ("hub", "revision", "path", "train_files", "heldout_files", "reading")
+    return repr([getattr(section, name, None) for name in names])
+
+
+def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Source, Form | None]:
+    """A public dataset's source, and the form of its rows where they show it. Raises ValueError for one that cannot be had or read.
+
+    A copy is known by its files' content; what comes from the hub by its revision, so that a verb that reads no rows needs no files.
+    """
+    reading = section.reading if isinstance(section, DatasetData) else Conversations(reader="conversations")
+    train, heldout = section.train_files, section.heldout_files if isinstance(section, DatasetData) else ()
+    key = "data" if isinstance(section, DatasetData) else "sft"
+    if section.path is not None:
+        path = Path(section.path).expanduser().absolute()
+        if not path.exists():
+            raise ValueError(f"{key}.path must be a copy of a dataset's folder or a file of it, got {section.path}: no such file or folder")
+        form = check(path, reading, train, heldout)
+        files = find_files(path, (*train, *heldout))
+        digest = file_digest(path) if path.is_file() else hash_long({str(f.relative_to(path)): file_digest(f) for f in files})
+        return Source(path, digest, tree_stamp(path)), form
+    assert section.hub is not None
+    try:
+        at = section.revision or hub.revision(lock, "datasets", section.hub)
+        if not fetches:
+            return Source(Path(section.hub), f"hub:datasets/{section.hub}@{at}"), None
+        path = hub.fetch("datasets", section.hub, at, (*train, *heldout))
+    except hub.NotThere as error:
+        raise ValueError(f"{error}; a copy of its folder may be named as {key}.path") from error
+    return Source(path, f"hub:datasets/{section.hub}@{at}"), check(path, reading, train, heldout)
+
+
+def _data_file(text: str) -> tuple[Path, Form]:
+    path = Path(text).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"data.path must be a preference file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
+    return path, read_preferences(path).form
+
+
+def _which_prompts(method: Tree, data: str) -> str:
+    return repr([method["name"] == "spin", method["prompts"], data])
+
+
+def _prompts_file(text: str, answered: bool, data: str) -> int:
+    """How many different prompts a loop's file holds. Raises ValueError where some of them are in the data too."""
+    found = read_prompts(a_file(text, "method.prompts"), answered)
+    path = Path(data).expanduser().absolute()
+    if not data or not path.is_file():
+        return len(found)  # the data are said elsewhere
+    known = {_contents(row) for row in read_preferences(path).rows}
+    if shared := [row for row in found if _contents(row) in known]:
+        first = f"{short(shared[0].prompt[-1]['content'])} (row {shared[0].id})"
+        raise ValueError(f"{len(shared)} of the {len(found)} prompts in {text} are in {data} too, first {first}: leave them out of either")
+    return len(found)
+
+
+def _contents(row: Pair | Unpaired | Text) -> tuple[str, ...]:
+    """What a prompt says, as messages or as plain text."""
+    return tuple(message["content"] for message in row.prompt)
+
+
+def _too_few(method: Tree, there: int) -> str | None:
+    """What is wrong where a loop's iterations ask for more prompts than its file has."""
+    iteration, n = method.get("iteration"), method.get("n_prompts")
+    if not isinstance(iteration, int) or not isinstance(n, int):
+        return None
+    first = 0 if method["name"] == "spin" else 1
+    needed = (iteration + 1 - first) * n
+    if needed <= there:
+        return None
+    return f"iterations {first} to {iteration} of {n} prompts each need {needed}, and {method['prompts']} has {there} different ones"
+
+
+def _written_file(text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if not text or not path.is_file():
+        raise ValueError(f"completions must be a file, got {text or 'nothing'}: {'a folder' if text and path.is_dir() else 'no such file'}")
+    read_written(path)
+    return path
