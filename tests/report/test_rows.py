@@ -152,9 +152,10 @@ def test_a_figure_over_iterations_has_a_line_for_each_labeller_and_levels_for_wh
 
 
 def test_of_several_settings_a_name_has_those_in_which_its_row_is_unlike_the_first_of_the_method() -> None:
+    world = ("data=world_constraints", "tracker=none")
     asked = ([], ["method.alpha=0.3"], ["method.threshold=batch_means", "method.decoupling=[0.0]"])
-    loops = [cell for words in asked for cell in _cells("method=spa", "method.iteration=1", *words, "data=world_constraints", "tracker=none")]
-    cells = {cell.key: cell for cell in [*loops, *_cells("method=dpo", "method.beta=0.1,0.3", "data=world_constraints", "tracker=none")]}
+    loops = [cell for words in asked for cell in _cells("method=spa", "method.iteration=1", *words, *world)]
+    cells = {cell.key: cell for cell in [*loops, *_cells("method=dpo", "method.beta=0.1,0.3", *world)]}
     groups = pool([_row(cell, 0.5) for cell in cells.values()]).groups
     names = ["start", "spa", "spa alpha 0.3", "spa threshold batch_means decoupling [0.0]", "dpo beta 0.1", "dpo beta 0.3"]
     assert [group.name for group in groups] == names
