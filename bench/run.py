@@ -18,7 +18,7 @@ import yaml
 
 from bench import bundle, clusters, export, keep, methods, passport, report, rescore, size_table, why
 from bench.audit_files import audit_sources
-from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why
+from bench.config import Accelerate, Audit, Bundle, ClusterLauncher, Export, PlanVerb, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
 from bench.door import BadConfig, Opened
@@ -26,7 +26,7 @@ from bench.forecast import Estimate, estimates
 from bench.judges.lm_eval import faults
 from bench.judges.server import Servers
 from bench.kinds import LanguageJudgeSettings, TaskSettings, needs
-from bench.launch import Launcher, Report, chain_lengths, pool_size
+from bench.launch import Launcher, Report, chain_lengths, pool_size, visible_gpus
 from bench.plan import CellPlan, Plan, Sources, judge_key, judge_manners, labels_samples, make_plan, plan_audit, plan_cell, start_cell
 from bench.screen import Screen, make_screen, print_costs, print_plan, print_sizes, print_status
 from bench.store import Source, Stage, Store, hash_key
@@ -86,6 +86,7 @@ def main(opened: Opened) -> int:
             return SOME_FAILED if damaged or any(row.failed for row in rows) else OK
     check_keys(plan.to_do)
     check_tasks(plan.to_do)
+    check_devices(session, plan.to_do)
     clusters.check(session.launcher, plan.to_do)
     return run_sweep(session, sweep, plan, store)
 
@@ -261,6 +262,21 @@ def check_tasks(stages: Sequence[Stage]) -> None:
             asked[stage.settings.tasks, own.path if isinstance(own, Source) else None] = None
     if problems := [problem for tasks, folder in asked for problem in faults(tasks, folder)]:
         raise BadConfig(list(dict.fromkeys(problems)))
+
+
+def check_devices(session: Session, stages: Sequence[Stage]) -> None:
+    """Raises BadConfig where a training will not find the GPUs that it is spread over: before a start model is made for it."""
+    launcher, wanted = session.launcher, session.accelerate.devices
+    if wanted == 1 or session.accelerate.config.get("use_cpu") or not any(stage.kind == "train" for stage in stages):
+        return
+    if isinstance(launcher, ClusterLauncher):
+        given, way_out = launcher.resources("train", "gpu").gpus, f"'hydra.launcher.stages={{train: {{gpus: {wanted}}}}}'"
+        where = f"hydra/launcher={launcher.name} gives a training {given}"
+    else:
+        given, way_out = len(visible_gpus()), "fewer, or accelerate=ddp accelerate.config.use_cpu=true"
+        where = f"{given} are here"
+    if given < wanted:
+        raise BadConfig([f"accelerate.devices={wanted} GPUs are asked for each training and {where}: take {way_out}"])
 
 
 def _failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:

@@ -60,7 +60,7 @@ class PlainScreen:
 
     def __enter__(self) -> Self:
         done = f"{len(self.plan.done)} stages done, {len(self.plan.to_do)} to do"
-        self.say(f"{self.sweep.name}: {len(self.sweep.cells)} cells, {done}, {self.workers} workers")
+        self.say(f"{self.sweep.name}: {len(self.sweep.cells)} cells, {done}, {self.workers} at a time")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
@@ -229,7 +229,7 @@ def print_plan(
     unknown = len(forecast) - len(known)
     time_words = "no like stage has run here yet: no forecast"
     if known or not forecast:
-        time_words = f"about {_clock(_makespan_s(known, workers)).strip()} on {workers} workers"
+        time_words = f"about {_clock(_makespan_s(known, workers)).strip()} with {workers} at a time"
         time_words += f" and {unknown} stages of which no like has run here" if unknown else ""
     console.print(f"time     {time_words}", highlight=False)
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{_uncounted(sweep)}", highlight=False)

@@ -117,7 +117,7 @@ def test_the_terminal_gets_sensible_lines_and_no_chatter() -> None:
     for chatter in CHATTER:
         assert chatter not in ran.err + ran.out
     lines = ran.err.splitlines()
-    assert re.fullmatch(r"  0:0\d  smoke: 5 cells, 0 stages done, \d+ to do, \d+ workers", lines[0])
+    assert re.fullmatch(r"  0:0\d  smoke: 5 cells, 0 stages done, \d+ to do, \d+ at a time", lines[0])
     assert all(re.match(r" +\d+:\d\d  (data|sft|sample|label|logps|train|generate|judge|score|cell) ", line) for line in lines[1:])
     assert sum(re.search(r"  cell \d/5 ", line) is not None for line in lines) == 5
     assert "0 stages left" in [line for line in lines if " left" in line][-1]

@@ -17,11 +17,12 @@ sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
 
 from fake_stage import HERE, Fake, attempts, fake
 
-from bench import kinds
+from bench import kinds, methods
 from bench.config import LocalLauncher
+from bench.door import BadConfig, open_door
 from bench.launch import Pool, Report, chain_lengths
-from bench.plan import CellPlan
-from bench.run import Scheduler, all_stages
+from bench.plan import CellPlan, plan_cell
+from bench.run import Scheduler, all_stages, check_devices
 from bench.store import Stage, Store
 
 
@@ -270,3 +271,27 @@ def test_a_worker_that_dies_after_its_stage_was_finished_has_lost_nothing(root: 
         pool.close()
     assert screen.ended == [("a", "done", "")]
     assert failures == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (["accelerate=fsdp"], "8 GPUs are asked for each training and 1 are here: take fewer"),
+        (["accelerate=fsdp", "hydra/launcher=slurm"], r"slurm gives a training 1: take 'hydra.launcher.stages=\{train: \{gpus: 8\}\}'"),
+        (["accelerate=fsdp", "hydra/launcher=slurm", "hydra.launcher.stages={train: {gpus: 8}}"], ""),
+        (["accelerate=ddp", "accelerate.config.use_cpu=true"], ""),
+        ([], ""),
+    ],
+)
+def test_gpus_that_a_training_will_not_find_are_refused_before_anything_runs(
+    words: list[str], refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    opened = open_door(["+sweep=smoke", "method=dpo", *words])
+    stages = plan_cell(opened.cells[0], opened.sources[0], methods.chain).stages
+    if not refused:
+        check_devices(opened.session, stages)
+        return
+    with pytest.raises(BadConfig, match=refused):
+        check_devices(opened.session, stages)
+    check_devices(opened.session, [stage for stage in stages if stage.kind != "train"])

@@ -72,7 +72,7 @@ def test_plain_lines_say_how_each_stage_ended(sweep: Sweep, store: Store, tmp_pa
     assert all(re.match(r" +\d+:\d\d  ", line) for line in lines)
     text = "\n".join(line[8:] for line in lines)
     total = len(make_plan(sweep.cells, store).to_do)
-    assert f"tiny: 6 cells, 0 stages done, {total} to do, 2 workers" in text
+    assert f"tiny: 6 cells, 0 stages done, {total} to do, 2 at a time" in text
     first, second, third, *_ = sweep.cells[1].stages
     assert f"{first.kind} {first.label} ({first.key[:6]}) 0.0 s; {total - 1} stages left" in text
     assert f"({second.key[:6]}): its worker process died (signal SIGKILL); trying once more" in text
@@ -161,7 +161,7 @@ def test_a_plan_is_printed_with_what_is_shared(sweep: Sweep, store: Store, capsy
     out = capsys.readouterr().out
     assert "tiny: 6 cells" in out
     assert re.search(r"train +0 +4 +0 +120 +4,000", out)
-    assert re.search(r"time +about \d+:\d\d on 2 workers\n", out)
+    assert re.search(r"time +about \d+:\d\d with 2 at a time\n", out)
     assert f"tokens   at most {1000 * len(plan.to_do):,}" in out
     assert "judge    $0.00 (gold)" in out
     print_plan(sweep, plan, {stage: Estimate(None, 0, 0.0) for stage in plan.to_do}, 2, {})

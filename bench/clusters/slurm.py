@@ -35,6 +35,8 @@ STUCK = frozenset(["launch_failed_requeued_held", "launch failed requeued held"]
 HOPELESS = re.compile(
     r"Partition(Time|Node)Limit|BadConstraints|Invalid(Account|QOS)|(Account|QOS)NotAllowed|(Assoc|QOS)\w*(Wall|PerJob)\w*"
 )
+# What sbatch says where there is no cluster; all else is a cluster's refusal of a job.
+NO_CLUSTER = re.compile(r"configuration source|Unable to contact|not responding|Protocol authentication error")
 
 
 @dataclass
@@ -108,6 +110,8 @@ def check(settings: SlurmLauncher, wanted: Sequence[Resources]) -> list[str]:
         if done.returncode:
             asked = ", ".join(f"{name}={value}" for name, value in given.model_dump().items() if value is not None)
             words = "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines())
+            if NO_CLUSTER.search(words):
+                return [f"hydra/launcher=slurm: sbatch finds no cluster ({words}): is it up (sinfo), is this a machine that submits to it?"]
             return [f"hydra/launcher=slurm: sbatch refuses a job of {asked}: {words} (hydra.launcher.gpu, .cpu, .stages, .sbatch)"]
     return []
 

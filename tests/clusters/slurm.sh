@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real SLURM of one node in a folder of its own, for tests: `slurm.sh up DIR`, `slurm.sh down DIR`. Root, on Debian or a kin of it.
+# A real SLURM of one node with two CPUs, in a folder of its own, for tests: `slurm.sh up DIR`, `slurm.sh down DIR`. Root, on Debian or its kin.
 # No accounting (no slurmdbd): the harder case, in which nobody but the scheduler's memory knows how a job has ended.
 # Use it with SLURM_CONF=DIR/slurm.conf. Nothing outside DIR is written, but for packages where they are missing.
 set -euo pipefail
@@ -11,12 +11,14 @@ up() {
         DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null
     mkdir -p "$dir/state" "$dir/spool" && chmod 755 "$dir"
     head -c 1024 /dev/urandom >"$dir/munge.key" && chmod 400 "$dir/munge.key"
-    cpus=$(nproc) host=$(hostname -s)
+    host=$(hostname -s)
     read -r ctld d < <(python3 -c '
 import socket
 found = [socket.socket() for _ in range(2)]
 for s in found: s.bind(("127.0.0.1", 0))
-print(*[s.getsockname()[1] for s in found])')
+ports = [s.getsockname()[1] for s in found]
+for s in found: s.close()  # before they are told: whoever reads them begins at once
+print(*ports)')
     cat >"$SLURM_CONF" <<CONF
 ClusterName=bench
 SlurmctldHost=$host(127.0.0.1)
@@ -41,7 +43,8 @@ ReturnToService=2
 KillWait=5
 SchedulerParameters=sched_interval=5,batch_sched_delay=1
 GresTypes=gpu
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus Gres=gpu:2 State=UNKNOWN
+SlurmdParameters=config_overrides
+NodeName=$host NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=60 State=UP
 CONF
     # Two devices that stand for GPUs: SLURM hands them out by CUDA_VISIBLE_DEVICES and never opens them.
@@ -50,17 +53,17 @@ CONF
         --log-file="$dir/munged.log" --seed-file="$dir/munged.seed"
     slurmctld -f "$SLURM_CONF"
     slurmd -f "$SLURM_CONF"
-    for _ in $(seq 100); do
-        sinfo --noheader --format=%t 2>/dev/null | grep -q idle && return
+    SECONDS=0
+    while [ $SECONDS -lt 60 ]; do  # where no controller runs, sinfo itself waits for minutes
+        timeout 10 sinfo --noheader --format=%t 2>/dev/null | grep -q idle && return
         sleep 0.2
     done
-    sinfo || true
     tail -n 20 "$dir"/*.log
     return 1
 }
 
 down() {
-    scancel --user="$(id -u)" 2>/dev/null || true
+    timeout 10 scancel --user="$(id -u)" 2>/dev/null || true
     for name in slurmd slurmctld munged; do
         [ -s "$dir/$name.pid" ] || continue
         pid=$(cat "$dir/$name.pid")

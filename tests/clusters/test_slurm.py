@@ -99,6 +99,19 @@ def test_a_scheduler_that_does_not_answer_loses_no_job(commands: Path, tmp_path:
     assert len(said) == 1 and said[0].startswith("squeue does not answer, waiting for jobs all the same")
 
 
+def test_a_cluster_that_is_not_there_is_said_to_be_not_there(commands: Path) -> None:
+    pytest.importorskip("submitit")  # it writes the job that sbatch is asked about
+    for name in ("sbatch", "squeue", "scontrol", "scancel"):
+        command(commands, name)
+    for words, found in (
+        ("sbatch: error: Unable to contact slurm controller (connect failure)", "sbatch finds no cluster"),
+        ("sbatch: error: Invalid account", "sbatch refuses a job of gpus=0"),
+    ):
+        (commands / "sbatch").write_text(f'#!/bin/sh\necho "{words}" >&2\nexit 1\n')
+        with pytest.raises(BadConfig, match=found):
+            check(slurm_settings(), [fake("a")])
+
+
 def test_how_a_job_ended_comes_from_scontrol_else_from_accounting_else_is_unknown(commands: Path) -> None:
     command(commands, "scontrol", SHOWN)
     assert how_it_ended("17_3") == "ended as NODE_FAIL (NodeDown, exit code 0:9) on node3"

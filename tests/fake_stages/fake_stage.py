@@ -15,17 +15,20 @@ from bench.store import Stage
 from bench.worker import Outcome, StageRun
 
 HERE = Path(__file__).parent
+MEETING_S = 60.0
 
 
 class Fake(Settings):
     """`die`, `hang`: how many attempts end in SIGKILL, or never end. `tape`: a file whose content becomes the result's, which may change
-    between attempts. `shows`: an environment variable whose value becomes the result's."""
+    between attempts. `shows`: an environment variable whose value becomes the result's. `meets`: a stage that must have begun before this
+    one ends."""
 
     name: str
     seconds: float = 0.0
     die: int = 0
     hang: int = 0
     shows: str = ""
+    meets: str = ""
     fail: str = ""
     exit: bool = False
     prints: str = ""
@@ -55,6 +58,11 @@ def run(settings: Fake, run: StageRun) -> Outcome:
     for step in range(settings.steps):
         run.progress(step + 1, settings.steps, loss=1 / (step + 1))
     time.sleep(settings.seconds)
+    until = time.monotonic() + MEETING_S
+    while settings.meets and not (run.out.parent / f"{settings.meets}.attempts").exists():
+        if time.monotonic() > until:
+            raise TimeoutError(f"{settings.meets} has not begun within {MEETING_S:g} s of waiting")
+        time.sleep(0.1)
     if settings.exit:
         sys.exit("a library ended the process")
     if settings.fail:
