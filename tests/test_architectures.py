@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from architectures import ARCHITECTURES, make
 from tiny import make_preferences, plans
 
+from bench.door.folders import CHAT_TEMPLATES
 from bench.engines.hf import Engine, check_fit, load_model
 from bench.plan import CellPlan
 from bench.records import Completion, read_jsonl, read_logps
@@ -81,6 +82,27 @@ def assert_adapter_alone_is_kept(store: Store, cell: CellPlan, base: Path) -> No
     assert any(abs(value.logps - reference[key].logps) > 1e-3 for key, value in logps.items())  # base and adapter, not the base
     drawn = list(read_jsonl(store.folder(stage(cell, "plain completions")) / "completions.jsonl", Completion))
     assert drawn and all(completion.n_tokens[0] >= 1 for completion in drawn)
+
+
+@pytest.mark.parametrize("template", ["tulu", "zephyr", "a file"])
+def test_a_base_model_learns_from_messages_in_the_template_that_it_is_given(template: str, tmp_path: Path) -> None:
+    """Its own folder stays as it is; what is trained from it carries the template on."""
+    folder = make("gpt_neox", tmp_path / "base")
+    before = sorted(path.name for path in folder.iterdir())
+    if template == "a file":
+        template = str(tmp_path / "own.jinja")
+        Path(template).write_text((CHAT_TEMPLATES / "tulu.jinja").read_text())
+    data = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True, n=40)
+    own = (f"results={tmp_path / 'results'}", f"model={folder}", f"model.chat_template={template}", "data=local", f"data.path={data}")
+    (cell,) = (cell for cell in plans(*own, *SMALL, *STEPS, "method=dpo") if "train" in cell.roles)
+    store = Store(tmp_path / "results" / "store")
+    run_cells([cell], store)
+    trained = load_tokenizer(store.folder(cell.roles["train"]) / "model")
+    text = str(trained.apply_chat_template(USER, tokenize=False, add_generation_prompt=True))
+    assert text == f"<|user|>\nplease name a dog{trained.eos_token if template == 'zephyr' else ''}\n<|assistant|>\n"
+    history = [json.loads(line) for line in (store.folder(cell.roles["train"]) / "history.jsonl").read_text().splitlines()]
+    assert history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 # What rows look like ---------------------------------------------------------------------------------------------------

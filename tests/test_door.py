@@ -11,7 +11,7 @@ import pytest
 from tiny import make_preferences, write_rows
 
 from bench import methods
-from bench.door import Opened
+from bench.door import Opened, open_door
 
 ROOT = Path(__file__).parent.parent
 
@@ -337,14 +337,25 @@ def test_a_model_that_is_asked_in_messages_needs_a_chat_template(problems: Probl
     (model_folder / "chat_template.jinja").unlink()
     words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none"]
     assert problems(*words) == [
-        f"{model_folder} is asked in messages and its tokenizer has no chat template: add chat_template.jinja "
-        f"(model.path={model_folder} on the command line)"
+        f"{model_folder} is asked in messages and its tokenizer has no chat template: name one as model.chat_template "
+        f"(tulu, zephyr, or a Jinja file) (model.path={model_folder} on the command line)"
     ]
     (model_folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     assert problems(*words) == []
     (model_folder / "tokenizer_config.json").unlink()
     (problem,) = problems("judge=local", f"judge.model={model_folder}", "judge.n_items=4")
-    assert "has no chat template" in problem
+    assert "has no chat template: add chat_template.jinja (judge" in problem
+
+
+def test_a_chat_template_is_a_name_or_a_file_and_moves_the_key(problems: Problems, model_folder: Path, tmp_path: Path) -> None:
+    (model_folder / "chat_template.jinja").unlink()
+    words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none", f"results={tmp_path}"]
+    (problem,) = problems(*words, "model.chat_template=alpaca")
+    assert problem.startswith("model.chat_template must be one of tulu, zephyr or a Jinja file, got alpaca: no such file (")
+    tulu, zephyr, again = (open_door([*words, f"model.chat_template={name}"]).sources[0].model for name in ("tulu", "zephyr", "tulu"))
+    assert tulu and zephyr and again and tulu.key == again.key != zephyr.key
+    assert (tulu.path / "model.safetensors").read_text() == (model_folder / "model.safetensors").read_text()
+    assert tulu.path.parent == tmp_path / "models"
 
 
 @pytest.mark.parametrize("rows", ["file", "dataset", "sft"])
@@ -363,7 +374,8 @@ def test_rows_of_messages_need_a_chat_template_before_anything_runs(
         "sft": ("data=local", f"data.path={texts}", "sft=conversations", f"sft.path={conversations}"),
     }[rows]
     (problem,) = problems(*own, *words)
-    assert problem.startswith(f"{model_folder} is asked in messages and its tokenizer has no chat template: add chat_template.jinja (")
+    why = "is asked in messages and its tokenizer has no chat template: name one as model.chat_template ("
+    assert problem.startswith(f"{model_folder} {why}")
 
 
 def test_bad_rows_are_said_with_line_numbers_before_anything_runs(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ class LocalModel(Settings):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None  # None: the one that is locked, or the newest at the first use
     dtype: Literal["float32", "bfloat16"]
     max_length: Count  # tokens of prompt and completion that training and log-probs look at
+    chat_template: str | None = None  # in place of its tokenizer's: a name in bench/chat_templates or a Jinja file
     base: str | None = None  # folder of the model that it was tuned from, where a method holds it against that
     attention: Attention = "auto"
     gradient_checkpointing: Checkpointing = "auto"

@@ -28,7 +28,17 @@ from bench.config import (
     Written,
     misfits,
 )
-from bench.door.folders import a_file, base_folder, model_folder, no_template, positions, tasks_folder
+from bench.door.folders import (
+    NAME_ONE,
+    a_file,
+    base_folder,
+    model_folder,
+    no_template,
+    positions,
+    tasks_folder,
+    template_file,
+    with_template,
+)
 from bench.door.judge_files import JUDGE_FILES, JudgeFiles, judge_files_of, labeller_files, what_judge_reads, what_labeller_reads
 from bench.door.words import MEMBERS, Tree, Where, short
 from bench.judges.replies import parser_version
@@ -41,7 +51,6 @@ from bench.written import read_written
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
-COPY = " to a copy of its folder, and name that as model.path"
 Fetches = Literal["all", "not weights", "nothing"]
 
 
@@ -55,6 +64,7 @@ class Files:
     _datasets: dict[str, tuple[Source, Shown] | None] = field(default_factory=dict)
     _models: dict[str, Path | None] = field(default_factory=dict)
     _hub_models: dict[str, Source | None] = field(default_factory=dict)
+    _templates: dict[str, Source | None] = field(default_factory=dict)  # models with another chat template
     _judges: dict[str, JudgeFiles | None] = field(default_factory=dict)
     _data: dict[str, tuple[Path, Shown] | None] = field(default_factory=dict)
     _written: dict[str, Path | None] = field(default_factory=dict)
@@ -71,9 +81,9 @@ class Files:
         source = self._model(model, where.of(key)) if model else None
         asked = self._rows(cell, where)
         if model is not None and source is not None and source.path.is_dir():  # a verb that reads nothing does not fetch
-            if asked and (why := no_template(source.path)):
-                self.problems.append(f"{why}{'' if model.path else COPY} ({where.of(key)})")
-            if forgetting.get("chat_template") is True and not asked and (why := no_template(source.path)):
+            if asked and (why := no_template(source.path, NAME_ONE)):
+                self.problems.append(f"{why} ({where.of(key)})")
+            if forgetting.get("chat_template") is True and not asked and (why := no_template(source.path, NAME_ONE)):
                 self.problems.append(f"{why} ({where.of('forgetting.chat_template')})")
             places = positions(source.path)
             if places is not None and places < model.max_length and not where.is_given("model.max_length"):
@@ -82,7 +92,8 @@ class Files:
                 text = f"model.max_length must be <= {places}, the positions of {source.path}, got {model.max_length}"
                 self.problems.append(f"{text} ({where.of('model.max_length')})")
             if model.base is not None:
-                self._once(self._models, model.base, partial(base_folder, tuned=source.path), where.of("model.base"))
+                tuned = None if model.chat_template else source.path
+                self._once(self._models, model.base, partial(base_folder, tuned=tuned), where.of("model.base"))
         if isinstance(folder := forgetting.get("include_path"), str):
             self._once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method.get("name") == "completions":
@@ -122,7 +133,19 @@ class Files:
         return messages
 
     def _model(self, section: LocalModel, where: str) -> Source | None:
-        """A folder, known by its content, or a model of the hub, known by its revision; looked at once."""
+        """A folder, known by its content, or a model of the hub, known by its revision; looked at once. With another chat template it is a
+        folder of links beside the store."""
+        found = self._as_it_is(section, where)
+        if found is None or section.chat_template is None:
+            return found
+        return self._once(self._templates, _which_model(section), lambda _: self._with_template(found, str(section.chat_template)), where)
+
+    def _with_template(self, found: Source, text: str) -> Source:
+        template = template_file(text)
+        folder = with_template(found.path, template, self.lock.parent / "models") if found.path.is_dir() else found.path
+        return Source(folder, f"{found.digest}, chat template {file_digest(template)}" if found.digest else "")
+
+    def _as_it_is(self, section: LocalModel, where: str) -> Source | None:
         if section.path == "???" or (section.path is None and section.hub in (None, "???")):  # said elsewhere
             return None
         if section.path is not None:
@@ -150,15 +173,18 @@ class Files:
     def sources(self, cell: Cell) -> Sources:
         """What a checked cell reads from outside the store."""
         local = cell.model if isinstance(cell.model, LocalModel) else None
-        model = self._models[local.path] if local and local.path else None
-        of_hub = self._hub_models[_of_hub(local)] if local and not local.path else None
+        start = self._model(local, "") if local else None
+        model = start.path if start and local and local.path else None
+        of_hub = start if local and not local.path else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
         judge = self._judge(cell.judge) if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge)) else None
         labelling = None
         if isinstance(cell.method, IterativeDpo) and cell.method.labeller == "judge" and cell.method.labelling_judge:
             labelling = self._judge(cell.method.labelling_judge, what_labeller_reads)
-        base = self._models[cell.model.base] if isinstance(cell.model, LocalModel) and cell.model.base else None
+        base = self._models[local.base] if local and local.base else None
+        if base and local and local.chat_template:
+            base = self._with_template(Source(base, ""), local.chat_template).path
         own, rows, texts, before = (self._source(path) if path else None for path in (model, data[0] if data else None, written, base))
         file = cell.method.prompts if isinstance(cell.method, Loop) else None
         prompts = self._source(Path(file).expanduser().absolute()) if file else None
@@ -190,6 +216,10 @@ def _local_path(section: Any) -> str | None:
     """The path that a model or data section names, where it names one."""
     path = section.get("path") if isinstance(section, dict) and section.get("kind") == "local" else None
     return path if isinstance(path, str) and path != "???" else None
+
+
+def _which_model(model: LocalModel) -> str:
+    return repr([model.path, _of_hub(model), model.chat_template])
 
 
 def _of_hub(model: LocalModel) -> str:

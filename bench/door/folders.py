@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import uuid
 from pathlib import Path
+
+from bench.store import hash_long
+
+CHAT_TEMPLATES = Path(__file__).parent.parent / "chat_templates"
+KNOWN = ", ".join(sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja")))
+TEMPLATE = "chat_template.jinja"
+NAME_ONE = f"name one as model.chat_template ({KNOWN}, or a Jinja file)"
+ADD_ONE = f"add {TEMPLATE}"
 
 
 def a_file(text: str, key: str) -> Path:
@@ -26,10 +36,10 @@ def model_folder(text: str, key: str = "model.path", what: str = "a causal LM", 
     return folder
 
 
-def base_folder(text: str, tuned: Path) -> Path:
-    """What a model was tuned from; it must be asked as the tuned one is."""
+def base_folder(text: str, tuned: Path | None) -> Path:
+    """What a model was tuned from; it must be asked as the `tuned` one is, which is None where both are given a template."""
     folder = model_folder(text, "model.base")
-    if no_template(tuned) is None and (why := no_template(folder)):
+    if tuned is not None and no_template(tuned, "") is None and (why := no_template(folder, ADD_ONE)):
         raise ValueError(f"{why}, the one in {tuned}")
     return folder
 
@@ -43,14 +53,39 @@ def positions(folder: Path) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def no_template(folder: Path) -> str | None:
+def no_template(folder: Path, way_out: str) -> str | None:
     """What is wrong with a model that is asked in messages and has no chat template."""
     config = folder / "tokenizer_config.json"
-    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json", "additional_chat_templates")):
+    if any((folder / name).exists() for name in (TEMPLATE, "chat_template.json", "additional_chat_templates")):
         return None
     if config.exists() and json.loads(config.read_text()).get("chat_template"):
         return None
-    return f"{folder} is asked in messages and its tokenizer has no chat template: add chat_template.jinja"
+    return f"{folder} is asked in messages and its tokenizer has no chat template: {way_out}"
+
+
+def template_file(text: str) -> Path:
+    """A chat template by name or path. Raises ValueError where there is none."""
+    path = CHAT_TEMPLATES / f"{text}.jinja"
+    if path.is_file():
+        return path
+    if not (path := Path(text).expanduser().absolute()).is_file():
+        raise ValueError(f"model.chat_template must be one of {KNOWN} or a Jinja file, got {text}: no such file")
+    return path
+
+
+def with_template(folder: Path, template: Path, under: Path) -> Path:
+    """A folder of links to a model's files, with another chat template; the same each time."""
+    text = template.read_text(encoding="utf-8")
+    made = under / f"{folder.name}-{hash_long([str(folder), text])[:12]}"
+    made.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in (TEMPLATE, "chat_template.json", "additional_chat_templates"):
+            with contextlib.suppress(FileExistsError):
+                (made / path.name).symlink_to(path)
+    aside = made / f".{TEMPLATE}.{uuid.uuid4().hex[:6]}"
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(made / TEMPLATE)
+    return made
 
 
 def tasks_folder(path: str) -> Path:

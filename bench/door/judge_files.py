@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.config import FITTED
-from bench.door.folders import a_file, model_folder, no_template
+from bench.door.folders import ADD_ONE, a_file, model_folder, no_template
 from bench.door.words import Tree
 from bench.judges.alpaca_eval import read_calibration
 from bench.judges.items import hub_file, read_items
@@ -100,7 +100,7 @@ def _judge_files(judge: Tree) -> JudgeFiles:
     if judge["tokenizer"]:
         a_file(f"{judge['tokenizer']}/tokenizer.json", "judge.tokenizer")
     model = model_folder(judge["model"], "judge.model") if judge["server"] != "endpoint" and judge["model"] != "???" else None
-    if model and (why := no_template(model)):
+    if model and (why := no_template(model, ADD_ONE)):
         raise ValueError(why)
     named = {role: judge[role] for role in JUDGE_FILES[judge["name"]] if judge[role]}
     files = {role: hub_file() if (role, text) == ("items", "hub") else a_file(text, f"judge.{role}") for role, text in named.items()}
