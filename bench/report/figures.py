@@ -119,8 +119,8 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
             drawn[name] = sorted(placed, key=lambda group: axis.value(group) or 0.0)
     ticks = sorted({v for members in drawn.values() for group in members if (v := axis.value(group)) is not None})
     beside, small = _small([group for members in drawn.values() for group in members]) if axis.name == "kl" else ([], {})
+    aside = _aside(drawn, axis) if axis.name == "iteration" else {}
     for number, (name, members) in enumerate(drawn.items()):
-        aside = (number - (len(drawn) - 1) / 2) * 0.03 if axis.name == "iteration" else 0.0  # bars of lines that touch stay apart
         _curve(ax, members, name, axis, number, aside, small)
     levels = sorted((name for name in lines if name not in drawn), key=lambda name: lines[name][0].is_trained)  # start models are grey
     n_grey = sum(not lines[name][0].is_trained for name in levels)
@@ -138,8 +138,10 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=1 + (len(lines) - 1) // LEGEND_LINES)
 
 
-def _curve(ax: Axes, members: Sequence[Group], name: str, axis: Axis, number: int, aside: float, small: Mapping[str, str]) -> None:
-    x = [v + aside for group in members if (v := axis.value(group)) is not None]
+def _curve(
+    ax: Axes, members: Sequence[Group], name: str, axis: Axis, number: int, aside: Mapping[str, float], small: Mapping[str, str]
+) -> None:
+    x = [v + aside.get(group.key, 0.0) for group in members if (v := axis.value(group)) is not None]
     y = [100 * pooled.mean for group in members if (pooled := group.pooled("win_rate"))]
     ends = [group.interval("win_rate") for group in members]
     bars = [
@@ -153,6 +155,14 @@ def _curve(ax: Axes, members: Sequence[Group], name: str, axis: Axis, number: in
     for group, across, up in zip(members, x, y, strict=True):
         if text := small.get(group.key):
             ax.annotate(text, (across, up), textcoords="offset points", xytext=(5, 3), fontsize=7, color=colour)
+
+
+def _aside(lines: Mapping[str, Sequence[Group]], axis: Axis) -> dict[str, float]:
+    """How far beside its place each group stands, around it, so that bars of lines that touch stay apart."""
+    at: dict[float | None, list[str]] = {}
+    for group in (group for members in lines.values() for group in members):
+        at.setdefault(axis.value(group), []).append(group.key)
+    return {key: (place - (len(keys) - 1) / 2) * 0.03 for keys in at.values() for place, key in enumerate(keys)}
 
 
 def _small(groups: Sequence[Group]) -> tuple[list[str], dict[str, str]]:
