@@ -110,8 +110,8 @@ def _header(found: Exported, adapter: bool) -> dict[str, Any]:
     task = "text-classification" if reward else "text-generation"
     header: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": task}
     header["tags"] = ["preference-alignment", found.method, *(["reward-model"] if reward else [])]
-    header |= {"base_model": model["hub"]} if model.get("hub") else {}
-    header |= {"datasets": [data["hub"]]} if data.get("hub") else {}
+    header |= {"base_model": model["hub"]} if model.get("hub") and not model.get("path") else {}
+    header |= {"datasets": [data["hub"]]} if data.get("hub") and not data.get("path") else {}
     values = [{"type": name, "value": value, "name": name} for name, value in metrics.items() if not name.endswith(NOT_NUMBERS)]
     about = {"name": f"{found.config['judge']['name']} on {data['name']}", "type": data.get("hub") or data["name"]}
     header["model-index"] = [{"name": found.name, "results": [{"task": {"type": task}, "dataset": about, "metrics": values}]}]

@@ -137,7 +137,7 @@ def raw_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Cal
             with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
                 if path.suffix.lower() == ".json" and file.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":  # type: ignore[union-attr]
                     for number, row in enumerate(_json_list(path, file.read()), 1):
-                        yield number, partial(_itself, row)
+                        yield number, partial(_sound, row)
                     return
                 for number, line in enumerate(file, 1):
                     text = line.removeprefix(codecs.BOM_UTF8).strip()
@@ -147,7 +147,13 @@ def raw_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Cal
             raise ValueError(f"{path}: expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet")
 
 
-def _itself(row: Any) -> Any:
+def _sound(row: Any) -> Any:
+    """The row, where it can be written as UTF-8."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise ValueError(f"holds {half}, half of a character that takes two: write the whole one, or none") from error
     return row
 
 
@@ -160,10 +166,10 @@ def _json_list(path: Path, text: bytes) -> list[Any]:
 
 def _from_json(line: bytes) -> Any:
     try:
-        return json.loads(line.decode())
+        return _sound(json.loads(line.decode())) if b"\\u" in line else json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start} of the line): save the file as UTF-8") from error
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error}); a line holds one object") from error
 
 

@@ -222,6 +222,7 @@ def test_a_bad_row_is_said_with_its_line_and_reason(row: Any, reason: str, tmp_p
         (b'{"prompt": "cut', "not JSON (Unterminated string starting at: line 1 column 12 (char 11)); a line holds one object"),
         ('{"prompt": "größer"}'.encode("latin-1"), "not UTF-8 (invalid start byte at byte 14 of the line): save the file as UTF-8"),
         (b"\x00\x01", "not JSON (Expecting value: line 1 column 1 (char 0)); a line holds one object"),
+        (b'{"prompt": "\\ud83d"}', r"holds \ud83d, half of a character that takes two: write the whole one, or none"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_said_like_any_bad_row(line: bytes, reason: str, tmp_path: Path) -> None:

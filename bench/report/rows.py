@@ -305,9 +305,14 @@ def line_names(cells: Mapping[str, Cell], varied: Sequence[str], about: Containe
         told = [k for k in told if len({each.get(k) for each in (everyone if k in ("model.name", "data.name") else alike)}) > 1]
         own = [k for k in told if k not in NAMES]
         said = [k for k in told if k in NAMES or len(own) == 1 or flat[key][k] != alike[0].get(k)]
-        words = (f"{NAMES.get(k, k.rpartition('.')[2])} {flat[key][k]}".strip() for k in said)
+        words = (f"{NAMES.get(k, short_name(k))} {flat[key][k]}".strip() for k in said)
         names[key] = " ".join([method, *words])
     return names
+
+
+def short_name(key: str) -> str:
+    """`method.alpha` as `alpha`, `adapter.name` as `adapter`."""
+    return key.removesuffix(".name").rpartition(".")[2]
 
 
 def row_words(numbers: Sequence[int]) -> str:

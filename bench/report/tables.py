@@ -10,7 +10,7 @@ from functools import partial
 from bench import stats
 from bench.config import FITTED, Expectation, JuryJudge
 from bench.records import task_number
-from bench.report.rows import ALPHA, Group, Pooled, Row, Verified, method_name, settings, verify
+from bench.report.rows import ALPHA, Group, Pooled, Row, Verified, method_name, settings, short_name, verify
 
 MISSING = "-"
 NUMBERS = re.compile(r"(?<![\w.])\d+(?![\w.]*\d)")  # counts, not parts of names or of decimal numbers
@@ -46,7 +46,7 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
     ):
         if varied:
             columns.append((name, value))
-    columns += [(key.rpartition(".")[2], partial(_setting, key)) for key in pooled.varied]
+    columns += [(short_name(key), partial(_setting, key)) for key in pooled.varied]
     compared = any("win_rate" in row.metrics for group in groups for row in group.done)  # the rating is then a column beside
     columns.append(("seeds", lambda group: f"{len(group.done)}" + (f"/{len(group.rows)}" if len(group.done) < len(group.rows) else "")))
     columns += [
