@@ -8,7 +8,6 @@ the tokens that earlier replies of the same judge reported, else at 4 characters
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
 from bench.stages import data, generate
 from bench.stages.judge import language_judge
 from bench.store import Source, Stage, Store
+from bench.token_counts import counter
 from bench.worker import Progress, StageRun
 
 CHARACTERS_A_TOKEN = 4.0
@@ -155,7 +155,8 @@ def _counter(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> tup
     assert settings.asking is not None
     folder = stage.inputs["model"].path if settings.model is None else settings.asking.tokenizer  # type: ignore[union-attr]
     if folder:
-        return _by_tokenizer(Path(folder).expanduser().absolute()), f"tokens by the tokenizer in {folder}"
+        count = counter(Path(folder).expanduser().absolute())
+        return lambda r: count(r.messages, True), f"tokens by the tokenizer in {folder}"
     model = str(settings.model)
     if (encoding := _tiktoken(model)) is not None:
         # 3 tokens a message and 3 that open the reply: OpenAI's own count of its chat format
@@ -169,31 +170,6 @@ def _counter(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> tup
 
 def _characters(request: Request) -> int:
     return sum(len(message["content"]) for message in request.messages)
-
-
-@cache
-def _by_tokenizer(folder: Path) -> Count:
-    """As a server with this folder counts: the messages through its chat template, without torch."""
-    import jinja2.sandbox
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    config = json.loads(path.read_text()) if (path := folder / "tokenizer_config.json").exists() else {}
-    template = (folder / "chat_template.jinja").read_text() if (folder / "chat_template.jinja").exists() else config.get("chat_template")
-    if not isinstance(template, str):
-        return lambda r: sum(len(tokenizer.encode(message["content"], add_special_tokens=False)) for message in r.messages)
-    compiled = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-    special = {name: _text(config.get(name)) for name in ("bos_token", "eos_token")}
-
-    def count(request: Request) -> int:
-        text = compiled.render(messages=[dict(m) for m in request.messages], add_generation_prompt=True, **special)
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
-    return count
-
-
-def _text(token: Any) -> str:
-    return str(token.get("content", "")) if isinstance(token, dict) else token or ""
 
 
 @cache

@@ -9,18 +9,19 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bench.kinds import ConversationData, LocalPairData
 from bench.plan import CellPlan
-from bench.records import Pair, Unpaired, read_rows
+from bench.records import Pair, Unpaired, completion_columns, read_rows
 from bench.stages import data
 from bench.store import Source, Stage, Store
+from bench.token_counts import Count, Messages, counter_or_none
 from bench.worker import Progress, StageRun
 
 SAMPLE = 200  # rows whose tokens are counted
 
 TOKENIZER = "tokenizer"  # the role of a model's folder that tells which prompts are too long
+TEMPLATE = 100  # bytes at most that are around a prompt; a token is a byte at least
 
 Counts = Mapping[str, int]
 
@@ -106,41 +107,37 @@ def _same(of: str, counts: Counts) -> str:
     return f"{exact + nearly:,} train rows ({exact:,} word for word, {nearly:,} but for case and spaces)" if exact + nearly else ""
 
 
-def _tokenizer(cell: CellPlan) -> Any:
-    """The model's tokenizer where it can be had without torch, else None."""
+def _count(cell: CellPlan) -> Count | None:
+    """By the model's tokenizer, where it can be had without torch."""
     models = (stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate"))
-    folder = next((model.path for model in models if isinstance(model, Source)), None)
-    if folder is None or not (file := folder / "tokenizer.json").is_file():
-        return None
-    try:
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(file))
-    except Exception:  # of the tokenizers library, which has no class of its own: the model's own load says it better
-        return None
+    return counter_or_none(next((model.path for model in models if isinstance(model, Source)), None))
 
 
 def _too_long(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> int:
-    """Rows whose prompts, without a template, fill what the model looks at; none where nobody drops them, or has dropped them."""
+    """Rows whose prompts fill what the model looks at; none where nobody drops them, or has dropped them."""
     settings = cell.roles["preferences"].settings
     assert isinstance(settings, LocalPairData)
     most = settings.max_length
     if most is None or TOKENIZER not in cell.roles["preferences"].inputs:
         return 0
-    prompts = ("\n".join(message["content"] for message in row.prompt) for row in rows)
-    long = [prompt for prompt in prompts if len(prompt.encode()) >= most]  # a token is a byte at least
-    read = _tokenizer(cell) if long else None
-    return sum(len(read.encode(prompt).ids) >= most for prompt in long) if read else 0
+    long = [row for row in rows if TEMPLATE + sum(len(message["content"].encode()) for message in row.prompt) >= most]
+    count = _count(cell) if long else None
+    return sum(count(row.prompt, True) >= most for row in long) if count else 0
 
 
 def _tokens(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> str:
     """About how many tokens a pass over the rows has, where the model's tokenizer can be had without torch."""
-    if (read := _tokenizer(cell)) is None:
+    if (count := _count(cell)) is None:
         return ""
     some = rows[:: max(1, len(rows) // SAMPLE)]
-    count = 0
-    for row in some:
-        prompt = "\n".join(message["content"] for message in row.prompt)
-        answers = [row.chosen, row.rejected] if isinstance(row, Pair) else [row.completion]
-        count += sum(len(read.encode(f"{prompt}\n{answer}").ids) for answer in answers)
-    return f", about {round(count / len(some) * len(rows)):,} tokens a pass"
+    tokens = sum(count(messages, False) for messages in learnt(some))
+    return f", about {round(tokens / len(some) * len(rows)):,} tokens a pass"
+
+
+def learnt(rows: Sequence[Pair] | Sequence[Unpaired]) -> Iterator[Messages]:
+    """Each completion with its prompt."""
+    for row in rows:
+        role = "text" if row.prompt[0]["role"] == "text" else "assistant"
+        for column in completion_columns(row):
+            if not column.startswith("mismatched"):
+                yield [*row.prompt, {"role": role, "content": getattr(row, column)}]

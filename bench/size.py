@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bench.config import Adapter, Hardware, LocalModel, WorldModel
-from bench.counts import SAMPLE, Aside
+from bench.counts import SAMPLE, Aside, learnt
 from bench.forecast import answers_asked, token_bound
 from bench.kinds import (
     BaseSettings,
@@ -33,9 +33,10 @@ from bench.kinds import (
     TrainSettings,
 )
 from bench.plan import CellPlan
-from bench.records import Conversation, Item, Pair, Unpaired, completion_columns, read_jsonl, read_rows
+from bench.records import Conversation, Item, completion_columns, read_jsonl, read_rows
 from bench.shapes import BYTES, Memory, Shape, checkpoints, read_shape, scoring_memory, training_memory, writing_memory
 from bench.store import Source, Stage, Store
+from bench.token_counts import Messages, counter_or_none
 
 VLLM_SEQUENCES = 256  # that vLLM writes at once, by default
 SFT_OPTIMIZER = "adamw_torch"
@@ -109,7 +110,7 @@ class Sizes:
                 return Work(trained=token_bound(stage), context=settings.max_length)
             case ConversationSft():
                 rows = _conversations(self.aside.look(_stage(inputs["conversations"]))[0])
-                mean = self._mean(cell, "conversation", (row for row in rows), settings.max_length)
+                mean = self._mean(cell, "conversation", rows, settings.max_length)
                 return Work(trained=len(rows) * mean * settings.training.num_train_epochs, context=mean)
             case TrainSettings() | RewardModelSettings():
                 n, mean = self._rows(cell, stage, ("train",), settings.max_length)
@@ -154,7 +155,7 @@ class Sizes:
             rows = read_rows(folder / f"{split}.jsonl")
             columns = len([c for c in completion_columns(rows[0]) if not c.startswith("mismatched")]) if rows else 0
             n += columns * len(rows)
-            total += columns * len(rows) * self._mean(cell, f"{preferences.key}/{split}", _texts(rows), most)
+            total += columns * len(rows) * self._mean(cell, f"{preferences.key}/{split}", learnt(_some(rows)), most)
         return n, total / n if n else 0.0
 
     def _prompt(self, cell: CellPlan, items: Stage | Source) -> float:
@@ -166,14 +167,14 @@ class Sizes:
         except (AttributeError, OSError, ValueError):  # its own inputs are written by a model
             return 0.0
         asked = list(read_jsonl(folder / "items.jsonl", Item))
-        return self._mean(cell, items.key, ("\n".join(item.turns) for item in _some(asked)), cell.cell.model.max_length)
+        return self._mean(cell, items.key, map(_asked, _some(asked)), cell.cell.model.max_length, opens=True)
 
-    def _mean(self, cell: CellPlan, what: str, texts: Iterator[str], most: int) -> float:
-        """Mean tokens of texts, each cut at `most`; `most` where the model's tokenizer cannot be had without torch."""
+    def _mean(self, cell: CellPlan, what: str, rows: Iterable[Messages], most: int, opens: bool = False) -> float:
+        """Mean tokens of rows, each cut at `most`; `most` where the model's tokenizer cannot be had without torch."""
         folder = model_folder(cell)
         if (what, folder) not in self._means:
-            tokenizer = _tokenizer(folder)
-            lengths = [min(most, len(tokenizer.encode(text).ids)) for text in texts] if tokenizer else []
+            count = counter_or_none(folder)
+            lengths = [min(most, count(row, opens)) for row in rows] if count else []
             self.counted |= bool(lengths)
             self._means[what, folder] = sum(lengths) / len(lengths) if lengths else most
         return self._means[what, folder]
@@ -243,28 +244,12 @@ def _some(rows: Sequence[Any]) -> Sequence[Any]:
     return rows[:: max(1, len(rows) // SAMPLE)]
 
 
-def _texts(rows: Sequence[Pair] | Sequence[Unpaired]) -> Iterator[str]:
-    for row in _some(rows):
-        prompt = "\n".join(message["content"] for message in row.prompt)
-        for column in completion_columns(row):
-            if not column.startswith("mismatched"):
-                yield f"{prompt}\n{getattr(row, column)}"
+def _asked(item: Item) -> Messages:
+    return [*item.context, *({"role": "text" if item.plain else "user", "content": turn} for turn in item.turns)]
 
 
-def _conversations(folder: Path) -> list[str]:
-    rows = list(read_jsonl(next(iter(sorted(folder.glob("*.jsonl")))), Conversation))
-    return ["\n".join(message["content"] for message in row.messages) for row in rows]
-
-
-def _tokenizer(folder: Path | None) -> Any:
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        return None
-    try:
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # of the tokenizers library, which has no class of its own: the model's own load says it better
-        return None
+def _conversations(folder: Path) -> list[Messages]:
+    return [row.messages for row in _some(list(read_jsonl(next(iter(sorted(folder.glob("*.jsonl")))), Conversation)))]
 
 
 def shape_of(cell: CellPlan, store: Store) -> Shape:

@@ -11,7 +11,7 @@ from bench.keep import size_words
 from bench.plan import CellPlan
 from bench.shapes import Shape
 from bench.size import Sized, Sizes, model_folder, shape_of
-from bench.store import Stage, Store
+from bench.store import Manifest, Stage, Store
 
 
 def wanted(cells: Sequence[CellPlan], size: str) -> list[CellPlan]:
@@ -56,6 +56,7 @@ def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hard
     lines = [*_model_lines(shapes, every.values(), hardware), *_time_lines(of_cell, every, waiting, hardware), *lines]
     folders = {folder for cell in chosen if (folder := model_folder(cell)) and not any(folder.glob("*.safetensors"))}
     lines += [f"{folder} holds no weights yet: what is done is seen once they are there" for folder in sorted(folders)]
+    lines += _measured_lines({stage: sized for stage, sized in every.items() if stage.kind == "train" and stage not in waiting}, store)
     lines += _memory_lines(waiting, hardware)
     lines += _disk_lines(every, waiting, keep)
     how = f"counted by the model's tokenizer on {SAMPLE} rows at most" if sizes.counted else "as many as max_length allows"
@@ -102,6 +103,21 @@ def _time_lines(
     if len(of_cell) > 1 and shared:
         times = f"{alone / shared:.2f} times as much"
         yield f"shared stages: the grid takes {shared:,.3g} GPU-hours from nothing; cell by cell it would take {alone:,.3g}, {times}"
+
+
+def _measured_lines(trainings: Mapping[Stage, Sized], store: Store) -> Iterator[str]:
+    """What trainings that are done were fed and how fast they were, beside what the forecast says of them."""
+    by_device: dict[str, list[tuple[Sized, Manifest]]] = {}
+    for stage, sized in trainings.items():
+        manifest = store.manifest(stage) if store.status(stage).state == "done" else None
+        if manifest is not None and "tokens" in manifest.counts and sized.work.trained:
+            by_device.setdefault(str(manifest.recorded.get("device", "?")), []).append((sized, manifest))
+    for device, found in by_device.items():
+        times = sum(m.counts["tokens"] for _, m in found) / sum(s.work.trained for s, _ in found)
+        rate = sum(s.flops for s, _ in found) / sum(m.timings["wall_s"] for _, m in found) / 1e12
+        what = f"{len(found)} trainings" if len(found) > 1 else "one training"
+        fed = f"{times:.2f} times the tokens that the forecast says"
+        yield f"measured: {what} on {device} took {fed}, at {rate:.3g} TFLOP/s with all that is around a step"
 
 
 def _memory_lines(waiting: Mapping[Stage, Sized], gpu: Hardware) -> Iterator[str]:

@@ -17,7 +17,7 @@ BENCH = ROOT / "bench"
 ORDER = [
     ["config", "hub", "kept"],
     ["records"],
-    ["stats", "preferences", "tokens", "written", "self_instruct"],
+    ["stats", "preferences", "tokens", "token_counts", "written", "self_instruct"],
     ["length_control", "audit", "audit_ratings", "canaries"],
     ["style_control", "shapes"],
     ["store"],
@@ -65,7 +65,7 @@ LIGHT = [
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
 LIGHT += ["judges.arena_hard", "judges.jury", "judges.pair_ranker", "style_control"]
 LIGHT += ["clusters", "judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
-LIGHT += ["keep", "size", "size_table", "shapes", "bundle", "export", "judges.lm_eval", "stages.tasks"]
+LIGHT += ["keep", "size", "size_table", "token_counts", "shapes", "bundle", "export", "judges.lm_eval", "stages.tasks"]
 
 
 def _room(path: Path) -> str:

@@ -96,7 +96,7 @@ def test_the_varied_n_is_named_once_in_a_table(store: Store) -> None:
 
     pooled = pool(collect(Sweep("s", "", "", [smoke_plan(2), smoke_plan(4)]), store, {}))
     assert pooled.varied == ["method.n"]
-    assert [group.name for group in pooled.groups] == ["best_of_n-n2-world_smoke", "best_of_n-n4-world_smoke"]
+    assert [group.name for group in pooled.groups] == ["best_of_n n 2", "best_of_n n 4"]
 
 
 # Choosing -------------------------------------------------------------------------------------------------------------
