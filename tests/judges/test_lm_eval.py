@@ -103,7 +103,7 @@ def test_a_run_without_the_package_is_refused_and_a_plan_is_not(problems: Callab
         (("forgetting.include_path=/nowhere",), "forgetting.include_path must be a folder of task files (YAML), got /nowhere"),
         (("forgetting.tasks=[]",), "forgetting.tasks"),
         (("forgetting.tasks=[arc@many]",), "forgetting.tasks"),
-        (("forgetting.tasks=[arc@0,gsm8k,arc@25]",), "tasks must name a task once, got arc twice, whose numbers would be called the same (forgetting.tasks=["),
+        (("forgetting.tasks=[arc@0,gsm8k,arc@25]",), "tasks must name a task once, got arc twice"),
         (("forgetting.limit=0",), "forgetting.limit must be >= 1"),
         (("method=csft",), "method=csft is asked with a control token after every prompt, which lm_eval does not write"),
     ],
@@ -188,8 +188,8 @@ def test_a_tasks_numbers_are_told_with_their_errors_and_its_parts_are_not(tmp_pa
 
 def test_a_number_that_is_none_is_missing_and_the_others_stay(tmp_path: Path) -> None:
     """A policy that has come apart: infinite perplexity, log-probs that are no numbers."""
-    numbers = {"alias": "wiki", "sample_len": 9, "word_perplexity,none": float("inf"), "word_perplexity_stderr,none": "N/A", "acc,none": 0.5}
-    about = {"results": {"wiki": numbers | {"acc_stderr,none": float("nan")}}, "higher_is_better": {}, "n-shot": {}, "versions": {}}
+    numbers = {"alias": "wiki", "sample_len": 9, "word_perplexity,none": float("inf"), "acc,none": 0.5, "acc_stderr,none": float("nan")}
+    about = {"results": {"wiki": numbers}, "higher_is_better": {}, "n-shot": {}, "versions": {}}
     rows = list(_results("wiki", about | {"samples": {}, "lm_eval_version": "0.4.13"}, True))
     write_jsonl(tmp_path / "results.jsonl", rows)
     found = _Numbers()
