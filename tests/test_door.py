@@ -120,15 +120,15 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         (
             ["+foo=1"],
             [
-                "unknown key 'foo' (+foo=1 on the command line); known: adapter, data, engine, forgetting, judge, method, model, seed, sft, "
-                "world"
+                "unknown key 'foo' (+foo=1 on the command line); known: adapter, data, engine, forgetting, judge, method, model, seed, "
+                "sft, world"
             ],
         ),
         (
             ["foo=1"],
             [
-                "unknown key 'foo' (foo=1 on the command line); known: adapter, data, engine, forgetting, judge, method, model, seed, sft, "
-                "world"
+                "unknown key 'foo' (foo=1 on the command line); known: adapter, data, engine, forgetting, judge, method, model, seed, "
+                "sft, world"
             ],
         ),
         (["seed.x=1"], ["seed.x cannot be set: seed is 0 here (seed.x=1 on the command line)"]),
