@@ -260,12 +260,13 @@ class HumanLabel(Record):
 
 @dataclass(frozen=True)
 class TaskResult(Record):
-    """A metric of one task, in the task's own units. `standard_error`: over its `n` documents, None where the metric has none; `asked`:
-    digest of what was asked, None of a group of tasks; `shown`: it was asked for, or is a part of a group without numbers of its own."""
+    """A metric of one task, in the task's own units. `value`: None where it is no finite number, as the perplexity of a model that has
+    come apart; `standard_error`: over its `n` documents, None where the metric has none; `asked`: digest of what was asked, None of a group
+    of tasks; `shown`: it was asked for, or is a part of a group without numbers of its own."""
 
     task: str
     metric: str
-    value: float
+    value: float | None
     standard_error: float | None
     n: int
     higher_is_better: bool | None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from tiny import make_preferences, write_rows
 
 from bench import methods
 from bench.door import Opened, open_door
+from bench.door.folders import with_template
+from bench.store import tree_stamp
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,11 +119,17 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         ),
         (
             ["+foo=1"],
-            ["unknown key 'foo' (+foo=1 on the command line); known: adapter, data, engine, judge, method, model, seed, sft, world"],
+            [
+                "unknown key 'foo' (+foo=1 on the command line); known: adapter, data, engine, forgetting, judge, method, model, seed, "
+                "sft, world"
+            ],
         ),
         (
             ["foo=1"],
-            ["unknown key 'foo' (foo=1 on the command line); known: adapter, data, engine, judge, method, model, seed, sft, world"],
+            [
+                "unknown key 'foo' (foo=1 on the command line); known: adapter, data, engine, forgetting, judge, method, model, seed, "
+                "sft, world"
+            ],
         ),
         (["seed.x=1"], ["seed.x cannot be set: seed is 0 here (seed.x=1 on the command line)"]),
         (
@@ -356,6 +366,41 @@ def test_a_chat_template_is_a_name_or_a_file_and_moves_the_key(problems: Problem
     assert tulu and zephyr and again and tulu.key == again.key != zephyr.key
     assert (tulu.path / "model.safetensors").read_text() == (model_folder / "model.safetensors").read_text()
     assert tulu.path.parent == tmp_path / "models"
+
+
+def test_another_command_leaves_a_folder_with_another_template_as_it_is(model_folder: Path, tmp_path: Path) -> None:
+    """Stages of the first command that still run, and checkpoints, hold the times of its files against those of their start."""
+    base = shutil.copytree(model_folder, tmp_path / "base")
+    words = [f"model.path={model_folder}", "model=local", f"model.base={base}", "data=world", "judge=gold", f"results={tmp_path}"]
+    words += ["method=dpo,kto", "model.chat_template=tulu"]
+    first = open_door(words).sources
+    open_door(words)
+    for source in (found for cell in first for found in (cell.model, cell.base)):
+        assert source and source.path.parent == tmp_path / "models" and source.stamp == tree_stamp(source.path)
+
+
+def test_a_folder_with_another_template_follows_its_model(model_folder: Path, tmp_path: Path) -> None:
+    template, under = tmp_path / "mine.jinja", tmp_path / "models"
+    template.write_text("{{ messages }}")
+    (model_folder / "generation_config.json").write_text("{}")
+    made = with_template(model_folder, template, under)
+    (made / "chat_template.jinja").write_text("damaged")
+    (model_folder / "generation_config.json").unlink()
+    (model_folder / "added.json").write_text("{}")
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: with_template(model_folder, template, under), range(16))) == {made}
+    assert {path.name for path in made.iterdir()} == {path.name for path in model_folder.iterdir()}
+    assert (made / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert (made / "added.json").read_text() == "{}"
+
+
+def test_a_base_is_looked_at_for_each_template(problems: Problems, model_folder: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(model_folder, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    words = [f"model.path={model_folder}", "model=local", f"model.base={base}", "data=world", "judge=gold", "method=none"]
+    assert problems(*words, "model.chat_template=tulu") == []
+    (problem,) = problems(*words, "model.chat_template=tulu,null")
+    assert problem.startswith(f"{base} is asked in messages and its tokenizer has no chat template: add chat_template.jinja")
 
 
 @pytest.mark.parametrize("rows", ["file", "dataset", "sft"])

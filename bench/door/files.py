@@ -29,9 +29,9 @@ from bench.config import (
     misfits,
 )
 from bench.door.folders import (
+    ADD_ONE,
     NAME_ONE,
     a_file,
-    base_folder,
     model_folder,
     no_template,
     positions,
@@ -92,8 +92,10 @@ class Files:
                 text = f"model.max_length must be <= {places}, the positions of {source.path}, got {model.max_length}"
                 self.problems.append(f"{text} ({where.of('model.max_length')})")
             if model.base is not None:
-                tuned = None if model.chat_template else source.path
-                self._once(self._models, model.base, partial(base_folder, tuned=tuned), where.of("model.base"))
+                base = self._once(self._models, model.base, partial(model_folder, key="model.base"), where.of("model.base"))
+                own = model.chat_template is None and no_template(source.path, "") is None  # the base is asked as the tuned model is
+                if base is not None and own and (why := no_template(base, ADD_ONE)):
+                    self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
         if isinstance(folder := forgetting.get("include_path"), str):
             self._once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method.get("name") == "completions":

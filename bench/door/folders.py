@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import uuid
 from pathlib import Path
+
+from filelock import FileLock
 
 from bench.store import hash_long
 
 CHAT_TEMPLATES = Path(__file__).parent.parent / "chat_templates"
 KNOWN = ", ".join(sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja")))
-TEMPLATE = "chat_template.jinja"
+TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 NAME_ONE = f"name one as model.chat_template ({KNOWN}, or a Jinja file)"
 ADD_ONE = f"add {TEMPLATE}"
 
@@ -36,14 +36,6 @@ def model_folder(text: str, key: str = "model.path", what: str = "a causal LM", 
     return folder
 
 
-def base_folder(text: str, tuned: Path | None) -> Path:
-    """What a model was tuned from; it must be asked as the `tuned` one is, which is None where both are given a template."""
-    folder = model_folder(text, "model.base")
-    if tuned is not None and no_template(tuned, "") is None and (why := no_template(folder, ADD_ONE)):
-        raise ValueError(f"{why}, the one in {tuned}")
-    return folder
-
-
 def positions(folder: Path) -> int | None:
     """Tokens that a model was made for, where its config says so."""
     try:
@@ -56,7 +48,7 @@ def positions(folder: Path) -> int | None:
 def no_template(folder: Path, way_out: str) -> str | None:
     """What is wrong with a model that is asked in messages and has no chat template."""
     config = folder / "tokenizer_config.json"
-    if any((folder / name).exists() for name in (TEMPLATE, "chat_template.json", "additional_chat_templates")):
+    if any((folder / name).exists() for name in (TEMPLATE, "chat_template.json", TEMPLATES)):
         return None
     if config.exists() and json.loads(config.read_text()).get("chat_template"):
         return None
@@ -74,17 +66,23 @@ def template_file(text: str) -> Path:
 
 
 def with_template(folder: Path, template: Path, under: Path) -> Path:
-    """A folder of links to a model's files, with another chat template; the same each time."""
+    """A folder of links to a model's files, with another chat template; the same each time, and left as it is where nothing changed:
+    stages that run look at the times of its files."""
     text = template.read_text(encoding="utf-8")
     made = under / f"{folder.name}-{hash_long([str(folder), text])[:12]}"
     made.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if path.name not in (TEMPLATE, "chat_template.json", "additional_chat_templates"):
-            with contextlib.suppress(FileExistsError):
-                (made / path.name).symlink_to(path)
-    aside = made / f".{TEMPLATE}.{uuid.uuid4().hex[:6]}"
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(made / TEMPLATE)
+    with FileLock(under / f".{made.name}.lock"):
+        wanted = {path.name: path for path in folder.iterdir() if path.name not in (TEMPLATE, "chat_template.json", TEMPLATES)}
+        for path in made.iterdir():
+            if path.name != TEMPLATE and (not path.is_symlink() or path.name not in wanted or path.readlink() != wanted[path.name]):
+                path.unlink()
+        for name, path in wanted.items():
+            if not (made / name).is_symlink():
+                (made / name).symlink_to(path)
+        if not (made / TEMPLATE).is_file() or (made / TEMPLATE).read_text(encoding="utf-8") != text:
+            aside = under / f".{made.name}.{TEMPLATE}"
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(made / TEMPLATE)
     return made
 
 

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -48,9 +49,19 @@ def _among(include: Path | None, names: Sequence[str]) -> Iterator[Any]:
     """lm_eval's task manager, in the folder of own tasks. Its thousands of own ones are looked through only where some are asked for."""
     from lm_eval.tasks import TaskManager
 
-    with contextlib.chdir(include or Path.cwd()):
+    with contextlib.chdir(include or Path.cwd()), _leaving_no_bytecode():
         own = TaskManager(include_path=str(include), include_defaults=False) if include else None
         yield own if own and set(names) <= set(own.all_subtasks) else TaskManager(include_path=str(include) if include else None)
+
+
+@contextlib.contextmanager
+def _leaving_no_bytecode() -> Iterator[None]:
+    """Functions of tasks lie beside them: a compiled copy there would be a change of the folder that keys are made of."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 # Before anything is spent ---------------------------------------------------------------------------------------------
@@ -136,13 +147,17 @@ def _shown(task: str, found: Mapping[str, Any]) -> Iterator[str]:
             yield from _shown(child, found)
 
 
-def _metrics(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, float, float | None]]:
-    """(metric, filter, value, standard error) of a task, from keys like `acc,none` and `acc_stderr,none`."""
+def _metrics(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None, float | None]]:
+    """(metric, filter, value, standard error) of a task, from keys like `acc,none` and `acc_stderr,none`; None: no finite number."""
     for key, value in numbers.items():
         metric, comma, how = key.partition(",")
         if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
             error = numbers.get(f"{metric}_stderr,{how}")
-            yield metric, how, float(value), float(error) if isinstance(error, (int, float)) else None
+            yield metric, how, _finite(value), _finite(error)
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _results(task: str, found: Mapping[str, Any], shown: bool) -> Iterator[TaskResult]:
@@ -171,7 +186,7 @@ def _asked(samples: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _answers(task: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[TaskAnswer]:
     for sample in samples:
-        values = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample.get(name), (int, float))}
+        values = {name: value for name in sample["metrics"] if (value := _finite(sample.get(name))) is not None}
         yield TaskAnswer(task, int(sample["doc_id"]), sample["filter"], values)
 
 

@@ -57,7 +57,7 @@ class Checkpoints(TrainerCallback):
             kept = json.loads(mark.read_text())
         except ValueError:
             return False
-        return kept["made_of"] == self.made_of and kept["files"] == _digests(mark.parent)
+        return kept["made_of"] == self.made_of and kept.get("files") == _digests(mark.parent)
 
     def restore(self, checkpoint: Path) -> None:
         """Our part of a checkpoint; transformers restores its own."""

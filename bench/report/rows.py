@@ -247,20 +247,23 @@ def pool(rows: Sequence[Row]) -> Pooled:
 
 
 UNTRAINED = ("none", "completions")  # start models and files of completions: beside the grid, not in it
-OWN_COLUMN = {"seed", "method.name", "method.beta", "method.iteration", "data.name", "data.fraction", "model.name"}
+OWN_COLUMN = {"seed", "method.name", "method.label", "method.beta", "method.iteration", "data.name", "data.fraction", "model.name"}
 NAMED_BY = {"method": "method.name", "model": "model.name", "data": "data.name", "world": "data.name"}
 
 
 def varied_settings(cells: Sequence[Cell]) -> list[str]:
-    """Dotted settings, without a column of their own, that differ between cells which otherwise are called the same."""
+    """Dotted settings, without a column of their own, that differ between rows which otherwise are called the same: trainings, start
+    models and files of completions each by themselves."""
     values: dict[str, dict[Any, set[str]]] = {}
+    rows: dict[str, Cell] = {}
     for cell in cells:
-        if cell.method.name in UNTRAINED:
-            continue
-        flat = settings(cell)
+        rows.setdefault(seedless(cell), cell)
+    for cell in rows.values():
+        flat, kind = settings(cell), cell.method.name if cell.method.name in UNTRAINED else ""
+        named_by = NAMED_BY | ({"method": "method.label"} if isinstance(cell.method, Written) else {})
         for key, value in flat.items():
-            name = NAMED_BY.get(key.split(".")[0])
-            values.setdefault(key, {}).setdefault(flat.get(name) if name else None, set()).add(value)
+            name = named_by.get(key.split(".")[0])
+            values.setdefault(key, {}).setdefault((kind, flat.get(name) if name else None), set()).add(value)
     return [key for key, by_name in values.items() if key not in OWN_COLUMN and any(len(found) > 1 for found in by_name.values())]
 
 
@@ -300,7 +303,7 @@ def line_names(cells: Mapping[str, Cell], varied: Sequence[str], about: Containe
     names = {}
     for key, method in methods.items():
         alike = [flat[other] for other in cells if methods[other] == method]
-        everyone = [flat[other] for other in trained] or alike
+        everyone = [*alike, *(flat[other] for other in trained)]
         told = [k for k in (*NAMES, *varied) if k not in about and k in flat[key]]
         told = [k for k in told if len({each.get(k) for each in (everyone if k in ("model.name", "data.name") else alike)}) > 1]
         own = [k for k in told if k not in NAMES]

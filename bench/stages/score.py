@@ -121,7 +121,8 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
 def _tasks(folder: Path, numbers: _Numbers) -> None:
     for result in read_jsonl(folder / "results.jsonl", TaskResult):
         if result.shown:
-            numbers.add(task_number(result.task, result.metric), stats.estimate_of(result.value, result.standard_error, result.n))
+            estimate = None if result.value is None else stats.estimate_of(result.value, result.standard_error, result.n)
+            numbers.add(task_number(result.task, result.metric), estimate, "lm_eval gives no finite number")
 
 
 def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:

@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tiny import bench, make_model, make_preferences, plans
 
 from bench.config import Loading
-from bench.judges.lm_eval import answer, by_shots, faults
+from bench.judges.lm_eval import _answers, _results, answer, by_shots, faults
 from bench.kinds import TaskSettings, needs
 from bench.records import Result, TaskAnswer, TaskResult, read_jsonl, write_jsonl
 from bench.report.rows import Group, Row
 from bench.report.tables import _tasks_notes, tasks
 from bench.stages.score import _Numbers, _tasks
+from bench.store import tree_stamp
 from bench.worker import Progress, StageRun
 
 QUESTIONS = [
@@ -102,6 +103,7 @@ def test_a_run_without_the_package_is_refused_and_a_plan_is_not(problems: Callab
         (("forgetting.include_path=/nowhere",), "forgetting.include_path must be a folder of task files (YAML), got /nowhere"),
         (("forgetting.tasks=[]",), "forgetting.tasks"),
         (("forgetting.tasks=[arc@many]",), "forgetting.tasks"),
+        (("forgetting.tasks=[arc@0,gsm8k,arc@25]",), "tasks must name a task once, got arc twice"),
         (("forgetting.limit=0",), "forgetting.limit must be >= 1"),
         (("method=csft",), "method=csft is asked with a control token after every prompt, which lm_eval does not write"),
     ],
@@ -182,6 +184,20 @@ def test_a_tasks_numbers_are_told_with_their_errors_and_its_parts_are_not(tmp_pa
         "tasks/arc/acc_norm": 0.6,
         "tasks/arc/acc_norm_n": 100,
     }
+
+
+def test_a_number_that_is_none_is_missing_and_the_others_stay(tmp_path: Path) -> None:
+    """A policy that has come apart: infinite perplexity, log-probs that are no numbers."""
+    numbers = {"alias": "wiki", "sample_len": 9, "word_perplexity,none": float("inf"), "acc,none": 0.5, "acc_stderr,none": float("nan")}
+    about = {"results": {"wiki": numbers}, "higher_is_better": {}, "n-shot": {}, "versions": {}}
+    rows = list(_results("wiki", about | {"samples": {}, "lm_eval_version": "0.4.13"}, True))
+    write_jsonl(tmp_path / "results.jsonl", rows)
+    found = _Numbers()
+    _tasks(tmp_path, found)
+    assert found.missing == {"tasks/wiki/word_perplexity": "lm_eval gives no finite number"}
+    assert found.metrics == {"tasks/wiki/acc": 0.5, "tasks/wiki/acc_n": 9}
+    (told,) = _answers("wiki", [{"doc_id": 0, "filter": "none", "metrics": ["acc", "nll"], "acc": 1.0, "nll": float("nan")}])
+    assert told.values == {"acc": 1.0}
 
 
 def group(place: Path, *rows: TaskResult) -> Group:
@@ -294,6 +310,23 @@ def test_unknown_tasks_and_data_that_are_not_there_are_found_before_anything_run
     assert gone.startswith("task gone (forgetting.tasks) cannot be made, FileNotFoundError")
     (unknown,) = faults(["arc_chalenge@25"], None)
     assert "unknown task 'arc_chalenge' (forgetting.tasks); did you mean arc_challenge" in unknown
+
+
+@pytest.mark.slow
+def test_functions_of_tasks_leave_nothing_in_their_folder(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    from bench.engines.hf import load_model
+    from bench.tokens import load_tokenizer
+
+    folder = make_tasks(tmp_path / "tasks")
+    (folder / "choices.py").write_text("def all_of(doc):\n    return doc['choices']\n")
+    (folder / "fruit.yaml").write_text(YAML.format(name="fruit", file="questions.jsonl").replace("choices", "!function choices.all_of"))
+    before = tree_stamp(folder)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    assert faults(["fruit"], folder) == []
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert answer(load_model(place / "model", "float32"), load_tokenizer(place / "model"), SETTINGS, folder).results
+    assert tree_stamp(folder) == before and not sys.dont_write_bytecode
 
 
 @pytest.mark.slow

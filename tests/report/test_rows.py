@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet
 import pytest
+from tiny import make_model, make_preferences
 
 from bench import methods
 from bench.config import Expectation
@@ -164,6 +165,30 @@ def test_of_several_settings_a_name_has_those_in_which_its_row_is_unlike_the_fir
     names = ["start", "spa", "spa alpha 0.3", "spa threshold batch_means decoupling [0.0]", "dpo beta 0.1", "dpo beta 0.3"]
     assert [group.name for group in groups] == names
     assert [group.number for group in groups] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_was_not_trained_has_a_name_of_its_own_too(tmp_path: Path) -> None:
+    """Two start models beside one training, and two files of one name in the folders of two models."""
+    starts = [cell for start in ("base", "sft") for cell in _cells("method=none", f"model.start={start}", "tracker=none")]
+    pooled = pool([_row(cell, 0.5) for cell in [*starts, *_cells("method=dpo", "tracker=none")[1:]]])
+    assert [group.name for group in pooled.groups] == ["start start base", "start start sft", "dpo"]
+    assert pooled.varied == ["model.start"]
+    files = [tmp_path / model / "completions.jsonl" for model in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(json.dumps({"prompt": "Say it.", "completion": f"By {file.parent.name}."}) + "\n")
+    written = _cells(f"completions={files[0]},{files[1]}", "tracker=none")
+    pooled = pool([_row(cell, 0.5) for cell in written])
+    assert [group.name for group in pooled.groups] == [f"completions path {file}" for file in files]
+    assert "path" in comparison_table(pooled).columns
+
+
+def test_a_start_models_name_says_which_model_where_one_of_them_trains(tmp_path: Path) -> None:
+    models = [make_model(tmp_path / name) for name in ("small", "large")]
+    data = ("data=local", f"data.path={make_preferences(tmp_path / 'pairs.jsonl', paired=True, messages=True)}", "tracker=none")
+    starts = [cell for model in models for cell in _cells(f"model={model}", "method=none", *data)]
+    cells = [*starts, *_cells(f"model={models[0]}", "method=dpo", *data)[1:]]
+    assert [group.name for group in pool([_row(cell, 0.5) for cell in cells]).groups] == ["start small", "start large", "dpo"]
 
 
 def test_rows_are_named_in_spans() -> None:
