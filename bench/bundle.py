@@ -52,8 +52,8 @@ Made by `python -m bench {command}`. With bench at revision {revision} (package 
     python -m bench do=rescore results=.      # every number again, from completions, verdicts and log-probs
 
 No judge is asked, nothing is trained, no GPU is used. `sweeps/{name}/` holds the tables as these commands write them, `store/` the
-stages: completions, verdicts with the judge's replies, log-probs, curves and scores with their checksums. Weights and the rows of files
-that training reads are left out; their manifests name them with checksums.
+stages: completions, verdicts with the judge's replies, log-probs, curves and scores with their checksums, and held-out rows
+and prompts as text. Weights and the rows that training reads are left out; their manifests name them with checksums.
 """
 
 
@@ -160,7 +160,7 @@ def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
         manifest, folder, there = store.manifest(stage), store.folder(stage), root / "store" / stage.kind / stage.key
         there.mkdir(parents=True)
         every = {**manifest.files, **manifest.recorded_files}
-        gone = [name for name in every if name in manifest.evicted or stage not in read_by_tables or _of_model(name)]
+        gone = [name for name in every if name in manifest.evicted or stage not in read_by_tables or _not_for_tables(name)]
         for name in every.keys() - set(gone):
             (there / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, there / name)
@@ -169,8 +169,8 @@ def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
     return left_out
 
 
-def _of_model(name: str) -> bool:
-    return name.endswith(WEIGHTS) or name.startswith("model/")
+def _not_for_tables(name: str) -> bool:
+    return name.endswith(WEIGHTS) or name.startswith("model/") or name == "train.jsonl"
 
 
 def _here(text: str) -> str:

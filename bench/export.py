@@ -65,6 +65,8 @@ def export(do: Export, results: Path, store: Store) -> list[str]:
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(model_folder(place), part)
+    if (path := part / "adapter_config.json").exists() and (hub := _hub_base(config)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": hub}, indent=1, sort_keys=True))
     (part / "README.md").write_text(card(found, adapter=(part / "adapter_config.json").exists()), encoding="utf-8")
     if out.exists():
         out.rmdir()  # the door saw that it is empty
@@ -104,13 +106,19 @@ def card(found: Exported, adapter: bool) -> str:
     return "\n\n".join([*parts, "## Settings", "```yaml\n" + yaml.safe_dump(nameless(found.config), sort_keys=False) + "```"]) + "\n"
 
 
+def _hub_base(config: Mapping[str, Any]) -> str | None:
+    """The hub's name of the start model, where it was read from there."""
+    model = config["model"]
+    return model.get("hub") if not model.get("path") else None
+
+
 def _header(found: Exported, adapter: bool) -> dict[str, Any]:
-    model, data, metrics = found.config["model"], found.config["data"], found.result.metrics
+    data, metrics = found.config["data"], found.result.metrics
     reward = _chooses(found)
     task = "text-classification" if reward else "text-generation"
     header: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": task}
     header["tags"] = ["preference-alignment", found.method, *(["reward-model"] if reward else [])]
-    header |= {"base_model": model["hub"]} if model.get("hub") and not model.get("path") else {}
+    header |= {"base_model": hub} if (hub := _hub_base(found.config)) else {}
     header |= {"datasets": [data["hub"]]} if data.get("hub") and not data.get("path") else {}
     values = [{"type": name, "value": value, "name": name} for name, value in metrics.items() if not name.endswith(NOT_NUMBERS)]
     about = {"name": f"{found.config['judge']['name']} on {data['name']}", "type": data.get("hub") or data["name"]}
@@ -126,7 +134,9 @@ def _what(found: Exported, adapter: bool) -> str:
     model, data = found.config["model"], found.config["data"]
     what = f"`{found.method}` from the start model of `{model.get('hub') or model['name']}` on `{data.get('hub') or data['name']}`"
     said = [f"Trained with {what}, seed {found.config['seed']}." if found.model.kind == "train" else f"The start model of {what}."]
-    said += ["A LoRA adapter: load it beside its base model with PEFT."] if adapter else []
+    base = _hub_base(found.config) or f"the folder of {model['name']}"
+    load = f"`PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)`, where BASE is {base}"
+    said += [f"A LoRA adapter, loaded beside its base with PEFT: {load}."] if adapter else []
     if _chooses(found):
         said.append("A sequence classifier of one output: the reward model that chose the best of several samples of the start model.")
     if found.method == "csft":

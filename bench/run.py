@@ -80,8 +80,13 @@ def main(opened: Opened) -> int:
             return SOME_FAILED if print_status(sweep, store) else OK
         case "report":
             rows = report.collect(sweep, store, {})
+            written = session.results_dir / "sweeps" / sweep.name / "table.csv"
+            before = written.read_bytes() if written.is_file() else None
+            if before and not any(row.done for row in rows):
+                raise BadConfig([f"no cell of {sweep.name} was run in {session.results_dir}: {written.parent} stays as it is"])
             paths = report.write_files(sweep, rows, session.results_dir)
-            report.print_report(sweep, paths, [], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
+            notes = [f"CHANGED  {written} was another table before"] if before not in (None, written.read_bytes()) else []
+            report.print_report(sweep, paths, notes, f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
             damaged = _say_damaged(cells, store)
             return SOME_FAILED if damaged or any(row.failed for row in rows) else OK
     check_keys(plan.to_do)

@@ -122,7 +122,7 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
 
     def name(role: str) -> str:
         source = step.inputs.get(role, "")
-        return steps[source].label if source in steps else "your file or folder"
+        return steps[source].label if source in steps else "your model" if role == "model" else "your file or folder"
 
     def model_of(role: str) -> str:
         """Whose log-probs or rewards an input holds."""

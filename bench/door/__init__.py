@@ -224,7 +224,8 @@ class _Door:
         out = Path(do.out or "").expanduser()
         taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
         if isinstance(do, Export) and (not do.out or taken or not out.absolute().parent.is_dir()):
-            self.problems.append(f"out must be a new or empty folder in one that is there, got {do.out} ({where.of('do.out')})")
+            got = do.out or "none: add out=DIR"
+            self.problems.append(f"out must be a new or empty folder in one that is there, got {got} ({where.of('do.out')})")
         named = out.name.endswith(".tar.gz") and not out.is_dir()
         if isinstance(do, Bundle) and not (named and out.absolute().parent.is_dir()):
             self.problems.append(f"out must be an archive, FILE.tar.gz, in a folder that is there, got {do.out} ({where.of('do.out')})")

@@ -78,7 +78,7 @@ class Files:
         forgetting = cell["forgetting"] if isinstance(cell.get("forgetting"), dict) else {}
         model = _valid_section(LocalModel, cell["model"])
         key = "model.path" if model and model.path else "model.hub"
-        source = self._model(model, where.of(key)) if model else None
+        source = self._model(model, where) if model else None
         asked = self._rows(cell, where)
         if model is not None and source is not None and source.path.is_dir():  # a verb that reads nothing does not fetch
             if asked and (why := no_template(source.path, NAME_ONE)):
@@ -134,13 +134,15 @@ class Files:
             messages |= self._dataset(wanted, where.of("sft.path" if wanted.path else "sft.hub")).messages
         return messages
 
-    def _model(self, section: LocalModel, where: str) -> Source | None:
+    def _model(self, section: LocalModel, where: Where | None = None) -> Source | None:
         """A folder, known by its content, or a model of the hub, known by its revision; looked at once. With another chat template it is a
         folder of links beside the store."""
-        found = self._as_it_is(section, where)
+        key = "model.path" if section.path else "model.hub"
+        found = self._as_it_is(section, where.of(key) if where else "")
         if found is None or section.chat_template is None:
             return found
-        return self._once(self._templates, _which_model(section), lambda _: self._with_template(found, str(section.chat_template)), where)
+        said = where.of("model.chat_template") if where else ""
+        return self._once(self._templates, _which_model(section), lambda _: self._with_template(found, str(section.chat_template)), said)
 
     def _with_template(self, found: Source, text: str) -> Source:
         template = template_file(text)
@@ -175,7 +177,7 @@ class Files:
     def sources(self, cell: Cell) -> Sources:
         """What a checked cell reads from outside the store."""
         local = cell.model if isinstance(cell.model, LocalModel) else None
-        start = self._model(local, "") if local else None
+        start = self._model(local) if local else None
         model = start.path if start and local and local.path else None
         of_hub = start if local and not local.path else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None

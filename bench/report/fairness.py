@@ -39,7 +39,9 @@ class Fact:
     within: tuple[str, ...] = ()
 
 
-ROWS = ("data", "world", "model", "scale", "method.iteration")  # the world's rows are sampled from the start model, a loop's from its own
+# The world's rows are sampled from the start model, a loop's from its own, and kept as its labels say.
+LABELS = ("labeller", "labelling_judge", "judge_prompt", "learns_from", "eft", "judging_reference", "length_penalty", "reward_fraction")
+ROWS = ("data", "world", "model", "scale", "method.iteration", *(f"method.{name}" for name in LABELS))
 BATCH = ("method.batch_size", "method.gradient_accumulation_steps", "scale", "method.iteration")  # a loop's seed has its own
 EPOCHS = ("method.num_train_epochs", "scale", "method.iteration")
 SEED = ("seed",)

@@ -61,6 +61,8 @@ def draw(pooled: Pooled, title: str, folder: Path) -> list[Path]:
     by_judge: dict[Any, list[Group]] = {}
     for group in pooled.groups:
         by_judge.setdefault(group.cell.judge, []).append(group)
+    for path in folder.glob("win_rate_by_*"):  # of earlier cells
+        path.unlink()
     several = len(by_judge) > 1
     paths = []
     for number, (judge, found) in enumerate(by_judge.items(), 1):
@@ -166,10 +168,10 @@ def _aside(lines: Mapping[str, Sequence[Group]], axis: Axis) -> dict[str, float]
 
 
 def _small(groups: Sequence[Group]) -> tuple[list[str], dict[str, str]]:
-    """(settings that stand beside points, what stands beside each group's): beta and iteration, where they vary."""
+    """(settings that stand beside points, what stands beside each group's): beta, share of labels, iteration, where they vary."""
     beside, words = [], dict[str, list[str]]()
-    for name, form in (("beta", "{:g}"), ("iteration", "i{}")):
-        values = {group.key: getattr(group.cell.method, name, None) for group in groups}
+    for name, form in (("beta", "{:g}"), ("share of labels", "{:.3g} %"), ("iteration", "i{}")):
+        values = {g.key: 100 * g.cell.data.fraction if "share" in name else getattr(g.cell.method, name, None) for g in groups}
         if len({*values.values()} - {None}) > 1:
             beside.append(name)
             for key, value in values.items():

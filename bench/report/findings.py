@@ -34,6 +34,7 @@ ENTROPY_RATIO = 0.5
 # Best of n is log n - (n - 1)/n nats away from what it samples (Stiennon et al. 2020, appendix G.3): 10 nats are the best of
 # 60 000 samples.
 KL_NATS = 10.0
+KL_NONE = 0.01  # nats a completion; a run that learns anything is at some tenths
 # Share of the steps on which KTO's reference point is clamped at 0 and takes no part. A convention: most of them. No fault by itself: the
 # authors accept z0 = 0 where the start model learnt from the same data.
 Z0_SHARE = 0.5
@@ -210,6 +211,15 @@ def kl_blow_up(e: Evidence) -> Finding | None:
     return Finding("KL blow-up", says, kl, "nats", f"more than {KL_NATS:g} nats", "warning", _numbers(e.metrics, "kl", "kl_se"))
 
 
+def not_moved(e: Evidence) -> Finding | None:
+    """The policy writes as the start model does, whatever its rewards say."""
+    kl = e.metrics.get("kl")
+    if kl is None or not e.curve or abs(kl) >= KL_NONE or e.method == "best_of_n":
+        return None
+    says = f"The policy is {kl:.2g} nats a completion from the start model: it writes as that does. Rates, steps or rows are too few."
+    return Finding("not moved", says, kl, "nats", f"less than {KL_NONE:g} nats", "warning", _numbers(e.metrics, "kl", "kl_se"))
+
+
 # The curve --------------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +274,7 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     displacement,
     margin_from_rejected,
     kl_blow_up,
+    not_moved,
     length_drift,
     repetition,
     entropy_moved,
@@ -302,7 +313,7 @@ def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
 
 
 def lines(groups: Sequence[Group], found: Mapping[str, Sequence[Finding]]) -> list[str]:
-    """A line for each finding, with its numbers (means over the seeds that have it) and the rows of the table that have it, then the rows
+    """A line for each finding, with the span of its numbers and the rows of the table that have it, then the rows
     without any."""
     quiet: list[int] = []
     by_name: dict[str, list[tuple[Group, list[Finding], int]]] = {}
@@ -319,8 +330,8 @@ def lines(groups: Sequence[Group], found: Mapping[str, Sequence[Finding]]) -> li
 
 def _in_short(name: str, having: Sequence[tuple[Group, Sequence[Finding], int]]) -> str:
     """`displacement, -0.135 to -0.118 nats a token: rows 2 to 4 (2 of 3 seeds), row 9.`"""
-    means = sorted(statistics.fmean(finding.value for finding in same) for _, same, _ in having)
-    span = " to ".join(dict.fromkeys(f"{mean:.3g}" for mean in (means[0], means[-1])))
+    values = sorted(finding.value for _, same, _ in having for finding in same)
+    span = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (values[0], values[-1])))
     by_seeds: dict[str, list[int]] = {}
     for group, same, n_seeds in having:
         by_seeds.setdefault(f" ({len(same)} of {n_seeds} seeds)" if len(same) < n_seeds else "", []).append(group.number)

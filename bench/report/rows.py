@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -295,7 +296,7 @@ NAMES = {"model.name": "", "data.name": "", "method.beta": "beta", "data.fractio
 def line_names(cells: Mapping[str, Cell], varied: Sequence[str], about: Container[str] = ()) -> dict[str, str]:
     """How lines of a figure or a table are called, by the cells' keys: the method, and what tells its cells apart.
 
-    Of several varied settings those are named in which a cell is unlike the first of its method; settings that a figure is `about`, never.
+    Of several varied settings those are named in which a cell is unlike most of its method; settings that a figure is `about`, never.
     """
     flat = {key: settings(cell) for key, cell in cells.items()}
     methods = {key: method_name(cell) for key, cell in cells.items()}
@@ -307,7 +308,8 @@ def line_names(cells: Mapping[str, Cell], varied: Sequence[str], about: Containe
         told = [k for k in (*NAMES, *varied) if k not in about and k in flat[key]]
         told = [k for k in told if len({each.get(k) for each in (everyone if k in ("model.name", "data.name") else alike)}) > 1]
         own = [k for k in told if k not in NAMES]
-        said = [k for k in told if k in NAMES or len(own) == 1 or flat[key][k] != alike[0].get(k)]
+        usual = {k: Counter(each[k] for each in alike if k in each).most_common(1)[0][0] for k in own}
+        said = [k for k in told if k in NAMES or len(own) == 1 or flat[key][k] != usual[k]]
         words = (f"{NAMES.get(k, short_name(k))} {flat[key][k]}".strip() for k in said)
         names[key] = " ".join([method, *words])
     return names

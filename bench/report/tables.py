@@ -216,7 +216,8 @@ def _expected(found: Verified, seeds: int) -> str:
     verdict = "undecided" if not sure else "yes" if lead.value > 0 else "no"
     errors = "" if lead.t is None else f", {lead.t:+.1f} SEs"
     verdict += " on this one training" if sure and seeds == 1 else ""
-    return f"{head} {verdict}, {_signed(lead)} points{errors}, p {_p_words(found.p_holm)} (Holm over all pairs of rows)."
+    holm = "(Holm over all pairs of rows; the bracket is this pair's alone)"
+    return f"{head} {verdict}, {_signed(lead)} points{errors}, p {_p_words(found.p_holm)} {holm}."
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:
@@ -227,6 +228,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         n = sorted({int(row.metrics["n_scored"]) for row in scored})
         unscored = sum(int(row.metrics["n_unscored"]) for row in scored)
         ratings = sum(int(row.metrics.get("n_ratings_unscored", 0)) for row in scored)
+        pooled = ", the variance between seeds pooled over the rows" if seeds > 1 else ""
         over = "seeds and prompts, then over seeds (t) and over prompts alone" if seeds > 1 else "prompts (paired bootstrap)"
         brackets = "95 % over seeds (t)" if seeds > 1 else "95 % over prompts (bootstrap); one seed says nothing of another training"
         if seeds > 1 and any(len(group.done) == 1 for group in groups):
@@ -237,7 +239,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         notes.append(f"Judged on {prompts} prompts a cell, {unscored} verdicts{unrated} unscored. Brackets: {brackets}.")
         notes.append(
             f"vs start: win rate minus the start model's on the same seeds and prompts, 95 % over {over}; SEs: that difference in standard "
-            "errors; p: two-sided, Holm-corrected over the table."
+            f"errors{pooled}; p: two-sided, Holm-corrected over the table."
         )
         notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
     notes += _ratings_notes(groups) if not scored else []

@@ -58,7 +58,8 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     (folder / "findings.md").write_text(findings.markdown(sweep.title, rows, found))
     for row in rows:
         _write_findings(results / "cells" / row.cell.name, found.get(row.cell.key))
-    flat = [row | {"differs": certificate.words(row["key"])} for row in flat_rows(rows)]
+    line = {row.cell.key: group.number for group in pooled.groups for row in group.rows}
+    flat = [{"row": line[row["key"]], **row, "differs": certificate.words(row["key"])} for row in flat_rows(rows)]
     write_csv(folder / "table.csv", flat)
     write_csv(folder / "differences.csv", [_against_start(group) for group in pooled.groups if group.against_start])
     write_csv(folder / "pairs.csv", list(_pairs(pooled)))
