@@ -368,6 +368,18 @@ def test_a_chat_template_is_a_name_or_a_file_and_moves_the_key(problems: Problem
     assert tulu.path.parent == tmp_path / "models"
 
 
+def test_a_template_that_no_stage_could_read_is_refused(problems: Problems, model_folder: Path, tmp_path: Path) -> None:
+    words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none", f"results={tmp_path}"]
+    words.append(f"model.chat_template={(mine := tmp_path / 'mine.jinja')}")
+    open_loop = b"{{ messages }}\n{% for m in messages %}"
+    for written, said in ((open_loop, f"a Jinja template, got {mine}, line 2: "), (b"\xe9", f"UTF-8, got {mine}: ")):
+        mine.write_bytes(written)
+        (problem,) = problems(*words)
+        assert problem.startswith(f"model.chat_template must be {said}")
+    mine.write_text("{% for m in messages %}{% generation %}{{ m['content'] }}{%- endgeneration -%}{% break %}{% endfor %}")
+    assert problems(*words) == []
+
+
 def test_another_command_leaves_a_folder_with_another_template_as_it_is(model_folder: Path, tmp_path: Path) -> None:
     """Stages of the first command that still run, and checkpoints, hold the times of its files against those of their start."""
     base = shutil.copytree(model_folder, tmp_path / "base")

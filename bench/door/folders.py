@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from filelock import FileLock
@@ -12,6 +13,7 @@ from bench.store import hash_long
 CHAT_TEMPLATES = Path(__file__).parent.parent / "chat_templates"
 KNOWN = ", ".join(sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja")))
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+OF_TRANSFORMERS = re.compile(r"{%-?\s*(end)?generation\s*-?%}")  # a tag of its own, around what the assistant says
 NAME_ONE = f"name one as model.chat_template ({KNOWN}, or a Jinja file)"
 ADD_ONE = f"add {TEMPLATE}"
 
@@ -56,12 +58,22 @@ def no_template(folder: Path, way_out: str) -> str | None:
 
 
 def template_file(text: str) -> Path:
-    """A chat template by name or path. Raises ValueError where there is none."""
+    """A chat template by name or path. Raises ValueError where there is none, or one that cannot be read."""
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     path = CHAT_TEMPLATES / f"{text}.jinja"
     if path.is_file():
         return path
     if not (path := Path(text).expanduser().absolute()).is_file():
         raise ValueError(f"model.chat_template must be one of {KNOWN} or a Jinja file, got {text}: no such file")
+    try:
+        template = OF_TRANSFORMERS.sub("", path.read_text(encoding="utf-8"))
+        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"model.chat_template must be UTF-8, got {text}: {error}") from error
+    except TemplateSyntaxError as error:
+        raise ValueError(f"model.chat_template must be a Jinja template, got {text}, line {error.lineno}: {error.message}") from error
     return path
 
 

@@ -219,15 +219,18 @@ def _keys(keys: Sequence[str], joined: str = " and ") -> str:
 
 
 def _who(found: Sequence[Known], cells: Sequence[Known]) -> tuple[str, ...]:
-    """A method for all of its cells, else the rows of the table."""
+    """A method for all of its cells, else the rows of the table, and how many of their seeds where not all."""
     methods: dict[str, None] = {}
-    rows = []
+    rows: Counter[int] = Counter()
     for cell in found:
         if all(other in found for other in cells if other.method == cell.method):
             methods[cell.method] = None
         else:
-            rows.append(cell.row)
-    return (*methods, *([row_words(rows)] if rows else []))
+            rows[cell.row] += 1
+    seeds, by_seeds = Counter(cell.row for cell in cells), dict[str, list[int]]()
+    for row, n in rows.items():
+        by_seeds.setdefault(f" ({n} of {seeds[row]} seeds)" if n < seeds[row] else "", []).append(row)
+    return (*methods, *(f"{row_words(numbers)}{some}" for some, numbers in by_seeds.items()))
 
 
 # From the store -------------------------------------------------------------------------------------------------------

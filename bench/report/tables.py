@@ -14,6 +14,7 @@ from bench.report.rows import ALPHA, Group, Pooled, Row, Verified, method_name, 
 
 MISSING = "-"
 NUMBERS = re.compile(r"(?<![\w.])\d+(?![\w.]*\d)")  # counts, not parts of names or of decimal numbers
+COUNT = "\0"  # stands for one
 # Reasons that a reader expects: no note says them.
 BY_DESIGN = {
     "the start model is its own reference",
@@ -261,13 +262,13 @@ def _missing(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for name, why in row.missing.items():
             if why not in BY_DESIGN:
-                alike.setdefault((name, NUMBERS.sub("#", why)), []).append((row.cell.key, why))
+                alike.setdefault((name, NUMBERS.sub(COUNT, why)), []).append((row.cell.key, why))
     names: dict[str, list[str]] = {}
     for (name, why), found in sorted(alike.items()):
         for counts in zip(*(map(int, NUMBERS.findall(text)) for _, text in found), strict=True):
-            why = why.replace("#", f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}", 1)
+            why = why.replace(COUNT, f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}", 1)
         cells = len({key for key, _ in found})
-        names.setdefault(why + (f" ({cells} cells)" if cells > 1 else ""), []).append(name)
+        names.setdefault(why + (f" ({cells} cell{'s' if cells > 1 else ''})" if len(rows) > 1 else ""), []).append(name)
     return [f"{', '.join(lacking)}: {why}" for why, lacking in names.items()]
 
 

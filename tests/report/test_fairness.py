@@ -86,6 +86,14 @@ def test_a_cell_with_another_batch_is_named_with_both_values() -> None:
     assert certificate.words("dpo-1-s0") == ""
 
 
+def test_a_seed_that_differs_does_not_stand_for_its_row() -> None:
+    odd = replace(DPO, weight_decay=0.1)
+    cells = [cell("dpo", odd if (seed, beta) == (2, 2) else DPO, seed, beta=beta) for seed in range(3) for beta in (1, 2)]
+    certificate = certify([*cells, cell("dpo", None, 3, beta=1)], ["method.beta"])
+    assert found(certificate)["weight decay"][0] == ("row 2 (1 of 3 seeds)",)
+    assert certificate.unknown["steps"] == ["row 1 (1 of 4 seeds)"]
+
+
 def test_the_axis_that_moves_a_fact_excuses_it_and_what_it_moves_with_it() -> None:
     small = replace(DPO, order=["c" * 16], steps=143, batch_completions=32, batch_rows=16.0)
     cells = [cell("dpo", method__batch_size=32), cell("dpo", small, method__batch_size=16)]

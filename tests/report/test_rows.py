@@ -79,6 +79,8 @@ def test_unscored_verdicts_and_missing_judges_are_said(rows: list[Row]) -> None:
     notes = comparison_table(pool(rows)).notes
     assert any("18 verdicts unscored" in note for note in notes)  # 2 in each of 9 cells
     assert "rating: no judge is set (judge=none) (9 cells)" in notes
+    one = replace(rows[0], missing={"kl": "no row of #1 in 40"})
+    assert "kl: no row of #1 in 40 (1 cell)" in comparison_table(pool([one, *rows[1:]])).notes
 
 
 def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: list[Row]) -> None:
