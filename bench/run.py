@@ -82,7 +82,7 @@ def main(opened: Opened) -> int:
             rows = report.collect(sweep, store, {})
             written = session.results_dir / "sweeps" / sweep.name / "table.csv"
             before = written.read_bytes() if written.is_file() else None
-            if before and not any(row.done for row in rows):
+            if before and b",done," in before and not any(row.done for row in rows):
                 raise BadConfig([f"no cell of {sweep.name} was run in {session.results_dir}: {written.parent} stays as it is"])
             paths = report.write_files(sweep, rows, session.results_dir)
             notes = [f"CHANGED  {written} was another table before"] if before not in (None, written.read_bytes()) else []

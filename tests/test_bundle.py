@@ -97,6 +97,32 @@ def test_the_same_results_give_the_same_bytes(bundled: Ran, place: Path) -> None
     assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {(0, 0, 0, "")}
 
 
+def test_a_bundle_holds_no_rows_that_training_reads(bundled: Ran, place: Path) -> None:
+    with tarfile.open(place / "smoke.tar.gz") as tar:
+        assert not [name for name in tar.getnames() if Path(name).name == "train.jsonl"]
+
+
+def test_do_report_leaves_a_table_alone_of_which_nothing_was_run_here(bundled: Ran, tmp_path: Path) -> None:
+    """As in a clone that holds the tables of somebody else's runs."""
+    there = tmp_path / "results" / "sweeps" / "smoke"
+    shutil.copytree(bundled.results / "sweeps" / "smoke", there)
+    before = {path: path.read_bytes() for path in there.rglob("*") if path.is_file()}
+    ran = bench("+sweep=smoke", "do=report", results=tmp_path / "results")
+    assert ran.code == 2
+    assert f"no cell of smoke was run in {tmp_path / 'results'}: {there} stays as it is" in ran.err
+    assert {path: path.read_bytes() for path in there.rglob("*") if path.is_file()} == before
+
+
+def test_do_report_says_that_a_table_was_another_one(bundled: Ran, place: Path, tmp_path: Path) -> None:
+    root = extract(place / "smoke.tar.gz", tmp_path)
+    table = root / "sweeps" / "smoke" / "table.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole.replace(b"done,", b"done,9", 1))
+    ran = bench("do=report", results=root)
+    assert (ran.code, table.read_bytes()) == (0, whole)
+    assert f"CHANGED  {table} was another table before" in ran.out
+
+
 def test_a_secret_of_the_environment_is_not_given_away(bundled: Ran, place: Path) -> None:
     ran = bench("+sweep=smoke", "do=bundle", f"out={place / 'no.tar.gz'}", results=bundled.results, MY_API_KEY="world_smoke")
     assert ran.code == 2

@@ -53,6 +53,7 @@ def test_every_finding_has_numbers_and_a_threshold_with_its_unit() -> None:
     bad |= {"kl": 20.0, "mean_length": 90.0, "repetition": 0.5, "unfinished": 0.5}
     curve = [{"step": i, "loss": 0.7, "entropy": 1.0 if i < 10 else 0.1, "kl": 0.0} for i in range(20)]
     all_of_them = found(curve, **bad)
+    all_of_them |= found(curve, kl=0.001)  # no policy blows up and stays
     assert len(all_of_them) == len(CHECKS)
     for finding in all_of_them.values():
         assert finding.numbers
@@ -214,7 +215,7 @@ def test_findings_stand_with_the_rows_and_seeds_that_have_them() -> None:
     twice = [type(dpo)(**{**vars(dpo), "rows": [dpo.rows[0], next(row for row in real if row.cell.cell.method.name == "kto")]})]
     assert lines(twice, named) == ["KL blow-up, 20 nats: row 4 (1 of 2 seeds).", "completions cut, 50 %: row 4 (1 of 2 seeds)."]
     named[twice[0].rows[1].cell.key] = [*found(kl=30.0).values()]
-    assert lines(twice, named)[0] == "KL blow-up, 25 nats: row 4."
+    assert lines(twice, named)[0] == "KL blow-up, 20 to 30 nats: row 4."
 
 
 def test_findings_md_has_every_cell_with_numbers_and_thresholds() -> None:
