@@ -39,11 +39,13 @@ class Fact:
     within: tuple[str, ...] = ()
 
 
-# The world's rows are sampled from the start model, a loop's from its own, and kept as its labels say.
+# The world's rows are sampled from the start model; a loop's from the model of the iteration before, and kept as its labels say.
 LABELS = ("labeller", "labelling_judge", "judge_prompt", "learns_from", "eft", "judging_reference", "length_penalty", "reward_fraction")
-ROWS = ("data", "world", "model", "scale", "method.iteration", *(f"method.{name}" for name in LABELS))
+BEFORE = ("alpha", "distrusted", "threshold", "decoupling", "loss", "betas", "learning_rate_factors")
+ROWS = ("data", "world", "model", "scale", "method.iteration", *(f"method.{name}" for name in (*LABELS, *BEFORE)))
 BATCH = ("method.batch_size", "method.gradient_accumulation_steps", "scale", "method.iteration")  # a loop's seed has its own
 EPOCHS = ("method.num_train_epochs", "scale", "method.iteration")
+RATE = ("method.learning_rate", "method.learning_rate_factors", "scale", "method.iteration")
 SEED = ("seed",)
 
 FACTS = (
@@ -58,12 +60,12 @@ FACTS = (
     Fact("steps", (*ROWS, *BATCH, *EPOCHS), lambda f: f.steps, SEED),
     Fact("completions a step", BATCH, lambda f: f.batch_completions),
     Fact("preference rows a step", BATCH, lambda f: f.batch_rows),
-    Fact("epochs", EPOCHS, lambda f: f.epochs),
+    Fact("epochs", EPOCHS, lambda f: round(f.epochs, 2)),
     Fact("optimiser", ("method.optimizer", "scale"), lambda f: f.optimizer),
     Fact("weight decay", ("method.weight_decay", "scale"), lambda f: f.weight_decay),
     Fact("gradient clip", ("method.max_grad_norm", "scale"), lambda f: f.max_grad_norm),
     Fact("schedule", ("method.lr_scheduler_type", "method.warmup_ratio", "scale"), lambda f: f"{f.schedule}, warm-up {f.warmup:g}"),
-    Fact("learning rate", ("method.learning_rate", "scale", "method.iteration"), lambda f: f.learning_rate, ("method.name",)),
+    Fact("learning rate", RATE, lambda f: f.learning_rate, ("method.name",)),
     Fact("training dtype", ("model", "scale"), lambda f: f.dtype),
     Fact("decoding", ("judge", "engine", "model.dtype", "scale")),
     Fact("items", ("judge", "world", "data")),
