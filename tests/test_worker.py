@@ -102,7 +102,7 @@ def test_the_device_is_asked_for_each_time(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_kind_that_loads_models_has_its_imports_named() -> None:
     import importlib
 
-    assert set(worker.HEAVY_IMPORTS) == {"sft", "sample", "logps", "generate", "train"}
+    assert set(worker.HEAVY_IMPORTS) == {"sft", "sample", "logps", "generate", "tasks", "train"}
     for modules in worker.HEAVY_IMPORTS.values():
         for module in modules:
             assert importlib.util.find_spec(module) is not None
