@@ -131,6 +131,13 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
                 "sft, world"
             ],
         ),
+        (
+            ["beta=0.1"],
+            [
+                "unknown key 'beta' (beta=0.1 on the command line); did you mean method.beta? known: adapter, data, engine, forgetting, "
+                "judge, method, model, seed, sft, world"
+            ],
+        ),
         (["seed.x=1"], ["seed.x cannot be set: seed is 0 here (seed.x=1 on the command line)"]),
         (
             ["model.sft={stepz: 3}"],

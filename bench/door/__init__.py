@@ -430,7 +430,8 @@ def _set(tree: Tree, key: str, value: Any, where: Where) -> str | None:
         if not isinstance(section, dict):
             return f"{key} cannot be set: {'.'.join(parents[: depth + 1])} is {short(section)} here ({where.of(key)})"
     if name not in section:
-        return unknown("key", key, list(section) if parents else CELL_SECTIONS, where.of(key), ".".join(parents))
+        inside = [f"{part}.{key}" for part in CELL_SECTIONS if not parents and isinstance(tree.get(part), dict) and key in tree[part]]
+        return unknown("key", key, list(section) if parents else CELL_SECTIONS, where.of(key), ".".join(parents), meant=inside)
     section[name] = _merged(section[name], value)
     return None
 

@@ -124,11 +124,11 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
     return path, siblings
 
 
-def unknown(what: str, name: Any, known: Sequence[str], where: str, section: str = "") -> str:
-    """`known`: names in `section`, where `name` is the whole dotted key."""
+def unknown(what: str, name: Any, known: Sequence[str], where: str, section: str = "", meant: Sequence[str] = ()) -> str:
+    """`known`: names in `section`, where `name` is the whole dotted key; `meant`: what may be meant from elsewhere."""
     prefix = f"{section}." if section else ""
     close = difflib.get_close_matches(str(name).removeprefix(prefix), known, n=1)
-    hint = f"; did you mean {prefix}{close[0]}?" if close else ";"
+    hint = f"; did you mean {meant[0]}?" if meant else f"; did you mean {prefix}{close[0]}?" if close else ";"
     return f"unknown {what} {str(name)!r} ({where}){hint} known{f' in {section}' if section else ''}: {', '.join(sorted(known))}"
 
 
