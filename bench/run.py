@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -79,21 +80,27 @@ def main(opened: Opened) -> int:
         case "status":
             return SOME_FAILED if print_status(sweep, store) else OK
         case "report":
-            rows = report.collect(sweep, store, {})
-            written = session.results_dir / "sweeps" / sweep.name / "table.csv"
-            before = written.read_bytes() if written.is_file() else None
-            if before and b",done," in before and not any(row.done for row in rows):
-                raise BadConfig([f"no cell of {sweep.name} was run in {session.results_dir}: {written.parent} stays as it is"])
-            paths = report.write_files(sweep, rows, session.results_dir)
-            notes = [f"CHANGED  {written} was another table before"] if before not in (None, written.read_bytes()) else []
-            report.print_report(sweep, paths, notes, f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
-            damaged = _say_damaged(cells, store)
-            return SOME_FAILED if damaged or any(row.failed for row in rows) else OK
+            return _report_again(sweep, store, session.results_dir)
     check_keys(plan.to_do)
     check_tasks(plan.to_do)
     check_devices(session, plan.to_do)
     clusters.check(session.launcher, plan.to_do)
     return run_sweep(session, sweep, plan, store)
+
+
+def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
+    """Tables and figures from the store; a table that was another one before is said. Raises BadConfig where a table of somebody's runs
+    would be emptied, as in a clone that has no store."""
+    rows = report.collect(sweep, store, {})
+    table = results / "sweeps" / sweep.name / "table.csv"
+    before = table.read_bytes() if table.is_file() else b""
+    if not any(row.done for row in rows) and any(row["status"] == "done" for row in csv.DictReader(before.decode().splitlines())):
+        raise BadConfig([f"no cell of {sweep.name} was run in {results}: {table.parent} stays as it is"])
+    paths = report.write_files(sweep, rows, results)
+    notes = [f"CHANGED  {table} was another table before"] if before not in (b"", table.read_bytes()) else []
+    report.print_report(sweep, paths, notes, f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
+    damaged = _say_damaged(sweep.cells, store)
+    return SOME_FAILED if damaged or any(row.failed for row in rows) else OK
 
 
 def _say_damaged(cells: Sequence[CellPlan], store: Store) -> bool:
