@@ -22,6 +22,7 @@ from bench.audit_files import audit_sources
 from bench.config import Accelerate, Audit, Bundle, ClusterLauncher, Export, PlanVerb, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
+from bench.devices import is_spread, learning, share_of
 from bench.door import BadConfig, Opened
 from bench.forecast import Estimate, estimates
 from bench.judges.lm_eval import faults
@@ -277,13 +278,26 @@ def check_tasks(stages: Sequence[Stage]) -> None:
 
 
 def check_devices(session: Session, stages: Sequence[Stage]) -> None:
-    """Raises BadConfig where a training will not find the GPUs that it is spread over: before a start model is made for it."""
+    """Raises BadConfig where a training cannot be spread as asked, or will not find its GPUs: before a start model is made for it."""
     launcher, wanted = session.launcher, session.accelerate.devices
-    if wanted == 1 or session.accelerate.config.get("use_cpu") or not any(stage.kind == "train" for stage in stages):
+    spread = [stage for stage in stages if is_spread(stage)]
+    if wanted == 1 or not spread:
+        return
+    problems: dict[str, None] = {}
+    for stage in spread:
+        try:
+            share_of(learning(stage.settings), wanted)  # type: ignore[arg-type]  # is_spread
+        except ValueError as error:
+            problems[str(error)] = None
+    if problems:
+        raise BadConfig(list(problems))
+    if session.accelerate.config.get("use_cpu"):
         return
     if isinstance(launcher, ClusterLauncher):
-        given, way_out = launcher.resources("train", "gpu").gpus, f"'hydra.launcher.stages={{train: {{gpus: {wanted}}}}}'"
-        where = f"hydra/launcher={launcher.name} gives a training {given}"
+        kinds = sorted({stage.kind for stage in spread})
+        given = min(launcher.resources(kind, "gpu").gpus for kind in kinds)
+        stages_set = ", ".join(f"{kind}: {{gpus: {wanted}}}" for kind in kinds)
+        where, way_out = f"hydra/launcher={launcher.name} gives a training {given}", f"'hydra.launcher.stages={{{stages_set}}}'"
     else:
         given, way_out = len(visible_gpus()), "fewer, or accelerate=ddp accelerate.config.use_cpu=true"
         where = f"{given} are here"
@@ -408,7 +422,7 @@ class Scheduler:
         if stage.kind == "judge":
             sharing = [other.key for other in self.judges if labels_samples(other) == labels_samples(stage)]
             more = {"sharing": sharing, "server": self.servers and self.servers.place(stage)}
-        elif stage.kind == "train" and self.accelerate is not None:
+        elif is_spread(stage) and self.accelerate is not None:
             more = {"accelerate": self.accelerate.model_dump()}
         self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
 

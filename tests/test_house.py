@@ -23,7 +23,7 @@ ORDER = [
     ["store"],
     ["sweep"],
     ["kinds"],
-    ["readers"],
+    ["readers", "devices"],
     ["plan", "forecast", "keep"],
     ["worker", "launch"],
     ["world", "losses", "facts"],
@@ -65,7 +65,7 @@ LIGHT = [
 LIGHT += ["judges.gold", "judges.alpaca_eval", "judges.mt_bench", "methods", "facts", "rescore", "passport", "worker"]
 LIGHT += ["judges.arena_hard", "judges.jury", "judges.pair_ranker", "style_control"]
 LIGHT += ["clusters", "judges.reward_model", "stages.score", "stages.audit", "methods.loop", "why"]
-LIGHT += ["keep", "size", "size_table", "token_counts", "shapes", "bundle", "export", "judges.lm_eval", "stages.tasks"]
+LIGHT += ["keep", "devices", "size", "size_table", "token_counts", "shapes", "bundle", "export", "judges.lm_eval", "stages.tasks"]
 
 
 def _room(path: Path) -> str:
@@ -94,7 +94,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 def test_no_method_judge_or_stage_imports_another() -> None:
     """Shared parts have files of their own (methods/training.py, unpaired.py); `none` aside, a method's file is whole."""
-    shared = {"training", "unpaired", "loop", "checkpoints", "evaluations", "__init__"}
+    shared = {"training", "unpaired", "loop", "checkpoints", "evaluations", "processes", "__init__"}
     shared |= {"asking", "client", "in_process", "items", "journal", "pairs", "prices", "prompts", "replies", "server"}  # of asked judges
     for room in ("methods", "judges", "stages"):
         names = {path.stem for path in (BENCH / room).glob("*.py")} - shared

@@ -280,6 +280,8 @@ def test_a_worker_that_dies_after_its_stage_was_finished_has_lost_nothing(root: 
         (["accelerate=fsdp", "hydra/launcher=slurm"], r"slurm gives a training 1: take 'hydra.launcher.stages=\{train: \{gpus: 8\}\}'"),
         (["accelerate=fsdp", "hydra/launcher=slurm", "hydra.launcher.stages={train: {gpus: 8}}"], ""),
         (["accelerate=ddp", "accelerate.config.use_cpu=true"], ""),
+        (["accelerate=ddp", "accelerate.config.use_cpu=true", "accelerate.devices=3"], r"method.batch_size=\d+ x .* cannot be shared by"),
+        (["accelerate=ddp", "accelerate.config.use_cpu=true", "method=spa"], "method=spa looks at a whole batch and trains on one device"),
         ([], ""),
     ],
 )
@@ -287,7 +289,8 @@ def test_gpus_that_a_training_will_not_find_are_refused_before_anything_runs(
     words: list[str], refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    opened = open_door(["+sweep=smoke", "method=dpo", *words])
+    named = [] if any(word.startswith("method=") for word in words) else ["method=dpo"]
+    opened = open_door(["+sweep=smoke", *named, *words])
     stages = plan_cell(opened.cells[0], opened.sources[0], methods.chain).stages
     if not refused:
         check_devices(opened.session, stages)

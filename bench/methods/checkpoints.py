@@ -65,7 +65,8 @@ class Checkpoints(TrainerCallback):
         self.recorder.history, self.recorder.speed, self.recorder.tokens = kept["history"], kept["speed"], kept["tokens"]
         trainer = self.trainer
         trainer._total_train_tokens = kept["tokens"]  # TRL begins to count again
-        trainer.fed.restore(kept["fed"])
+        if kept["fed"] is not None:
+            trainer.fed.restore(kept["fed"])
         if kept["threshold"] is not None:
             trainer.threshold.seen.extend(kept["threshold"])
             trainer.trust += [Trust.from_json(said) for said in kept["trust"]]
@@ -87,7 +88,8 @@ class Checkpoints(TrainerCallback):
             torch.distributed.barrier()  # every process has written its part
         if not state.is_world_process_zero:
             return
-        recorder, threshold = self.recorder, getattr(self.trainer, "threshold", None)
+        recorder = self.recorder
+        fed, threshold = (getattr(self.trainer, name, None) for name in ("fed", "threshold"))
         folder = self.folder / f"checkpoint-{state.global_step}"
         kept = {
             "made_of": self.made_of,
@@ -95,7 +97,7 @@ class Checkpoints(TrainerCallback):
             "history": recorder.history,
             "speed": recorder.speed,
             "tokens": recorder.tokens,
-            "fed": self.trainer.fed.to_json(),
+            "fed": None if fed is None else fed.to_json(),
             "threshold": None if threshold is None else list(threshold.seen),
             "trust": [] if threshold is None else [said.to_json() for said in self.trainer.trust],
         }

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from datasets import Dataset
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from bench import losses
-from bench.config import Training
+from bench.devices import share_of
 from bench.engines.adapters import is_adapted
 from bench.facts import Example, Fed, TrainFacts, digest
 from bench.kinds import RewardModelSettings, TrainSettings
@@ -167,40 +167,6 @@ def training_arguments(job: TrainingJob) -> dict[str, Any]:
         "disable_dropout": getattr(job.settings, "adapter", None) is None,  # an adapter's is a setting; the model's is off already
         "remove_unused_columns": False,  # rows carry their number
     }
-
-
-class Share(NamedTuple):
-    """What one device does of a step: so many rows at once, so many times."""
-
-    batch_size: int
-    accumulation: int
-
-
-# Losses of a whole batch that are not gathered from all devices: a baseline of its rows, statistics of its tokens, a running window.
-ONE_DEVICE = {"kto_pair", "offline_ppo", "spa"}
-
-
-def share_of(method: Training, devices: int) -> Share:
-    """A device's share of a step, the same rows in all: of each batch where it can be divided, else of the whole step.
-
-    KTO's z0 is a mean over a batch, gathered from all devices, so its batch is divided or nothing. Raises ValueError where the devices
-    cannot share evenly.
-    """
-    name, size, accumulation = getattr(method, "name", ""), method.batch_size, method.gradient_accumulation_steps
-    if devices == 1:
-        return Share(size, accumulation)
-    if name in ONE_DEVICE:
-        raise ValueError(f"method={name} looks at a whole batch and trains on one device, got accelerate.devices={devices}")
-    least = 2 if name == "kto" else 1
-    if size % devices == 0 and size // devices >= least:
-        return Share(size // devices, accumulation)
-    if name == "kto":
-        raise ValueError(f"method.batch_size={size} of kto must be a multiple of accelerate.devices={devices}, and twice that at least")
-    if size * accumulation % devices:
-        raise ValueError(f"a step of {size} x {accumulation} rows cannot be shared by accelerate.devices={devices}")
-    rows = size * accumulation // devices
-    at_once = max(n for n in range(1, min(size, rows) + 1) if rows % n == 0)
-    return Share(at_once, rows // at_once)
 
 
 class Prepared:

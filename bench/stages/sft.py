@@ -6,9 +6,7 @@ every answer is learnt from. Deviation from Zephyr's recipe: that packs conversa
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.config import Settings
@@ -17,6 +15,8 @@ from bench.records import Conversation, Text, read_jsonl
 from bench.worker import Outcome, StageRun
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from bench.methods.training import Recorder
 
 TEXTS = ("demonstrations", "evaluations")  # what a start stage learns from, the latter where it is to judge
@@ -29,7 +29,9 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case SftSettings():
             return _start(settings, run)
         case ConversationSft():
-            return _conversations(settings, run)
+            from bench.stages.processes import spread
+
+            return spread(train, settings, run)
     raise TypeError(f"no sft stage for {type(settings).__name__}")
 
 
@@ -42,13 +44,15 @@ def _base(settings: BaseSettings, run: StageRun) -> Outcome:
     rows = read_jsonl(run.inputs["corpus"] / "rows.jsonl", Text)
     steps = settings.pretraining.steps
     pretrain(model, tokenizer, rows, settings.pretraining, lambda step, loss: run.progress(step, steps, loss=loss))
-    _save(model, tokenizer, run.out)
+    model.save_pretrained(run.out / "model")
+    tokenizer.save_pretrained(run.out / "model")
     return Outcome({"steps": steps, "parameters": model.num_parameters()})
 
 
 def _start(settings: SftSettings, run: StageRun) -> Outcome:
     from bench.engines.hf import check_fit, load_model
-    from bench.methods.training import common_arguments
+    from bench.methods.training import Recorder, common_arguments
+    from bench.stages.processes import train_and_save
     from bench.tokens import load_tokenizer, row_ids
 
     tokenizer = load_tokenizer(run.inputs["model"])
@@ -66,17 +70,19 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
         "warmup_steps": settings.training.steps // 10,
         "max_length": settings.max_length,
     }
-    recorder = _train(model, tokenizer, examples, arguments, settings.seed, run)
-    _save(model, tokenizer, run.out)
+    recorder = Recorder(run.progress)
+    batch_size = settings.training.batch_size
+    train_and_save(_trainer(model, tokenizer, examples, arguments, batch_size, recorder), tokenizer, run, recorder, "float32")
     return Outcome({"rows": len(rows), "tokens": recorder.tokens}, recorder.recorded_files)
 
 
-def _conversations(settings: ConversationSft, run: StageRun) -> Outcome:
-    import torch
-
-    from bench.engines.hf import check_fit, load_model
-    from bench.methods.training import ALL_STEPS, common_arguments
+def train(settings: ConversationSft, run: StageRun) -> Outcome:
+    """SFT of a pretrained model, in this process, which may be one of several."""
+    from bench.devices import share_of
+    from bench.engines.hf import check_fit, in_float32, load_model
+    from bench.methods.training import ALL_STEPS, Recorder, common_arguments
     from bench.shapes import checkpoints
+    from bench.stages.processes import devices_of, train_and_save
     from bench.tokens import conversation_ids, load_tokenizer
 
     tokenizer = load_tokenizer(run.inputs["model"])
@@ -87,23 +93,26 @@ def _conversations(settings: ConversationSft, run: StageRun) -> Outcome:
     ]
     if not examples:
         raise ValueError(f"no answer of {len(rows)} conversations begins within model.max_length={settings.max_length}: raise it")
-    model = load_model(run.inputs["model"], settings.dtype).float()  # float32 weights whatever the dtype: see engines/hf.py
+    model = in_float32(load_model(run.inputs["model"], settings.dtype))  # whatever the dtype: see engines/hf.py
     check_fit(run.inputs["model"], model, tokenizer)
-    training = settings.training
+    training, devices = settings.training, devices_of(run)
+    share = share_of(training, devices)
     checkpointing = checkpoints(settings.gradient_checkpointing, model.num_parameters())
     arguments = {
         **common_arguments(run.out, seed=settings.seed, dtype=settings.dtype, checkpointing=checkpointing),
         "learning_rate": training.learning_rate,
         "num_train_epochs": training.num_train_epochs,
-        "per_device_train_batch_size": training.batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "per_device_train_batch_size": share.batch_size,
+        "gradient_accumulation_steps": share.accumulation,
+        "dataloader_drop_last": devices > 1,  # no device may wait for rows that others have
         "lr_scheduler_type": "cosine",
         "warmup_steps": min(training.warmup_ratio, ALL_STEPS),  # a share of all steps
         "max_length": settings.max_length,
     }
-    recorder = _train(model, tokenizer, examples, arguments, settings.seed, run)
-    model.to(getattr(torch, settings.dtype))
-    _save(model, tokenizer, run.out)
+    recorder = Recorder(run.progress)
+    trainer = _trainer(model, tokenizer, examples, arguments, training.batch_size, recorder)
+    if not train_and_save(trainer, tokenizer, run, recorder, settings.dtype):
+        return Outcome({})
     counts = {"rows": len(examples), "without_answer": len(rows) - len(examples), "steps": len(recorder.history), "tokens": recorder.tokens}
     return Outcome(counts, recorder.recorded_files)
 
@@ -115,30 +124,25 @@ class Example(NamedTuple):
     labels: list[int]
 
 
-def _train(model: Any, tokenizer: Any, examples: Sequence[Example], arguments: dict[str, Any], seed: int, run: StageRun) -> Recorder:
-    """TRL's SFTTrainer over prepared examples, in batches of like length; the model is trained in place and its curve written."""
+def _trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    arguments: dict[str, Any],
+    batch_size: int,
+    recorder: Recorder,
+) -> Any:
+    """TRL's SFTTrainer over prepared examples; `batch_size` of them, of like length, are a batch of all devices."""
     import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from bench.methods.training import LengthBatches, Recorder, check_weights, fingerprint
-
-    before = fingerprint(model)
+    from bench.methods.training import LengthBatches
 
     class Trainer(SFTTrainer):
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler:
-            return LengthBatches([len(example.input_ids) for example in examples], arguments["per_device_train_batch_size"], seed)
+            return LengthBatches([len(example.input_ids) for example in examples], batch_size, arguments["seed"])
 
-    recorder = Recorder(run.progress)
     config = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
     dataset = Dataset.from_list([example._asdict() for example in examples])
-    Trainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[recorder]).train()
-    check_weights(model, before)
-    recorder.write(run.out)
-    shutil.rmtree(run.out / "trainer", ignore_errors=True)
-    return recorder
-
-
-def _save(model: object, tokenizer: object, out: Path) -> None:
-    model.save_pretrained(out / "model")  # type: ignore[attr-defined]
-    tokenizer.save_pretrained(out / "model")  # type: ignore[attr-defined]
+    return Trainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[recorder])

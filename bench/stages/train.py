@@ -1,45 +1,25 @@
-"""One training: a method's trainer from the start model to a policy or a reward model, with its curve.
-
-On several devices the stage starts `accelerate launch`, whose processes train together; the first of them writes what the stage leaves.
-"""
+"""One training: a method's trainer from the start model to a policy or a reward model, with its curve."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
-import torch
-import yaml
 from transformers import PreTrainedModel
 
-from bench import kinds
-from bench.config import Accelerate
-from bench.engines.adapters import add_adapter, is_adapted, own_dropout_off, save_model
+from bench.engines.adapters import add_adapter, is_adapted, own_dropout_off
 from bench.engines.hf import check_fit, in_float32, load_model
 from bench.engines.reward import new_reward_model
-from bench.facts import digest
 from bench.kinds import RewardModelSettings, TrainSettings
 from bench.methods import load
-from bench.methods.checkpoints import Checkpoints
-from bench.methods.training import Recorder, TrainingJob, check_weights, fingerprint, share_of, training_facts
+from bench.methods.training import Recorder, TrainingJob, training_facts
 from bench.records import read_logps, read_rows
-from bench.store import tree_stamp
+from bench.stages.processes import devices_of, spread, train_and_save
 from bench.tokens import load_tokenizer
-from bench.worker import Outcome, Progress, StageRun, follow_parent
-
-MORE_STEPS = "bring more rows or epochs, make steps smaller (batch_size, gradient_accumulation_steps) or set method.warmup_ratio=0"
+from bench.worker import Outcome, StageRun
 
 
 def run(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outcome:
-    if run.accelerate is not None and run.accelerate.devices > 1:
-        return _launch(settings, run, run.accelerate)
-    return train(settings, run)
+    return spread(train, settings, run)
 
 
 def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outcome:
@@ -57,25 +37,12 @@ def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outco
     rows = read_rows(run.inputs["preferences"] / "train.jsonl")
     recorder = Recorder(run.progress)
     # float32 weights whatever the dtype: see engines/hf.py
-    beside = run.inputs.get("reference_model"), run.inputs.get("base"), run.accelerate.devices if run.accelerate else 1
+    beside = run.inputs.get("reference_model"), run.inputs.get("base"), devices_of(run)
     job = TrainingJob(settings, in_float32(model), tokenizer, rows, reference, run.out, recorder, *beside)
     trainer = load(method).make_trainer(job)  # may add tokens to model and tokenizer
-    before = fingerprint(model)
-    _go_on(trainer, run, recorder)
-    if not any(row["learning_rate"] for row in recorder.history) and trainer.is_world_process_zero():
-        raise ValueError(f"all {len(recorder.history)} steps were warm-up: {MORE_STEPS}")
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if job.devices > 1 else None  # a part of it lies on each device
-    if not trainer.is_world_process_zero():
+    if not train_and_save(trainer, tokenizer, run, recorder, settings.dtype):
         return Outcome({})
-    if not is_adapted(model):
-        dtype = getattr(torch, settings.dtype)
-        weights = {name: value.to(dtype) for name, value in weights.items()} if weights is not None else None
-        model.to(dtype)
-    check_weights(model, before, weights)
-    recorder.write(run.out)
     (run.out / "facts.json").write_text(json.dumps(training_facts(trainer, job).to_json(), indent=1, allow_nan=False))
-    save_model(model, tokenizer, run.out / "model", weights)
-    shutil.rmtree(run.out / "trainer", ignore_errors=True)
     return Outcome({"rows": len(rows), "steps": len(recorder.history), "tokens": recorder.tokens}, recorder.recorded_files)
 
 
@@ -87,107 +54,3 @@ def start_model(settings: TrainSettings, run: StageRun) -> PreTrainedModel:
     if settings.adapter is not None:
         own_dropout_off(model)
     return model
-
-
-# Checkpoints ----------------------------------------------------------------------------------------------------------
-
-
-def _go_on(trainer: Any, run: StageRun, recorder: Recorder) -> None:
-    """Train from the newest whole checkpoint, or from the start."""
-    if run.work is None or run.accelerate is None:
-        trainer.train()
-        return
-    made_of = digest([run.key, run.accelerate.devices, {role: _made_of(path) for role, path in sorted(run.inputs.items())}])
-    checkpoints = Checkpoints(run.work / "checkpoints", run.accelerate.checkpoint_s, made_of, recorder)
-    checkpoints.attach(trainer)
-    if (found := checkpoints.newest()) is not None:
-        checkpoints.restore(found)
-    trainer.train(resume_from_checkpoint=str(found) if found else None)
-    if trainer.is_world_process_zero():
-        checkpoints.clear()
-        with contextlib.suppress(OSError):  # empty where nothing else was kept
-            run.work.rmdir()
-
-
-def _made_of(path: Path) -> str:
-    """The content of an input, as far as it is known without reading it."""
-    manifest = path / "manifest.json"
-    return json.loads(manifest.read_text())["digest"] if manifest.exists() else tree_stamp(path)
-
-
-# Several devices ------------------------------------------------------------------------------------------------------
-
-
-def _launch(settings: TrainSettings | RewardModelSettings, run: StageRun, accelerate: Accelerate) -> Outcome:
-    """`accelerate launch` of this module. Raises ValueError for devices that are not there, RuntimeError when a process failed."""
-    share_of(settings.method, accelerate.devices)
-    there = accelerate.devices if accelerate.config.get("use_cpu") else torch.cuda.device_count()
-    if there < accelerate.devices:
-        way_out = "take fewer, or accelerate=ddp accelerate.config.use_cpu=true"
-        raise ValueError(f"accelerate.devices={accelerate.devices} are asked for and {there} GPUs are here: {way_out}")
-    assert run.work is not None, "processes that train together agree by files"
-    run.work.mkdir(parents=True, exist_ok=True)
-    config, job, answer = (run.work / name for name in ("accelerate.yaml", "job.json", "answer.json"))
-    answer.unlink(missing_ok=True)
-    config.write_text(yaml.safe_dump(accelerate.config))
-    told = {
-        "settings_type": type(settings).__name__,
-        "settings": settings.model_dump(mode="json"),
-        "inputs": {role: str(path) for role, path in run.inputs.items()},
-        "out": str(run.out),
-        "work": str(run.work),
-        "progress": str(run.progress.path),
-        "key": run.key,
-        "accelerate": accelerate.model_dump(),
-    }
-    job.write_text(json.dumps(told))
-    launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    launch += ["--main_process_port", str(_free_port())]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))}
-    done = subprocess.run([*launch, "-m", "bench.stages.train", str(job)], env=environment, check=False)
-    if done.returncode != 0 or not answer.exists():
-        why = json.loads(answer.read_text())["error"] if answer.exists() else f"accelerate launch ended with code {done.returncode}"
-        raise RuntimeError(f"a training on {accelerate.devices} devices failed: {why}")
-    counts = json.loads(answer.read_text())["counts"]
-    for path in (config, job, answer):
-        path.unlink()
-    with contextlib.suppress(OSError):
-        run.work.rmdir()
-    return Outcome(counts, Recorder.recorded_files)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def main(path: Path) -> None:
-    """One of the processes that train together."""
-    follow_parent()
-    job = json.loads(path.read_text())
-    first = int(os.environ.get("RANK", "0")) == 0
-    work = Path(job["work"])
-    settings = getattr(kinds, job["settings_type"]).model_validate(job["settings"])
-    inputs = {role: Path(place) for role, place in job["inputs"].items()}
-    progress = Progress(Path(job["progress"]) if first else work / f"progress-{os.environ['RANK']}")
-    out = Path(job["out"]) if first else work / f"out-{os.environ['RANK']}"
-    stage_run = StageRun(inputs, out, progress, job["key"], work, accelerate=Accelerate.model_validate(job["accelerate"]))
-    try:
-        outcome = train(settings, stage_run)
-    except Exception as error:
-        if first:
-            (work / "answer.json").write_text(json.dumps({"error": f"{type(error).__name__}: {error}"}))
-        raise
-    finally:
-        if not first:
-            progress.path.unlink(missing_ok=True)
-            shutil.rmtree(out, ignore_errors=True)
-    if first:
-        (work / "answer.json").write_text(json.dumps({"counts": dict(outcome.counts)}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

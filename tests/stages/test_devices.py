@@ -19,10 +19,12 @@ import yaml
 from safetensors.torch import load_file
 from tiny import ROOT, smoke_cell, smoke_folder
 
-from bench.config import Accelerate, Adapter, RefinedDpo, Training
+from bench.config import Accelerate, Adapter, RefinedDpo, SftEpochs, Training
+from bench.devices import Share, Spread, learning, share_of
 from bench.door import Opened
-from bench.kinds import TrainSettings
-from bench.methods.training import Share, share_of
+from bench.kinds import ConversationSft, TrainSettings
+from bench.records import read_rows
+from bench.stages import sft as sft_stage
 from bench.stages import train as train_stage
 from bench.worker import Progress, StageRun
 
@@ -39,18 +41,37 @@ def settings(method: str = "dpo", **more: Any) -> TrainSettings:
     return usual.model_copy(update={"method": usual.method.model_copy(update={"batch_size": 16}), **more})
 
 
+def tuning() -> ConversationSft:
+    """SFT in steps of twice eight conversations."""
+    epochs = SftEpochs(learning_rate=1e-3, num_train_epochs=1.0, batch_size=8, gradient_accumulation_steps=2, warmup_ratio=0.1)
+    return ConversationSft(training=epochs, max_length=192, dtype="float32", seed=0)
+
+
 def stage_run(root: Path, name: str, how: Accelerate | None, method: str = "dpo", n: int = 96) -> StageRun:
-    """96 rows: six batches of 16, none of them short."""
-    train = smoke_cell(method, 0.1).roles["train"]
+    """96 rows: six steps of 16, none of them short. Of `sft` they are conversations: the prompts and the better answers."""
+    train = smoke_cell("dpo" if method == "sft" else method, 0.1).roles["train"]
     inputs = {role: smoke_folder(stage) for role, stage in train.inputs.items()}  # type: ignore[arg-type]
     if not (root / "rows").exists():
         shutil.copytree(inputs["preferences"], root / "rows")
         path = root / "rows" / "train.jsonl"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:n]))
+        pairs = read_rows(path)
+        talks = [{"id": pair.id, "messages": [*pair.prompt, {"role": "assistant", "content": pair.chosen}]} for pair in pairs]
+        (root / "rows" / "rows.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     (root / name).mkdir()
     progress = Progress(root / f"{name}.progress")
-    inputs |= {"preferences": root / "rows", "reference_model": inputs["model"]}  # the latter for SPA
+    if method == "sft":
+        inputs = {"model": inputs["model"], "conversations": root / "rows"}
+    else:
+        inputs |= {"preferences": root / "rows", "reference_model": inputs["model"]}  # the latter for SPA
     return StageRun(inputs, root / name, progress, "key", root / "work", accelerate=how)
+
+
+def run_stage(config: Spread, run: StageRun) -> None:
+    if isinstance(config, ConversationSft):
+        sft_stage.run(config, run)
+    else:
+        train_stage.run(config, run)
 
 
 def refined(config: TrainSettings) -> TrainSettings:
@@ -94,11 +115,15 @@ def test_devices_share_the_same_step() -> None:
     assert of("dpo", 16, 4, 2) == (8, 4)
     assert of("dpo", 4, 8, 8) == (4, 1)
     assert of("dpo", 6, 2, 4) == (3, 1)
-    with pytest.raises(ValueError, match=r"a step of 6 x 1 rows cannot be shared by accelerate.devices=4"):
+    step = r"a step of method.batch_size=6 x method.gradient_accumulation_steps=1 rows cannot be shared by accelerate.devices=4"
+    with pytest.raises(ValueError, match=step):
         of("dpo", 6, 1, 4)
     assert of("kto", 8, 4, 4) == (2, 4)
     with pytest.raises(ValueError, match=r"method.batch_size=8 of kto must be a multiple of accelerate.devices=8, and twice that"):
         of("kto", 8, 4, 8)
+    assert share_of(tuning().training, 4) == (2, 2)
+    with pytest.raises(ValueError, match=r"sft.training.batch_size=8 x sft.training.gradient_accumulation_steps=2 rows cannot be shared"):
+        share_of(tuning().training, 3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU lacks")
@@ -113,15 +138,16 @@ def test_devices_that_are_not_there_are_said(tmp_path: Path) -> None:
 KILLED = """
 import pickle, sys
 from pathlib import Path
-from bench.stages import train
+from bench.stages import sft, train
 from bench.worker import Progress, StageRun
 root = Path(sys.argv[1])
 settings, inputs, how = pickle.loads((root / "job.pickle").read_bytes())
-train.run(settings, StageRun(inputs, root / "killed", Progress(root / "killed.progress"), "key", root / "work", accelerate=how))
+stage = sft if type(settings).__name__ == "ConversationSft" else train
+stage.run(settings, StageRun(inputs, root / "killed", Progress(root / "killed.progress"), "key", root / "work", accelerate=how))
 """
 
 
-def kill_in_the_middle(root: Path, config: TrainSettings, run: StageRun, steps: int = 2) -> None:
+def kill_in_the_middle(root: Path, config: Spread, run: StageRun, steps: int = 2) -> None:
     """The same stage in a process of its own, ended by SIGKILL once it has taken some steps; only its work folder is of use."""
     import pickle
 
@@ -142,19 +168,30 @@ def kill_in_the_middle(root: Path, config: TrainSettings, run: StageRun, steps: 
     shutil.rmtree(root / "killed")
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto", "lora", "spa"])
-def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(method: str, tmp_path: Path) -> None:
-    adapter = Adapter(name="lora", rank=4, alpha=8.0, dropout=0.1, target_modules=()) if method == "lora" else None
-    name, more = ("kto" if method == "kto" else "dpo"), ({"adapter": adapter} if adapter else {})
-    config = refined(settings()) if method == "spa" else settings(name, **more)
+def of_name(name: str) -> tuple[Spread, str]:
+    """(settings, the method whose rows they take) of a training."""
+    adapter = Adapter(name="lora", rank=4, alpha=8.0, dropout=0.1, target_modules=())
+    match name:
+        case "lora":
+            return settings("dpo", adapter=adapter), "dpo"
+        case "spa":
+            return refined(settings()), "dpo"
+        case "sft":
+            return tuning(), "sft"
+    return settings(name), name
+
+
+@pytest.mark.parametrize("training", ["dpo", "kto", "lora", "spa", "sft"])
+def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(training: str, tmp_path: Path) -> None:
+    config, name = of_name(training)
     undisturbed = stage_run(tmp_path, "undisturbed", None, name)
-    train_stage.run(config, undisturbed)
+    run_stage(config, undisturbed)
     run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6), name)
     (tmp_path / "killed").mkdir()
     kill_in_the_middle(tmp_path, config, run)
     whole = list((tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json"))
     assert whole
-    train_stage.run(config, run)
+    run_stage(config, run)
     steps = [json.loads(line)["step"] for line in run.progress.path.read_text().splitlines()]
     assert steps[0] > 1  # it did go on
     assert not (tmp_path / "work").exists()
@@ -204,31 +241,32 @@ def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("method", ["dpo", "kto", "sft"])
 def test_two_processes_train_to_the_curve_of_one_and_go_on_when_killed(method: str, tmp_path: Path) -> None:
     """The tolerance: a completion's log-probability is a sum of some 50 float32 terms of up to 10 nats, so its rounding error is below
     50 x 10 x 2^-24 x 50, 1.5e-3 nats at worst and 1e-4 typically; times beta 0.1, and averaged over 16 rows, the loss of one step may
     differ by 1e-4 in a worst case. Weights differ where AdamW turns a gradient that is all rounding into a step, by two rates a step."""
-    config = settings(method)
+    config, _ = of_name(method)
     one = stage_run(tmp_path, "one", None, method)
-    train_stage.run(config, one)
+    run_stage(config, one)
     two = stage_run(tmp_path, "two", accelerate(2), method)
-    train_stage.run(config, two)
+    run_stage(config, two)
     assert len(history(one)) == len(history(two))
     for a, b in zip(history(one), history(two), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
         assert b["num_tokens"] == a["num_tokens"]
     before, after = (load_file(run.out / "model" / "model.safetensors") for run in (one, two))
-    most = 2 * config.method.learning_rate * len(history(one))
+    most = 2 * learning(config).learning_rate * len(history(one))
     assert max((before[name] - after[name]).abs().max().item() for name in before) <= most
-    facts_one, facts_two = (json.loads((run.out / "facts.json").read_text()) for run in (one, two))
-    assert facts_one == facts_two
+    if method != "sft":
+        facts_one, facts_two = (json.loads((run.out / "facts.json").read_text()) for run in (one, two))
+        assert facts_one == facts_two
     assert not (tmp_path / "work").exists()
     again = stage_run(tmp_path, "again", accelerate(2, checkpoint_s=1e-6), method)
     (tmp_path / "killed").mkdir()
     kill_in_the_middle(tmp_path, config, again)
     assert list((tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json"))
-    train_stage.run(config, again)
+    run_stage(config, again)
     assert json.loads(again.progress.path.read_text().splitlines()[0])["step"] > 1
     for a, b in zip(history(two), history(again), strict=True):  # the same sums in the same order
         assert b == pytest.approx(a, abs=1e-6)
