@@ -65,6 +65,8 @@ class Checkpoints(TrainerCallback):
         self.recorder.history, self.recorder.speed, self.recorder.tokens = kept["history"], kept["speed"], kept["tokens"]
         trainer = self.trainer
         trainer._total_train_tokens = kept["tokens"]  # TRL begins to count again
+        # of several processes nobody else tells it: transformers' call stops at the sampler that skips what was seen
+        trainer.order.set_epoch(int(json.loads((checkpoint / "trainer_state.json").read_text())["epoch"]))
         if kept["fed"] is not None:
             trainer.fed.restore(kept["fed"])
         if kept["threshold"] is not None:

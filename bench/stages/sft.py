@@ -133,15 +133,16 @@ def _trainer(
     recorder: Recorder,
 ) -> Any:
     """TRL's SFTTrainer over prepared examples; `batch_size` of them, of like length, are a batch of all devices."""
-    import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from bench.methods.training import LengthBatches
 
     class Trainer(SFTTrainer):
-        def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler:
-            return LengthBatches([len(example.input_ids) for example in examples], batch_size, arguments["seed"])
+        order = LengthBatches([len(example.input_ids) for example in examples], batch_size, arguments["seed"])
+
+        def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches:
+            return self.order
 
     config = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
     dataset = Dataset.from_list([example._asdict() for example in examples])
