@@ -1,11 +1,14 @@
-"""How a training is spread over devices: which stages are, and what each device does of a step."""
+"""How a training is spread over devices: which stages are, what each device does of a step, and what cannot be."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
-from bench.config import SftEpochs, Training
+from bench.config import ClusterLauncher, Session, SftEpochs, Training
 from bench.kinds import ConversationSft, RewardModelSettings, TrainSettings
+from bench.launch import visible_gpus
 from bench.store import Stage
 
 Spread = TrainSettings | RewardModelSettings | ConversationSft  # settings of a training that several devices may share
@@ -54,3 +57,38 @@ def share_of(method: Training | SftEpochs, devices: int) -> Share:
     rows = size * accumulation // devices
     at_once = max(n for n in range(1, min(size, rows) + 1) if rows % n == 0)
     return Share(at_once, rows // at_once)
+
+
+def spread_faults(session: Session, stages: Sequence[Stage]) -> list[str]:
+    """Why trainings among these stages cannot be spread as the session asks, or will not find their GPUs; empty where they can."""
+    how, wanted = session.accelerate, session.accelerate.devices
+    spread = [(stage.kind, stage.settings) for stage in stages if isinstance(stage.settings, Spread)]
+    if wanted == 1 or not spread:
+        return []
+    found = []
+    if how.config.get("distributed_type") == "DEEPSPEED" and session.launcher.name == "local" and find_spec("deepspeed") is None:
+        found.append(f"accelerate={how.name} needs DeepSpeed, which is not installed here: pip install -e '.[deepspeed]'")
+    if how.sharding != "none" and how.config.get("use_cpu"):
+        found.append(f"accelerate={how.name} shards over GPUs; on CPUs accelerate trains whole copies: take accelerate=ddp")
+    if how.sharding != "none" and any(isinstance(s, TrainSettings) and s.loading.quantized for _, s in spread):
+        found.append(f"adapter=qlora keeps its base whole on each device, in four bits, got accelerate={how.name}: take accelerate=ddp")
+    for _, settings in spread:
+        try:
+            share_of(learning(settings), wanted)
+        except ValueError as error:
+            found.append(str(error))
+    if not found and not how.config.get("use_cpu"):
+        found += _lacking_gpus(session, sorted({kind for kind, _ in spread}))
+    return list(dict.fromkeys(found))
+
+
+def _lacking_gpus(session: Session, kinds: Sequence[str]) -> list[str]:
+    launcher, wanted = session.launcher, session.accelerate.devices
+    if isinstance(launcher, ClusterLauncher):
+        given = min(launcher.resources(kind, "gpu").gpus for kind in kinds)
+        each = ", ".join(f"{kind}: {{gpus: {wanted}}}" for kind in kinds)
+        where, way_out = f"hydra/launcher={launcher.name} gives a training {given}", f"'hydra.launcher.stages={{{each}}}'"
+    else:
+        given, way_out = len(visible_gpus()), "fewer, or accelerate=ddp accelerate.config.use_cpu=true"
+        where = f"{given} are here"
+    return [f"accelerate.devices={wanted} GPUs are asked for each training and {where}: take {way_out}"] if given < wanted else []

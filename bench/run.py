@@ -19,16 +19,16 @@ import yaml
 
 from bench import bundle, clusters, export, keep, methods, passport, report, rescore, size_table, why
 from bench.audit_files import audit_sources
-from bench.config import Accelerate, Audit, Bundle, ClusterLauncher, Export, PlanVerb, Rescore, Session, Why
+from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
-from bench.devices import is_spread, learning, share_of
+from bench.devices import is_spread, spread_faults
 from bench.door import BadConfig, Opened
 from bench.forecast import Estimate, estimates
 from bench.judges.lm_eval import faults
 from bench.judges.server import Servers
 from bench.kinds import LanguageJudgeSettings, TaskSettings, needs
-from bench.launch import Launcher, Report, chain_lengths, pool_size, visible_gpus
+from bench.launch import Launcher, Report, chain_lengths, pool_size
 from bench.plan import CellPlan, Plan, Sources, judge_key, judge_manners, labels_samples, make_plan, plan_audit, plan_cell, start_cell
 from bench.screen import Screen, make_screen, print_costs, print_plan, print_sizes, print_status
 from bench.store import Source, Stage, Store, hash_key
@@ -278,31 +278,9 @@ def check_tasks(stages: Sequence[Stage]) -> None:
 
 
 def check_devices(session: Session, stages: Sequence[Stage]) -> None:
-    """Raises BadConfig where a training cannot be spread as asked, or will not find its GPUs: before a start model is made for it."""
-    launcher, wanted = session.launcher, session.accelerate.devices
-    spread = [stage for stage in stages if is_spread(stage)]
-    if wanted == 1 or not spread:
-        return
-    problems: dict[str, None] = {}
-    for stage in spread:
-        try:
-            share_of(learning(stage.settings), wanted)  # type: ignore[arg-type]  # is_spread
-        except ValueError as error:
-            problems[str(error)] = None
-    if problems:
-        raise BadConfig(list(problems))
-    if session.accelerate.config.get("use_cpu"):
-        return
-    if isinstance(launcher, ClusterLauncher):
-        kinds = sorted({stage.kind for stage in spread})
-        given = min(launcher.resources(kind, "gpu").gpus for kind in kinds)
-        stages_set = ", ".join(f"{kind}: {{gpus: {wanted}}}" for kind in kinds)
-        where, way_out = f"hydra/launcher={launcher.name} gives a training {given}", f"'hydra.launcher.stages={{{stages_set}}}'"
-    else:
-        given, way_out = len(visible_gpus()), "fewer, or accelerate=ddp accelerate.config.use_cpu=true"
-        where = f"{given} are here"
-    if given < wanted:
-        raise BadConfig([f"accelerate.devices={wanted} GPUs are asked for each training and {where}: take {way_out}"])
+    """Raises BadConfig where a training cannot be spread over devices as asked: before a start model is made for it."""
+    if problems := spread_faults(session, stages):
+        raise BadConfig(problems)
 
 
 def _failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:

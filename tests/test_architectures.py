@@ -73,6 +73,25 @@ def test_an_architecture_goes_through_the_whole_path(name: str, tmp_path: Path) 
     assert len({stage(cell, "reference log-probs").key for cell in trained.values()}) == 1  # one pass for all, the adapter too
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_qlora_learns_beside_a_base_in_four_bits(name: str, tmp_path: Path) -> None:
+    """Reference, policy and sampling read the same four bits: before the first step they agree."""
+    pytest.importorskip("bitsandbytes", reason="pip install -e '.[qlora]'")
+    folder = make(name, tmp_path / name)
+    messages = ARCHITECTURES[name].template is not None
+    data = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=messages, n=40)
+    own = (f"model={folder}", "data=local", f"data.path={data}", *SMALL, *STEPS)
+    whole, quantized = (plans(*own, "method=dpo", f"adapter={adapter}", "adapter.rank=4") for adapter in ("lora", "qlora"))
+    store = Store(tmp_path / "store")
+    run_cells([*whole, *quantized], store)
+    lora, qlora = (next(cell for cell in cells if "train" in cell.roles) for cells in (whole, quantized))
+    curves = [(store.folder(cell.roles["train"]) / "history.jsonl").read_text().splitlines() for cell in (lora, qlora)]
+    assert [json.loads(curve[0])["loss"] for curve in curves] == [pytest.approx(0.693147, abs=1e-5)] * 2
+    read, rounded = (read_logps(store.folder(stage(cell, "reference log-probs"))) for cell in (lora, qlora))
+    assert 0 < max(abs(read[key].logps - rounded[key].logps) for key in read) < 5  # nats a completion
+    assert_adapter_alone_is_kept(store, qlora, folder)
+
+
 def assert_adapter_alone_is_kept(store: Store, cell: CellPlan, base: Path) -> None:
     kept = store.folder(cell.roles["train"]) / "model"
     assert not (kept / "model.safetensors").exists()
@@ -203,7 +222,5 @@ def test_what_needs_a_gpu_says_so(tmp_path: Path) -> None:
     folder = make("llama", tmp_path / "m")
     with pytest.raises(ValueError, match=r"flash_attention_2 needs a GPU and the flash-attn package: take model.attention=sdpa"):
         load_model(folder, "bfloat16", Loading(attention="flash_attention_2"))
-    with pytest.raises(ValueError, match="adapter=qlora needs a GPU and the bitsandbytes package: take adapter=lora"):
-        load_model(folder, "bfloat16", Loading(quantized="nf4"))
     eager, usual = (load_model(folder, "float32", Loading(attention=way)) for way in ("eager", "auto"))
     assert (eager.config._attn_implementation, usual.config._attn_implementation) == ("eager", "sdpa")

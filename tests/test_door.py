@@ -602,7 +602,7 @@ def test_a_default_length_is_cut_to_the_models_positions_and_one_that_was_asked_
 def test_what_needs_a_gpu_is_said_before_anything_is_loaded_and_can_be_planned(
     opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path
 ) -> None:
-    words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "adapter=qlora"]
+    words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "model.attention=flash_attention_2"]
     (problem,) = problems(*words)
-    assert problem.startswith("adapter=qlora needs a GPU and the package bitsandbytes")
+    assert problem.startswith("model.attention=flash_attention_2 needs a GPU and the package flash_attn")
     assert opened(*words, "do=plan").cells

@@ -280,6 +280,9 @@ def test_a_worker_that_dies_after_its_stage_was_finished_has_lost_nothing(root: 
         (["accelerate=fsdp", "hydra/launcher=slurm"], r"slurm gives a training 1: take 'hydra.launcher.stages=\{train: \{gpus: 8\}\}'"),
         (["accelerate=fsdp", "hydra/launcher=slurm", "hydra.launcher.stages={train: {gpus: 8}}"], ""),
         (["accelerate=ddp", "accelerate.config.use_cpu=true"], ""),
+        (["accelerate=fsdp", "accelerate.config.use_cpu=true"], "accelerate=fsdp shards over GPUs; .* take accelerate=ddp"),
+        (["accelerate=fsdp", "adapter=qlora", "do=plan"], "adapter=qlora keeps its base whole on each device, .* take accelerate=ddp"),
+        (["accelerate=zero3"], r"accelerate=zero3 needs DeepSpeed, .* pip install -e '.\[deepspeed\]'"),
         (["accelerate=ddp", "accelerate.config.use_cpu=true", "accelerate.devices=3"], r"method.batch_size=\d+ x .* cannot be shared by"),
         (["accelerate=ddp", "accelerate.config.use_cpu=true", "method=spa"], "method=spa looks at a whole batch and trains on one device"),
         ([], ""),
@@ -289,6 +292,7 @@ def test_gpus_that_a_training_will_not_find_are_refused_before_anything_runs(
     words: list[str], refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("bench.devices.find_spec", lambda package: None)
     named = [] if any(word.startswith("method=") for word in words) else ["method=dpo"]
     opened = open_door(["+sweep=smoke", *named, *words])
     stages = plan_cell(opened.cells[0], opened.sources[0], methods.chain).stages

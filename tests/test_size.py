@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny import Ran, bench, make_model, make_preferences, plans
 
 from bench import size
-from bench.config import Hardware
+from bench.config import Hardware, Loading
 from bench.shapes import Shape, read_shape, scoring_memory, training_memory, writing_memory
 from bench.store import Store
 
@@ -192,6 +192,23 @@ def test_lora_and_qlora_of_llama_2_7b_by_hand() -> None:
     assert lora.weights == 4 * shape.parameters + 4 * a + 2 * shape.parameters / 32  # float32, and a layer's bfloat16 copies
     assert qlora.weights == 0.515869140625 * linears + 4 * rest + 4 * a
     assert qlora.weights / 1e9 == pytest.approx(4.55, abs=0.01)
+
+
+def test_a_base_in_four_bits_takes_the_bytes_that_are_said(tmp_path: Path) -> None:
+    """Packed weights, a byte a block of 64, a float32 a 256 blocks; all else float32 (here whole blocks: nothing is padded)."""
+    pytest.importorskip("bitsandbytes", reason="pip install -e '.[qlora]'")
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from bench.engines.hf import in_float32, load_model
+
+    config = LlamaConfig(vocab_size=512, hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=704)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = in_float32(load_model(tmp_path, "bfloat16", Loading(quantized="nf4")))
+    held = list(model.parameters())
+    states = [state for p in model.parameters() if (state := getattr(p, "quant_state", None)) is not None]
+    held += [tensor for state in states for tensor in (state.absmax, state.state2.absmax)]
+    said = read_shape(json.loads((tmp_path / "config.json").read_text())).weight_bytes("float32", quantized=True)
+    assert sum(tensor.numel() * tensor.element_size() for tensor in held) == said
 
 
 def test_sharding_divides_what_it_shards() -> None:

@@ -127,7 +127,7 @@ class _Door:
             self._check_harness(base[1])
         if base and session and session.do.name == "run" and session.launcher.name == "local":
             self._check_vllm(list(cells), base[1])
-            self._check_gpu(list(cells), base[1])
+            self._check_loading(list(cells), base[1])
         if self.problems or session is None:
             raise BadConfig(self.problems)
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
@@ -203,21 +203,15 @@ class _Door:
             elif python is not None and not os.access(python, os.X_OK):
                 self.problems.append(f"engine.python must be a python that can be run, got {python} ({where.of('engine.python')})")
 
-    def _check_gpu(self, cells: Sequence[Cell], where: Where) -> None:
-        """What needs a GPU and a package, before anything is loaded; another machine plans without them."""
-        needed = {
-            "adapter=qlora": (any(cell.adapter.name == "qlora" for cell in cells), "bitsandbytes", "adapter", "adapter=lora"),
-            "model.attention=flash_attention_2": (
-                any(getattr(cell.model, "attention", "") == "flash_attention_2" for cell in cells),
-                "flash_attn",
-                "model.attention",
-                "model.attention=sdpa",
-            ),
-        }
-        for what, (asked, package, key, way_out) in needed.items():
-            if asked and not (Path("/dev/nvidia0").exists() and importlib.util.find_spec(package)):
-                text = f"{what} needs a GPU and the package {package}, which are not both here: take {way_out}"
-                self.problems.append(f"{text} ({where.of(key)})")
+    def _check_loading(self, cells: Sequence[Cell], where: Where) -> None:
+        """What needs a package or a GPU, before anything is loaded; another machine plans without them."""
+        if any(cell.adapter.name == "qlora" for cell in cells) and importlib.util.find_spec("bitsandbytes") is None:
+            text = "adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or take adapter=lora"
+            self.problems.append(f"{text} ({where.of('adapter')})")
+        flash = any(getattr(cell.model, "attention", "") == "flash_attention_2" for cell in cells)
+        if flash and not (Path("/dev/nvidia0").exists() and importlib.util.find_spec("flash_attn")):
+            text = "model.attention=flash_attention_2 needs a GPU and the package flash_attn, which are not both here"
+            self.problems.append(f"{text}: take model.attention=sdpa ({where.of('model.attention')})")
 
     def _check_out(self, do: Export | Bundle, where: Where) -> None:
         """A new or empty folder, or an archive in a folder that is there."""

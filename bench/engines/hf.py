@@ -6,6 +6,7 @@ float32 weights. AdamW on bfloat16 weights loses its updates: at 5e-7, 100 steps
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +51,13 @@ def load_model(
     model.generation_config = GenerationConfig(
         bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
     )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(device()).eval()
+
+
+def device() -> str:
+    """Where a process puts a model: on its GPU, where it has one; what FSDP or DeepSpeed shard they take from the CPU, in parts."""
+    sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+    return "cuda" if torch.cuda.is_available() and not sharded else "cpu"
 
 
 def _ways(loading: Loading, dtype: str) -> dict[str, Any]:
@@ -62,8 +69,8 @@ def _ways(loading: Loading, dtype: str) -> dict[str, Any]:
         if dtype != "bfloat16":
             raise ValueError(f"model.attention=flash_attention_2 computes in bfloat16, got model.dtype={dtype}: set model.dtype=bfloat16")
     if loading.quantized:
-        if not torch.cuda.is_available() or find_spec("bitsandbytes") is None:
-            raise ValueError("adapter=qlora needs a GPU and the bitsandbytes package: take adapter=lora")
+        if find_spec("bitsandbytes") is None:
+            raise ValueError("adapter=qlora needs bitsandbytes: pip install -e '.[qlora]', or take adapter=lora")
         from transformers import BitsAndBytesConfig
 
         ways["quantization_config"] = BitsAndBytesConfig(

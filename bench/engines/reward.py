@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from bench.engines.base import Progress, by_length, silent
+from bench.engines.hf import device
 from bench.hub import trusts_code
 from bench.tokens import Ids, load_tokenizer, model_folder
 
@@ -27,7 +28,7 @@ def load_classifier(path: Path, dtype: str, **settings: Any) -> PreTrainedModel:
     model: Any = AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, trust_remote_code=code, **settings
     )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(device()).eval()
 
 
 def new_reward_model(path: Path, dtype: str, seed: int) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from bench import losses
@@ -137,6 +137,13 @@ def common_arguments(out: Path, *, seed: int, dtype: str, checkpointing: bool = 
     }
 
 
+def on_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
+    """A process trains on one GPU: over all that it sees, transformers' DataParallel would make a batch so many times larger."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
 def method_arguments(job: TrainingJob) -> dict[str, Any]:
     """Arguments of the trainers that compare with a reference."""
     return {**training_arguments(job), "precompute_ref_log_probs": True}
@@ -179,15 +186,19 @@ class Prepared:
 
     @classmethod
     def over(cls, rows: Sequence[dict[str, Any]], job: TrainingJob, arguments: Any) -> Self:
+        learnt = [(parameter, parameter.data) for parameter in job.model.parameters() if parameter.requires_grad]
         trainer = cls(  # type: ignore[call-arg]
             model=job.model,
-            args=arguments,
+            args=on_one_gpu(arguments),
             train_dataset=Dataset.from_list(
                 [{k: v for k, v in row.items() if k not in ("length", "example")} | {"row": i} for i, row in enumerate(rows)]
             ),
             processing_class=job.tokenizer,
             callbacks=[job.callback],
         )
+        for parameter, data in learnt:
+            if parameter.dtype != data.dtype:  # TRL rounds an adapter of QLoRA to bfloat16, which loses small steps
+                parameter.data = data.to(parameter.device)
         method = job.settings.method
         trainer.order = LengthBatches([row["length"] for row in rows], method.batch_size, job.settings.seed)  # type: ignore[attr-defined]
         trainer.fed = Fed([row["example"] for row in rows])

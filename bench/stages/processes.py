@@ -50,7 +50,7 @@ def train_and_save(trainer: Any, tokenizer: PreTrainedTokenizerBase, run: StageR
     _go_on(trainer, run, recorder)
     if not any(row["learning_rate"] for row in recorder.history) and trainer.is_world_process_zero():
         raise ValueError(f"all {len(recorder.history)} steps were warm-up: {MORE_STEPS}")
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if devices_of(run) > 1 else None  # a part of it lies on each device
+    weights = _gathered(trainer) if devices_of(run) > 1 else None
     if not trainer.is_world_process_zero():
         return False
     if not is_adapted(model):
@@ -62,6 +62,13 @@ def train_and_save(trainer: Any, tokenizer: PreTrainedTokenizerBase, run: StageR
     save_model(model, tokenizer, run.out / "model", weights)
     shutil.rmtree(run.out / "trainer", ignore_errors=True)
     return True
+
+
+def _gathered(trainer: Any) -> dict[str, torch.Tensor]:
+    """Weights of which a part lies on each device, for the first process; of tied ones, which FSDP hands over twice, one."""
+    tied = trainer.model.all_tied_weights_keys
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # None from DeepSpeed in processes but the first
+    return {name: value for name, value in (weights or {}).items() if name not in tied}
 
 
 def _go_on(trainer: Any, run: StageRun, recorder: Recorder) -> None:
@@ -127,7 +134,8 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))}
     done = subprocess.run([*launch, "-m", __name__, str(job)], env=environment, check=False)
     if done.returncode != 0 or not answer.exists():
-        why = json.loads(answer.read_text())["error"] if answer.exists() else f"accelerate launch ended with code {done.returncode}"
+        said = json.loads(answer.read_text()) if answer.exists() else {}
+        why = said.get("error", f"accelerate launch ended with code {done.returncode}")
         raise RuntimeError(f"a training on {accelerate.devices} devices failed: {why}")
     counts = json.loads(answer.read_text())["counts"]
     for path in (config, job, answer):
@@ -148,6 +156,8 @@ def _free_port() -> int:
 def main(path: Path) -> None:
     """One of the processes that train together."""
     follow_parent()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # before a model is loaded: else all load theirs on the first
     job = json.loads(path.read_text())
     first = int(os.environ.get("RANK", "0")) == 0
     work = Path(job["work"])

@@ -136,7 +136,7 @@ def _trainer(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from bench.methods.training import LengthBatches
+    from bench.methods.training import LengthBatches, on_one_gpu
 
     class Trainer(SFTTrainer):
         order = LengthBatches([len(example.input_ids) for example in examples], batch_size, arguments["seed"])
@@ -144,6 +144,6 @@ def _trainer(
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches:
             return self.order
 
-    config = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
+    config = on_one_gpu(SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}))
     dataset = Dataset.from_list([example._asdict() for example in examples])
     return Trainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[recorder])

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import smoke_cell, smoke_folder
 from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import TrainingArguments
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from bench import worker
@@ -25,7 +26,7 @@ from bench.conformance.checks import SETTINGS, TRAINING
 from bench.conformance.checks import method as conformance_method
 from bench.engines.hf import Engine, load_model
 from bench.kinds import ConversationSft, LogpsSettings, RewardModelSettings, TrainSettings
-from bench.methods.training import LengthBatches, Recorder, check_weights, fingerprint
+from bench.methods.training import LengthBatches, Recorder, check_weights, common_arguments, fingerprint, on_one_gpu
 from bench.records import read_rows
 from bench.shapes import checkpoints
 from bench.stages import logps as logps_stage
@@ -253,6 +254,13 @@ def test_gradient_checkpointing_computes_again_and_changes_no_number(name: str, 
     assert len(curves[True]) > 1
     assert curves[True] == curves[False]
     assert passes[True] == 2 * passes[False]
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path: Path) -> None:
+    arguments = TrainingArguments(**common_arguments(tmp_path, seed=0, dtype="float32"), per_device_train_batch_size=4)
+    arguments._n_gpu = 8  # as transformers counts them outside of `accelerate launch`
+    assert arguments.train_batch_size == 32
+    assert on_one_gpu(arguments).train_batch_size == 4
 
 
 def test_gradient_checkpointing_is_chosen_by_size_where_nobody_chooses() -> None:

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny import ROOT, smoke_cell, smoke_folder
 
-from bench.config import Accelerate, Adapter, RefinedDpo, SftEpochs, Training
+from bench.config import Accelerate, Adapter, Loading, RefinedDpo, SftEpochs, Training
 from bench.devices import Share, Spread, learning, share_of
 from bench.door import Opened
 from bench.kinds import ConversationSft, TrainSettings
@@ -152,7 +152,8 @@ def kill_in_the_middle(root: Path, config: Spread, run: StageRun, steps: int = 2
     import pickle
 
     (root / "job.pickle").write_bytes(pickle.dumps((config, dict(run.inputs), run.accelerate)))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     with (root / "killed.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(root)], env=environment, stdout=log, stderr=log, start_new_session=True
@@ -172,6 +173,8 @@ def of_name(name: str) -> tuple[Spread, str]:
     """(settings, the method whose rows they take) of a training."""
     adapter = Adapter(name="lora", rank=4, alpha=8.0, dropout=0.1, target_modules=())
     match name:
+        case "qlora":
+            return settings("dpo", adapter=adapter, loading=Loading(quantized="nf4")), "dpo"
         case "lora":
             return settings("dpo", adapter=adapter), "dpo"
         case "spa":
@@ -247,35 +250,51 @@ def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(tmp_path: Path) -> Non
 
 # Two devices ----------------------------------------------------------------------------------------------------------
 
+SHARDED = {"ddp": "model.safetensors", "fsdp": "pytorch_model_fsdp.bin", "zero3": "latest"}  # what a checkpoint holds of each
+TWO = [("ddp", "dpo"), ("ddp", "kto"), ("ddp", "qlora"), ("ddp", "sft")]
+TWO += [("fsdp", "dpo"), ("fsdp", "kto"), ("fsdp", "lora"), ("fsdp", "sft"), ("zero3", "dpo"), ("zero3", "kto"), ("zero3", "lora"), ("zero3", "sft")]
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dpo", "kto", "sft"])
-def test_two_processes_train_to_the_curve_of_one_and_go_on_when_killed(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sharding", "training"), TWO)
+def test_two_processes_train_to_the_curve_of_one_and_go_on_when_killed(
+    sharding: str, training: str, tmp_path: Path, opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The tolerance: a completion's log-probability is a sum of some 50 float32 terms of up to 10 nats, so its rounding error is below
     50 x 10 x 2^-24 x 50, 1.5e-3 nats at worst and 1e-4 typically; times beta 0.1, and averaged over 16 rows, the loss of one step may
     differ by 1e-4 in a worst case. Weights differ where AdamW turns a gradient that is all rounding into a step, by two rates a step."""
-    config, _ = of_name(method)
+    if sharding == "zero3":
+        pytest.importorskip("deepspeed", reason="pip install -e '.[deepspeed]'")
+    if training == "qlora":
+        pytest.importorskip("bitsandbytes", reason="pip install -e '.[qlora]'")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "sharding_on_cpus"))
+    how = opened(f"accelerate={sharding}", "accelerate.devices=2", "accelerate.config.use_cpu=true").session.accelerate
+    config, method = of_name(training)
     config = twice(config)
+    if training in ("lora", "qlora"):
+        config = config.model_copy(update={"adapter": config.adapter.model_copy(update={"dropout": 0.0})})  # drawn by each process
     one = stage_run(tmp_path, "one", None, method)
     run_stage(config, one)
-    two = stage_run(tmp_path, "two", accelerate(2), method)
+    two = stage_run(tmp_path, "two", how, method)
     run_stage(config, two)
     assert len(history(one)) == len(history(two))
     for a, b in zip(history(one), history(two), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
         assert b["num_tokens"] == a["num_tokens"]
-    before, after = (load_file(run.out / "model" / "model.safetensors") for run in (one, two))
+    (before,), (after,) = ([load_file(path) for path in (run.out / "model").glob("*.safetensors")] for run in (one, two))
+    assert before.keys() == after.keys()
     most = 2 * learning(config).learning_rate * len(history(one))
     assert max((before[name] - after[name]).abs().max().item() for name in before) <= most
-    if method != "sft":
+    if training != "sft":
         facts_one, facts_two = (json.loads((run.out / "facts.json").read_text()) for run in (one, two))
         assert facts_one == facts_two
     assert not (tmp_path / "work").exists()
-    again = stage_run(tmp_path, "again", accelerate(2, checkpoint_s=1e-6), method)
+    again = stage_run(tmp_path, "again", how.model_copy(update={"checkpoint_s": 1e-6}), method)
     (tmp_path / "killed").mkdir()
     kill_in_the_middle(tmp_path, config, again, steps=8)
-    assert list((tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json"))
+    (newest, *_) = (tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json")
+    assert (newest.parent / ("adapter_model.safetensors" if training == "qlora" else SHARDED[sharding])).exists()
     run_stage(config, again)
-    assert json.loads(again.progress.path.read_text().splitlines()[0])["step"] > 8  # in the second epoch, which has an order of its own
+    assert json.loads(again.progress.path.read_text().splitlines()[0])["step"] > 7  # in the second epoch, which has an order of its own
     for a, b in zip(history(two), history(again), strict=True):  # the same sums in the same order
         assert b == pytest.approx(a, abs=1e-6)
