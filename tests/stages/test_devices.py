@@ -252,7 +252,7 @@ def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(tmp_path: Path) -> Non
 
 SHARDED = {"ddp": "model.safetensors", "fsdp": "pytorch_model_fsdp.bin", "zero3": "latest"}  # what a checkpoint holds of each
 TWO = [("ddp", "dpo"), ("ddp", "kto"), ("ddp", "qlora"), ("ddp", "sft")]
-TWO += [("fsdp", "dpo"), ("fsdp", "kto"), ("fsdp", "lora"), ("fsdp", "sft"), ("zero3", "dpo"), ("zero3", "kto"), ("zero3", "lora"), ("zero3", "sft")]
+TWO += [(sharding, training) for sharding in ("fsdp", "zero3") for training in ("dpo", "kto", "lora", "sft")]
 
 
 @pytest.mark.slow
