@@ -45,12 +45,15 @@ def make_screen(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], wo
     return kind(console, sweep, plan, forecast, workers)
 
 
+QUIET_S = 30.0  # without a line, after which plain output says how far a stage is
+
+
 class PlainScreen:
-    """One line a stage that ends and a cell that is complete."""
+    """One line a stage that ends and a cell that is complete; where nothing ends for long, how far a stage is."""
 
     def __init__(self, console: Console, sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int):
         self.console, self.sweep, self.plan, self.forecast, self.workers = console, sweep, plan, forecast, workers
-        self.started = time.monotonic()
+        self.started = self.said = time.monotonic()
         self.outcomes: Counter[str] = Counter()
         self.cells_ended = 0
         self.since: dict[str, float] = {}
@@ -66,7 +69,8 @@ class PlainScreen:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
     def say(self, text: str) -> None:
-        self.console.print(f"{_clock(time.monotonic() - self.started)}  {text}", highlight=False, markup=False, soft_wrap=True)
+        self.said = time.monotonic()
+        self.console.print(f"{_clock(self.said - self.started)}  {text}", highlight=False, markup=False, soft_wrap=True)
 
     def stage_started(self, stage: Stage) -> None:
         self.since[stage.key] = time.monotonic()
@@ -88,7 +92,9 @@ class PlainScreen:
     def _stage_done(self, stage: Stage, seconds: float) -> None:
         self.say(f"{_stage_words(stage)} {seconds:.1f} s; {self._time_left()}")
 
-    def progress(self, stage: Stage, row: Mapping[str, float]) -> None: ...
+    def progress(self, stage: Stage, row: Mapping[str, float]) -> None:
+        if time.monotonic() - self.said >= QUIET_S:
+            self.say(f"{_stage_words(stage)} {_progress_words(row)}")
 
     def cell_ended(self, cell: CellPlan, reason: str | None) -> None:
         self.cells_ended += 1
@@ -156,11 +162,7 @@ class LiveScreen(PlainScreen):
         self.tasks[stage.key] = self.bars.add_task(_stage_words(stage), total=None, words="")
 
     def progress(self, stage: Stage, row: Mapping[str, float]) -> None:
-        words = f"{row['step']:g}/{row['total']:g}"
-        for name, short in (("loss", "loss"), ("rewards/accuracies", "acc"), ("tokens_per_second", "tok/s")):
-            if name in row:
-                words += f"  {short} {row[name]:.3g}" if name != "tokens_per_second" else f"  {row[name]:,.0f} tok/s"
-        self.bars.update(self.tasks[stage.key], completed=row["step"], total=row["total"], words=words)
+        self.bars.update(self.tasks[stage.key], completed=row["step"], total=row["total"], words=_progress_words(row))
 
     def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None:
         if (task := self.tasks.pop(stage.key, None)) is not None:
@@ -177,6 +179,14 @@ def _stage_words(stage: Stage) -> str:
     words = f"{stage.kind} {stage.label}" if stage.label and stage.label != stage.kind else stage.kind
     beta = getattr(getattr(stage.settings, "method", None), "beta", None)
     return f"{words}{'' if beta is None else f' beta {beta:g}'} ({stage.key[:6]})"
+
+
+def _progress_words(row: Mapping[str, float]) -> str:
+    words = f"{row['step']:g}/{row['total']:g}"
+    for name, short in (("loss", "loss"), ("rewards/accuracies", "acc"), ("tokens_per_second", "tok/s")):
+        if name in row:
+            words += f"  {short} {row[name]:.3g}" if name != "tokens_per_second" else f"  {row[name]:,.0f} tok/s"
+    return words
 
 
 def _clock(seconds: float) -> str:

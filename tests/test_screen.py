@@ -65,6 +65,21 @@ def play(screen: Any, sweep: Sweep, tmp_path: Path) -> None:
         screen.say("a [word] with brackets")
 
 
+def test_plain_output_is_not_silent_for_long(sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("bench.screen.time.monotonic", lambda: now[0])
+    screen, out = screen_of(PlainScreen, sweep, store)
+    train = sweep.cells[1].roles["train"]
+    with screen:
+        for step in range(1, 91):
+            now[0] += 1
+            screen.progress(train, {"step": step, "total": 100, "loss": 0.5})
+    lines = [line for line in out.getvalue().splitlines() if "loss" in line]
+    assert [re.sub(r"\(\w+\)", "(key)", line.strip()) for line in lines] == [
+        f"{clock}  train kto beta 0.1 (key) {step}/100  loss 0.5" for clock, step in (("0:30", 30), ("1:00", 60), ("1:30", 90))
+    ]
+
+
 def test_plain_lines_say_how_each_stage_ended(sweep: Sweep, store: Store, tmp_path: Path) -> None:
     screen, out = screen_of(PlainScreen, sweep, store)
     play(screen, sweep, tmp_path)
