@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -66,6 +66,11 @@ def spread_faults(session: Session, stages: Sequence[Stage]) -> list[str]:
     if wanted == 1 or not spread:
         return []
     found = []
+    if how.config.get("distributed_type") == "NO":
+        found.append(f"accelerate.devices={wanted} needs a way to spread a training over them: take accelerate=ddp, fsdp or zero3")
+    for key, expected in (("num_processes", wanted), ("num_machines", 1)):
+        if (got := how.config.get(key)) != expected:
+            found.append(f"accelerate.config.{key} must be {expected} where accelerate.devices={wanted}, got {got}")
     if how.config.get("distributed_type") == "DEEPSPEED" and session.launcher.name == "local" and find_spec("deepspeed") is None:
         found.append(f"accelerate={how.name} needs DeepSpeed, which is not installed here: pip install -e '.[deepspeed]'")
     if how.sharding != "none" and how.config.get("use_cpu"):
@@ -82,12 +87,24 @@ def spread_faults(session: Session, stages: Sequence[Stage]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def check_rows(n: int, method: Training | SftEpochs, devices: int) -> None:
+    """Raises ValueError where rows are too few for a batch on each of several devices, which drop what does not fill one."""
+    at_once = share_of(method, devices).batch_size * devices
+    if devices > 1 and n < at_once:
+        raise ValueError(f"{n} rows do not fill one batch of {at_once} over {devices} devices: bring more rows, or take fewer devices")
+
+
+def _listed(of_kind: Mapping[str, int]) -> str:
+    return " and ".join(f"{n} to {kind} stages" for kind, n in of_kind.items())
+
+
 def _lacking_gpus(session: Session, kinds: Sequence[str]) -> list[str]:
     launcher, wanted = session.launcher, session.accelerate.devices
     if isinstance(launcher, ClusterLauncher):
-        given = min(launcher.resources(kind, "gpu").gpus for kind in kinds)
+        of_kind = {kind: launcher.resources(kind, "gpu").gpus for kind in kinds}
+        given = min(of_kind.values())
         each = ", ".join(f"{kind}: {{gpus: {wanted}}}" for kind in kinds)
-        where, way_out = f"hydra/launcher={launcher.name} gives a training {given}", f"'hydra.launcher.stages={{{each}}}'"
+        where, way_out = f"hydra/launcher={launcher.name} gives {_listed(of_kind)}", f"'hydra.launcher.stages={{{each}}}'"
     else:
         given, way_out = len(visible_gpus()), "fewer, or accelerate=ddp accelerate.config.use_cpu=true"
         where = f"{given} are here"

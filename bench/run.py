@@ -67,7 +67,7 @@ def main(opened: Opened) -> int:
         print("\n".join(bundle.write(session.do, opened, sweep, store, _sweep)))
         return SOME_FAILED if _say_damaged(cells, store) else OK
     plan = make_plan(cells, store)
-    workers = pool_size(session.launcher, session.accelerate.devices)
+    workers = pool_size(session.launcher, session.accelerate.gpus)
     if isinstance(session.do, Rescore):
         rescore.rescore_sweep(session.do, sweep, store)
         return SOME_FAILED if _say_damaged(cells, store) else OK
@@ -146,7 +146,7 @@ def _audit(do: Audit, opened: Opened, store: Store) -> int:
     clusters.check(opened.session.launcher, plan.to_do)
     forecast = with_costs(estimates(plan.to_do, store), costs)
     failures: dict[Stage, str] = {}
-    screen = make_screen(sweep, plan, forecast, pool_size(opened.session.launcher, opened.session.accelerate.devices))
+    screen = make_screen(sweep, plan, forecast, pool_size(opened.session.launcher, opened.session.accelerate.gpus))
     with screen:
         over_budget = _run_stages(opened.session, sweep, plan, store, screen, forecast, failures)
     chosen = [f"{name}={value}" for name, value in do.model_dump(exclude={"name", "plan", "out"}).items() if value is not None]
@@ -190,7 +190,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     results = session.results_dir
     tracker = open_tracker(session.tracker, results / "wandb")
     forecast = estimates(plan.to_do, store)
-    screen = make_screen(sweep, plan, forecast, pool_size(session.launcher, session.accelerate.devices))
+    screen = make_screen(sweep, plan, forecast, pool_size(session.launcher, session.accelerate.gpus))
     failures: dict[Stage, str] = {}
     written: set[str] = set()
     gone = keep.Evicted()
@@ -247,7 +247,7 @@ def _run_stages(
         return False
     imports = dict.fromkeys(module for stage in plan.to_do for module in HEAVY_IMPORTS.get(stage.kind, ()))
     servers = contextlib.closing(Servers(store.root / "judge"))
-    jobs, devices = session.results_dir / "jobs", session.accelerate.devices
+    jobs, devices = session.results_dir / "jobs", session.accelerate.gpus
     launching = clusters.make_launcher(session.launcher, list(imports), jobs, screen.say, devices)
     with servers as judges, contextlib.closing(launching) as launcher:
         ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))

@@ -8,6 +8,7 @@ reading all weights once a step does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 
 from bench.config import Adapter, Hardware, LocalModel, WorldModel
 from bench.counts import SAMPLE, Aside, learnt
+from bench.devices import share_of
 from bench.forecast import answers_asked, token_bound
 from bench.kinds import (
     BaseSettings,
@@ -110,7 +112,7 @@ class Sizes:
                 return Work(trained=token_bound(stage), context=settings.max_length)
             case ConversationSft():
                 rows = _conversations(self.aside.look(_stage(inputs["conversations"]))[0])
-                mean = self._mean(cell, "conversation", rows, settings.max_length)
+                mean = self._mean(cell, _stage(inputs["conversations"]).key, _some(rows), settings.max_length)
                 return Work(trained=len(rows) * mean * settings.training.num_train_epochs, context=mean)
             case TrainSettings() | RewardModelSettings():
                 n, mean = self._rows(cell, stage, ("train",), settings.max_length)
@@ -193,7 +195,7 @@ class Sizes:
         longest = getattr(settings, "max_length", None) or math.ceil(2 * work.context)
         if work.trained:
             training = getattr(settings, "method", None) or getattr(settings, "training", None) or settings.pretraining
-            sequences = training.batch_size * (2 if _paired(stage) or getattr(training, "name", "") == "kto" else 1)
+            sequences = _at_once(training, gpu.devices) * (2 if _paired(stage) or getattr(training, "name", "") == "kto" else 1)
             optimizer = getattr(training, "optimizer", SFT_OPTIMIZER)
             of_batch: dict[str, Any] = {"optimizer": optimizer, "sequences": sequences, "length": longest, "checkpointing": checkpointing}
             memory = training_memory(shape, dtype=dtype, sharding=gpu.sharding, devices=gpu.devices, **of_batch, **held)
@@ -216,6 +218,13 @@ def _adapter(stage: Stage) -> Adapter | None:
     model = stage.inputs.get("model")
     settings = stage.settings if stage.kind == "train" else model.settings if isinstance(model, Stage) else None
     return getattr(settings, "adapter", None)
+
+
+def _at_once(training: Any, devices: int) -> int:
+    """Rows of a batch that a device takes; all of them of a training that devices cannot share."""
+    with contextlib.suppress(ValueError, AttributeError):  # the latter: of the controlled world, on one
+        return share_of(training, devices).batch_size
+    return training.batch_size
 
 
 def _stage(source: Stage | Source) -> Stage:
@@ -249,7 +258,7 @@ def _asked(item: Item) -> Messages:
 
 
 def _conversations(folder: Path) -> list[Messages]:
-    return [row.messages for row in _some(list(read_jsonl(next(iter(sorted(folder.glob("*.jsonl")))), Conversation)))]
+    return [row.messages for row in read_jsonl(next(iter(sorted(folder.glob("*.jsonl")))), Conversation)]
 
 
 def shape_of(cell: CellPlan, store: Store) -> Shape:

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,8 +248,12 @@ def reason(error: BaseException) -> str:
 def _die_with_parent(parent: int) -> None:
     """A worker whose parent was killed ends itself and its children: nobody would take its result."""
 
+    _end_unless(lambda: os.getppid() == parent)
+
+
+def _end_unless(goes_on: Callable[[], bool]) -> None:
     def watch() -> None:
-        while os.getppid() == parent:
+        while goes_on():
             time.sleep(0.5)
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpgrp(), signal.SIGKILL)
@@ -258,9 +262,17 @@ def _die_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def follow_parent() -> None:
-    """End with the parent, whoever it is: for processes that a training has started."""
-    _die_with_parent(os.getppid())
+def follow(worker: int) -> None:
+    """End with a worker, also one that is gone already: for processes that its training has started, at whatever remove."""
+    import psutil
+
+    def lives() -> bool:
+        try:
+            return psutil.Process(worker).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    _end_unless(lives)
 
 
 def _lines() -> Iterator[str]:

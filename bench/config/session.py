@@ -177,6 +177,11 @@ class Accelerate(Settings):
     checkpoint_s: Positive
     config: dict[str, Any]
 
+    @property
+    def gpus(self) -> int:
+        """GPUs that a worker is given."""
+        return 1 if self.config.get("use_cpu") else self.devices
+
 
 class Hardware(Settings):
     """The GPU that do=plan reckons with, and how a training is spread over several."""

@@ -48,6 +48,9 @@ class Checkpoints(TrainerCallback):
         if self.trainer.is_world_process_zero():
             marks = [(int(path.parent.name.rpartition("-")[2]), path) for path in self.folder.glob(f"checkpoint-*/{MARK}")]
             found = [next((path.parent for _, path in sorted(marks, reverse=True) if self._is_whole(path)), None)]
+            for path in self.folder.glob("checkpoint-*"):
+                if path != found[0]:  # else the next one to be left makes room by the one that is gone on from
+                    shutil.rmtree(path, ignore_errors=True)
         if torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(found, src=0)
         return found[0]

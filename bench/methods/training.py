@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from bench import losses
-from bench.devices import share_of
+from bench.devices import check_rows, share_of
 from bench.engines.adapters import is_adapted
 from bench.facts import Example, Fed, TrainFacts, digest
 from bench.kinds import RewardModelSettings, TrainSettings
@@ -186,6 +186,7 @@ class Prepared:
 
     @classmethod
     def over(cls, rows: Sequence[dict[str, Any]], job: TrainingJob, arguments: Any) -> Self:
+        check_rows(len(rows), job.settings.method, job.devices)
         learnt = [(parameter, parameter.data) for parameter in job.model.parameters() if parameter.requires_grad]
         trainer = cls(  # type: ignore[call-arg]
             model=job.model,
@@ -357,7 +358,7 @@ def check_weights(
     after = fingerprint(model, weights)
     if not all(math.isfinite(number) for pair in after.values() for number in pair):
         raise FloatingPointError("the trained weights are not finite: lower the learning rate")
-    if after == before:
+    if all(before.get(name) == numbers for name, numbers in after.items()):  # of tied weights, one may be missing here
         raise RuntimeError(
             "training left every weight as it was: the learning rate is too small for this precision, nothing ran, or warm-up took "
             "all of few steps (set warmup_ratio=0 of this training)"

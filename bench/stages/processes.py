@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from bench.facts import digest
 from bench.methods.checkpoints import Checkpoints
 from bench.methods.training import Recorder, check_weights, fingerprint
 from bench.store import tree_stamp
-from bench.worker import Outcome, Progress, StageRun, follow_parent
+from bench.worker import Outcome, Progress, StageRun, follow, reason
 
 MORE_STEPS = "bring more rows or epochs, make steps smaller (batch_size, gradient_accumulation_steps) or set warmup_ratio=0"
 
@@ -46,8 +47,10 @@ def train_and_save(trainer: Any, tokenizer: PreTrainedTokenizerBase, run: StageR
     Whether this is the first. Raises ValueError, FloatingPointError or RuntimeError for a training that moved nothing, or diverged.
     """
     model = trainer.model
+    if (n := trainer.args.world_size) != devices_of(run):
+        raise RuntimeError(f"{n} processes train together where accelerate.devices={devices_of(run)}: their batches are made for so many")
     before = fingerprint(model)
-    _go_on(trainer, run, recorder)
+    checkpoints = _go_on(trainer, run, recorder)
     if not any(row["learning_rate"] for row in recorder.history) and trainer.is_world_process_zero():
         raise ValueError(f"all {len(recorder.history)} steps were warm-up: {MORE_STEPS}")
     weights = _gathered(trainer) if devices_of(run) > 1 else None
@@ -61,30 +64,36 @@ def train_and_save(trainer: Any, tokenizer: PreTrainedTokenizerBase, run: StageR
     recorder.write(run.out)
     save_model(model, tokenizer, run.out / "model", weights)
     shutil.rmtree(run.out / "trainer", ignore_errors=True)
+    if checkpoints is not None and run.work is not None:
+        checkpoints.clear()
+        with contextlib.suppress(OSError):  # empty where nothing else was kept
+            run.work.rmdir()
     return True
 
 
 def _gathered(trainer: Any) -> dict[str, torch.Tensor]:
     """Weights of which a part lies on each device, for the first process; of tied ones, which FSDP hands over twice, one."""
+    if trainer.is_deepspeed_enabled and is_adapted(trainer.model):  # whole models it hands over in the dtype that it computes in
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: safe_get_full_fp32_param(value) for name, value in trainer.model.named_parameters() if value.requires_grad}
     tied = trainer.model.all_tied_weights_keys
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # None from DeepSpeed in processes but the first
     return {name: value for name, value in (weights or {}).items() if name not in tied}
 
 
-def _go_on(trainer: Any, run: StageRun, recorder: Recorder) -> None:
+def _go_on(trainer: Any, run: StageRun, recorder: Recorder) -> Checkpoints | None:
     if run.work is None or run.accelerate is None:
         trainer.train()
-        return
-    made_of = digest([run.key, run.accelerate.devices, {role: _made_of(path) for role, path in sorted(run.inputs.items())}])
+        return None
+    how = [run.accelerate.devices, run.accelerate.config.get("distributed_type")]  # each way has files of its own
+    made_of = digest([run.key, how, {role: _made_of(path) for role, path in sorted(run.inputs.items())}])
     checkpoints = Checkpoints(run.work / "checkpoints", run.accelerate.checkpoint_s, made_of, recorder)
     checkpoints.attach(trainer)
     if (found := checkpoints.newest()) is not None:
         checkpoints.restore(found)
     trainer.train(resume_from_checkpoint=str(found) if found else None)
-    if trainer.is_world_process_zero():
-        checkpoints.clear()
-        with contextlib.suppress(OSError):  # empty where nothing else was kept
-            run.work.rmdir()
+    return checkpoints
 
 
 def _made_of(path: Path) -> str:
@@ -115,7 +124,8 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
     assert run.work is not None, "processes that train together agree by files"
     run.work.mkdir(parents=True, exist_ok=True)
     config, job, answer = (run.work / name for name in ("accelerate.yaml", "job.json", "answer.json"))
-    answer.unlink(missing_ok=True)
+    for path in (answer, *run.work.glob("error-*.json")):
+        path.unlink(missing_ok=True)
     config.write_text(yaml.safe_dump(accelerate.config))
     told = {
         "module": module,
@@ -126,23 +136,33 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
         "work": str(run.work),
         "progress": str(run.progress.path),
         "key": run.key,
+        "worker": os.getpid(),
         "accelerate": accelerate.model_dump(),
     }
     job.write_text(json.dumps(told))
     launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(config)]
     launch += ["--main_process_port", str(_free_port())]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))}
+    if accelerate.config.get("use_cpu"):
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run([*launch, "-m", __name__, str(job)], env=environment, check=False)
     if done.returncode != 0 or not answer.exists():
-        said = json.loads(answer.read_text()) if answer.exists() else {}
-        why = said.get("error", f"accelerate launch ended with code {done.returncode}")
-        raise RuntimeError(f"a training on {accelerate.devices} devices failed: {why}")
+        raise RuntimeError(f"a training on {accelerate.devices} devices failed: {_why(run.work, done.returncode)}")
     counts = json.loads(answer.read_text())["counts"]
     for path in (config, job, answer):
         path.unlink()
     with contextlib.suppress(OSError):
         run.work.rmdir()
     return Outcome(counts, Recorder.recorded_files)
+
+
+def _why(work: Path, code: int) -> str:
+    """The first error of any process: what the others then say is that they lost it."""
+    errors = [json.loads(path.read_text()) for path in work.glob("error-*.json")]
+    if not errors:
+        return f"accelerate launch ended with code {code}, no process said why: the stage's log has its last words"
+    first = min(errors, key=lambda error: error["time"])
+    return f"{first['error']} (process {first['rank']})"
 
 
 def _free_port() -> int:
@@ -155,22 +175,23 @@ def _free_port() -> int:
 
 def main(path: Path) -> None:
     """One of the processes that train together."""
-    follow_parent()
+    job = json.loads(path.read_text())
+    follow(job["worker"])
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # before a model is loaded: else all load theirs on the first
-    job = json.loads(path.read_text())
-    first = int(os.environ.get("RANK", "0")) == 0
+    rank = int(os.environ.get("RANK", "0"))
+    first = rank == 0
     work = Path(job["work"])
     settings = getattr(kinds, job["settings_type"]).model_validate(job["settings"])
     inputs = {role: Path(place) for role, place in job["inputs"].items()}
-    progress = Progress(Path(job["progress"]) if first else work / f"progress-{os.environ['RANK']}")
-    out = Path(job["out"]) if first else work / f"out-{os.environ['RANK']}"
+    progress = Progress(Path(job["progress"]) if first else work / f"progress-{rank}")
+    out = Path(job["out"]) if first else work / f"out-{rank}"
     stage_run = StageRun(inputs, out, progress, job["key"], work, accelerate=Accelerate.model_validate(job["accelerate"]))
     try:
         outcome = importlib.import_module(job["module"]).train(settings, stage_run)
     except Exception as error:
-        if first:
-            (work / "answer.json").write_text(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        said = {"rank": rank, "time": time.time(), "error": reason(error)}
+        (work / f"error-{rank}.json").write_text(json.dumps(said))
         raise
     finally:
         if not first:

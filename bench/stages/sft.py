@@ -78,7 +78,7 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
 
 def train(settings: ConversationSft, run: StageRun) -> Outcome:
     """SFT of a pretrained model, in this process, which may be one of several."""
-    from bench.devices import share_of
+    from bench.devices import check_rows, share_of
     from bench.engines.hf import check_fit, in_float32, load_model
     from bench.methods.training import ALL_STEPS, Recorder, common_arguments
     from bench.shapes import checkpoints
@@ -96,6 +96,7 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
     model = in_float32(load_model(run.inputs["model"], settings.dtype))  # whatever the dtype: see engines/hf.py
     check_fit(run.inputs["model"], model, tokenizer)
     training, devices = settings.training, devices_of(run)
+    check_rows(len(examples), training, devices)
     share = share_of(training, devices)
     checkpointing = checkpoints(settings.gradient_checkpointing, model.num_parameters())
     arguments = {
@@ -114,6 +115,8 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
     if not train_and_save(trainer, tokenizer, run, recorder, settings.dtype):
         return Outcome({})
     counts = {"rows": len(examples), "without_answer": len(rows) - len(examples), "steps": len(recorder.history), "tokens": recorder.tokens}
+    if devices > 1:
+        counts["left_out"] = len(examples) % (share.batch_size * devices)  # each epoch: they fill no batch of all devices
     return Outcome(counts, recorder.recorded_files)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from tiny import ROOT, smoke_cell, smoke_folder
 
 from bench.config import Accelerate, Adapter, Loading, RefinedDpo, SftEpochs, Training
-from bench.devices import Share, Spread, learning, share_of
+from bench.devices import Share, Spread, check_rows, learning, share_of
 from bench.door import Opened
 from bench.kinds import ConversationSft, TrainSettings
 from bench.records import read_rows
@@ -122,6 +123,8 @@ def test_devices_share_the_same_step() -> None:
     with pytest.raises(ValueError, match=r"method.batch_size=8 of kto must be a multiple of accelerate.devices=8, and twice that"):
         of("kto", 8, 4, 8)
     assert share_of(tuning().training, 4) == (2, 2)
+    with pytest.raises(ValueError, match="7 rows do not fill one batch of 8 over 2 devices: bring more rows, or take fewer devices"):
+        check_rows(7, tuning().training, 2)
     with pytest.raises(ValueError, match=r"sft.training.batch_size=8 x sft.training.gradient_accumulation_steps=2 rows cannot be shared"):
         share_of(tuning().training, 3)
 
@@ -234,6 +237,29 @@ def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(damage: str, tmp
     train_stage.run(settings(), run)
     assert json.loads(run.progress.path.read_text().splitlines()[0])["step"] == before + 1
     assert (run.out / "model" / "model.safetensors").read_bytes() == (undisturbed.out / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_checkpoint_of_another_way_of_sharding_is_not_gone_on_from(tmp_path: Path) -> None:
+    run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6))
+    (tmp_path / "killed").mkdir()
+    kill_in_the_middle(tmp_path, settings(), run)
+    assert run.accelerate is not None
+    other = run.accelerate.model_copy(update={"config": {**run.accelerate.config, "distributed_type": "FSDP"}})
+    train_stage.run(settings(), dataclasses.replace(run, accelerate=other))
+    assert json.loads(run.progress.path.read_text().splitlines()[0])["step"] == 1
+
+
+def test_what_was_trained_is_not_lost_where_it_cannot_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6))
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr("bench.stages.processes.save_model", full)
+        train_stage.run(settings(), run)
+    train_stage.run(settings(), run)
+    assert [json.loads(line)["step"] for line in run.progress.path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6, 6]
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(tmp_path: Path) -> None:
