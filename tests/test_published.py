@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def test_a_base_model_is_tuned_and_learns_from_pairs_by_dpo_kto_and_a_loop(words
         assert "reward_accuracy" in table.read_text().splitlines()[0]
     written = [row for path in results.glob("store/generate/*/completions.jsonl") for row in read_jsonl(path, Completion)]
     assert written and all(row.completions for row in written)
+
+
+def test_the_plan_counts_the_tokens_of_every_conversation(words: tuple[str, ...], tmp_path: Path) -> None:
+    """Also where they are more than are looked at for their length."""
+
+    def tokens(n: int) -> int:
+        own = [word for word in words if not word.startswith("sft.path=")]
+        path = f"sft.path={publish(tmp_path / str(n), 'ultrachat_200k', n)}"
+        said = bench(*own, path, "method=dpo", "do=plan", "hardware=h100", results=tmp_path / "results").out
+        return int(re.search(r"^sft +1 +([\d,]+)", said, re.MULTILINE)[1].replace(",", ""))  # type: ignore[index]
+
+    assert 3.6 < tokens(960) / tokens(240) < 4.4
 
 
 def test_the_plan_says_what_the_judge_asks_too(words: tuple[str, ...], tmp_path: Path) -> None:
