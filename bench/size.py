@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.config import Adapter, Hardware, LocalModel, WorldModel
 from bench.counts import SAMPLE, Aside, learnt
-from bench.devices import share_of
+from bench.devices import Spread, share_of
 from bench.forecast import answers_asked, token_bound
 from bench.kinds import (
     BaseSettings,
@@ -195,7 +195,7 @@ class Sizes:
         longest = getattr(settings, "max_length", None) or math.ceil(2 * work.context)
         if work.trained:
             training = getattr(settings, "method", None) or getattr(settings, "training", None) or settings.pretraining
-            sequences = _at_once(training, gpu.devices) * (2 if _paired(stage) or getattr(training, "name", "") == "kto" else 1)
+            sequences = _at_once(settings, training, gpu.devices) * (2 if _paired(stage) or getattr(training, "name", "") == "kto" else 1)
             optimizer = getattr(training, "optimizer", SFT_OPTIMIZER)
             of_batch: dict[str, Any] = {"optimizer": optimizer, "sequences": sequences, "length": longest, "checkpointing": checkpointing}
             memory = training_memory(shape, dtype=dtype, sharding=gpu.sharding, devices=gpu.devices, **of_batch, **held)
@@ -220,10 +220,11 @@ def _adapter(stage: Stage) -> Adapter | None:
     return getattr(settings, "adapter", None)
 
 
-def _at_once(training: Any, devices: int) -> int:
-    """Rows of a batch that a device takes; all of them of a training that devices cannot share."""
-    with contextlib.suppress(ValueError, AttributeError):  # the latter: of the controlled world, on one
-        return share_of(training, devices).batch_size
+def _at_once(settings: Any, training: Any, devices: int) -> int:
+    """Rows of a batch that a device takes; all of them of a training that is not spread, or that devices cannot share."""
+    if isinstance(settings, Spread):
+        with contextlib.suppress(ValueError):
+            return share_of(training, devices).batch_size
     return training.batch_size
 
 

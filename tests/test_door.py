@@ -606,3 +606,13 @@ def test_what_needs_a_gpu_is_said_before_anything_is_loaded_and_can_be_planned(
     (problem,) = problems(*words)
     assert problem.startswith("model.attention=flash_attention_2 needs a GPU and the package flash_attn")
     assert opened(*words, "do=plan").cells
+
+
+def test_qlora_without_its_package_is_refused_and_can_be_planned(
+    opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.door.importlib.util.find_spec", lambda package: None)
+    words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "adapter=qlora"]
+    (problem,) = problems(*words)
+    assert problem.startswith("adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or take")
+    assert opened(*words, "do=plan").cells
