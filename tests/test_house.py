@@ -15,7 +15,9 @@ BENCH = ROOT / "bench"
 
 # Lowest first; a room may import itself and what stands before it (design.md, "The house").
 ORDER = [
-    ["config", "hub", "kept"],
+    ["config", "kept"],
+    ["text_files", "secrets"],
+    ["hub"],
     ["records"],
     ["stats", "preferences", "tokens", "token_counts", "written", "self_instruct"],
     ["length_control", "audit", "audit_ratings", "canaries"],
@@ -41,6 +43,7 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets", "submitit", "ray", "lm_eval"}
 LIGHT = [
     "config",
+    "text_files",
     "records",
     "stats",
     "length_control",

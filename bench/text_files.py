@@ -1,0 +1,411 @@
+"""The one way to read a text file that a person hands in: data, completions, items, prompts, prices, calibrations, configs.
+
+Every reader here drops a byte order mark, takes `\\n`, `\\r\\n` and `\\r` as line ends, reads `.gz`, and refuses by `BadFile` what it
+cannot read, with file, row, what was expected and what came. In JSON, a number that is not finite (NaN, Infinity, 1e999) is null: a
+missing measurement is never a number. A name that an object holds twice, half of a surrogate pair, nesting beyond MAX_DEPTH and rows
+beyond `row_limit()` bytes are refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import gzip
+import io
+import json
+import math
+import os
+import re
+import stat
+import unicodedata
+import zlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+MAX_DEPTH = 100  # lists and objects inside each other
+MAX_YAML_NODES = 100_000  # of a YAML file, with every alias written out
+ROW_LIMIT_ENV, ROW_LIMIT_MIB = "BENCH_MAX_ROW_MIB", 16
+FILE_LIMIT_ENV, FILE_LIMIT_MIB = "BENCH_MAX_FILE_MIB", 4096
+CHUNK = 1 << 20
+HALF_CHARACTER = r"half a surrogate pair (an escape like \ud83d by itself) is no character: the text was cut in the middle of one"
+OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+class BadFile(ValueError):
+    """A file, or a row of it, that cannot be used; the message names the file and, where there is one, the row."""
+
+
+def row_limit() -> int:
+    """Bytes that a row may have; BENCH_MAX_ROW_MIB sets it."""
+    return _limit(ROW_LIMIT_ENV, ROW_LIMIT_MIB)
+
+
+def file_limit() -> int:
+    """Bytes, unpacked, that a file which is read whole may have; BENCH_MAX_FILE_MIB sets it."""
+    return _limit(FILE_LIMIT_ENV, FILE_LIMIT_MIB)
+
+
+def _limit(name: str, default_mib: int) -> int:
+    value = os.environ.get(name) or str(default_mib)
+    if not value.isascii() or not value.isdecimal() or not int(value):
+        raise BadFile(f"the environment variable {name} must be a whole number of MiB, got {value!r}")
+    return int(value) << 20
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None: booleans and texts are no numbers, and an integer too large for a float is out of range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def describe(value: Any, limit: int = 80) -> str:
+    """A value that came where another was expected, for messages: what sort it is, and its beginning."""
+    match value:
+        case None:
+            return "null (or a number that is not finite)"
+        case bool():
+            return str(value).lower()
+        case str():
+            return "an empty text" if not value else f"the text {printable(repr(_cut(value, limit)))}"
+        case Mapping():
+            return f"an object with {printable(_cut(', '.join(map(str, value)), limit))}" if value else "an empty object"
+        case list() | tuple():
+            return f"a list of {len(value)}"
+        case int() | float():
+            return f"the number {_cut(repr(value), limit)}"
+    return f"{type(value).__name__} {printable(_cut(repr(value), limit))}"
+
+
+def text(value: Any, what: str) -> str:
+    """The value where it is text. Raises ValueError, `what` being its name, for anything else."""
+    if not isinstance(value, str):
+        raise ValueError(f"{what} must be text, got {describe(value)}")
+    return value
+
+
+def printable(value: str) -> str:
+    """A text from elsewhere as it can be shown on one line: control, format and unpaired characters are escaped, so that it can
+    neither move the cursor nor set a terminal's title nor turn the direction of the line."""
+    return "".join(_escaped(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in value)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _cut(value: str, limit: int) -> str:
+    return value if len(value) <= limit else f"{value[: limit - 3]}..."
+
+
+def is_unicode(value: str) -> bool:
+    """Whether a text can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole file, unpacked where it is .gz. Raises BadFile where it cannot be read or is larger than `file_limit()`."""
+    limit = file_limit()
+    with open_binary(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise BadFile(f"{path}: larger than {limit >> 20} MiB ({FILE_LIMIT_ENV} sets how large a file may be)")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """A whole text file without its byte order mark, its lines ended by `\\n`. Raises BadFile for bytes that are not UTF-8."""
+    return re.sub("\r\n?", "\n", decode(read_bytes(path), str(path)))
+
+
+def decode(content: bytes, where: str) -> str:
+    """UTF-8, a byte order mark dropped. Raises BadFile."""
+    for mark, name in OTHER_MARKS.items():
+        if content.startswith(mark):
+            raise BadFile(f"{where}: expected UTF-8, got {name}: save the file as UTF-8")
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadFile(f"{where}: expected UTF-8, got other bytes ({error.reason} at byte {error.start}): save the file as UTF-8") from error
+
+
+@contextlib.contextmanager
+def open_binary(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a regular file, unpacked where it is .gz. Raises BadFile for anything else, also while it is read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadFile(f"{path}: expected a file, got {'a folder' if path.is_dir() else 'a pipe or a device'}")
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            yield file  # type: ignore[misc]  # gzip's own class of binary file
+    except BROKEN_GZIP as error:
+        raise BadFile(f"{path}: not a whole gzip file ({printable(str(error))})") from error
+    except OSError as error:
+        raise BadFile(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        if isinstance(error, BadFile) or "null byte" not in str(error):
+            raise
+        raise BadFile(f"{printable(str(path))}: no name of a file") from error
+
+
+# JSON -----------------------------------------------------------------------------------------------------------------
+
+
+def parse_json(content: str | bytes, where: str) -> Any:
+    """A JSON text by the rules at the top of this file. Raises BadFile, `where` first."""
+    told = decode(content, where) if isinstance(content, bytes) else content
+    try:
+        value = _DECODER.decode(told.strip(" \t\r\n"))
+    except RecursionError:
+        raise BadFile(f"{where}: nested deeper than {MAX_DEPTH} lists and objects") from None
+    except json.JSONDecodeError as error:
+        raise BadFile(f"{where}: not JSON ({error})") from error
+    except ValueError as error:  # a name twice, an integer of thousands of digits
+        raise BadFile(f"{where}: {error}") from error
+    _check_depth(value, where)
+    if "\\u" in told and not is_unicode(json.dumps(value, ensure_ascii=False)):
+        raise BadFile(f"{where}: {HALF_CHARACTER}")
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """A file that is one JSON text."""
+    return parse_json(read_bytes(path), str(path))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A file that is one JSON object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise BadFile(f"{path}: expected an object, got {describe(value)}")
+    return value
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of every row of a file of JSON lines; the place, FILE:LINE, begins every refusal."""
+    for line, parse in json_lines(path):
+        place = f"{path}:{line}"
+        value = parse()
+        if not isinstance(value, dict):
+            raise BadFile(f"{place}: expected an object, got {describe(value)}")
+        yield place, value
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """(line, what parses it) of every line that is not blank: a caller may collect refusals. Raises BadFile for the file itself."""
+    for line, content in lines(path):
+        yield line, partial(parse_json, content, f"{path}:{line}")
+
+
+def read_list(path: Path) -> list[Any]:
+    """A file that is one JSON list; its rows are named `FILE: row N`, from 0."""
+    value = read_json(path)
+    if not isinstance(value, list):
+        raise BadFile(f"{path}: expected a list, got {describe(value)}")
+    return value
+
+
+def begins_as_list(path: Path) -> bool:
+    """Whether the first character of a file opens a JSON list."""
+    with open_binary(path) as file:
+        while chunk := file.read(CHUNK):
+            if start := chunk.removeprefix(codecs.BOM_UTF8).lstrip():
+                return start[:1] == b"["
+    return False
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, bytes) of the lines that are not blank, without marks of order and line ends. Raises BadFile for a line of more
+    than `row_limit()` bytes."""
+    limit = row_limit()
+    number, rest, first = 0, b"", True
+    with open_binary(path) as file:
+        while chunk := file.read(CHUNK):
+            if first:
+                chunk, first = chunk if chunk.startswith(tuple(OTHER_MARKS)) else chunk.removeprefix(codecs.BOM_UTF8), False
+            if not rest and not chunk.strip(b"\n"):  # blank lines by the million
+                number += len(chunk)
+                continue
+            if chunk.endswith(b"\r"):
+                chunk += file.read(1)  # a line end is not parted
+            *whole, rest = re.split(rb"\r\n?|\n", rest + chunk)
+            for line in whole:
+                number += 1
+                if line.strip():
+                    yield number, _bounded(line, path, number, limit)
+            _bounded(rest, path, number + 1, limit)
+        if rest.strip():
+            yield number + 1, rest
+
+
+def _bounded(line: bytes, path: Path, number: int, limit: int) -> bytes:
+    if len(line) > limit:
+        raise BadFile(f"{path}:{number}: a row of more than {limit >> 20} MiB ({ROW_LIMIT_ENV} sets how large a row may be)")
+    return line
+
+
+def _check_depth(value: Any, where: str) -> None:
+    level, depth = [value], 0
+    while level := [part for one in level if isinstance(one, (dict, list)) for part in (one.values() if isinstance(one, dict) else one)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise BadFile(f"{where}: nested deeper than {MAX_DEPTH} lists and objects")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"an object holds {printable(_cut(repr(twice), 60))} twice")
+    return found
+
+
+def _float(digits: str) -> float | None:
+    value = float(digits)
+    return value if math.isfinite(value) else None
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=lambda _: None)  # type: ignore[arg-type]
+
+
+# YAML -----------------------------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file, by its safe schema. Raises BadFile."""
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(content: str, where: str) -> Any:
+    """A YAML text. Raises BadFile for aliases that write out to more than MAX_YAML_NODES values or hold themselves, for a name that
+    a mapping holds twice, and for numbers that are not finite."""
+    loader: Any = None
+    try:
+        loader = _Loader(content)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _written_out(node, {}, where) > MAX_YAML_NODES:
+            raise BadFile(f"{where}: its aliases (*name) write out to more than {MAX_YAML_NODES} values")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise BadFile(f"{where}: nested deeper than {MAX_DEPTH} lists and mappings") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise BadFile(f"{place}: not YAML ({error.problem or error.context})") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date of month 13
+        if isinstance(error, BadFile):
+            raise
+        raise BadFile(f"{where}: not YAML ({printable(' '.join(str(error).split()))})") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what safe YAML lets through: a name twice, a number that is not finite."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        names: set[Any] = set()
+        for name, _ in node.value:
+            if name.tag == "tag:yaml.org,2002:merge":
+                continue
+            value = name.value
+            if isinstance(value, str):
+                if (name.tag, value) in names:
+                    raise yaml.constructor.ConstructorError(None, None, f"a mapping holds {value!r} twice", name.start_mark)
+                names.add((name.tag, value))
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_float(self, node: Any) -> float:
+        value = super().construct_yaml_float(node)
+        if not math.isfinite(value):
+            raise yaml.constructor.ConstructorError(None, None, f"{node.value} is no finite number", node.start_mark)
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+
+
+def _written_out(node: Any, sizes: dict[int, int | None], where: str, depth: int = 0) -> int:
+    """Values of a node with its aliases written out; each node is looked at once."""
+    if depth > MAX_DEPTH:
+        raise BadFile(f"{where}: nested deeper than {MAX_DEPTH} lists and mappings")
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) in sizes:
+        size = sizes[id(node)]
+        if size is None:
+            raise BadFile(f"{where}:{node.start_mark.line + 1}: an alias (*name) holds itself")
+        return size
+    sizes[id(node)] = None
+    parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    sizes[id(node)] = size = 1 + sum(_written_out(part, sizes, where, depth + 1) for part in parts)
+    return size
+
+
+# CSV ------------------------------------------------------------------------------------------------------------------
+
+
+def read_csv(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of a comma-separated file with a head line; blank lines are left out. Raises BadFile for a head that lacks a needed
+    column or names one twice, and for a row of more or fewer fields than the head."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows: list[dict[str, str]] = []
+    head: list[str] = []
+    try:
+        for fields in reader:
+            if not any(field.strip() for field in fields):
+                continue
+            if not head:
+                head = _head(path, [field.strip() for field in fields], needed)
+            elif len(fields) != len(head):
+                raise BadFile(f"{path}:{reader.line_num}: expected {len(head)} fields, comma-separated, as the head has; got {len(fields)}")
+            else:
+                rows.append(dict(zip(head, fields, strict=True)))
+    except csv.Error as error:
+        raise BadFile(f"{path}:{reader.line_num}: not CSV ({error})") from error
+    if not head:
+        raise BadFile(f"{path}: expected columns {', '.join(needed)}; got an empty file")
+    return rows
+
+
+def _head(path: Path, head: list[str], needed: Sequence[str]) -> list[str]:
+    if lacking := [name for name in needed if name not in head]:
+        came = f"one column {_cut(head[0], 60)!r}" if len(head) == 1 else f"columns {_cut(', '.join(head), 120)}"
+        raise BadFile(f"{path}: expected a column {' and '.join(lacking)}, comma-separated; got {printable(came)}")
+    if twice := [name for name in head if head.count(name) > 1]:
+        raise BadFile(f"{path}: the head names {twice[0]!r} twice")
+    return head
+
+
+def csv_number(field: str, place: str) -> float | None:
+    """A finite number of a CSV field; an empty field is None. Raises BadFile for anything else."""
+    if not field.strip():
+        return None
+    try:
+        value = float(field)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise BadFile(f"{place}: expected a number with a decimal point, got {describe(field)}")
+    return value
