@@ -254,18 +254,21 @@ def read_list(path: Path) -> list[Any]:
     return value
 
 
-def read_objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def read_objects(path: Path, expected: str = "objects") -> list[tuple[str, dict[str, Any]]]:
     """(place, object) of every row of a file that is one JSON list of objects, at least one; the place is `FILE: row N`, from 0.
 
     An object whose `rows` share its other entries is such a list as well.
     """
-    value = read_json(path)
+    try:
+        value = read_json(path)
+    except BadFile as error:
+        raise BadFile(f"{error}; expected a JSON list of {expected}") from error
     common: dict[str, Any] = {}
     if isinstance(value, dict) and isinstance(value.get("rows"), list):
         common = {name: one for name, one in value.items() if name != "rows"}
         value = value["rows"]
     if not isinstance(value, list) or not value:
-        raise BadFile(f"{path}: expected a JSON list of objects, got {describe(value)}")
+        raise BadFile(f"{path}: expected a JSON list of {expected}, got {describe(value)}")
     rows = []
     for number, row in enumerate(value):
         if not isinstance(row, dict):
