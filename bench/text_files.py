@@ -113,7 +113,7 @@ def texts(value: Any, what: str) -> list[str]:
     return [text(one, f"{what}[{place}]") for place, one in enumerate(value)]
 
 
-def name(value: Any, what: str) -> str:
+def id_text(value: Any, what: str) -> str:
     """A name: text that is not empty, or a whole number as text. Raises BadFile for anything else."""
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise BadFile(f"{what} must be a text or a whole number, got {describe(value)}")

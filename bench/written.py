@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records import Completion, Item
-from bench.text_files import BadFile, begins_as_list, describe, json_lines, name, printable, read_objects, text, texts
+from bench.text_files import BadFile, begins_as_list, describe, id_text, json_lines, printable, read_objects, text, texts
 
 EXPECTED = "expected id, prompt or turns, and completion (text) or completions (a text a turn)"
 FORMS = f"{EXPECTED}; or AlpacaEval's instruction and output; or FastChat's question_id and choices"
@@ -103,13 +103,13 @@ def _row(raw: Any, place: str) -> Written:
         return _of_fastchat(raw, place)
     if "instruction" in raw and "output" in raw:
         asked, output = (text(raw[key], f"{place}: {key}") for key in ("instruction", "output"))
-        model = None if raw.get("generator") is None else name(raw["generator"], f"{place}: generator")
+        model = None if raw.get("generator") is None else id_text(raw["generator"], f"{place}: generator")
         return Written(place, None, None, (asked,), (output,), model=model)
     names = [key for key in ("id", "prompt", "turns") if raw.get(key) is not None]
     written = [key for key in ("completion", "completions") if key in raw]
     if not names or len(written) != 1:
         raise BadFile(f"{place}: {FORMS}; got {describe(raw)}")
-    own = name(raw["id"], f"{place}: id") if "id" in names else None
+    own = id_text(raw["id"], f"{place}: id") if "id" in names else None
     messages, turns = _prompt(raw.get("prompt"), place)
     if turns is None and raw.get("turns") is not None:
         turns = tuple(texts(raw["turns"], f"{place}: turns"))
@@ -132,8 +132,8 @@ def _prompt(prompt: Any, place: str) -> tuple[Messages | None, tuple[str, ...] |
 
 
 def _of_fastchat(raw: Mapping[str, Any], place: str) -> Written:
-    question = name(raw.get("question_id"), f"{place}: question_id")
-    model = None if raw.get("model_id") is None else name(raw["model_id"], f"{place}: model_id")
+    question = id_text(raw.get("question_id"), f"{place}: question_id")
+    model = None if raw.get("model_id") is None else id_text(raw["model_id"], f"{place}: model_id")
     return Written(place, None, None, None, tuple(first_choice(raw, place)), question, model)
 
 

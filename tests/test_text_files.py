@@ -21,8 +21,8 @@ from bench.text_files import (
     BadFile,
     csv_number,
     describe,
+    id_text,
     lines,
-    name,
     number,
     optional_text,
     parse_json,
@@ -320,9 +320,9 @@ def test_numbers() -> None:
 
 def test_texts() -> None:
     assert text("", "t") == "" and optional_text(None, "t") is None and texts(["a", ""], "t") == ["a", ""]
-    assert [name(value, "n") for value in (7, "x", -1)] == ["7", "x", "-1"]
+    assert [id_text(value, "n") for value in (7, "x", -1)] == ["7", "x", "-1"]
     for value in (None, 1.0, True, "", [], {"a": 1}):
-        assert refused(name, value, "f:1: id").startswith("f:1: id must be a text or a whole number, got ")
+        assert refused(id_text, value, "f:1: id").startswith("f:1: id must be a text or a whole number, got ")
     assert refused(text, {"content": "x", "n": 1}, "f:1: a") == "f:1: a must be text, got an object with content, n"
     assert refused(text, None, "f:1: a") == "f:1: a must be text, got null (or a number that is not finite)"
     assert refused(texts, [], "f:1: a") == "f:1: a must be a list of texts, got a list of 0"

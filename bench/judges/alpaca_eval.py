@@ -36,7 +36,7 @@ from bench.text_files import (
     csv_number,
     decode,
     describe,
-    name,
+    id_text,
     number,
     optional_text,
     printable,
@@ -96,7 +96,7 @@ def read_outputs(path: Path) -> Outputs:
 
 def _named(row: Mapping[str, Any], key: str, place: str) -> str:
     """A model or annotator of a row, which need not name it."""
-    return f"(no {key})" if row.get(key) is None else name(row[key], f"{place}: {key}")
+    return f"(no {key})" if row.get(key) is None else id_text(row[key], f"{place}: {key}")
 
 
 def write_outputs(path: Path, model: str, items: Iterable[Item], completions: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records import Item
-from bench.text_files import BadFile, describe, name, optional_text, printable, read_objects, read_rows, text
+from bench.text_files import BadFile, describe, id_text, optional_text, printable, read_objects, read_rows, text
 from bench.written import first_choice, turn_text
 
 HUB_DATASET, HUB_FILE = "tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json"
@@ -38,7 +38,7 @@ def read_mt_bench(questions: Path, references: Path | None = None, answers: Path
         if not isinstance(row["turns"], list) or not row["turns"]:
             raise BadFile(f"{place}: turns must be a list of texts, got {describe(row['turns'])}")
         key, turns = (
-            name(row["question_id"], f"{place}: question_id"),
+            id_text(row["question_id"], f"{place}: question_id"),
             [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(row["turns"])],
         )
         if answers and key not in theirs:
@@ -61,7 +61,7 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
         match row["messages"]:
             case [*_, {"role": "assistant", "content": content}]:
                 answer = content.get("answer") if isinstance(content, dict) else content
-                theirs[name(row["uid"], f"{place}: uid")] = text(answer, f"{place}: the last message's answer")
+                theirs[id_text(row["uid"], f"{place}: uid")] = text(answer, f"{place}: the last message's answer")
             case other:
                 raise BadFile(f"{place}: messages must end in the assistant's (role, content), got {describe(other)}")
         models[_model(row, "model", place)] = None
@@ -69,7 +69,7 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
     items = []
     for place, row in read_rows(questions):
         _has(row, place, "uid", "prompt")
-        key, prompt = name(row["uid"], f"{place}: uid"), text(row["prompt"], f"{place}: prompt")
+        key, prompt = id_text(row["uid"], f"{place}: uid"), text(row["prompt"], f"{place}: prompt")
         if key not in theirs:
             raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}")
         category = optional_text(row.get("category"), f"{place}: category")
@@ -97,14 +97,14 @@ def _answers(path: Path) -> dict[str, list[str]]:
     models: dict[str | None, None] = {}
     for place, row in read_rows(path):
         _has(row, place, "question_id", "choices")
-        found[name(row["question_id"], f"{place}: question_id")] = first_choice(row, place)
+        found[id_text(row["question_id"], f"{place}: question_id")] = first_choice(row, place)
         models[_model(row, "model_id", place)] = None
     _of_one_model(path, models)
     return found
 
 
 def _model(row: Mapping[str, Any], key: str, place: str) -> str | None:
-    return None if row.get(key) is None else name(row[key], f"{place}: {key}")
+    return None if row.get(key) is None else id_text(row[key], f"{place}: {key}")
 
 
 def _of_one_model(path: Path, models: Mapping[str | None, None]) -> None:
