@@ -10,7 +10,7 @@ import pytest
 
 from bench.judges.items import cut, read_alpaca_eval, read_arena_hard, read_mt_bench
 from bench.judges.prices import OWN_PRICES, price_of, read_prices
-from bench.records import Item
+from bench.records import HumanLabel, Item, read_labels
 from bench.text_files import BadFile
 
 FIXTURES = Path("/work/shared/fixtures")
@@ -162,6 +162,54 @@ def test_the_first_items_and_turns_are_taken(tmp_path: Path) -> None:
     references.write_text(json.dumps({"question_id": 0, "choices": [{"turns": ["x", "y"]}]}) + "\n")
     found = cut(read_mt_bench(questions, references), 2, 1)
     assert [(item.id, item.turns, item.reference) for item in found] == [("mt_bench-0", ["a"], ["x"]), ("mt_bench-1", ["a"], None)]
+
+
+def price(prompt: str) -> str:
+    return f"- {{models: [m], prompt: {prompt}, completion: 1, date: 2026-11-25, source: s}}"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (price("true"), r"p\.yaml: 0.prompt: Input should be a valid number, got true"),
+        (price("'2'"), "0.prompt: Input should be a valid number, got the text '2'"),
+        (price("-1"), "0.prompt: Input should be greater than or equal to 0"),
+        (price(".nan"), r"p\.yaml:1: not YAML \(.nan is no finite number"),
+        ("- {models: [m], prompt: 1, completion: 1, date: 2026-13-25, source: s}", r"p\.yaml: not YAML \(month must be"),
+        ("- {models: [1], prompt: 1, completion: 1, date: 2026-11-25, source: s}", "0.models.0: Input should be a valid string, got the number 1"),
+        ("models: m", "Input should be a valid list, got an object with models"),
+        ("- {models: [m, n, m], prompt: 1, completion: 1, date: 2026-11-25, source: s}", r"p\.yaml: m has more than one price"),
+        ("a: &a [b]\nc: [" + ", ".join(["*a"] * 60_000) + "]", "write out to more than 100000 values"),
+        ("[" * 5000, "nested deeper than 100"),
+    ],
+    ids=range(10),
+)
+def test_prices_that_are_none_are_one_line(tmp_path: Path, source: str, says: str) -> None:
+    (tmp_path / "p.yaml").write_text(source)
+    with pytest.raises(BadFile, match=says) as caught:
+        price_of("m", str(tmp_path / "p.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"item_id": "a", "preference": True}], ":1: not a HumanLabel: label of a: preference must be in .0, 1., got True"),
+        ([{"item_id": "a", "preference": float("nan")}], ":1: not a HumanLabel: label of a: exactly one of preference and rating"),
+        ([{"item_id": "a", "rating": -1}], ":1: not a HumanLabel: label of a: rating must be in .1, 10., got -1"),
+        ([{"item_id": "a", "rating": "7"}], ":1: not a HumanLabel: label of a: rating must be in .1, 10., got '7'"),
+        ([{"item_id": None, "rating": 7}], ":1: not a HumanLabel: item_id must be a text or a whole number, got null"),
+        ([{"item_id": "a", "rating": 7, "turn": True}], ":1: not a HumanLabel: turn must be a whole number from 0 to 1000000, got true"),
+        ([{"item_id": "a", "rating": 7, "who": "me"}], ":1: not a HumanLabel: HumanLabel has no who; known: item_id, preference"),
+        ([{"item_id": "a", "rating": 7}, {"item_id": "a", "rating": 8}], r":2: labels item a again, after .*l\.jsonl:1"),
+        ([3], ":1: expected an object, got the number 3"),
+    ],
+)
+def test_labels_of_people_that_are_none_are_refused_by_their_line(tmp_path: Path, rows: list[Any], says: str) -> None:
+    path = lines(tmp_path / "l.jsonl", {"item_id": 7, "rating": 7, "turn": 1})
+    assert read_labels(path) == [HumanLabel("7", rating=7, turn=1)]
+    with pytest.raises(BadFile, match=rf"l\.jsonl{says}"):
+        read_labels(lines(path, *rows))
 
 
 def test_prices_are_dated_sourced_and_of_exact_names(tmp_path: Path) -> None:
