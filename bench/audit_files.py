@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.config import Audit
+from bench.config import Audit, user_path
 from bench.judges import alpaca_eval, mt_bench
 from bench.plan import Manner
 from bench.records import read_labels
@@ -38,6 +38,6 @@ def audit_sources(do: Audit) -> dict[Manner, Mapping[str, Source]]:
     found: dict[Manner, dict[str, Source]] = {"preference": {}, "rating": {}}
     for name, text, manner_of in (("human", do.human, human_manner), ("recorded", do.recorded, recorded_manner)):
         if text:
-            path = Path(text).expanduser().absolute()
+            path = user_path(text)
             found[manner_of(path)][name] = Source(path, stamp=tree_stamp(path), digest=tree_digest(path))
     return dict(found)

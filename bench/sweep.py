@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from omegaconf import DictConfig, OmegaConf
 
-from bench.config import VERB_KEYS
+from bench.config import VERB_KEYS, user_path
 
 ROOT = Path(__file__).parent
 CONF = next(path for path in (ROOT / "_conf", ROOT.parent / "conf") if path.is_dir())
@@ -98,7 +98,7 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
 
 
 def _read_folder(text: str, reading: _Reading) -> None:
-    folder = Path(text).expanduser().absolute()
+    folder = user_path(text)
     if text and folder.is_dir():
         reading.folders.append(folder)
     else:
@@ -270,7 +270,7 @@ def spelled_out(point: Point) -> dict[str, Any]:
     for key, value in point.items():
         if is_path(key, value):
             full |= {"model": "local", "model.path": value}
-            full.setdefault("model.name", as_name(Path(value).expanduser().absolute().name))
+            full.setdefault("model.name", as_name(user_path(value).name))
         elif key == "model.hub" and isinstance(value, str):
             full["model.hub"] = value
             if point.get("model") == "hub":

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from bench.config import AsList, Settings
+from bench.config import AsList, Settings, user_path
 from bench.text_files import BadFile, describe, printable, read_yaml
 
 OWN_PRICES = Path(__file__).parent / "prices.yaml"
@@ -52,5 +52,5 @@ def read_prices(path: Path) -> tuple[Price, ...]:
 
 def price_of(model: str, path: str | None) -> Price | None:
     """The price of a model by its exact name; None where the file does not name it."""
-    rows = read_prices(Path(path).expanduser().absolute() if path else OWN_PRICES)
+    rows = read_prices(user_path(path) if path else OWN_PRICES)
     return next((row for row in rows if model in row.models), None)

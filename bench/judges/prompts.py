@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench.config import user_path
 from bench.records import Message
 from bench.store import canonical_json, hash_key
 from bench.text_files import BadFile, describe, number, optional_text, printable, read_rows, read_text, read_yaml, text, whole_number
@@ -115,7 +116,7 @@ PACKAGE_DECODING = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 2048}  # of 
 def annotator(name: str) -> Annotator:
     """An annotator by its name in the package, or a folder of one's own laid out as there. Raises ValueError for one that is unknown,
     or that asks about several items at once."""
-    folder = Path(name).expanduser().absolute() if "/" in name else annotators_folder() / name
+    folder = user_path(name) if "/" in name else annotators_folder() / name
     files = sorted(folder.glob("config*.yaml"))
     if not files:
         raise ValueError(f"unknown annotator {name!r}; the alpaca-eval package knows: {', '.join(annotator_names())}")
