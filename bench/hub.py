@@ -55,14 +55,14 @@ def revision(lock: Path, kind: Kind, repo: str) -> str:
             return known
         entries = _read(lock) | {f"{kind}/{repo}": {"revision": found, "locked": date.today().isoformat()}}
         aside = lock.with_name(f"{lock.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}")
-        aside.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+        aside.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         aside.replace(lock)
     return found
 
 
 def _read(lock: Path) -> dict[str, dict[str, str]]:
     try:
-        return json.loads(lock.read_text())
+        return json.loads(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -80,7 +80,7 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
     repo_type, wanted = kind.removesuffix("s"), [*patterns, *also]
     here = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}"
     folder, whole = here / "snapshots" / at, here / f"bench-{at}-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:12]}.json"
-    if whole.is_file() and all((folder / name).is_file() for name in json.loads(whole.read_text())):
+    if whole.is_file() and all((folder / name).is_file() for name in json.loads(whole.read_text(encoding="utf-8"))):
         return folder
     try:
         names = list(filter_repo_objects(HfApi().list_repo_files(repo, repo_type=repo_type, revision=at), allow_patterns=wanted))
@@ -91,7 +91,7 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
         raise NotThere(_words(error, kind, repo, at, patterns)) from error
     if all((folder / name).is_file() for name in names):  # else a download that was cut short looks like a smaller dataset
         with contextlib.suppress(OSError):  # a cache that others own is asked about again
-            whole.write_text(json.dumps(names))
+            whole.write_text(json.dumps(names), encoding="utf-8")
     return folder
 
 

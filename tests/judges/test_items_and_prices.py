@@ -176,7 +176,7 @@ def price(prompt: str) -> str:
         (price("-1"), "0.prompt: Input should be greater than or equal to 0"),
         (price(".nan"), r"p\.yaml:1: not YAML \(.nan is no finite number"),
         ("- {models: [m], prompt: 1, completion: 1, date: 2026-13-25, source: s}", r"p\.yaml: not YAML \(month must be"),
-        ("- {models: [1], prompt: 1, completion: 1, date: 2026-11-25, source: s}", "0.models.0: Input should be a valid string, got the number 1"),
+        ("- {models: [1], prompt: 1, completion: 1, date: 2026-11-25, source: s}", "Input should be a valid string, got the number 1"),
         ("models: m", "Input should be a valid list, got an object with models"),
         ("- {models: [m, n, m], prompt: 1, completion: 1, date: 2026-11-25, source: s}", r"p\.yaml: m has more than one price"),
         ("a: &a [b]\nc: [" + ", ".join(["*a"] * 60_000) + "]", "write out to more than 100000 values"),
