@@ -22,6 +22,7 @@ from hydra.core.override_parser.types import Override, Transformer
 from omegaconf import DictConfig, OmegaConf
 
 from bench.config import VERB_KEYS, user_path
+from bench.text_files import read_text
 
 ROOT = Path(__file__).parent
 CONF = next(path for path in (ROOT / "_conf", ROOT.parent / "conf") if path.is_dir())
@@ -182,7 +183,7 @@ def sweep_label(path: Path) -> str:
 def question(path: Path) -> str:
     """What a sweep file asks: its first comment, up to the expectation."""
     asked = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).split("\n"):
         text = line.lstrip("#").strip()
         if not line.startswith("#") or text.startswith(("Expected", "python -m")):
             break
