@@ -44,6 +44,7 @@ HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", 
 LIGHT = [
     "config",
     "text_files",
+    "secrets",
     "records",
     "stats",
     "length_control",
