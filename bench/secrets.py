@@ -16,6 +16,7 @@ import base64
 import configparser
 import contextlib
 import functools
+import itertools
 import netrc
 import os
 import re
@@ -68,6 +69,7 @@ class BadKey(ValueError):
 _named: set[str] = set()  # variables that judges read their keys from, however they are called
 
 
+@functools.lru_cache(maxsize=4096)
 def names_secret(name: str) -> bool:
     """Whether a field or variable with this name holds a secret: api_key, judgeApiKey, X-Api-Key; not eos_token, api_key_env."""
     words = _words(name)
@@ -112,7 +114,7 @@ def key(variable: str) -> str | None:
 def _secrets(environment: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """(value, name) of each secret now."""
     for name, value in environment:
-        if name in _named or _is_secret_variable(name):
+        if name in _named or is_secret_variable(name):
             parts = (value, value.strip(), *re.split(r"[\x00-\x20\x7f]+", value))
             yield from ((part, name) for part in parts if not is_ordinary(part))
         if "://" in value:
@@ -120,8 +122,9 @@ def _secrets(environment: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]
     yield from _stored()
 
 
-@functools.cache
-def _is_secret_variable(name: str) -> bool:
+@functools.lru_cache(maxsize=4096)
+def is_secret_variable(name: str) -> bool:
+    """Whether an environment variable with this name holds a secret: names_secret's, and OPENAI_KEY, GH_TOKEN_2, DB_PASS."""
     words = _words(name)
     return names_secret(name) or (bool(_VARIABLE.search(words)) and not _NO_SECRET.search(words))
 
@@ -211,7 +214,7 @@ def _forms(value: str) -> Iterator[_Form]:
         yield _Form(r"(?:\s|\\+[rn])*".join(chars), anchors if all(anchors) else ())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Cleaner:
     forms: tuple[tuple[str, _Form], ...]  # (name, form) of every secret, the longest first
     pattern: re.Pattern[str]
@@ -278,22 +281,26 @@ def excerpt(text: str, length: int) -> str:
     return line if len(line) <= length else f"{line[:length]}..."
 
 
-def clean_value(value: Any, cleaned: Callable[[str], str] | None = None) -> Any:
-    """Containers with every text in them cleaned, names too; what a secretly named field holds is replaced whole."""
-    return _clean_value(value, cleaned or clean, secret=False)
-
-
-def _clean_value(value: Any, cleaned: Callable[[str], str], *, secret: bool) -> Any:
+def clean_value(value: Any, *, secret: bool = False) -> Any:
+    """Containers with every text in them cleaned, names too; texts of secretly named fields are replaced whole."""
     if isinstance(value, str):
-        return REDACTED if secret else cleaned(value)
+        return REDACTED if secret else clean(value)
     if isinstance(value, Mapping):
-        return {
-            cleaned(k) if isinstance(k, str) else k: _clean_value(v, cleaned, secret=secret or (isinstance(k, str) and names_secret(k)))
-            for k, v in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return type(value)(_clean_value(item, cleaned, secret=secret) for item in value)
-    return value
+        return {_name(k, clean): clean_value(v, secret=secret or (isinstance(k, str) and names_secret(k))) for k, v in value.items()}
+    return [clean_value(item, secret=secret) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def clean_data(value: Any) -> Any:
+    """JSON that somebody sent, with `without_values` of every text in it; fields keep what they hold, however they are named."""
+    if isinstance(value, str):
+        return without_values(value)
+    if isinstance(value, dict):
+        return {_name(k, without_values): clean_data(item) for k, item in value.items()}
+    return [clean_data(item) for item in value] if isinstance(value, list) else value
+
+
+def _name(name: Any, cleaned: Callable[[str], str]) -> Any:
+    return cleaned(name) if isinstance(name, str) else name
 
 
 def clean_pieces(pieces: Sequence[str]) -> list[str]:
@@ -319,36 +326,51 @@ def holders(content: str | bytes) -> list[str]:
 # At the door ----------------------------------------------------------------------------------------------------------
 
 
+WAY_OUT = "put it into an environment variable, and leave it out here (judge.api_key_env names the one of a judge's key)"
+_ASSIGNMENT = re.compile(r"(?<![\w-])(?P<name>-{0,2}[A-Za-z_][\w.-]*)=(?P<value>[^\s&;]+)")
+
+
 def refusal(name: str, value: Any) -> str | None:
-    """Why a setting must not be typed as it is: it holds a credential. None where it holds none. Never repeats the value."""
-    way_out = "put it into an environment variable, and name that one (judge.api_key_env)"
-    if isinstance(value, (list, tuple)):
-        flags = [str(item).partition("=") for item in value]
-        words = [*flags[1:], ("", "", "")]
-        for (flag, sign, rest), (following, _, _) in zip(flags, words, strict=True):
-            if flag.startswith("-") and names_secret(flag) and (rest if sign else following):
-                return f"{name} gives {flag} a value, which would be written into files: {way_out}"
-        return next((why for item in value if (why := refusal(name, item))), None)
+    """Why a setting, or a section of settings, must not be typed: it holds a credential, and settings are written into files. None for
+    any other. The words name the setting and never repeat its value."""
+    return _refusal(name, value, _cleaner())
+
+
+def _refusal(name: str, value: Any, cleaner: _Cleaner) -> str | None:
     if isinstance(value, Mapping):
-        return next((why for k, item in value.items() if (why := refusal(f"{name}.{k}", item))), None)
-    if value is None or isinstance(value, (bool, int, float)) or not (text := str(value)):
+        inside = ((f"{name}.{k}" if name else str(k), item) for k, item in value.items())
+        return next((why for place, item in inside if (why := _refusal(place, item, cleaner))), None)
+    if isinstance(value, (list, tuple)):
+        for flag, following in itertools.pairwise(value):  # of a command: --api-key, KEY
+            if isinstance(flag, str) and flag.startswith("-") and names_secret(flag) and not str(following).startswith("-"):
+                return f"{name} gives {flag} a value, and settings are written into files: {WAY_OUT}"
+        return next((why for item in value if (why := _refusal(name, item, cleaner))), None)
+    if value is None or isinstance(value, bool) or value == "":
         return None
-    if names_secret(name.rpartition(".")[2]):
-        return f"{name} is named like a secret, and what it holds would be written into files: {way_out}"
+    *_, section, own = ("", *name.split("."))
+    if names_secret(own) or (section in ("env", "env_vars", "env_set") and is_secret_variable(own)):
+        return f"{name} is named like a secret, and settings are written into files: {WAY_OUT}"
+    if isinstance(value, str) and (what := _credential(value, cleaner)):
+        return f"{name} holds {what}, and settings are written into files: {WAY_OUT}"
+    return None
+
+
+@functools.lru_cache(maxsize=4096)  # cells of a sweep share most of their settings
+def _credential(text: str, cleaner: _Cleaner) -> str | None:
+    """What a text holds that is a credential, without its value."""
     for url in _URL.findall(text):
         with contextlib.suppress(ValueError):
             split = urlsplit(url)
             if "@" in split.netloc:
-                return f"{name} must be a URL without user or password, which would be written into files: {way_out}"
-            if secret := next((k for k, v in [*parse_qsl(split.query), *parse_qsl(split.fragment)] if v and _is_secret_query(k)), None):
-                return (
-                    f"{name} must be a URL without a key, got the query field {shown(secret)}, which would be written into files: {way_out}"
-                )
-    if found := holders(text):
-        return f"{name} holds the value of {', '.join(found)}, which would be written into files: leave it out"
-    if _without_shapes(text) != text:
-        return f"{name} holds what looks like a key, which would be written into files: {way_out}"
-    return None
+                return "a URL with a user or password"
+            if found := next((k for k, v in [*parse_qsl(split.query), *parse_qsl(split.fragment)] if v and _is_secret_query(k)), None):
+                return f"a URL with a key (its query field {shown(found)})"
+    for match in _ASSIGNMENT.finditer(text):
+        if is_secret_variable(match["name"]) and not match["value"].startswith(("$", '"$')):
+            return f"a value of {match['name']}"
+    if held := cleaner.holders(text):
+        return f"the value of {', '.join(sorted(held))}"
+    return "what looks like a key" if _without_shapes(text) != text else None
 
 
 # Streams and files ----------------------------------------------------------------------------------------------------
@@ -380,23 +402,27 @@ def guard_streams() -> None:
             setattr(sys, name, CleanStream(stream))
 
 
-def copy_clean(source: BinaryIO, log: Path) -> threading.Thread:
-    """Write what a child process prints into a log, cleaned line by line, until it ends. Join the thread to have all of it."""
+def pipe_into(log: Path) -> tuple[int, threading.Thread]:
+    """(where a child process may print, who cleans that into a log line by line). Close the first once the child has it; the thread ends
+    with the last process that holds it."""
+    source, sink = os.pipe()
     out = log.open("wb", buffering=0)
 
     def run() -> None:
         held = b""
-        with source, out:
-            while data := os.read(source.fileno(), 65536):
+        with out, contextlib.closing(os.fdopen(source, "rb", buffering=0)) as pipe:
+            while data := pipe.read(65536):
                 held += data
                 cut = max(held.rfind(b"\n"), held.rfind(b"\r")) + 1 or (len(held) - 4096 if len(held) > 2**20 else 0)
-                out.write(_clean_bytes(held[:cut]))
+                with contextlib.suppress(OSError):  # a full disk must not hold up the child
+                    out.write(_clean_bytes(held[:cut]))
                 held = held[cut:]
-            out.write(_clean_bytes(held))
+            with contextlib.suppress(OSError):
+                out.write(_clean_bytes(held))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    return thread
+    return sink, thread
 
 
 def clean_file(path: Path) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import secrets
 from bench.config import Decoding, Serving
 from bench.engines.base import ADAPTER, Progress, Vocabulary, Written, silent
 from bench.judges.server import CPU_ENVIRONMENT, ENVIRONMENT
@@ -46,11 +47,12 @@ class Child:
         if serving.python is not None:
             environment.pop("PYTHONPATH", None)  # of this environment, not of that one
         line = [serving.python or sys.executable, "-P", str(CHILD), str(os.getpid()), str(answers)]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                line, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[answers], env=environment, text=True, bufsize=1
-            )
+        log, self._logging = secrets.pipe_into(self.log)
+        self.process = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[answers], env=environment, text=True, bufsize=1
+        )
         os.close(answers)
+        os.close(log)
         self._answers = os.fdopen(out)
 
     def ask(self, do: str, progress: Progress = silent, **request: Any) -> dict[str, Any]:
@@ -68,16 +70,22 @@ class Child:
                 break
         else:
             answer = {"error": f"it ended with exit code {self.process.wait(STOP_S)}"}
+        self._end()
         print(self.log.read_text(errors="replace")[-LOG_TAIL:], file=sys.stderr)
-        self.close()
+        self.log.unlink(missing_ok=True)
         raise VllmFailed(f"vLLM, asked to {do}: {answer['error']}")
 
     def close(self) -> None:
+        self._end()
+        self.log.unlink(missing_ok=True)
+
+    def _end(self) -> None:
+        """Once it has ended, its log is whole."""
         with contextlib.suppress(BrokenPipeError):
             self.process.communicate()
         with contextlib.suppress(OSError):
             self._answers.close()
-        self.log.unlink(missing_ok=True)
+        self._logging.join(STOP_S)
 
 
 def _defaults(serving: Serving) -> dict[str, str]:
