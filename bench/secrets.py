@@ -2,7 +2,7 @@
 
 Secret are: values of environment variables that are named like a secret (OPENAI_API_KEY, HF_TOKEN, DB_PASSWORD) or that a judge names
 (judge.api_key_env), passwords in URLs that any variable holds, and the tokens that Hugging Face, W&B and .netrc keep in files.
-A value counts from 8 characters on. Numbers and plain words (letters, perhaps with - _ . between them) count from 16 on; folders and files
+A value counts from 8 characters on. A number, or one word of letters only, counts from 16 on; folders and files
 that exist, and URLs without credentials, never count. So `TOKEN=true` or `KEY=default` blacken no output.
 
 Each is found as it is, and as repr, JSON, HTML, URLs, hexadecimal digits and base64 (at any offset, broken into lines or not) write it.
@@ -29,14 +29,14 @@ from typing import Any, BinaryIO, TextIO
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 REDACTED = "[redacted]"
-SHORTEST, SHORTEST_WORD = 8, 16  # characters of a secret; of one that is a number or plain words
+SHORTEST, SHORTEST_WORD = 8, 16  # characters of a secret; of one that is a number or one word
 CHUNK = 8 * 2**20  # bytes of a log that are cleaned at once
 
 _NAME = re.compile(
     r"secret|passw|passphrase|credential|authorization|bearer|apikey|(^|_)(token|auth|pwd|jwt|cookie)$"
     r"|(api|access|private|signing|account|subscription|encryption|master|service|deploy|license|ssh)_key(_id)?$"
 )
-_VARIABLE = re.compile(r"_(key|pass|pw|pat|sas)s?_?\d*$|(^|_)tokens?(_|$)|(^|_)(key|token)_?\d+$")  # further names, in the environment only
+_VARIABLE = re.compile(r"_(key|pass|pw|pat|sas)s?_?\d*$|(^|_)token(_|$)|(^|_)(key|token)_?\d+$")  # further names, in the environment only
 _QUERY = {"key", "sig", "signature", "code", "x_amz_signature", "x_goog_signature"}  # further names, in the query of a URL only
 _NO_SECRET = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|stop|special|control)_token$|_(env|file|path|dir|name|type)$")
 
@@ -81,10 +81,10 @@ def _words(name: str) -> str:
 
 
 def is_ordinary(value: str) -> bool:
-    """Whether a value is no secret whatever its name is: too short, a number, plain words, an existing file, a URL without credentials."""
+    """Whether a value is no secret whatever its name is: too short, a number, a word, an existing file, a URL without credentials."""
     if len(value) < SHORTEST:
         return True
-    if len(value) < SHORTEST_WORD and (re.fullmatch(r"[A-Za-z]+([ _.,-][A-Za-z]+)*", value) or re.fullmatch(r"[-+\d.,:eE ]+", value)):
+    if len(value) < SHORTEST_WORD and (re.fullmatch(r"[A-Za-z]+", value) or re.fullmatch(r"[-+\d.,:eE ]+", value)):
         return True
     if value.startswith(("/", "~", "./")):
         with contextlib.suppress(OSError, RuntimeError, ValueError):
@@ -118,7 +118,7 @@ def _secrets(environment: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]
             parts = (value, value.strip(), *re.split(r"[\x00-\x20\x7f]+", value))
             yield from ((part, name) for part in parts if not is_ordinary(part))
         if "://" in value:
-            yield from ((part, name) for part in _url_secrets(value) if len(part) >= SHORTEST)
+            yield from ((part, name) for part in _url_secrets(value) if not is_ordinary(part))
     yield from _stored()
 
 
@@ -188,6 +188,7 @@ def _char(c: str) -> str:
     unicode = "".join(rf"\\+u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
     ways = [rf"\\*{re.escape(c)}", f"(?i:{percent})", f"(?i:{unicode})", rf"&#0*{ord(c)};", rf"(?i:&#x0*{ord(c):x};)"]
     ways += [rf"\\+(?i:x{ord(c):02x})"] if ord(c) < 256 else []
+    ways += ["(?i:" + "".join(rf"\\+x{byte:02x}" for byte in c.encode("utf-8", "surrogateescape")) + ")"] if ord(c) > 127 else []
     ways += [rf"\\+{_ESCAPES[c]}"] if c in _ESCAPES else []
     ways += [f"&{_ENTITIES[c]};"] if c in _ENTITIES else []
     ways += [r"\+"] if c == " " else []
@@ -353,6 +354,11 @@ def _refusal(name: str, value: Any, cleaner: _Cleaner) -> str | None:
     if isinstance(value, str) and (what := _credential(value, cleaner)):
         return f"{name} holds {what}, and settings are written into files: {WAY_OUT}"
     return None
+
+
+def names_one(text: str) -> bool:
+    """Whether a text that cannot be read gives a secretly named field or flag a value, as `{api_key: ...` does."""
+    return any(map(is_secret_variable, re.findall(r"[A-Za-z_][\w-]*(?=['\"]?\s*[:=,])", text)))
 
 
 @functools.lru_cache(maxsize=4096)  # cells of a sweep share most of their settings

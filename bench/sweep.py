@@ -124,6 +124,10 @@ def _read_override(word: str, parser: OverridesParser, reading: _Reading) -> Non
         if why := secrets.refusal(given.lstrip("+~"), value):
             reading.refused.append(f"{why} (command line)")
             return
+        if secrets.names_one(value):
+            what = "cannot be read, and gives a value to something named like a secret, and settings are written into files"
+            reading.refused.append(f"{given} {what}: {secrets.WAY_OUT} (command line)")
+            return
         way_out = "expected key=value or key=a,b; quote a value with special characters: 'key=\"...\"'"
         say(f"cannot read {word!r} on the command line: {str(error).splitlines()[0]}; {way_out}")
         return
