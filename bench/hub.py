@@ -21,6 +21,8 @@ from typing import Literal
 import yaml
 from filelock import FileLock
 
+from bench import secrets
+
 LOCK = "revisions.json"
 Kind = Literal["datasets", "models"]
 
@@ -178,5 +180,5 @@ def _words(error: Exception, kind: Kind, repo: str, at: str | None, patterns: Se
         return f"{repo} has no revision {at}: see {page}/commits/main"
     include = "".join(f" --include '{pattern}'" for pattern in patterns)
     command = f"hf download {repo} --type {kind.removesuffix('s')}{f' --revision {at}' if at else ''}{include} --local-dir DIR"
-    why = "HF_HUB_OFFLINE is set and the cache does not hold it" if constants.HF_HUB_OFFLINE else " ".join(str(error).split())[:200]
+    why = "HF_HUB_OFFLINE is set and the cache does not hold it" if constants.HF_HUB_OFFLINE else secrets.excerpt(str(error), 200)
     return f"{repo} could not be had from the hub ({why}): where there is a network, run `{command}`"

@@ -206,13 +206,14 @@ def _forms(value: str) -> Iterator[_Form]:
     yield _Form(f"(?i:{content.hex()})", (content.hex(), content.hex().upper()))
     for offset in range(3):
         whole = base64.b64encode(b"\0" * offset + content).decode()
-        # characters that hang on neighbours of the secret are left out
+        # a character that the secret shares with its neighbours may be any
         core = whole[(0, 2, 3)[offset] : (offset + len(content)) * 8 // 6]
         chars = [{"+": rf"(?:{_char('+')}|-)", "/": f"(?:{_char('/')}|_)"}.get(c, c) for c in core]
         pieces = len(core) // 64 + 2  # one of so many is whole, where lines of 64 characters or more break it
         size = -(-len(core) // pieces)
         anchors = tuple(_longest_run(core[i : i + size]) for i in range(0, len(core), size))
-        yield _Form(r"(?:\s|\\+[rn])*".join(chars), anchors if all(anchors) else ())
+        last = "(?:[A-Za-z0-9+/_-]=*)?" if (offset + len(content)) % 3 else ""
+        yield _Form(r"(?:\s|\\+[rn])*".join(chars) + last, anchors if all(anchors) else ())
 
 
 @dataclass(frozen=True, eq=False)

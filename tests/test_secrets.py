@@ -13,6 +13,7 @@ import string
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +30,8 @@ from endpoint import Answer, Endpoint, Said, listed
 from fake_stage import HERE, Fake, fake
 
 from bench import kinds, secrets
-from bench.config import Cell, LocalLauncher, Session
-from bench.engines.vllm import Child
+from bench.config import Cell, LocalLauncher, Serving, Session
+from bench.engines.vllm import Child, VllmFailed
 from bench.judges import server
 from bench.launch import Pool
 from bench.store import Store
@@ -300,6 +301,19 @@ def test_the_log_of_a_server_is_cleaned_while_it_runs(tmp_path: Path, monkeypatc
     assert leaks(tmp_path) == []
 
 
+def test_the_log_of_vllms_engine_is_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A python that prints its environment and ends stands where vLLM's would."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "python").write_text("#!/bin/sh\necho ready $OPENAI_API_KEY\nenv >&2\n")
+    (tmp_path / "python").chmod(0o755)
+    child = Child(Serving(python=str(tmp_path / "python"), gpu_memory_utilization=0.5, tensor_parallel_size=1, max_model_len=None, arguments={}))
+    with pytest.raises(VllmFailed, match="it ended with exit code 0"):
+        child.ask("write")
+    assert "ready [redacted]" in (said := capsys.readouterr().err) and "OPENAI_API_KEY=[redacted]" in said
+    assert leaks(tmp_path, said) == []
+
+
 def test_a_dirty_log_is_cleaned_in_place_and_a_clean_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     clean, dirty = tmp_path / "clean", tmp_path / "dirty"
@@ -415,17 +429,17 @@ def test_config_files_and_the_command_line_read_the_environment_but_no_secret(
 # The whole command ----------------------------------------------------------------------------------------------------
 
 PAGES: dict[str, Callable[[str], str | Said | Answer]] = {
-    "500 plain": lambda key: Answer(500, f"<h1>Bearer {key}</h1>\x1b[2J"),
-    "500 base64": lambda key: Answer(500, base64.b64encode(f"Authorization: Bearer {key}".encode()).decode()),
-    "500 lines of base64": lambda key: Answer(500, base64.encodebytes(f"{'Host: here ' * 4}Bearer {key}".encode()).decode()),
-    "500 cut": lambda key: Answer(500, "x" * 280 + key),
-    "503 json": lambda key: Answer(503, json.dumps({"headers": json.dumps({"authorization": f"Bearer {key}"})}).replace("/", "\\/")),
-    "429 url": lambda key: Answer(429, f"/v1?next=%2Fa%3Fkey%3D{urllib.parse.quote(key, safe='')}"),
-    "400 plain": lambda key: Answer(400, json.dumps({"error": f"bad key {key}"})),
-    "401 plain": lambda key: Answer(401, json.dumps({"error": f"bad key {key}"})),
-    "200 no completion": lambda key: Answer(200, f"<html>{key}</html>"),
-    "200 odd completion": lambda key: Answer(200, json.dumps({"choices": [{key: key}], "model": key})),
-    "200 that repeats it": lambda key: Said(
+    "500-plain": lambda key: Answer(500, f"<h1>Bearer {key}</h1>\x1b[2J"),
+    "500-base64": lambda key: Answer(500, base64.b64encode(f"Authorization: Bearer {key}".encode()).decode()),
+    "500-lines-of-base64": lambda key: Answer(500, base64.encodebytes(f"{'Host: here ' * 4}Bearer {key}".encode()).decode()),
+    "500-cut": lambda key: Answer(500, "x" * 280 + key),
+    "503-json": lambda key: Answer(503, json.dumps({"headers": json.dumps({"authorization": f"Bearer {key}"})}).replace("/", "\\/")),
+    "429-url": lambda key: Answer(429, f"/v1?next=%2Fa%3Fkey%3D{urllib.parse.quote(key, safe='')}"),
+    "400-plain": lambda key: Answer(400, json.dumps({"error": f"bad key {key}"})),
+    "401-plain": lambda key: Answer(401, json.dumps({"error": f"bad key {key}"})),
+    "200-no-completion": lambda key: Answer(200, f"<html>{key}</html>"),
+    "200-odd-completion": lambda key: Answer(200, json.dumps({"choices": [{key: key}], "model": key})),
+    "200-that-repeats-it": lambda key: Said(
         f"I know {key}, {base64.b64encode(key.encode()).decode()} and {urllib.parse.quote(key, safe='')}. Rating: [[7]]",
         tokens=[listed(piece, {piece: 0.9, key: 0.1}) for piece in ("I know ", key[:5], key[5:20], key[20:], ". Rating: [[", "7", "]]")],
         model=f"served-{key}",
@@ -441,7 +455,7 @@ def judged(folder: Path, endpoint: Endpoint) -> list[str]:
     for name, rows in {"question.jsonl": questions, "answers.jsonl": answers}.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = [f"completions={folder / 'answers.jsonl'}", f"judge.items={folder / 'question.jsonl'}"]
-    return [*files, "judge=mt_bench", f"judge.base_url={endpoint.url}", "judge.model=m", "judge.attempts=1", "judge.concurrency=1"]
+    return [*files, "judge=mt_bench", f"judge.base_url={endpoint.url}", "judge.attempts=1", "judge.concurrency=1"]
 
 
 def command(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -450,35 +464,30 @@ def command(folder: Path, *words: str, **environment: str) -> subprocess.Complet
     return subprocess.run(line, capture_output=True, text=True, timeout=240, env=variables, cwd=folder, check=False)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_nothing_secret_is_written_whatever_an_endpoint_says(page: str, tmp_path: Path, endpoint: Endpoint) -> None:
-    endpoint.say = lambda body: PAGES[page](KEY)
-    tracked = page in ("500 base64", "200 that repeats it")
-    tracker = ["tracker.mode=offline"] if tracked else ["tracker=none"]
-    ran = command(tmp_path, *judged(tmp_path, endpoint), *tracker)
-    assert endpoint.headers[0]["authorization"] == f"Bearer {KEY}"
-    assert ran.returncode == (0 if page == "200 that repeats it" else 3), ran.stderr
-    assert secrets.REDACTED in "".join(path.read_text() for path in tmp_path.rglob("*") if path.suffix in (".json", ".jsonl", ".md"))
-    assert "\x1b" not in ran.stdout + ran.stderr
-    if ran.returncode == 0:
-        assert "rating 7.00" in ran.stdout or re.search(r"\b7\.00\b", ran.stdout), ran.stdout
-    again = [command(tmp_path, *judged(tmp_path, endpoint), "tracker=none", f"do={verb}") for verb in ("report", "status")]
-    bundled = command(tmp_path, *judged(tmp_path, endpoint), "tracker=none", "do=bundle", f"out={tmp_path / 'b.tar.gz'}")
-    assert bundled.returncode in (0, 3) and (tmp_path / "b.tar.gz").exists(), bundled.stderr
-    assert leaks(tmp_path, *(text for done in (ran, *again, bundled) for text in (done.stdout, done.stderr))) == []
-
-
-@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
-def test_a_key_with_a_line_end_is_used_without_it(end: str, tmp_path: Path, endpoint: Endpoint) -> None:
-    endpoint.say = lambda body: "Rating: [[7]]"
-    ran = command(tmp_path, *judged(tmp_path, endpoint), "tracker=none", OPENAI_API_KEY=KEY + end)
-    assert ran.returncode == 0, ran.stderr
+def test_nothing_secret_is_written_whatever_an_endpoint_says(tmp_path: Path, endpoint: Endpoint) -> None:
+    """One command asks a judge for each page; a key from a file with its line end. Then the verbs that read what it wrote."""
+    endpoint.say = lambda body: PAGES[body["model"]](KEY)
+    words = [*judged(tmp_path, endpoint), f"judge.model={','.join(PAGES)}"]
+    ran = command(tmp_path, *words, "tracker.mode=offline", OPENAI_API_KEY=f"{KEY}\r\n")
     assert {headers["authorization"] for headers in endpoint.headers} == {f"Bearer {KEY}"}
-    assert leaks(tmp_path, ran.stdout, ran.stderr) == []
+    assert {body["model"] for body in endpoint.asked} == {*PAGES}
+    assert ran.returncode == 3, ran.stderr
+    assert "\x1b" not in ran.stdout + ran.stderr
+    failed = [json.loads(path.read_text())["error"] for path in tmp_path.rglob("*.failed.json")]
+    assert len(failed) == len(PAGES) - 1 and sum("[redacted]" in why for why in failed) >= len(failed) - 1  # one was cut before it
+    (journal,) = (path for path in tmp_path.rglob("journal.jsonl") if "Rating" in path.read_text())
+    assert "I know [redacted], [redacted] and [redacted]. Rating: [[7]]" in journal.read_text()
+    (result,) = (json.loads(path.read_text())["metrics"] for path in tmp_path.glob("results/store/score/*/result.json"))
+    assert result["rating"] == 7.0
+    assert {path.suffix for path in tmp_path.rglob("*")} >= {".wandb", ".parquet", ".tex", ".csv", ".yaml", ".log", ".txt", ".md"}
+    again = [command(tmp_path, *words, "tracker=none", "do=report"), command(tmp_path, *words, "tracker=none", "do=bundle", "out=b.tar.gz")]
+    assert (tmp_path / "b.tar.gz").exists(), again[1].stderr
+    assert leaks(tmp_path, *(text for done in (ran, *again) for text in (done.stdout, done.stderr))) == []
 
 
 def test_a_key_with_a_control_character_is_refused_before_anything_is_done(tmp_path: Path, endpoint: Endpoint) -> None:
-    ran = command(tmp_path, *judged(tmp_path, endpoint), "tracker=none", OPENAI_API_KEY=KEY[:20] + "\n" + KEY[20:])
+    words = [*judged(tmp_path, endpoint), "judge.model=m", "tracker=none"]
+    ran = command(tmp_path, *words, OPENAI_API_KEY=KEY[:20] + "\n" + KEY[20:])
     assert ran.returncode == 2
     assert "the environment variable OPENAI_API_KEY must hold one key in one line" in ran.stderr and "Traceback" not in ran.stderr
     assert endpoint.asked == []
@@ -490,7 +499,3 @@ def test_hydras_own_flags_show_no_secret(tmp_path: Path) -> None:
     for words in (["--cfg", "job", "--resolve"], ["--cfg", "all"]):
         ran = command(tmp_path, flag, "+sweep=theirs", *words)
         assert leaks(tmp_path, ran.stdout, ran.stderr) == []
-
-
-def test_the_engine_of_vllm_keeps_a_clean_log() -> None:
-    assert "pipe_into" in Child.__init__.__code__.co_names
