@@ -150,7 +150,7 @@ def _stored() -> Iterator[tuple[str, str]]:
     env, found = os.environ.get, []
     hub = Path(env("HF_HOME") or Path(env("XDG_CACHE_HOME") or "~/.cache", "huggingface")).expanduser()
     with contextlib.suppress(OSError, ValueError):
-        found.append(("Hugging Face's token", Path(env("HF_TOKEN_PATH") or hub / "token").expanduser().read_text().strip()))
+        found.append(("Hugging Face's token", Path(env("HF_TOKEN_PATH") or hub / "token").expanduser().read_text("utf-8").strip()))
     for name, path in (
         ("Hugging Face's token", hub / "stored_tokens"),
         ("W&B's key", Path(env("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings"),

@@ -20,8 +20,9 @@ def counter(folder: Path) -> Count:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    config = json.loads(path.read_text()) if (path := folder / "tokenizer_config.json").exists() else {}
-    template = (folder / "chat_template.jinja").read_text() if (folder / "chat_template.jinja").exists() else config.get("chat_template")
+    config = json.loads(path.read_text(encoding="utf-8")) if (path := folder / "tokenizer_config.json").exists() else {}
+    path = folder / "chat_template.jinja"
+    template = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
     compiled = None
     if isinstance(template, str):
         compiled = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)

@@ -44,7 +44,7 @@ def model_folder(path: Path) -> Path:
 
 def positions(path: Path) -> int | None:
     """Tokens that a model was made for, where its config says so."""
-    found = json.loads((model_folder(path) / "config.json").read_text()).get("max_position_embeddings")
+    found = json.loads((model_folder(path) / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
     return found if isinstance(found, int) else None
 
 

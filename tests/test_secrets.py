@@ -307,7 +307,8 @@ def test_the_log_of_vllms_engine_is_cleaned(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "python").write_text("#!/bin/sh\necho ready $OPENAI_API_KEY\nenv >&2\n")
     (tmp_path / "python").chmod(0o755)
-    child = Child(Serving(python=str(tmp_path / "python"), gpu_memory_utilization=0.5, tensor_parallel_size=1, max_model_len=None, arguments={}))
+    sizes: dict[str, Any] = {"gpu_memory_utilization": 0.5, "tensor_parallel_size": 1, "max_model_len": None, "arguments": {}}
+    child = Child(Serving(python=str(tmp_path / "python"), **sizes))
     with pytest.raises(VllmFailed, match="it ended with exit code 0"):
         child.ask("write")
     assert "ready [redacted]" in (said := capsys.readouterr().err) and "OPENAI_API_KEY=[redacted]" in said

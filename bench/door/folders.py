@@ -41,7 +41,7 @@ def model_folder(text: str, key: str = "model.path", what: str = "a causal LM", 
 def positions(folder: Path) -> int | None:
     """Tokens that a model was made for, where its config says so."""
     try:
-        found = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'} is no JSON: {error}") from error
     return found if isinstance(found, int) else None
@@ -52,7 +52,7 @@ def no_template(folder: Path, way_out: str) -> str | None:
     config = folder / "tokenizer_config.json"
     if any((folder / name).exists() for name in (TEMPLATE, "chat_template.json", TEMPLATES)):
         return None
-    if config.exists() and json.loads(config.read_text()).get("chat_template"):
+    if config.exists() and json.loads(config.read_text(encoding="utf-8")).get("chat_template"):
         return None
     return f"{folder} is asked in messages and its tokenizer has no chat template: {way_out}"
 
