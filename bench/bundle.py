@@ -28,7 +28,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bench import report, secrets
-from bench.config import Bundle, Cell, Expectation
+from bench.config import Bundle, Cell, Expectation, user_path
 from bench.door import BadConfig, Opened
 from bench.keep import WEIGHTS, size_words
 from bench.plan import CellPlan, Sources
@@ -115,7 +115,7 @@ def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sw
     """Write the archive; returns lines on what is in it. `make_sweep`: the report's sweep of an opened command.
 
     Raises BadConfig where a file holds a secret of the environment."""
-    out, results = Path(str(do.out)).expanduser().absolute(), opened.session.results_dir
+    out, results = user_path(str(do.out)), opened.session.results_dir
     with tempfile.TemporaryDirectory() as aside:
         root = Path(aside) / f"bundle-{sweep.name}"
         left_out = _stages(sweep.cells, store, root)

@@ -18,7 +18,7 @@ import yaml
 
 from bench import bundle, clusters, export, keep, methods, passport, report, rescore, secrets, size_table, why
 from bench.audit_files import audit_sources
-from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why
+from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why, user_path
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
 from bench.devices import is_spread, spread_faults
@@ -57,7 +57,7 @@ def main(opened: Opened) -> int:
     if session.do.name in ("report", "status", "rescore"):
         opened = bundle.opened_from(opened)
     if session.do.name in ("run", "report", "audit") and not getattr(session.do, "plan", False):
-        _make(session.results_dir)
+        _make(session.results_dir, store=session.do.name != "report")
     if isinstance(session.do, Audit):
         return _audit(session.do, opened, store)
     sweep = _sweep(opened)
@@ -154,15 +154,17 @@ def _audit(do: Audit, opened: Opened, store: Store) -> int:
         if reason := _failure_of(audit, failures):
             print(f"FAILED   {audit.name}: {reason}")
         else:
-            folder = Path(do.out).expanduser() if do.out else opened.session.results_dir / report.PASSPORTS
+            folder = user_path(do.out) if do.out else opened.session.results_dir / report.PASSPORTS
             passport.show(passport.read_passport(audit, store, command), folder)
     return OVER_BUDGET if over_budget else SOME_FAILED if failures else OK
 
 
-def _make(results: Path) -> None:
+def _make(results: Path, *, store: bool) -> None:
     """Make the results folder; BadConfig when it cannot be one."""
     try:
         results.mkdir(parents=True, exist_ok=True)
+        if store:
+            (results / "store").mkdir(exist_ok=True)  # /proc is a folder, and nothing can be made in it
     except OSError as error:
         why = f"results={results} cannot be a folder to write to ({error.strerror}): set results=DIR or BENCH_RESULTS"
         raise BadConfig([why]) from error

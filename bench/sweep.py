@@ -27,7 +27,8 @@ from omegaconf.grammar_parser import parse
 from omegaconf.resolvers import oc
 
 from bench import secrets
-from bench.config import VERB_KEYS
+from bench.config import VERB_KEYS, user_path
+from bench.text_files import read_text
 
 ROOT = Path(__file__).parent
 CONF = next(path for path in (ROOT / "_conf", ROOT.parent / "conf") if path.is_dir())
@@ -107,7 +108,7 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
 
 
 def _read_folder(text: str, reading: _Reading) -> None:
-    folder = Path(text).expanduser().absolute()
+    folder = user_path(text)
     if text and folder.is_dir():
         reading.folders.append(folder)
     else:
@@ -242,7 +243,7 @@ def sweep_label(path: Path) -> str:
 def question(path: Path) -> str:
     """What a sweep file asks: its first comment, up to the expectation."""
     asked = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).split("\n"):
         text = line.lstrip("#").strip()
         if not line.startswith("#") or text.startswith(("Expected", "python -m")):
             break
@@ -330,7 +331,7 @@ def spelled_out(point: Point) -> dict[str, Any]:
     for key, value in point.items():
         if is_path(key, value):
             full |= {"model": "local", "model.path": value}
-            full.setdefault("model.name", as_name(Path(value).expanduser().absolute().name))
+            full.setdefault("model.name", as_name(user_path(value).name))
         elif key == "model.hub" and isinstance(value, str):
             full["model.hub"] = value
             if point.get("model") == "hub":

@@ -7,14 +7,13 @@ where the tokenizer begins plain text with one, whether its template writes it (
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.hub import trusts_code
+from bench.hub import read_config, trusts_code
 from bench.records import Item, Message, Pair, Unpaired, completion_columns, text_digest
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def model_folder(path: Path) -> Path:
 
 def positions(path: Path) -> int | None:
     """Tokens that a model was made for, where its config says so."""
-    found = json.loads((model_folder(path) / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    found = read_config(model_folder(path)).get("max_position_embeddings")
     return found if isinstance(found, int) else None
 
 

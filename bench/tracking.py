@@ -48,7 +48,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from bench import secrets
-from bench.config import NoTracker, WandbTracker
+from bench.config import NoTracker, WandbTracker, user_path
 
 Row = Mapping[str, float]
 
@@ -126,7 +126,7 @@ class _Account(NamedTuple):
 
 def _account() -> _Account:
     """Read as wandb reads it, without importing wandb: a re-run of a cached sweep needs no more than this."""
-    config_dir = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    config_dir = user_path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
     stored = configparser.ConfigParser(interpolation=None)
     with suppress(configparser.Error, OSError, UnicodeDecodeError):
         stored.read(config_dir / "settings")
@@ -142,7 +142,7 @@ def _account() -> _Account:
 def _netrc_has(host: str) -> bool:
     for path in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
         try:
-            return netrc.netrc(Path(path).expanduser()).authenticators(host) is not None
+            return netrc.netrc(user_path(path)).authenticators(host) is not None
         except (OSError, netrc.NetrcParseError):
             continue
     return False

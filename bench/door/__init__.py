@@ -39,6 +39,7 @@ from bench.config import (
     Written,
     misfits,
     unread,
+    user_path,
 )
 from bench.door.files import Fetches, Files
 from bench.door.words import GROUPS, MEMBERS, BadConfig, Tree, Where, in_words, leaves, one_line, short, unknown
@@ -105,7 +106,9 @@ class _Door:
         base = self._point(of_session | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1})
         grids = self._grids(base[0]) if base else []
         session = self._session(*base) if base else None
-        if session:
+        if session and session.results_problem:
+            self.problems.append(session.results_problem)
+        elif session:
             self.files.lock = session.results_dir / hub.LOCK
             self.files.fetches = FETCHED.get(session.do.name, "nothing")
         expectations = self._expectations(*base) if base else ()
@@ -150,20 +153,20 @@ class _Door:
 
     def _check_rescore(self, do: Rescore, where: Where) -> None:
         """Files that exist and fit together; what is in them is seen when they are read."""
-        judgements, foreign = Path(do.judgements or ".").expanduser(), do.judgements is not None
+        judgements, foreign = user_path(do.judgements or "."), do.judgements is not None
         files = {"reference_outputs": do.reference_outputs, "calibration": None if do.calibration == FITTED else do.calibration}
         if foreign and not judgements.exists():
             what = "a folder in AlpacaEval's layout or a file of FastChat's judgements (.jsonl)"
             self.problems.append(f"judgements must be {what}, got {do.judgements}: no such file or folder ({where.of('do.judgements')})")
         for name, path in files.items():
-            if path is not None and not Path(path).expanduser().is_file():
+            if path is not None and not user_path(path).is_file():
                 self.problems.append(f"{name} must be a file, got {path}: no such file ({where.of(f'do.{name}')})")
         for name in ("reference_outputs", "calibration"):
             if foreign and judgements.is_file() and getattr(do, name) is not None:
                 self.problems.append(f"{name} is for AlpacaEval's verdicts, judgements={do.judgements} are FastChat's: leave it out")
         if foreign and (self.command.sweep or self.command.asks):
             self.problems.append(f"judgements={do.judgements} are rescored by themselves: leave out {self.command.cell_words}")
-        if do.out is not None and (not (out := Path(do.out).expanduser()).parent.is_dir() or out.is_dir()):
+        if do.out is not None and (not (out := user_path(do.out)).parent.is_dir() or out.is_dir()):
             self.problems.append(f"out must be a CSV file in a folder that is there, got {do.out} ({where.of('do.out')})")
 
     def _check_audit(self, do: Audit, cells: Sequence[Cell], where: Where) -> None:
@@ -181,7 +184,7 @@ class _Door:
             if path is None:
                 continue
             try:
-                manner = manner_of(Path(path).expanduser())
+                manner = manner_of(user_path(path))
             except (OSError, ValueError) as error:
                 self.problems.append(f"{error} ({where.of(f'do.{name}')})")
                 continue
@@ -217,7 +220,7 @@ class _Door:
 
     def _check_out(self, do: Export | Bundle, where: Where) -> None:
         """A new or empty folder, or an archive in a folder that is there."""
-        out = Path(do.out or "").expanduser()
+        out = user_path(do.out or "")
         taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
         if isinstance(do, Export) and (not do.out or taken or not out.absolute().parent.is_dir()):
             got = do.out or "none: add out=DIR"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from filelock import FileLock
 
+from bench.config import user_path
+from bench.hub import read_config
 from bench.store import hash_long
+from bench.text_files import BadFile, read_text
 
 CHAT_TEMPLATES = Path(__file__).parent.parent / "chat_templates"
 KNOWN = ", ".join(sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja")))
@@ -19,14 +21,14 @@ ADD_ONE = f"add {TEMPLATE}"
 
 
 def a_file(text: str, key: str) -> Path:
-    path = Path(text).expanduser().absolute()
+    path = user_path(text)
     if not path.is_file():
         raise ValueError(f"{key} must be a file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
     return path
 
 
 def model_folder(text: str, key: str = "model.path", what: str = "a causal LM", weights: bool = True) -> Path:
-    folder = Path(text).expanduser().absolute()
+    folder = user_path(text)
     if not folder.is_dir():
         hint = "" if text.count("/") != 1 or text[:1] in "./~" else f" (of the hub: model=hub model.hub={text})"
         raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder{hint if key == 'model.path' else ''}")
@@ -40,10 +42,7 @@ def model_folder(text: str, key: str = "model.path", what: str = "a causal LM", 
 
 def positions(folder: Path) -> int | None:
     """Tokens that a model was made for, where its config says so."""
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}") from error
+    found = read_config(folder).get("max_position_embeddings")
     return found if isinstance(found, int) else None
 
 
@@ -52,7 +51,7 @@ def no_template(folder: Path, way_out: str) -> str | None:
     config = folder / "tokenizer_config.json"
     if any((folder / name).exists() for name in (TEMPLATE, "chat_template.json", TEMPLATES)):
         return None
-    if config.exists() and json.loads(config.read_text(encoding="utf-8")).get("chat_template"):
+    if config.exists() and read_config(folder, config.name).get("chat_template"):
         return None
     return f"{folder} is asked in messages and its tokenizer has no chat template: {way_out}"
 
@@ -65,13 +64,13 @@ def template_file(text: str) -> Path:
     path = CHAT_TEMPLATES / f"{text}.jinja"
     if path.is_file():
         return path
-    if not (path := Path(text).expanduser().absolute()).is_file():
+    if not (path := user_path(text)).is_file():
         raise ValueError(f"model.chat_template must be one of {KNOWN} or a Jinja file, got {text}: no such file")
     try:
-        template = OF_TRANSFORMERS.sub("", path.read_text(encoding="utf-8"))
+        template = OF_TRANSFORMERS.sub("", read_text(path))
         ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"model.chat_template must be UTF-8, got {text}: {error}") from error
+    except BadFile as error:
+        raise BadFile(f"model.chat_template must be a Jinja template in UTF-8, got {error}") from error
     except TemplateSyntaxError as error:
         raise ValueError(f"model.chat_template must be a Jinja template, got {text}, line {error.lineno}: {error.message}") from error
     return path
@@ -80,7 +79,7 @@ def template_file(text: str) -> Path:
 def with_template(folder: Path, template: Path, under: Path) -> Path:
     """A folder of links to a model's files, with another chat template; the same each time, and left as it is where nothing changed:
     stages that run look at the times of its files."""
-    text = template.read_text(encoding="utf-8")
+    text = read_text(template)
     made = under / f"{folder.name}-{hash_long([str(folder), text])[:12]}"
     made.mkdir(parents=True, exist_ok=True)
     with FileLock(under / f".{made.name}.lock"):
@@ -100,7 +99,7 @@ def with_template(folder: Path, template: Path, under: Path) -> Path:
 
 def tasks_folder(path: str) -> Path:
     """A folder of lm_eval's task files. Raises ValueError for anything else."""
-    folder = Path(path).expanduser().absolute()
+    folder = user_path(path)
     if not folder.is_dir() or not any(file.suffix in (".yaml", ".yml") for file in folder.rglob("*")):
         what = "holds no YAML file" if folder.is_dir() else "is no folder"
         raise ValueError(f"forgetting.include_path must be a folder of task files (YAML), got {path}, which {what}")

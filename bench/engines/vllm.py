@@ -20,9 +20,11 @@ from typing import Any
 from bench import secrets
 from bench.config import Decoding, Serving
 from bench.engines.base import ADAPTER, Progress, Vocabulary, Written, silent
+from bench.hub import read_config
 from bench.judges.server import CPU_ENVIRONMENT, ENVIRONMENT
 from bench.kept import AT_REST, VERSIONS
 from bench.store import hash_key, tree_stamp
+from bench.text_files import whole_number
 from bench.tokens import Ids, check_rendering, model_folder
 
 CHILD = Path(__file__).with_name("vllm_child.py")
@@ -141,7 +143,7 @@ def _arguments(dtype: str, serving: Serving, rank: int | None) -> dict[str, Any]
 
 
 def _architecture(folder: Path) -> Mapping[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     return {name: value for name, value in config.items() if name not in OF_NO_ARCHITECTURE}
 
 
@@ -168,7 +170,7 @@ class Engine:
         if (folder / ADAPTER).exists():
             if base is None:
                 raise ValueError(f"{folder} holds an adapter alone and needs the model that it was trained beside")
-            rank = int(json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["r"])
+            rank = whole_number(read_config(folder, ADAPTER).get("r"), f"{folder / ADAPTER}: r", 1, 10**6)
             self._adapter = {"adapter": str(folder)}
             folder = model_folder(base)
         self._load = folder, dtype, serving, rank
