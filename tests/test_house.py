@@ -17,7 +17,7 @@ BENCH = ROOT / "bench"
 ORDER = [
     ["config", "kept"],
     ["text_files", "secrets"],
-    ["templates"],
+    ["templates", "model_config"],
     ["hub"],
     ["records"],
     ["stats", "preferences", "tokens", "token_counts", "written", "self_instruct"],
@@ -46,6 +46,7 @@ LIGHT = [
     "config",
     "text_files",
     "templates",
+    "model_config",
     "records",
     "stats",
     "length_control",
