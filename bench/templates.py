@@ -31,6 +31,9 @@ TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+# Classes of tokenizer that have no special tokens but those that their files name.
+WITHOUT_TOKENS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
 # What Llama 3.1 and 3.2 write where nobody gives a date. A template that asks the clock is given this day.
 TEMPLATE_DATE = "2024-07-26"
 
@@ -140,8 +143,9 @@ def special_tokens(folder: Path) -> dict[str, str]:
     more = named.get("extra_special_tokens")
     named |= more if isinstance(more, dict) else {}
     found = {name: text for name in named if name.endswith("_token") and (text := _token(named[name]))}
-    # Some classes of tokenizer have a BOS and an EOS that no file names. tokens.py pads with EOS.
-    return {"bos_token": "", "eos_token": "", "pad_token": found.get("eos_token", ""), **found}
+    if config.get("tokenizer_class") not in WITHOUT_TOKENS:
+        found = {**{name: "" for name in ("bos_token", "eos_token") if name not in named}, **found}
+    return {"pad_token": found["eos_token"], **found} if "eos_token" in found else found  # as tokens.py pads
 
 
 def _token(value: Any) -> str | None:
