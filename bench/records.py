@@ -383,6 +383,6 @@ def read_rewards(folder: Path) -> dict[str, float]:
 
 def read_rows(path: Path) -> list[Pair] | list[Unpaired]:
     """Preference rows of either form."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         paired = '"chosen"' in file.readline()
     return list(read_jsonl(path, Pair)) if paired else list(read_jsonl(path, Unpaired))

@@ -282,7 +282,7 @@ def main() -> None:
 
 def _limit_memory() -> None:
     with contextlib.suppress(OSError, ValueError):  # not on every system
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
 

@@ -34,7 +34,7 @@ Pair = tuple[str, str, str]  # prompt, first answer, second answer
 
 
 def is_pair_rm(folder: Path) -> bool:
-    config = json.loads((model_folder(folder) / "config.json").read_text())
+    config = json.loads((model_folder(folder) / "config.json").read_text(encoding="utf-8"))
     return all(name in config for name in MARK_IDS)
 
 
