@@ -96,6 +96,14 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
     return folder
 
 
+def cached(kind: Kind, repo: str, at: str) -> Path | None:
+    """The folder of a revision in the cache, which may lack files of it; None where nothing of it is there. Asks nobody."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}" / "snapshots" / at
+    return folder if folder.is_dir() else None
+
+
 def _holds(folder: Path, patterns: Sequence[str]) -> bool:
     """Whether a folder has files of every pattern, and of sets that name their size (train-00000-of-00003) all."""
     files = {pattern: list(folder.glob(pattern)) for pattern in patterns}

@@ -159,6 +159,8 @@ class Engine:
     """
 
     def __init__(self, path: Path, dtype: str, serving: Serving, control: str | None = None, base: Path | None = None):
+        from bench.engines.hf import check_weights
+
         self.vocabulary = Vocabulary(path, control, base)
         self.tokenizer = self.vocabulary.tokenizer
         check_rendering(path, self.tokenizer, self.vocabulary.ends)
@@ -173,6 +175,7 @@ class Engine:
             rank = whole_number(read_config(folder, ADAPTER).get("r"), f"{folder / ADAPTER}: r", 1, 10**6)
             self._adapter = {"adapter": str(folder)}
             folder = model_folder(base)
+        check_weights(folder)
         self._load = folder, dtype, serving, rank
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:
