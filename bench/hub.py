@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from bench import secrets
 from bench.text_files import BadFile, describe, read_object, read_yaml, text
 
 LOCK = "revisions.json"
@@ -93,6 +94,14 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
         with contextlib.suppress(OSError):  # a cache that others own is asked about again
             whole.write_text(json.dumps(names), encoding="utf-8")
     return folder
+
+
+def cached(kind: Kind, repo: str, at: str) -> Path | None:
+    """The folder of a revision in the cache, which may lack files of it; None where nothing of it is there. Asks nobody."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}" / "snapshots" / at
+    return folder if folder.is_dir() else None
 
 
 def _holds(folder: Path, patterns: Sequence[str]) -> bool:
@@ -189,5 +198,5 @@ def _words(error: Exception, kind: Kind, repo: str, at: str | None, patterns: Se
         return f"{repo} has no revision {at}: see {page}/commits/main"
     include = "".join(f" --include '{pattern}'" for pattern in patterns)
     command = f"hf download {repo} --type {kind.removesuffix('s')}{f' --revision {at}' if at else ''}{include} --local-dir DIR"
-    why = "HF_HUB_OFFLINE is set and the cache does not hold it" if constants.HF_HUB_OFFLINE else " ".join(str(error).split())[:200]
+    why = "HF_HUB_OFFLINE is set and the cache does not hold it" if constants.HF_HUB_OFFLINE else secrets.excerpt(str(error), 200)
     return f"{repo} could not be had from the hub ({why}): where there is a network, run `{command}`"

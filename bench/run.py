@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import bundle, clusters, export, keep, methods, passport, report, rescore, size_table, why
+from bench import bundle, clusters, export, keep, methods, passport, report, rescore, secrets, size_table, why
 from bench.audit_files import audit_sources
 from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why, user_path
 from bench.costs import judge_costs, with_costs
@@ -263,9 +262,15 @@ def _run_stages(
 def check_keys(stages: Sequence[Stage]) -> None:
     """Raises BadConfig where a judge of these stages needs a key that the environment does not hold: before anything is trained."""
     asked = {stage.settings.asking for stage in stages if isinstance(stage.settings, LanguageJudgeSettings) and stage.settings.asking}
-    needed = {asking.api_key_env for asking in asked if asking.server == "endpoint" and asking.base_url is None}
-    if lacking := sorted(name for name in needed if not os.environ.get(name)):
-        raise BadConfig([f"the environment variable {name} (judge.api_key_env) must hold the judge's key" for name in lacking])
+    problems = []
+    for name, needed in sorted({(asking.api_key_env, asking.base_url is None) for asking in asked if asking.server == "endpoint"}):
+        try:
+            if secrets.key(name) is None and needed:
+                problems.append(f"the environment variable {name} (judge.api_key_env) must hold the judge's key")
+        except secrets.BadKey as error:
+            problems.append(str(error))
+    if problems:
+        raise BadConfig(problems)
 
 
 def check_tasks(stages: Sequence[Stage]) -> None:
@@ -408,7 +413,7 @@ class Scheduler:
 
     def _took(self, answer: Report) -> None:
         running = self.running.pop(answer.key)
-        stage, outcome, error = running.stage, answer.outcome, answer.error
+        stage, outcome, error = running.stage, answer.outcome, secrets.shown(answer.error)
         if stage.kind == "judge" and labels_samples(stage):
             error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)  # keys as they are typed
         self.store.forget(stage)
@@ -431,6 +436,7 @@ class Scheduler:
             self.over_budget |= outcome == "over_budget"
             self.failures[stage] = error
             self.store.record_failure(stage, error)
+            secrets.clean_file(self.store.beside(stage, "log"))  # a worker that died has not done so itself
         self.screen.stage_ended(stage, outcome, error, self.store.beside(stage, "log"))
         self.on_end()
 
@@ -479,7 +485,7 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         for stage in cell.stages:
             with contextlib.suppress(FileNotFoundError):  # made in another store, or by a command that logs now
-                written = store.beside(stage, "log").read_text("utf-8", "replace")
+                written = secrets.clean(store.beside(stage, "log").read_text("utf-8", "replace"))
                 log.write(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
 
 

@@ -17,7 +17,9 @@ BENCH = ROOT / "bench"
 ORDER = [
     ["config", "kept"],
     ["text_files", "secrets"],
+    ["templates"],
     ["hub"],
+    ["model_config"],
     ["records"],
     ["stats", "preferences", "tokens", "token_counts", "written", "self_instruct"],
     ["length_control", "audit", "audit_ratings", "canaries"],
@@ -44,6 +46,11 @@ HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", 
 LIGHT = [
     "config",
     "text_files",
+    "secrets",
+
+
+    "templates",
+    "model_config",
     "records",
     "stats",
     "length_control",

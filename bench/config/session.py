@@ -205,6 +205,18 @@ def user_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path)).absolute()
 
 
+class Bounds(Settings):
+    """What a model's files may ask for: sizes in its config.json, and seconds for a first look at its chat template."""
+
+    layers: Count
+    width: Count
+    heads: Count
+    experts: Count
+    vocabulary: Count
+    positions: Count
+    template_s: Positive
+
+
 class Session(Settings):
     do: Verb | PlanVerb | Rescore | Why | Audit | Export | Bundle = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
@@ -212,6 +224,7 @@ class Session(Settings):
     accelerate: Accelerate
     results: str | None
     keep: Keep
+    bounds: Bounds
     hardware: Hardware
 
     @property

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from bench import hub
+from bench import hub, secrets
 from bench import sweep as sweeps
 from bench.audit_files import human_manner, recorded_manner
 from bench.config import (
@@ -48,7 +48,7 @@ from bench.plan import Sources, judge_manners
 from bench.sweep import CommandLine, is_session
 
 CELL_SECTIONS = tuple(Cell.model_fields)
-SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "hardware")
+SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "bounds", "hardware")
 OF_THE_JURY = ("items", "n_items", "decoding")
 FETCHED: dict[str, Fetches] = {"run": "all", "audit": "all", "plan": "not weights"}  # from the hub, by verb
 M = TypeVar("M", bound=BaseModel)
@@ -73,6 +73,8 @@ class Opened:
 def open_door(words: Sequence[str]) -> Opened:
     """Cells and session of a command; raises BadConfig with every problem."""
     command = sweeps.parse_command_line(words)
+    if command.refused:
+        raise BadConfig(command.refused)
     sweeps.register_sweeps()
     with initialize_config_dir(str(sweeps.CONF), version_base="1.3"):
         return _Door(command, list(command.problems)).open()
@@ -109,6 +111,7 @@ class _Door:
         elif session:
             self.files.lock = session.results_dir / hub.LOCK
             self.files.fetches = FETCHED.get(session.do.name, "nothing")
+            self.files.bounds = session.bounds
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
         asked = sweeps.points(grids, of_cells, of_sweep=self.sweep is not None)
@@ -375,10 +378,19 @@ class _Door:
         return self._composed[key]
 
     def _session(self, tree: Tree, where: Where) -> Session | None:
-        names = ("do", "tracker", "accelerate", "results", "keep", "hardware")
+        names = ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware")
         sections = {key: tree[key] for key in names} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
-        return self._valid(Session, plain, where) if plain else None
+        return self._valid(Session, plain, where) if plain and not self._has_credentials(plain) else None
+
+    def _has_credentials(self, plain: Tree) -> bool:
+        """Whether settings of a config file hold a credential, which is said. A judge's key is secret from here on."""
+        for key, value in leaves(plain):
+            if key.rpartition(".")[2] == "api_key_env" and isinstance(value, str):
+                secrets.read_from(value)
+        if why := secrets.refusal("", plain):
+            self.problems.append(why)
+        return why is not None
 
     def _cell(self, tree: Tree, where: Where) -> Cell | None:
         for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "hydra"}):
@@ -388,6 +400,8 @@ class _Door:
                 self.problems.append(unknown("section", key, SECTIONS, where.of(key)))
         plain = self._resolved({key: tree[key] for key in (*CELL_SECTIONS, "scale")}, where)
         if plain is None or self._valid(Scale, plain.pop("scale"), where, "scale") is None:
+            return None
+        if self._has_credentials(plain):
             return None
         self.files.check(plain, where)
         return self._valid(Cell, plain, where)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, DebertaV2Model, DebertaV2PreTrainedModel
 
-from bench.engines.hf import by_length, silent
+from bench.engines.hf import by_length, load_tensors, silent
 from bench.engines.reward import Scorer
 from bench.hub import read_config
 from bench.judges.pair_ranker import pair_template, pair_text
@@ -70,7 +70,7 @@ class PairRMScorer:
     def __init__(self, folder: Path, dtype: str, batch_size: int):
         place = model_folder(folder)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-        model: Any = PairRM.from_pretrained(place, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True)
+        model: Any = load_tensors(PairRM, place, dtype)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval().float()
         self.dtype, self.batch_size = dtype, batch_size
 

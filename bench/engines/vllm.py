@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import secrets
 from bench.config import Decoding, Serving
 from bench.engines.base import ADAPTER, Progress, Vocabulary, Written, silent
 from bench.hub import read_config
@@ -48,11 +49,12 @@ class Child:
         if serving.python is not None:
             environment.pop("PYTHONPATH", None)  # of this environment, not of that one
         line = [serving.python or sys.executable, "-P", str(CHILD), str(os.getpid()), str(answers)]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                line, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[answers], env=environment, encoding="utf-8", bufsize=1
-            )
+        log, self._logging = secrets.pipe_into(self.log)
+        self.process = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[answers], env=environment, encoding="utf-8", bufsize=1
+        )
         os.close(answers)
+        os.close(log)
         self._answers = os.fdopen(out, encoding="utf-8")
 
     def ask(self, do: str, progress: Progress = silent, **request: Any) -> dict[str, Any]:
@@ -70,16 +72,22 @@ class Child:
                 break
         else:
             answer = {"error": f"it ended with exit code {self.process.wait(STOP_S)}"}
+        self._end()
         print(self.log.read_text("utf-8", "replace")[-LOG_TAIL:], file=sys.stderr)
-        self.close()
+        self.log.unlink(missing_ok=True)
         raise VllmFailed(f"vLLM, asked to {do}: {answer['error']}")
 
     def close(self) -> None:
+        self._end()
+        self.log.unlink(missing_ok=True)
+
+    def _end(self) -> None:
+        """Once it has ended, its log is whole."""
         with contextlib.suppress(BrokenPipeError):
             self.process.communicate()
         with contextlib.suppress(OSError):
             self._answers.close()
-        self.log.unlink(missing_ok=True)
+        self._logging.join(STOP_S)
 
 
 def _defaults(serving: Serving) -> dict[str, str]:
@@ -151,6 +159,8 @@ class Engine:
     """
 
     def __init__(self, path: Path, dtype: str, serving: Serving, control: str | None = None, base: Path | None = None):
+        from bench.engines.hf import check_weights
+
         self.vocabulary = Vocabulary(path, control, base)
         self.tokenizer = self.vocabulary.tokenizer
         check_rendering(path, self.tokenizer, self.vocabulary.ends)
@@ -165,6 +175,7 @@ class Engine:
             rank = whole_number(read_config(folder, ADAPTER).get("r"), f"{folder / ADAPTER}: r", 1, 10**6)
             self._adapter = {"adapter": str(folder)}
             folder = model_folder(base)
+        check_weights(folder)
         self._load = folder, dtype, serving, rank
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:
