@@ -381,11 +381,11 @@ def test_a_mark_and_line_ends_change_no_chat_template(model_folder: Path, tmp_pa
 
 
 def test_a_path_of_a_user_who_is_not_known_is_refused(problems: Problems, monkeypatch: pytest.MonkeyPatch) -> None:
-    (problem,) = problems("results=~nobody-of-that-name/x")
+    (problem,) = problems("results='~nobody-of-that-name/x'")
     assert problem.startswith("results=~nobody-of-that-name/x is in the home of a user who is not known here: set results=DIR")
     for word, said in (
-        ("completions=~nobody-of-that-name/x", "completions must be a file, got ~nobody-of-that-name/x: no such file"),
-        ("judge.calibration=~nobody-of-that-name/x", "no such file"),
+        ("completions='~nobody-of-that-name/x'", "completions must be a file, got ~nobody-of-that-name/x: no such file"),
+        ("judge.calibration='~nobody-of-that-name/x'", "no such file"),
     ):
         assert any(said in found for found in problems(*(["judge=alpaca_eval", "judge.model=m"] if "judge" in word else []), word))
     monkeypatch.setenv("BENCH_RESULTS", "~nobody-of-that-name/x")
