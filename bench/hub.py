@@ -21,6 +21,8 @@ from typing import Literal
 import yaml
 from filelock import FileLock
 
+from bench.text_files import read_object
+
 LOCK = "revisions.json"
 Kind = Literal["datasets", "models"]
 
@@ -145,10 +147,14 @@ TRUSTED = next(path for path in (_HERE / "_conf", _HERE.parent / "conf") if path
 def trusts_code(folder: Path) -> bool:
     """Whether the Python files of a model's folder are those that the allow-list names, by content.
 
-    Raises ValueError where transformers does not know the architecture by itself and the code is not on the list.
+    Raises ValueError where transformers does not know the architecture by itself and the code is not on the list, or lies elsewhere.
     """
     if not _brings_code(folder):
         return False
+    for name in ("config.json", "tokenizer_config.json"):
+        named = read_object(folder / name).get("auto_map") if (folder / name).is_file() else None
+        if "--" in json.dumps(named):  # OWNER/NAME--FILE.CLASS
+            raise ValueError(f"{folder / name} runs code of another repository ({json.dumps(named)}): take a folder that holds its code")
     files = sorted(folder.glob("*.py"))
     if not files:
         raise ValueError(f"{folder} runs code of its own, and no Python file is there: take a copy of its folder that has them")
@@ -163,7 +169,7 @@ def trusts_code(folder: Path) -> bool:
 
 def _brings_code(folder: Path) -> bool:
     """Whether transformers does not know a model's architecture by itself."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_object(folder / "config.json")
     if "auto_map" not in config:
         return False
     from transformers import CONFIG_MAPPING
