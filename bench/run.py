@@ -498,7 +498,7 @@ def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
     rows = {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
     speeds = {row["step"]: row for row in rows["speed.jsonl"]}
     for row in rows["history.jsonl"]:
-        yield row | {"tokens_per_second": speeds[row["step"]]["tokens_per_second"]}
+        yield row | {name: speed for name, speed in speeds[row["step"]].items() if name == "tokens_per_second"}
 
 
 def track_cell(tracker: Tracker, sweep: report.Sweep, cell: CellPlan, store: Store, reason: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -440,6 +441,19 @@ def test_rows_of_messages_need_a_chat_template_before_anything_runs(
     (problem,) = problems(*own, *words)
     why = "is asked in messages and its tokenizer has no chat template: name one as model.chat_template ("
     assert problem.startswith(f"{model_folder} {why}")
+
+
+def test_a_plan_reads_and_shows_texts_of_any_language_in_any_locale(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:
+    """ASCII is what Python takes for text where the locale is C and nothing else is said."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ("model=local", f"model.path={model_folder}", "method=dpo", "do=plan")
+    (model_folder / "chat_template.jinja").write_text("{{ messages[0].content }} β", encoding="utf-8")
+    rows = [{"prompt": f"é{i}", "chosen": "日本", "rejected": "ß"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    done = run_bench(*words, "data=local", "data.path=rows.jsonl", **ascii_only)
+    assert done.returncode == 0, done.stderr
+    shown = run_bench(python=("-c", "from bench import __main__ as m; m._run = lambda words: print(chr(0x3b2)); m.main()"), **ascii_only)
+    assert (shown.returncode, shown.stdout) == (0, "\\u03b2\n"), shown.stderr
 
 
 def test_bad_rows_are_said_with_line_numbers_before_anything_runs(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:

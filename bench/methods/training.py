@@ -99,16 +99,18 @@ class Recorder(TrainerCallback):
             return
         now, seconds = time.perf_counter(), time.perf_counter() - self._last
         self._last = now
-        tokens = int(logs.get("num_tokens", 0))
-        speed = {"step": state.global_step, "seconds": seconds, "tokens_per_second": (tokens - self.tokens) / seconds}
-        self.tokens = tokens
+        speed = {"step": state.global_step, "seconds": seconds}
+        pace = {}  # of a trainer that counts its tokens
+        if "num_tokens" in logs:
+            pace = {"tokens_per_second": (int(logs["num_tokens"]) - self.tokens) / seconds}
+            self.tokens = int(logs["num_tokens"])
         numbers = {name: float(value) for name, value in logs.items()}
         for name, value in numbers.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} was {value} at step {state.global_step} of {state.max_steps}: lower the learning rate")
         self.history.append({"step": state.global_step, **numbers})
-        self.speed.append(speed)
-        self.progress(state.global_step, state.max_steps, **numbers, tokens_per_second=speed["tokens_per_second"])
+        self.speed.append(speed | pace)
+        self.progress(state.global_step, state.max_steps, **numbers, **pace)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._last = time.perf_counter()

@@ -57,13 +57,18 @@ def _unanswered(items: list[Item], completions: list[Completion], judge: str) ->
 
 def _counts(asked: Sequence[tuple[Request, Reply]]) -> dict[str, int]:
     """What forecasts learn from. Nothing where nobody was asked, or the endpoint does not count tokens."""
-    if not asked or any(reply.prompt_tokens is None for _, reply in asked if not reply.error):
-        return {"requests": len(asked)} if asked else {}
+    if not asked:
+        return {}
+    answered = [reply for _, reply in asked if not reply.error]
+    prompts = [reply.prompt_tokens for reply in answered if reply.prompt_tokens is not None]
+    completions = [reply.completion_tokens for reply in answered if reply.completion_tokens is not None]
+    if not len(prompts) == len(completions) == len(answered):
+        return {"requests": len(asked)}
     return {
         "requests": len(asked),
-        "prompt_characters": sum(len(message["content"]) for request, _ in asked for message in request.messages),
-        "prompt_tokens": sum(reply.prompt_tokens or 0 for _, reply in asked),
-        "completion_tokens": sum(reply.completion_tokens or 0 for _, reply in asked),
+        "prompt_characters": sum(len(message["content"]) for request, reply in asked if not reply.error for message in request.messages),
+        "prompt_tokens": sum(prompts),
+        "completion_tokens": sum(completions),
     }
 
 

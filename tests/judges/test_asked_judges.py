@@ -22,6 +22,7 @@ from tiny import make_model
 
 from bench.config import Asking
 from bench.judges import server
+from bench.judges.asking import Reply, Request
 from bench.judges.client import JudgeRefused, JudgeUnfinished, ServedModelsDiffer
 from bench.judges.preference import policy_first
 from bench.judges.prompts import OWN_PROMPTS
@@ -424,3 +425,24 @@ def test_vllm_itself_serves_and_agrees_with_the_judge_in_process(tmp_path: Path,
         servers.close()
     assert [v.preference for v in ours] == pytest.approx([v.preference for v in theirs], abs=1e-5)
     assert not psutil.pid_exists(found["pid"])
+
+
+@pytest.mark.parametrize(
+    ("replies", "counts"),
+    [
+        ([], {}),
+        (
+            [Reply("a", prompt_tokens=7, completion_tokens=1)],
+            {"requests": 1, "prompt_characters": 3, "prompt_tokens": 7, "completion_tokens": 1},
+        ),
+        ([Reply("a", prompt_tokens=7)], {"requests": 1}),
+        ([Reply("a", completion_tokens=1)], {"requests": 1}),
+        (  # what was refused cost nothing that anybody counted
+            [Reply("a", prompt_tokens=7, completion_tokens=1), Reply("", error="too long")],
+            {"requests": 2, "prompt_characters": 3, "prompt_tokens": 7, "completion_tokens": 1},
+        ),
+    ],
+)
+def test_forecasts_learn_from_tokens_that_were_counted(replies: list[Reply], counts: dict[str, int]) -> None:
+    request = Request([{"role": "user", "content": "abc"}], {})
+    assert judge._counts([(request, reply) for reply in replies]) == counts
