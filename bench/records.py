@@ -371,7 +371,7 @@ def read_labels(path: Path) -> list[HumanLabel]:
             item, turn = id_text(row.get("item_id"), "item_id"), whole_number(row.get("turn", 0), "turn", 0, 10**6)
             label = HumanLabel.from_json(row | {"item_id": item})
         except ValueError as error:
-            raise BadFile(f"{place}: not a HumanLabel: {error}") from error
+            raise BadFile(f"{place}: not a HumanLabel: {printable(str(error))}") from error
         if (earlier := first.setdefault((item, turn, label.rating is None), place)) != place:
             raise BadFile(f"{place}: labels item {printable(item)} again, after {earlier}: one label of an item and turn is expected")
         labels.append(label)

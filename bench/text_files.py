@@ -46,6 +46,10 @@ class BadFile(ValueError):
     """A file, or a row of it, that cannot be used; the message names the file and, where there is one, the row."""
 
 
+class NotJson(BadFile):
+    """A text that is no JSON at all."""
+
+
 def row_limit() -> int:
     """Bytes that a row may have; BENCH_MAX_ROW_MIB sets it."""
     return _limit(ROW_LIMIT_ENV, ROW_LIMIT_MIB)
@@ -210,7 +214,7 @@ def parse_json(content: str | bytes, where: str) -> Any:
     except RecursionError:
         raise BadFile(f"{where}: {TOO_DEEP}") from None
     except json.JSONDecodeError as error:
-        raise BadFile(f"{where}: not JSON ({error})") from error
+        raise NotJson(f"{where}: not JSON ({error})") from error
     except ValueError as error:
         raise BadFile(f"{where}: a whole number of more than {MAX_DIGITS} digits") from error
     _check(value, where, escapes="\\u" in source)
@@ -261,7 +265,7 @@ def read_objects(path: Path, expected: str = "objects") -> list[tuple[str, dict[
     """
     try:
         value = read_json(path)
-    except BadFile as error:
+    except NotJson as error:
         raise BadFile(f"{error}; expected a JSON list of {expected}") from error
     common: dict[str, Any] = {}
     if isinstance(value, dict) and isinstance(value.get("rows"), list):

@@ -351,6 +351,48 @@ def test_a_model_folder_that_lacks_something_is_refused(problems: Problems, mode
     assert f"without {missing} (it holds " in problem
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"NaN", "expected an object, got null (or a number that is not finite)"),
+        (b"[]", "expected an object, got a list of 0"),
+        (b"[" * 200_000, "nested deeper than 100 lists and objects"),
+        ('{"a": 1}'.encode("utf-16"), "expected UTF-8, got UTF-16: save the file as UTF-8"),
+        (b'{"a": 1', "not JSON (Expecting ',' delimiter: line 1 column 8 (char 7))"),
+        (b'{"a": 1, "a": 2}', "an object holds 'a' twice"),
+    ],
+    ids=["nan", "list", "deep", "utf16", "cut", "twice"],
+)
+def test_a_config_that_is_no_object_is_refused_by_name(problems: Problems, model_folder: Path, content: bytes, why: str) -> None:
+    (model_folder / "config.json").write_bytes(content)
+    words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none"]
+    assert problems(*words) == [f"{model_folder / 'config.json'}: {why} (model.path={model_folder} on the command line)"]
+
+
+@pytest.mark.parametrize("spelt", [b"\xef\xbb\xbf{{ messages }}\n", b"{{ messages }}\r\n"], ids=["mark", "crlf"])
+def test_a_mark_and_line_ends_change_no_chat_template(model_folder: Path, tmp_path: Path, spelt: bytes) -> None:
+    words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none", f"results={tmp_path / 'results'}"]
+    found = []
+    for content in (b"{{ messages }}\n", spelt):
+        (tmp_path / "t.jinja").write_bytes(content)
+        model = open_door([*words, f"model.chat_template={tmp_path / 't.jinja'}"]).sources[0].model
+        assert model and (model.path / "chat_template.jinja").read_bytes() == b"{{ messages }}\n"
+        found.append(model.key)
+    assert found[0] == found[1]
+
+
+def test_a_path_of_a_user_who_is_not_known_is_refused(problems: Problems, monkeypatch: pytest.MonkeyPatch) -> None:
+    (problem,) = problems("results='~nobody-of-that-name/x'")
+    assert problem.startswith("results=~nobody-of-that-name/x is in the home of a user who is not known here: set results=DIR")
+    for word, said in (
+        ("completions='~nobody-of-that-name/x'", "completions must be a file, got ~nobody-of-that-name/x: no such file"),
+        ("judge.calibration='~nobody-of-that-name/x'", "no such file"),
+    ):
+        assert any(said in found for found in problems(*(["judge=alpaca_eval", "judge.model=m"] if "judge" in word else []), word))
+    monkeypatch.setenv("BENCH_RESULTS", "~nobody-of-that-name/x")
+    assert any("set results=DIR or BENCH_RESULTS" in found for found in problems("method=dpo"))
+
+
 def test_a_model_that_is_asked_in_messages_needs_a_chat_template(problems: Problems, model_folder: Path) -> None:
     (model_folder / "chat_template.jinja").unlink()
     words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none"]

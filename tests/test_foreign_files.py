@@ -20,12 +20,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.door.folders import no_template, positions
+from bench.door.folders import no_template
 from bench.hub import read_config, trusts_code
 from bench.judges import alpaca_eval, mt_bench
 from bench.judges.items import read_alpaca_eval, read_arena_hard, read_mt_bench
 from bench.judges.prices import read_prices
 from bench.judges.prompts import OWN_GAME, OWN_PROMPTS, annotator, arena_hard_template, mt_bench_templates
+from bench.model_config import positions
 from bench.records import Item, read_labels
 from bench.text_files import BadFile, number, printable
 from bench.written import matched, read_written
@@ -244,7 +245,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def read_configs(folder: Path) -> Found:
-    found = positions(folder)
+    found = positions(read_config(folder))
     no_template(folder, "add one")
     trusts_code(folder)
     return Found([value for value in read_config(folder).values() if isinstance(value, str)], [found])
