@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -17,9 +16,9 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import bundle, clusters, export, keep, methods, passport, report, rescore, size_table, why
+from bench import bundle, clusters, export, keep, methods, passport, report, rescore, secrets, size_table, why
 from bench.audit_files import audit_sources
-from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why
+from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why, user_path
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
 from bench.devices import is_spread, spread_faults
@@ -58,7 +57,7 @@ def main(opened: Opened) -> int:
     if session.do.name in ("report", "status", "rescore"):
         opened = bundle.opened_from(opened)
     if session.do.name in ("run", "report", "audit") and not getattr(session.do, "plan", False):
-        _make(session.results_dir)
+        _make(session.results_dir, store=session.do.name != "report")
     if isinstance(session.do, Audit):
         return _audit(session.do, opened, store)
     sweep = _sweep(opened)
@@ -155,15 +154,17 @@ def _audit(do: Audit, opened: Opened, store: Store) -> int:
         if reason := _failure_of(audit, failures):
             print(f"FAILED   {audit.name}: {reason}")
         else:
-            folder = Path(do.out).expanduser() if do.out else opened.session.results_dir / report.PASSPORTS
+            folder = user_path(do.out) if do.out else opened.session.results_dir / report.PASSPORTS
             passport.show(passport.read_passport(audit, store, command), folder)
     return OVER_BUDGET if over_budget else SOME_FAILED if failures else OK
 
 
-def _make(results: Path) -> None:
+def _make(results: Path, *, store: bool) -> None:
     """Make the results folder; BadConfig when it cannot be one."""
     try:
         results.mkdir(parents=True, exist_ok=True)
+        if store:
+            (results / "store").mkdir(exist_ok=True)  # /proc is a folder, and nothing can be made in it
     except OSError as error:
         why = f"results={results} cannot be a folder to write to ({error.strerror}): set results=DIR or BENCH_RESULTS"
         raise BadConfig([why]) from error
@@ -261,9 +262,15 @@ def _run_stages(
 def check_keys(stages: Sequence[Stage]) -> None:
     """Raises BadConfig where a judge of these stages needs a key that the environment does not hold: before anything is trained."""
     asked = {stage.settings.asking for stage in stages if isinstance(stage.settings, LanguageJudgeSettings) and stage.settings.asking}
-    needed = {asking.api_key_env for asking in asked if asking.server == "endpoint" and asking.base_url is None}
-    if lacking := sorted(name for name in needed if not os.environ.get(name)):
-        raise BadConfig([f"the environment variable {name} (judge.api_key_env) must hold the judge's key" for name in lacking])
+    problems = []
+    for name, needed in sorted({(asking.api_key_env, asking.base_url is None) for asking in asked if asking.server == "endpoint"}):
+        try:
+            if secrets.key(name) is None and needed:
+                problems.append(f"the environment variable {name} (judge.api_key_env) must hold the judge's key")
+        except secrets.BadKey as error:
+            problems.append(str(error))
+    if problems:
+        raise BadConfig(problems)
 
 
 def check_tasks(stages: Sequence[Stage]) -> None:
@@ -406,7 +413,7 @@ class Scheduler:
 
     def _took(self, answer: Report) -> None:
         running = self.running.pop(answer.key)
-        stage, outcome, error = running.stage, answer.outcome, answer.error
+        stage, outcome, error = running.stage, answer.outcome, secrets.shown(answer.error)
         if stage.kind == "judge" and labels_samples(stage):
             error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)  # keys as they are typed
         self.store.forget(stage)
@@ -429,6 +436,7 @@ class Scheduler:
             self.over_budget |= outcome == "over_budget"
             self.failures[stage] = error
             self.store.record_failure(stage, error)
+            secrets.clean_file(self.store.beside(stage, "log"))  # a worker that died has not done so itself
         self.screen.stage_ended(stage, outcome, error, self.store.beside(stage, "log"))
         self.on_end()
 
@@ -466,18 +474,19 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
     of AlpacaEval and FastChat, and the logs of its stages."""
     folder = results / "cells" / cell.name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False))
+    (folder / "config.yaml").write_text(yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     stages = {s.key: {"kind": s.kind, "label": s.label, "folder": str(store.folder(s).relative_to(results))} for s in cell.stages}
-    (folder / "stages.json").write_text(json.dumps({"key": cell.key, "failed": reason, "stages": stages}, indent=1))
+    (folder / "stages.json").write_text(json.dumps({"key": cell.key, "failed": reason, "stages": stages}, indent=1), encoding="utf-8")
     if reason is None:
         shutil.copyfile(store.folder(cell.score) / "result.json", folder / "result.json")
     else:
         (folder / "result.json").unlink(missing_ok=True)
     report.export(cell, store, folder)
-    with (folder / "log.txt").open("w") as log:
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
         for stage in cell.stages:
             with contextlib.suppress(FileNotFoundError):  # made in another store, or by a command that logs now
-                log.write(f"=== {stage.kind} {stage.key} {stage.label}\n{store.beside(stage, 'log').read_text(errors='replace')}\n")
+                written = secrets.clean(store.beside(stage, "log").read_text("utf-8", "replace"))
+                log.write(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
 
 
 def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
@@ -485,14 +494,15 @@ def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
     if "train" not in cell.roles or store.status(cell.roles["train"]).state != "done":
         return
     folder = store.folder(cell.roles["train"])
-    rows = {name: [json.loads(line) for line in (folder / name).read_text().splitlines()] for name in ("history.jsonl", "speed.jsonl")}
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in ("history.jsonl", "speed.jsonl")}
+    rows = {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
     speeds = {row["step"]: row for row in rows["speed.jsonl"]}
     for row in rows["history.jsonl"]:
         yield row | {"tokens_per_second": speeds[row["step"]]["tokens_per_second"]}
 
 
 def track_cell(tracker: Tracker, sweep: report.Sweep, cell: CellPlan, store: Store, reason: str | None) -> None:
-    summary = {} if reason else json.loads((store.folder(cell.score) / "result.json").read_text())["metrics"]
+    summary = {} if reason else json.loads((store.folder(cell.score) / "result.json").read_text(encoding="utf-8"))["metrics"]
     status = "failed" if reason else "done"
     tracker.cell(sweep=sweep.name, **_run_of(cell), history=list(history(cell, store)), summary=summary, status=status, reason=reason)
 

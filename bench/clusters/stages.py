@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from bench import secrets
 from bench.config import ClusterLauncher, LocalLauncher, Resources
 from bench.kinds import Need, needs
 from bench.launch import Pool, Report
@@ -55,6 +56,7 @@ class NodeJob:
         return Path(self.log).with_suffix(".answer.json")
 
     def __call__(self) -> None:
+        secrets.guard_streams()
         if not Path(self.job["store"]).is_dir():
             raise RuntimeError(f"{self.job['store']} is not there on {socket.gethostname()}: results must be on a file system of all nodes")
         limit_s = self.limit_s or float("1e12")
@@ -83,7 +85,7 @@ class NodeJob:
         """The answer, whole or not at all."""
         text = json.dumps({"attempt": self.attempt, "outcome": outcome, "error": error, "node": socket.gethostname()})
         part = self.answer.with_name(f"{self.answer.name}.{os.getpid()}")
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(self.answer)
 
 
@@ -200,12 +202,12 @@ class QueueLauncher:
                 continue
             for job_id, job in zip(ids, jobs, strict=True):
                 self.jobs[job.job["key"]] = left = _InQueue(job_id, job.attempt, Path(job.log))
-                left.note.write_text(json.dumps({"queue": self.queue.name, "id": job_id, "attempt": job.attempt}))
+                left.note.write_text(json.dumps({"queue": self.queue.name, "id": job_id, "attempt": job.attempt}), encoding="utf-8")
         return refused
 
     def _answer(self, key: str, job: _InQueue) -> Report | None:
         try:
-            answer = json.loads(job.log.with_suffix(".answer.json").read_text())
+            answer = json.loads(job.log.with_suffix(".answer.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         if answer["attempt"] != job.attempt:
@@ -237,7 +239,7 @@ class QueueLauncher:
 
 def _read_note(log: Path) -> dict[str, str] | None:
     try:
-        return json.loads(log.with_suffix(".job.json").read_text())
+        return json.loads(log.with_suffix(".job.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from bench import secrets
 from bench.judges.asking import Reply
 from bench.text_files import HALF_CHARACTER, BadFile, describe, number, parse_json, printable
 
@@ -128,7 +129,16 @@ def _listed(logprobs: Any) -> list[dict[str, Any]] | None:
     if not logprobs:
         return None
     content = _object(logprobs, "logprobs").get("content")
-    return thin(_tokens(content)) if content else None
+    return thin(_without_secrets(_tokens(content))) if content else None
+
+
+def _without_secrets(tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tokens of a text that repeats a key say it together: those that hold a part of it say nothing, nor do the others in their place."""
+    cleaned = secrets.clean_pieces([token["token"] for token in tokens])
+    return [
+        token if text == token["token"] else {**token, "token": text, "top_logprobs": []}
+        for token, text in zip(tokens, cleaned, strict=True)
+    ]
 
 
 def _tokens(value: Any) -> list[dict[str, Any]]:

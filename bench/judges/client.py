@@ -27,6 +27,7 @@ import httpx2
 import openai
 import tenacity
 
+from bench import secrets
 from bench.config import Asking
 from bench.judges.asking import Progress, Reply, Request
 from bench.judges.chat_completion import NotACompletion, read_body, reply_of
@@ -112,12 +113,13 @@ class Endpoint:
                         times_sent.update(sent.requests)
                     await self._await_batch(client, missing, sent, path, deadline)
                 except openai.APIStatusError as error:
-                    words = f"{error.status_code}: {self._words(error)}"
                     failure = JudgeUnfinished if _may_pass(error.status_code) else JudgeRefused
-                    raise failure(f"the endpoint's batches said {words}") from None
+                    raise failure(f"the endpoint's batches said {_words(error)}") from None
                 except openai.APIConnectionError as error:
                     self._refuse_redirect(error)
-                    raise JudgeUnfinished(f"the connection failed ({error}); the same command goes on from the batch it sent") from None
+                    raise JudgeUnfinished(
+                        f"the connection failed ({secrets.shown(str(error))}); the same command goes on from the batch it sent"
+                    ) from None
                 often = {digest for digest, n in times_sent.items() if n >= self.asking.attempts} - self.journal.replies.keys()
                 if often:
                     raise JudgeUnfinished(
@@ -242,19 +244,19 @@ class Endpoint:
         if not taken.replies:
             errors = batch["errors"].get("data") if isinstance(batch.get("errors"), dict) else None
             told = [str(e["message"]) for e in errors if isinstance(e, dict) and e.get("message")] if isinstance(errors, list) else []
-            why = self._clean(printable("; ".join(told)[:300])) or f"no reply in it{taken.words()}"
+            why = secrets.excerpt("; ".join(told), 300) or f"no reply in it{taken.words()}"
             anew = ": the same command sends them anew" if batch["status"] == "expired" or taken.may_pass() else ""
             raise (JudgeUnfinished if anew else JudgeRefused)(f"batch {sent.id} {batch['status']}: {why}{anew}")
 
     def _take_line(self, line: str, wanted: Collection[str], missing: dict[str, Request], taken: _Taken) -> None:
         """A line of a batch's output: only what was asked for, and each once."""
         try:
-            row = read_body(line, "the line")
+            row = secrets.clean_data(read_body(line, "the line"))
         except NotACompletion:
             row = None
         digest = row.get("custom_id") if isinstance(row, dict) else None
         if not isinstance(digest, str):
-            taken.errors["", f"no row of a batch: {printable(line[:60])!r}"] += 1
+            taken.errors["", f"no row of a batch: {secrets.excerpt(line, 60)!r}"] += 1
             taken.strange = True
             return
         if digest not in wanted:
@@ -276,7 +278,6 @@ class Endpoint:
                 taken.spent += self._most(missing[digest], batch=True) if dollars is None else dollars
             return
         code, words = _error_of(row, status, body)
-        words = self._clean(words)
         taken.errors[code, words] += 1
         if status in REFUSED:
             taken.refused[digest] = Reply("", error=f"{REQUEST_REFUSED} with {status}: {words}")
@@ -301,7 +302,7 @@ class Endpoint:
         except NotACompletion as error:
             found, body = None, f"{error}: {body}"
         if not isinstance(found, dict):
-            raise JudgeUnfinished(f"the endpoint's batches said {self._clean(printable(body[:300]))!r}, which is no object")
+            raise JudgeUnfinished(f"the endpoint's batches said {secrets.excerpt(body, 300)!r}, which is no object")
         return found
 
     async def _within(self, call: Awaitable[Any]) -> Any:
@@ -364,7 +365,7 @@ class Endpoint:
 
     def _client(self) -> openai.AsyncOpenAI:
         """An SDK client without retries of its own: they are ours, with one pause for all."""
-        key = os.environ.get(self.asking.api_key_env) or ("none" if self.base_url else None)
+        key = secrets.key(self.asking.api_key_env) or ("none" if self.base_url else None)
         if key is None:
             raise JudgeRefused(f"the environment variable {self.asking.api_key_env} (judge.api_key_env) holds no key")
         hooks = openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._only_here]})
@@ -477,12 +478,12 @@ class Endpoint:
                 self._refuse_redirect(error)
             cause = error.__cause__ or error
             billed = not isinstance(cause, httpx2.ConnectError)
-            raise _Again(f"the connection failed ({self._clean(printable(str(cause)))})", maybe_billed=billed) from None
+            raise _Again(f"the connection failed ({secrets.shown(str(cause))})", maybe_billed=billed) from None
         try:
-            return self._priced(reply_of(read_body(body)), round(time.perf_counter() - began, 4))
+            return self._priced(reply_of(secrets.clean_data(read_body(body))), round(time.perf_counter() - began, 4))
         except NotACompletion as error:
-            shown = self._clean(printable(body[:200].decode(errors="replace")))
-            raise _Again(f"what came is no chat completion ({self._clean(str(error))}): {shown!r}", maybe_billed=True) from None
+            shown = secrets.excerpt(body.decode(errors="replace"), 200)
+            raise _Again(f"what came is no chat completion ({secrets.shown(str(error))}): {shown!r}", maybe_billed=True) from None
 
     async def _body(self, client: openai.AsyncOpenAI, request: Request) -> bytes:
         rest = {name: value for name, value in request.body.items() if name != "model"}
@@ -493,15 +494,12 @@ class Endpoint:
 
     def _refusal(self, error: openai.APIStatusError) -> Reply:
         """The reply that a refusal is, where it is one. Raises _Again or JudgeRefused otherwise."""
-        words = f"{error.status_code}: {self._words(error)}"
+        words = _words(error)
         if _may_pass(error.status_code):
             raise _Again(f"the endpoint said {words}", _retry_after_s(error.response.headers.get("retry-after"))) from None
         if error.status_code in REFUSED:
             return Reply("", error=f"{REQUEST_REFUSED} with {words}")
         raise JudgeRefused(f"the endpoint at {self.base_url or 'api.openai.com'} said {words}") from None
-
-    def _words(self, error: openai.APIStatusError) -> str:
-        return self._clean(printable(" ".join(error.response.text.split())[:300]))
 
     def _priced(self, reply: Reply, latency_s: float | None) -> Reply:
         """With what it took; a batch file tells no latency."""
@@ -509,11 +507,6 @@ class Endpoint:
         if self.price and reply.prompt_tokens is not None and reply.completion_tokens is not None:
             dollars = self.price.dollars(reply.prompt_tokens, reply.completion_tokens, batch=latency_s is None)
         return replace(reply, latency_s=latency_s, dollars=dollars)
-
-    def _clean(self, text: str) -> str:
-        """Without the key, which some endpoints repeat."""
-        key = os.environ.get(self.asking.api_key_env)
-        return text.replace(key, "***") if key else text
 
 
 @dataclass(frozen=True)
@@ -574,13 +567,17 @@ def _error_of(row: dict[str, Any], status: Any, body: Any) -> tuple[int | str, s
         code = code or printable(str(told.get("code") or told.get("type") or ""))[:60]
         told = told.get("message") or told
     words = told if isinstance(told, str) else json.dumps(told, ensure_ascii=False)
-    return code, printable(words[:300])
+    return code, secrets.excerpt(words, 300)
 
 
 def _id(answer: dict[str, Any]) -> str:
     if not isinstance(found := answer.get("id"), str) or not found:
-        raise JudgeUnfinished(f"the endpoint's batches answered without an id: {printable(json.dumps(answer)[:300])}")
+        raise JudgeUnfinished(f"the endpoint's batches answered without an id: {secrets.excerpt(json.dumps(answer), 300)}")
     return found
+
+
+def _words(error: openai.APIStatusError) -> str:
+    return f"{error.status_code}: {secrets.excerpt(error.response.text, 300)}"
 
 
 def _may_pass(status: int) -> bool:
