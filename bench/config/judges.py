@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bench.config.base import AsList, Count, Name, Positive, Settings, misfit
+from bench.config.base import AsList, Count, Name, Positive, Probability, Settings, misfit
 
 LABEL = re.compile(r"[A-Za-z][A-Za-z0-9]*")  # how a jury calls a member: part of names of numbers
 ENDINGS = ("n", "se", "low", "high", "failed")  # which these names have of their own
@@ -65,6 +65,7 @@ class Asking(Settings):
     budget_dollars: Positive | None  # what the judging of a sweep may cost in all, earlier runs of it included
     prices: str | None  # a price file; None: the one that comes with bench
     tokenizer: str | None  # a folder whose tokenizer counts tokens for forecasts
+    max_without_logprobs: Probability = 0.01  # share of the votes to be weighed that may be read from the text, for want of log-probs
 
 
 class VerdictDecoding(Settings):
