@@ -17,6 +17,7 @@ BENCH = ROOT / "bench"
 ORDER = [
     ["config", "kept"],
     ["text_files", "secrets"],
+    ["templates"],
     ["hub"],
     ["records"],
     ["stats", "preferences", "tokens", "token_counts", "written", "self_instruct"],
@@ -44,6 +45,7 @@ HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", 
 LIGHT = [
     "config",
     "text_files",
+    "templates",
     "records",
     "stats",
     "length_control",
