@@ -36,6 +36,7 @@ from bench.config import (
     SftEpochs,
     SftTraining,
     Trained,
+    Unwritable,
     Writer,
 )
 from bench.store import LaterField, Source, Stage, Unkeyed
@@ -44,6 +45,8 @@ from bench.store import LaterField, Source, Stage, Unkeyed
 VERSIONS = {
     "data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2, "audit": 2, "tasks": 1,
 }  # fmt: skip
+
+TOKENIZER = "tokenizer"  # the role of a model's folder whose tokenizer and chat template say which rows a data stage keeps
 
 Dtype = Literal["float32", "bfloat16"]
 Need = Literal["cpu", "gpu", "network"]
@@ -138,6 +141,7 @@ class FilePromptData(Settings):
     after: Annotated[int, Field(ge=0)]
     n: Count
     answers: bool
+    max_length: Annotated[Count | None, LaterField()] = None  # with an input `tokenizer`: as LocalPairData's
 
 
 class DrawnData(Settings):
@@ -152,6 +156,7 @@ class LoopPairData(Settings):
 
     source: Literal["loop_pairs"] = "loop_pairs"
     seed: int
+    max_length: Annotated[Count | None, LaterField()] = None  # with an input `tokenizer`: as LocalPairData's
 
 
 class DatasetRows(Settings):
@@ -223,7 +228,7 @@ class LocalPairData(Settings):
     """Preference rows from the user's file or of a public dataset, split into train and held-out by prompt.
 
     With an input `items`, train rows that ask what these ask are dropped or refused. With an input `tokenizer` (a model's folder), rows are
-    dropped whose prompt leaves no place for a completion within `max_length` tokens, or where it is None within the model's positions.
+    dropped that nothing is learnt from (bench/learnable.py) within `max_length` tokens, or where it is None within the model's positions.
     """
 
     source: Literal["local"] = "local"
@@ -235,6 +240,8 @@ class LocalPairData(Settings):
     dataset: Annotated[DatasetRows | None, LaterField()] = None
     overlap: Annotated[Overlap, LaterField()] = "report"
     max_length: Annotated[Count | None, LaterField()] = None
+    unwritable: Annotated[Unwritable, LaterField()] = "refuse"  # with a `tokenizer`, rows that its chat template cannot write
+    version: Annotated[int, LaterField()] = 1  # of what is dropped; 2: pairs that are the same tokens too
 
 
 class NextPromptData(Settings):

@@ -400,6 +400,17 @@ def split_heldout(rows: Sequence[Row], heldout_fraction: float) -> tuple[list[Ro
     return train, heldout
 
 
+def check_labels(rows: Sequence[Pair] | Sequence[Unpaired]) -> None:
+    """Raises ValueError for unpaired rows of one label: there is nothing to tell apart."""
+    n_desirable = sum(row.label for row in rows if isinstance(row, Unpaired))
+    n_undesirable = sum(not row.label for row in rows if isinstance(row, Unpaired))
+    if bool(n_desirable) != bool(n_undesirable):
+        raise ValueError(
+            f"the train rows are {n_desirable} desirable and {n_undesirable} undesirable ones; methods that learn from labels need both: "
+            "bring rows of the other label, or use more of those there are (data.fraction, data.heldout_fraction)"
+        )
+
+
 def nested_subset(rows: Sequence[T], fraction: float, seed: int) -> list[T]:
     """The first round(fraction * n) rows of a seeded order, at least one: a smaller fraction is inside a larger one."""
     order = list(range(len(rows)))

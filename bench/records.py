@@ -100,6 +100,11 @@ def completion_columns(row: Pair | Unpaired) -> tuple[str, ...]:
     return ("completion", "mismatched")
 
 
+def own_completions(row: Pair | Unpaired) -> tuple[str, ...]:
+    """What answers a preference row's prompt."""
+    return (row.chosen, row.rejected) if isinstance(row, Pair) else (row.completion,)
+
+
 @dataclass(frozen=True)
 class Shared(Record):
     """A train row, by id, that asks what one of the judge's items asks: word for word (exact), or but for case and spaces (normalised)."""
@@ -383,6 +388,6 @@ def read_rewards(folder: Path) -> dict[str, float]:
 
 def read_rows(path: Path) -> list[Pair] | list[Unpaired]:
     """Preference rows of either form."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         paired = '"chosen"' in file.readline()
     return list(read_jsonl(path, Pair)) if paired else list(read_jsonl(path, Unpaired))

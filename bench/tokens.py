@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,6 @@ class Ids:
     completion: list[int]
     cut: bool = False  # the completion's end is missing
 
-
-SPECIAL = 2  # tokens at most that plain text begins and ends with
 
 
 class PromptTooLong(ValueError):
@@ -105,21 +103,6 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], co
     else:
         before = _template(tokenizer, prompt, add_generation_prompt=True)
     return [*before, *_control_ids(tokenizer, control)]
-
-
-def fits_in(tokenizer: PreTrainedTokenizerBase, most: int) -> Callable[[Sequence[Message]], bool]:
-    """Whether a prompt leaves a place for a completion within `most` tokens.
-
-    A token of contents holds at least one of their bytes, so that prompts that are short of it are not tokenised.
-    """
-    shortest: Message = {"role": "user", "content": "a"}
-    around = len(prompt_ids(tokenizer, [shortest])) if tokenizer.chat_template else SPECIAL
-
-    def fits(prompt: Sequence[Message]) -> bool:
-        at_most = sum(len(message["content"].encode(errors="replace")) + around for message in prompt)
-        return at_most < most or len(prompt_ids(tokenizer, prompt)) < most
-
-    return fits
 
 
 def letter_ids(tokenizer: PreTrainedTokenizerBase, letters: Sequence[str]) -> list[int]:
@@ -214,9 +197,14 @@ def _whole(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], comple
 def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
     if not tokenizer.chat_template:
         raise ValueError("the prompts are messages and the tokenizer has no chat template: add chat_template.jinja, or use plain text")
-    rendered: Any = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
-    )
+    try:
+        rendered: Any = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
+        )
+    except Exception as error:
+        from bench.templates import TemplateFailed
+
+        raise TemplateFailed(str(error)) from error
     return _begun(tokenizer, rendered["input_ids"])
 
 

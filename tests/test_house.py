@@ -21,6 +21,7 @@ ORDER = [
     ["hub"],
     ["records"],
     ["stats", "preferences", "tokens", "token_counts", "written", "self_instruct"],
+    ["learnable"],
     ["length_control", "audit", "audit_ratings", "canaries"],
     ["style_control", "shapes"],
     ["store"],

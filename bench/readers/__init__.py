@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from bench.config import Conversations, Form, Reading
-from bench.kinds import ConversationData
+from bench.kinds import ConversationData, DatasetRows
 from bench.preferences import SHOWN_BAD_ROWS, BadRows, check_columns, raw_rows, refusal
 from bench.readers.common import Raw, Tally
 from bench.records import Conversation, Pair, Unpaired
@@ -73,6 +73,15 @@ def _raws(files: Sequence[Path], split: str, reader: Reader, tally: Tally, names
                 tally.problems.append(f"{place}: expected columns {', '.join(reader.COLUMNS)}, got {has}")
             else:
                 yield Raw(f"{split}-{next(count)}", place, columns)
+
+
+def place_of(row_id: str, path: Path, dataset: DatasetRows) -> str:
+    """File and number of the row that `_raws` has called so."""
+    split, _, number = row_id.rpartition("-")
+    own = split == "heldout" and path.is_dir() and dataset.heldout_files
+    files = find_files(path, dataset.heldout_files if own else dataset.train_files)
+    places = (f"{file}:{place}" for file in files for place, _ in raw_rows(file))
+    return next(itertools.islice(places, int(number) - 1, None), row_id)
 
 
 def _refuse(tally: Tally) -> None:
