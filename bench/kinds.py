@@ -43,7 +43,7 @@ from bench.store import LaterField, Source, Stage, Unkeyed
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
 VERSIONS = {
-    "data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2, "audit": 2, "tasks": 1,
+    "data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 3, "generate": 1, "judge": 2, "score": 3, "audit": 2, "tasks": 1,
 }  # fmt: skip
 
 TOKENIZER = "tokenizer"  # the role of a model's folder whose tokenizer and chat template say which rows a data stage keeps
