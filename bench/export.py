@@ -49,7 +49,7 @@ class Exported:
 def export(do: Export, results: Path, store: Store) -> list[str]:
     """Write the folder; returns lines on what it is. Raises BadConfig where there is nothing to export."""
     folder, out = why.find_cell(str(do.cell), results), Path(str(do.out)).expanduser().absolute()
-    written = json.loads((folder / "stages.json").read_text())
+    written = json.loads((folder / "stages.json").read_text(encoding="utf-8"))
     if written["failed"] or not (folder / "result.json").exists():
         raise BadConfig([f"{folder.name} has no numbers for its card: {written['failed'] or 'not run yet'}"])
     manifest = _of_policy(folder.name, written["stages"], store)
@@ -58,15 +58,16 @@ def export(do: Export, results: Path, store: Store) -> list[str]:
     if manifest.evicted:
         again = f"python -m bench {command} keep=weights" if command else "the same command with keep=weights"
         raise BadConfig([f"{folder.name}: its weights were evicted (keep=); to train it again remove {place} and run {again}"])
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    result = Result.from_json(json.loads((folder / "result.json").read_text()))
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    result = Result.from_json(json.loads((folder / "result.json").read_text(encoding="utf-8")))
     lineage = list(why.lines(why.lineage(folder, store)))
     found = Exported(folder.name, written["key"], config, result, manifest, lineage, command)
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(model_folder(place), part)
     if (path := part / "adapter_config.json").exists() and (hub := _hub_base(config)):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": hub}, indent=1, sort_keys=True))
+        named = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": hub}
+        path.write_text(json.dumps(named, indent=1, sort_keys=True), "utf-8")
     (part / "README.md").write_text(card(found, adapter=(part / "adapter_config.json").exists()), encoding="utf-8")
     if out.exists():
         out.rmdir()  # the door saw that it is empty
@@ -89,7 +90,7 @@ def _of_policy(cell: str, stages: Mapping[str, Mapping[str, str]], store: Store)
 def _command(key: str, results: Path) -> str | None:
     """What to type to get the first sweep that holds the cell."""
     for path in sorted((results / "sweeps").glob("*/plan.json")):
-        plan = json.loads(path.read_text())
+        plan = json.loads(path.read_text(encoding="utf-8"))
         if "command" in plan and any(cell["key"] == key for cell in plan["cells"]):
             return str(plan["command"])
     return None

@@ -54,14 +54,14 @@ def revision(lock: Path, kind: Kind, repo: str) -> str:
             return known
         entries = _read(lock) | {f"{kind}/{repo}": {"revision": found, "locked": date.today().isoformat()}}
         aside = lock.with_name(f"{lock.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}")
-        aside.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+        aside.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         aside.replace(lock)
     return found
 
 
 def _read(lock: Path) -> dict[str, dict[str, str]]:
     try:
-        return json.loads(lock.read_text())
+        return json.loads(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -79,7 +79,7 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
     repo_type, wanted = kind.removesuffix("s"), [*patterns, *also]
     here = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}"
     folder, whole = here / "snapshots" / at, here / f"bench-{at}-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:12]}.json"
-    if whole.is_file() and all((folder / name).is_file() for name in json.loads(whole.read_text())):
+    if whole.is_file() and all((folder / name).is_file() for name in json.loads(whole.read_text(encoding="utf-8"))):
         return folder
     try:
         names = list(filter_repo_objects(HfApi().list_repo_files(repo, repo_type=repo_type, revision=at), allow_patterns=wanted))
@@ -90,8 +90,16 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
         raise NotThere(_words(error, kind, repo, at, patterns)) from error
     if all((folder / name).is_file() for name in names):  # else a download that was cut short looks like a smaller dataset
         with contextlib.suppress(OSError):  # a cache that others own is asked about again
-            whole.write_text(json.dumps(names))
+            whole.write_text(json.dumps(names), encoding="utf-8")
     return folder
+
+
+def cached(kind: Kind, repo: str, at: str) -> Path | None:
+    """The folder of a revision in the cache, which may lack files of it; None where nothing of it is there. Asks nobody."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}" / "snapshots" / at
+    return folder if folder.is_dir() else None
 
 
 def _holds(folder: Path, patterns: Sequence[str]) -> bool:
@@ -125,7 +133,7 @@ def fetch_model(repo: str, at: str, *, weights: bool) -> Path:
 def _weight_files(folder: Path) -> list[str]:
     """The files that an index of weights names; where there is none, any."""
     index = folder / "model.safetensors.index.json"
-    return sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["*.safetensors"]
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())) if index.exists() else ["*.safetensors"]
 
 
 # Code that a model brings ---------------------------------------------------------------------------------------------
@@ -145,7 +153,7 @@ def trusts_code(folder: Path) -> bool:
     if not files:
         raise ValueError(f"{folder} runs code of its own, and no Python file is there: take a copy of its folder that has them")
     found = hashlib.sha256(b"".join(file.name.encode() + b"\0" + file.read_bytes() + b"\0" for file in files)).hexdigest()
-    allowed = yaml.safe_load(TRUSTED.read_text()) or {}
+    allowed = yaml.safe_load(TRUSTED.read_text(encoding="utf-8")) or {}
     if any(entry.get("revision") and entry.get("code") == found for entry in allowed.values()):
         return True
     names = ", ".join(file.name for file in files)
@@ -155,7 +163,7 @@ def trusts_code(folder: Path) -> bool:
 
 def _brings_code(folder: Path) -> bool:
     """Whether transformers does not know a model's architecture by itself."""
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "auto_map" not in config:
         return False
     from transformers import CONFIG_MAPPING

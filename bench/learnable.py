@@ -41,14 +41,14 @@ def looker(tokenizer: PreTrainedTokenizerBase, most: int | None) -> Look:
         try:
             found = len(prompt_ids(tokenizer, prompt))
         except TemplateFailed as error:
-            return Unlearnable(UNWRITABLE, str(error))
+            return Unlearnable(UNWRITABLE, str(error.__cause__ or error))
         return TOO_LONG if most is not None and found >= most else found
 
     def look_anew(prompt: Sequence[Message], completions: Sequence[str]) -> Unlearnable | None:
         try:
             parts = [ids.completion for ids in aligned_ids(tokenizer, prompt, completions, most)]
         except TemplateFailed as error:
-            return Unlearnable(UNWRITABLE, str(error))
+            return Unlearnable(UNWRITABLE, str(error.__cause__ or error))
         except PromptTooLong:
             return TOO_LONG
         if len(parts) == 2 and parts[0] == parts[1]:

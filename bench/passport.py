@@ -42,7 +42,7 @@ class Passport:
 
 
 def read_passport(audit: CellPlan, store: Store, command: str) -> Passport:
-    numbers = json.loads((store.folder(audit.score) / "passport.json").read_text())
+    numbers = json.loads((store.folder(audit.score) / "passport.json").read_text(encoding="utf-8"))
     return Passport(audit.name, _facts(audit, store), numbers, judge_key(audit.roles["verdicts"]), command)
 
 
@@ -283,13 +283,14 @@ def write_passport(passport: Passport, folder: Path) -> Path:
     home = folder / passport.name
     home.mkdir(parents=True, exist_ok=True)
     head = {"key": passport.key, "name": passport.name, "command": passport.command, "judge": passport.facts, "faults": passport.faults}
-    (home / "passport.json").write_text(json.dumps({**head, **passport.numbers}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    numbers = json.dumps({**head, **passport.numbers}, indent=1, ensure_ascii=False, allow_nan=False)
+    (home / "passport.json").write_text(numbers + "\n", encoding="utf-8")
     figures = passport_page.figures(passport.numbers)
     for name, svg in figures.items():
-        (home / f"{name}.svg").write_text(svg)
+        (home / f"{name}.svg").write_text(svg, encoding="utf-8")
     page = passport_page.Page(passport.name, passport.command, passport.faults, facts_words(passport.facts), sections(passport), figures)
-    (home / "passport.md").write_text(passport_page.markdown(page))
-    (home / "passport.html").write_text(passport_page.html(page))
+    (home / "passport.md").write_text(passport_page.markdown(page), encoding="utf-8")
+    (home / "passport.html").write_text(passport_page.html(page), encoding="utf-8")
     return home
 
 

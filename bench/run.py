@@ -469,18 +469,19 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
     of AlpacaEval and FastChat, and the logs of its stages."""
     folder = results / "cells" / cell.name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False))
+    (folder / "config.yaml").write_text(yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     stages = {s.key: {"kind": s.kind, "label": s.label, "folder": str(store.folder(s).relative_to(results))} for s in cell.stages}
-    (folder / "stages.json").write_text(json.dumps({"key": cell.key, "failed": reason, "stages": stages}, indent=1))
+    (folder / "stages.json").write_text(json.dumps({"key": cell.key, "failed": reason, "stages": stages}, indent=1), encoding="utf-8")
     if reason is None:
         shutil.copyfile(store.folder(cell.score) / "result.json", folder / "result.json")
     else:
         (folder / "result.json").unlink(missing_ok=True)
     report.export(cell, store, folder)
-    with (folder / "log.txt").open("w") as log:
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
         for stage in cell.stages:
             with contextlib.suppress(FileNotFoundError):  # made in another store, or by a command that logs now
-                log.write(f"=== {stage.kind} {stage.key} {stage.label}\n{store.beside(stage, 'log').read_text(errors='replace')}\n")
+                written = store.beside(stage, "log").read_text("utf-8", "replace")
+                log.write(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
 
 
 def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
@@ -488,14 +489,15 @@ def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
     if "train" not in cell.roles or store.status(cell.roles["train"]).state != "done":
         return
     folder = store.folder(cell.roles["train"])
-    rows = {name: [json.loads(line) for line in (folder / name).read_text().splitlines()] for name in ("history.jsonl", "speed.jsonl")}
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in ("history.jsonl", "speed.jsonl")}
+    rows = {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
     speeds = {row["step"]: row for row in rows["speed.jsonl"]}
     for row in rows["history.jsonl"]:
         yield row | {"tokens_per_second": speeds[row["step"]]["tokens_per_second"]}
 
 
 def track_cell(tracker: Tracker, sweep: report.Sweep, cell: CellPlan, store: Store, reason: str | None) -> None:
-    summary = {} if reason else json.loads((store.folder(cell.score) / "result.json").read_text())["metrics"]
+    summary = {} if reason else json.loads((store.folder(cell.score) / "result.json").read_text(encoding="utf-8"))["metrics"]
     status = "failed" if reason else "done"
     tracker.cell(sweep=sweep.name, **_run_of(cell), history=list(history(cell, store)), summary=summary, status=status, reason=reason)
 

@@ -292,6 +292,6 @@ def model_folder(cell: CellPlan) -> Path | None:
 
 def _config(folder: Path | None) -> Mapping[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text()) if folder else {}
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}/config.json cannot be read: {error}") from error

@@ -183,7 +183,7 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(manifest), file, indent=1, sort_keys=True, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
@@ -236,20 +236,21 @@ class Store:
     def failure(self, stage: Stage) -> str | None:
         """Why the last attempt at a stage failed; None when there was none or it has succeeded since."""
         try:
-            return json.loads(self.beside(stage, "failed.json").read_text())["error"]
+            return json.loads(self.beside(stage, "failed.json").read_text(encoding="utf-8"))["error"]
         except (OSError, ValueError, KeyError):
             return None
 
     def recorded(self, stage: Stage) -> dict[str, Any]:
         """What was recorded beside a stage when it ran; empty when it has no manifest to read."""
         try:
-            return json.loads((self.folder(stage) / "manifest.json").read_text())["recorded"]
+            return json.loads((self.folder(stage) / "manifest.json").read_text(encoding="utf-8"))["recorded"]
         except (OSError, ValueError, KeyError):
             return {}
 
     def record_failure(self, stage: Stage, error: str) -> None:
         with contextlib.suppress(OSError):  # a full disk: the reason is in the table all the same
-            self.beside(stage, "failed.json").write_text(json.dumps({"kind": stage.kind, "key": stage.key, "error": error}, indent=1))
+            failure = json.dumps({"kind": stage.kind, "key": stage.key, "error": error}, indent=1)
+            self.beside(stage, "failed.json").write_text(failure, encoding="utf-8")
 
     def record_interruption(self, stage: Stage) -> None:
         with contextlib.suppress(OSError):

@@ -42,7 +42,7 @@ class BadSweep(ValueError):
 
 def is_session(key: str) -> bool:
     """Whether a key says how a command runs and reaches no cell."""
-    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "keep", "hardware", "hydra")
+    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "hydra")
 
 
 @dataclass(frozen=True)

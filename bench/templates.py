@@ -13,13 +13,12 @@ import contextlib
 import functools
 import json
 import os
-import re
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +31,12 @@ TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+# Classes of tokenizer that have no special tokens but those that their files name.
+WITHOUT_TOKENS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
 # What Llama 3.1 and 3.2 write where nobody gives a date. A template that asks the clock is given this day.
 TEMPLATE_DATE = "2024-07-26"
 
-SECONDS_ENV, SECONDS = "BENCH_TEMPLATE_SECONDS", 20.0
 START_S = 120.0  # for the process to load the renderer
 MEMORY = 2 << 30  # bytes that a template may take
 LONGEST = 1 << 20  # characters of a probe, rendered
@@ -131,16 +132,20 @@ def read_template(folder: Path) -> Template | None:
         return None
     if not isinstance(text, str):
         raise BadFile(f"{path}: chat_template must be text, got {describe(text)}")
-    return Template(text, special_tokens(folder, config))
+    return Template(text, special_tokens(folder))
 
 
-def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens of a tokenizer by name, as transformers gives them to a template."""
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens of a folder's tokenizer by name, as transformers gives them to a template. Raises BadFile."""
+    config = read_object(path) if (path := folder / TOKENIZER_CONFIG).is_file() else {}
     path = folder / SPECIAL_TOKENS
     named = {**config, **(read_object(path) if path.is_file() and "added_tokens_decoder" not in config else {})}
     more = named.get("extra_special_tokens")
     named |= more if isinstance(more, dict) else {}
-    return {name: text for name in named if name.endswith("_token") and (text := _token(named[name]))}
+    found = {name: text for name in named if name.endswith("_token") and (text := _token(named[name]))}
+    if config.get("tokenizer_class") not in WITHOUT_TOKENS:
+        found = {**{name: "" for name in ("bos_token", "eos_token") if name not in named}, **found}
+    return {"pad_token": found["eos_token"], **found} if "eos_token" in found else found  # as tokens.py pads
 
 
 def _token(value: Any) -> str | None:
@@ -189,6 +194,11 @@ def dated(text: str, day: str | None) -> str:
     )
 
 
+def without_clock(template: Template) -> Template:
+    """The template itself, or with TEMPLATE_DATE where it asks the clock. Raises TemplateFailed for one that cannot be compiled."""
+    return replace(template, text=dated(template.text, None)) if is_dated(variables(template.text), None) else template
+
+
 def _parts(when: date) -> dict[str, str]:
     """What each directive of strftime gives at midnight of a day."""
     day, month = DAYS[when.weekday()], MONTHS[when.month - 1]
@@ -223,18 +233,10 @@ class Look:
     loses: Mapping[str, str]
 
 
-def seconds() -> float:
-    """That a template may take for PROBES; BENCH_TEMPLATE_SECONDS sets it."""
-    value = os.environ.get(SECONDS_ENV) or str(SECONDS)
-    if not re.fullmatch(r"\d+(\.\d+)?", value, re.ASCII) or not float(value):
-        raise BadFile(f"the environment variable {SECONDS_ENV} must be a number of seconds, got {value!r}")
-    return float(value)
-
-
-def look(template: Template) -> Look:
+def look(template: Template, seconds: float) -> Look:
     """A first look at a template that somebody else wrote. Raises TemplateFailed where it cannot be compiled, writes none of PROBES, or
-    takes more than `seconds()` or MEMORY."""
-    return _look(template.text, tuple(sorted(template.special.items())), seconds())
+    takes more than so many seconds or MEMORY."""
+    return _look(template.text, tuple(sorted(template.special.items())), seconds)
 
 
 @functools.cache
@@ -250,7 +252,7 @@ def _look(text: str, special: tuple[tuple[str, str], ...], limit: float) -> Look
             answer, _ = child.communicate()
     if child.returncode:
         ended = f"the process that rendered it ended with code {child.returncode}"
-        slow = f"it took more than {limit:g} s for a few short conversations ({SECONDS_ENV} sets how long it may)"
+        slow = f"it took more than {limit:g} s for a few short conversations (bounds.template_s)"
         raise TemplateFailed(slow if child.returncode in (-signal.SIGALRM, -signal.SIGKILL) else ended)
     found = json.loads(answer)
     if "failed" in found:
@@ -280,7 +282,7 @@ def main() -> None:
 
 def _limit_memory() -> None:
     with contextlib.suppress(OSError, ValueError):  # not on every system
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
 

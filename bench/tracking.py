@@ -451,7 +451,7 @@ def _start(directory: Path) -> subprocess.Popen[str]:
         "WANDB_DATA_DIR": str(directory / "data"),  # artifacts wait here until they are uploaded
         "WANDB_CACHE_DIR": str(directory / "data"),
     }
-    with (directory / "tracker.log").open("w") as log:
+    with (directory / "tracker.log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "bench.tracking"],  # -P: a folder `wandb` lies in its working folder
             stdin=subprocess.PIPE,

@@ -51,7 +51,7 @@ def find_cell(name: str, results: Path) -> Path:
     """The folder of the cell with this key, beginning of a key, or name."""
     found = {}
     for path in sorted(results.glob("cells/*/stages.json")):
-        key = json.loads(path.read_text())["key"]
+        key = json.loads(path.read_text(encoding="utf-8"))["key"]
         if path.parent.name == name or (len(name) >= FEWEST and key.startswith(name)):
             found[path.parent.name] = path.parent
     if len(found) != 1:
@@ -63,7 +63,7 @@ def find_cell(name: str, results: Path) -> Path:
 
 def lineage(folder: Path, store: Store) -> Lineage:
     """From the folder of a cell, as it was left by the last command that made it."""
-    written = json.loads((folder / "stages.json").read_text())
+    written = json.loads((folder / "stages.json").read_text(encoding="utf-8"))
     steps = {key: _step(key, facts["kind"], facts["label"], store) for key, facts in written["stages"].items()}
     writers = [step.inputs["model"] for step in steps.values() if step.kind == "generate" and "model" in step.inputs]
     wanted = set(_ancestors(writers, steps)) if writers else set(steps)
@@ -78,7 +78,7 @@ def _step(key: str, kind: str, label: str, store: Store) -> Step:
         manifest = store.intact(folder)
     except ValueError as error:
         failure = store.root / kind / f"{key}.failed.json"
-        why = json.loads(failure.read_text())["error"] if failure.exists() else str(error) if folder.exists() else "not run"
+        why = json.loads(failure.read_text(encoding="utf-8"))["error"] if failure.exists() else str(error) if folder.exists() else "not run"
         return Step(key, kind, label, {}, {}, {}, why)
     return Step(key, kind, label, manifest.settings, {role: facts["key"] for role, facts in manifest.inputs.items()}, manifest.counts)
 

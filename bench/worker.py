@@ -52,7 +52,7 @@ class Progress:
     def __init__(self, path: Path):
         self.path = path
         path.unlink(missing_ok=True)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def __call__(self, step: int, total: int, **metrics: float) -> None:
         self._file.write(json.dumps({"step": step, "total": total, **metrics}) + "\n")
@@ -216,7 +216,7 @@ def _versions() -> dict[str, Any]:
     # e.g. 1f0c2a9b7d31, or 1f0c2a9b7d31-dirty where files have changed since
     describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        revision = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+        revision = subprocess.run(describe, capture_output=True, encoding="utf-8", check=False, errors="replace").stdout.strip()
     except OSError:  # no git here
         revision = ""
     return {
@@ -293,7 +293,7 @@ def _lines() -> Iterator[str]:
 
 def main() -> None:
     _die_with_parent(int(os.environ[PARENT]))
-    answers = os.fdopen(int(os.environ[ANSWERS]), "w", buffering=1)
+    answers = os.fdopen(int(os.environ[ANSWERS]), "w", buffering=1, encoding="utf-8")
     for line in _lines():
         job = json.loads(line)
         log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

@@ -103,8 +103,9 @@ def check(settings: SlurmLauncher, wanted: Sequence[Resources]) -> list[str]:
     for given in wanted:
         text = make_executor(settings, given, Path("jobs"))._make_submission_file_text("true", "check")
         with outside_of_jobs():
+            command = ["sbatch", "--test-only"]
             try:
-                done = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, timeout=ASKING_S)
+                done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace", timeout=ASKING_S)
             except subprocess.TimeoutExpired:
                 return [f"hydra/launcher=slurm: sbatch has not answered within {ASKING_S:g} s: is the cluster up (sinfo)?"]
         if done.returncode:
@@ -145,7 +146,7 @@ class JobState:
 def ask_squeue() -> dict[str, JobState]:
     """The jobs of this user by id, those that have just ended too. Raises OSError or subprocess.SubprocessError."""
     words = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%r|%N"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=ASKING_S)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", check=True, timeout=ASKING_S, errors="replace")
     rows = (line.split("|", 3) for line in done.stdout.splitlines())
     return {job_id.strip(): JobState(state, reason, node.strip()) for job_id, state, reason, node in rows}
 
@@ -229,7 +230,8 @@ def how_it_ended(job_id: str) -> str:
         (["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}", "--format=State,Reason,ExitCode,NodeList"], ""),
     ):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ASKING_S).stdout.strip()
+            answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=ASKING_S)
+            text = answer.stdout.strip()
             if named:
                 found = [re.search(rf"\b{named.format(name)}", text) for name in ("JobState", "Reason", "ExitCode", "NodeList")]
                 words = [match[1] if match else "" for match in found]

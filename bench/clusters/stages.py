@@ -83,7 +83,7 @@ class NodeJob:
         """The answer, whole or not at all."""
         text = json.dumps({"attempt": self.attempt, "outcome": outcome, "error": error, "node": socket.gethostname()})
         part = self.answer.with_name(f"{self.answer.name}.{os.getpid()}")
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(self.answer)
 
 
@@ -200,12 +200,12 @@ class QueueLauncher:
                 continue
             for job_id, job in zip(ids, jobs, strict=True):
                 self.jobs[job.job["key"]] = left = _InQueue(job_id, job.attempt, Path(job.log))
-                left.note.write_text(json.dumps({"queue": self.queue.name, "id": job_id, "attempt": job.attempt}))
+                left.note.write_text(json.dumps({"queue": self.queue.name, "id": job_id, "attempt": job.attempt}), encoding="utf-8")
         return refused
 
     def _answer(self, key: str, job: _InQueue) -> Report | None:
         try:
-            answer = json.loads(job.log.with_suffix(".answer.json").read_text())
+            answer = json.loads(job.log.with_suffix(".answer.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         if answer["attempt"] != job.attempt:
@@ -237,7 +237,7 @@ class QueueLauncher:
 
 def _read_note(log: Path) -> dict[str, str] | None:
     try:
-        return json.loads(log.with_suffix(".job.json").read_text())
+        return json.loads(log.with_suffix(".job.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

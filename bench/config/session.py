@@ -200,6 +200,18 @@ class Hardware(Settings):
 Keep = Literal["weights", "adapters", "numbers"]  # what stays of a trained model once its numbers are in
 
 
+class Bounds(Settings):
+    """What a model's files may ask for: sizes in its config.json, and seconds for a first look at its chat template."""
+
+    layers: Count
+    width: Count
+    heads: Count
+    experts: Count
+    vocabulary: Count
+    positions: Count
+    template_s: Positive
+
+
 class Session(Settings):
     do: Verb | PlanVerb | Rescore | Why | Audit | Export | Bundle = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
@@ -207,6 +219,7 @@ class Session(Settings):
     accelerate: Accelerate
     results: str | None
     keep: Keep
+    bounds: Bounds
     hardware: Hardware
 
     @property

@@ -47,7 +47,7 @@ from bench.plan import Sources, judge_manners
 from bench.sweep import CommandLine, is_session
 
 CELL_SECTIONS = tuple(Cell.model_fields)
-SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "hardware")
+SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "bounds", "hardware")
 OF_THE_JURY = ("items", "n_items", "decoding")
 FETCHED: dict[str, Fetches] = {"run": "all", "audit": "all", "plan": "not weights"}  # from the hub, by verb
 M = TypeVar("M", bound=BaseModel)
@@ -106,6 +106,7 @@ class _Door:
         if session:
             self.files.lock = session.results_dir / hub.LOCK
             self.files.fetches = FETCHED.get(session.do.name, "nothing")
+            self.files.bounds = session.bounds
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
         asked = sweeps.points(grids, of_cells, of_sweep=self.sweep is not None)
@@ -372,7 +373,7 @@ class _Door:
         return self._composed[key]
 
     def _session(self, tree: Tree, where: Where) -> Session | None:
-        names = ("do", "tracker", "accelerate", "results", "keep", "hardware")
+        names = ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware")
         sections = {key: tree[key] for key in names} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
         return self._valid(Session, plain, where) if plain else None

@@ -48,10 +48,10 @@ class Child:
         line = [serving.python or sys.executable, "-P", str(CHILD), str(os.getpid()), str(answers)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                line, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[answers], env=environment, text=True, bufsize=1
+                line, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[answers], env=environment, encoding="utf-8", bufsize=1
             )
         os.close(answers)
-        self._answers = os.fdopen(out)
+        self._answers = os.fdopen(out, encoding="utf-8")
 
     def ask(self, do: str, progress: Progress = silent, **request: Any) -> dict[str, Any]:
         """Raises VllmFailed, with the end of the process's log on standard error."""
@@ -68,7 +68,7 @@ class Child:
                 break
         else:
             answer = {"error": f"it ended with exit code {self.process.wait(STOP_S)}"}
-        print(self.log.read_text(errors="replace")[-LOG_TAIL:], file=sys.stderr)
+        print(self.log.read_text("utf-8", "replace")[-LOG_TAIL:], file=sys.stderr)
         self.close()
         raise VllmFailed(f"vLLM, asked to {do}: {answer['error']}")
 
@@ -133,7 +133,7 @@ def _arguments(dtype: str, serving: Serving, rank: int | None) -> dict[str, Any]
 
 
 def _architecture(folder: Path) -> Mapping[str, Any]:
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {name: value for name, value in config.items() if name not in OF_NO_ARCHITECTURE}
 
 
@@ -149,6 +149,8 @@ class Engine:
     """
 
     def __init__(self, path: Path, dtype: str, serving: Serving, control: str | None = None, base: Path | None = None):
+        from bench.engines.hf import check_weights
+
         self.vocabulary = Vocabulary(path, control, base)
         self.tokenizer = self.vocabulary.tokenizer
         check_rendering(path, self.tokenizer, self.vocabulary.ends)
@@ -160,9 +162,10 @@ class Engine:
         if (folder / ADAPTER).exists():
             if base is None:
                 raise ValueError(f"{folder} holds an adapter alone and needs the model that it was trained beside")
-            rank = int(json.loads((folder / ADAPTER).read_text())["r"])
+            rank = int(json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["r"])
             self._adapter = {"adapter": str(folder)}
             folder = model_folder(base)
+        check_weights(folder)
         self._load = folder, dtype, serving, rank
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:

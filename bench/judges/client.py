@@ -115,11 +115,11 @@ class Endpoint:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         file = await client.files.create(file=("judge.jsonl", lines.encode()), purpose="batch")
         batch = await client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
-        sent.write_text(json.dumps({"id": batch.id, "reserved": reserved}))
+        sent.write_text(json.dumps({"id": batch.id, "reserved": reserved}), encoding="utf-8")
 
     async def _await_batch(self, client: openai.AsyncOpenAI, missing: dict[str, Request], sent: Path, deadline: float) -> None:
         """Take in a batch that was sent. Raises JudgeUnfinished while it runs on, JudgeRefused where nothing of it was answered."""
-        facts = json.loads(sent.read_text())
+        facts = json.loads(sent.read_text(encoding="utf-8"))
         while (batch := await self._look(client, facts["id"], sent)).status not in ("completed", "failed", "expired", "cancelled"):
             if time.monotonic() + BATCH_POLL_S > deadline:
                 raise JudgeUnfinished(f"batch {batch.id} is {batch.status}: the same command looks again (judge.batch_wait_s)")

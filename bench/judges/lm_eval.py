@@ -72,7 +72,7 @@ def faults(tasks: Sequence[str], include: Path | None) -> list[str]:
     told = json.dumps({"tasks": list(tasks), "include": str(include) if include else None})
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))}
     ask = [sys.executable, "-P", "-m", "bench.judges.lm_eval", told]
-    done = subprocess.run(ask, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(ask, capture_output=True, encoding="utf-8", env=environment, check=False, errors="replace")
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
         return [f"lm_eval cannot load its tasks: {last}"]

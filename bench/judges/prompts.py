@@ -118,14 +118,14 @@ def annotator(name: str) -> Annotator:
     files = sorted(folder.glob("config*.yaml"))
     if not files:
         raise ValueError(f"unknown annotator {name!r}; the alpaca-eval package knows: {', '.join(annotator_names())}")
-    configs = yaml.safe_load(files[0].read_text())
+    configs = yaml.safe_load(files[0].read_text(encoding="utf-8"))
     if len(configs) != 1:
         raise ValueError(f"annotator {name!r} is a pool of {len(configs)}; bench asks one judge at a time: name one of the others")
     (config,) = configs.values()
     if (batch := config.get("batch_size") or 1) != 1:
         raise ValueError(f"annotator {name!r} asks about {batch} items in one prompt; bench asks about one: name another")
     kwargs = config.get("completions_kwargs") or {}
-    template = (folder.parent / config["prompt_template"]).read_text()
+    template = (folder.parent / config["prompt_template"]).read_text(encoding="utf-8")
     return Annotator(
         name=name,
         folder=folder,

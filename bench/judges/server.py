@@ -125,7 +125,7 @@ def _alive(pid: int) -> bool:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()] if log.exists() else []
     return lines[-1][:200] if lines else "it said nothing"
 
 

@@ -18,7 +18,7 @@ def write_samples(row: Row, store: Store, folder: Path) -> Path | None:
     if not parts:
         return None
     path = folder / f"{row.cell.name}.md"
-    path.write_text(f"# {row.cell.name}\n\n" + "\n".join(parts))
+    path.write_text(f"# {row.cell.name}\n\n" + "\n".join(parts), encoding="utf-8")
     return path
 
 

@@ -43,7 +43,7 @@ def _read(folder: Path) -> list[tuple[str, tuple[Path, Mapping[str, Any]]]]:
     found = []
     for path in sorted(folder.glob("*/passport.json")):
         with contextlib.suppress(ValueError):  # one that is being written is found the next time
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             found.append((str(content.get("key")), (path.parent, content)))
     return found
 

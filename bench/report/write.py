@@ -52,10 +52,10 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     table = _marked(comparison_table(pooled, sweep.expectations), pooled.groups, certificate)
     written = replace(table, notes=[*table.notes, *passport_lines(sweep, results, link=True), *certificate.lines(), *said])
     table = replace(table, notes=[*table.notes, *passport_lines(sweep, results)])
-    (folder / "table.md").write_text(markdown(sweep.title, f"python -m bench {sweep.command}", written))
-    (folder / "table.tex").write_text(latex(written))
-    (folder / "fairness.json").write_text(json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False))
-    (folder / "findings.md").write_text(findings.markdown(sweep.title, rows, found))
+    (folder / "table.md").write_text(markdown(sweep.title, f"python -m bench {sweep.command}", written), encoding="utf-8")
+    (folder / "table.tex").write_text(latex(written), encoding="utf-8")
+    (folder / "fairness.json").write_text(json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / "findings.md").write_text(findings.markdown(sweep.title, rows, found), encoding="utf-8")
     for row in rows:
         _write_findings(results / "cells" / row.cell.name, found.get(row.cell.key))
     line = {row.cell.key: group.number for group in pooled.groups for row in group.rows}
@@ -64,7 +64,7 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     write_csv(folder / "differences.csv", [_against_start(group) for group in pooled.groups if group.against_start])
     write_csv(folder / "pairs.csv", list(_pairs(pooled)))
     _write_parquet(folder / "cells.parquet", flat)
-    (folder / "plan.json").write_text(json.dumps(_plan(sweep), indent=1))
+    (folder / "plan.json").write_text(json.dumps(_plan(sweep), indent=1), encoding="utf-8")
     for row in rows:
         write_samples(row, store, folder / "completions")
     drawn = figures.draw(pooled, sweep.title, folder / "figures")
@@ -85,7 +85,7 @@ def _write_findings(folder: Path, found: Sequence[findings.Finding] | None) -> N
             path.unlink(missing_ok=True)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(list(findings.to_json(found)), indent=1, allow_nan=False))
+            path.write_text(json.dumps(list(findings.to_json(found)), indent=1, allow_nan=False), encoding="utf-8")
 
 
 def _short(lines: list[str], folder: Path) -> list[str]:
@@ -94,7 +94,7 @@ def _short(lines: list[str], folder: Path) -> list[str]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         if rows:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()

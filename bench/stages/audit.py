@@ -33,7 +33,7 @@ def _of_verdicts(settings: AuditSettings, run: StageRun) -> Outcome:
     """Inputs: verdicts; again, gold, human, recorded, recorded_verdicts, canary_verdicts where there are such."""
     _check_served(run.inputs)
     found = _of_ratings(settings, run.inputs) if settings.manner == "rating" else _of_preferences(settings, run.inputs)
-    (run.out / "passport.json").write_text(json.dumps(found, indent=1, allow_nan=False))
+    (run.out / "passport.json").write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
     return Outcome({"verdicts": found["statistics"][MEAN[settings.manner]].get("n", 0)})
 
 
@@ -235,7 +235,7 @@ def _of_itself(settings: SelfJudgeSettings, run: StageRun) -> Outcome:
     _add(result, "judge_shorter_accuracy", dict(judge_quality(shorter))["pair_accuracy"], "no two completions differ in truth")
     read = sum(judged.histogram.values())
     result.metrics.update({f"judge_share_{value}": n / read for value, n in judged.histogram.items()})
-    (run.out / "judge.json").write_text(json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False))
+    (run.out / "judge.json").write_text(json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
     counts = {"rankings": len(rankings), "judgements": judged.replies, "unparsed": judged.unparsed}
     return Outcome(counts | {f"judged_{value}": n for value, n in judged.histogram.items()})
 
