@@ -232,7 +232,7 @@ def _is_filled(value: Any) -> bool:
     """Files of columns hold something in every row: null, an empty list, an object of nulls."""
     if isinstance(value, Mapping):
         return any(map(_is_filled, value.values()))
-    return value is not None and value is not False and value != "" and value != []
+    return value is not None and value != "" and value != []
 
 
 def _not_trained_on(names: Sequence[str]) -> str:

@@ -220,7 +220,7 @@ BAD: list[tuple[Any, str]] = [
     (OK | {"tools": [{"type": "function"}]}, "has tools, which are not trained on: leave the row out"),
     (OK | {"images": ["a.png"]}, "has images, which are not trained on: leave the row out"),
     (OK | {"audio": {"path": "a.wav"}}, "has audio, which is not trained on: leave the row out"),
-    (FINE | {"chat_template_kwargs": {"x": 1}}, "has chat_template_kwargs, which are not trained on: leave the row out"),
+    (FINE | {"chat_template_kwargs": {"enable_thinking": False}}, "has chat_template_kwargs, which are not trained on: leave the row out"),
     (
         {"prompt": [user("A?")], "chosen": [bot("b") | {"reasoning_content": "c"}], "rejected": [bot("c")]},
         "message 1 of chosen has reasoning_content, which is not trained on: leave the row out",

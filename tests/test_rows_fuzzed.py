@@ -112,9 +112,9 @@ def made_of(row: Pair | Unpaired | Conversation | Text) -> list[str]:
 
 
 def says_more(row: Any) -> bool:
-    """Whether a row, at its top, says what is not trained on."""
-    return isinstance(row, Mapping) and any(row.get(name) not in (None, "", [], False, {}) and row.get(name) == row.get(name)
-                                            for name in ("tools", "images", "chat_template_kwargs"))
+    """Whether a row, at its top, says what is not trained on: in a text or a list."""
+    said = [row.get(name) for name in NOT_TRAINED_ON] if isinstance(row, Mapping) else []
+    return any(isinstance(value, (str, list)) and value for value in said)
 
 
 def check(path: Path, rows: Sequence[Any], problems: Sequence[str], found: Sequence[Any]) -> None:
