@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from bench import secrets
+
 if TYPE_CHECKING:
     from bench.door import Opened
 
@@ -21,6 +23,7 @@ HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--in
 
 def main() -> NoReturn:
     sys.path.append(PLUGINS)  # Hydra finds our sweeper there
+    secrets.guard_streams()
     signal.signal(signal.SIGTERM, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -53,7 +56,7 @@ def _run(words: list[str]) -> None:
         _hydra(opened)
     except BadConfig as error:
         for problem in error.problems:
-            print(problem, file=sys.stderr)
+            print(secrets.shown(problem), file=sys.stderr)
         sys.exit(BAD_CONFIG)
 
 

@@ -27,8 +27,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench import report
-from bench.config import Bundle, Cell, Expectation
+from bench import report, secrets
+from bench.config import Bundle, Cell, Expectation, user_path
 from bench.door import BadConfig, Opened
 from bench.keep import WEIGHTS, size_words
 from bench.plan import CellPlan, Sources
@@ -39,8 +39,6 @@ from bench.worker import environment
 
 NAME = "bundle.json"
 FORMAT = 1
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-SHORTEST_SECRET = 8  # characters; a shorter value may be anything
 
 _SOURCES = TypeAdapter(Sources)
 
@@ -77,9 +75,9 @@ def read(results: Path, opened: Opened) -> Opened:
         cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in told["cells"]]
         sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in told["cells"]]
         expectations = tuple(Expectation.model_validate(item) for item in told["expectations"])
+        own = {name: told[name] for name in ("sweep", "replaced")} | {name: secrets.shown(told[name]) for name in ("title", "command")}
     except (ValueError, KeyError, TypeError) as error:
         raise BadConfig([f"{results / NAME} cannot be read by this version of bench: {' '.join(str(error).split())[:300]}"]) from error
-    own = {name: told[name] for name in ("sweep", "replaced", "title", "command")}
     return replace(opened, **own, cells=cells, sources=sources, expectations=expectations, axes=tuple(told["axes"]))
 
 
@@ -117,7 +115,7 @@ def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sw
     """Write the archive; returns lines on what is in it. `make_sweep`: the report's sweep of an opened command.
 
     Raises BadConfig where a file holds a secret of the environment."""
-    out, results = Path(str(do.out)).expanduser().absolute(), opened.session.results_dir
+    out, results = user_path(str(do.out)), opened.session.results_dir
     with tempfile.TemporaryDirectory() as aside:
         root = Path(aside) / f"bundle-{sweep.name}"
         left_out = _stages(sweep.cells, store, root)
@@ -221,13 +219,12 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _look_through(root: Path, results: Path) -> list[str]:
     """Lines on files that name folders of this machine. Raises BadConfig for a secret, before anything is written."""
-    secrets = {value.encode(): name for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SHORTEST_SECRET}
     folders = {f"{path}/".encode() for path in (results, Path.cwd(), Path.home()) if len(path.parts) > 1}
     named = []
     for path in _files(root):
         content = path.read_bytes()
-        if found := sorted(name for value, name in secrets.items() if value in content):
-            held = f"{path.relative_to(root)} holds the value of the environment's {', '.join(found)}"
+        if found := secrets.holders(content):
+            held = f"{path.relative_to(root)} holds the value of {', '.join(found)}"
             raise BadConfig([f"{held}, and is not given away: unset it if it is no secret"])
         if any(folder in content for folder in folders):
             named.append(str(path.relative_to(root)))

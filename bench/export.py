@@ -20,7 +20,7 @@ import yaml
 
 from bench import why
 from bench.bundle import nameless, nameless_command
-from bench.config import Export
+from bench.config import Export, user_path
 from bench.door import BadConfig
 from bench.records import Result
 from bench.store import Manifest, Store
@@ -48,7 +48,7 @@ class Exported:
 
 def export(do: Export, results: Path, store: Store) -> list[str]:
     """Write the folder; returns lines on what it is. Raises BadConfig where there is nothing to export."""
-    folder, out = why.find_cell(str(do.cell), results), Path(str(do.out)).expanduser().absolute()
+    folder, out = why.find_cell(str(do.cell), results), user_path(str(do.out))
     written = json.loads((folder / "stages.json").read_text(encoding="utf-8"))
     if written["failed"] or not (folder / "result.json").exists():
         raise BadConfig([f"{folder.name} has no numbers for its card: {written['failed'] or 'not run yet'}"])

@@ -16,10 +16,12 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import yaml
 from filelock import FileLock
+
+from bench import secrets
+from bench.text_files import BadFile, describe, read_object, read_yaml, text
 
 LOCK = "revisions.json"
 Kind = Literal["datasets", "models"]
@@ -133,7 +135,12 @@ def fetch_model(repo: str, at: str, *, weights: bool) -> Path:
 def _weight_files(folder: Path) -> list[str]:
     """The files that an index of weights names; where there is none, any."""
     index = folder / "model.safetensors.index.json"
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())) if index.exists() else ["*.safetensors"]
+    if not index.exists():
+        return ["*.safetensors"]
+    weights = read_object(index).get("weight_map")
+    if not isinstance(weights, dict):
+        raise BadFile(f"{index}: weight_map must be an object (file by tensor), got {describe(weights)}")
+    return sorted({text(file, f"{index}: weight_map.{tensor}") for tensor, file in weights.items()})
 
 
 # Code that a model brings ---------------------------------------------------------------------------------------------
@@ -153,7 +160,7 @@ def trusts_code(folder: Path) -> bool:
     if not files:
         raise ValueError(f"{folder} runs code of its own, and no Python file is there: take a copy of its folder that has them")
     found = hashlib.sha256(b"".join(file.name.encode() + b"\0" + file.read_bytes() + b"\0" for file in files)).hexdigest()
-    allowed = yaml.safe_load(TRUSTED.read_text(encoding="utf-8")) or {}
+    allowed = read_yaml(TRUSTED) or {}
     if any(entry.get("revision") and entry.get("code") == found for entry in allowed.values()):
         return True
     names = ", ".join(file.name for file in files)
@@ -161,9 +168,14 @@ def trusts_code(folder: Path) -> bool:
     raise ValueError(f"{folder} runs code of its own ({names}), which is not trusted: {way_out}")
 
 
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A model folder's config.json, or another of its JSON files. Raises BadFile for what is no JSON object."""
+    return read_object(folder / name)
+
+
 def _brings_code(folder: Path) -> bool:
     """Whether transformers does not know a model's architecture by itself."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     if "auto_map" not in config:
         return False
     from transformers import CONFIG_MAPPING
@@ -186,5 +198,5 @@ def _words(error: Exception, kind: Kind, repo: str, at: str | None, patterns: Se
         return f"{repo} has no revision {at}: see {page}/commits/main"
     include = "".join(f" --include '{pattern}'" for pattern in patterns)
     command = f"hf download {repo} --type {kind.removesuffix('s')}{f' --revision {at}' if at else ''}{include} --local-dir DIR"
-    why = "HF_HUB_OFFLINE is set and the cache does not hold it" if constants.HF_HUB_OFFLINE else " ".join(str(error).split())[:200]
+    why = "HF_HUB_OFFLINE is set and the cache does not hold it" if constants.HF_HUB_OFFLINE else secrets.excerpt(str(error), 200)
     return f"{repo} could not be had from the hub ({why}): where there is a network, run `{command}`"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import Bounds
+from bench.hub import read_config
 from bench.text_files import BadFile, describe, printable, read_object
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -24,11 +25,6 @@ SIZES = {
 
 # Architectures with a learned or stored row for each position: one more is an error, or wrong. Others compute theirs (rotary, ALiBi).
 POSITION_TABLES = {"gpt2", "openai-gpt", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "biogpt", "ctrl", "bert", "roberta"}
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a model's folder. Raises BadFile."""
-    return read_object(folder / CONFIG)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

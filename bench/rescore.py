@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bench import report
-from bench.config import FITTED, Rescore
+from bench.config import FITTED, Rescore, user_path
 from bench.door import BadConfig
 from bench.judges import alpaca_eval, mt_bench
 from bench.kinds import ScoreSettings
@@ -51,7 +51,7 @@ class Rescores:
 def rescore_files(do: Rescore) -> Rescores:
     """Rows of a folder or file of judgements. Raises BadConfig where one of the files cannot be read as what it should be."""
     assert do.judgements is not None
-    path = Path(do.judgements).expanduser()
+    path = user_path(do.judgements)
     return _alpaca_eval(path, do) if path.is_dir() else _fastchat(path, do)
 
 
@@ -64,10 +64,10 @@ def _read(read: Callable[..., T], *arguments: Any) -> T:
 
 
 def _reference_and_calibration(do: Rescore) -> tuple[alpaca_eval.Outputs | None, Path | None, Calibration | None]:
-    reference = _read(alpaca_eval.read_outputs, Path(do.reference_outputs).expanduser()) if do.reference_outputs else None
+    reference = _read(alpaca_eval.read_outputs, user_path(do.reference_outputs)) if do.reference_outputs else None
     if do.calibration in (None, FITTED):
         return reference, None, None
-    path = Path(str(do.calibration)).expanduser()
+    path = user_path(str(do.calibration))
     items = reference.items if reference else None
     return reference, path, _read(alpaca_eval.read_calibration, path, items, None if items is None else len(items))
 
@@ -79,7 +79,7 @@ def show(found: Rescores, do: Rescore) -> None:
     report.print_table(f"{do.judgements}", report.Table(list(found.columns), cells, found.notes + refused))
     if do.out:
         names = list(dict.fromkeys(name for row in found.rows for name in row))
-        report.write_csv(Path(do.out).expanduser(), [{name: row.get(name) for name in names if name != "refused"} for row in found.rows])
+        report.write_csv(user_path(do.out), [{name: row.get(name) for name in names if name != "refused"} for row in found.rows])
         print(f"rows     {do.out}")
 
 
@@ -368,7 +368,7 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> None:
     print(f"{len(rescored)} of {len(rows)} cells scored anew from the store{how}; the store is as it was")
     if do.out:
         flat = [line | {"calibration": row.calibration} for line, row in zip(report.flat_rows(rows), rows, strict=True)]
-        report.write_csv(Path(do.out).expanduser(), flat)
+        report.write_csv(user_path(do.out), flat)
         print(f"rows     {do.out}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -17,9 +16,9 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import bundle, clusters, export, keep, methods, passport, report, rescore, size_table, why
+from bench import bundle, clusters, export, keep, methods, passport, report, rescore, secrets, size_table, why
 from bench.audit_files import audit_sources
-from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why
+from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why, user_path
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
 from bench.devices import is_spread, spread_faults
@@ -58,7 +57,7 @@ def main(opened: Opened) -> int:
     if session.do.name in ("report", "status", "rescore"):
         opened = bundle.opened_from(opened)
     if session.do.name in ("run", "report", "audit") and not getattr(session.do, "plan", False):
-        _make(session.results_dir)
+        _make(session.results_dir, store=session.do.name != "report")
     if isinstance(session.do, Audit):
         return _audit(session.do, opened, store)
     sweep = _sweep(opened)
@@ -158,15 +157,17 @@ def _audit(do: Audit, opened: Opened, store: Store) -> int:
         if reason := _failure_of(audit, failures):
             print(f"FAILED   {audit.name}: {reason}")
         else:
-            folder = Path(do.out).expanduser() if do.out else opened.session.results_dir / report.PASSPORTS
+            folder = user_path(do.out) if do.out else opened.session.results_dir / report.PASSPORTS
             passport.show(passport.read_passport(audit, store, command), folder)
     return OVER_BUDGET if over_budget else SOME_FAILED if failures else OK
 
 
-def _make(results: Path) -> None:
+def _make(results: Path, *, store: bool) -> None:
     """Make the results folder; BadConfig when it cannot be one."""
     try:
         results.mkdir(parents=True, exist_ok=True)
+        if store:
+            (results / "store").mkdir(exist_ok=True)  # /proc is a folder, and nothing can be made in it
     except OSError as error:
         why = f"results={results} cannot be a folder to write to ({error.strerror}): set results=DIR or BENCH_RESULTS"
         raise BadConfig([why]) from error
@@ -264,9 +265,15 @@ def _run_stages(
 def check_keys(stages: Sequence[Stage]) -> None:
     """Raises BadConfig where a judge of these stages needs a key that the environment does not hold: before anything is trained."""
     asked = {stage.settings.asking for stage in stages if isinstance(stage.settings, LanguageJudgeSettings) and stage.settings.asking}
-    needed = {asking.api_key_env for asking in asked if asking.server == "endpoint" and asking.base_url is None}
-    if lacking := sorted(name for name in needed if not os.environ.get(name)):
-        raise BadConfig([f"the environment variable {name} (judge.api_key_env) must hold the judge's key" for name in lacking])
+    problems = []
+    for name, needed in sorted({(asking.api_key_env, asking.base_url is None) for asking in asked if asking.server == "endpoint"}):
+        try:
+            if secrets.key(name) is None and needed:
+                problems.append(f"the environment variable {name} (judge.api_key_env) must hold the judge's key")
+        except secrets.BadKey as error:
+            problems.append(str(error))
+    if problems:
+        raise BadConfig(problems)
 
 
 def check_tasks(stages: Sequence[Stage]) -> None:
@@ -409,7 +416,7 @@ class Scheduler:
 
     def _took(self, answer: Report) -> None:
         running = self.running.pop(answer.key)
-        stage, outcome, error = running.stage, answer.outcome, answer.error
+        stage, outcome, error = running.stage, answer.outcome, secrets.shown(answer.error)
         if stage.kind == "judge" and labels_samples(stage):
             error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)  # keys as they are typed
         self.store.forget(stage)
@@ -432,6 +439,7 @@ class Scheduler:
             self.over_budget |= outcome == "over_budget"
             self.failures[stage] = error
             self.store.record_failure(stage, error)
+            secrets.clean_file(self.store.beside(stage, "log"))  # a worker that died has not done so itself
         self.screen.stage_ended(stage, outcome, error, self.store.beside(stage, "log"))
         self.on_end()
 
@@ -480,7 +488,7 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         for stage in cell.stages:
             with contextlib.suppress(FileNotFoundError):  # made in another store, or by a command that logs now
-                written = store.beside(stage, "log").read_text("utf-8", "replace")
+                written = secrets.clean(store.beside(stage, "log").read_text("utf-8", "replace"))
                 log.write(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
 
 

@@ -25,6 +25,7 @@ import filelock
 import psutil
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from bench import secrets
 from bench.config import LaterField as LaterField
 from bench.config import Unkeyed as Unkeyed
 
@@ -236,7 +237,7 @@ class Store:
     def failure(self, stage: Stage) -> str | None:
         """Why the last attempt at a stage failed; None when there was none or it has succeeded since."""
         try:
-            return json.loads(self.beside(stage, "failed.json").read_text(encoding="utf-8"))["error"]
+            return secrets.shown(json.loads(self.beside(stage, "failed.json").read_text(encoding="utf-8"))["error"])
         except (OSError, ValueError, KeyError):
             return None
 
@@ -248,6 +249,7 @@ class Store:
             return {}
 
     def record_failure(self, stage: Stage, error: str) -> None:
+        error = secrets.shown(error)
         with contextlib.suppress(OSError):  # a full disk: the reason is in the table all the same
             failure = json.dumps({"kind": stage.kind, "key": stage.key, "error": error}, indent=1)
             self.beside(stage, "failed.json").write_text(failure, encoding="utf-8")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import model_config
-from bench.hub import trusts_code
+from bench.hub import read_config, trusts_code
 from bench.records import Item, Message, Pair, Unpaired, completion_columns, text_digest
 from bench.templates import PROBES, Template, TemplateFailed, read_template, without_clock
 
@@ -43,7 +43,7 @@ def model_folder(path: Path) -> Path:
 
 def positions(path: Path) -> int | None:
     """Tokens that a model was made for, where its config says so."""
-    return model_config.positions(model_config.read_config(model_folder(path)))
+    return model_config.positions(read_config(model_folder(path)))
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import kinds
+from bench import kinds, secrets
 from bench.config import Accelerate
 from bench.kept import AT_REST, VERSIONS
 from bench.store import OverBudget, Source, Stage, Store, tree_stamp
@@ -241,8 +241,7 @@ def environment() -> dict[str, Any]:
 
 def reason(error: BaseException) -> str:
     """An error in one line, for tables and screens."""
-    words = " ".join(f"{type(error).__name__}: {error}".split())
-    return words if len(words) <= REASON_LENGTH else f"{words[:REASON_LENGTH]}..."
+    return secrets.excerpt(f"{type(error).__name__}: {error}", REASON_LENGTH)
 
 
 def _die_with_parent(parent: int) -> None:
@@ -293,6 +292,7 @@ def _lines() -> Iterator[str]:
 
 def main() -> None:
     _die_with_parent(int(os.environ[PARENT]))
+    secrets.guard_streams()
     answers = os.fdopen(int(os.environ[ANSWERS]), "w", buffering=1, encoding="utf-8")
     for line in _lines():
         job = json.loads(line)
@@ -309,6 +309,7 @@ def main() -> None:
             answer |= {"ok": False, "error": reason(error), "over_budget": isinstance(error, OverBudget)}
         sys.stdout.flush()
         sys.stderr.flush()
+        secrets.clean_file(Path(job["log"]))  # what native libraries and child processes have written there
         answers.write(json.dumps(answer) + "\n")
         if job["kind"] in HEAVY_IMPORTS:
             tidy()

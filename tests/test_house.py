@@ -17,8 +17,9 @@ BENCH = ROOT / "bench"
 ORDER = [
     ["config", "kept"],
     ["text_files", "secrets"],
-    ["templates", "model_config"],
+    ["templates"],
     ["hub"],
+    ["model_config"],
     ["records"],
     ["stats", "preferences", "tokens", "token_counts", "written", "self_instruct"],
     ["learnable"],
@@ -46,6 +47,9 @@ HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", 
 LIGHT = [
     "config",
     "text_files",
+    "secrets",
+
+
     "templates",
     "model_config",
     "records",

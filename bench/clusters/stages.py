@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from bench import secrets
 from bench.config import ClusterLauncher, LocalLauncher, Resources
 from bench.kinds import Need, needs
 from bench.launch import Pool, Report
@@ -55,6 +56,7 @@ class NodeJob:
         return Path(self.log).with_suffix(".answer.json")
 
     def __call__(self) -> None:
+        secrets.guard_streams()
         if not Path(self.job["store"]).is_dir():
             raise RuntimeError(f"{self.job['store']} is not there on {socket.gethostname()}: results must be on a file system of all nodes")
         limit_s = self.limit_s or float("1e12")

@@ -29,6 +29,7 @@ from bench.config import (
     Sft,
     Written,
     misfits,
+    user_path,
 )
 from bench.door.folders import (
     ADD_ONE,
@@ -44,8 +45,9 @@ from bench.door.folders import (
 )
 from bench.door.judge_files import JUDGE_FILES, JudgeFiles, judge_files_of, labeller_files, what_judge_reads, what_labeller_reads
 from bench.door.words import MEMBERS, Tree, Where, short
+from bench.hub import read_config
 from bench.judges.replies import parser_version
-from bench.model_config import has_position_table, positions, read_config
+from bench.model_config import has_position_table, positions
 from bench.plan import JudgeSources, Sources
 from bench.preferences import read_preferences, read_prompts
 from bench.readers import Shown, check, find_files, shown_by
@@ -236,10 +238,10 @@ class Files:
             base = self._asked_by(local, Source(base, "")).path
         own, rows, texts, before = (self._source(path) if path else None for path in (model, data[0] if data else None, written, base))
         file = cell.method.prompts if isinstance(cell.method, Loop) else None
-        prompts = self._source(Path(file).expanduser().absolute()) if file else None
+        prompts = self._source(user_path(file)) if file else None
         public, conversations = self._public(cell.data), self._public(cell.sft)
         folder = cell.forgetting.include_path if cell.forgetting else None
-        tasks = self._source(Path(folder).expanduser().absolute()) if folder else None
+        tasks = self._source(user_path(folder)) if folder else None
         return Sources(own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations, tasks)
 
     def _public(self, section: Any) -> Source | None:
@@ -312,7 +314,7 @@ def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Sou
     train, heldout = section.train_files, section.heldout_files if isinstance(section, DatasetData) else ()
     key = "data" if isinstance(section, DatasetData) else "sft"
     if section.path is not None:
-        path = Path(section.path).expanduser().absolute()
+        path = user_path(section.path)
         if not path.exists():
             raise ValueError(f"{key}.path must be a copy of a dataset's folder or a file of it, got {section.path}: no such file or folder")
         shown = check(path, reading, train, heldout)
@@ -331,7 +333,7 @@ def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Sou
 
 
 def _data_file(text: str) -> tuple[Path, Shown]:
-    path = Path(text).expanduser().absolute()
+    path = user_path(text)
     if not path.is_file():
         raise ValueError(f"data.path must be a preference file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
     return path, shown_by(read_preferences(path).rows[0])
@@ -344,7 +346,7 @@ def _which_prompts(method: Tree, data: str) -> str:
 def _prompts_file(text: str, answered: bool, data: str) -> int:
     """How many different prompts a loop's file holds. Raises ValueError where some of them are in the data too."""
     found = read_prompts(a_file(text, "method.prompts"), answered)
-    path = Path(data).expanduser().absolute()
+    path = user_path(data)
     if not data or not path.is_file():
         return len(found)  # the data are said elsewhere
     known = {_contents(row) for row in read_preferences(path).rows}
@@ -372,7 +374,7 @@ def _too_few(method: Tree, there: int) -> str | None:
 
 
 def _written_file(text: str) -> Path:
-    path = Path(text).expanduser().absolute()
+    path = user_path(text)
     if not text or not path.is_file():
         raise ValueError(f"completions must be a file, got {text or 'nothing'}: {'a folder' if text and path.is_dir() else 'no such file'}")
     read_written(path)

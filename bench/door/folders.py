@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from bench.config import Bounds
+from bench.config import Bounds, user_path
 from bench.model_config import check_rows, check_shards, check_sizes
 from bench.store import hash_long
 from bench.templates import (
@@ -31,7 +31,7 @@ ADD_ONE = f"add {TEMPLATE}"
 
 
 def a_file(text: str, key: str) -> Path:
-    path = Path(text).expanduser().absolute()
+    path = user_path(text)
     if not path.is_file():
         raise ValueError(f"{key} must be a file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
     return path
@@ -39,7 +39,7 @@ def a_file(text: str, key: str) -> Path:
 
 def model_folder(text: str, bounds: Bounds, key: str = "model.path", what: str = "a causal LM", weights: bool = True) -> Path:
     """A model's folder by its path. Raises ValueError where it is none, lacks files, or holds what check_model refuses."""
-    folder = Path(text).expanduser().absolute()
+    folder = user_path(text)
     if not folder.is_dir():
         hint = "" if text.count("/") != 1 or text[:1] in "./~" else f" (of the hub: model=hub model.hub={text})"
         raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder{hint if key == 'model.path' else ''}")
@@ -71,7 +71,7 @@ def template_file(text: str) -> Path:
     path = CHAT_TEMPLATES / f"{text}.jinja"
     if path.is_file():
         return path
-    if not (path := Path(text).expanduser().absolute()).is_file():
+    if not (path := user_path(text)).is_file():
         raise ValueError(f"model.chat_template must be one of {KNOWN} or a Jinja file, got {text}: no such file")
     return path
 
@@ -123,7 +123,7 @@ def with_template(folder: Path, text: str, under: Path) -> Path:
 
 def tasks_folder(path: str) -> Path:
     """A folder of lm_eval's task files. Raises ValueError for anything else."""
-    folder = Path(path).expanduser().absolute()
+    folder = user_path(path)
     if not folder.is_dir() or not any(file.suffix in (".yaml", ".yml") for file in folder.rglob("*")):
         what = "holds no YAML file" if folder.is_dir() else "is no folder"
         raise ValueError(f"forgetting.include_path must be a folder of task files (YAML), got {path}, which {what}")

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench import secrets
 from bench.records import TaskAnswer, TaskResult
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _faults(tasks: Sequence[str], include: Path | None) -> Iterator[str]:
             try:
                 manager.load([name])
             except Exception as error:  # of datasets, the hub, or a task's own code
-                why = " ".join(str(error).split())[:300]
+                why = secrets.excerpt(str(error), 300)
                 way_out = "data of its own tasks come from the hub once: go where there is a network, or set forgetting.include_path"
                 yield f"task {name} (forgetting.tasks) cannot be made, {type(error).__name__}: {why}; {way_out}"
 

@@ -21,7 +21,7 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from bench import kinds
+from bench import kinds, secrets
 from bench.config import Accelerate
 from bench.devices import Spread, learning, share_of
 from bench.engines.adapters import is_adapted, save_model
@@ -175,6 +175,7 @@ def _free_port() -> int:
 
 def main(path: Path) -> None:
     """One of the processes that train together."""
+    secrets.guard_streams()
     job = json.loads(path.read_text(encoding="utf-8"))
     follow(job["worker"])
     if torch.cuda.is_available():
