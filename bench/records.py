@@ -103,6 +103,11 @@ def completion_columns(row: Pair | Unpaired) -> tuple[str, ...]:
     return ("completion", "mismatched")
 
 
+def own_completions(row: Pair | Unpaired) -> tuple[str, ...]:
+    """What answers a preference row's prompt."""
+    return (row.chosen, row.rejected) if isinstance(row, Pair) else (row.completion,)
+
+
 @dataclass(frozen=True)
 class Shared(Record):
     """A train row, by id, that asks what one of the judge's items asks: word for word (exact), or but for case and spaces (normalised)."""

@@ -73,9 +73,12 @@ def main(opened: Opened) -> int:
     match session.do.name:
         case "plan":
             costs = judge_costs(plan.to_do, store)
-            print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data_lines(cells, store))
+            data = data_lines(cells, store)
+            print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data.lines)
             assert isinstance(session.do, PlanVerb)
             print_sizes(size_table.report(cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
+            if data.refusals:
+                raise BadConfig(data.refusals)
             return OK
         case "status":
             return SOME_FAILED if print_status(sweep, store) else OK

@@ -22,6 +22,7 @@ ORDER = [
     ["model_config"],
     ["records"],
     ["stats", "preferences", "tokens", "token_counts", "written", "self_instruct"],
+    ["learnable"],
     ["length_control", "audit", "audit_ratings", "canaries"],
     ["style_control", "shapes"],
     ["store"],

@@ -64,7 +64,7 @@ def test_tokens_of_rows_are_counted_by_the_tokenizer_of_a_model_of_the_hub(cache
     put(cache, make_model(tmp_path / "model"))
     rows = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True)
     own = ("model=hub", "model.hub=org/tiny", f"model.revision={SHA}", f"results={tmp_path}")
-    lines = data_lines(plans(*own, "data=local", f"data.path={rows}", "method=dpo"), Store(tmp_path / "store"))
+    lines = data_lines(plans(*own, "data=local", f"data.path={rows}", "method=dpo"), Store(tmp_path / "store")).lines
     assert any(re.search(r"local: \d+ train rows of .* held out, about [\d,]+ tokens a pass", line) for line in lines), lines
 
 

@@ -7,7 +7,7 @@ n_turns_unscored             turns without a verdict of items that another turn 
 rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clustered by question
 expected_rating              the same from the whole distribution over ratings, where the judge lists log-probs
 tasks/TASK/METRIC            of a task of the forgetting check, in the task's own units; standard error and interval over documents
-reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref (paired data)
+reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref; a tie is a half (paired data)
 reward_auc                   chance that a desirable held-out completion has a larger one than an undesirable (unpaired data)
 reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows; logps_chosen, _rejected: summed log-probs (nats)
 shift_chosen, shift_rejected log π/π_ref a token of held-out completions, in nats: how far they rose or fell from the start model
@@ -296,7 +296,8 @@ def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numb
         numbers.add(f"shift_{side}", stats.mean_estimate(per_token), "no held-out row of this kind")
     if isinstance(rows[0], Pair):
         numbers.add("reward_margin", stats.mean_estimate((scale * (ratios["chosen"] - ratios["rejected"])).tolist()))
-        numbers.add("reward_accuracy", stats.accuracy([bool(right) for right in ratios["chosen"] > ratios["rejected"]]))
+        right = (np.sign(ratios["chosen"] - ratios["rejected"]) + 1) / 2
+        numbers.add("reward_accuracy", stats.accuracy(right.tolist()))
         numbers.missing["reward_auc"] = "for unpaired data; these are pairs: see reward_accuracy"
         return
     for name in ("reward_margin", "reward_accuracy"):
