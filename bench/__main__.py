@@ -40,6 +40,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 def _run(words: list[str]) -> None:
     from bench.door import BadConfig, open_door
+    from bench.terminal import say
 
     try:
         opened = open_door(words)
@@ -49,7 +50,7 @@ def _run(words: list[str]) -> None:
         _hydra(opened)
     except BadConfig as error:
         for problem in error.problems:
-            print(problem, file=sys.stderr)
+            say(problem, error=True)
         sys.exit(BAD_CONFIG)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from omegaconf import DictConfig, OmegaConf
 
-from bench.config import VERB_KEYS
+from bench.config import VERB_KEYS, as_name
 
 ROOT = Path(__file__).parent
 CONF = next(path for path in (ROOT / "_conf", ROOT.parent / "conf") if path.is_dir())
@@ -278,10 +277,6 @@ def spelled_out(point: Point) -> dict[str, Any]:
         elif key != "model.path" or not is_path("model", point.get("model")):  # the door refuses both
             full[key] = value
     return full
-
-
-def as_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).lstrip("._+-") or "local"
 
 
 def unfold(grids: Sequence[Grid]) -> list[Point]:

@@ -15,7 +15,7 @@ from bench.config.base import AsList, Count, Name, Positive, Probability, Settin
 class Verb(Settings):
     """What to do with the cells."""
 
-    name: Literal["run", "report", "status", "conformance"]
+    name: Literal["run", "report", "status", "verify", "conformance"]
 
 
 class PlanVerb(Settings):

@@ -22,6 +22,7 @@ from bench import sweep as sweeps
 from bench.audit_files import human_manner, recorded_manner
 from bench.config import (
     FITTED,
+    NAME_WORDS,
     Audit,
     Bundle,
     Cell,
@@ -37,6 +38,8 @@ from bench.config import (
     Vllm,
     Why,
     Written,
+    as_name,
+    is_name,
     misfits,
     unread,
 )
@@ -121,6 +124,8 @@ class _Door:
             self._check_audit(session.do, list(cells), base[1])
         if session and isinstance(session.do, Why | Export):
             self._check_why(session.do)
+        if session and session.do.name == "verify" and (self.command.sweep or self.command.asks):
+            self.problems.append(f"do=verify looks through the whole results folder: leave out {self.command.cell_words}")
         if base and session and isinstance(session.do, Export | Bundle):
             self._check_out(session.do, base[1])
         if base and session and session.do.name == "run" and any(cell.forgetting for cell in cells):
@@ -235,6 +240,9 @@ class _Door:
         """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""
         if (name := self.command.sweep) is None:
             return
+        if not is_name(name):
+            self.problems.append(f"sweep must be {NAME_WORDS}, got {short(name)} (+sweep= on the command line)")
+            return
         path = sweeps.sweep_path(name, self.command.folders)
         if not path.exists():
             self.problems.append(unknown("sweep", name, self._options("sweep"), f"+sweep={name} on the command line"))
@@ -309,7 +317,7 @@ class _Door:
         tree, where = copy.deepcopy(composed[0]), Where(self.command, self.sweep_file, self.in_sweep, composed[1])
         if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # whatever the sweep sets of models and methods
             tree["model"] = {"kind": "none", "name": "none"}
-            tree["method"] = {"name": "completions", "path": str(file), "label": sweeps.as_name(Path(str(file)).stem)}
+            tree["method"] = {"name": "completions", "path": str(file), "label": as_name(Path(str(file)).stem)}
         later = {key: value for key, value in point.items() if key.startswith(f"{MEMBERS}.")}
         for key, value in point.items():
             if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):

@@ -60,6 +60,18 @@ class Ledger:
         return sum(self.spent.get(stage, 0.0) for stage in stages)
 
 
+def check(path: Path) -> list[str]:
+    """What is wrong with a journal or a ledger, a text for each line; a last line that a kill cut short is no fault."""
+    faults = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            if not isinstance(json.loads(line), dict):
+                raise ValueError
+        except (ValueError, RecursionError):
+            faults.append(f"{path}:{number}: is no row, and is not read")
+    return faults
+
+
 def _append(path: Path, row: dict[str, Any]) -> None:
     with path.open("ab+") as file:
         file.seek(0, 2)
