@@ -22,7 +22,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep, Transformer
+from hydra.core.override_parser.types import Glob, Override, RangeSweep, Transformer
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 
@@ -161,7 +161,7 @@ def _values(override: Override, parser: OverridesParser, most: int) -> list[Any]
         if (n := _range_length(override.value())) > most:  # type: ignore[arg-type]  # which it is
             raise ValueError(f"a range of {n} values, more than max_cells={most}")
         return list(override.sweep_iterator())
-    if not override.is_choice_sweep():
+    if not override.is_choice_sweep() or isinstance(override.value(), Glob):
         raise ValueError("an axis must list its values")
     encoded = override.sweep_iterator(transformer=Transformer.encode)
     return [parser.parse_override(f"key={value}").value() for value in encoded]
