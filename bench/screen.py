@@ -340,7 +340,8 @@ def print_status(sweep: Sweep, store: Store, made: Container[str] = ()) -> bool:
         states.append(state)
         done = sum(store.status(stage).state == "done" for stage in cell.stages)
         table.add_row(cell.name, state, f"{done}/{len(cell.stages)}", why)
-    console.print(table)
+    # A table wider than the terminal runs on into the next line: a reason that is cut is none.
+    Terminal(width=max(Terminal(width=10_000).measure(table).maximum, console.width)).print(table)
     console.print(", ".join(f"{n} {state}" for state, n in Counter(states).items()), highlight=False)
     if gone := evicted(sweep.cells, store).words():
         console.print(gone, highlight=False)
