@@ -3,6 +3,7 @@ failed, 4 over budget, 130 interrupted; 1 only for a bug of ours."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from bench.door import Opened
 
-BAD_CONFIG, INTERRUPTED = 2, 130
+BAD_CONFIG, SOME_FAILED, INTERRUPTED = 2, 3, 130
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
 PLUGINS = str(Path(__file__).parent / "_plugins")
 # Hydra answers these by itself: help, shell completion, the composed config.
 HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -31,6 +33,13 @@ def main() -> NoReturn:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has left: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        from bench.terminal import say
+
+        say(f"{error.filename or 'a file'}: {error.strerror}; nothing that was finished is lost, the same command goes on", error=True)
+        sys.exit(SOME_FAILED)
     sys.exit(0)
 
 
