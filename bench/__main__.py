@@ -4,11 +4,14 @@ failed, 4 over budget, 130 interrupted; 1 only for a bug of ours."""
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from bench import secrets
 
 if TYPE_CHECKING:
     from bench.door import Opened
@@ -22,7 +25,11 @@ HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--in
 
 def main() -> NoReturn:
     sys.path.append(PLUGINS)  # Hydra finds our sweeper there
+    secrets.guard_streams()
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal whose encoding lacks a character is no reason to end
     try:
         if any(word.split("=")[0] in HYDRA_FLAGS for word in sys.argv[1:]):
             _ask_hydra()

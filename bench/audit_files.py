@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.config import Audit
+from bench.config import Audit, user_path
 from bench.judges import alpaca_eval, mt_bench
 from bench.plan import Manner
-from bench.records import HumanLabel, read_jsonl
+from bench.records import read_labels
 from bench.store import Source, tree_digest, tree_stamp
 
 
@@ -16,7 +16,7 @@ def human_manner(path: Path) -> Manner:
     """What the labels of a file are. Raises ValueError for a file of none, of both kinds, or one that cannot be read."""
     if not path.is_file():
         raise ValueError(f"human must be a file, got {path}: {'a folder' if path.is_dir() else 'no such file'}")
-    kinds = {"rating" if label.preference is None else "preference" for label in read_jsonl(path, HumanLabel)}
+    kinds = {"rating" if label.preference is None else "preference" for label in read_labels(path)}
     if len(kinds) != 1:
         raise ValueError(f"human must hold labels of one kind, preference or rating; {path} holds {' and '.join(sorted(kinds)) or 'none'}")
     return "rating" if "rating" in kinds else "preference"
@@ -38,6 +38,6 @@ def audit_sources(do: Audit) -> dict[Manner, Mapping[str, Source]]:
     found: dict[Manner, dict[str, Source]] = {"preference": {}, "rating": {}}
     for name, text, manner_of in (("human", do.human, human_manner), ("recorded", do.recorded, recorded_manner)):
         if text:
-            path = Path(text).expanduser().absolute()
+            path = user_path(text)
             found[manner_of(path)][name] = Source(path, stamp=tree_stamp(path), digest=tree_digest(path))
     return dict(found)

@@ -28,21 +28,19 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench import report
-from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name
+from bench import report, secrets
+from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name, user_path
 from bench.door import BadConfig, Opened
 from bench.keep import WEIGHTS, size_words
 from bench.plan import CellPlan, Sources
 from bench.report import PASSPORTS
 from bench.store import Source, Store, write_manifest
 from bench.sweep import sweep_path
-from bench.text_files import BadFile, describe, printable, read_csv, read_object, text
+from bench.text_files import BadFile, describe, read_csv, read_object, text
 from bench.worker import environment
 
 NAME = "bundle.json"
 FORMAT = 1
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-SHORTEST_SECRET = 8  # characters; a shorter value may be anything
 
 _SOURCES = TypeAdapter(Sources)
 
@@ -83,7 +81,7 @@ def read(results: Path, opened: Opened) -> Opened:
             raise ValueError(f"replaced must be true or false, got {describe(replaced)}")
         if not isinstance(axes, list):
             raise ValueError(f"axes must be a list of texts, got {describe(axes)}")
-        title, command = printable(text(told["title"], "title")), printable(text(told["command"], "command"))
+        title, command = (secrets.shown(text(told[name], name).replace("\n", " ")) for name in ("title", "command"))
         cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in told["cells"]]
         sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in told["cells"]]
         expectations = tuple(Expectation.model_validate(item) for item in told["expectations"])
@@ -114,7 +112,7 @@ def made_cells(sweep: report.Sweep, results: Path) -> set[str]:
     made = {cell.key for cell in sweep.cells if (results / "cells" / cell.name / "result.json").is_file()}
     with contextlib.suppress(BadFile):
         rows = read_csv(results / "sweeps" / sweep.name / "table.csv", ("key", "status"))
-        made |= {row["key"] for row in rows if row["status"] == "done"}
+        made |= {row["key"] for _, row in rows if row["status"] == "done"}
     with contextlib.suppress(BadFile):
         done = read_object(results / NAME).get("done", [])
         made |= {key for key in done if isinstance(key, str)} if isinstance(done, list) else set()
@@ -148,7 +146,7 @@ def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sw
     """Write the archive; returns lines on what is in it. `make_sweep`: the report's sweep of an opened command.
 
     Raises BadConfig where a file holds a secret of the environment."""
-    out, results = Path(str(do.out)).expanduser().absolute(), opened.session.results_dir
+    out, results = user_path(str(do.out)), opened.session.results_dir
     with tempfile.TemporaryDirectory() as aside:
         root = Path(aside) / f"bundle-{sweep.name}"
         left_out = _stages(sweep.cells, store, root)
@@ -253,13 +251,12 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _look_through(root: Path, results: Path) -> list[str]:
     """Lines on files that name folders of this machine. Raises BadConfig for a secret, before anything is written."""
-    secrets = {value.encode(): name for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SHORTEST_SECRET}
     folders = {f"{path}/".encode() for path in (results, Path.cwd(), Path.home()) if len(path.parts) > 1}
     named = []
     for path in _files(root):
         content = path.read_bytes()
-        if found := sorted(name for value, name in secrets.items() if value in content):
-            held = f"{path.relative_to(root)} holds the value of the environment's {', '.join(found)}"
+        if found := secrets.holders(content):
+            held = f"{path.relative_to(root)} holds the value of {', '.join(found)}"
             raise BadConfig([f"{held}, and is not given away: unset it if it is no secret"])
         if any(folder in content for folder in folders):
             named.append(str(path.relative_to(root)))

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench.config import user_path
 from bench.forecast import Estimate
 from bench.judges.asking import Request
 from bench.judges.prices import price_of
@@ -155,7 +156,7 @@ def _counter(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> tup
     assert settings.asking is not None
     folder = stage.inputs["model"].path if settings.model is None else settings.asking.tokenizer  # type: ignore[union-attr]
     if folder:
-        count = counter(Path(folder).expanduser().absolute())
+        count = counter(user_path(folder))
         return lambda r: count(r.messages, True), f"tokens by the tokenizer in {folder}"
     model = str(settings.model)
     if (encoding := _tiktoken(model)) is not None:

@@ -22,7 +22,7 @@ import yaml
 
 from bench import why
 from bench.bundle import nameless, nameless_command
-from bench.config import Export
+from bench.config import Export, user_path
 from bench.door import BadConfig
 from bench.records import Result
 from bench.store import Manifest, Store, Unsound
@@ -51,7 +51,7 @@ class Exported:
 
 def export(do: Export, results: Path, store: Store) -> list[str]:
     """Write the folder; returns lines on what it is. Raises BadConfig where there is nothing to export, Unsound where it is not whole."""
-    folder, out = why.find_cell(str(do.cell), results), Path(str(do.out)).expanduser().absolute()
+    folder, out = why.find_cell(str(do.cell), results), user_path(str(do.out))
     written = why.read_cell(folder)
     if written.failed or not (folder / "result.json").exists():
         raise Unsound(f"{folder.name} has no numbers for its card: {written.failed or 'not run yet'}")
@@ -91,7 +91,8 @@ def _write(found: Exported, model: Path, out: Path) -> None:
 def _write_aside(found: Exported, model: Path, part: Path) -> None:
     shutil.copytree(model, part)
     if (path := part / "adapter_config.json").exists() and (hub := _hub_base(found.config)):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": hub}, indent=1, sort_keys=True))
+        named = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": hub}
+        path.write_text(json.dumps(named, indent=1, sort_keys=True), "utf-8")
     (part / "README.md").write_text(card(found, adapter=(part / "adapter_config.json").exists()), encoding="utf-8")
 
 

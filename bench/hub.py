@@ -16,10 +16,12 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import yaml
 from filelock import FileLock
+
+from bench import secrets
+from bench.text_files import BadFile, describe, read_object, read_yaml, text
 
 LOCK = "revisions.json"
 Kind = Literal["datasets", "models"]
@@ -54,14 +56,14 @@ def revision(lock: Path, kind: Kind, repo: str) -> str:
             return known
         entries = _read(lock) | {f"{kind}/{repo}": {"revision": found, "locked": date.today().isoformat()}}
         aside = lock.with_name(f"{lock.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}")
-        aside.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+        aside.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         aside.replace(lock)
     return found
 
 
 def _read(lock: Path) -> dict[str, dict[str, str]]:
     try:
-        return json.loads(lock.read_text())
+        return json.loads(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -79,7 +81,7 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
     repo_type, wanted = kind.removesuffix("s"), [*patterns, *also]
     here = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}"
     folder, whole = here / "snapshots" / at, here / f"bench-{at}-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:12]}.json"
-    if whole.is_file() and all((folder / name).is_file() for name in json.loads(whole.read_text())):
+    if whole.is_file() and all((folder / name).is_file() for name in json.loads(whole.read_text(encoding="utf-8"))):
         return folder
     try:
         names = list(filter_repo_objects(HfApi().list_repo_files(repo, repo_type=repo_type, revision=at), allow_patterns=wanted))
@@ -90,8 +92,16 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
         raise NotThere(_words(error, kind, repo, at, patterns)) from error
     if all((folder / name).is_file() for name in names):  # else a download that was cut short looks like a smaller dataset
         with contextlib.suppress(OSError):  # a cache that others own is asked about again
-            whole.write_text(json.dumps(names))
+            whole.write_text(json.dumps(names), encoding="utf-8")
     return folder
+
+
+def cached(kind: Kind, repo: str, at: str) -> Path | None:
+    """The folder of a revision in the cache, which may lack files of it; None where nothing of it is there. Asks nobody."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}" / "snapshots" / at
+    return folder if folder.is_dir() else None
 
 
 def _holds(folder: Path, patterns: Sequence[str]) -> bool:
@@ -125,7 +135,12 @@ def fetch_model(repo: str, at: str, *, weights: bool) -> Path:
 def _weight_files(folder: Path) -> list[str]:
     """The files that an index of weights names; where there is none, any."""
     index = folder / "model.safetensors.index.json"
-    return sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["*.safetensors"]
+    if not index.exists():
+        return ["*.safetensors"]
+    weights = read_object(index).get("weight_map")
+    if not isinstance(weights, dict):
+        raise BadFile(f"{index}: weight_map must be an object (file by tensor), got {describe(weights)}")
+    return sorted({text(file, f"{index}: weight_map.{tensor}") for tensor, file in weights.items()})
 
 
 # Code that a model brings ---------------------------------------------------------------------------------------------
@@ -145,7 +160,7 @@ def trusts_code(folder: Path) -> bool:
     if not files:
         raise ValueError(f"{folder} runs code of its own, and no Python file is there: take a copy of its folder that has them")
     found = hashlib.sha256(b"".join(file.name.encode() + b"\0" + file.read_bytes() + b"\0" for file in files)).hexdigest()
-    allowed = yaml.safe_load(TRUSTED.read_text()) or {}
+    allowed = read_yaml(TRUSTED) or {}
     if any(entry.get("revision") and entry.get("code") == found for entry in allowed.values()):
         return True
     names = ", ".join(file.name for file in files)
@@ -153,9 +168,14 @@ def trusts_code(folder: Path) -> bool:
     raise ValueError(f"{folder} runs code of its own ({names}), which is not trusted: {way_out}")
 
 
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A model folder's config.json, or another of its JSON files. Raises BadFile for what is no JSON object."""
+    return read_object(folder / name)
+
+
 def _brings_code(folder: Path) -> bool:
     """Whether transformers does not know a model's architecture by itself."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     if "auto_map" not in config:
         return False
     from transformers import CONFIG_MAPPING
@@ -178,5 +198,5 @@ def _words(error: Exception, kind: Kind, repo: str, at: str | None, patterns: Se
         return f"{repo} has no revision {at}: see {page}/commits/main"
     include = "".join(f" --include '{pattern}'" for pattern in patterns)
     command = f"hf download {repo} --type {kind.removesuffix('s')}{f' --revision {at}' if at else ''}{include} --local-dir DIR"
-    why = "HF_HUB_OFFLINE is set and the cache does not hold it" if constants.HF_HUB_OFFLINE else " ".join(str(error).split())[:200]
+    why = "HF_HUB_OFFLINE is set and the cache does not hold it" if constants.HF_HUB_OFFLINE else secrets.excerpt(str(error), 200)
     return f"{repo} could not be had from the hub ({why}): where there is a network, run `{command}`"

@@ -37,6 +37,7 @@ WORKER_ENVIRONMENT = {
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "WANDB_MODE": "disabled",
     "PYTHONHASHSEED": "0",
+    "PYTHONUTF8": "1",  # other packages open files and print without naming an encoding: the locale must not decide
 }
 # A shell that has run `accelerate launch` leaves these behind: they would change precision or sharding, unkeyed.
 FOREIGN = ("ACCELERATE_", "FSDP_", "DEEPSPEED_", "MEGATRON_", "PARALLELISM_CONFIG_")
@@ -249,10 +250,10 @@ def cores() -> int:
 def _cpu_quota(root: Path) -> float:
     """Cores' worth of time that the container may use (cgroup v2, then v1); infinite where no limit is set."""
     with contextlib.suppress(OSError, ValueError):
-        quota, period = (root / "cpu.max").read_text().split()
+        quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
         return math.inf if quota == "max" else int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError):
-        quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
         return int(quota) / int(period) if int(quota) > 0 else math.inf
     return math.inf
 

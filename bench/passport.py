@@ -44,7 +44,7 @@ class Passport:
 
 
 def read_passport(audit: CellPlan, store: Store, command: str) -> Passport:
-    numbers = json.loads((store.folder(audit.score) / "passport.json").read_text())
+    numbers = json.loads((store.folder(audit.score) / "passport.json").read_text(encoding="utf-8"))
     return Passport(audit.name, _facts(audit, store), numbers, judge_key(audit.roles["verdicts"]), command)
 
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from bench import text_files
+from bench.text_files import BadFile, id_text, number, printable, whole_number
+
 R = TypeVar("R", bound="Record")
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}, as chat templates read it
@@ -254,7 +257,7 @@ class HumanLabel(Record):
             raise ValueError(f"label of {self.item_id}: exactly one of preference and rating must be set")
         for name, low, high in (("preference", 0, 1), ("rating", 1, 10)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, (int, float)) or not low <= value <= high):
+            if value is not None and ((found := number(value)) is None or not low <= found <= high):
                 raise ValueError(f"label of {self.item_id}: {name} must be in [{low}, {high}], got {value!r}")
 
 
@@ -327,18 +330,6 @@ def _mean_turn(turns: list[Verdict]) -> Verdict:
     return dataclasses.replace(scored[0], preference=preference, **summed)
 
 
-NO_UNICODE = r"half a surrogate pair (an escape like \ud83d by itself) is no character: the text was cut in the middle of one"
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; JSON can spell halves of characters."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def text_digest(text: str) -> str:
     """How verdicts name the text that was judged."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -371,6 +362,22 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
                 raise ValueError(f"{path}:{number}: not a {kind.__name__}: {error}") from error
 
 
+def read_labels(path: Path) -> list[HumanLabel]:
+    """A person's file of labels, one of each item and turn. Raises BadFile."""
+    labels: list[HumanLabel] = []
+    first: dict[tuple[str, int, bool], str] = {}
+    for place, row in text_files.read_rows(path):
+        try:
+            item, turn = id_text(row.get("item_id"), "item_id"), whole_number(row.get("turn", 0), "turn", 0, 10**6)
+            label = HumanLabel.from_json(row | {"item_id": item})
+        except ValueError as error:
+            raise BadFile(f"{place}: not a HumanLabel: {error}") from error
+        if (earlier := first.setdefault((item, turn, label.rating is None), place)) != place:
+            raise BadFile(f"{place}: labels item {printable(item)} again, after {earlier}: one label of an item and turn is expected")
+        labels.append(label)
+    return labels
+
+
 def read_logps(folder: Path) -> dict[str, Logps]:
     """A logps stage's sums by row name."""
     return {row.id: row for row in read_jsonl(folder / "logps.jsonl", Logps)}
@@ -383,6 +390,6 @@ def read_rewards(folder: Path) -> dict[str, float]:
 
 def read_rows(path: Path) -> list[Pair] | list[Unpaired]:
     """Preference rows of either form."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         paired = '"chosen"' in file.readline()
     return list(read_jsonl(path, Pair)) if paired else list(read_jsonl(path, Unpaired))

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bench import report
-from bench.config import FITTED, Rescore
+from bench.config import FITTED, Rescore, user_path
 from bench.door import BadConfig
 from bench.judges import alpaca_eval, mt_bench
 from bench.kinds import ScoreSettings
@@ -54,7 +54,7 @@ class Rescores:
 def rescore_files(do: Rescore) -> Rescores:
     """Rows of a folder or file of judgements. Raises BadConfig where one of the files cannot be read as what it should be."""
     assert do.judgements is not None
-    path = Path(do.judgements).expanduser().absolute()
+    path = user_path(do.judgements)
     return _alpaca_eval(path, do) if path.is_dir() else _fastchat(path, do)
 
 
@@ -67,10 +67,10 @@ def _read(read: Callable[..., T], *arguments: Any) -> T:
 
 
 def _reference_and_calibration(do: Rescore) -> tuple[alpaca_eval.Outputs | None, Path | None, Calibration | None]:
-    reference = _read(alpaca_eval.read_outputs, Path(do.reference_outputs).expanduser()) if do.reference_outputs else None
+    reference = _read(alpaca_eval.read_outputs, user_path(do.reference_outputs)) if do.reference_outputs else None
     if do.calibration in (None, FITTED):
         return reference, None, None
-    path = Path(str(do.calibration)).expanduser()
+    path = user_path(str(do.calibration))
     items = reference.items if reference else None
     return reference, path, _read(alpaca_eval.read_calibration, path, items, None if items is None else len(items))
 
@@ -88,7 +88,7 @@ def _write_rows(do: Rescore, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the rows lie where `out` says, where it says anything."""
     if do.out:
         try:
-            write_where_asked(Path(do.out).expanduser(), report.csv_text(rows))
+            write_where_asked(user_path(do.out), report.csv_text(rows))
         except OSError as error:
             say(f"not written: {do.out}: {why(error)}")
             return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +15,9 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import bundle, clusters, export, keep, methods, passport, report, rescore, size_table, verify, why
+from bench import bundle, clusters, export, keep, methods, passport, report, rescore, secrets, size_table, verify, why
 from bench.audit_files import audit_sources
-from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why
+from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why, user_path
 from bench.costs import judge_costs, with_costs
 from bench.counts import data_lines
 from bench.devices import is_spread, spread_faults
@@ -70,7 +69,7 @@ def _carry_out(opened: Opened) -> int:
     if session.do.name in ("report", "status", "rescore"):
         opened = bundle.opened_from(opened)
     if session.do.name in ("run", "report", "audit") and not getattr(session.do, "plan", False):
-        _make(session.results_dir)
+        _make(session.results_dir, store=session.do.name != "report")
     if isinstance(session.do, Audit):
         return _audit(session.do, opened, store)
     sweep = _sweep(opened)
@@ -207,20 +206,27 @@ def _audit(do: Audit, opened: Opened, store: Store) -> int:
         if reason := _failure_of(audit, failures):
             say(f"FAILED   {audit.name}: {reason}")
         else:
-            folder = Path(do.out).expanduser() if do.out else opened.session.results_dir / report.PASSPORTS
+            folder = user_path(do.out) if do.out else opened.session.results_dir / report.PASSPORTS
             root = folder if do.out else opened.session.results_dir
             whole &= passport.show(passport.read_passport(audit, store, command), root, folder)
     store.tidy()
     return OVER_BUDGET if over_budget else SOME_FAILED if failures or not whole else OK
 
 
-def _make(results: Path) -> None:
-    """Make the results folder; BadConfig when it cannot be one, or what stages are written to is no folder in it."""
+def _make(results: Path, *, store: bool) -> None:
+    """Make the results folder; BadConfig when it cannot be one."""
     try:
         results.mkdir(parents=True, exist_ok=True)
+        if store:
+            _refuse_links(results)
+            (results / "store").mkdir(exist_ok=True)  # /proc is a folder, and nothing can be made in it
     except OSError as error:
         why = f"results={results} cannot be a folder to write to ({error.strerror}): set results=DIR or BENCH_RESULTS"
         raise BadConfig([why]) from error
+
+
+def _refuse_links(results: Path) -> None:
+    """Raises BadConfig where what a run writes to is no folder of the results."""
     for place in (results / name for name in ("store", "wandb", "jobs")):
         if place.is_symlink():
             raise BadConfig([f"{place} is a link, and nothing is written through one: move it away, or set results= to where it leads"])
@@ -322,9 +328,15 @@ def _run_stages(
 def check_keys(stages: Sequence[Stage]) -> None:
     """Raises BadConfig where a judge of these stages needs a key that the environment does not hold: before anything is trained."""
     asked = {stage.settings.asking for stage in stages if isinstance(stage.settings, LanguageJudgeSettings) and stage.settings.asking}
-    needed = {asking.api_key_env for asking in asked if asking.server == "endpoint" and asking.base_url is None}
-    if lacking := sorted(name for name in needed if not os.environ.get(name)):
-        raise BadConfig([f"the environment variable {name} (judge.api_key_env) must hold the judge's key" for name in lacking])
+    problems = []
+    for name, needed in sorted({(asking.api_key_env, asking.base_url is None) for asking in asked if asking.server == "endpoint"}):
+        try:
+            if secrets.key(name) is None and needed:
+                problems.append(f"the environment variable {name} (judge.api_key_env) must hold the judge's key")
+        except secrets.BadKey as error:
+            problems.append(str(error))
+    if problems:
+        raise BadConfig(problems)
 
 
 def check_tasks(stages: Sequence[Stage]) -> None:
@@ -479,7 +491,7 @@ class Scheduler:
 
     def _took(self, answer: Report) -> None:
         running = self.running.pop(answer.key)
-        stage, outcome, error = running.stage, answer.outcome, answer.error
+        stage, outcome, error = running.stage, answer.outcome, secrets.shown(answer.error)
         if stage.kind == "judge" and labels_samples(stage):
             error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)  # keys as they are typed
         self.store.forget(stage)
@@ -503,6 +515,7 @@ class Scheduler:
             self.over_budget |= outcome == "over_budget"
             self.failures[stage] = error
             self.store.record_failure(stage, error)
+            secrets.clean_file(self.store.beside(stage, "log"))  # a worker that died has not done so itself
         self.screen.stage_ended(stage, outcome, error, self.store.beside(stage, "log"))
         self.on_end()
 
@@ -554,7 +567,8 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
     logs = []
     for stage in cell.stages:
         with contextlib.suppress(OSError):  # made in another store, or by a command that logs now
-            logs.append(f"=== {stage.kind} {stage.key} {stage.label}\n{store.beside(stage, 'log').read_text(errors='replace')}\n")
+            written = secrets.clean(store.beside(stage, "log").read_text("utf-8", "replace"))
+            logs.append(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
     out.write(folder / "log.txt", "".join(logs))
     return out.lines()
 
@@ -564,14 +578,15 @@ def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
     if "train" not in cell.roles or store.status(cell.roles["train"]).state != "done":
         return
     folder = store.folder(cell.roles["train"])
-    rows = {name: [json.loads(line) for line in (folder / name).read_text().splitlines()] for name in ("history.jsonl", "speed.jsonl")}
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in ("history.jsonl", "speed.jsonl")}
+    rows = {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
     speeds = {row["step"]: row for row in rows["speed.jsonl"]}
     for row in rows["history.jsonl"]:
         yield row | {"tokens_per_second": speeds[row["step"]]["tokens_per_second"]}
 
 
 def track_cell(tracker: Tracker, sweep: report.Sweep, cell: CellPlan, store: Store, reason: str | None) -> None:
-    summary = {} if reason else json.loads((store.folder(cell.score) / "result.json").read_text())["metrics"]
+    summary = {} if reason else json.loads((store.folder(cell.score) / "result.json").read_text(encoding="utf-8"))["metrics"]
     status = "failed" if reason else "done"
     tracker.cell(sweep=sweep.name, **_run_of(cell), history=list(history(cell, store)), summary=summary, status=status, reason=reason)
 

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bench import secrets
 from bench.clusters.slurm import OVER, JobState, queue_states
 from bench.clusters.stages import job_of
 from bench.config import WorldData
@@ -70,7 +71,7 @@ class PlainScreen:
 
     def say(self, text: str) -> None:
         self.said = time.monotonic()
-        self.console.print(f"{_clock(self.said - self.started)}  {text}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{_clock(self.said - self.started)}  {secrets.shown(text)}", highlight=False, markup=False, soft_wrap=True)
 
     def stage_started(self, stage: Stage) -> None:
         self.since[stage.key] = time.monotonic()
@@ -145,7 +146,9 @@ class LiveScreen(PlainScreen):
         self.live.__exit__(kind, error, trace)
 
     def say(self, text: str) -> None:
-        self.live.console.print(f"{_clock(time.monotonic() - self.started)}  {text}", highlight=False, markup=False, soft_wrap=True)
+        self.live.console.print(
+            f"{_clock(time.monotonic() - self.started)}  {secrets.shown(text)}", highlight=False, markup=False, soft_wrap=True
+        )
 
     def _stage_done(self, stage: Stage, seconds: float) -> None: ...
 

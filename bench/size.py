@@ -9,7 +9,6 @@ reading all weights once a step does.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from bench.config import Adapter, Hardware, LocalModel, WorldModel
 from bench.counts import SAMPLE, Aside, learnt
 from bench.devices import Spread, share_of
 from bench.forecast import answers_asked, token_bound
+from bench.hub import read_config
 from bench.kinds import (
     BaseSettings,
     ConversationSft,
@@ -291,7 +291,4 @@ def model_folder(cell: CellPlan) -> Path | None:
 
 
 def _config(folder: Path | None) -> Mapping[str, Any]:
-    try:
-        return json.loads((folder / "config.json").read_text()) if folder else {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}/config.json cannot be read: {error}") from error
+    return read_config(folder) if folder else {}

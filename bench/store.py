@@ -30,7 +30,7 @@ import filelock
 import psutil
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from bench import output_files
+from bench import output_files, secrets
 from bench.config import LaterField as LaterField
 from bench.config import Unkeyed as Unkeyed
 from bench.text_files import BadFile, read_object
@@ -189,7 +189,7 @@ MANIFEST_FORMAT = 2  # 1 had no checksum
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     told = {**dataclasses.asdict(manifest), "format": MANIFEST_FORMAT}
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         json.dump({**told, "checksum": hash_long(told)}, file, indent=1, sort_keys=True, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
@@ -244,7 +244,7 @@ def read_failure(path: Path) -> str | None:
         error = read_object(path).get("error")
     except BadFile:
         return None
-    return error if isinstance(error, str) else None
+    return secrets.shown(error) if isinstance(error, str) else None
 
 
 State = Literal["done", "absent", "damaged", "stale"]
@@ -330,6 +330,7 @@ class Store:
             return None
 
     def record_failure(self, stage: Stage, error: str) -> None:
+        error = secrets.shown(error)
         with contextlib.suppress(OSError):  # a full disk: the reason is in the table all the same
             told = {"kind": stage.kind, "key": stage.key, "error": error}
             output_files.write(self.root, self.beside(stage, "failed.json"), json.dumps(told, indent=1))

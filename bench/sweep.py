@@ -11,6 +11,7 @@ import contextlib
 import io
 import itertools
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +26,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, RangeSweep, Transformer
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError
+from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
+from omegaconf.grammar_parser import parse
+from omegaconf.resolvers import oc
 
-from bench.config import MAX_CELLS, VERB_KEYS, as_name
+from bench import secrets
+from bench.config import MAX_CELLS, VERB_KEYS, as_name, user_path
 from bench.text_files import parse_yaml, read_text
 
 ROOT = Path(__file__).parent
@@ -48,7 +54,7 @@ class BadSweep(ValueError):
 
 def is_session(key: str) -> bool:
     """Whether a key says how a command runs and reaches no cell."""
-    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "keep", "hardware", "max_cells", "hydra")
+    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells", "hydra")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class CommandLine:
     hydra: tuple[str, ...]  # words about Hydra itself
     folders: tuple[Path, ...]  # --config-dir
     problems: tuple[str, ...]
+    refused: tuple[str, ...] = ()  # words that hold a credential; other problems might repeat it
 
     @property
     def asks(self) -> bool:
@@ -85,6 +92,7 @@ class _Reading:
     hydra: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     max_cells: int = MAX_CELLS  # so many values an axis can have at most
 
 
@@ -107,11 +115,12 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
     if len(reading.sweeps) > 1:
         reading.problems.append(f"one sweep at a time, got {', '.join(reading.sweeps)} (command line): run the command once for each")
     sweep = reading.sweeps[0] if len(reading.sweeps) == 1 else None
-    return CommandLine(sweep, reading.given, reading.words, tuple(reading.hydra), tuple(reading.folders), tuple(reading.problems))
+    said = tuple(reading.problems), tuple(reading.refused)
+    return CommandLine(sweep, reading.given, reading.words, tuple(reading.hydra), tuple(reading.folders), *said)
 
 
 def _read_folder(text: str, reading: _Reading) -> None:
-    folder = Path(text).expanduser().absolute()
+    folder = user_path(text)
     if text and folder.is_dir():
         reading.folders.append(folder)
     else:
@@ -127,10 +136,21 @@ def _read_override(word: str, parser: OverridesParser, reading: _Reading) -> Non
         override = parser.parse_override(word)
         values = _values(override, parser, reading.max_cells)
     except Exception as error:  # the grammar raises its own family of errors
+        given, _, value = word.partition("=")
+        if why := secrets.refusal(given.lstrip("+~"), value):
+            reading.refused.append(f"{why} (command line)")
+            return
+        if secrets.names_one(value):
+            what = "cannot be read, and gives a value to something named like a secret, and settings are written into files"
+            reading.refused.append(f"{given} {what}: {secrets.WAY_OUT} (command line)")
+            return
         way_out = "expected key=value or key=a,b; quote a value with special characters: 'key=\"...\"'"
         say(f"cannot read {word!r} on the command line: {str(error).splitlines()[0]}; {way_out}")
         return
     key = override.get_key_element().lstrip("+~")
+    if why := next((why for value in [*values, word.partition("=")[2]] if (why := secrets.refusal(key, value))), None):
+        reading.refused.append(f"{why} (command line)")
+        return
     key = f"do.{key}" if key in VERB_KEYS else key
     if key == "do.cell":
         values = [word.partition("=")[2]]  # a key may look like a number: 12345678, 1e234567
@@ -188,6 +208,10 @@ def load_sweep(path: Path) -> DictConfig:
         raise BadSweep(f"{sweep_label(path)} cannot be read: {said}") from error
     if not isinstance(node, DictConfig):
         raise BadSweep(f"{sweep_label(path)} cannot be read: expected sections by name (axes, grids, ...), got a list")
+    written = OmegaConf.to_container(node)
+    _check_values(written, "", sweep_label(path))
+    if why := secrets.refusal("", written):
+        raise BadSweep(f"{sweep_label(path)}: {why}")
     return node
 
 
@@ -211,6 +235,40 @@ class ForeignConfigs(FileConfigSource):
             raise ConfigLoadError(f"Config not found : {path}")
         header = ConfigSource._get_header_dict(read_text(path)[:512])
         return ConfigResult(config=load_foreign(path), path=f"{self.scheme()}://{self.path}", provider=self.provider, header=header)
+def _check_values(value: Any, key: str, where: str) -> None:
+    """Raises BadSweep for a resolver (`${oc.env:...}`), which may read what the file of somebody else does not say. `${scale.seeds}`, the
+    name of a setting, is well."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_values(item, f"{key}.{name}" if key else str(name), where)
+    elif isinstance(value, list):
+        for item in value:
+            _check_values(item, key, where)
+    elif isinstance(value, str) and "${" in value:
+        try:
+            resolves = _resolves(parse(value))
+        except GrammarParseError as error:
+            raise BadSweep(f"{where}: {key} cannot be read: {' '.join(str(error).split())}") from error
+        if resolves:
+            way_out = "a sweep file reads neither the environment nor anything else from outside: write the value itself"
+            raise BadSweep(f"{where}: {key} must be a value or the name of a setting (${{scale.seeds}}), got {value}; {way_out}")
+
+
+def _resolves(tree: Any) -> bool:
+    """Whether a parsed interpolation calls a resolver anywhere in it."""
+    if isinstance(tree, OmegaConfGrammarParser.InterpolationResolverContext):
+        return True
+    return any(_resolves(child) for child in getattr(tree, "children", None) or ())
+
+
+def _read_environment(name: str, *default: Any) -> Any:
+    """`${oc.env:NAME}`, for folders in config files of the user's own; raises ValueError for a variable that holds a secret."""
+    if secrets.is_secret_variable(name) or secrets.holders(os.environ.get(name, "")):
+        raise ValueError(f"the environment variable {name} is secret, and settings are written into files: no config may read it")
+    return oc.env(name, *default)
+
+
+OmegaConf.register_new_resolver("oc.env", _read_environment, replace=True)
 
 
 def register_sweeps(folder: Path = SWEEPS) -> None:
@@ -236,13 +294,13 @@ def sweep_label(path: Path) -> str:
 def question(path: Path) -> str:
     """What a sweep file asks: its first comment, up to the expectation."""
     asked = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).split("\n"):
         text = line.lstrip("#").strip()
         if not line.startswith("#") or text.startswith(("Expected", "python -m")):
             break
         if not text.startswith("@package"):
             asked.append(text.removeprefix("Question:").strip())
-    return " ".join(asked).strip()
+    return secrets.shown(" ".join(asked).strip())
 
 
 def read_grids(config: Mapping[str, Any], where: str) -> list[Grid]:
@@ -334,7 +392,7 @@ def spelled_out(point: Point) -> dict[str, Any]:
     for key, value in point.items():
         if is_path(key, value):
             full |= {"model": "local", "model.path": value}
-            full.setdefault("model.name", as_name(Path(value).expanduser().absolute().name))
+            full.setdefault("model.name", as_name(user_path(value).name))
         elif key == "model.hub" and isinstance(value, str):
             full["model.hub"] = value
             if point.get("model") == "hub":

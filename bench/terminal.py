@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from bench.text_files import printable
+from bench import secrets
 
 
 class Terminal(Console):
@@ -21,7 +21,7 @@ class Terminal(Console):
 
 def shown(text: str) -> str:
     """A text as it can be shown; its lines stay lines."""
-    return "\n".join(map(printable, text.split("\n")))
+    return "\n".join(map(secrets.shown, text.split("\n")))
 
 
 def say(text: str, *, error: bool = False) -> None:

@@ -20,7 +20,8 @@ import re
 import stat
 import unicodedata
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -29,11 +30,15 @@ import yaml
 
 MAX_DEPTH = 100  # lists and objects inside each other
 MAX_YAML_NODES = 100_000  # of a YAML file, with every alias written out
+MAX_YAML_BYTES = 1 << 20  # PyYAML reads about as much in ten seconds
+MAX_DIGITS = 1000  # of a whole number
 ROW_LIMIT_ENV, ROW_LIMIT_MIB = "BENCH_MAX_ROW_MIB", 16
 FILE_LIMIT_ENV, FILE_LIMIT_MIB = "BENCH_MAX_FILE_MIB", 4096
 CHUNK = 1 << 20
+TOO_DEEP = f"nested deeper than {MAX_DEPTH} lists and objects"
 HALF_CHARACTER = r"half a surrogate pair (an escape like \ud83d by itself) is no character: the text was cut in the middle of one"
 OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+CSV_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")  # float() takes 1_000 and other digits
 BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
@@ -86,13 +91,39 @@ def describe(value: Any, limit: int = 80) -> str:
             return f"a list of {len(value)}"
         case int() | float():
             return f"the number {_cut(repr(value), limit)}"
-    return f"{type(value).__name__} {printable(_cut(repr(value), limit))}"
+    return f"{type(value).__name__} {printable(_cut(str(value), limit))}"
 
 
 def text(value: Any, what: str) -> str:
-    """The value where it is text. Raises ValueError, `what` being its name, for anything else."""
+    """The value where it is text. Raises BadFile for anything else; `what` is its place and name."""
     if not isinstance(value, str):
-        raise ValueError(f"{what} must be text, got {describe(value)}")
+        raise BadFile(f"{what} must be text, got {describe(value)}")
+    return value
+
+
+def optional_text(value: Any, what: str) -> str | None:
+    """The value where it is text, None where it is null."""
+    return None if value is None else text(value, what)
+
+
+def texts(value: Any, what: str) -> list[str]:
+    """The value where it is a list of texts, at least one. Raises BadFile for anything else."""
+    if not isinstance(value, list) or not value:
+        raise BadFile(f"{what} must be a list of texts, got {describe(value)}")
+    return [text(one, f"{what}[{place}]") for place, one in enumerate(value)]
+
+
+def id_text(value: Any, what: str) -> str:
+    """A name: text that is not empty, or a whole number as text. Raises BadFile for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise BadFile(f"{what} must be a text or a whole number, got {describe(value)}")
+    return str(value)
+
+
+def whole_number(value: Any, what: str, low: int, high: int) -> int:
+    """The value where it is a whole number of a range, ends included. Raises BadFile for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadFile(f"{what} must be a whole number from {low} to {high}, got {describe(value)}")
     return value
 
 
@@ -139,9 +170,11 @@ def read_text(path: Path) -> str:
 
 def decode(content: bytes, where: str) -> str:
     """UTF-8, a byte order mark dropped. Raises BadFile."""
-    for mark, name in OTHER_MARKS.items():
-        if content.startswith(mark):
-            raise BadFile(f"{where}: expected UTF-8, got {name}: save the file as UTF-8")
+    encoding = next((known for mark, known in OTHER_MARKS.items() if content.startswith(mark)), None)
+    if encoding is None and content[:4].count(0):  # a mark is not needed to tell them
+        encoding = {"utf-16": "UTF-16", "utf-32": "UTF-32"}.get(json.detect_encoding(content)[:6])
+    if encoding:
+        raise BadFile(f"{where}: expected UTF-8, got {encoding}: save the file as UTF-8")
     try:
         return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -171,18 +204,16 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
 
 def parse_json(content: str | bytes, where: str) -> Any:
     """A JSON text by the rules at the top of this file. Raises BadFile, `where` first."""
-    told = decode(content, where) if isinstance(content, bytes) else content
+    source = decode(content, where) if isinstance(content, bytes) else content
     try:
-        value = _DECODER.decode(told.strip(" \t\r\n"))
+        value = _DECODER.decode(source.strip(" \t\r\n"))
     except RecursionError:
-        raise BadFile(f"{where}: nested deeper than {MAX_DEPTH} lists and objects") from None
+        raise BadFile(f"{where}: {TOO_DEEP}") from None
     except json.JSONDecodeError as error:
         raise BadFile(f"{where}: not JSON ({error})") from error
-    except ValueError as error:  # a name twice, an integer of thousands of digits
-        raise BadFile(f"{where}: {error}") from error
-    _check_depth(value, where)
-    if "\\u" in told and not is_unicode(json.dumps(value, ensure_ascii=False)):
-        raise BadFile(f"{where}: {HALF_CHARACTER}")
+    except ValueError as error:
+        raise BadFile(f"{where}: a whole number of more than {MAX_DIGITS} digits") from error
+    _check(value, where, escapes="\\u" in source)
     return value
 
 
@@ -221,6 +252,29 @@ def read_list(path: Path) -> list[Any]:
     if not isinstance(value, list):
         raise BadFile(f"{path}: expected a list, got {describe(value)}")
     return value
+
+
+def read_objects(path: Path, expected: str = "objects") -> list[tuple[str, dict[str, Any]]]:
+    """(place, object) of every row of a file that is one JSON list of objects, at least one; the place is `FILE: row N`, from 0.
+
+    An object whose `rows` share its other entries is such a list as well.
+    """
+    try:
+        value = read_json(path)
+    except BadFile as error:
+        raise BadFile(f"{error}; expected a JSON list of {expected}") from error
+    common: dict[str, Any] = {}
+    if isinstance(value, dict) and isinstance(value.get("rows"), list):
+        common = {name: one for name, one in value.items() if name != "rows"}
+        value = value["rows"]
+    if not isinstance(value, list) or not value:
+        raise BadFile(f"{path}: expected a JSON list of {expected}, got {describe(value)}")
+    rows = []
+    for number, row in enumerate(value):
+        if not isinstance(row, dict):
+            raise BadFile(f"{path}: row {number}: expected an object, got {describe(row)}")
+        rows.append((f"{path}: row {number}", common | row))
+    return rows
 
 
 def begins_as_list(path: Path) -> bool:
@@ -262,20 +316,55 @@ def _bounded(line: bytes, path: Path, number: int, limit: int) -> bytes:
     return line
 
 
-def _check_depth(value: Any, where: str) -> None:
-    level, depth = [value], 0
-    while level := [part for one in level if isinstance(one, (dict, list)) for part in (one.values() if isinstance(one, dict) else one)]:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise BadFile(f"{where}: nested deeper than {MAX_DEPTH} lists and objects")
+def _check(value: Any, where: str, *, escapes: bool) -> None:
+    """Raise BadFile for what JSON and YAML can spell and no reader should see; the message leads to the part that holds it."""
+    fault = _fault(value, escapes)
+    if fault is None:
+        return
+    path: list[str] = []
+    part: tuple[Any, Any] | None = ("", value)
+    while part is not None:
+        inside = part[1].items() if isinstance(part[1], dict) else enumerate(part[1]) if isinstance(part[1], list) else ()
+        if part := next(((name, one) for name, one in inside if _fault(one, escapes)), None):
+            path.append(f"row {part[0]}" if isinstance(part[0], int) and not path else printable(_cut(str(part[0]), 40)))
+    raise BadFile(": ".join(filter(None, (where, ", ".join(path[:5]), fault))))
+
+
+def _fault(value: Any, escapes: bool) -> str | None:
+    """The first of: half a surrogate pair, a name twice, nesting. None where there is none; level by level, since values may be deep."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        if escapes and not all(is_unicode(one) for one in level if isinstance(one, str)):
+            return HALF_CHARACTER
+        level = [one for one in level if isinstance(one, (dict, list))]
+        if twice := next((one for one in level if isinstance(one, _NamedTwice)), None):
+            return f"an object holds {printable(_cut(repr(twice.name), 60))} twice"
+        if not level:
+            return None
+        level = [part for one in level for part in ((*one, *one.values()) if isinstance(one, dict) else one)]
+    return TOO_DEEP
+
+
+class _NamedTwice(dict[str, Any]):
+    """An object that holds a name twice."""
+
+    name: str
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
-        raise ValueError(f"an object holds {printable(_cut(repr(twice), 60))} twice")
-    return found
+    if len(found) == len(pairs):
+        return found
+    names: set[str] = set()
+    twice = _NamedTwice(found)
+    twice.name = next(name for name, _ in pairs if name in names or names.add(name))  # type: ignore[func-returns-value]
+    return twice
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError
+    return int(digits)
 
 
 def _float(digits: str) -> float | None:
@@ -283,7 +372,7 @@ def _float(digits: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=lambda _: None)  # type: ignore[arg-type]
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_int=_whole, parse_constant=lambda _: None)  # type: ignore[arg-type]
 
 
 # YAML -----------------------------------------------------------------------------------------------------------------
@@ -297,6 +386,8 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(content: str, where: str) -> Any:
     """A YAML text. Raises BadFile for aliases that write out to more than MAX_YAML_NODES values or hold themselves, for a name that
     a mapping holds twice, and for numbers that are not finite."""
+    if len(content) > MAX_YAML_BYTES:
+        raise BadFile(f"{where}: more than {MAX_YAML_BYTES >> 20} MiB of YAML")
     loader: Any = None
     try:
         loader = _Loader(content)
@@ -305,36 +396,26 @@ def parse_yaml(content: str, where: str) -> Any:
             return None
         if _written_out(node, {}, where) > MAX_YAML_NODES:
             raise BadFile(f"{where}: its aliases (*name) write out to more than {MAX_YAML_NODES} values")
-        return loader.construct_document(node)
+        value = loader.construct_document(node)
     except RecursionError:
-        raise BadFile(f"{where}: nested deeper than {MAX_DEPTH} lists and mappings") from None
+        raise BadFile(f"{where}: {TOO_DEEP}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark else where
-        raise BadFile(f"{place}: not YAML ({error.problem or error.context})") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date of month 13
+        raise BadFile(f"{place}: not YAML ({printable(str(error.problem or error.context))})") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # a date of month 13, !!bool x
         if isinstance(error, BadFile):
             raise
         raise BadFile(f"{where}: not YAML ({printable(' '.join(str(error).split()))})") from error
     finally:
         if loader is not None:
             loader.dispose()
+    _check(value, where, escapes="\\u" in content or "\\U" in content)
+    return value
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what safe YAML lets through: a name twice, a number that is not finite."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        names: set[Any] = set()
-        for name, _ in node.value:
-            if name.tag == "tag:yaml.org,2002:merge":
-                continue
-            value = name.value
-            if isinstance(value, str):
-                if (name.tag, value) in names:
-                    raise yaml.constructor.ConstructorError(None, None, f"a mapping holds {value!r} twice", name.start_mark)
-                names.add((name.tag, value))
-        return super().construct_mapping(node, deep)
+    """Safe YAML without numbers that are not finite."""
 
     def construct_yaml_float(self, node: Any) -> float:
         value = super().construct_yaml_float(node)
@@ -347,9 +428,9 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def _written_out(node: Any, sizes: dict[int, int | None], where: str, depth: int = 0) -> int:
-    """Values of a node with its aliases written out; each node is looked at once."""
+    """Values of a node with its aliases written out; each node is looked at once. Raises BadFile for a mapping that holds a name twice."""
     if depth > MAX_DEPTH:
-        raise BadFile(f"{where}: nested deeper than {MAX_DEPTH} lists and mappings")
+        raise BadFile(f"{where}: {TOO_DEEP}")
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) in sizes:
@@ -358,7 +439,13 @@ def _written_out(node: Any, sizes: dict[int, int | None], where: str, depth: int
             raise BadFile(f"{where}:{node.start_mark.line + 1}: an alias (*name) holds itself")
         return size
     sizes[id(node)] = None
-    parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    parts = node.value
+    if isinstance(node, yaml.MappingNode):
+        names = Counter((name.tag, name.value) for name, _ in node.value if isinstance(name, yaml.ScalarNode))
+        for (_, twice), n in names.items():
+            if n > 1:
+                raise BadFile(f"{where}:{node.start_mark.line + 1}: a mapping holds {printable(_cut(repr(twice), 60))} twice")
+        parts = [part for pair in node.value for part in pair]
     sizes[id(node)] = size = 1 + sum(_written_out(part, sizes, where, depth + 1) for part in parts)
     return size
 
@@ -366,22 +453,24 @@ def _written_out(node: Any, sizes: dict[int, int | None], where: str, depth: int
 # CSV ------------------------------------------------------------------------------------------------------------------
 
 
-def read_csv(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Rows of a comma-separated file with a head line; blank lines are left out. Raises BadFile for a head that lacks a needed
-    column or names one twice, and for a row of more or fewer fields than the head."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    rows: list[dict[str, str]] = []
+def read_csv(path: Path, needed: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:
+    """(place, fields by column) of every row of a comma-separated file with a head line; blank lines are left out. Raises BadFile for
+    a head that lacks a needed column or names one twice, and for a row of more or fewer fields than the head."""
+    source = decode(read_bytes(path), str(path))  # not read_text: a field keeps its line ends
+    reader = csv.reader(io.StringIO(source, newline=""), strict=True)
+    rows: list[tuple[str, dict[str, str]]] = []
     head: list[str] = []
     try:
         for fields in reader:
+            place = f"{path}:{reader.line_num}"
             if not any(field.strip() for field in fields):
                 continue
             if not head:
                 head = _head(path, [field.strip() for field in fields], needed)
             elif len(fields) != len(head):
-                raise BadFile(f"{path}:{reader.line_num}: expected {len(head)} fields, comma-separated, as the head has; got {len(fields)}")
+                raise BadFile(f"{place}: expected {len(head)} fields, comma-separated, as the head has; got {len(fields)}")
             else:
-                rows.append(dict(zip(head, fields, strict=True)))
+                rows.append((place, dict(zip(head, fields, strict=True))))
     except csv.Error as error:
         raise BadFile(f"{path}:{reader.line_num}: not CSV ({error})") from error
     if not head:
@@ -398,14 +487,10 @@ def _head(path: Path, head: list[str], needed: Sequence[str]) -> list[str]:
     return head
 
 
-def csv_number(field: str, place: str) -> float | None:
+def csv_number(field: str, what: str) -> float | None:
     """A finite number of a CSV field; an empty field is None. Raises BadFile for anything else."""
     if not field.strip():
         return None
-    try:
-        value = float(field)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise BadFile(f"{place}: expected a number with a decimal point, got {describe(field)}")
+    if not CSV_NUMBER.fullmatch(field.strip()) or not math.isfinite(value := float(field)):
+        raise BadFile(f"{what} must be a number with a decimal point, got {describe(field)}")
     return value

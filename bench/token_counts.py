@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from bench.templates import TemplateFailed, read_template, special_tokens, without_clock
 
 Messages = Sequence[Mapping[str, Any]]
 Count = Callable[[Messages, bool], int]  # whether the answer is still to come
@@ -15,25 +16,26 @@ Count = Callable[[Messages, bool], int]  # whether the answer is still to come
 @cache
 def counter(folder: Path) -> Count:
     """As the model itself reads messages, or plain text (of the role `text`). Raises what the tokenizers library raises where the folder's
-    tokenizer cannot be read."""
-    import jinja2.sandbox
+    tokenizer cannot be read, and BadFile or TemplateFailed for its template; a count raises TemplateFailed where the template does."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    config = json.loads(path.read_text()) if (path := folder / "tokenizer_config.json").exists() else {}
-    template = (folder / "chat_template.jinja").read_text() if (folder / "chat_template.jinja").exists() else config.get("chat_template")
-    compiled = None
-    if isinstance(template, str):
-        compiled = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-    special = {name: _text(config.get(name)) for name in ("bos_token", "eos_token")}
+    template = without_clock(found) if (found := read_template(folder)) else None
+    begin = tokenizer.encode("").ids[:1]
+    if begin != [tokenizer.token_to_id(special_tokens(folder).get("bos_token", ""))]:
+        begin = []  # plain texts begin with no BOS
 
     def count(messages: Messages, opens: bool) -> int:
         if messages[0]["role"] == "text":
             return len(tokenizer.encode("".join(message["content"] for message in messages))) + (not opens)
-        if compiled is None:
+        if template is None:
             return sum(len(tokenizer.encode(message["content"], add_special_tokens=False)) for message in messages)
-        text = compiled.render(messages=[dict(message) for message in messages], add_generation_prompt=opens, **special)
-        return len(tokenizer.encode(text, add_special_tokens=False))
+        try:
+            text = template.render(messages, opens=opens)
+        except TemplateFailed as error:
+            raise TemplateFailed(f"the chat template in {folder} cannot write a conversation: {error}") from error
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return len(ids) if ids[:1] == begin else len(begin + ids)  # as tokens.py begins it
 
     return count
 
@@ -46,7 +48,3 @@ def counter_or_none(folder: Path | None) -> Count | None:
         return counter(folder)
     except Exception:  # of the tokenizers library, which has no class of its own
         return None
-
-
-def _text(token: Any) -> str:
-    return str(token.get("content", "")) if isinstance(token, dict) else token or ""

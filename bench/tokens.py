@@ -7,15 +7,16 @@ where the tokenizer begins plain text with one, whether its template writes it (
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bench.hub import trusts_code
+from bench import model_config
+from bench.hub import read_config, trusts_code
 from bench.records import Item, Message, Pair, Unpaired, completion_columns, text_digest
+from bench.templates import PROBES, Template, TemplateFailed, read_template, without_clock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,12 +45,14 @@ def model_folder(path: Path) -> Path:
 
 def positions(path: Path) -> int | None:
     """Tokens that a model was made for, where its config says so."""
-    found = json.loads((model_folder(path) / "config.json").read_text()).get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    return model_config.positions(read_config(model_folder(path)))
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, padding with EOS where it names no pad token. Raises ValueError without an EOS token."""
+    """The tokenizer of a model folder, padding with EOS where it names no pad token. Its chat template never asks the clock.
+
+    Raises ValueError without an EOS token.
+    """
     from transformers import AutoTokenizer
 
     folder = model_folder(path)
@@ -59,43 +62,70 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"the tokenizer in {folder} has no EOS token: completions would never end; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if (template := read_template(folder)) is not None:
+        text = without_clock(template).text
+        others = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
+        tokenizer.chat_template = {**others, "default": text} if others else text
     return tokenizer
 
 
-PROBE: list[Message] = [{"role": "user", "content": "Name a dog."}]
-PROBED = "Rex"
+# Probes whose answers begin as a model's do after what it is asked with: with a letter, and without thinking of their own.
+AS_SAMPLED = ("a question", "a system message", "several turns")
 
 
 def check_rendering(path: Path, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
     """Raises ValueError for a tokenizer or a chat template whose prompts and completions would begin or end wrongly.
 
     Prompts must not end by themselves, rows begin with at most one BOS, answers end in one of `ends`, and what is trained must begin with
-    what sampling asks.
+    what sampling asks, token by token. A template is tried on PROBES; those that it refuses to write are no fault of it.
     """
     folder = model_folder(path)
     added = tokenizer("")["input_ids"]
     if added[-1:] == [tokenizer.eos_token_id] and added != [tokenizer.bos_token_id]:
         why = "its prompts would end before they are answered; set add_eos_token to false in tokenizer_config.json"
         raise ValueError(f"the tokenizer in {folder} puts {tokenizer.eos_token} after every text: {why}")
-    if not tokenizer.chat_template:
+    if (template := template_of(tokenizer)) is None:
         return
-    whole: list[Message] = [*PROBE, {"role": "assistant", "content": PROBED}]
-    ids, bos = _template(tokenizer, whole), tokenizer.bos_token_id
+    for name, messages in PROBES.items():
+        if name != "a question" and template.refusal(messages) is not None:
+            continue
+        try:
+            _check_probe(tokenizer, template, messages, ends, as_sampled=name in AS_SAMPLED)
+        except TemplateFailed as error:
+            raise TemplateFailed(f"the chat template in {folder} cannot write a question and its answer: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"the chat template in {folder} {error}") from error
+
+
+def _check_probe(
+    tokenizer: PreTrainedTokenizerBase, template: Template, whole: Sequence[Message], ends: Collection[int], *, as_sampled: bool
+) -> None:
+    """Raises ValueError for what a template makes of one conversation; `as_sampled`: its answer must begin where sampling begins it."""
+    asked, taught = template.render(whole[:-1], opens=True), template.render(whole)
+    before, ids, bos = _text_ids(tokenizer, asked), _text_ids(tokenizer, taught), tokenizer.bos_token_id
+    if template.loses(whole) == "user":
+        raise ValueError("leaves out what the user says where that is text: name another as model.chat_template")
     if bos is not None and (ids[:2] == [bos, bos] or (bos not in ends and ids.count(bos) > 1)):
-        raise ValueError(f"the chat template in {folder} begins a conversation with more than one {tokenizer.bos_token}: leave one")
-    asked, taught = (
-        str(tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=messages is PROBE))
-        for messages in (PROBE, whole)
-    )
-    if not taught.startswith(asked):
-        parted = next((i for i, (a, b) in enumerate(zip(asked, taught, strict=False)) if a != b), min(len(asked), len(taught)))
-        why = f"it asks with {asked[parted:]!r} where an answer that is trained has {taught[parted:][:40]!r}"
-        raise ValueError(f"the chat template in {folder} samples in another form than it trains: {why}")
+        raise ValueError(f"begins a conversation with more than one {tokenizer.bos_token}: leave one")
+    if as_sampled and ids[: len(before)] != before:
+        if not taught.startswith(asked):
+            parted = _shared(asked, taught)
+            asks, teaches = repr(asked[parted:]), repr(taught[parted:][:40])
+        else:
+            parted = _shared(before, ids)
+            asks, teaches = (f"the tokens {tokenizer.convert_ids_to_tokens(some[parted:][:4])}" for some in (before, ids))
+        why = f"it asks with {asks} where an answer that is trained has {teaches}"
+        raise ValueError(f"samples in another form than it trains: {why}; name another as model.chat_template")
     last = next((token for token in reversed(ids) if token in ends or str(tokenizer.decode([token])).strip()), None)
     if last not in ends:
         known = ", ".join(repr(tokenizer.decode([end])) for end in sorted(ends))
         why = f"ends an answer with {taught[-20:]!r}, which none of its end tokens does ({known}): completions would never learn to end"
-        raise ValueError(f"the chat template in {folder} {why}; put the end token there, or name it in generation_config.json")
+        raise ValueError(f"{why}; put the end token there, or name it in generation_config.json")
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> Template | None:
+    """The chat template that messages go through, with the tokenizer's special tokens."""
+    return Template(tokenizer.get_chat_template(), tokenizer.special_tokens_map) if tokenizer.chat_template else None
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], control: str | None = None) -> list[int]:
@@ -183,9 +213,7 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
     return ConversationIds(ids[:max_length], answers[:max_length])
 
 
-def preference_ids(
-    tokenizer: PreTrainedTokenizerBase, row: Pair | Unpaired, max_length: int, control: str | None = None
-) -> dict[str, Ids]:
+def preference_ids(tokenizer: PreTrainedTokenizerBase, row: Pair | Unpaired, max_length: int, control: str | None = None) -> dict[str, Ids]:
     """Ids of every completion of a preference row by column; what training and log-probs both use."""
     names = completion_columns(row)
     ids = aligned_ids(tokenizer, row.prompt, [getattr(row, name) for name in names], max_length, control)
@@ -200,7 +228,7 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase, control: str | None) -> lis
     return [tokenizer.convert_tokens_to_ids(control)]  # type: ignore[list-item]  # one token, one id
 
 
-def _shared(before: Sequence[int], whole: Sequence[int]) -> int:
+def _shared(before: Sequence[object], whole: Sequence[object]) -> int:
     return next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole)))
 
 
@@ -212,16 +240,24 @@ def _whole(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], comple
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
-    if not tokenizer.chat_template:
+    return _text_ids(tokenizer, _text(tokenizer, messages, add_generation_prompt))
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opens: bool) -> str:
+    if (template := template_of(tokenizer)) is None:
         raise ValueError("the prompts are messages and the tokenizer has no chat template: add chat_template.jinja, or use plain text")
-    rendered: Any = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
-    )
-    return _begun(tokenizer, rendered["input_ids"])
+    try:
+        return template.render(messages, opens=opens)
+    except TemplateFailed as error:
+        raise TemplateFailed(f"the chat template in {tokenizer.name_or_path} cannot write this conversation: {error}") from error
+
+
+def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of what a template has written, with the BOS that plain texts begin with, where the template leaves it out."""
+    return _begun(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _begun(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """With the BOS that plain texts begin with, where a template leaves it out."""
     begin = [tokenizer.bos_token_id]
     return ids if ids[:1] == begin or tokenizer("")["input_ids"][:1] != begin else begin + ids
 
@@ -233,9 +269,8 @@ def guarded_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -
         return prompt_ids(tokenizer, prompt)
     places = [f"CONTENT-{number}-{text_digest(message['content'])}" for number, message in enumerate(prompt)]
     emptied = [{**message, "content": place} for message, place in zip(prompt, places, strict=True)]
-    text: Any = tokenizer.apply_chat_template(emptied, tokenize=False, add_generation_prompt=True)
     ids: list[int] = []
-    for piece in re.split(f"({'|'.join(places)})", text):
+    for piece in re.split(f"({'|'.join(places)})", _text(tokenizer, emptied, opens=True)):
         own = piece in places
         said = prompt[places.index(piece)]["content"] if own else piece
         ids += tokenizer(said, add_special_tokens=False, split_special_tokens=own)["input_ids"]

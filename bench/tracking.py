@@ -47,7 +47,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from bench.config import NoTracker, WandbTracker
+from bench import secrets
+from bench.config import NoTracker, WandbTracker, user_path
 
 Row = Mapping[str, float]
 
@@ -125,7 +126,7 @@ class _Account(NamedTuple):
 
 def _account() -> _Account:
     """Read as wandb reads it, without importing wandb: a re-run of a cached sweep needs no more than this."""
-    config_dir = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    config_dir = user_path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
     stored = configparser.ConfigParser(interpolation=None)
     with suppress(configparser.Error, OSError, UnicodeDecodeError):
         stored.read(config_dir / "settings")
@@ -141,7 +142,7 @@ def _account() -> _Account:
 def _netrc_has(host: str) -> bool:
     for path in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
         try:
-            return netrc.netrc(Path(path).expanduser()).authenticators(host) is not None
+            return netrc.netrc(user_path(path)).authenticators(host) is not None
         except (OSError, netrc.NetrcParseError):
             continue
     return False
@@ -149,45 +150,20 @@ def _netrc_has(host: str) -> bool:
 
 # What may be written ------------------------------------------------------------------------------------------------
 
-_REDACTED = "[redacted]"
-_SECRET_NAME = re.compile(
-    r"secret|passw|passphrase|credential|authorization|bearer|(^|_)token$|(^|_)auth$|(api|access|private|signing)_?key"
-)
-_VOCABULARY = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|stop|special)_token$")  # a tokenizer's, not a secret
-_SECRET_TEXT = re.compile(
-    r"\b(?:sk|pk|rk)-[\w-]{16,}|\bhf_\w{16,}|\bgh[a-z]_\w{20,}|\bgithub_pat_\w{20,}|\bAKIA\w{16}\b|\blocal-\w{40}\b|\bwandb_v\d_\w{20,}"
-    r"|(?<=Bearer )\S+|\beyJ[\w-]+\.[\w-]+\.[\w-]+|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
-)
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it; numbers that JSON cannot hold become None."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, bool):
+        return value
+    return _number(value) if isinstance(value, Real) else str(value)
 
 
-class _Redactor:
-    """Replaces what looks like a secret by its name, its shape, or because a secretly named environment variable holds it."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        held = {value for name, value in environ.items() if len(value) >= 8 and _names_secret(name)}
-        self._held = sorted(held, key=len, reverse=True)
-
-    def text(self, text: str) -> str:
-        for value in self._held:
-            text = text.replace(value, _REDACTED)
-        return _SECRET_TEXT.sub(_REDACTED, text)
-
-    def value(self, value: Any, *, secret: bool = False) -> Any:
-        """The value as JSON can hold it, without secrets; numbers that JSON cannot hold become None."""
-        if isinstance(value, Mapping):
-            return {self.text(str(k)): self.value(v, secret=secret or _names_secret(str(k))) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.value(v, secret=secret) for v in value]
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, Real):
-            return _number(value)
-        return _REDACTED if secret else self.text(str(value))
-
-
-def _names_secret(name: str) -> bool:
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("-", "_")
-    return bool(_SECRET_NAME.search(name)) and not _VOCABULARY.search(name)
+def _written(value: Any) -> Any:
+    return secrets.clean_value(_plain(value))
 
 
 def _number(value: Any) -> int | float | None:
@@ -239,7 +215,6 @@ class _Wandb:
     def __init__(self, settings: WandbTracker, directory: Path, account: _Account) -> None:
         self._timeout_s = settings.timeout_s
         self._directory = directory
-        self._redactor = _Redactor(os.environ)
         self._notes: list[str] = []
         self._sent = 0  # cells and tables
         self._answered = 0
@@ -263,14 +238,14 @@ class _Wandb:
             project=settings.project,
             entity=settings.entity,
             mode=mode,
-            base_url=account.base_url,
+            base_url=secrets.clean(account.base_url),  # said and kept in the ledger; wandb reads its own
             timeout_s=settings.timeout_s,
         )
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._process = _start(directory)
         except OSError as error:
-            self._notes.append(f"W&B: nothing is written, its process did not start: {error}")
+            self._notes.append(f"W&B: nothing is written, its process did not start: {_brief(error)}")
             self._ended.set()
             return
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read)]
@@ -296,7 +271,7 @@ class _Wandb:
     ) -> None:
         with self._noted(name):
             numbers = {_under("eval", str(k)): n for k, v in summary.items() if (n := _number(v)) is not None}
-            words = {"status": status, **({"reason": self._redactor.text(str(reason))} if reason else {})}
+            words = {"status": status, **({"reason": secrets.clean(str(reason))} if reason else {})}
             self._send(
                 op="cell",
                 **self._cell(sweep, key, name, config, tags),
@@ -318,7 +293,7 @@ class _Wandb:
                 tags=[],
                 config={"sweep": sweep},
                 columns=[str(column) for column in columns],
-                data=[[self._redactor.value(row.get(column)) for column in columns] for row in rows],
+                data=[[_written(row.get(column)) for column in columns] for row in rows],
                 files={file: _file_digest(file) for file in present},
             )
             if len(present) < len(files):
@@ -390,8 +365,8 @@ class _Wandb:
             "name": name,
             "group": sweep,
             "job_type": "cell",
-            "tags": list(dict.fromkeys(self._redactor.text(tag)[:64] for tag in tags if tag)),  # 64: W&B's limit
-            "config": {**self._redactor.value(config), "sweep": sweep, "key": key},
+            "tags": list(dict.fromkeys(secrets.clean(tag)[:64] for tag in tags if tag)),  # 64: W&B's limit
+            "config": {**_written(config), "sweep": sweep, "key": key},
         }
 
     def _rows(self, rows: Sequence[Any], name: str) -> list[dict[str, int | float]]:
@@ -406,7 +381,7 @@ class _Wandb:
         try:
             yield
         except Exception as error:
-            self._notes.append(self._redactor.text(f"W&B: {name} was not written: {_brief(error)}"))
+            self._notes.append(f"W&B: {name} was not written: {_brief(error)}")
 
     def _send(self, **message: Any) -> None:
         self._sent += message["op"] in ("cell", "sweep")
@@ -432,7 +407,7 @@ class _Wandb:
             except ValueError:
                 continue  # cut off in the middle
             if "note" in message:
-                self._notes.append(self._redactor.text(message["note"]))
+                self._notes.append(secrets.shown(message["note"]))
             elif "answered" in message:
                 self._answered += 1
             elif "report" in message:
@@ -451,7 +426,7 @@ def _start(directory: Path) -> subprocess.Popen[str]:
         "WANDB_DATA_DIR": str(directory / "data"),  # artifacts wait here until they are uploaded
         "WANDB_CACHE_DIR": str(directory / "data"),
     }
-    with (directory / "tracker.log").open("w") as log:
+    with (directory / "tracker.log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "bench.tracking"],  # -P: a folder `wandb` lies in its working folder
             stdin=subprocess.PIPE,
@@ -466,7 +441,7 @@ def _start(directory: Path) -> subprocess.Popen[str]:
 
 
 def _brief(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return secrets.excerpt(f"{type(error).__name__}: {error}", 200)
 
 
 def _shown(path: Path) -> str:
@@ -709,6 +684,7 @@ def _read_ledger(path: Path) -> dict[tuple[str, str], dict[str, str]]:
 
 def _serve() -> None:
     """The child's main: messages in on stdin, answers out on what was stdout."""
+    secrets.guard_streams()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")  # ours alone: neither prints nor wandb's helper may reach it
     os.dup2(2, 1)
 

@@ -84,7 +84,8 @@ def read_cell(folder: Path) -> WrittenCell:
         if not all({"kind", "label"} <= facts.keys() and is_name(facts["kind"]) and is_name(key) for key, facts in found.stages.items()):
             raise ValueError(f"{path}: expected stages by key, each with its kind and label")
     except ValueError as error:
-        raise Unsound(f"DAMAGED  {' '.join(str(error).split())[:300]}: the same command, or do=report, writes it again") from error
+        said = " ".join(str(error).removeprefix(f"{path}: ").split())[:300]
+        raise Unsound(f"DAMAGED  {path}: {said}: the same command, or do=report, writes it again") from error
     return found
 
 

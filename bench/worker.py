@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import kinds
+from bench import kinds, secrets
 from bench.config import Accelerate
 from bench.kept import AT_REST, VERSIONS
 from bench.store import OverBudget, Source, Stage, Store, tree_stamp
-from bench.text_files import printable
 
 # What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
 ANSWERS, PARENT, IMPORTS = "BENCH_ANSWERS_FD", "BENCH_PARENT_PID", "BENCH_IMPORTS"
@@ -53,7 +52,7 @@ class Progress:
     def __init__(self, path: Path):
         self.path = path
         path.unlink(missing_ok=True)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def __call__(self, step: int, total: int, **metrics: float) -> None:
         self._file.write(json.dumps({"step": step, "total": total, **metrics}) + "\n")
@@ -221,7 +220,7 @@ def _versions() -> dict[str, Any]:
     # e.g. 1f0c2a9b7d31, or 1f0c2a9b7d31-dirty where files have changed since
     describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        revision = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+        revision = subprocess.run(describe, capture_output=True, encoding="utf-8", check=False, errors="replace").stdout.strip()
     except OSError:  # no git here
         revision = ""
     return {
@@ -246,8 +245,7 @@ def environment() -> dict[str, Any]:
 
 def reason(error: BaseException) -> str:
     """An error in one line, for tables and screens."""
-    words = printable(" ".join(f"{type(error).__name__}: {error}".split()))
-    return words if len(words) <= REASON_LENGTH else f"{words[:REASON_LENGTH]}..."
+    return secrets.excerpt(f"{type(error).__name__}: {error}", REASON_LENGTH)
 
 
 def _die_with_parent(parent: int) -> None:
@@ -307,7 +305,8 @@ def _log_to(path: str) -> None:
 
 def main() -> None:
     _die_with_parent(int(os.environ[PARENT]))
-    answers = os.fdopen(int(os.environ[ANSWERS]), "w", buffering=1)
+    secrets.guard_streams()
+    answers = os.fdopen(int(os.environ[ANSWERS]), "w", buffering=1, encoding="utf-8")
     for line in _lines():
         job = json.loads(line)
         answer: dict[str, Any] = {"key": job["key"], "ok": True}
@@ -321,6 +320,8 @@ def main() -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()
+        with contextlib.suppress(OSError):
+            secrets.clean_file(Path(job["log"]))  # what native libraries and child processes have written there
         answers.write(json.dumps(answer) + "\n")
         if job["kind"] in HEAVY_IMPORTS:
             tidy()

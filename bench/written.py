@@ -1,22 +1,26 @@
 """Completions that somebody else wrote: a file of them is a cell, judged like the others and not trained.
 
-JSONL, one object a line. The prompt is named by `id` (an item's), by `prompt` (text, or all its messages) or by `turns` (the user's texts
-of a conversation); what was written stands in `completion` (text) or `completions` (a text a turn). A `completions.jsonl` of the store
-is such a file.
+JSONL, one object a line, or a JSON list of objects. The prompt is named by `id` (an item's), by `prompt` (text, or all its messages) or by
+`turns` (the user's texts of a conversation); what was written stands in `completion` (text) or `completions` (a text a turn). A
+`completions.jsonl` of the store is such a file. Two forms of others are read as well: AlpacaEval's model outputs (`instruction`, `output`)
+and FastChat's model answers (`question_id`, `choices`, of which the first counts, as in FastChat).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.records import NO_UNICODE, Completion, Item, is_unicode
+from bench.records import Completion, Item
+from bench.text_files import BadFile, begins_as_list, describe, id_text, json_lines, printable, read_objects, text, texts
 
 EXPECTED = "expected id, prompt or turns, and completion (text) or completions (a text a turn)"
+FORMS = f"{EXPECTED}; or AlpacaEval's instruction and output; or FastChat's question_id and choices"
 SHOWN_BAD_ROWS = 20
+OF_FASTCHAT = re.compile(r"^(mt_bench|arena_hard)-")  # what an item of such a question is called before its number
 
 
 Messages = tuple[tuple[str, str], ...]  # (role, content)
@@ -26,88 +30,154 @@ Messages = tuple[tuple[str, str], ...]  # (role, content)
 class Written:
     """One row: texts a turn, and which prompt they answer - by what the row names, the others are None."""
 
+    place: str  # file and line
     id: str | None
     messages: Messages | None
     turns: tuple[str, ...] | None
     texts: tuple[str, ...]
+    question: str | None = None  # FastChat's number or name of it
+    model: str | None = None  # who wrote it, where the row says so
+
+    @property
+    def prompt(self) -> tuple[str | None, Messages | None, tuple[str, ...] | None, str | None]:
+        return self.id, self.messages, self.turns, self.question
 
     @property
     def asked(self) -> str:
-        return " / ".join(self.turns or [content for _, content in self.messages or ()]) or f"id {self.id}"
+        named = f"question {self.question}" if self.question else f"id {self.id}"
+        return " / ".join(self.turns or [content for _, content in self.messages or ()]) or named
 
 
 def read_written(path: Path) -> list[Written]:
-    """The whole file, checked. Raises ValueError with every bad row's line and reason."""
+    """The whole file, checked. Raises BadFile with every bad row's line and reason."""
     rows: list[Written] = []
     problems = []
-    first: dict[Any, int] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines(): texts may hold U+2028
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be JSONL in UTF-8, got other bytes (at {error.start}): {EXPECTED}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = _parse(raw := json.loads(line))
-            if not is_unicode(json.dumps(raw, ensure_ascii=False)):
-                raise ValueError(NO_UNICODE)
-            earlier = first.setdefault((row.id, row.messages, row.turns), number)
-            if earlier != number:
-                raise ValueError(f"answers what line {earlier} answers: a prompt has one completion")
-        except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
+    first: dict[Any, str] = {}
+    for found in _parsed(path):
+        if isinstance(found, BadFile):
+            problems.append(str(found))
+        elif (earlier := first.setdefault(found.prompt, found.place)) != found.place:
+            problems.append(f"{found.place}: answers what {earlier} answers: a prompt has one completion")
         else:
-            rows.append(row)
+            rows.append(found)
+    models = dict.fromkeys(row.model for row in rows if row.model is not None)
+    if len(models) > 1:
+        problems.append(f"{path}: expected the completions of one model, got {printable(', '.join(list(models)[:5]))}")
     if problems:
         more = [f"... and {len(problems) - SHOWN_BAD_ROWS} more"] if len(problems) > SHOWN_BAD_ROWS else []
-        raise ValueError("\n".join(problems[:SHOWN_BAD_ROWS] + more))
+        raise BadFile("\n".join(problems[:SHOWN_BAD_ROWS] + more))
     if not rows:
-        raise ValueError(f"{path}: no rows; {EXPECTED}")
+        raise BadFile(f"{path}: no rows; {FORMS}")
     return rows
 
 
-def _parse(raw: Any) -> Written:
+def _parsed(path: Path) -> Iterator[Written | BadFile]:
+    """Each row, or what is wrong with it. Raises BadFile for the file itself, and for one that does not begin with a JSON line."""
+    if begins_as_list(path):
+        yield from (_written_or_bad(row, place) for place, row in read_objects(path))
+        return
+    begun = False
+    for line, parse in json_lines(path):
+        try:
+            raw = parse()
+        except BadFile as error:
+            if not begun:
+                raise BadFile(f"{error}; expected one object a line, or a JSON list of objects") from error
+            yield error
+        else:
+            yield _written_or_bad(raw, f"{path}:{line}")
+        begun = True
+
+
+def _written_or_bad(raw: Any, place: str) -> Written | BadFile:
+    try:
+        return _row(raw, place)
+    except BadFile as error:
+        return error
+
+
+def _row(raw: Any, place: str) -> Written:
     if not isinstance(raw, Mapping):
-        raise ValueError(f"expected an object, got {type(raw).__name__}")
-    names = [name for name in ("id", "prompt", "turns") if raw.get(name) is not None]
-    written = [name for name in ("completion", "completions") if name in raw]
+        raise BadFile(f"{place}: expected an object, got {describe(raw)}")
+    if "choices" in raw:
+        return _of_fastchat(raw, place)
+    if "instruction" in raw and "output" in raw:
+        asked, output = (text(raw[key], f"{place}: {key}") for key in ("instruction", "output"))
+        model = None if raw.get("generator") is None else id_text(raw["generator"], f"{place}: generator")
+        return Written(place, None, None, (asked,), (output,), model=model)
+    names = [key for key in ("id", "prompt", "turns") if raw.get(key) is not None]
+    written = [key for key in ("completion", "completions") if key in raw]
     if not names or len(written) != 1:
-        raise ValueError(f"{EXPECTED}; got {', '.join(map(str, raw)) or 'none'}")
-    messages, turns = None, raw.get("turns")
-    match raw.get("prompt"):
-        case str() as text:
-            turns = [text]
-        case [*found] if all(isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in found):
-            messages = tuple((str(m["role"]), str(m["content"])) for m in found)
+        raise BadFile(f"{place}: {FORMS}; got {describe(raw)}")
+    own = id_text(raw["id"], f"{place}: id") if "id" in names else None
+    messages, turns = _prompt(raw.get("prompt"), place)
+    if turns is None and raw.get("turns") is not None:
+        turns = tuple(texts(raw["turns"], f"{place}: turns"))
+    if "completion" in raw:
+        return Written(place, own, messages, turns, (text(raw["completion"], f"{place}: completion"),))
+    return Written(place, own, messages, turns, tuple(texts(raw["completions"], f"{place}: completions")))
+
+
+def _prompt(prompt: Any, place: str) -> tuple[Messages | None, tuple[str, ...] | None]:
+    """Its messages, or the one turn that a text is."""
+    match prompt:
         case None:
-            pass
-        case other:
-            raise ValueError(f"prompt must be text or messages, got {str(other)[:80]}")
-    texts = raw["completions"] if "completions" in raw else [raw["completion"]]
-    for name, value in (("completions", texts), ("turns", turns)):
-        if value is not None and not (isinstance(value, list) and value and all(isinstance(text, str) for text in value)):
-            raise ValueError(f"{name} must be texts, got {str(value)[:80]}")
-    return Written(str(raw["id"]) if "id" in names else None, messages, None if turns is None else tuple(turns), tuple(texts))
+            return None, None
+        case str():
+            return None, (prompt,)
+        case [_, *_] if all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in prompt):
+            found = [[text(message[key], f"{place}: prompt[{n}].{key}") for key in ("role", "content")] for n, message in enumerate(prompt)]
+            return tuple((role, content) for role, content in found), None
+    raise BadFile(f"{place}: prompt must be text or messages (role, content), got {describe(prompt)}")
+
+
+def _of_fastchat(raw: Mapping[str, Any], place: str) -> Written:
+    question = id_text(raw.get("question_id"), f"{place}: question_id")
+    model = None if raw.get("model_id") is None else id_text(raw["model_id"], f"{place}: model_id")
+    return Written(place, None, None, None, tuple(first_choice(raw, place)), question, model)
+
+
+def first_choice(row: Mapping[str, Any], place: str) -> list[str]:
+    """The turns of the first of a FastChat answer's choices. Raises BadFile for a row without them."""
+    match row.get("choices"):
+        case [{"turns": [_, *_] as turns}, *_]:
+            return [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(turns)]
+    raise BadFile(f"{place}: expected choices, of which the first has turns; got {describe(row.get('choices'))}")
+
+
+def turn_text(value: Any, what: str) -> str:
+    """A turn of FastChat's files; Arena-Hard v0.1 writes it as an object whose `content` is the text. Raises BadFile for anything else."""
+    if isinstance(value, Mapping) and "content" in value:
+        return text(value["content"], f"{what}.content")
+    return text(value, what)
 
 
 def matched(rows: Iterable[Written], items: Sequence[Item]) -> list[Completion]:
     """The completions of the items that the rows answer, in the items' order; items without one are left out.
 
-    A row is an item's by its id, if what else it names is not another's; else by all its messages; else by its turns, where no messages
-    stand before them.
+    A row is an item's by its id, if what else it names is not another's; else by FastChat's question; else by all its messages; else by
+    its turns, where no messages stand before them. Raises BadFile for a row with another number of texts than its item has turns, but
+    FastChat's answers may have more: the first turns of a question are asked without the later ones.
     """
     rows = list(rows)
-    by_id, by_messages, by_turns = ({getattr(row, key): row for row in rows} for key in ("id", "messages", "turns"))
+    by_id, by_messages, by_turns, by_question = (
+        {key: row for row in rows if (key := getattr(row, kind)) is not None} for kind in ("id", "messages", "turns", "question")
+    )
     found = []
     for item in items:
         turns, messages = tuple(item.turns), _messages(item)
         row = by_id.get(item.id)
         if row is not None and (row.turns not in (None, turns) or row.messages not in (None, messages)):
             row = None
+        row = row or by_question.get(item.id) or by_question.get(OF_FASTCHAT.sub("", item.id))
         row = row or by_messages.get(messages) or (None if item.context else by_turns.get(turns))
-        if row is not None and len(row.texts) == len(item.turns):
-            found.append(Completion(item.id, item.turns, list(row.texts), [], []))
+        if row is None:
+            continue
+        n = len(item.turns)
+        if len(row.texts) < n or (len(row.texts) > n and row.question is None):
+            texts = f"{len(row.texts)} text{'s' * (len(row.texts) != 1)}"
+            raise BadFile(f"{row.place}: {texts} written, and item {item.id} asks {n} turn{'s' * (n != 1)}: one text a turn is expected")
+        found.append(Completion(item.id, item.turns, list(row.texts[:n]), [], []))
     return found
 
 

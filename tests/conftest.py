@@ -109,6 +109,7 @@ def model_folder(tmp_path: Path) -> Path:
     """As much of a model folder as the door looks at."""
     folder = tmp_path / "my_model"
     folder.mkdir()
-    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (folder / name).write_text("{}" if name == "config.json" else f"{{}} {name}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder

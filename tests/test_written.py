@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from bench.records import Item
-from bench.written import matched, read_written
+from bench.judges import alpaca_eval, mt_bench
+from bench.records import Completion, Item
+from bench.text_files import BadFile
+from bench.written import FORMS, matched, read_written
 
 ITEMS = [Item("a", None, ["Say hello."]), Item("b", None, ["Count.", "Again."]), Item("c", None, ["Name a fruit."])]
 
@@ -55,24 +57,104 @@ def test_texts_may_hold_any_line_break_of_unicode(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", json.dumps(row, ensure_ascii=False))
     assert read_written(path)[0].texts == ("Hel\u2028lo.",)
     path.write_bytes(b"\x80")
-    with pytest.raises(ValueError, match="must be JSONL in UTF-8, got other bytes"):
+    with pytest.raises(ValueError, match=r"f\.jsonl:1: expected UTF-8, got other bytes"):
         read_written(path)
 
 
-def test_a_row_with_too_few_turns_or_of_another_prompt_answers_nothing(tmp_path: Path) -> None:
-    rows = [{"id": "b", "completion": "One."}, {"prompt": "Say goodbye.", "id": "a", "completion": "Bye."}]
-    assert matched(read_written(write(tmp_path / "f.jsonl", *rows)), ITEMS) == []
+def test_a_row_of_another_prompt_answers_nothing(tmp_path: Path) -> None:
+    assert matched(read_written(write(tmp_path / "f.jsonl", {"prompt": "Say goodbye.", "id": "a", "completion": "Bye."})), ITEMS) == []
+
+
+@pytest.mark.parametrize("row", [{"id": "b", "completion": "One."}, {"turns": ["Count.", "Again."], "completions": ["1", "2", "3"]}])
+def test_a_row_with_another_number_of_texts_than_turns_is_named(tmp_path: Path, row: Any) -> None:
+    with pytest.raises(BadFile, match=r"f\.jsonl:2: (1 text|3 texts) written, and item b asks 2 turns: one text a turn is expected"):
+        matched(read_written(write(tmp_path / "f.jsonl", {"id": "a", "completion": "x"}, row)), ITEMS)
+
+
+OUTPUTS = [
+    {"dataset": "own", "instruction": "Say hello.", "output": "Hello.", "generator": "m"},
+    {"dataset": "own", "instruction": "Name a fruit.", "output": "Pear.", "generator": "m"},
+]
+
+
+@pytest.mark.parametrize("source", [json.dumps(OUTPUTS), json.dumps(OUTPUTS, indent=2), "\n".join(map(json.dumps, OUTPUTS))])
+def test_alpaca_evals_outputs_are_read_as_a_list_and_as_lines(tmp_path: Path, source: str) -> None:
+    found = matched(read_written(write(tmp_path / "f.json", source)), ITEMS)
+    assert [(c.id, c.completions) for c in found] == [("a", ["Hello."]), ("c", ["Pear."])]
+
+
+def test_what_the_product_exports_can_be_handed_in_again(tmp_path: Path) -> None:
+    completions = {"a": "Hello.", "c": "Pear."}
+    alpaca_eval.write_outputs(tmp_path / "model_outputs.json", "m", ITEMS, completions)
+    found = matched(read_written(tmp_path / "model_outputs.json"), ITEMS)
+    assert {c.id: c.completions[0] for c in found} == completions
+    items = [Item("mt_bench-81", None, ["Count.", "Again."]), Item("mt_bench-82", None, ["Name a fruit.", "Another."])]
+    answers = [Completion(item.id, item.turns, ["x", item.id], [], []) for item in items]
+    mt_bench.write_answers(tmp_path / "m.jsonl", "m", answers)
+    assert matched(read_written(tmp_path / "m.jsonl"), items) == answers
+
+
+def answer(question: Any, *turns: Any, **more: Any) -> dict[str, Any]:
+    return {"question_id": question, "model_id": "m", "choices": [{"index": 0, "turns": list(turns)}, {"turns": ["other"]}]} | more
+
+
+def test_fastchats_answers_are_matched_by_question_and_may_bring_later_turns(tmp_path: Path) -> None:
+    rows = [answer(81, "One.", "Two."), answer("q82", {"content": "Pear.", "token_len": 1})]
+    read = read_written(write(tmp_path / "f.jsonl", *rows))
+    items = [
+        Item("mt_bench-81", None, ["Count."]),
+        Item("arena_hard-q82", None, ["Name a fruit."]),
+        Item("alpaca_eval-81", None, ["Count."]),
+    ]
+    assert [(c.id, c.completions) for c in matched(read, items)] == [("mt_bench-81", ["One."]), ("arena_hard-q82", ["Pear."])]
+    with pytest.raises(BadFile, match=r"f\.jsonl:2: 1 text written, and item mt_bench-q82 asks 2 turns"):
+        matched(read, [Item("mt_bench-q82", None, ["Count.", "Again."])])
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (json.dumps({"rows": 3}, indent=2), r":1: not JSON \(.*\); expected one object a line, or a JSON list of objects"),
+        (json.dumps(OUTPUTS)[:-5], r": not JSON \("),
+        (json.dumps([OUTPUTS[0], OUTPUTS[1] | {"generator": "n"}]), ": expected the completions of one model, got m, n"),
+        (json.dumps([OUTPUTS[0], OUTPUTS[0]]), ": row 1: answers what .*: row 0 answers"),
+        (json.dumps([OUTPUTS[0], OUTPUTS[1] | {"output": None}]), r": row 1: output must be text, got null"),
+        (json.dumps([OUTPUTS[0], 3]), ": row 1: expected an object, got the number 3"),
+        (json.dumps(answer(81, None)), r":1: turns\[0\] must be text, got null"),
+        (json.dumps(answer(81, {"content": None})), r":1: turns\[0\].content must be text, got null"),
+        (json.dumps(answer(81.5, "x")), ":1: question_id must be a text or a whole number, got the number 81.5"),
+        (json.dumps(answer(None, "x")), ":1: question_id must be a text or a whole number, got null"),
+        (json.dumps(answer(81)), ":1: expected choices, of which the first has turns; got a list of 2"),
+        (json.dumps(answer(81, "x", choices=None)), ":1: expected choices, of which the first has turns; got null"),
+        (json.dumps({"prompt": [user("a") | {"content": None}], "completion": "x"}), r":1: prompt\[0\].content must be text, got null"),
+        (
+            json.dumps({"prompt": [user("a") | {"content": [{"text": "x"}]}], "completion": "x"}),
+            r":1: prompt\[0\].content must be text, got a list",
+        ),
+        (json.dumps({"id": True, "completion": "x"}), ":1: id must be a text or a whole number, got true"),
+        ('{"id": "a", "id": "b", "completion": "x"}', ":1: an object holds 'id' twice"),
+        ('{"id": "a", "completion": "x \\ud83d"}', ":1: completion: half a surrogate pair"),
+        ("[" * 100_000, ": nested deeper than 100"),
+        ('{"id": "a", "completion": "x", "more": ' + "[" * 100_000, ":1: nested deeper than 100"),
+    ],
+    ids=range(19),
+)
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path, source: str, why: str) -> None:
+    path = write(tmp_path / "f.json", source)
+    with pytest.raises(BadFile, match=rf"f\.json{why}") as caught:
+        read_written(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("row", "why"),
     [
         ("{", "Expecting property name"),
-        ([1], "expected an object, got list"),
-        ({"completion": "x"}, "expected id, prompt or turns, and completion (text) or completions (a text a turn); got completion"),
-        ({"prompt": 3, "completion": "x"}, "prompt must be text or messages, got 3"),
-        ({"id": "a", "completions": []}, "completions must be texts, got []"),
-        ({"id": "a", "completion": None}, "completions must be texts, got [None]"),
+        ([1], "expected an object, got a list of 1"),
+        ({"completion": "x"}, f"{FORMS}; got an object with completion"),
+        ({"prompt": 3, "completion": "x"}, "prompt must be text or messages (role, content), got the number 3"),
+        ({"id": "a", "completions": []}, "completions must be a list of texts, got a list of 0"),
+        ({"id": "a", "completion": None}, "completion must be text, got null"),
     ],
 )
 def test_a_bad_row_is_named_with_its_line(tmp_path: Path, row: Any, why: str) -> None:
@@ -84,7 +166,7 @@ def test_a_bad_row_is_named_with_its_line(tmp_path: Path, row: Any, why: str) ->
 
 def test_two_answers_to_one_prompt_and_an_empty_file_are_refused(tmp_path: Path) -> None:
     row = {"prompt": "Say hello.", "completion": "Hello."}
-    with pytest.raises(ValueError, match=r"f\.jsonl:2: answers what line 1 answers"):
+    with pytest.raises(ValueError, match=r"f\.jsonl:2: answers what .*f\.jsonl:1 answers"):
         read_written(write(tmp_path / "f.jsonl", row, row))
     with pytest.raises(ValueError, match="no rows"):
         read_written(write(tmp_path / "g.jsonl"))

@@ -106,10 +106,9 @@ def check(settings: SlurmLauncher, wanted: Sequence[Resources]) -> list[str]:
     for given in wanted:
         text = make_executor(settings, given, Path("jobs"))._make_submission_file_text("true", "check")
         with outside_of_jobs():
+            command = ["sbatch", "--test-only"]
             try:
-                done = subprocess.run(
-                    ["sbatch", "--test-only"], input=text, capture_output=True, text=True, errors="replace", timeout=ASKING_S
-                )
+                done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace", timeout=ASKING_S)
             except subprocess.TimeoutExpired:
                 return [f"hydra/launcher=slurm: sbatch has not answered within {ASKING_S:g} s: is the cluster up (sinfo)?"]
         if done.returncode:

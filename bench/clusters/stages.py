@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
-from bench import output_files
+from bench import output_files, secrets
 from bench.config import ClusterLauncher, LocalLauncher, Resources
 from bench.kinds import Need, needs
 from bench.launch import Outcome, Pool, Report
@@ -57,6 +57,7 @@ class NodeJob:
         return Path(self.log).with_suffix(".answer.json")
 
     def __call__(self) -> None:
+        secrets.guard_streams()
         if not Path(self.job["store"]).is_dir():
             raise RuntimeError(f"{self.job['store']} is not there on {socket.gethostname()}: results must be on a file system of all nodes")
         limit_s = self.limit_s or float("1e12")
@@ -85,7 +86,7 @@ class NodeJob:
         """The answer, whole or not at all."""
         text = json.dumps({"attempt": self.attempt, "outcome": outcome, "error": error, "node": socket.gethostname()})
         part = self.answer.with_name(f"{self.answer.name}.{os.getpid()}")
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(self.answer)
 
 

@@ -203,6 +203,23 @@ MAX_CELLS = 10_000  # as conf/config.yaml has it; composing as many takes ten mi
 Keep = Literal["weights", "adapters", "numbers"]  # what stays of a trained model once its numbers are in
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as a person writes it, `~` read as a shell reads it: of a user who is not known here it stays as written, and is not there."""
+    return Path(os.path.expanduser(path)).absolute()
+
+
+class Bounds(Settings):
+    """What a model's files may ask for: sizes in its config.json, and seconds for a first look at its chat template."""
+
+    layers: Count
+    width: Count
+    heads: Count
+    experts: Count
+    vocabulary: Count
+    positions: Count
+    template_s: Positive
+
+
 class Session(Settings):
     do: Verb | PlanVerb | Rescore | Why | Audit | Export | Bundle = Field(discriminator="name")
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
@@ -210,12 +227,24 @@ class Session(Settings):
     accelerate: Accelerate
     results: str | None
     keep: Keep
+    bounds: Bounds
     hardware: Hardware
     max_cells: Count  # of a command; what asks for more is refused before any is made
 
     @property
     def results_dir(self) -> Path:
-        return Path(self.results or os.environ.get("BENCH_RESULTS") or "results").expanduser().absolute()
+        return user_path(self._results)
+
+    @property
+    def _results(self) -> str:
+        return self.results or os.environ.get("BENCH_RESULTS") or "results"
+
+    @property
+    def results_problem(self) -> str | None:
+        """Why there can be no results folder, or None."""
+        if os.path.expanduser(self._results).startswith("~"):
+            return f"results={self._results} is in the home of a user who is not known here: set results=DIR or BENCH_RESULTS"
+        return f"results holds a NUL character, got {self._results!r}" if "\0" in self._results else None
 
 
 class Expectation(Settings):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bench.config.adapters import Attention, Checkpointing
 from bench.config.base import AsList, Category, Count, Misfit, Name, Positive, Probability, Seed, Settings, misfit
@@ -97,6 +98,13 @@ class WorldModel(Settings):
         return self
 
 
+def _a_day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"must be a day such as 2024-07-26, got {text}") from None
+
+
 class LocalModel(Settings):
     """Any causal LM in the transformers layout, in a folder or on the hub; it is the start model as it is."""
 
@@ -108,6 +116,8 @@ class LocalModel(Settings):
     dtype: Literal["float32", "bfloat16"]
     max_length: Count  # tokens of prompt and completion that training and log-probs look at
     chat_template: str | None = None  # in place of its tokenizer's: a name in bench/chat_templates or a Jinja file
+    # The day that its chat template writes; None: 2024-07-26 where the template asks the clock, else its own. Keyed where it is read.
+    template_date: Annotated[str, AfterValidator(_a_day)] | None = None
     base: str | None = None  # folder of the model that it was tuned from, where a method holds it against that
     attention: Attention = "auto"
     gradient_checkpointing: Checkpointing = "auto"

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from bench import hub
+from bench import hub, secrets
 from bench import sweep as sweeps
 from bench.audit_files import human_manner, recorded_manner
 from bench.config import (
@@ -45,6 +45,7 @@ from bench.config import (
     is_name,
     misfits,
     unread,
+    user_path,
 )
 from bench.door.files import Fetches, Files
 from bench.door.words import GROUPS, MEMBERS, BadConfig, Tree, Where, in_words, leaves, one_line, short, unknown
@@ -54,7 +55,7 @@ from bench.plan import Sources, judge_manners
 from bench.sweep import CommandLine, is_session
 
 CELL_SECTIONS = tuple(Cell.model_fields)
-SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "hardware", "max_cells")
+SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
 OF_THE_JURY = ("items", "n_items", "decoding")
 FETCHED: dict[str, Fetches] = {"run": "all", "audit": "all", "plan": "not weights"}  # from the hub, by verb
 M = TypeVar("M", bound=BaseModel)
@@ -79,6 +80,8 @@ class Opened:
 def open_door(words: Sequence[str]) -> Opened:
     """Cells and session of a command; raises BadConfig with every problem."""
     command = sweeps.parse_command_line(words)
+    if command.refused:
+        raise BadConfig(command.refused)
     sweeps.register_sweeps()
     with initialize_config_dir(str(sweeps.CONF), version_base="1.3"):
         return _Door(command, list(command.problems)).open()
@@ -110,9 +113,12 @@ class _Door:
         base = self._point(of_session | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1})
         grids = self._grids(base[0]) if base else []
         session = self._session(*base) if base else None
-        if session:
+        if session and session.results_problem:
+            self.problems.append(session.results_problem)
+        elif session:
             self.files.lock = session.results_dir / hub.LOCK
             self.files.fetches = FETCHED.get(session.do.name, "nothing")
+            self.files.bounds = session.bounds
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
         asked = self._asked(grids, of_cells, session.max_cells if session else MAX_CELLS)
@@ -175,20 +181,20 @@ class _Door:
 
     def _check_rescore(self, do: Rescore, where: Where) -> None:
         """Files that exist and fit together; what is in them is seen when they are read."""
-        judgements, foreign = Path(do.judgements or ".").expanduser(), do.judgements is not None
+        judgements, foreign = user_path(do.judgements or "."), do.judgements is not None
         files = {"reference_outputs": do.reference_outputs, "calibration": None if do.calibration == FITTED else do.calibration}
         if foreign and not judgements.exists():
             what = "a folder in AlpacaEval's layout or a file of FastChat's judgements (.jsonl)"
             self.problems.append(f"judgements must be {what}, got {do.judgements}: no such file or folder ({where.of('do.judgements')})")
         for name, path in files.items():
-            if path is not None and not Path(path).expanduser().is_file():
+            if path is not None and not user_path(path).is_file():
                 self.problems.append(f"{name} must be a file, got {path}: no such file ({where.of(f'do.{name}')})")
         for name in ("reference_outputs", "calibration"):
             if foreign and judgements.is_file() and getattr(do, name) is not None:
                 self.problems.append(f"{name} is for AlpacaEval's verdicts, judgements={do.judgements} are FastChat's: leave it out")
         if foreign and (self.command.sweep or self.command.asks):
             self.problems.append(f"judgements={do.judgements} are rescored by themselves: leave out {self.command.cell_words}")
-        if do.out is not None and (not (out := Path(do.out).expanduser()).parent.is_dir() or out.is_dir()):
+        if do.out is not None and (not (out := user_path(do.out)).parent.is_dir() or out.is_dir()):
             self.problems.append(f"out must be a CSV file in a folder that is there, got {do.out} ({where.of('do.out')})")
 
     def _check_audit(self, do: Audit, cells: Sequence[Cell], where: Where) -> None:
@@ -206,7 +212,7 @@ class _Door:
             if path is None:
                 continue
             try:
-                manner = manner_of(Path(path).expanduser())
+                manner = manner_of(user_path(path))
             except (OSError, ValueError) as error:
                 self.problems.append(f"{error} ({where.of(f'do.{name}')})")
                 continue
@@ -242,7 +248,7 @@ class _Door:
 
     def _check_out(self, do: Export | Bundle, where: Where) -> None:
         """A new or empty folder, or an archive in a folder that is there."""
-        out = Path(do.out or "").expanduser()
+        out = user_path(do.out or "")
         taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
         if isinstance(do, Export) and (not do.out or taken or not out.absolute().parent.is_dir()):
             got = do.out or "none: add out=DIR"
@@ -402,10 +408,19 @@ class _Door:
         return self._composed[key]
 
     def _session(self, tree: Tree, where: Where) -> Session | None:
-        names = ("do", "tracker", "accelerate", "results", "keep", "hardware", "max_cells")
+        names = ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
         sections = {key: tree[key] for key in names} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
-        return self._valid(Session, plain, where) if plain else None
+        return self._valid(Session, plain, where) if plain and not self._has_credentials(plain) else None
+
+    def _has_credentials(self, plain: Tree) -> bool:
+        """Whether settings of a config file hold a credential, which is said. A judge's key is secret from here on."""
+        for key, value in leaves(plain):
+            if key.rpartition(".")[2] == "api_key_env" and isinstance(value, str):
+                secrets.read_from(value)
+        if why := secrets.refusal("", plain):
+            self.problems.append(why)
+        return why is not None
 
     def _cell(self, tree: Tree, where: Where) -> Cell | None:
         for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "hydra"}):
@@ -415,6 +430,8 @@ class _Door:
                 self.problems.append(unknown("section", key, SECTIONS, where.of(key)))
         plain = self._resolved({key: tree[key] for key in (*CELL_SECTIONS, "scale")}, where)
         if plain is None or self._valid(Scale, plain.pop("scale"), where, "scale") is None:
+            return None
+        if self._has_credentials(plain):
             return None
         self.files.check(plain, where)
         return self._valid(Cell, plain, where)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,6 +15,7 @@ from bench import hub
 from bench import sweep as sweeps
 from bench.config import (
     LOOPS,
+    Bounds,
     Cell,
     Conversations,
     DatasetData,
@@ -27,21 +29,25 @@ from bench.config import (
     Sft,
     Written,
     misfits,
+    user_path,
 )
 from bench.door.folders import (
     ADD_ONE,
     NAME_ONE,
+    Asked,
     a_file,
+    as_asked,
+    check_model,
     model_folder,
     no_template,
-    positions,
     tasks_folder,
     template_file,
-    with_template,
 )
 from bench.door.judge_files import JUDGE_FILES, JudgeFiles, judge_files_of, labeller_files, what_judge_reads, what_labeller_reads
 from bench.door.words import MEMBERS, Tree, Where, short
+from bench.hub import read_config
 from bench.judges.replies import parser_version
+from bench.model_config import has_position_table, positions
 from bench.plan import JudgeSources, Sources
 from bench.preferences import read_preferences, read_prompts
 from bench.readers import Shown, check, find_files, shown_by
@@ -54,6 +60,10 @@ T = TypeVar("T")
 Fetches = Literal["all", "not weights", "nothing"]
 
 
+ANY = sys.maxsize
+NO_BOUNDS = Bounds(layers=ANY, width=ANY, heads=ANY, experts=ANY, vocabulary=ANY, positions=ANY, template_s=60)  # where none can be read
+
+
 @dataclass
 class Files:
     """Checks the files that cells name, each once; digests them when all is well."""
@@ -61,6 +71,7 @@ class Files:
     problems: list[str]
     lock: Path = Path(hub.LOCK)  # of the hub's revisions
     fetches: Fetches = "nothing"  # what the verb reads of what comes from the hub
+    bounds: Bounds = NO_BOUNDS
     _datasets: dict[str, tuple[Source, Shown] | None] = field(default_factory=dict)
     _models: dict[str, Path | None] = field(default_factory=dict)
     _hub_models: dict[str, Source | None] = field(default_factory=dict)
@@ -85,14 +96,17 @@ class Files:
                 self.problems.append(f"{why} ({where.of(key)})")
             if forgetting.get("chat_template") is True and not asked and (why := no_template(source.path, NAME_ONE)):
                 self.problems.append(f"{why} ({where.of('forgetting.chat_template')})")
-            places = positions(source.path)
+            places = positions(config := read_config(source.path))
             if places is not None and places < model.max_length and not where.is_given("model.max_length"):
                 cell["model"]["max_length"] = places  # no length that anybody asked for
             elif places is not None and places < model.max_length:
                 text = f"model.max_length must be <= {places}, the positions of {source.path}, got {model.max_length}"
                 self.problems.append(f"{text} ({where.of('model.max_length')})")
+            if places is not None and has_position_table(config):
+                self._check_new_tokens(cell, places, source.path, where)
             if model.base is not None:
-                base = self._once(self._models, model.base, partial(model_folder, key="model.base"), where.of("model.base"))
+                read_base = partial(model_folder, bounds=self.bounds, key="model.base")
+                base = self._once(self._models, model.base, read_base, where.of("model.base"))
                 own = model.chat_template is None and no_template(source.path, "") is None  # the base is asked as the tuned model is
                 if base is not None and own and (why := no_template(base, ADD_ONE)):
                     self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
@@ -104,7 +118,8 @@ class Files:
         jurors = judge.get("judges") if judge.get("name") == "jury" and isinstance(judge.get("judges"), dict) else {}
         for place, section in {"judge": judge, **{f"{MEMBERS}.{label}": member for label, member in (jurors or {}).items()}}.items():
             if isinstance(section, dict) and section.get("name") in JUDGE_FILES:
-                self._once(self._judges, what_judge_reads(section), partial(judge_files_of, section), where.of(place))
+                read_files = partial(self._judge_files, partial(judge_files_of, section, self.bounds))
+                self._once(self._judges, what_judge_reads(section), read_files, where.of(place))
         if isinstance(method, dict) and method.get("name") in LOOPS and isinstance(prompts := method.get("prompts"), str):
             beside = _local_path(cell["data"]) or ""
             read_once = partial(_prompts_file, answered=method["name"] == "spin", data=beside)
@@ -114,7 +129,13 @@ class Files:
         labelling = method.get("labelling_judge") if isinstance(method, dict) and method.get("labeller") == "judge" else None
         if isinstance(labelling, dict) and labelling.get("name") in JUDGE_FILES:
             what = what_labeller_reads(labelling)
-            self._once(self._judges, what, lambda _: labeller_files(labelling), where.of("method.labelling_judge"))
+            read_files = partial(self._judge_files, partial(labeller_files, labelling, self.bounds))
+            self._once(self._judges, what, read_files, where.of("method.labelling_judge"))
+
+    def _judge_files(self, read: Callable[[], JudgeFiles], _: str) -> JudgeFiles:
+        """A judge's files; its model asks no clock."""
+        found = read()
+        return replace(found, model=self._as_asked(found.model).folder) if found.model else found
 
     def _rows(self, cell: Tree, where: Where) -> bool:
         """Look at the rows that a cell learns from; returns whether they are messages, as far as it can be seen."""
@@ -135,28 +156,54 @@ class Files:
         return messages
 
     def _model(self, section: LocalModel, where: Where | None = None) -> Source | None:
-        """A folder, known by its content, or a model of the hub, known by its revision; looked at once. With another chat template it is a
-        folder of links beside the store."""
+        """A folder, known by its content, or a model of the hub, known by its revision; looked at once. With another chat template, or one
+        that is given a date, it is a folder of links beside the store."""
         key = "model.path" if section.path else "model.hub"
         found = self._as_it_is(section, where.of(key) if where else "")
-        if found is None or section.chat_template is None:
-            return found
-        said = where.of("model.chat_template") if where else ""
-        return self._once(self._templates, _which_model(section), lambda _: self._with_template(found, str(section.chat_template)), said)
+        if found is None:
+            return None
+        said = where.of("model.chat_template" if section.chat_template else key) if where else ""
+        return self._once(self._templates, _which_model(section), lambda _: self._asked_by(section, found), said)
 
-    def _with_template(self, found: Source, text: str) -> Source:
-        template = template_file(text)
-        folder = with_template(found.path, template, self.lock.parent / "models") if found.path.is_dir() else found.path
-        return Source(folder, f"{found.digest}, chat template {file_digest(template)}" if found.digest else "")
+    def _asked_by(self, section: LocalModel, found: Source) -> Source:
+        """A model with the chat template and the day of its section. Raises ValueError for a template that cannot be used."""
+        folder, digest, day = found.path, found.digest, None
+        if folder.is_dir():
+            folder, day = self._as_asked(folder, section.chat_template, section.template_date)
+        elif section.hub and (cached := hub.cached("models", section.hub, digest.rsplit("@", 1)[-1])):  # of a verb that reads no model
+            day = self._as_asked(cached, section.chat_template, section.template_date).day
+        digest += f", chat template {file_digest(template_file(section.chat_template))}" if section.chat_template else ""
+        digest += f", template date {day}" if day else ""
+        return Source(folder, digest if found.digest else "")
+
+    def _as_asked(self, folder: Path, chosen: str | None = None, day: str | None = None) -> Asked:
+        return as_asked(folder, self.lock.parent / "models", self.bounds.template_s, chosen, day)
+
+    def _check_new_tokens(self, cell: Tree, places: int, folder: Path, where: Where) -> None:
+        """Say which completions alone would leave a model's table of positions."""
+        judge, method = (cell[name] if isinstance(cell.get(name), dict) else {} for name in ("judge", "method"))
+        decoding = judge.get("decoding") if isinstance(judge.get("decoding"), dict) else {}
+        lengths = {"judge.decoding.max_new_tokens": decoding.get("max_new_tokens")}
+        lengths |= {f"method.{name}": value for name, value in method.items() if name.endswith("max_new_tokens")}
+        for key, value in lengths.items():
+            if isinstance(value, int) and value >= places:
+                text = f"{key} must be < {places}, the positions of {folder}, which it shares with the prompt, got {value}"
+                self.problems.append(f"{text} ({where.of(key)})")
 
     def _as_it_is(self, section: LocalModel, where: str) -> Source | None:
         if section.path == "???" or (section.path is None and section.hub in (None, "???")):  # said elsewhere
             return None
         if section.path is not None:
             weights = self.fetches != "not weights"
-            folder = self._once(self._models, section.path, partial(model_folder, weights=weights), where)
+            folder = self._once(self._models, section.path, partial(model_folder, bounds=self.bounds, weights=weights), where)
             return Source(folder, "") if folder else None
-        return self._once(self._hub_models, _of_hub(section), lambda _: _hub_model(section, self.lock, self.fetches), where)
+        return self._once(self._hub_models, _of_hub(section), lambda _: self._hub_model(section), where)
+
+    def _hub_model(self, section: LocalModel) -> Source:
+        found = _hub_model(section, self.lock, self.fetches)
+        if found.path.is_dir():
+            check_model(found.path, self.bounds, self.fetches == "all")
+        return found
 
     def _dataset(self, section: DatasetData | Sft, where: str) -> Shown:
         """Look at a public dataset once, and return what its rows show."""
@@ -187,14 +234,14 @@ class Files:
         if isinstance(cell.method, IterativeDpo) and cell.method.labeller == "judge" and cell.method.labelling_judge:
             labelling = self._judge(cell.method.labelling_judge, what_labeller_reads)
         base = self._models[local.base] if local and local.base else None
-        if base and local and local.chat_template:
-            base = self._with_template(Source(base, ""), local.chat_template).path
+        if base and local:
+            base = self._asked_by(local, Source(base, "")).path
         own, rows, texts, before = (self._source(path) if path else None for path in (model, data[0] if data else None, written, base))
         file = cell.method.prompts if isinstance(cell.method, Loop) else None
-        prompts = self._source(Path(file).expanduser().absolute()) if file else None
+        prompts = self._source(user_path(file)) if file else None
         public, conversations = self._public(cell.data), self._public(cell.sft)
         folder = cell.forgetting.include_path if cell.forgetting else None
-        tasks = self._source(Path(folder).expanduser().absolute()) if folder else None
+        tasks = self._source(user_path(folder)) if folder else None
         return Sources(own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations, tasks)
 
     def _public(self, section: Any) -> Source | None:
@@ -223,7 +270,7 @@ def _local_path(section: Any) -> str | None:
 
 
 def _which_model(model: LocalModel) -> str:
-    return repr([model.path, _of_hub(model), model.chat_template])
+    return repr([model.path, _of_hub(model), model.chat_template, model.template_date])
 
 
 def _of_hub(model: LocalModel) -> str:
@@ -267,7 +314,7 @@ def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Sou
     train, heldout = section.train_files, section.heldout_files if isinstance(section, DatasetData) else ()
     key = "data" if isinstance(section, DatasetData) else "sft"
     if section.path is not None:
-        path = Path(section.path).expanduser().absolute()
+        path = user_path(section.path)
         if not path.exists():
             raise ValueError(f"{key}.path must be a copy of a dataset's folder or a file of it, got {section.path}: no such file or folder")
         shown = check(path, reading, train, heldout)
@@ -286,7 +333,7 @@ def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Sou
 
 
 def _data_file(text: str) -> tuple[Path, Shown]:
-    path = Path(text).expanduser().absolute()
+    path = user_path(text)
     if not path.is_file():
         raise ValueError(f"data.path must be a preference file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
     return path, shown_by(read_preferences(path).rows[0])
@@ -299,7 +346,7 @@ def _which_prompts(method: Tree, data: str) -> str:
 def _prompts_file(text: str, answered: bool, data: str) -> int:
     """How many different prompts a loop's file holds. Raises ValueError where some of them are in the data too."""
     found = read_prompts(a_file(text, "method.prompts"), answered)
-    path = Path(data).expanduser().absolute()
+    path = user_path(data)
     if not data or not path.is_file():
         return len(found)  # the data are said elsewhere
     known = {_contents(row) for row in read_preferences(path).rows}
@@ -327,7 +374,7 @@ def _too_few(method: Tree, there: int) -> str | None:
 
 
 def _written_file(text: str) -> Path:
-    path = Path(text).expanduser().absolute()
+    path = user_path(text)
     if not text or not path.is_file():
         raise ValueError(f"completions must be a file, got {text or 'nothing'}: {'a folder' if text and path.is_dir() else 'no such file'}")
     read_written(path)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.config import FITTED
+from bench.config import FITTED, Bounds
 from bench.door.folders import ADD_ONE, a_file, model_folder, no_template
 from bench.door.words import Tree
 from bench.judges.alpaca_eval import read_calibration
@@ -14,6 +14,7 @@ from bench.judges.items import hub_file, read_items
 from bench.judges.prices import price_of
 from bench.judges.prompts import OWN_GAME, OWN_PROMPTS, annotator, arena_hard_template, mt_bench_digest, mt_bench_templates
 from bench.store import Source
+from bench.templates import look, read_template
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ def what_judge_reads(judge: Tree) -> str:
 CLASSIFIERS = {"reward_model": "a sequence classifier of one output", "pair_ranker": "PairRM, or a sequence classifier of one output"}
 
 
-def judge_files_of(judge: Tree, _: str) -> JudgeFiles:
+def judge_files_of(judge: Tree, bounds: Bounds) -> JudgeFiles:
     """The files of a judge's section, which may have other faults. Raises ValueError for the first that cannot be used."""
-    found = _judge_files(judge)
+    found = _judge_files(judge, bounds)
     given = judge.get("calibration")
     if given in (None, FITTED):
         return found
@@ -69,17 +70,17 @@ def what_labeller_reads(judge: Tree) -> str:
     return f"labeller {what_judge_reads(_as_labeller(judge))}"
 
 
-def labeller_files(judge: Tree) -> JudgeFiles:
+def labeller_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
     try:
-        return _judge_files(_as_labeller(judge))
+        return _judge_files(_as_labeller(judge), bounds)
     except ValueError as error:
         raise ValueError(str(error).replace("judge.", "method.labelling_judge.")) from error
 
 
-def _judge_files(judge: Tree) -> JudgeFiles:
+def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
     if judge["name"] == "jury" or judge["name"] in CLASSIFIERS:
         what = CLASSIFIERS.get(judge["name"])
-        model = model_folder(judge["model"], "judge.model", what) if what and judge["model"] != "???" else None
+        model = model_folder(judge["model"], bounds, "judge.model", what) if what and judge["model"] != "???" else None
         files = {"items": a_file(judge["items"], "judge.items")} if judge["items"] else {}
         return JudgeFiles(None, model, files, len(read_items("alpaca_eval", files)) if files else 0)
     if judge["name"] == "arena_hard":
@@ -98,8 +99,10 @@ def _judge_files(judge: Tree) -> JudgeFiles:
         )
     price_of(judge["model"], judge["prices"])
     if judge["tokenizer"]:
-        a_file(f"{judge['tokenizer']}/tokenizer.json", "judge.tokenizer")
-    model = model_folder(judge["model"], "judge.model") if judge["server"] != "endpoint" and judge["model"] != "???" else None
+        folder = a_file(f"{judge['tokenizer']}/tokenizer.json", "judge.tokenizer").parent
+        if (template := read_template(folder)) is not None:
+            look(template, bounds.template_s)
+    model = model_folder(judge["model"], bounds, "judge.model") if judge["server"] != "endpoint" and judge["model"] != "???" else None
     if model and (why := no_template(model, ADD_ONE)):
         raise ValueError(why)
     named = {role: judge[role] for role in JUDGE_FILES[judge["name"]] if judge[role]}

@@ -76,6 +76,6 @@ def save_model(
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     if (path := folder / ADAPTER).exists():
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = None  # a path of this machine; the base is an input of whoever reads the adapter
-        path.write_text(json.dumps(config, indent=1, sort_keys=True))
+        path.write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")

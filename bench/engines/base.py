@@ -48,6 +48,25 @@ class Engine(Protocol):
     def logps(self, rows: Sequence[Ids], progress: Progress = silent) -> list[float]: ...
 
 
+# Quantised weights that transformers reads without code of the hub. Others, such as mxfp4, make it fetch kernels.
+QUANTIZED = (None, "bitsandbytes")
+
+
+def load_config(folder: Path, of: Any = None, **settings: Any) -> Any:
+    """The config of a model's folder, changed by `settings`. What computes attention is left to us: a config.json may name a repository of
+    the hub there, whose native code transformers would fetch and run. Raises ValueError for quantised weights that need such code."""
+    from transformers import AutoConfig
+
+    config: Any = (of or AutoConfig).from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code(folder), **settings)
+    config._attn_implementation = None  # of all parts
+    config._experts_implementation = None
+    quantized = getattr(config, "quantization_config", None)
+    method = (quantized if isinstance(quantized, dict) else vars(quantized)).get("quant_method") if quantized else None
+    if method not in QUANTIZED:
+        raise ValueError(f"{folder} holds weights quantised by {method}, whose kernels come from elsewhere: take a folder of float weights")
+    return config
+
+
 class Vocabulary:
     """A policy's tokens, read from its folder: which end a completion (`ends`), which are never written (`unwritten`).
 
@@ -57,12 +76,12 @@ class Vocabulary:
     """
 
     def __init__(self, path: Path, control: str | None = None, base: Path | None = None):
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import GenerationConfig
 
         folder = model_folder(path)
         self.tokenizer = load_tokenizer(path)
         whole = model_folder(base) if base is not None and (folder / ADAPTER).exists() else folder
-        config: Any = AutoConfig.from_pretrained(whole, local_files_only=True, trust_remote_code=trusts_code(whole))
+        config = load_config(whole)
         controls = getattr(config, "control_tokens", [])
         if control not in (controls[:1] or [None]):
             raise ValueError(f"{folder} is to be asked with {controls[0] if controls else 'no control token'}, got {control}")

@@ -7,7 +7,7 @@ float32 weights. AdamW on bfloat16 weights loses its updates: at 5e-7, 100 steps
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,16 @@ from transformers.utils import is_flash_attn_2_available
 from trl.trainer.utils import add_fused_lm_head
 
 from bench.config import Decoding, Loading
-from bench.engines.base import ADAPTER, USUAL, Progress, Vocabulary, Written, by_length, silent
+from bench.engines.base import ADAPTER, USUAL, Progress, Vocabulary, Written, by_length, load_config, silent
 from bench.hub import trusts_code
+from bench.model_config import positions
 from bench.tokens import Ids, check_rendering, model_folder
 
+# Names of tables of positions: of GPT-2 and its kin, OPT and GPT-J, BERT and its kin.
+POSITION_TABLES = ("wpe", "positions_embed", "embed_positions", "position_embeddings", "pos_encoding")
 
-def load_model(
-    path: Path, dtype: str, loading: Loading = USUAL, base: Path | None = None, *, trainable: bool = False
-) -> PreTrainedModel:
+
+def load_model(path: Path, dtype: str, loading: Loading = USUAL, base: Path | None = None, *, trainable: bool = False) -> PreTrainedModel:
     """A fresh model from a folder (never a copy of one that a trainer has touched), on the GPU where there is one.
 
     A folder that holds an adapter is read beside its `base`; `trainable`: to go on training it. Raises ValueError for an adapter without a
@@ -35,16 +37,11 @@ def load_model(
     adapted = (folder / ADAPTER).exists()
     if adapted and base is None:
         raise ValueError(f"{folder} holds an adapter alone and needs the model that it was trained beside")
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        model_folder(base) if adapted and base else folder,
-        dtype=getattr(torch, dtype),
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=trusts_code(model_folder(base) if adapted and base else folder),
-        **_ways(loading, dtype),
-    )
+    whole = model_folder(base) if adapted and base else folder
+    model = load_tensors(AutoModelForCausalLM, whole, dtype, **_ways(loading, dtype))
     if adapted:
-        model.load_adapter(str(folder), is_trainable=trainable)
+        found = model.load_adapter(str(folder), is_trainable=trainable)
+        check_arrived(folder, found.missing_keys, found.unexpected_keys)
     # Only the token ids: a repetition penalty or a temperature that a folder brings would change what we decode, unkeyed, and some
     # folders' settings are refused when the model is saved again.
     given = model.generation_config
@@ -52,6 +49,51 @@ def load_model(
         bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
     )
     return model.to(device()).eval()
+
+
+def load_tensors(of: Any, folder: Path, dtype: str, *, new_head: bool = False, settings: Mapping[str, Any] = {}, **ways: Any) -> Any:
+    """A model of one of transformers' classes whose tensors all come from a folder; `settings` change its config.
+
+    `new_head`: with a head of this class, newly drawn, in place of the folder's own. Raises ValueError for tensors that are missing or
+    left over.
+    """
+    config = load_config(folder, getattr(of, "config_class", None), **settings)
+    model, found = of.from_pretrained(
+        folder,
+        config=config,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=trusts_code(folder),
+        output_loading_info=True,
+        **ways,
+    )
+    body = f"{model.base_model_prefix}."
+    missing, unexpected = (
+        {name for name in found[kind] if not new_head or name.startswith(body)} for kind in ("missing_keys", "unexpected_keys")
+    )
+    check_arrived(folder, missing, unexpected)
+    return model
+
+
+def check_arrived(folder: Path, missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Raises ValueError for tensors of a model that its folder lacks, which transformers would draw at random, and for tensors of the
+    folder that the model has no place for: it would be another model than the one that was saved. transformers names neither tied weights
+    nor buffers that it computes itself."""
+    found = [f"{what} {_some(names)}" for what, names in (("it lacks", missing), ("the model has no place for", unexpected)) if names]
+    if found:
+        way_out = "copy the whole folder again, or save the model with save_pretrained"
+        raise ValueError(f"the weights in {folder} are not those of its config.json: {' and '.join(found)}; {way_out}")
+
+
+def check_weights(folder: Path) -> None:
+    """check_arrived for a causal LM that another program loads; takes no memory for its weights."""
+    load_tensors(AutoModelForCausalLM, folder, "bfloat16", device_map="meta")
+
+
+def _some(names: Collection[str]) -> str:
+    first = sorted(names)[:3]
+    return ", ".join(first) + (f" and {len(names) - len(first)} more tensors" if len(names) > len(first) else "")
 
 
 def device() -> str:
@@ -108,6 +150,11 @@ def check_fit(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     return ends
 
 
+def has_position_table(model: Any) -> bool:
+    """Whether a model looks its positions up in a table, which ends; others compute them."""
+    return any(name.rsplit(".", 1)[-1] in POSITION_TABLES for name, _ in [*model.named_modules(), *model.named_buffers()])
+
+
 class Engine:
     """A loaded policy that writes and scores; see Vocabulary for `control`."""
 
@@ -132,9 +179,15 @@ class Engine:
 
         Prompts are batched by length; each batch draws from a generator of its own, seeded by `seed` and its place.
         """
-        places = getattr(self.model.config, "max_position_embeddings", None)
-        if places is not None and (longest := max(map(len, prompts), default=0)) >= places:
+        places, longest, new = positions(self.model.config.to_dict()), max(map(len, prompts), default=0), decoding.max_new_tokens
+        if places is not None and longest >= places:
             raise ValueError(f"a prompt of {longest} tokens leaves no place for an answer in the model's {places}: drop such prompts")
+        if places is not None and longest + new > places and has_position_table(self.model):
+            n = sum(len(prompt) + new > places for prompt in prompts)
+            why = (
+                f"{n} of {len(prompts)} prompts, the longest of {longest} tokens, and max_new_tokens={new} go beyond its {places}"
+            )
+            raise ValueError(f"the model has a table of positions: {why}: take fewer new tokens, or drop such prompts")
         written: dict[int, Written] = {}
         for rows in by_length([len(prompt) for prompt in prompts], self.batch_size):
             torch.manual_seed(seed * 1_000_003 + len(written))

@@ -12,7 +12,6 @@ A folder is of this kind when its config names the ids of the three marks.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,8 +21,9 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, DebertaV2Model, DebertaV2PreTrainedModel
 
-from bench.engines.hf import by_length, silent
+from bench.engines.hf import by_length, load_tensors, silent
 from bench.engines.reward import Scorer
+from bench.hub import read_config
 from bench.judges.pair_ranker import pair_template, pair_text
 from bench.tokens import Ids, model_folder, prompt_ids
 
@@ -34,7 +34,7 @@ Pair = tuple[str, str, str]  # prompt, first answer, second answer
 
 
 def is_pair_rm(folder: Path) -> bool:
-    config = json.loads((model_folder(folder) / "config.json").read_text())
+    config = read_config(model_folder(folder))
     return all(name in config for name in MARK_IDS)
 
 
@@ -70,7 +70,7 @@ class PairRMScorer:
     def __init__(self, folder: Path, dtype: str, batch_size: int):
         place = model_folder(folder)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-        model: Any = PairRM.from_pretrained(place, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True)
+        model: Any = load_tensors(PairRM, place, dtype)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval().float()
         self.dtype, self.batch_size = dtype, batch_size
 

@@ -16,26 +16,20 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from bench.engines.base import Progress, by_length, silent
-from bench.engines.hf import device
-from bench.hub import trusts_code
+from bench.engines.hf import device, load_tensors
 from bench.tokens import Ids, load_tokenizer, model_folder
 
 
 def load_classifier(path: Path, dtype: str, **settings: Any) -> PreTrainedModel:
     """A fresh sequence classifier from a folder, on the GPU where there is one."""
-    folder = model_folder(path)
-    code = trusts_code(folder)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, trust_remote_code=code, **settings
-    )
-    return model.to(device()).eval()
+    return load_tensors(AutoModelForSequenceClassification, model_folder(path), dtype, **settings).to(device()).eval()
 
 
 def new_reward_model(path: Path, dtype: str, seed: int) -> PreTrainedModel:
     """A causal model's body with a new head of one output: the same head for the same seed; torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return load_classifier(path, dtype, num_labels=1)
+        return load_classifier(path, dtype, new_head=True, settings={"num_labels": 1})
 
 
 class Scorer:

@@ -17,11 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import secrets
 from bench.config import Decoding, Serving
 from bench.engines.base import ADAPTER, Progress, Vocabulary, Written, silent
+from bench.hub import read_config
 from bench.judges.server import CPU_ENVIRONMENT, ENVIRONMENT
 from bench.kept import AT_REST, VERSIONS
 from bench.store import hash_key, tree_stamp
+from bench.text_files import whole_number
 from bench.tokens import Ids, check_rendering, model_folder
 
 CHILD = Path(__file__).with_name("vllm_child.py")
@@ -46,12 +49,13 @@ class Child:
         if serving.python is not None:
             environment.pop("PYTHONPATH", None)  # of this environment, not of that one
         line = [serving.python or sys.executable, "-P", str(CHILD), str(os.getpid()), str(answers)]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                line, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[answers], env=environment, text=True, bufsize=1
-            )
+        log, self._logging = secrets.pipe_into(self.log)
+        self.process = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[answers], env=environment, encoding="utf-8", bufsize=1
+        )
         os.close(answers)
-        self._answers = os.fdopen(out)
+        os.close(log)
+        self._answers = os.fdopen(out, encoding="utf-8")
 
     def ask(self, do: str, progress: Progress = silent, **request: Any) -> dict[str, Any]:
         """Raises VllmFailed, with the end of the process's log on standard error."""
@@ -68,16 +72,22 @@ class Child:
                 break
         else:
             answer = {"error": f"it ended with exit code {self.process.wait(STOP_S)}"}
-        print(self.log.read_text(errors="replace")[-LOG_TAIL:], file=sys.stderr)
-        self.close()
+        self._end()
+        print(self.log.read_text("utf-8", "replace")[-LOG_TAIL:], file=sys.stderr)
+        self.log.unlink(missing_ok=True)
         raise VllmFailed(f"vLLM, asked to {do}: {answer['error']}")
 
     def close(self) -> None:
+        self._end()
+        self.log.unlink(missing_ok=True)
+
+    def _end(self) -> None:
+        """Once it has ended, its log is whole."""
         with contextlib.suppress(BrokenPipeError):
             self.process.communicate()
         with contextlib.suppress(OSError):
             self._answers.close()
-        self.log.unlink(missing_ok=True)
+        self._logging.join(STOP_S)
 
 
 def _defaults(serving: Serving) -> dict[str, str]:
@@ -133,7 +143,7 @@ def _arguments(dtype: str, serving: Serving, rank: int | None) -> dict[str, Any]
 
 
 def _architecture(folder: Path) -> Mapping[str, Any]:
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     return {name: value for name, value in config.items() if name not in OF_NO_ARCHITECTURE}
 
 
@@ -149,6 +159,8 @@ class Engine:
     """
 
     def __init__(self, path: Path, dtype: str, serving: Serving, control: str | None = None, base: Path | None = None):
+        from bench.engines.hf import check_weights
+
         self.vocabulary = Vocabulary(path, control, base)
         self.tokenizer = self.vocabulary.tokenizer
         check_rendering(path, self.tokenizer, self.vocabulary.ends)
@@ -160,9 +172,10 @@ class Engine:
         if (folder / ADAPTER).exists():
             if base is None:
                 raise ValueError(f"{folder} holds an adapter alone and needs the model that it was trained beside")
-            rank = int(json.loads((folder / ADAPTER).read_text())["r"])
+            rank = whole_number(read_config(folder, ADAPTER).get("r"), f"{folder / ADAPTER}: r", 1, 10**6)
             self._adapter = {"adapter": str(folder)}
             folder = model_folder(base)
+        check_weights(folder)
         self._load = folder, dtype, serving, rank
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:

@@ -107,7 +107,7 @@ def _end_with(parent: int) -> None:
 
 def main() -> None:
     _end_with(int(sys.argv[1]))
-    with os.fdopen(int(sys.argv[2]), "w", buffering=1) as answers:
+    with os.fdopen(int(sys.argv[2]), "w", buffering=1, encoding="utf-8") as answers:
 
         def answer(**facts: Any) -> None:
             answers.write(json.dumps(facts) + "\n")

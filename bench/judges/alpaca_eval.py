@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import gzip
-import io
 import json
 import logging
 import math
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,21 @@ from unittest import mock
 from bench.length_control import Calibration, Gamed
 from bench.records import Completion, Item, Verdict, text_digest
 from bench.stats import Unmeasured
+from bench.text_files import (
+    BadFile,
+    csv_number,
+    decode,
+    describe,
+    id_text,
+    number,
+    optional_text,
+    printable,
+    read_bytes,
+    read_csv,
+    read_objects,
+    text,
+    whole_number,
+)
 
 GAMED_WEIGHT = 0.2  # lambda of the package's `length_controlled_v1`, shared by the gamed versions of the baseline
 NO_VOTE = "no vote was read from the judge's reply"
@@ -62,22 +76,27 @@ class Outputs:
 
 
 def read_outputs(path: Path) -> Outputs:
-    """`model_outputs.json` or a reference, plain or .gz. Raises ValueError for rows without instruction or output, or several models."""
+    """`model_outputs.json` or a reference, plain or .gz. Raises BadFile for rows without instruction or output, or several models."""
     items: list[Item] = []
     completions: list[Completion] = []
-    models: dict[Any, None] = {}
-    for number, row in enumerate(_rows(path)):
-        instruction, output = row.get("instruction"), row.get("output")
-        if not isinstance(instruction, str) or not isinstance(output, str):
-            raise ValueError(f"{path}: row {number} must have an `instruction` and an `output`, got {_short(row)}")
-        items.append(Item(item_id(instruction), row.get("dataset"), [instruction], baseline=[output]))
+    models: dict[str, None] = {}
+    for place, row in read_objects(path, "objects with instruction and output"):
+        if "instruction" not in row or "output" not in row:
+            raise BadFile(f"{place}: expected an `instruction` and an `output`, got {describe(row)}")
+        instruction, output = (text(row[key], f"{place}: {key}") for key in ("instruction", "output"))
+        items.append(Item(item_id(instruction), optional_text(row.get("dataset"), f"{place}: dataset"), [instruction], baseline=[output]))
         completions.append(Completion(item_id(instruction), [instruction], [output], [], []))
-        models[row.get("generator")] = None
+        models[_named(row, "generator", place)] = None
     if len(models) != 1:
-        raise ValueError(f"{path}: expected the outputs of one model (`generator`), got {', '.join(map(str, models)) or 'no rows'}")
+        raise BadFile(f"{path}: expected the outputs of one model (`generator`), got {printable(', '.join(list(models)[:5]))}")
     if len({item.id for item in items}) < len(items):
-        raise ValueError(f"{path}: an instruction comes twice; items are told apart by it")
-    return Outputs(str(next(iter(models))), items, completions)
+        raise BadFile(f"{path}: an instruction comes twice; items are told apart by it")
+    return Outputs(next(iter(models)), items, completions)
+
+
+def _named(row: Mapping[str, Any], key: str, place: str) -> str:
+    """A model or annotator of a row, which need not name it."""
+    return f"(no {key})" if row.get(key) is None else id_text(row[key], f"{place}: {key}")
 
 
 def write_outputs(path: Path, model: str, items: Iterable[Item], completions: Mapping[str, str]) -> None:
@@ -106,30 +125,27 @@ class Annotations:
 def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outputs | None = None) -> Annotations:
     """`annotations.json`, plain or .gz; texts that its rows lack come from `outputs` and `reference`, by instruction.
 
-    Raises ValueError where a row has a vote and a text is in neither, and for several models or annotators in one file.
+    Raises BadFile where a row has a vote and a text is in neither, and for several models or annotators in one file.
     """
     verdicts: list[Verdict] = []
-    names: dict[tuple[Any, Any, Any], None] = {}
-    texts = {"output_1": reference.texts if reference else {}, "output_2": outputs.texts if outputs else {}}
-    for number, row in enumerate(_rows(path)):
-        if isinstance(instruction := row.get("instruction"), str):
-            item = item_id(instruction)
-        elif reference and isinstance(place := row.get("index"), int) and 0 <= place < len(reference.items):
-            item = reference.items[place].id
-        else:
-            raise ValueError(f"{path}: row {number} must have an `instruction`, got {_short(row)}")
-        pair = [row.get(side) if isinstance(row.get(side), str) else texts[side].get(item) for side in ("output_1", "output_2")]
+    names: dict[tuple[str, str, str], None] = {}
+    beside = {"output_1": reference.texts if reference else {}, "output_2": outputs.texts if outputs else {}}
+    for place, row in read_objects(path, "annotations (instruction, output_1, output_2, preference)"):
+        item = _annotated_item(row, place, reference)
+        shown = {side: optional_text(row.get(side), f"{place}: {side}") for side in beside}
+        pair = [beside[side].get(item) if own is None else own for side, own in shown.items()]
         preference, unscored = _preference(row.get("preference"))
         if preference is not None and None in pair:
-            raise ValueError(f"{path}: row {number} has a vote but not both `output_1` and `output_2`, nor do the files beside it")
+            raise BadFile(f"{place} has a vote but not both `output_1` and `output_2`, nor do the files beside it")
         baseline, policy = pair
-        names[row.get("generator_2"), row.get("generator_1"), row.get("annotator")] = None
+        model, base, annotator = (_named(row, key, place) for key in ("generator_2", "generator_1", "annotator"))
+        names[model, base, annotator] = None
         raw = row.get("preference_raw_completion", row.get("raw_completion"))
         verdicts.append(
             Verdict(
                 item,
-                str(row.get("annotator")),
-                category=row.get("dataset"),
+                annotator,
+                category=optional_text(row.get("dataset"), f"{place}: dataset"),
                 preference=preference,
                 unscored=unscored,
                 raw=None if raw is None else raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False),
@@ -140,10 +156,18 @@ def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outp
             )
         )
     if len(names) != 1:
-        found = "; ".join(" ".join(map(str, name)) for name in names) or "no rows"
-        raise ValueError(f"{path}: expected one model, baseline and annotator, got {found}")
-    model, base, annotator = next(iter(names))
-    return Annotations(str(model), str(base), str(annotator), verdicts)
+        found = printable("; ".join(" ".join(one) for one in list(names)[:5]))
+        raise BadFile(f"{path}: expected one model, baseline and annotator, got {found}")
+    return Annotations(*next(iter(names)), verdicts)
+
+
+def _annotated_item(row: Mapping[str, Any], place: str, reference: Outputs | None) -> str:
+    """By its instruction, or by its number in the reference."""
+    if row.get("instruction") is not None or reference is None or row.get("index") is None:
+        if row.get("instruction") is None:
+            raise BadFile(f"{place}: expected an `instruction`, got {describe(row)}")
+        return item_id(text(row["instruction"], f"{place}: instruction"))
+    return reference.items[whole_number(row["index"], f"{place}: index", 0, len(reference.items) - 1)].id
 
 
 def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
@@ -157,13 +181,13 @@ def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
         read, model = read_annotations(path, outputs), path.parent.parent.name
         annotators.add(read.annotator)
         texts = outputs.texts if outputs else {}
-        for row, verdict in zip(_rows(path), read.verdicts, strict=True):
-            theirs, ours = row.get("output_1"), row.get("output_2", texts.get(verdict.item_id))
-            if verdict.preference is None or not isinstance(theirs, str) or not isinstance(ours, str):
+        for (_, row), verdict in zip(read_objects(path), read.verdicts, strict=True):
+            theirs, ours = row.get("output_1"), row.get("output_2") or texts.get(verdict.item_id, row.get("output_2"))
+            if verdict.preference is None or theirs is None or ours is None:
                 continue
-            name = f"{model}/{verdict.item_id}"
-            item = Item(name, verdict.category, [row["instruction"]], baseline=[theirs])
-            pairs.append((item, Completion(name, item.turns, [ours], [], []), [replace(verdict, item_id=name)]))
+            pair = f"{model}/{verdict.item_id}"
+            item = Item(pair, verdict.category, [row["instruction"]], baseline=[theirs])
+            pairs.append((item, Completion(pair, item.turns, [ours], [], []), [replace(verdict, item_id=pair)]))
     if not pairs:
         raise ValueError(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts")
     if len(annotators) > 1:
@@ -173,13 +197,16 @@ def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
 
 def _preference(value: Any) -> tuple[float | None, str | None]:
     """(preference in [0, 1], why there is none) of a number in 1 to 2: 1 baseline, 2 model, 1.5 a draw, which old files write as 0."""
-    if value is None or value == -1 or (isinstance(value, float) and math.isnan(value)):
+    if value is None:
         return None, NO_VOTE
-    if value == 0:
+    found = number(value)
+    if found is None:
+        return None, f"preference must be a number in 1 to 2, got {describe(value)}"
+    if found == -1:
+        return None, NO_VOTE
+    if found == 0:
         return 0.5, None
-    if isinstance(value, (int, float)) and 1 <= value <= 2:
-        return float(value) - 1, None
-    return None, f"preference {value!r} is not in 1 to 2"
+    return (found - 1, None) if 1 <= found <= 2 else (None, f"preference {value!r} is not in 1 to 2")
 
 
 def write_annotations(
@@ -224,52 +251,63 @@ COLUMNS = ("model", "preference", "index", "std_delta_len", "instruction_difficu
 def read_calibration(path: Path, items: Sequence[Item] | None = None, n: int | None = None) -> Calibration:
     """The columns of `df_gamed.csv`, plain or .gz, with items by `item_id`, by `instruction`, or by `index`, their number among `items`.
 
-    A row without a preference brings a difficulty and no gamed vote; one about an item beyond `items` is left out. Raises ValueError
+    A row without a preference brings a difficulty and no gamed vote; one about an item beyond `items` is left out. Raises BadFile
     for a file that cannot be keyed by item; where all items are known to be `n`, also for numbers of another set of items, whose
     difficulties would be given to these.
     """
-    text = _text(path)
-    rows = list(csv.DictReader(io.StringIO(text)))
-    columns = list(rows[0]) if rows else []
-    if "instruction_difficulty" not in columns:
-        raise ValueError(f"{path} must have a column instruction_difficulty, as df_gamed.csv has, got {', '.join(columns) or 'nothing'}")
+    rows = read_csv(path, ("instruction_difficulty",))
+    if not rows:
+        raise BadFile(f"{path}: expected rows below the head, got none")
     if n is not None:
-        _check_numbers(path, rows, n)
+        _check_numbers(path, [row for _, row in rows], n)
     difficulty: dict[str, float] = {}
     gamed: dict[str, list[Gamed]] = {}
-    weight = GAMED_WEIGHT / max(1, len({row.get("model") for row in rows if row.get("preference")}))
-    for number, row in enumerate(rows):
-        try:
-            if (item := _calibrated_item(row, items)) is None:
-                continue
-            difficulty[item] = float(row["instruction_difficulty"])
-            if row.get("preference"):
-                gamed.setdefault(item, []).append(Gamed(float(row["preference"]), float(row["std_delta_len"]), weight))
-        except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{path}: row {number}: {error}") from error
-    return Calibration(difficulty, gamed, text_digest(text))
+    voted = {place for place, row in rows if row.get("preference", "").strip()}
+    weight = GAMED_WEIGHT / max(1, len({row.get("model") for place, row in rows if place in voted}))
+    for place, row in rows:
+        value = _field(row, "instruction_difficulty", place)
+        votes = [Gamed(_field(row, "preference", place, 1), _field(row, "std_delta_len", place), weight)] if place in voted else []
+        if (item := _calibrated_item(row, items, place)) is None:
+            continue
+        if not math.isclose(difficulty.setdefault(item, value), value, rel_tol=1e-6, abs_tol=1e-6):
+            raise BadFile(f"{place}: instruction_difficulty {value:g} of an item that an earlier row gives {difficulty[item]:g}")
+        gamed.setdefault(item, []).extend(votes)
+    return Calibration(difficulty, {item: votes for item, votes in gamed.items() if votes}, text_digest(_source(path)))
+
+
+def _source(path: Path) -> str:
+    return decode(read_bytes(path), str(path))
+
+
+def _field(row: Mapping[str, str], column: str, place: str, high: float | None = None) -> float:
+    """A number of a row, where `high` is given in [0, high]."""
+    value = csv_number(row.get(column, ""), f"{place}: {column}")
+    if value is None or (high is not None and not 0 <= value <= high):
+        wanted = "a number" if high is None else f"in [0, {high:g}]"
+        raise BadFile(f"{place}: {column} must be {wanted}, got {describe(row.get(column, ''))}")
+    return value
 
 
 def _check_numbers(path: Path, rows: Sequence[Mapping[str, str]], n: int) -> None:
-    numbers = {row.get("index") or "" for row in rows if not row.get("item_id") and not row.get("instruction")}
+    numbers = {row.get("index", "").strip() for row in rows if not row.get("item_id") and not row.get("instruction")}
     if numbers and numbers != {str(place) for place in range(n)}:
-        raise ValueError(
+        raise BadFile(
             f"{path} knows {len(numbers)} items by `index`, their number among all items, which are {n} here: give the items that it was "
             "made for (a part of them by judge.n_items), or a column `instruction`"
         )
 
 
-def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None) -> str | None:
+def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None, place: str) -> str | None:
     if row.get("item_id"):
         return row["item_id"]
     if row.get("instruction"):
         return item_id(row["instruction"])
     if items is None:
-        raise ValueError("items are known by `index`, a number of the reference's rows: set reference_outputs=FILE")
-    place = int(row["index"])
-    if place < 0:
-        raise ValueError(f"index {place} is negative")
-    return items[place].id if place < len(items) else None
+        raise BadFile(f"{place}: items are known by `index`, a number of the reference's rows: set reference_outputs=FILE")
+    index = row.get("index", "").strip()
+    if not index.isascii() or not index.isdecimal() or len(index) > 9:
+        raise BadFile(f"{place}: index must be a whole number from 0, got {describe(index)}")
+    return items[int(index)].id if int(index) < len(items) else None
 
 
 def for_items(calibration: Calibration, items: Iterable[Item]) -> Calibration:
@@ -305,14 +343,37 @@ def official_lc_win_rate(annotations: Annotations, calibration: Path | None) -> 
         return Unmeasured("no item was scored")
     if calibration is None:
         return Unmeasured("the package's length control needs calibration=FILE (df_gamed.csv, or a file with its columns)")
-    rows = list(csv.DictReader(io.StringIO(_text(calibration))))
+    rows = [row for _, row in read_csv(calibration)]
     if missing := [column for column in COLUMNS if not rows or column not in rows[0]]:
         return Unmeasured(f"the package's length control reads df_gamed.csv; {calibration.name} has no {', '.join(missing)}")
     if (n := len({row["index"] for row in rows})) < len(annotations.verdicts):
         return Unmeasured(f"the package goes by row number, and {len(annotations.verdicts)} rows are more than the calibration's {n}")
-    with _package() as glm, mock.patch.object(glm, "hf_hub_download", lambda **_: str(calibration)):
-        found = glm.get_length_controlled_winrate(_frame(annotations), save_weights_dir=None, is_warn_extreme_changes=False)
+    if why := _unlike_the_packages(rows, n):
+        return Unmeasured(f"the package's length control reads df_gamed.csv; {calibration.name} {why}")
+    with tempfile.TemporaryDirectory() as aside, _package() as glm:
+        copy = Path(aside) / "df_gamed.csv"  # without a mark, spaces in the head and a spreadsheet's FALSE
+        _write_columns(copy, rows)
+        with mock.patch.object(glm, "hf_hub_download", lambda **_: str(copy)):
+            found = glm.get_length_controlled_winrate(_frame(annotations), save_weights_dir=None, is_warn_extreme_changes=False)
     return _plain({name: found[name] for name in LENGTH_CONTROLLED})
+
+
+def _unlike_the_packages(rows: Sequence[Mapping[str, str]], n: int) -> str | None:
+    """Why the package would read other difficulties from these rows, or none: it takes row k of the file as item k's."""
+    if any(row["index"].strip() != str(place) for place, row in enumerate(rows[:n])):
+        return f"does not begin with one row of each item from 0 to {n - 1}, in this order"
+    if lacking := [column for column in COLUMNS[:-1] if any(not row[column].strip() for row in rows)]:
+        return f"has rows without {', '.join(lacking)}"
+    if strange := {row["not_gamed_baseline"] for row in rows if row["not_gamed_baseline"].strip().lower() not in ("true", "false")}:
+        return f"has a not_gamed_baseline that is neither True nor False: {printable(min(strange))!r}"
+    return None
+
+
+def _write_columns(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([*(row[column].strip() for column in COLUMNS[:-1]), row[COLUMNS[-1]].strip().capitalize()] for row in rows)
 
 
 @contextlib.contextmanager
@@ -353,30 +414,6 @@ def _plain(found: Mapping[str, Any]) -> dict[str, float]:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-
-
-def _rows(path: Path) -> Sequence[dict[str, Any]]:
-    """A list of rows; or one object whose `rows` share its other entries, as trimmed files have it."""
-    try:
-        found = json.loads(_text(path))
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if isinstance(found, dict) and isinstance(found.get("rows"), list):
-        common = {name: value for name, value in found.items() if name != "rows"}
-        found = [common | row if isinstance(row, dict) else row for row in found["rows"]]
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise ValueError(f"{path} must be a list of rows, got {_short(found)}")
-    return found
-
-
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."

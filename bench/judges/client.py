@@ -12,7 +12,6 @@ import asyncio
 import email.utils
 import itertools
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any
 import openai
 import tenacity
 
+from bench import secrets
 from bench.config import Asking
 from bench.judges.asking import Progress, Reply, Request
 from bench.judges.journal import Journal, Ledger
@@ -94,11 +94,13 @@ class Endpoint:
                         await self._send_batch(client, left, sent)
                     await self._await_batch(client, missing, sent, deadline)
                 except openai.APIStatusError as error:
-                    words = f"{error.status_code}: {' '.join(error.response.text.split())[:300]}"
+                    words = f"{error.status_code}: {secrets.excerpt(error.response.text, 300)}"
                     failure = JudgeUnfinished if error.status_code in AGAIN or error.status_code >= 500 else JudgeRefused
-                    raise failure(f"the endpoint's batches said {self._clean(words)}") from None
+                    raise failure(f"the endpoint's batches said {words}") from None
                 except openai.APIConnectionError as error:
-                    raise JudgeUnfinished(f"the connection failed ({error}); the same command goes on from the batch it sent") from None
+                    raise JudgeUnfinished(
+                        f"the connection failed ({secrets.shown(str(error))}); the same command goes on from the batch it sent"
+                    ) from None
 
     async def _send_batch(self, client: openai.AsyncOpenAI, left: dict[str, Request], sent: Path) -> None:
         chosen, reserved = list(left), 0.0
@@ -115,11 +117,11 @@ class Endpoint:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         file = await client.files.create(file=("judge.jsonl", lines.encode()), purpose="batch")
         batch = await client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
-        sent.write_text(json.dumps({"id": batch.id, "reserved": reserved}))
+        sent.write_text(json.dumps({"id": batch.id, "reserved": reserved}), encoding="utf-8")
 
     async def _await_batch(self, client: openai.AsyncOpenAI, missing: dict[str, Request], sent: Path, deadline: float) -> None:
         """Take in a batch that was sent. Raises JudgeUnfinished while it runs on, JudgeRefused where nothing of it was answered."""
-        facts = json.loads(sent.read_text())
+        facts = json.loads(sent.read_text(encoding="utf-8"))
         while (batch := await self._look(client, facts["id"], sent)).status not in ("completed", "failed", "expired", "cancelled"):
             if time.monotonic() + BATCH_POLL_S > deadline:
                 raise JudgeUnfinished(f"batch {batch.id} is {batch.status}: the same command looks again (judge.batch_wait_s)")
@@ -129,7 +131,7 @@ class Endpoint:
             for line in (await client.files.content(file)).text.split("\n"):  # not splitlines(): texts may hold U+2028
                 if not line.strip():
                     continue
-                row = _read(line)
+                row = secrets.clean_data(_read(line))
                 reply = self._batch_reply(row)
                 if reply is not None:
                     self.journal.add(row["custom_id"], reply)
@@ -139,7 +141,7 @@ class Endpoint:
         sent.unlink()
         if not came:
             why = "; ".join(error.message or "" for error in (batch.errors.data if batch.errors else None) or []) or "no reply in it"
-            raise JudgeRefused(f"batch {batch.id} {batch.status}: {self._clean(why)}")
+            raise JudgeRefused(f"batch {batch.id} {batch.status}: {secrets.excerpt(why, 300)}")
 
     async def _look(self, client: openai.AsyncOpenAI, batch: str, sent: Path) -> Any:
         try:
@@ -158,7 +160,9 @@ class Endpoint:
             except NO_COMPLETION:
                 return None
         if status in REFUSED:
-            return Reply("", error=f"the endpoint refused the request with {status}: {self._clean(json.dumps(answer.get('body'))[:300])}")
+            return Reply(
+                "", error=f"the endpoint refused the request with {status}: {secrets.excerpt(json.dumps(answer.get('body')), 300)}"
+            )
         return None
 
     # Request by request ----------------------------------------------------------------------------------------------
@@ -213,7 +217,7 @@ class Endpoint:
 
     def _client(self) -> openai.AsyncOpenAI:
         """An SDK client without retries of its own: they are ours, with one pause for all."""
-        key = os.environ.get(self.asking.api_key_env) or ("none" if self.base_url else None)
+        key = secrets.key(self.asking.api_key_env) or ("none" if self.base_url else None)
         if key is None:
             raise JudgeRefused(f"the environment variable {self.asking.api_key_env} (judge.api_key_env) holds no key")
         return openai.AsyncOpenAI(base_url=self.base_url, api_key=key, timeout=self.asking.timeout_s, max_retries=0)
@@ -281,15 +285,16 @@ class Endpoint:
         except openai.APITimeoutError:
             raise _Again(f"it took longer than {self.asking.timeout_s:g} s (judge.timeout_s)", timed_out=True) from None
         except openai.APIConnectionError as error:
-            raise _Again(f"the connection failed ({self._clean(str(error.__cause__ or error))})") from None
+            raise _Again(f"the connection failed ({secrets.shown(str(error.__cause__ or error))})") from None
         try:
-            return self._reply(_read(body), round(time.perf_counter() - began, 4))
+            return self._reply(secrets.clean_data(_read(body)), round(time.perf_counter() - began, 4))
         except NO_COMPLETION as error:
-            raise _Again(f"what came is no chat completion ({type(error).__name__}: {error}): {self._clean(body[:200])!r}") from None
+            what = f"{type(error).__name__}: {secrets.shown(str(error))}"
+            raise _Again(f"what came is no chat completion ({what}): {secrets.excerpt(body, 200)!r}") from None
 
     def _refusal(self, error: openai.APIStatusError) -> Reply:
         """The reply that a refusal is, where it is one. Raises _Again or JudgeRefused otherwise."""
-        words = self._clean(f"{error.status_code}: {' '.join(error.response.text.split())[:300]}")
+        words = f"{error.status_code}: {secrets.excerpt(error.response.text, 300)}"
         if error.status_code in AGAIN or error.status_code >= 500:
             raise _Again(f"the endpoint said {words}", _retry_after_s(error.response.headers.get("retry-after"))) from None
         if error.status_code in REFUSED:
@@ -312,18 +317,13 @@ class Endpoint:
             text,
             served=body.get("model"),
             thinking=message.get("reasoning_content") or message.get("reasoning") or thought,
-            tokens=tokens and thin([_token(token) for token in tokens]),
+            tokens=tokens and thin(_without_secrets([_token(token) for token in tokens])),
             finish_reason=choice.get("finish_reason"),
             prompt_tokens=prompt,
             completion_tokens=completion,
             latency_s=latency_s,
             dollars=dollars,
         )
-
-    def _clean(self, text: str) -> str:
-        """Without the key, which some endpoints repeat."""
-        key = os.environ.get(self.asking.api_key_env)
-        return text.replace(key, "***") if key else text
 
 
 def _read(body: str) -> Any:
@@ -343,6 +343,16 @@ def _parts(content: str | list[dict[str, Any]]) -> tuple[str, str | None]:
 def _token(token: dict[str, Any]) -> dict[str, Any]:
     tops = [{"token": top["token"], "logprob": top["logprob"]} for top in token.get("top_logprobs") or ()]
     return {"token": token["token"], "logprob": token["logprob"], "top_logprobs": tops}
+
+
+def _without_secrets(tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tokens of a text that repeats a key say it together: those that hold a part of it say nothing, nor do the others in their place."""
+    texts = [token["token"] for token in tokens]
+    cleaned = secrets.clean_pieces(texts)
+    return [
+        token if text == token["token"] else {**token, "token": text, "top_logprobs": []}
+        for token, text in zip(tokens, cleaned, strict=True)
+    ]
 
 
 def thin(tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:

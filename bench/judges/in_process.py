@@ -16,6 +16,7 @@ import torch
 from bench.engines.hf import Engine
 from bench.judges.asking import Progress, Reply, Request
 from bench.judges.journal import Journal
+from bench.model_config import positions
 from bench.tokens import guarded_ids, letter_ids
 
 BATCH_SIZE = 8
@@ -49,7 +50,7 @@ class InProcess:
 
     def _fits(self, request: Request, prompt: Sequence[int]) -> bool:
         """Whether the model can take the prompt and the reply; one that does not fit has that as its reply."""
-        most = getattr(self.engine.model.config, "max_position_embeddings", None)
+        most = positions(self.engine.model.config.to_dict())
         need = len(prompt) + request.body["max_tokens"]
         if most is None or need <= most:
             return True

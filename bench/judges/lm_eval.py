@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench import secrets
 from bench.records import TaskAnswer, TaskResult
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def faults(tasks: Sequence[str], include: Path | None) -> list[str]:
     told = json.dumps({"tasks": list(tasks), "include": str(include) if include else None})
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))}
     ask = [sys.executable, "-P", "-m", "bench.judges.lm_eval", told]
-    done = subprocess.run(ask, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(ask, capture_output=True, encoding="utf-8", env=environment, check=False, errors="replace")
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
         return [f"lm_eval cannot load its tasks: {last}"]
@@ -91,7 +92,7 @@ def _faults(tasks: Sequence[str], include: Path | None) -> Iterator[str]:
             try:
                 manager.load([name])
             except Exception as error:  # of datasets, the hub, or a task's own code
-                why = " ".join(str(error).split())[:300]
+                why = secrets.excerpt(str(error), 300)
                 way_out = "data of its own tasks come from the hub once: go where there is a network, or set forgetting.include_path"
                 yield f"task {name} (forgetting.tasks) cannot be made, {type(error).__name__}: {why}; {way_out}"
 

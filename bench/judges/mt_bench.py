@@ -11,7 +11,6 @@ A question's id is its number, as text; turns count from 0 here and from 1 in th
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,10 +21,14 @@ from typing import Any
 from bench.config import CATEGORIES
 from bench.judges.replies import parse_pairwise
 from bench.records import Completion, Item, Verdict
+from bench.text_files import BadFile, describe, id_text, number, optional_text, printable, read_rows, text, whole_number
+from bench.written import turn_text
 
 API_ERROR = "$ERROR$"  # what FastChat writes where a request failed
 NO_RATING = "the judge's reply has no rating"
+NO_WINNER = "error"
 WINNERS = {"model_1": 1.0, "tie": 0.5, "model_2": 0.0}
+MOST_TURNS = 1000
 FIRST_QUESTION, QUESTIONS_A_CATEGORY = 81, 10
 
 
@@ -42,7 +45,7 @@ def rating_verdict(item: str, judge: str, turn: int, score: float | None, raw: s
 
 def category_of(question: str) -> str | None:
     """The category of one of MT-Bench's own 80 questions; None for another."""
-    place = int(question) - FIRST_QUESTION if question.isdecimal() else -1
+    place = int(question) - FIRST_QUESTION if re.fullmatch("[0-9]{1,9}", question) else -1
     return CATEGORIES[place // QUESTIONS_A_CATEGORY] if 0 <= place < QUESTIONS_A_CATEGORY * len(CATEGORIES) else None
 
 
@@ -51,19 +54,31 @@ def category_of(question: str) -> str | None:
 
 def read_questions(path: Path) -> list[Item]:
     """`question.jsonl` as items of two turns."""
-    return [Item(str(row["question_id"]), row.get("category"), list(row["turns"])) for row in _rows(path, ("question_id", "turns"))]
+    items = []
+    for place, row in _rows(path, ("question_id", "turns")):
+        question, category = id_text(row["question_id"], f"{place}: question_id"), optional_text(row.get("category"), f"{place}: category")
+        items.append(Item(question, category, _turns(row, place)))
+    return items
+
+
+def _turns(row: Mapping[str, Any], place: str) -> list[str]:
+    if not isinstance(row.get("turns"), list):
+        raise BadFile(f"{place}: turns must be a list of texts, got {describe(row.get('turns'))}")
+    return [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(row["turns"])]
 
 
 def read_answers(path: Path, questions: Sequence[Item] = ()) -> dict[str, list[Completion]]:
     """`model_answer/*.jsonl` or `reference_answer/*.jsonl`: completions by model; a question answered again keeps its last answer."""
     turns = {item.id: item.turns for item in questions}
     found: dict[str, dict[tuple[str, int], Completion]] = {}
-    for row in _rows(path, ("question_id", "model_id", "choices")):
-        question = str(row["question_id"])
+    for place, row in _rows(path, ("question_id", "model_id", "choices")):
+        question, model = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model_id"))
+        if not isinstance(row["choices"], list) or not all(isinstance(choice, dict) for choice in row["choices"]):
+            raise BadFile(f"{place}: choices must be a list of objects, got {describe(row['choices'])}")
         for choice in row["choices"]:
-            draw = int(choice.get("index", 0))
-            completion = Completion(question, turns.get(question, []), list(choice["turns"]), [], [], draw)
-            found.setdefault(str(row["model_id"]), {})[question, draw] = completion
+            draw = whole_number(choice.get("index", 0), f"{place}: index of a choice", 0, 10**6)
+            completion = Completion(question, turns.get(question, []), _turns(choice, place), [], [], draw)
+            found.setdefault(model, {})[question, draw] = completion
     return {model: list(by_key.values()) for model, by_key in found.items()}
 
 
@@ -124,45 +139,71 @@ class Compared:
 
 
 def read_judgements(path: Path) -> list[Rated] | list[Compared]:
-    """FastChat's single or pairwise judgements, told apart by their first row. Raises ValueError for anything else."""
+    """FastChat's single or pairwise judgements, told apart by their first row. Raises BadFile for anything else."""
     rows = list(_rows(path, ("question_id", "turn", "judge")))
     if not rows:
-        raise ValueError(f"{path} is empty; expected FastChat's judgements")
-    kind = "single" if "score" in rows[0] else "pairwise" if "g1_winner" in rows[0] else None
-    if kind is None:
-        raise ValueError(f"{path} must hold FastChat's single (`score`) or pairwise (`g1_winner`) judgements, got {', '.join(rows[0])}")
-    try:
-        return [_rated(row) for row in rows] if kind == "single" else [_compared(row) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a {kind} judgement: {type(error).__name__} {error}") from error
+        raise BadFile(f"{path} is empty; expected FastChat's judgements")
+    first = rows[0][1]
+    if "score" not in first and "g1_winner" not in first:
+        raise BadFile(f"{path} must hold FastChat's single (`score`) or pairwise (`g1_winner`) judgements, got {describe(first)}")
+    return [_rated(row, place) for place, row in rows] if "score" in first else [_compared(row, place) for place, row in rows]
 
 
-def _rated(row: Mapping[str, Any]) -> Rated:
-    question, judge, prompt_name = str(row["question_id"]), *_judge(row["judge"])
-    score = None if row["score"] == -1 else float(row["score"])
-    verdict = rating_verdict(question, judge, int(row["turn"]) - 1, score, row.get("judgment", ""), category_of(question))
-    return Rated(row["model"], verdict, score, prompt_name, row.get("user_prompt", ""), row.get("tstamp"))
+def _rated(row: Mapping[str, Any], place: str) -> Rated:
+    _has(row, place, ("model", "score"))
+    question, model = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model"))
+    judge, prompt_name = _judge(row["judge"], place)
+    recorded = number(row["score"])
+    if row["score"] is not None and (recorded is None or (recorded < 0 and recorded != -1)):
+        raise BadFile(f"{place}: score must be a number from 0, or -1 where the judge failed, got {describe(row['score'])}")
+    score = None if recorded == -1 else recorded
+    verdict = rating_verdict(question, judge, _turn(row, place), score, _said(row, "judgment", place), category_of(question))
+    return Rated(model, verdict, score, prompt_name, _said(row, "user_prompt", place), _tstamp(row, place))
 
 
-def _compared(row: Mapping[str, Any]) -> Compared:
-    judge, prompt_name = _judge(row["judge"])
+def _compared(row: Mapping[str, Any], place: str) -> Compared:
+    _has(row, place, ("model_1", "model_2", "g1_winner", "g2_winner"))
+    question, model, baseline = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model_1", "model_2"))
+    judge, prompt_name = _judge(row["judge"], place)
+    for key in ("g1_winner", "g2_winner"):
+        if not isinstance(row[key], str) or row[key] not in (*WINNERS, NO_WINNER):
+            raise BadFile(f"{place}: {key} must be {', '.join(WINNERS)} or {NO_WINNER}, got {describe(row[key])}")
     return Compared(
-        (row["model_1"], row["model_2"]),
-        str(row["question_id"]),
-        int(row["turn"]) - 1,
+        (model, baseline),
+        question,
+        _turn(row, place),
         judge,
         (WINNERS.get(row["g1_winner"]), WINNERS.get(row["g2_winner"])),
-        (row.get("g1_judgment", ""), row.get("g2_judgment", "")),
+        (_said(row, "g1_judgment", place), _said(row, "g2_judgment", place)),
         prompt_name,
-        (row.get("g1_user_prompt", ""), row.get("g2_user_prompt", "")),
-        row.get("tstamp"),
+        (_said(row, "g1_user_prompt", place), _said(row, "g2_user_prompt", place)),
+        _tstamp(row, place),
     )
 
 
-def _judge(value: Any) -> tuple[str, str]:
+def _turn(row: Mapping[str, Any], place: str) -> int:
+    return whole_number(row["turn"], f"{place}: turn", 1, MOST_TURNS) - 1
+
+
+def _said(row: Mapping[str, Any], key: str, place: str) -> str:
+    return optional_text(row.get(key), f"{place}: {key}") or ""
+
+
+def _tstamp(row: Mapping[str, Any], place: str) -> float | None:
+    value = row.get("tstamp")
+    if value is not None and number(value) is None:
+        raise BadFile(f"{place}: tstamp must be a number, got {describe(value)}")
+    return value
+
+
+def _judge(value: Any, place: str) -> tuple[str, str]:
     """(model, name of its prompt)"""
-    name, prompt = value if isinstance(value, list) else (value, "")
-    return str(name), str(prompt)
+    match value:
+        case str():
+            return id_text(value, f"{place}: judge"), ""
+        case [model, prompt]:
+            return id_text(model, f"{place}: judge[0]"), text(prompt, f"{place}: judge[1]")
+    raise BadFile(f"{place}: judge must be a name, or a list of one and its prompt's name, got {describe(value)}")
 
 
 def compared(model: str, baseline: str, verdict: Verdict) -> Compared:
@@ -195,7 +236,7 @@ def write_compared(path: Path, rows: Iterable[Compared]) -> None:
     words = {value: name for name, value in WINNERS.items()}
 
     def fields(row: Compared) -> dict[str, Any]:
-        g1, g2 = ("error" if value is None else words[value] for value in row.preferences)
+        g1, g2 = (NO_WINNER if value is None else words[value] for value in row.preferences)
         return {
             "question_id": _number(row.question),
             "model_1": row.models[0],
@@ -280,6 +321,8 @@ def read_judged(path: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
         last[" vs ".join(pair.models), pair.question, pair.turn] = pair
     if len(judges := {row.verdict.judge if isinstance(row, Rated) else row.judge for row in last.values()}) > 1:
         raise ValueError(f"{path} holds judgements of {', '.join(sorted(judges))}: keep those of one judge")
+    if later := next((key for key in last if key[2] > 1), None):
+        raise BadFile(f"{path}: {printable('/'.join(later[:2]))}: turns 1 and 2 are read, got turn {later[2] + 1}")
     verdicts = {key: _recorded_verdict(row, f"{key[0]}/{key[1]}") for key, row in last.items()}
     unscored = sum(verdict.unscored is not None for verdict in verdicts.values())
     if unscored > MOST_UNSCORED * len(verdicts):
@@ -360,20 +403,16 @@ def preference_for(row: Compared, model: str) -> float | None:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """JSONL, plain or .gz. Raises ValueError for a line that is no JSON object with the needed fields."""
-    content = path.read_bytes()
-    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): texts may hold other line separators
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
-        if not isinstance(row, dict) or any(name not in row for name in needed):
-            raise ValueError(f"{path}:{number}: expected an object with {', '.join(needed)}, got {', '.join(row) or type(row).__name__}")
-        yield row
+def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) of JSONL, plain or .gz. Raises BadFile for a line that is no JSON object with the needed fields."""
+    for place, row in read_rows(path):
+        _has(row, place, needed)
+        yield place, row
+
+
+def _has(row: Mapping[str, Any], place: str, needed: Sequence[str]) -> None:
+    if any(key not in row for key in needed):
+        raise BadFile(f"{place}: expected an object with {', '.join(needed)}, got {describe(row)}")
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -386,7 +425,7 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _number(question: str) -> int | str:
     """FastChat's questions are numbers; items that came from its files may say so in their name."""
     question = question.removeprefix("mt_bench-")
-    return int(question) if question.isdecimal() else question
+    return int(question) if re.fullmatch("[0-9]{1,9}", question) else question
 
 
 def _whole(score: float) -> float:

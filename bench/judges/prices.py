@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from bench.config import AsList, Settings
+from bench.config import AsList, Settings, user_path
+from bench.text_files import BadFile, describe, printable, read_yaml
 
 OWN_PRICES = Path(__file__).parent / "prices.yaml"
 Dollars = Annotated[float, Field(ge=0)]
@@ -34,16 +35,22 @@ _ROWS = TypeAdapter(list[Price])
 
 
 def read_prices(path: Path) -> tuple[Price, ...]:
-    """The rows of a price file. Raises ValueError for one that is none."""
+    """The rows of a price file. Raises BadFile for one that is none, or that names a model twice."""
+    wanted = "judge.prices must be a file that holds a list of models, prompt, completion (dollars per million tokens), date and source"
     try:
-        return tuple(_ROWS.validate_python(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (yaml.YAMLError, ValidationError, OSError, UnicodeDecodeError) as error:
-        first = " ".join(str(error).split())[:300]
-        wanted = "a list of models, prompt, completion (dollars per million tokens), date and source"
-        raise ValueError(f"judge.prices must be a file that holds {wanted}, got {path}: {first}") from error
+        rows = tuple(_ROWS.validate_python(read_yaml(path)))
+    except BadFile as error:
+        raise BadFile(f"{wanted}, got {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise BadFile(f"{wanted}, got {path}: {printable(place)}: {first['msg']}, got {describe(first['input'])}") from error
+    if twice := [model for model, n in Counter(model for row in rows for model in row.models).items() if n > 1]:
+        raise BadFile(f"{path}: {printable(twice[0])} has more than one price")
+    return rows
 
 
 def price_of(model: str, path: str | None) -> Price | None:
     """The price of a model by its exact name; None where the file does not name it."""
-    rows = read_prices(Path(path).expanduser().absolute() if path else OWN_PRICES)
+    rows = read_prices(user_path(path) if path else OWN_PRICES)
     return next((row for row in rows if model in row.models), None)

@@ -16,10 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from bench.config import user_path
 from bench.records import Message
 from bench.store import canonical_json, hash_key
+from bench.text_files import BadFile, describe, number, optional_text, printable, read_rows, read_text, read_yaml, text, whole_number
 
 OWN_PROMPTS = Path(__file__).parent / "mt_bench_prompts.jsonl"
 OWN_GAME = Path(__file__).parent / "arena_hard_prompt.yaml"
@@ -42,18 +42,20 @@ class Template:
         return [{"role": role, "content": places.sub(lambda m: texts[m[0][1:-1]], text)} for role, text in self.messages]
 
 
-def parse_messages(text: str) -> tuple[tuple[str, str], ...]:
+def parse_messages(template: str) -> tuple[tuple[str, str], ...]:
     """A template's messages: ChatML, Llama 3's headers, Anthropic's or OpenAssistant's turns; a text without such marks is the user's."""
-    text = text.strip()
-    if text.startswith("<|im_start|>"):
-        found = re.findall(r"<\|im_start\|>(\w+)[^\n]*\n(.*?)(?:<\|im_end\|>|\Z)", text, re.DOTALL)
-    elif "<|start_header_id|>" in text:
-        found = re.findall(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>(.*?)(?:<\|eot_id\|>|\Z)", text, re.DOTALL)
-    elif text.startswith("Human:"):
-        found = [("user", text.removeprefix("Human:").removesuffix("Assistant:"))]
+    template = template.strip()
+    if template.startswith("<|im_start|>"):
+        found = re.findall(r"<\|im_start\|>(\w+)[^\n]*\n(.*?)(?:<\|im_end\|>|\Z)", template, re.DOTALL)
+    elif "<|start_header_id|>" in template:
+        found = re.findall(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>(.*?)(?:<\|eot_id\|>|\Z)", template, re.DOTALL)
+    elif template.startswith("Human:"):
+        found = [("user", template.removeprefix("Human:").removesuffix("Assistant:"))]
     else:
-        found = [("user", re.sub(r"^<\|prompter\|>|(<\|endoftext\|>)?<\|assistant\|>$", "", text))]  # OpenAssistant's marks
+        found = [("user", re.sub(r"^<\|prompter\|>|(<\|endoftext\|>)?<\|assistant\|>$", "", template))]  # OpenAssistant's marks
     messages = [(role, content.strip()) for role, content in found]
+    if not messages:
+        raise ValueError("a template that begins with the mark of a message and has none")
     return tuple(messages if messages[-1][0] != "assistant" or messages[-1][1] else messages[:-1])
 
 
@@ -114,27 +116,66 @@ PACKAGE_DECODING = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 2048}  # of 
 def annotator(name: str) -> Annotator:
     """An annotator by its name in the package, or a folder of one's own laid out as there. Raises ValueError for one that is unknown,
     or that asks about several items at once."""
-    folder = Path(name).expanduser().absolute() if "/" in name else annotators_folder() / name
+    folder = user_path(name) if "/" in name else annotators_folder() / name
     files = sorted(folder.glob("config*.yaml"))
     if not files:
         raise ValueError(f"unknown annotator {name!r}; the alpaca-eval package knows: {', '.join(annotator_names())}")
-    configs = yaml.safe_load(files[0].read_text())
+    configs = read_yaml(files[0])
+    if not isinstance(configs, dict) or not configs:
+        raise BadFile(f"{files[0]}: expected an annotator's settings by its name, got {describe(configs)}")
     if len(configs) != 1:
         raise ValueError(f"annotator {name!r} is a pool of {len(configs)}; bench asks one judge at a time: name one of the others")
     (config,) = configs.values()
+    if not isinstance(config, dict):
+        raise BadFile(f"{files[0]}: expected an annotator's settings, got {describe(config)}")
     if (batch := config.get("batch_size") or 1) != 1:
         raise ValueError(f"annotator {name!r} asks about {batch} items in one prompt; bench asks about one: name another")
-    kwargs = config.get("completions_kwargs") or {}
-    template = (folder.parent / config["prompt_template"]).read_text()
+    kwargs, parser_kwargs = (_settings(config, key, files[0]) for key in ("completions_kwargs", "completion_parser_kwargs"))
+    prompt = text(config.get("prompt_template"), f"{files[0]}: prompt_template")
     return Annotator(
         name=name,
         folder=folder,
-        template=Template(config["prompt_template"], parse_messages(template)),
-        model=str(kwargs.get("model_name", "")),
-        decoding=PACKAGE_DECODING | {SENT[key]: value for key, value in kwargs.items() if key in SENT},
-        parser=config.get("fn_completion_parser") or "regex_parser",
-        parser_kwargs=config.get("completion_parser_kwargs") or {},
+        template=Template(prompt, _pair_messages(folder.parent / prompt)),
+        model=optional_text(kwargs.get("model_name"), f"{files[0]}: model_name") or "",
+        decoding=PACKAGE_DECODING | {SENT[key]: _sent(SENT[key], value, files[0]) for key, value in kwargs.items() if key in SENT},
+        parser=optional_text(config.get("fn_completion_parser"), f"{files[0]}: fn_completion_parser") or "regex_parser",
+        parser_kwargs=parser_kwargs,
     )
+
+
+def _settings(config: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    found = config.get(key) or {}
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise BadFile(f"{path}: {key} must be settings by name, got {describe(found)}")
+    return found
+
+
+def _sent(key: str, value: Any, path: Path) -> Any:
+    """A setting of a request, of the type that it is sent as."""
+    what, wrong = f"{path}: {key}", None
+    if key in ("temperature", "top_p") and (number(value) is None or number(value) < 0):  # type: ignore[operator]
+        wrong = "a number from 0"
+    elif key in ("max_tokens", "top_logprobs"):
+        whole_number(value, what, 0, 10**9)
+    elif key == "logprobs" and not isinstance(value, bool):
+        wrong = "true or false"
+    elif key == "tools" and not (isinstance(value, list) and all(isinstance(tool, dict) for tool in value)):
+        wrong = "a list of objects"
+    if wrong:
+        raise BadFile(f"{what} must be {wrong}, got {describe(value)}")
+    return value
+
+
+def _pair_messages(path: Path) -> tuple[tuple[str, str], ...]:
+    """The messages of a template that shows a pair."""
+    try:
+        messages = parse_messages(read_text(path))
+    except ValueError as error:
+        raise error if isinstance(error, BadFile) else BadFile(f"{path}: {error}") from error
+    whole = "".join(content for _, content in messages)
+    if lacking := [place for place in ("{instruction}", "{output_1}", "{output_2}") if place not in whole]:
+        raise BadFile(f"{path}: no place for {', '.join(lacking)}")
+    return messages
 
 
 # MT-Bench's prompts ---------------------------------------------------------------------------------------------------
@@ -158,22 +199,22 @@ PAIRWISE: dict[str, Sequence[str]] = {
 
 
 def mt_bench_templates(path: Path) -> dict[str, Template]:
-    """Templates by name from a file of FastChat's form (ours has it too). Raises ValueError for one that lacks a prompt or a place."""
-    found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            found[row["name"]] = Template(row["name"], (("system", row["system_prompt"]), ("user", row["prompt_template"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: expected an object with name, system_prompt and prompt_template: {error}") from error
+    """Templates by name from a file of FastChat's form (ours has it too). Raises BadFile for one that lacks a prompt or a place."""
+    found: dict[str, Template] = {}
+    for place, row in read_rows(path):
+        needed = ("name", "system_prompt", "prompt_template")
+        if any(key not in row for key in needed):
+            raise BadFile(f"{place}: expected an object with name, system_prompt and prompt_template, got {describe(row)}")
+        name, system, prompt = (text(row[key], f"{place}: {key}") for key in needed)
+        if name in found:
+            raise BadFile(f"{place}: a second prompt called {printable(name)}")
+        found[name] = Template(name, (("system", system), ("user", prompt)))
     for name, places in (SINGLE | PAIRWISE).items():
         if name not in found:
-            raise ValueError(f"{path} has no prompt called {name}; it has {', '.join(sorted(found)) or 'none'}")
-        text = "".join(content for _, content in found[name].messages)
-        if lacking := [place for place in places if f"{{{place}}}" not in text]:
-            raise ValueError(f"{path}: prompt {name} has no place for {', '.join(f'{{{place}}}' for place in lacking)}")
+            raise BadFile(f"{path} has no prompt called {name}; it has {printable(', '.join(sorted(found))) or 'none'}")
+        whole = "".join(content for _, content in found[name].messages)
+        if lacking := [place for place in places if f"{{{place}}}" not in whole]:
+            raise BadFile(f"{path}: prompt {name} has no place for {', '.join(f'{{{place}}}' for place in lacking)}")
     return found
 
 
@@ -189,18 +230,16 @@ GAME_PLACES = {"QUESTION": "question_1", "ANSWER_A": "answer_1", "ANSWER_B": "an
 
 def arena_hard_template(path: Path) -> Template:
     """The template of a YAML file with `prompt_template` (a text, or a list of one) and `system_prompt`, as Arena-Hard's settings are
-    written. Raises ValueError for a file without them, or a template that lacks a place."""
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        text, system = settings["prompt_template"], settings["system_prompt"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: expected a YAML file with system_prompt and prompt_template: {error!r}") from error
-    if isinstance(text, list) and len(text) == 1:
-        (text,) = text
-    if not isinstance(text, str) or not isinstance(system, str):
-        raise ValueError(f"{path}: system_prompt and prompt_template must be texts")
+    written. Raises BadFile for a file without them, or a template that lacks a place."""
+    settings = read_yaml(path)
+    if not isinstance(settings, dict) or not {"prompt_template", "system_prompt"} <= settings.keys():
+        raise BadFile(f"{path}: expected a YAML file with system_prompt and prompt_template, got {describe(settings)}")
+    prompt = settings["prompt_template"]
+    if isinstance(prompt, list) and len(prompt) == 1:
+        (prompt,) = prompt
+    prompt, system = text(prompt, f"{path}: prompt_template"), text(settings["system_prompt"], f"{path}: system_prompt")
     for new, old in GAME_PLACES.items():
-        text = text.replace(f"{{{old}}}", f"{{{new}}}")
-    if lacking := [f"{{{place}}}" for place in GAME_PLACES if f"{{{place}}}" not in text]:
-        raise ValueError(f"{path}: prompt_template has no place for {', '.join(lacking)}")
-    return Template("arena_hard", (("system", system.strip()), ("user", text.strip())))
+        prompt = prompt.replace(f"{{{old}}}", f"{{{new}}}")
+    if lacking := [f"{{{place}}}" for place in GAME_PLACES if f"{{{place}}}" not in prompt]:
+        raise BadFile(f"{path}: prompt_template has no place for {', '.join(lacking)}")
+    return Template("arena_hard", (("system", system.strip()), ("user", prompt.strip())))

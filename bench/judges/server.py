@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from bench import secrets
 from bench.kinds import LanguageJudgeSettings
 from bench.store import Stage, hash_key
 from bench.worker import ServerPlace
@@ -82,7 +83,8 @@ def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     defaults = ENVIRONMENT | ({} if Path("/dev/nvidia0").exists() else CPU_ENVIRONMENT)
     root = str(Path(__file__).parent.parent.parent)
     environment: Mapping[str, str] = {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    with log.open("wb") as out:
+    out, _ = secrets.pipe_into(log)
+    try:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "bench.judges.server", str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
@@ -91,6 +93,8 @@ def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
             env=environment,
             start_new_session=True,
         )
+    finally:
+        os.close(out)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -125,7 +129,7 @@ def _alive(pid: int) -> bool:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()] if log.exists() else []
     return lines[-1][:200] if lines else "it said nothing"
 
 

@@ -57,19 +57,19 @@ class Checkpoints(TrainerCallback):
 
     def _is_whole(self, mark: Path) -> bool:
         try:
-            kept = json.loads(mark.read_text())
+            kept = json.loads(mark.read_text(encoding="utf-8"))
         except ValueError:
             return False
         return kept["made_of"] == self.made_of and kept.get("files") == _digests(mark.parent)
 
     def restore(self, checkpoint: Path) -> None:
         """Our part of a checkpoint; transformers restores its own."""
-        kept = json.loads((checkpoint / MARK).read_text())
+        kept = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
         self.recorder.history, self.recorder.speed, self.recorder.tokens = kept["history"], kept["speed"], kept["tokens"]
         trainer = self.trainer
         trainer._total_train_tokens = kept["tokens"]  # TRL begins to count again
         # of several processes nobody else tells it: transformers' call stops at the sampler that skips what was seen
-        trainer.order.set_epoch(int(json.loads((checkpoint / "trainer_state.json").read_text())["epoch"]))
+        trainer.order.set_epoch(int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["epoch"]))
         if kept["fed"] is not None:
             trainer.fed.restore(kept["fed"])
         if kept["threshold"] is not None:
@@ -107,7 +107,7 @@ class Checkpoints(TrainerCallback):
             "trust": [] if threshold is None else [said.to_json() for said in self.trainer.trust],
         }
         aside = folder / f"{MARK}.aside"
-        with aside.open("w") as file:
+        with aside.open("w", encoding="utf-8") as file:
             json.dump(kept, file)
             file.flush()
             os.fsync(file.fileno())

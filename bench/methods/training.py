@@ -115,7 +115,7 @@ class Recorder(TrainerCallback):
 
     def write(self, out: Path) -> None:
         for name, rows in (("history.jsonl", self.history), ("speed.jsonl", self.speed)):
-            (out / name).write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
+            (out / name).write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def common_arguments(out: Path, *, seed: int, dtype: str, checkpointing: bool = False) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def export_faults(folder: Path, store: Store) -> list[str]:
     for manner in ("preference", "plain", "rating"):
         if (mark := read_mark(folder, manner)) is None:
             continue
-        if not mark.made_of:
+        if not mark.made_of or not mark.files:
             faults.append(f"{folder}: exported by an earlier version of bench, which did not note of what")
         faults += [f"{folder / name}: is not as it was exported" for name in mark.changed(folder)]
         for stage, digest in mark.made_of.items():

@@ -246,7 +246,7 @@ def known(row: Row, group: Group, axes: Sequence[str], store: Store) -> Known:
         train = roles.get("train")
         measured = None
         if train is not None and _done(train, store) and (path := store.folder(train) / "facts.json").exists():
-            measured = TrainFacts.from_json(json.loads(path.read_text()))
+            measured = TrainFacts.from_json(json.loads(path.read_text(encoding="utf-8")))
         facts = {fact.name: fact.of(measured) if measured else None for fact in FACTS if fact.of}
     manners = [manner for manner in MANNERS if f"{manner}_completions" in roles]
     facts |= {

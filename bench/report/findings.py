@@ -297,7 +297,7 @@ def read_curve(cell: CellPlan, store: Store) -> Curve:
     train = cell.roles.get("train")
     if train is None or store.status(train).state != "done" or not (path := store.folder(train) / "history.jsonl").exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:

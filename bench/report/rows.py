@@ -125,7 +125,7 @@ def stored_result(cell: CellPlan, store: Store) -> Result | None:
     """A cell's numbers as they were stored; None where it has none."""
     if store.status(cell.score).state != "done":
         return None
-    return Result.from_json(json.loads((store.folder(cell.score) / "result.json").read_text()))
+    return Result.from_json(json.loads((store.folder(cell.score) / "result.json").read_text(encoding="utf-8")))
 
 
 def _row(

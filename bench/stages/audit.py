@@ -15,7 +15,7 @@ import numpy as np
 from bench import audit, audit_ratings, stats
 from bench.canaries import HONEST, canary_of
 from bench.kinds import AuditSettings, SelfJudgeSettings
-from bench.records import HumanLabel, Result, Verdict, draw_name, over_turns, read_jsonl, read_rewards
+from bench.records import Result, Verdict, draw_name, over_turns, read_jsonl, read_labels, read_rewards
 from bench.self_judge import Ranking, add_up, judge_quality
 from bench.stages import evaluations
 from bench.worker import Outcome, StageRun
@@ -33,7 +33,7 @@ def _of_verdicts(settings: AuditSettings, run: StageRun) -> Outcome:
     """Inputs: verdicts; again, gold, human, recorded, recorded_verdicts, canary_verdicts where there are such."""
     _check_served(run.inputs)
     found = _of_ratings(settings, run.inputs) if settings.manner == "rating" else _of_preferences(settings, run.inputs)
-    (run.out / "passport.json").write_text(json.dumps(found, indent=1, allow_nan=False))
+    (run.out / "passport.json").write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
     return Outcome({"verdicts": found["statistics"][MEAN[settings.manner]].get("n", 0)})
 
 
@@ -102,7 +102,7 @@ def _truths(
         gold = {v.item_id: v.preference for v in over_turns(_read(inputs, "gold")) if v.preference is not None}
         found["gold"] = gold, _sample(gold, list(gold), settings.n_labelled, lambda item: item)
     if "human" in inputs:
-        labels = {label.item_id: label.preference for label in read_jsonl(inputs["human"], HumanLabel) if label.preference is not None}
+        labels = {label.item_id: label.preference for label in read_labels(inputs["human"]) if label.preference is not None}
         known = _known(labels, [v.item_id for v in verdicts])
         found["human"] = known, known
     return found
@@ -159,7 +159,7 @@ def _rated_truths(
         gold = _ratings(_read(inputs, "gold"))
         found["gold"] = gold, _sample(gold, list({item for item, _ in gold}), settings.n_labelled, lambda key: key[0])
     if "human" in inputs:
-        labels = {(row.item_id, row.turn): row.rating for row in read_jsonl(inputs["human"], HumanLabel) if row.rating is not None}
+        labels = {(row.item_id, row.turn): row.rating for row in read_labels(inputs["human"]) if row.rating is not None}
         known = _known(labels, [(v.item_id, v.turn) for v in verdicts])
         found["human"] = known, known
     return found
@@ -235,7 +235,7 @@ def _of_itself(settings: SelfJudgeSettings, run: StageRun) -> Outcome:
     _add(result, "judge_shorter_accuracy", dict(judge_quality(shorter))["pair_accuracy"], "no two completions differ in truth")
     read = sum(judged.histogram.values())
     result.metrics.update({f"judge_share_{value}": n / read for value, n in judged.histogram.items()})
-    (run.out / "judge.json").write_text(json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False))
+    (run.out / "judge.json").write_text(json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
     counts = {"rankings": len(rankings), "judgements": judged.replies, "unparsed": judged.unparsed}
     return Outcome(counts | {f"judged_{value}": n for value, n in judged.histogram.items()})
 

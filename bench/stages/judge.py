@@ -161,7 +161,10 @@ def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Requ
     else:
         base_url = settings.asking.base_url
         if settings.asking.server == "vllm":
+            from bench.engines.hf import check_weights
+
             assert run.server is not None
+            check_weights(run.inputs["model"])
             wait_until_ready(run.server)
             base_url = run.server.base_url
             requests = with_letters(requests, run.inputs["model"], letters(settings))

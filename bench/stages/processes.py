@@ -21,7 +21,7 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from bench import kinds
+from bench import kinds, secrets
 from bench.config import Accelerate
 from bench.devices import Spread, learning, share_of
 from bench.engines.adapters import is_adapted, save_model
@@ -99,7 +99,7 @@ def _go_on(trainer: Any, run: StageRun, recorder: Recorder) -> Checkpoints | Non
 def _made_of(path: Path) -> str:
     """The content of an input, as far as it is known without reading it."""
     manifest = path / "manifest.json"
-    return json.loads(manifest.read_text())["digest"] if manifest.exists() else tree_stamp(path)
+    return json.loads(manifest.read_text(encoding="utf-8"))["digest"] if manifest.exists() else tree_stamp(path)
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
     config, job, answer = (run.work / name for name in ("accelerate.yaml", "job.json", "answer.json"))
     for path in (answer, *run.work.glob("error-*.json")):
         path.unlink(missing_ok=True)
-    config.write_text(yaml.safe_dump(accelerate.config))
+    config.write_text(yaml.safe_dump(accelerate.config), encoding="utf-8")
     told = {
         "module": module,
         "settings_type": type(settings).__name__,
@@ -139,7 +139,7 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
         "worker": os.getpid(),
         "accelerate": accelerate.model_dump(),
     }
-    job.write_text(json.dumps(told))
+    job.write_text(json.dumps(told), encoding="utf-8")
     launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(config)]
     launch += ["--main_process_port", str(_free_port())]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))}
@@ -148,7 +148,7 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
     done = subprocess.run([*launch, "-m", __name__, str(job)], env=environment, check=False)
     if done.returncode != 0 or not answer.exists():
         raise RuntimeError(f"a training on {accelerate.devices} devices failed: {_why(run.work, done.returncode)}")
-    counts = json.loads(answer.read_text())["counts"]
+    counts = json.loads(answer.read_text(encoding="utf-8"))["counts"]
     for path in (config, job, answer):
         path.unlink()
     with contextlib.suppress(OSError):
@@ -158,7 +158,7 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
 
 def _why(work: Path, code: int) -> str:
     """The first error of any process: what the others then say is that they lost it."""
-    errors = [json.loads(path.read_text()) for path in work.glob("error-*.json")]
+    errors = [json.loads(path.read_text(encoding="utf-8")) for path in work.glob("error-*.json")]
     if not errors:
         return f"accelerate launch ended with code {code}, no process said why: the stage's log has its last words"
     first = min(errors, key=lambda error: error["time"])
@@ -175,7 +175,8 @@ def _free_port() -> int:
 
 def main(path: Path) -> None:
     """One of the processes that train together."""
-    job = json.loads(path.read_text())
+    secrets.guard_streams()
+    job = json.loads(path.read_text(encoding="utf-8"))
     follow(job["worker"])
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # before a model is loaded: else all load theirs on the first
@@ -191,14 +192,14 @@ def main(path: Path) -> None:
         outcome = importlib.import_module(job["module"]).train(settings, stage_run)
     except Exception as error:
         said = {"rank": rank, "time": time.time(), "error": reason(error)}
-        (work / f"error-{rank}.json").write_text(json.dumps(said))
+        (work / f"error-{rank}.json").write_text(json.dumps(said), encoding="utf-8")
         raise
     finally:
         if not first:
             progress.path.unlink(missing_ok=True)
             shutil.rmtree(out, ignore_errors=True)
     if first:
-        (work / "answer.json").write_text(json.dumps({"counts": dict(outcome.counts)}))
+        (work / "answer.json").write_text(json.dumps({"counts": dict(outcome.counts)}), encoding="utf-8")
 
 
 if __name__ == "__main__":

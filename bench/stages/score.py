@@ -87,7 +87,7 @@ class _Numbers:
 
 def run(settings: ScoreSettings, run: StageRun) -> Outcome:
     result = score(settings, run.inputs)
-    (run.out / "result.json").write_text(json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False))
+    (run.out / "result.json").write_text(json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
     return Outcome({"metrics": len(result.metrics), "missing": len(result.missing)})
 
 
@@ -112,7 +112,7 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
     if "tasks" in inputs:
         _tasks(inputs["tasks"], numbers)
     if "self_judge" in inputs:
-        judge = Result.from_json(json.loads((inputs["self_judge"] / "judge.json").read_text()))
+        judge = Result.from_json(json.loads((inputs["self_judge"] / "judge.json").read_text(encoding="utf-8")))
         numbers.metrics |= judge.metrics
         numbers.missing |= judge.missing
     return Result(numbers.metrics, dict(sorted(numbers.missing.items())), calibration.digest if calibration and preferred else None)

@@ -42,7 +42,7 @@ def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outco
     trainer = load(method).make_trainer(job)  # may add tokens to model and tokenizer
     if not train_and_save(trainer, tokenizer, run, recorder, settings.dtype):
         return Outcome({})
-    (run.out / "facts.json").write_text(json.dumps(training_facts(trainer, job).to_json(), indent=1, allow_nan=False))
+    (run.out / "facts.json").write_text(json.dumps(training_facts(trainer, job).to_json(), indent=1, allow_nan=False), encoding="utf-8")
     return Outcome({"rows": len(rows), "steps": len(recorder.history), "tokens": recorder.tokens}, recorder.recorded_files)
 
 

@@ -36,6 +36,7 @@ from bench.judges.alpaca_eval import (
 from bench.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.records import Completion, Item, Verdict
 from bench.stats import Unmeasured
+from bench.text_files import BadFile
 
 
 @functools.cache
@@ -217,6 +218,45 @@ def test_votes_are_read_as_preferences_and_what_is_no_vote_says_why(tmp_path: Pa
     assert found.verdicts[0].item_id == item_id("ask 0")
 
 
+@pytest.mark.parametrize("value", ["2", "m", True, False, [1], {"a": 1}])
+def test_a_preference_that_is_no_number_is_no_vote(tmp_path: Path, value: Any) -> None:
+    found = _annotations(tmp_path / "a.json", 1, value)
+    assert found.verdicts[0].preference == 0 and found.verdicts[1].preference is None
+    assert "must be a number in 1 to 2, got" in str(found.verdicts[1].unscored)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"output_1": {"content": "x"}}, "row 0: output_1 must be text, got an object with content"),
+        ({"output_2": ["x"]}, "row 0: output_2 must be text, got a list of 1"),
+        ({"dataset": 3}, "row 0: dataset must be text, got the number 3"),
+        ({"generator_1": ["a"]}, "row 0: generator_1 must be a text or a whole number, got a list of 1"),
+        ({"annotator": {}}, "row 0: annotator must be a text or a whole number, got an empty object"),
+        ({"instruction": 7}, "row 0: instruction must be text, got the number 7"),
+        ({"output_2": "cut \ud83d"}, "row 0, output_2: half a surrogate pair"),
+    ],
+)
+def test_annotations_whose_texts_are_none_are_refused_by_their_row(tmp_path: Path, more: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadFile, match=rf"a\.json: {says}"):
+        _annotations(tmp_path / "a.json", 1, **more)
+
+
+def test_models_without_a_name_are_not_one_model(tmp_path: Path) -> None:
+    """The package gives the baseline against itself 50 without a fit; two models without a name are no such pair."""
+    found = _annotations(tmp_path / "a.json", 2, 2, 1, generator_1=None, generator_2=None)
+    assert found.model != found.baseline and numbers(official_win_rate(found))["win_rate"] == pytest.approx(200 / 3)
+
+
+def test_a_mark_before_annotations_and_outputs_changes_nothing(tmp_path: Path) -> None:
+    plain = _annotations(tmp_path / "a.json", 1, 2)
+    marked = tmp_path / "marked.json.gz"
+    marked.write_bytes(gzip.compress(b"\xef\xbb\xbf" + (tmp_path / "a.json").read_bytes()))
+    assert read_annotations(marked) == plain
+    (tmp_path / "o.json").write_text(json.dumps([{"instruction": "a", "output": "x", "generator": "m"}]), encoding="utf-8-sig")
+    assert read_outputs(tmp_path / "o.json").model == "m"
+
+
 def test_official_win_rate_by_hand(tmp_path: Path) -> None:
     """y = 0, 1, 0.5: mean 50; sd 0.5 over sqrt 3; one win, one loss, one draw."""
     found = numbers(official_win_rate(_annotations(tmp_path / "a.json", 1, 2, 0, None)))
@@ -249,10 +289,10 @@ def test_official_length_control_says_what_it_lacks(tmp_path: Path) -> None:
     ("rows", "says"),
     [
         ([{"instruction": "a", "preference": 1, "output_2": "x"}], "row 0 has a vote but not both"),
-        ([{"output_2": "x"}], "row 0 must have an `instruction`"),
+        ([{"output_2": "x"}], "row 0: expected an `instruction`, got an object with output_2"),
         ([BASE | {"instruction": "a", "preference": 1}, BASE | {"instruction": "b", "annotator": "other"}], "expected one model"),
-        ({"instruction": "a"}, "must be a list of rows"),
-        ([], "got no rows"),
+        ({"instruction": "a"}, "expected a JSON list of annotations .*, got an object with instruction"),
+        ([], "expected a JSON list of annotations .*, got a list of 0"),
     ],
 )
 def test_annotations_that_cannot_be_used_say_where(tmp_path: Path, rows: Any, says: str) -> None:
@@ -261,10 +301,19 @@ def test_annotations_that_cannot_be_used_say_where(tmp_path: Path, rows: Any, sa
         read_annotations(tmp_path / "a.json")
 
 
+BAD_OUTPUTS = [
+    ([{"instruction": "a", "output": None}], "row 0: output must be text, got null"),
+    ([{"instruction": "a", "output": "x", "generator": ["m"]}], "row 0: generator must be a text or a whole number, got a list of 1"),
+    ([{"instruction": "a", "output": "x", "generator": "m"}, {"instruction": "b", "output": "x"}], "one model .*got m, .no generator."),
+    ([{"instruction": "a", "output": "x"}, 3], "row 1: expected an object, got the number 3"),
+]
+
+
 def test_outputs_of_two_models_or_of_one_instruction_twice_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "outputs.json"
     row = {"instruction": "a", "output": "x", "generator": "me"}
-    for rows, says in (([row, row | {"instruction": "b", "generator": "you"}], "one model"), ([row, row], "comes twice"), ([{}], "row 0")):
+    two = [row, row | {"instruction": "b", "generator": "you"}]
+    for rows, says in ((two, "one model"), ([row, row], "comes twice"), ([{}], "row 0: expected an"), *BAD_OUTPUTS):
         path.write_text(json.dumps(rows))
         with pytest.raises(ValueError, match=says):
             read_outputs(path)
@@ -298,11 +347,93 @@ def test_a_calibration_knows_items_by_number_by_instruction_or_by_id(tmp_path: P
     path.write_text("instruction,instruction_difficulty\na,0.5\n")
     assert read_calibration(path).difficulty == {item_id("a"): 0.5}
     path.write_text("item_id,instruction_difficulty\nx,much\n")
-    with pytest.raises(ValueError, match="row 0"):
+    with pytest.raises(BadFile, match=r"c\.csv:2: instruction_difficulty must be a number with a decimal point, got the text 'much'"):
         read_calibration(path)
     path.write_text("item_id,difficulty\nx,1\n")
-    with pytest.raises(ValueError, match="must have a column instruction_difficulty"):
+    with pytest.raises(ValueError, match="expected a column instruction_difficulty, comma-separated; got columns item_id, difficulty"):
         read_calibration(path)
+
+
+GAMED = (
+    "model,preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline\n"
+    "v,0.9,0,-1.5,0.25,False\nv,0.8,1,-1.0,-1.0,False\nv,0.7,2,-0.5,0.5,False\n"
+    "c,0.1,0,2.0,0.25,False\nc,0.2,1,1.5,-1.0,False\nc,0.3,2,1.0,0.5,False\n"
+)
+NO_COLUMN = ": expected a column instruction_difficulty, comma-separated; got one column"
+BY_ITEM = "\n".join(sorted(GAMED.splitlines(), key=lambda line: (line[0] != "m", line.split(",")[2])))
+
+
+def turned(source: str) -> str:
+    """The columns in another order."""
+    return "".join(",".join([*line.split(",")[4:], *line.split(",")[:4]]) + "\n" for line in source.splitlines())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + GAMED.encode(),
+        GAMED.replace("\n", "\r\n").encode(),
+        b"\xef\xbb\xbf" + turned(GAMED).replace("\n", "\r").encode(),
+        GAMED.replace("model,preference", " model , preference").replace("False", "FALSE").encode(),
+        ('"' + GAMED.replace(",", '","').replace("\n", '"\n"')[:-1]).encode(),
+    ],
+    ids=["mark", "crlf", "turned", "spaces", "quoted"],
+)
+def test_a_calibration_as_a_spreadsheet_saves_it_gives_the_same_numbers(tmp_path: Path, content: bytes) -> None:
+    items = [Item(str(n), None, [f"ask {n}"]) for n in range(3)]
+    plain, saved = tmp_path / "plain.csv", tmp_path / "saved.csv"
+    plain.write_text(GAMED)
+    saved.write_bytes(content)
+    expected, found = read_calibration(plain, items, 3), read_calibration(saved, items, 3)
+    assert (found.difficulty, found.gamed) == (expected.difficulty, expected.gamed)
+    annotations = _annotations(tmp_path / "a.json", 1.9, 1.2, 1.6)
+    assert official_lc_win_rate(annotations, saved) == official_lc_win_rate(annotations, plain)
+    assert isinstance(official_lc_win_rate(annotations, plain), dict)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (GAMED.replace(".", "#").replace(",", ";").replace("#", ","), f"{NO_COLUMN} 'model;preference;index;"),
+        (GAMED.replace(",", "\t"), f"{NO_COLUMN} 'model"),
+        (GAMED.replace("0.9", "0,9"), ":2: expected 6 fields, comma-separated, as the head has; got 7"),
+        (GAMED.replace("0.9", '"0,9"'), ":2: preference must be a number with a decimal point, got the text '0,9'"),
+        (GAMED.replace("0.9", "nan"), ":2: preference must be a number with a decimal point, got the text 'nan'"),
+        (GAMED.replace("0.9", "1.9"), r":2: preference must be in \[0, 1\], got the text '1.9'"),
+        (GAMED.replace("0.9", "-1"), r":2: preference must be in \[0, 1\], got the text '-1'"),
+        (GAMED.replace("-1.5", "inf"), ":2: std_delta_len must be a number with a decimal point, got the text 'inf'"),
+        (GAMED.replace("-1.5", ""), ":2: std_delta_len must be a number, got an empty text"),
+        (GAMED.replace("0.25", "", 1), ":2: instruction_difficulty must be a number, got an empty text"),
+        (GAMED.replace("0.25", "nan"), ":2: instruction_difficulty must be a number with a decimal point, got the text 'nan'"),
+        (GAMED.replace("0.25", "3.5", 1), ":5: instruction_difficulty 0.25 of an item that an earlier row gives 3.5"),
+        (GAMED.replace("0.9,0", "0.9,0.5"), ":2: index must be a whole number from 0, got the text '0.5'"),
+        (GAMED.replace("0.9,0", "0.9,-1"), ":2: index must be a whole number from 0, got the text '-1'"),
+        (GAMED.replace("0.9,0", "0.9,²"), ":2: index must be a whole number from 0, got the text '²'"),
+        (GAMED.splitlines()[0] + "\n", ": expected rows below the head, got none"),
+        ("", ": expected columns instruction_difficulty; got an empty file"),
+    ],
+)
+def test_a_calibration_that_cannot_be_used_is_one_line(tmp_path: Path, source: str, says: str) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text(source)
+    with pytest.raises(BadFile, match=rf"c\.csv{says}") as caught:
+        read_calibration(path, [Item(str(n), None, [f"ask {n}"]) for n in range(3)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (GAMED.replace("0.9", ""), "has rows without preference"),
+        (GAMED.replace("False", "no"), "has a not_gamed_baseline that is neither True nor False: 'no'"),
+        (BY_ITEM, "does not begin with one row of each item from 0 to 2"),
+    ],
+)
+def test_the_package_is_given_no_calibration_that_it_would_misread(tmp_path: Path, source: str, says: str) -> None:
+    """Its rows are items by their place: sorted by item they would lend item 1 the difficulty of item 0."""
+    (tmp_path / "c.csv").write_text(source)
+    found = official_lc_win_rate(_annotations(tmp_path / "a.json", 1.9, 1.2, 1.6), tmp_path / "c.csv")
+    assert isinstance(found, Unmeasured) and says in found.reason
 
 
 def test_a_calibrations_digest_is_of_its_content_zipped_or_not(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_refused_request_is_final_and_a_refused_key_ends_the_stage(
     assert asker(endpoint, tmp_path).ask(requests(3), silent)[1].error and len(endpoint.asked) == 3
     monkeypatch.setenv("BENCH_TEST_KEY", "sk-secret-1234")
     closed = serve(lambda _: Answer(401, '{"error": "wrong key sk-secret-1234"}'))
-    with pytest.raises(JudgeRefused, match=r"401: .*wrong key \*\*\*"):
+    with pytest.raises(JudgeRefused, match=r"401: .*wrong key \[redacted\]"):
         asker(closed, tmp_path / "other", concurrency=1).ask(requests(5), silent)
     assert len(closed.asked) == 1
     assert closed.headers[0]["authorization"] == "Bearer sk-secret-1234"

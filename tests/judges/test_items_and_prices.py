@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.judges.items import cut, read_alpaca_eval, read_arena_hard, read_mt_bench
 from bench.judges.prices import OWN_PRICES, price_of, read_prices
+from bench.records import HumanLabel, Item, read_labels
+from bench.text_files import BadFile
 
 FIXTURES = Path("/work/shared/fixtures")
 
@@ -27,11 +30,19 @@ def test_the_official_files_are_read_whole() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[]", "got list of no rows"),
+        ("[]", "expected a JSON list of objects with instruction and output, got a list of 0"),
         ('{"instruction": "a"}', "expected a JSON list"),
         ("not json", "expected a JSON list"),
-        ('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]', "row 1 has no texts called instruction and output"),
-        (r'[{"instruction": "a \ud83d", "output": "b"}]', "row 0: half a surrogate pair"),
+        ('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]', "row 1: expected instruction and output, got an object with i"),
+        (r'[{"instruction": "a \ud83d", "output": "b"}]', "row 0, instruction: half a surrogate pair"),
+        ('[{"instruction": "a", "output": null}]', "row 0: output must be text, got null"),
+        ('[{"instruction": "a", "output": {"content": "b"}}]', "row 0: output must be text, got an object with content"),
+        ('[{"instruction": ["a"], "output": "b"}]', "row 0: instruction must be text, got a list of 1"),
+        ('[{"instruction": "a", "output": "b", "dataset": 3}]', "row 0: dataset must be text, got the number 3"),
+        (
+            '{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": "d"}',
+            r"not JSON \(Extra data: line 2 .*\); expected a JSON list",
+        ),
     ],
 )
 def test_a_list_that_cannot_be_used_says_where(tmp_path: Path, text: str, said: str) -> None:
@@ -43,7 +54,7 @@ def test_a_list_that_cannot_be_used_says_where(tmp_path: Path, text: str, said: 
 def test_questions_that_cannot_be_used_say_where(tmp_path: Path) -> None:
     questions, answers = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
     questions.write_text('{"question_id": 1, "turns": ["a", "b"]}\n\n{"question_id": 2}\n')
-    with pytest.raises(ValueError, match=r"q\.jsonl:3: expected question_id, category and turns"):
+    with pytest.raises(ValueError, match=r"q\.jsonl:3: expected question_id and turns, got an object with question_id"):
         read_mt_bench(questions)
     questions.write_text('{"question_id": 1, "turns": ["a", "b"]}\n')
     answers.write_text('{"question_id": 2, "choices": [{"turns": ["x", "y"]}]}\n')
@@ -53,8 +64,75 @@ def test_questions_that_cannot_be_used_say_where(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="question 1 has 2 turns, and 1 answers here"):
         read_mt_bench(questions, answers)
     answers.write_text('{"question_id": 1}\n')
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: expected question_id and choices with turns"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: expected question_id and choices, got an object with question_id"):
         read_mt_bench(questions, answers)
+
+
+def lines(path: Path, *rows: Any) -> Path:
+    path.write_bytes(b"\xef\xbb\xbf" + b"".join(json.dumps(row).encode() + b"\r\n" for row in rows))
+    return path
+
+
+def answered(question: Any, *turns: Any, **more: Any) -> dict[str, Any]:
+    return {"question_id": question, "model_id": "base", "choices": [{"index": 0, "turns": list(turns)}]} | more
+
+
+def test_arena_hards_first_form_of_turns_is_read_as_text(tmp_path: Path) -> None:
+    questions = lines(tmp_path / "q.jsonl", {"question_id": "q1", "category": "own", "turns": [{"content": "Why?"}]})
+    theirs = lines(tmp_path / "a.jsonl", answered("q1", {"content": "So.", "token_len": 2}))
+    assert read_mt_bench(questions, theirs, theirs) == [Item("mt_bench-q1", "own", ["Why?"], baseline=["So."], reference=["So."])]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "said"),
+    [
+        ({"question_id": 1, "turns": [None]}, None, r"q\.jsonl:1: turns\[0\] must be text, got null"),
+        ({"question_id": 1, "turns": [{"text": "a"}]}, None, r"q\.jsonl:1: turns\[0\] must be text, got an object with text"),
+        ({"question_id": 1, "turns": ["a", {"content": 3}]}, None, r"q\.jsonl:1: turns\[1\].content must be text, got the number 3"),
+        ({"question_id": 1, "turns": []}, None, r"q\.jsonl:1: turns must be a list of texts, got a list of 0"),
+        ({"question_id": 1, "turns": "a"}, None, r"q\.jsonl:1: turns must be a list of texts, got the text 'a'"),
+        ({"question_id": None, "turns": ["a"]}, None, r"q\.jsonl:1: question_id must be a text or a whole number, got null"),
+        ({"question_id": 1.0, "turns": ["a"]}, None, r"q\.jsonl:1: question_id must be a text or a whole number, got the number 1.0"),
+        ({"question_id": 1, "turns": ["a"], "category": ["x"]}, None, r"q\.jsonl:1: category must be text, got a list of 1"),
+        (None, answered(1, None), r"a\.jsonl:1: turns\[0\] must be text, got null"),
+        (None, answered(1, {"token_len": 6}), r"a\.jsonl:1: turns\[0\] must be text, got an object with token_len"),
+        (None, answered(1, {"content": None}), r"a\.jsonl:1: turns\[0\].content must be text, got null"),
+        (None, answered(1, "x", choices=[]), r"a\.jsonl:1: expected choices, of which the first has turns; got a list of 0"),
+        (None, answered(True, "x"), r"a\.jsonl:1: question_id must be a text or a whole number, got true"),
+    ],
+)
+def test_turns_that_are_no_texts_are_refused_by_their_line(tmp_path: Path, question: Any, answer: Any, said: str) -> None:
+    questions = lines(tmp_path / "q.jsonl", question or {"question_id": 1, "turns": ["a"]})
+    answers = lines(tmp_path / "a.jsonl", answer or answered(1, "x"))
+    for references, baseline in ((answers, None), (None, answers)):
+        with pytest.raises(BadFile, match=said):
+            read_mt_bench(questions, references, baseline)
+
+
+def test_answers_of_two_models_are_no_opponent(tmp_path: Path) -> None:
+    questions = lines(tmp_path / "q.jsonl", *({"question_id": n, "turns": ["a"]} for n in (1, 2)))
+    answers = lines(tmp_path / "a.jsonl", answered(1, "x"), answered(2, "y", model_id="other"))
+    with pytest.raises(BadFile, match=r"a\.jsonl: expected the answers of one model, got base, other"):
+        read_mt_bench(questions, None, answers)
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([{"role": "assistant", "content": {"answer": None}}], "the last message's answer must be text, got null"),
+        ([{"role": "assistant", "content": None}], "the last message's answer must be text, got null"),
+        ([{"role": "assistant", "content": {"text": "x"}}], "the last message's answer must be text, got null"),
+        ([{"role": "user", "content": "x"}], r"messages must end in the assistant's \(role, content\), got a list of 1"),
+        ([], r"messages must end in the assistant's \(role, content\), got a list of 0"),
+        ("x", r"messages must end in the assistant's \(role, content\), got the text 'x'"),
+    ],
+)
+def test_arena_hard_answers_that_are_no_texts_are_refused_by_their_line(tmp_path: Path, messages: Any, said: str) -> None:
+    questions = lines(tmp_path / "q.jsonl", {"uid": "1", "prompt": "a"}, {"uid": "2", "prompt": "b"})
+    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": {"answer": "y"}}]
+    answers = lines(tmp_path / "a.jsonl", {"uid": "1", "messages": good}, {"uid": "2", "messages": messages})
+    with pytest.raises(BadFile, match=rf"a\.jsonl:2: {said}"):
+        read_arena_hard(questions, answers)
 
 
 def test_line_separators_in_texts_end_no_line_and_a_question_comes_once(tmp_path: Path) -> None:
@@ -73,7 +151,7 @@ def test_line_separators_in_texts_end_no_line_and_a_question_comes_once(tmp_path
     with pytest.raises(ValueError, match=r"q\.jsonl: question 81 comes twice"):
         read_mt_bench(questions)
     questions.write_text(r'{"question_id": 81, "turns": ["a \ud83d", "b"]}')
-    with pytest.raises(ValueError, match=r"q\.jsonl:1: half a surrogate pair"):
+    with pytest.raises(ValueError, match=r"q\.jsonl:1: turns, 0: half a surrogate pair"):
         read_mt_bench(questions)
 
 
@@ -84,6 +162,54 @@ def test_the_first_items_and_turns_are_taken(tmp_path: Path) -> None:
     references.write_text(json.dumps({"question_id": 0, "choices": [{"turns": ["x", "y"]}]}) + "\n")
     found = cut(read_mt_bench(questions, references), 2, 1)
     assert [(item.id, item.turns, item.reference) for item in found] == [("mt_bench-0", ["a"], ["x"]), ("mt_bench-1", ["a"], None)]
+
+
+def price(prompt: str) -> str:
+    return f"- {{models: [m], prompt: {prompt}, completion: 1, date: 2026-11-25, source: s}}"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (price("true"), r"p\.yaml: 0.prompt: Input should be a valid number, got true"),
+        (price("'2'"), "0.prompt: Input should be a valid number, got the text '2'"),
+        (price("-1"), "0.prompt: Input should be greater than or equal to 0"),
+        (price(".nan"), r"p\.yaml:1: not YAML \(.nan is no finite number"),
+        ("- {models: [m], prompt: 1, completion: 1, date: 2026-13-25, source: s}", r"p\.yaml: not YAML \(month must be"),
+        ("- {models: [1], prompt: 1, completion: 1, date: 2026-11-25, source: s}", "Input should be a valid string, got the number 1"),
+        ("models: m", "Input should be a valid list, got an object with models"),
+        ("- {models: [m, n, m], prompt: 1, completion: 1, date: 2026-11-25, source: s}", r"p\.yaml: m has more than one price"),
+        ("a: &a [b]\nc: [" + ", ".join(["*a"] * 60_000) + "]", "write out to more than 100000 values"),
+        ("[" * 5000, "nested deeper than 100"),
+    ],
+    ids=range(10),
+)
+def test_prices_that_are_none_are_one_line(tmp_path: Path, source: str, says: str) -> None:
+    (tmp_path / "p.yaml").write_text(source)
+    with pytest.raises(BadFile, match=says) as caught:
+        price_of("m", str(tmp_path / "p.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"item_id": "a", "preference": True}], ":1: not a HumanLabel: label of a: preference must be in .0, 1., got True"),
+        ([{"item_id": "a", "preference": float("nan")}], ":1: not a HumanLabel: label of a: exactly one of preference and rating"),
+        ([{"item_id": "a", "rating": -1}], ":1: not a HumanLabel: label of a: rating must be in .1, 10., got -1"),
+        ([{"item_id": "a", "rating": "7"}], ":1: not a HumanLabel: label of a: rating must be in .1, 10., got '7'"),
+        ([{"item_id": None, "rating": 7}], ":1: not a HumanLabel: item_id must be a text or a whole number, got null"),
+        ([{"item_id": "a", "rating": 7, "turn": True}], ":1: not a HumanLabel: turn must be a whole number from 0 to 1000000, got true"),
+        ([{"item_id": "a", "rating": 7, "who": "me"}], ":1: not a HumanLabel: HumanLabel has no who; known: item_id, preference"),
+        ([{"item_id": "a", "rating": 7}, {"item_id": "a", "rating": 8}], r":2: labels item a again, after .*l\.jsonl:1"),
+        ([3], ":1: expected an object, got the number 3"),
+    ],
+)
+def test_labels_of_people_that_are_none_are_refused_by_their_line(tmp_path: Path, rows: list[Any], says: str) -> None:
+    path = lines(tmp_path / "l.jsonl", {"item_id": 7, "rating": 7, "turn": 1})
+    assert read_labels(path) == [HumanLabel("7", rating=7, turn=1)]
+    with pytest.raises(BadFile, match=rf"l\.jsonl{says}"):
+        read_labels(lines(path, *rows))
 
 
 def test_prices_are_dated_sourced_and_of_exact_names(tmp_path: Path) -> None:

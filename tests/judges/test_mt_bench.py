@@ -33,6 +33,7 @@ from bench.judges.mt_bench import (
 )
 from bench.judges.replies import parse_pairwise, parse_rating
 from bench.records import Call, Completion, Verdict
+from bench.text_files import BadFile
 
 SINGLES = {
     "orpo_gpt-4_single": ["mistral-orpo-mix", "mistral-orpo", "mistral-orpo-capybara", "mistral-orpo-trl"],
@@ -187,12 +188,68 @@ def test_files_that_are_no_judgements_say_where(tmp_path: Path) -> None:
         ("", "is empty"),
         ("{}\n", r"j\.jsonl:1: expected an object with question_id"),
         ('{"question_id": 1, "turn": 1, "judge": "j"}\n', "single .`score`. or pairwise"),
-        ('{"question_id": 1, "turn": 1, "judge": "j", "score": "x", "model": "m"}\n', "not a single judgement"),
+        ('{"question_id": 1, "turn": 1, "judge": "j", "score": "x", "model": "m"}\n', r"j\.jsonl:1: score must be a number from 0, or -1"),
         ("not json\n", r"j\.jsonl:1: not JSON"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=says):
             read_judgements(path)
+
+
+SINGLE: dict[str, Any] = {
+    "question_id": 81, "model": "m", "judge": ["j", "single-v1"], "user_prompt": "p", "judgment": "t", "score": 8, "turn": 1,
+}  # fmt: skip
+PAIR: dict[str, Any] = {
+    "question_id": 81, "model_1": "a", "model_2": "b", "g1_winner": "model_1", "g2_winner": "tie", "judge": "j", "turn": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "says"),
+    [
+        (SINGLE, {"score": True}, "score must be a number from 0, or -1 where the judge failed, got true"),
+        (SINGLE, {"score": "8"}, "score must be a number from 0, or -1 where the judge failed, got the text '8'"),
+        (SINGLE, {"score": -5}, "score must be a number from 0, or -1 where the judge failed, got the number -5"),
+        (SINGLE, {"turn": "1"}, "turn must be a whole number from 1 to 1000, got the text '1'"),
+        (SINGLE, {"turn": 0}, "turn must be a whole number from 1 to 1000, got the number 0"),
+        (SINGLE, {"turn": True}, "turn must be a whole number from 1 to 1000, got true"),
+        (SINGLE, {"turn": 1.0}, "turn must be a whole number from 1 to 1000, got the number 1.0"),
+        (SINGLE, {"model": None}, "model must be a text or a whole number, got null"),
+        (SINGLE, {"model": ["m"]}, "model must be a text or a whole number, got a list of 1"),
+        (SINGLE, {"question_id": 81.0}, "question_id must be a text or a whole number, got the number 81.0"),
+        (SINGLE, {"judge": ["j"]}, "judge must be a name, or a list of one and its prompt's name, got a list of 1"),
+        (SINGLE, {"judge": [None, "p"]}, r"judge\[0\] must be a text or a whole number, got null"),
+        (SINGLE, {"judge": {"j": 1}}, "judge must be a name, or a list of one and its prompt's name, got an object with j"),
+        (SINGLE, {"judgment": {"text": "x"}}, "judgment must be text, got an object with text"),
+        (SINGLE, {"user_prompt": 3}, "user_prompt must be text, got the number 3"),
+        (SINGLE, {"tstamp": "now"}, "tstamp must be a number, got the text 'now'"),
+        (PAIR, {"g1_winner": "A"}, "g1_winner must be model_1, tie, model_2 or error, got the text 'A'"),
+        (PAIR, {"g2_winner": ["tie"]}, "g2_winner must be model_1, tie, model_2 or error, got a list of 1"),
+        (PAIR, {"g2_winner": None}, "g2_winner must be model_1, tie, model_2 or error, got null"),
+        (PAIR, {"model_2": 1.5}, "model_2 must be a text or a whole number, got the number 1.5"),
+        (SINGLE, {"judgment": "cut \ud83d"}, "judgment: half a surrogate pair"),
+    ],
+)
+def test_judgements_with_odd_fields_are_refused_by_their_line(tmp_path: Path, good: Any, bad: Any, says: str) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_text(f"{json.dumps(good)}\n\n{json.dumps(good | bad)}\n", encoding="utf-8-sig")
+    with pytest.raises(BadFile, match=rf"j\.jsonl:3: {says}"):
+        read_judgements(path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_mark_line_ends_and_absent_texts_change_no_judgement(tmp_path: Path, end: str) -> None:
+    """A score that is no number is missing with its reason, as FastChat's -1 is."""
+    failed, odd = SINGLE | {"score": -1, "judgment": "$ERROR$"}, SINGLE | {"score": float("nan")}
+    rows = [SINGLE, SINGLE | {"judgment": None, "judge": "j"}, failed, odd]
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(row) + end for row in rows).encode())
+    found = read_judgements(path)
+    assert [row.score for row in found if isinstance(row, Rated)] == [8, 8, None, None]
+    assert [row.verdict.unscored for row in found if isinstance(row, Rated)] == [
+        None, None, "the request failed", "the judge's reply has no rating",
+    ]  # fmt: skip
+    assert fastchat_averages([row for row in found if isinstance(row, Rated)])["average"] == 8
 
 
 def test_categories_are_those_of_the_eighty_questions() -> None:
@@ -242,6 +299,13 @@ def test_recorded_prompts_give_back_questions_references_and_answers(file: str, 
 def test_a_record_of_failures_is_refused_as_a_truth() -> None:
     with pytest.raises(ValueError, match=r"122 of 160 judgements \(76%\) have no score, more than 10%"):
         read_judged(recorded("granite_gpt-4_single"))
+
+
+def test_a_third_turn_is_no_part_of_what_is_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_text("".join(json.dumps(SINGLE | {"turn": turn}) + "\n" for turn in (1, 2, 3)))
+    with pytest.raises(BadFile, match=r"j\.jsonl: m/81: turns 1 and 2 are read, got turn 3"):
+        read_judged(path)
 
 
 def test_prompts_that_are_not_fastchats_have_no_texts(tmp_path: Path) -> None:

@@ -6,23 +6,27 @@ import gzip
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.judges.preference import AskedPreference, policy_first
 from bench.judges.prompts import (
+    OWN_GAME,
     OWN_PROMPTS,
     PAIRWISE,
     SINGLE,
     Template,
     annotator,
     annotator_names,
+    arena_hard_template,
     mt_bench_digest,
     mt_bench_templates,
     parse_messages,
 )
 from bench.judges.rating import AskedRating
 from bench.records import Completion, Item
+from bench.text_files import BadFile
 
 FIXTURES = Path("/work/shared/fixtures")
 OFFICIAL = "weighted_alpaca_eval_gpt4_turbo"
@@ -76,6 +80,108 @@ def test_an_annotator_of_ones_own_is_a_folder_and_another_prompt_another_digest(
     assert annotator(str(folder)).digest != first.digest
     (folder / "configs.yaml").write_text(config.replace("3", "4"))
     assert len({annotator(str(folder)).digest, first.digest, annotator(OFFICIAL).digest}) == 3
+
+
+CHATML = "<|im_start|>system\nBe fair.\n<|im_end|>\n<|im_start|>user\n{instruction}\n{output_1}\n\n{output_2}\n<|im_end|>\n"
+
+
+def own(folder: Path, config: bytes, prompt: bytes) -> str:
+    (folder / "mine").mkdir(exist_ok=True)
+    (folder / "mine" / "configs.yaml").write_bytes(config)
+    (folder / "mine" / "p.txt").write_bytes(prompt)
+    return str(folder / "mine")
+
+
+OWN = "mine:\n  prompt_template: mine/p.txt\n  completions_kwargs: {model_name: x, max_tokens: 3}\n"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_mark_and_line_ends_change_no_annotator(tmp_path: Path, mark: bytes, end: str) -> None:
+    plain = annotator(own(tmp_path, OWN.encode(), CHATML.encode()))
+    assert plain.template.messages == (("system", "Be fair."), ("user", "{instruction}\n{output_1}\n\n{output_2}"))
+    found = annotator(own(tmp_path, mark + OWN.replace("\n", end).encode(), mark + CHATML.replace("\n", end).encode()))
+    assert (found.digest, found.template, found.decoding) == (plain.digest, plain.template, plain.decoding)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("- mine\n", "configs.yaml: expected an annotator's settings by its name, got a list of 1"),
+        ("", "configs.yaml: expected an annotator's settings by its name, got null"),
+        ("mine: 3\n", "configs.yaml: expected an annotator's settings, got the number 3"),
+        ("mine: {prompt_template: [mine/p.txt]}", "configs.yaml: prompt_template must be text, got a list of 1"),
+        ("mine: {fn_completion_parser: x}", "configs.yaml: prompt_template must be text, got null"),
+        ("mine: {prompt_template: mine/none.txt}", "none.txt: cannot be read .No such file"),
+        ("mine: {prompt_template: mine/p.txt, fn_completion_parser: 3}", "fn_completion_parser must be text, got the number 3"),
+        ("mine: {prompt_template: mine/p.txt, completions_kwargs: [a]}", "completions_kwargs must be settings by name, got a list of 1"),
+        (OWN.replace("3}", "true}"), "max_tokens must be a whole number from 0 to 1000000000, got true"),
+        (OWN.replace("3}", "3, temperature: .nan}"), "configs.yaml:3: not YAML ..nan is no finite number"),
+        (OWN.replace("3}", "3, temperature: true}"), "temperature must be a number from 0, got true"),
+        (OWN.replace("3}", "3, logprobs: 'yes'}"), "logprobs must be true or false, got the text 'yes'"),
+        (OWN.replace("x,", "3,"), "model_name must be text, got the number 3"),
+        (OWN + OWN, "configs.yaml:1: a mapping holds 'mine' twice"),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)), "write out to more than"),
+    ],
+)
+def test_an_annotator_that_cannot_be_used_is_one_line(tmp_path: Path, config: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        annotator(own(tmp_path, config.encode(), CHATML.encode()))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        (b"<|im_start|> nothing", "p.txt: a template that begins with the mark of a message and has none"),
+        (b"Which?", r"p.txt: no place for \{instruction\}, \{output_1\}, \{output_2\}"),
+        (b"{instruction} {output_1}", r"p.txt: no place for \{output_2\}"),
+        (CHATML.encode("utf-16"), "p.txt: expected UTF-8, got UTF-16"),
+        (b"caf\xe9", "p.txt: expected UTF-8, got other bytes"),
+    ],
+)
+def test_a_prompt_that_shows_no_pair_is_refused(tmp_path: Path, prompt: bytes, says: str) -> None:
+    with pytest.raises(BadFile, match=says):
+        annotator(own(tmp_path, OWN.encode(), prompt))
+
+
+def test_a_mark_and_line_ends_change_no_judge_prompt(tmp_path: Path) -> None:
+    for source, read in ((OWN_PROMPTS, mt_bench_templates), (OWN_GAME, arena_hard_template)):
+        (tmp_path / source.name).write_bytes(b"\xef\xbb\xbf" + source.read_bytes().replace(b"\n", b"\r\n"))
+        assert read(tmp_path / source.name) == read(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("prompt_template: '{QUESTION} {ANSWER_A} {ANSWER_B}'\n", "expected a YAML file with system_prompt and prompt_template, got"),
+        ("- a\n", "expected a YAML file with system_prompt and prompt_template, got a list of 1"),
+        ("{prompt_template: 3, system_prompt: s}", "prompt_template must be text, got the number 3"),
+        ("{prompt_template: x, system_prompt: null}", "system_prompt must be text, got null"),
+        ("{prompt_template: [x, y], system_prompt: s}", "prompt_template must be text, got a list of 2"),
+        ("{prompt_template: x, system_prompt: s, a: .inf}", "not YAML"),
+    ],
+)
+def test_a_game_prompt_that_cannot_be_used_is_one_line(tmp_path: Path, source: str, says: str) -> None:
+    (tmp_path / "g.yaml").write_text(source)
+    with pytest.raises(BadFile, match=says):
+        arena_hard_template(tmp_path / "g.yaml")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"prompt_template": None}, ":1: prompt_template must be text, got null"),
+        ({"system_prompt": {"content": "x"}}, ":1: system_prompt must be text, got an object with content"),
+        ({"name": ["single-v1"]}, ":1: name must be text, got a list of 1"),
+        ({"name": "single-math-v1"}, ":[0-9]: a second prompt called single-math-v1"),
+    ],
+)
+def test_judge_prompts_that_are_no_texts_are_refused_by_their_line(tmp_path: Path, more: dict[str, Any], says: str) -> None:
+    rows = [json.loads(line) for line in OWN_PROMPTS.read_text().splitlines()]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in [rows[0] | more, *rows[1:]]))
+    with pytest.raises(BadFile, match=rf"p\.jsonl{says}"):
+        mt_bench_templates(tmp_path / "p.jsonl")
 
 
 def test_template_marks_in_answers_stay_whole() -> None:
@@ -137,7 +243,7 @@ def test_a_file_that_lacks_a_prompt_or_a_place_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"prompt single-v1 has no place for \{answer\}"):
         mt_bench_templates(path)
     path.write_text("not json\n")
-    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: expected an object with name"):
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: not JSON"):
         mt_bench_templates(path)
 
 

@@ -1,0 +1,454 @@
+"""What is secret, and the one cleaner of everything that leaves the process.
+
+Secret are: values of environment variables that are named like a secret (OPENAI_API_KEY, HF_TOKEN, DB_PASSWORD) or that a judge names
+(judge.api_key_env), passwords in URLs that any variable holds, and the tokens that Hugging Face, W&B and .netrc keep in files.
+A value counts from 8 characters on. A number, or one word of letters only, counts from 16 on; folders and files
+that exist, and URLs without credentials, never count. So `TOKEN=true` or `KEY=default` blacken no output.
+
+Each is found as it is, and as repr, JSON, HTML, URLs, hexadecimal digits and base64 (at any offset, broken into lines or not) write it.
+`clean` also replaces what only looks like a key (sk-..., hf_..., Bearer ..., http://user:password@host, ?api_key=...); `without_values`
+leaves such shapes alone, for texts that are data, as a judge's reply is.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import contextlib
+import functools
+import itertools
+import netrc
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+REDACTED = "[redacted]"
+SHORTEST, SHORTEST_WORD = 8, 16  # characters of a secret; of one that is a number or one word
+CHUNK = 8 * 2**20  # bytes of a log that are cleaned at once
+
+_NAME = re.compile(
+    r"secret|passw|passphrase|credential|authorization|bearer|apikey|(^|_)(token|auth|pwd|jwt|cookie)$"
+    r"|(api|access|private|signing|account|subscription|encryption|master|service|deploy|license|ssh)_key(_id)?$"
+)
+_VARIABLE = re.compile(r"_(key|pass|pw|pat|sas)s?_?\d*$|(^|_)token(_|$)|(^|_)(key|token)_?\d+$")  # further names, in the environment only
+_QUERY = {"key", "sig", "signature", "code", "x_amz_signature", "x_goog_signature"}  # further names, in the query of a URL only
+_NO_SECRET = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|stop|special|control)_token$|_(env|file|path|dir|name|type)$")
+
+# (what must stand in a text for the pattern to be tried, the pattern, what replaces it)
+_SHAPES = (
+    *((f"{start}-", re.compile(rf"{start}-(?<!\w{start}-)[\w-]{{16,}}"), REDACTED) for start in ("sk", "pk", "rk")),
+    ("hf_", re.compile(r"hf_(?<!\whf_)\w{16,}"), REDACTED),
+    ("gh", re.compile(r"gh(?<!\wgh)[a-z]_\w{20,}"), REDACTED),
+    ("github_pat_", re.compile(r"github_pat_\w{20,}"), REDACTED),
+    ("AKIA", re.compile(r"AKIA(?<!\wAKIA)\w{16}\b"), REDACTED),
+    ("local-", re.compile(r"local-(?<!\wlocal-)\w{40}\b"), REDACTED),
+    ("wandb_v", re.compile(r"wandb_v\d_\w{20,}"), REDACTED),
+    ("AIza", re.compile(r"AIza[\w-]{30,}"), REDACTED),
+    ("xox", re.compile(r"xox[a-z]-[\w-]{10,}"), REDACTED),
+    ("eyJ", re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+"), REDACTED),
+    ("earer", re.compile(r"([Bb]earer\s+)[\w.~+/=-]{8,}"), rf"\1{REDACTED}"),
+    ("://", re.compile(r"(://)[^/\s:@'\"]*:[^/\s'\"]+(?=@)"), rf"\1{REDACTED}"),
+)
+_FIELD = re.compile(r"(?P<before>[?&;](?P<name>[\w.-]{1,60})=)(?P<value>[^\s&;#'\"]+)")
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+")
+
+
+class BadKey(ValueError):
+    """A variable holds something that cannot be a key; the message names the variable, never the value."""
+
+
+# What is secret -------------------------------------------------------------------------------------------------------
+
+_named: set[str] = set()  # variables that judges read their keys from, however they are called
+
+
+@functools.lru_cache(maxsize=4096)
+def names_secret(name: str) -> bool:
+    """Whether a field or variable with this name holds a secret: api_key, judgeApiKey, X-Api-Key; not eos_token, api_key_env."""
+    words = _words(name)
+    return bool(_NAME.search(words)) and not _NO_SECRET.search(words)
+
+
+def _words(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()).strip("_")
+
+
+def is_ordinary(value: str) -> bool:
+    """Whether a value is no secret whatever its name is: too short, a number, a word, an existing file, a URL without credentials."""
+    if len(value) < SHORTEST:
+        return True
+    if len(value) < SHORTEST_WORD and (re.fullmatch(r"[A-Za-z]+", value) or re.fullmatch(r"[-+\d.,:eE ]+", value)):
+        return True
+    if value.startswith(("/", "~", "./")):
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            return Path(value).expanduser().exists()
+    return bool(_URL.fullmatch(value)) and not list(_url_secrets(value))
+
+
+def read_from(variable: str) -> None:
+    """Count what a variable holds among the secrets: a judge's key is one under any name."""
+    _named.add(variable)
+
+
+def key(variable: str) -> str | None:
+    """The key that a variable holds, without the white space around it; None where it holds none. From here on it is secret.
+
+    Raises BadKey for one with a control character, or anything else that no HTTP header can carry."""
+    read_from(variable)
+    value = os.environ.get(variable, "").strip().strip("\ufeff").strip()
+    if bad := next((i for i, c in enumerate(value, 1) if not (c.isascii() and c.isprintable())), None):
+        what = "a control character" if value[bad - 1].isascii() else "a character that is not ASCII"
+        raise BadKey(
+            f"the environment variable {variable} must hold one key in one line, got {what} at place {bad} of {len(value)}: set it anew"
+        )
+    return value or None
+
+
+def _secrets(environment: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """(value, name) of each secret now."""
+    for name, value in environment:
+        if name in _named or is_secret_variable(name):
+            parts = (value, value.strip(), *re.split(r"[\x00-\x20\x7f]+", value))
+            yield from ((part, name) for part in parts if not is_ordinary(part))
+        if "://" in value:
+            yield from ((part, name) for part in _url_secrets(value) if not is_ordinary(part))
+    yield from _stored()
+
+
+@functools.lru_cache(maxsize=4096)
+def is_secret_variable(name: str) -> bool:
+    """Whether an environment variable with this name holds a secret: names_secret's, and OPENAI_KEY, GH_TOKEN_2, DB_PASS."""
+    words = _words(name)
+    return names_secret(name) or (bool(_VARIABLE.search(words)) and not _NO_SECRET.search(words))
+
+
+def _url_secrets(text: str) -> Iterator[str]:
+    """Passwords and tokens in the URLs of a text."""
+    for url in _URL.findall(text):
+        with contextlib.suppress(ValueError):
+            split = urlsplit(url)
+            user, sign, password = split.netloc.rpartition("@")[0].partition(":")
+            for part in (password if sign else user,):
+                yield from filter(None, {part, unquote(part)})
+            fields = [*parse_qsl(split.query), *parse_qsl(split.fragment)]
+            yield from (value for name, value in fields if value and _is_secret_query(name))
+
+
+def _is_secret_query(name: str) -> bool:
+    return names_secret(name) or _words(name) in _QUERY
+
+
+def _stored() -> Iterator[tuple[str, str]]:
+    """(value, name) of tokens in files of the user's."""
+    env, found = os.environ.get, []
+    hub = Path(env("HF_HOME") or Path(env("XDG_CACHE_HOME") or "~/.cache", "huggingface")).expanduser()
+    with contextlib.suppress(OSError, ValueError):
+        found.append(("Hugging Face's token", Path(env("HF_TOKEN_PATH") or hub / "token").expanduser().read_text("utf-8").strip()))
+    for name, path in (
+        ("Hugging Face's token", hub / "stored_tokens"),
+        ("W&B's key", Path(env("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings"),
+    ):
+        stored = configparser.ConfigParser(interpolation=None)
+        with contextlib.suppress(configparser.Error, OSError, ValueError):
+            stored.read(path)
+        found += [(name, value) for section in stored.values() for field, value in section.items() if field in ("api_key", "hf_token")]
+    for path in [Path(env("NETRC") or "")] if env("NETRC") else [Path("~/.netrc"), Path("~/_netrc")]:
+        with contextlib.suppress(OSError, ValueError, netrc.NetrcParseError):
+            found += [(f"{path}", password or "") for _, _, password in netrc.netrc(path.expanduser()).hosts.values()]
+    yield from ((value, name) for name, value in found if not is_ordinary(value))
+
+
+# How a secret may be written ------------------------------------------------------------------------------------------
+
+_ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v", "\a": "a"}
+_ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One way to write a secret. `anchors`: a text that holds none of them does not hold it; none: the pattern must be tried."""
+
+    pattern: str
+    anchors: tuple[str, ...]
+
+
+def _char(c: str) -> str:
+    """A pattern of all ways to write a character; letters and digits are never escaped."""
+    if c.isascii() and c.isalnum():
+        return c
+    units = c.encode("utf-16-be", "surrogatepass")
+    percent = "".join(f"%(?:25)*{byte:02x}" for byte in c.encode("utf-8", "surrogateescape"))
+    unicode = "".join(rf"\\+u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+    ways = [rf"\\*{re.escape(c)}", f"(?i:{percent})", f"(?i:{unicode})", rf"&#0*{ord(c)};", rf"(?i:&#x0*{ord(c):x};)"]
+    ways += [rf"\\+(?i:x{ord(c):02x})"] if ord(c) < 256 else []
+    ways += ["(?i:" + "".join(rf"\\+x{byte:02x}" for byte in c.encode("utf-8", "surrogateescape")) + ")"] if ord(c) > 127 else []
+    ways += [rf"\\+{_ESCAPES[c]}"] if c in _ESCAPES else []
+    ways += [f"&{_ENTITIES[c]};"] if c in _ENTITIES else []
+    ways += [r"\+"] if c == " " else []
+    return f"(?:{'|'.join(ways)})"
+
+
+def _longest_run(text: str) -> str:
+    return max(re.findall(r"[A-Za-z0-9]+", text), key=len, default="")
+
+
+def _forms(value: str) -> Iterator[_Form]:
+    anchor = _longest_run(value)
+    yield _Form("".join(map(_char, value)), (anchor,) if anchor else ())
+    content = value.encode("utf-8", "surrogateescape")
+    yield _Form(f"(?i:{content.hex()})", (content.hex(), content.hex().upper()))
+    for offset in range(3):
+        whole = base64.b64encode(b"\0" * offset + content).decode()
+        # a character that the secret shares with its neighbours may be any
+        core = whole[(0, 2, 3)[offset] : (offset + len(content)) * 8 // 6]
+        chars = [{"+": rf"(?:{_char('+')}|-)", "/": f"(?:{_char('/')}|_)"}.get(c, c) for c in core]
+        pieces = len(core) // 64 + 2  # one of so many is whole, where lines of 64 characters or more break it
+        size = -(-len(core) // pieces)
+        anchors = tuple(_longest_run(core[i : i + size]) for i in range(0, len(core), size))
+        last = "(?:[A-Za-z0-9+/_-]=*)?" if (offset + len(content)) % 3 else ""
+        yield _Form(r"(?:\s|\\+[rn])*".join(chars) + last, anchors if all(anchors) else ())
+
+
+@dataclass(frozen=True, eq=False)
+class _Cleaner:
+    forms: tuple[tuple[str, _Form], ...]  # (name, form) of every secret, the longest first
+    pattern: re.Pattern[str]
+
+    def holders(self, text: str) -> set[str]:
+        return {name for name, form in self.forms if _may_hold(text, form) and re.search(form.pattern, text)}
+
+    def clean(self, text: str) -> str:
+        return self.pattern.sub(REDACTED, text) if any(_may_hold(text, form) for _, form in self.forms) else text
+
+
+def _may_hold(text: str, form: _Form) -> bool:
+    return not form.anchors or any(anchor in text for anchor in form.anchors)
+
+
+def _cleaner() -> _Cleaner:
+    return _cleaner_of(tuple(os.environ.items()), frozenset(_named))
+
+
+@functools.lru_cache(maxsize=4)
+def _cleaner_of(environment: tuple[tuple[str, str], ...], _: frozenset[str]) -> _Cleaner:
+    """Made once for each environment, with the files that its variables name."""
+    names: dict[str, str] = {}
+    for value, name in _secrets(environment):
+        names.setdefault(value, name)
+    forms = tuple((names[value], form) for value in sorted(names, key=len, reverse=True) for form in _forms(value))
+    return _Cleaner(forms, re.compile("|".join(form.pattern for _, form in forms) or r"(?!)"))
+
+
+# Cleaning -------------------------------------------------------------------------------------------------------------
+
+
+def clean(text: str) -> str:
+    """A text without secrets and without what looks like one: for screens, logs, errors, tables and trackers."""
+    return _without_shapes(_cleaner().clean(text))
+
+
+def without_values(text: str) -> str:
+    """A text without secrets that this process knows: for data, in which a made-up key may stand."""
+    return _cleaner().clean(text)
+
+
+def _without_shapes(text: str) -> str:
+    for anchor, pattern, replacement in _SHAPES:
+        if anchor in text:
+            text = pattern.sub(replacement, text)
+    if "=" in text and ("?" in text or "&" in text):
+        text = _FIELD.sub(lambda match: match["before"] + REDACTED if _is_secret_query(match["name"]) else match[0], text)
+    return text
+
+
+def shown(text: str) -> str:
+    r"""A cleaned text for screens and messages: control characters that others wrote are escaped (\x1b)."""
+    return _CONTROLS.sub(lambda match: _escaped(match[0]), clean(text))
+
+
+def _escaped(c: str) -> str:
+    return f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"
+
+
+def excerpt(text: str, length: int) -> str:
+    """The beginning of a text in one line, cleaned before it is cut: half a key is not recognised."""
+    line = " ".join(shown(text[: max(100_000, length)]).split())
+    return line if len(line) <= length else f"{line[:length]}..."
+
+
+def clean_value(value: Any, *, secret: bool = False) -> Any:
+    """Containers with every text in them cleaned, names too; texts of secretly named fields are replaced whole."""
+    if isinstance(value, str):
+        return REDACTED if secret else clean(value)
+    if isinstance(value, Mapping):
+        return {_name(k, clean): clean_value(v, secret=secret or (isinstance(k, str) and names_secret(k))) for k, v in value.items()}
+    return [clean_value(item, secret=secret) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def clean_data(value: Any) -> Any:
+    """JSON that somebody sent, with `without_values` of every text in it; fields keep what they hold, however they are named."""
+    if isinstance(value, str):
+        return without_values(value)
+    if isinstance(value, dict):
+        return {_name(k, without_values): clean_data(item) for k, item in value.items()}
+    return [clean_data(item) for item in value] if isinstance(value, list) else value
+
+
+def _name(name: Any, cleaned: Callable[[str], str]) -> Any:
+    return cleaned(name) if isinstance(name, str) else name
+
+
+def clean_pieces(pieces: Sequence[str]) -> list[str]:
+    """Pieces of one text (a reply's tokens) without the secrets that run through them: the first piece of such a place says so."""
+    cleaner, text = _cleaner(), "".join(pieces)
+    if cleaner.clean(text) == text:
+        return list(pieces)
+    spans = [match.span() for match in cleaner.pattern.finditer(text)]
+    left, end = [], 0
+    for piece in pieces:
+        start, end = end, end + len(piece)
+        hit = next(((a, b) for a, b in spans if a < end and start < b), None)
+        left.append(piece if hit is None else (REDACTED if start <= hit[0] else ""))
+    return left
+
+
+def holders(content: str | bytes) -> list[str]:
+    """Names of the variables and files whose secrets a text or a file's content holds."""
+    text = content.decode("utf-8", "surrogateescape") if isinstance(content, bytes) else content
+    return sorted(_cleaner().holders(text))
+
+
+# At the door ----------------------------------------------------------------------------------------------------------
+
+
+WAY_OUT = "put it into an environment variable, and leave it out here (judge.api_key_env names the one of a judge's key)"
+_ASSIGNMENT = re.compile(r"(?<![\w-])(?P<name>-{0,2}[A-Za-z_][\w.-]*)=(?P<value>[^\s&;]+)")
+
+
+def refusal(name: str, value: Any) -> str | None:
+    """Why a setting, or a section of settings, must not be typed: it holds a credential, and settings are written into files. None for
+    any other. The words name the setting and never repeat its value."""
+    return _refusal(name, value, _cleaner())
+
+
+def _refusal(name: str, value: Any, cleaner: _Cleaner) -> str | None:
+    if isinstance(value, Mapping):
+        inside = ((f"{name}.{k}" if name else str(k), item) for k, item in value.items())
+        return next((why for place, item in inside if (why := _refusal(place, item, cleaner))), None)
+    if isinstance(value, (list, tuple)):
+        for flag, following in itertools.pairwise(value):  # of a command: --api-key, KEY
+            if isinstance(flag, str) and flag.startswith("-") and names_secret(flag) and not str(following).startswith("-"):
+                return f"{name} gives {flag} a value, and settings are written into files: {WAY_OUT}"
+        return next((why for item in value if (why := _refusal(name, item, cleaner))), None)
+    if value is None or isinstance(value, bool) or value == "":
+        return None
+    *_, section, own = ("", *name.split("."))
+    if names_secret(own) or (section in ("env", "env_vars", "env_set") and is_secret_variable(own)):
+        return f"{name} is named like a secret, and settings are written into files: {WAY_OUT}"
+    if isinstance(value, str) and (what := _credential(value, cleaner)):
+        return f"{name} holds {what}, and settings are written into files: {WAY_OUT}"
+    return None
+
+
+def names_one(text: str) -> bool:
+    """Whether a text that cannot be read gives a secretly named field or flag a value, as `{api_key: ...` does."""
+    return any(map(is_secret_variable, re.findall(r"[A-Za-z_][\w-]*(?=['\"]?\s*[:=,])", text)))
+
+
+@functools.lru_cache(maxsize=4096)  # cells of a sweep share most of their settings
+def _credential(text: str, cleaner: _Cleaner) -> str | None:
+    """What a text holds that is a credential, without its value."""
+    for url in _URL.findall(text):
+        with contextlib.suppress(ValueError):
+            split = urlsplit(url)
+            if "@" in split.netloc:
+                return "a URL with a user or password"
+            if found := next((k for k, v in [*parse_qsl(split.query), *parse_qsl(split.fragment)] if v and _is_secret_query(k)), None):
+                return f"a URL with a key (its query field {shown(found)})"
+    for match in _ASSIGNMENT.finditer(text):
+        if is_secret_variable(match["name"]) and not match["value"].startswith(("$", '"$')):
+            return f"a value of {match['name']}"
+    if held := cleaner.holders(text):
+        return f"the value of {', '.join(sorted(held))}"
+    return "what looks like a key" if _without_shapes(text) != text else None
+
+
+# Streams and files ----------------------------------------------------------------------------------------------------
+
+
+class CleanStream:
+    """A text stream that cleans what is written to it; everything else is the stream's own."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(clean(text))
+        return len(text)
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def guard_streams() -> None:
+    """Clean whatever this process prints from here on."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, CleanStream):
+            setattr(sys, name, CleanStream(stream))
+
+
+def pipe_into(log: Path) -> tuple[int, threading.Thread]:
+    """(where a child process may print, who cleans that into a log line by line). Close the first once the child has it; the thread ends
+    with the last process that holds it."""
+    source, sink = os.pipe()
+    out = log.open("wb", buffering=0)
+
+    def run() -> None:
+        held = b""
+        with out, contextlib.closing(os.fdopen(source, "rb", buffering=0)) as pipe:
+            while data := pipe.read(65536):
+                held += data
+                cut = max(held.rfind(b"\n"), held.rfind(b"\r")) + 1 or (len(held) - 4096 if len(held) > 2**20 else 0)
+                with contextlib.suppress(OSError):  # a full disk must not hold up the child
+                    out.write(_clean_bytes(held[:cut]))
+                held = held[cut:]
+            with contextlib.suppress(OSError):
+                out.write(_clean_bytes(held))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return sink, thread
+
+
+def clean_file(path: Path) -> None:
+    """Clean a log in place; one that is clean, or gone, is left as it is."""
+    aside = path.with_name(f"{path.name}.clean-{os.getpid()}")
+    with contextlib.suppress(OSError):
+        with path.open("rb") as file:
+            if all(_clean_bytes(chunk) == chunk for chunk in _chunks(file)):
+                return
+            file.seek(0)
+            with aside.open("wb") as out:
+                out.writelines(map(_clean_bytes, _chunks(file)))
+        aside.replace(path)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK):
+        yield chunk + file.readline(CHUNK)
+
+
+def _clean_bytes(content: bytes) -> bytes:
+    return clean(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")

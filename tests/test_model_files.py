@@ -1,0 +1,340 @@
+"""Model folders as they are found: weights that do not all arrive, sizes, positions, tokens without a row, code that is not fetched, and
+templates through plan and run."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import CHATML, bench, make_model, make_preferences
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+
+from bench import methods
+from bench.config import Bounds, Decoding
+from bench.engines.base import load_config
+from bench.engines.hf import Engine, check_weights, has_position_table, load_model
+from bench.engines.reward import Scorer, new_reward_model
+from bench.model_config import check_rows, check_shards, check_sizes, positions
+from bench.plan import plan_cell
+from bench.text_files import BadFile
+from bench.tokens import check_rendering, load_tokenizer, prompt_ids
+
+BOUNDS = Bounds(layers=100, width=1000, heads=64, experts=8, vocabulary=1000, positions=10_000, template_s=60)
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("whole"))
+
+
+def changed(folder: Path, to: Path, tensors: Callable[[Tensors], Tensors] = lambda t: t, **config: Any) -> Path:
+    shutil.copytree(folder, to)
+    save_file(tensors(load_file(folder / "model.safetensors")), to / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(settings | config))
+    return to
+
+
+def without(part: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+LACKING: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "layer": (without("layers.1."), r"it lacks model.layers.1.\S+, \S+, \S+ and 6 more tensors; copy"),
+    "head": (without("lm_head"), r"it lacks lm_head.weight; copy"),
+    "norm": (without("model.norm"), r"it lacks model.norm.weight; copy"),
+    "all": (lambda _: {"other": torch.zeros(2)}, r"it lacks lm_head.weight, .* and the model has no place for other; copy"),
+    "more": (lambda t: t | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}, r"model has no place for model.layers.0.self_attn.q"),
+}
+
+
+@pytest.mark.parametrize(("tensors", "why"), LACKING.values(), ids=LACKING)
+def test_weights_that_do_not_all_arrive_are_refused_by_name(
+    tensors: Callable[[Tensors], Tensors], why: str, whole: Path, tmp_path: Path
+) -> None:
+    folder = changed(whole, tmp_path / "damaged", tensors)
+    named = rf"the weights in {folder} are not those of its config.json: .*{why}"
+    for load in (lambda: load_model(folder, "float32"), lambda: check_weights(folder), lambda: Engine(folder, "float32", 2)):
+        with pytest.raises(ValueError, match=named):
+            load()
+
+
+def test_a_new_reward_model_needs_the_whole_body_and_no_head(whole: Path, tmp_path: Path) -> None:
+    for name in ("layer", "norm", "more"):
+        with pytest.raises(ValueError, match="are not those of its config"):
+            new_reward_model(changed(whole, tmp_path / name, LACKING[name][0]), "float32", 0)
+    folder = changed(whole, tmp_path / "headless", without("lm_head"))
+    made = new_reward_model(folder, "float32", 0)
+    assert torch.equal(made.model.embed_tokens.weight, load_file(folder / "model.safetensors")["model.embed_tokens.weight"])
+    with pytest.raises(ValueError, match=r"it lacks score.weight and the model has no place for lm_head.weight"):
+        Scorer(changed(whole, tmp_path / "causal", num_labels=1), "float32", 2)
+
+
+def test_tied_weights_and_old_buffers_are_not_missed(whole: Path, tmp_path: Path) -> None:
+    tied = changed(whole, tmp_path / "tied", without("lm_head"), tie_word_embeddings=True)
+    assert load_model(tied, "float32").lm_head.weight is not None
+    check_weights(tied)
+    old = changed(whole, tmp_path / "old", lambda t: t | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)})
+    load_model(old, "float32")
+
+
+def test_an_adapter_that_lacks_tensors_is_refused_by_name(whole: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    model = load_model(whole, "float32")
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    load_tokenizer(whole).save_pretrained(tmp_path / "adapter")
+    load_model(tmp_path / "adapter", "float32", base=whole)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(without("layers.1.self_attn.q_proj.lora_B")(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"adapter are not those of its config.*: it lacks .*layers.1.self_attn.q_proj.lora_B"):
+        load_model(tmp_path / "adapter", "float32", base=whole)
+
+
+def test_files_that_an_index_names_must_be_there(tmp_path: Path) -> None:
+    check_shards(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
+    (tmp_path / "1.safetensors").touch()
+    with pytest.raises(BadFile, match=r"index.json: it names 2.safetensors, which is not there: copy the whole folder again"):
+        check_shards(tmp_path)
+    (tmp_path / "2.safetensors").touch()
+    check_shards(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(BadFile, match="weight_map must be an object of file names, got null"):
+        check_shards(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["_attn_implementation", "attn_implementation", "_attn_implementation_internal"])
+def test_a_config_cannot_name_code_of_the_hub_for_attention(place: str, whole: Path, tmp_path: Path) -> None:
+    folder = changed(whole, tmp_path / "kernel", **{place: "owner/kernel"})
+    assert load_config(folder)._attn_implementation is None
+    assert load_model(folder, "float32").config._attn_implementation == load_model(whole, "float32").config._attn_implementation
+    check_weights(folder)
+
+
+def test_weights_whose_kernels_come_from_the_hub_are_refused(whole: Path, tmp_path: Path) -> None:
+    folder = changed(whole, tmp_path / "quantised", quantization_config={"quant_method": "mxfp4"})
+    with pytest.raises(ValueError, match=rf"{folder} holds weights quantised by mxfp4.*: take a folder of float weights"):
+        load_model(folder, "float32")
+
+
+# Sizes and positions --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ('{"num_hidden_layers": 1000000}', "num_hidden_layers must be <= 100, got 1,000,000: a damaged file, or raise bounds.layers"),
+        ('{"n_layer": 101}', "n_layer must be <= 100, got 101"),
+        ('{"hidden_size": 1000000}', "hidden_size must be <= 1,000, got 1,000,000: a damaged file, or raise bounds.width"),
+        ('{"num_attention_heads": 65}', "num_attention_heads must be <= 64"),
+        ('{"vocab_size": 5000}', "vocab_size must be <= 1,000, got 5,000"),
+        ('{"text_config": {"num_hidden_layers": 5000}}', "text_config.num_hidden_layers must be <= 100"),
+        ('{"intermediate_size": [10, 5000]}', "intermediate_size must be <= 1,000, got 5,000"),
+        ('{"num_hidden_layers": true}', "num_hidden_layers must be a whole number, got true"),
+        ('{"num_hidden_layers": -1}', "num_hidden_layers must be a whole number, got the number -1"),
+        ('{"num_hidden_layers": "2"}', "num_hidden_layers must be a whole number, got the text '2'"),
+        ('{"num_hidden_layers": 2.5}', "num_hidden_layers must be a whole number, got the number 2.5"),
+        ("NaN", "expected an object, got null"),
+        ("[]", "expected an object, got a list of 0"),
+        ("[" * 200_000, "nested deeper than"),
+        ("{}\n{}", "not JSON"),
+    ],
+)
+def test_a_config_with_sizes_that_no_model_has_is_refused(config: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(BadFile, match=re.escape(f"config.json: {why}")):
+        check_sizes(tmp_path, BOUNDS)
+
+
+def test_sizes_within_the_bounds_pass(whole: Path, tmp_path: Path) -> None:
+    check_sizes(whole, BOUNDS)
+    (tmp_path / "config.json").write_text('{"n_inner": null, "max_position_embeddings": -1, "intermediate_size": [10, 20], "n_layer": 2}')
+    check_sizes(tmp_path, BOUNDS)
+
+
+@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length"])
+def test_positions_are_read_under_every_name_and_in_the_text_part(name: str) -> None:
+    assert positions({name: 48}) == positions({"text_config": {name: 48}}) == positions({"a": 1, name: 48, "text_config": {}}) == 48
+    assert positions({name: None}) is positions({name: True}) is positions({name: -1}) is positions({}) is None
+
+
+def of_table(kind: str, whole: Path, folder: Path) -> Path:
+    """A model with a learned table of 48 positions."""
+    tokenizer = load_tokenizer(whole)
+    common: dict[str, Any] = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    if kind == "gpt2":
+        GPT2LMHeadModel(GPT2Config(n_positions=48, n_embd=32, n_layer=2, n_head=2, **common)).save_pretrained(folder)
+    else:
+        sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64}
+        OPTForCausalLM(OPTConfig(max_position_embeddings=48, pad_token_id=0, **sizes, **common)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_what_leaves_a_table_of_positions_is_said_before_it_is_written(kind: str, whole: Path, tmp_path: Path) -> None:
+    engine = Engine(of_table(kind, whole, tmp_path / kind), "float32", 2)
+    prompts = [[5] * 10, [5] * 40]
+    with pytest.raises(
+        ValueError, match=r"table of positions: 1 of 2 prompts, the longest of 40 tokens, and max_new_tokens=9 go beyond its 48"
+    ):
+        engine.generate(prompts, Decoding(temperature=0.0, top_p=1.0, max_new_tokens=9), 0)
+    assert len(engine.generate(prompts, Decoding(temperature=0.0, top_p=1.0, max_new_tokens=8), 0)) == 2
+    assert has_position_table(engine.model)
+    assert not has_position_table(load_model(whole, "float32"))
+
+
+def test_lengths_beyond_a_table_are_refused_at_the_door(whole: Path, tmp_path: Path, problems: Callable[..., list[str]]) -> None:
+    folder = of_table("gpt2", whole, tmp_path / "gpt2")
+    rows = make_preferences(tmp_path / "rows.jsonl", paired=True, messages=True)
+    words = ["model=local", f"model.path={folder}", "data=local", f"data.path={rows}", "judge=none", f"results={tmp_path}"]
+    short = "judge.decoding.max_new_tokens=20"
+    assert problems(*words, short, "model.max_length=40") == problems(*words, short) == []
+    (long,) = problems(*words, short, "model.max_length=128")
+    assert long.startswith(f"model.max_length must be <= 48, the positions of {folder}, got 128")
+    (new,) = problems(*words, "judge.decoding.max_new_tokens=48")
+    assert new.startswith("judge.decoding.max_new_tokens must be < 48, the positions of")
+
+
+def test_tokens_without_a_row_are_named(whole: Path, tmp_path: Path) -> None:
+    config = json.loads((whole / "config.json").read_text())
+    check_rows(whole, config)
+    rows = config["vocab_size"]
+    tokenizer = load_tokenizer(whole)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        BadFile, match=rf"its pad token '<pad>' \({rows}\) has no row among the model's {rows} embeddings: take that token out"
+    ):
+        check_rows(tmp_path, config)
+    with pytest.raises(
+        BadFile, match=rf"its tokens '\S+' \({rows - 1}\), '<pad>' \({rows}\) have no rows among the model's {rows - 1} embed"
+    ):
+        check_rows(tmp_path, config | {"vocab_size": rows - 1})
+    check_rows(tmp_path, {"text_config": config | {"vocab_size": rows + 1}})
+
+
+# Templates ------------------------------------------------------------------------------------------------------------
+
+OPENS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+DATED = "{{ '<|im_start|>system\n' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
+OWN_DATE = "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
+
+
+def test_what_is_asked_and_what_is_taught_are_compared_as_tokens(whole: Path) -> None:
+    r"""As Qwen 3.5's: asking opens the thinking with a line end, teaching writes an empty one, and "\n\n" is one token."""
+    tokenizer = load_tokenizer(whole)
+    tokenizer.chat_template = OPENS
+    ends = {int(tokenizer.eos_token_id)}
+    check_rendering(whole, tokenizer, ends)  # each line end is a token of its own here: what is asked begins what is taught
+    tokenizer.add_tokens(["\n\n"])
+    with pytest.raises(
+        ValueError, match=r"samples in another form than it trains: it asks with the tokens \['Ċ'\] where .* has the tokens \["
+    ):
+        check_rendering(whole, tokenizer, ends)
+
+
+def test_a_template_that_treats_longer_conversations_otherwise_is_seen(whole: Path) -> None:
+    tokenizer = load_tokenizer(whole)
+    shape = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    asks = "{% if add_generation_prompt %}{{ ('<|im_start|>bot\n' if messages | length > 2 else '<|im_start|>assistant\n') }}{% endif %}"
+    tokenizer.chat_template = shape + asks
+    with pytest.raises(ValueError, match=r"another form than it trains: it asks with 'bot\\n' where an answer that is trained has"):
+        check_rendering(whole, tokenizer, {int(tokenizer.eos_token_id)})
+    tokenizer.chat_template = "{{ 'Hello.' }}"
+    with pytest.raises(ValueError, match="leaves out what the user says where that is text"):
+        check_rendering(whole, tokenizer, {int(tokenizer.eos_token_id)})
+
+
+def local(folder: Path, tmp_path: Path, template: str | None) -> list[str]:
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    rows = make_preferences(tmp_path / "rows.jsonl", paired=True, messages=True)
+    words = ["model=local", f"model.path={folder}", "data=local", f"data.path={rows}", "method=dpo", "judge=none"]
+    return [*words, f"results={tmp_path / 'results'}"]
+
+
+def key(opened: Any) -> str:
+    (cell,) = opened.cells
+    return plan_cell(cell, opened.sources[0], methods.chain).key
+
+
+def test_the_date_is_fixed_and_keyed_only_where_the_template_reads_it(
+    whole: Path, tmp_path: Path, opened: Callable[..., Any], monkeypatch: Any
+) -> None:
+    """Two days, and another lab, get the same prompts and keys; no other key moves."""
+    neither, owns, asks = (
+        local(shutil.copytree(whole, tmp_path / name / "m"), tmp_path, template + CHATML)
+        for name, template in (("neither", ""), ("owns", OWN_DATE), ("asks", DATED))
+    )
+    day = "model.template_date=2025-01-05"
+    assert key(opened(*neither)) == key(opened(*neither, day))
+    assert len({key(opened(*owns)), key(opened(*owns, day))}) == len({key(opened(*asks)), key(opened(*asks, day))}) == 2
+    assert key(opened(*asks, "model.template_date=2024-07-26")) == key(opened(*asks))
+    assert opened(*neither).sources[0].model.path == tmp_path / "neither" / "m"  # as it is
+    assert opened(*owns).sources[0].model.path == tmp_path / "owns" / "m"
+
+    def asked(*words: str) -> str:
+        tokenizer = load_tokenizer(opened(*words).sources[0].model.path)
+        return str(tokenizer.decode(prompt_ids(tokenizer, [{"role": "user", "content": "a dog"}])))
+
+    first = asked(*asks)
+    assert first.startswith("<|im_start|>system\n26 Jul 2024<|im_end|>\n")
+    assert asked(*asks, day).startswith("<|im_start|>system\n05 Jan 2025<|im_end|>\n")
+    assert asked(*owns, day).startswith("05 Jan 2025")
+    tomorrow = type("Tomorrow", (datetime.datetime,), {"now": classmethod(lambda cls, tz=None: cls(2031, 1, 2))})
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", tomorrow)
+    assert asked(*asks) == first
+    tokenizer = load_tokenizer(tmp_path / "asks" / "m")  # not by the door
+    assert "26 Jul 2024" in str(tokenizer.apply_chat_template([{"role": "user", "content": "a dog"}], tokenize=False))
+    tokenizer.save_pretrained(tmp_path / "trained")  # as a training saves it
+    assert load_tokenizer(tmp_path / "trained").chat_template == tokenizer.chat_template
+
+
+def test_a_judge_in_a_folder_asks_no_clock_and_keeps_its_name(whole: Path, tmp_path: Path, opened: Callable[..., Any]) -> None:
+    folder = shutil.copytree(whole, tmp_path / "a_judge")
+    (folder / "chat_template.jinja").write_text(DATED + CHATML)
+    judge = opened("judge=local", f"judge.model={folder}", "judge.n_items=4", f"results={tmp_path / 'results'}").sources[0].judge
+    assert judge.model.path.name == "a_judge"
+    assert judge.model.path != folder
+    assert "strftime_now(format)" in (judge.model.path / "chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize("day", ["yesterday", "2024-13-01", "26 Jul 2024"])
+def test_a_day_must_be_one(day: str, whole: Path, tmp_path: Path, problems: Callable[..., list[str]]) -> None:
+    words = local(whole, tmp_path, None)
+    (problem,) = problems(*words, f"model.template_date='{day}'")
+    assert "must be a day such as 2024-07-26" in problem
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ raise_exception('not for you') }}", "not for you"),
+        ("{{ ().__class__.__base__ }}", "SecurityError: access to attribute '__class__' of 'tuple' object is unsafe."),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "it took more than 2 s for a few short conv"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_one_line_of_plan_and_run_alike(template: str, why: str, whole: Path, tmp_path: Path) -> None:
+    words = [*local(shutil.copytree(whole, tmp_path / "m"), tmp_path, template)[:-1], "bounds.template_s=2"]
+    for verb in ("plan", "run"):
+        ran = bench(*words, f"do={verb}", results=tmp_path / "results")
+        assert (ran.code, len(ran.err.strip().splitlines())) == (2, 1), ran.err
+        assert f"the chat template in {tmp_path / 'm'} cannot be used: {why}" in ran.err
