@@ -8,7 +8,7 @@ from rich.table import Table
 from bench.terminal import Terminal, say
 
 FOREIGN = "page \x1b[2J\x1b]0;title\x07 of\u202e others\r\b"
-SHOWN = r"page \x1b[2J\x1b]0;title\x07 of\u202e others\r\x08"
+SHOWN = r"page \x1b[2J\x1b]0;title\x07 of\u202e others\x0d\x08"
 
 
 def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
