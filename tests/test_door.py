@@ -14,6 +14,7 @@ import pytest
 from tiny import make_preferences, write_rows
 
 from bench import methods
+from bench.config import NAME_WORDS
 from bench.door import Opened, open_door
 from bench.door.folders import with_template
 from bench.store import tree_stamp
@@ -160,7 +161,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["do=pln"],
             [
                 "unknown do 'pln' (do=pln on the command line); did you mean plan? "
-                "known: audit, bundle, conformance, export, plan, report, rescore, run, status, why"
+                "known: audit, bundle, conformance, export, plan, report, rescore, run, status, verify, why"
             ],
         ),
         (
@@ -201,7 +202,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         (["results=3"], ["results must be a valid string, got 3 (results=3 on the command line)"]),
         (
             ["model.name=a/b"],
-            ["model.name must be a name of letters, digits, dots, +, - and _, got 'a/b' (model.name=a/b on the command line)"],
+            [f"model.name must be {NAME_WORDS}, got 'a/b' (model.name=a/b on the command line)"],
         ),
         (
             ["method.name=foo"],

@@ -17,6 +17,7 @@ BENCH = ROOT / "bench"
 ORDER = [
     ["config", "kept"],
     ["text_files", "secrets"],
+    ["output_files", "terminal"],
     ["templates"],
     ["hub"],
     ["model_config"],
@@ -36,7 +37,7 @@ ORDER = [
     ["self_judge"],
     ["stages"],
     ["audit_files", "door", "report", "tracking"],
-    ["clusters", "costs", "counts", "size", "size_table", "screen", "conformance", "rescore", "why", "passport_page", "passport"],
+    ["clusters", "costs", "counts", "size", "size_table", "screen", "conformance", "rescore", "why", "passport_page", "passport", "verify"],
     ["bundle"],
     ["export"],
     ["run"],
@@ -47,6 +48,8 @@ HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", 
 LIGHT = [
     "config",
     "text_files",
+    "output_files",
+    "terminal",
     "secrets",
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -208,6 +209,9 @@ def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: St
     assert "1 lost" in out
     assert "4 to do" in out
     store.clear_marks(train)
+    assert print_status(sweep, store) is True  # the other is lost
+    store.sweep(running.kind, running.key)
+    shutil.rmtree(next(store.root.glob(f"train/{running.key}.build-*")))  # of this process, which lives
     assert print_status(sweep, store) is False
 
 

@@ -204,6 +204,18 @@ class Ledger:
         return [line for line in new.split(b"\n") if line.strip()]
 
 
+def check(path: Path) -> list[str]:
+    """What is wrong with a journal or a ledger, a text for each line; a last line that a kill cut short is no fault."""
+    faults = []
+    for place, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            if line.strip():
+                decode(line)
+        except Misfit as error:
+            faults.append(f"{path}:{place}: {error}")
+    return faults
+
+
 def append(path: Path, row: dict[str, Any]) -> None:
     """One line, by one call of the system, after a line end where a kill has cut the last line short."""
     line = encode(row)

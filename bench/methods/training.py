@@ -19,7 +19,7 @@ from transformers.training_args import OptimizerNames
 
 from bench import losses
 from bench.devices import check_rows, share_of
-from bench.engines.adapters import is_adapted
+from bench.engines.adapters import check_finite, is_adapted
 from bench.facts import Example, Fed, TrainFacts, digest
 from bench.kinds import RewardModelSettings, TrainSettings
 from bench.plan import reward_scale
@@ -375,9 +375,8 @@ def check_weights(
     model: PreTrainedModel, before: dict[str, tuple[float, float]], weights: Mapping[str, torch.Tensor] | None = None
 ) -> None:
     """A training that diverged or never reached the model is a failure, not a row of the table. `weights`: where the model is in parts."""
+    check_finite(model.state_dict() if weights is None else weights)
     after = fingerprint(model, weights)
-    if not all(math.isfinite(number) for pair in after.values() for number in pair):
-        raise FloatingPointError("the trained weights are not finite: lower the learning rate")
     if all(before.get(name) == numbers for name, numbers in after.items()):  # of tied weights, one may be missing here
         raise RuntimeError(
             "training left every weight as it was: the learning rate is too small for this precision, nothing ran, or warm-up took "

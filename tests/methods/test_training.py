@@ -24,6 +24,7 @@ from bench import worker
 from bench.config import Adapter, RewardModel, SftEpochs
 from bench.conformance.checks import SETTINGS, TRAINING
 from bench.conformance.checks import method as conformance_method
+from bench.engines.adapters import check_finite
 from bench.engines.hf import Engine, load_model
 from bench.kinds import ConversationSft, LogpsSettings, RewardModelSettings, TrainSettings
 from bench.methods.training import LengthBatches, Recorder, check_weights, common_arguments, fingerprint, on_one_gpu
@@ -107,8 +108,14 @@ def test_weights_that_did_not_move_or_are_not_finite_are_failures() -> None:
     check_weights(model, before)
     with torch.no_grad():
         model.weight[0, 0] = float("inf")
-    with pytest.raises(FloatingPointError, match="not finite"):
+        model.weight[0, 1] = float("-inf")
+    with pytest.raises(FloatingPointError, match=r"not finite \(weight holds 0 NaN and 2 infinite values of 6\): lower the learning rate"):
         check_weights(model, before)
+    with torch.no_grad():
+        model.bias[1] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"weight holds .* of 6, 1 more of 2 tensors are alike"):
+        check_finite(model.state_dict())
+    check_finite({"ids": torch.tensor([1, 2])})
 
 
 # The stage ------------------------------------------------------------------------------------------------------------
