@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from tiny import make_preferences, write_rows
 
 from bench import methods
+from bench.config import NAME_WORDS
 from bench.door import Opened, open_door
 from bench.door.folders import with_template
 from bench.store import tree_stamp
@@ -159,7 +161,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["do=pln"],
             [
                 "unknown do 'pln' (do=pln on the command line); did you mean plan? "
-                "known: audit, bundle, conformance, export, plan, report, rescore, run, status, why"
+                "known: audit, bundle, conformance, export, plan, report, rescore, run, status, verify, why"
             ],
         ),
         (
@@ -200,7 +202,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         (["results=3"], ["results must be a valid string, got 3 (results=3 on the command line)"]),
         (
             ["model.name=a/b"],
-            ["model.name must be a name of letters, digits, dots, +, - and _, got 'a/b' (model.name=a/b on the command line)"],
+            [f"model.name must be {NAME_WORDS}, got 'a/b' (model.name=a/b on the command line)"],
         ),
         (
             ["method.name=foo"],
@@ -482,6 +484,19 @@ def test_rows_of_messages_need_a_chat_template_before_anything_runs(
     (problem,) = problems(*own, *words)
     why = "is asked in messages and its tokenizer has no chat template: name one as model.chat_template ("
     assert problem.startswith(f"{model_folder} {why}")
+
+
+def test_a_plan_reads_and_shows_texts_of_any_language_in_any_locale(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:
+    """ASCII is what Python takes for text where the locale is C and nothing else is said."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ("model=local", f"model.path={model_folder}", "method=dpo", "do=plan")
+    (model_folder / "chat_template.jinja").write_text("{{ messages[0].content }} β", encoding="utf-8")
+    rows = [{"prompt": f"é{i}", "chosen": "日本", "rejected": "ß"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    done = run_bench(*words, "data=local", "data.path=rows.jsonl", **ascii_only)
+    assert done.returncode == 0, done.stderr
+    shown = run_bench(python=("-c", "from bench import __main__ as m; m._run = lambda words: print(chr(0x3b2)); m.main()"), **ascii_only)
+    assert (shown.returncode, shown.stdout) == (0, "\\u03b2\n"), shown.stderr
 
 
 def test_bad_rows_are_said_with_line_numbers_before_anything_runs(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:

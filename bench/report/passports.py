@@ -10,7 +10,7 @@ from typing import Any
 from bench.config import GoldJudge, JuryJudge
 from bench.plan import judge_key, judge_name, member_label
 from bench.report.rows import Sweep
-from bench.text_files import read_object
+from bench.text_files import BadFile, read_object
 
 PASSPORTS = "judges"  # folder of the results that holds them
 SAID = {"flip_rate": "flip rate", "noise_sd": "noise sd", "failure_rate": "unreadable"}  # of each, where it was measured
@@ -42,8 +42,9 @@ def passport_lines(sweep: Sweep, results: Path, *, link: bool = False) -> list[s
 def _read(folder: Path) -> list[tuple[str, tuple[Path, Mapping[str, Any]]]]:
     found: list[tuple[str, tuple[Path, Mapping[str, Any]]]] = []
     for path in sorted(folder.glob("*/passport.json")):
-        with contextlib.suppress(ValueError):  # one that is being written is found the next time
+        with contextlib.suppress(BadFile, KeyError, TypeError, AttributeError):  # one that is damaged is none
             content = read_object(path)
+            _words(content)
             found.append((str(content.get("key")), (path.parent, content)))
     return found
 
