@@ -221,7 +221,7 @@ def read_annotator(folder: Path) -> Found:
     for path in (mine / "configs.yaml", mine / "p.txt"):
         path.write_bytes((folder / path.name).read_bytes())
     found = annotator(str(mine))
-    numbers = [value for value in found.decoding.values() if value is not True and number(value) not in (0.7, 1.0, 2048)]
+    numbers = [value for value in found.decoding.values() if number(value) not in (None, 0.7, 1.0, 2048)]
     return Found([found.model, found.parser], numbers)
 
 
