@@ -8,17 +8,17 @@ import io
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bench import secrets
+from bench.machine import PACKAGE
 
 if TYPE_CHECKING:
     from bench.door import Opened
 
 BAD_CONFIG, SOME_FAILED, INTERRUPTED = 2, 3, 130
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
-PLUGINS = str(Path(__file__).parent / "_plugins")
+PLUGINS = str(PACKAGE / "_plugins")
 # Hydra answers these by itself: help, shell completion, the composed config.
 HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from bench import secrets
+from bench.machine import PACKAGE, ROOT
 from bench.text_files import BadFile, describe, read_object, read_yaml, text
 
 LOCK = "revisions.json"
@@ -145,8 +146,7 @@ def _weight_files(folder: Path) -> list[str]:
 
 # Code that a model brings ---------------------------------------------------------------------------------------------
 
-_HERE = Path(__file__).parent
-TRUSTED = next(path for path in (_HERE / "_conf", _HERE.parent / "conf") if path.is_dir()) / "trusted_code.yaml"
+TRUSTED = next(path for path in (PACKAGE / "_conf", ROOT / "conf") if path.is_dir()) / "trusted_code.yaml"
 
 
 def trusts_code(folder: Path) -> bool:

@@ -24,6 +24,7 @@ import psutil
 
 from bench.config import ClusterLauncher, LocalLauncher
 from bench.kinds import Need
+from bench.machine import ROOT
 from bench.store import Stage
 from bench.worker import ANSWERS, IMPORTS, PARENT
 
@@ -126,7 +127,7 @@ class Pool:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         environment |= {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": str(self.settings.threads)}
         environment |= {ANSWERS: str(write), PARENT: str(os.getpid()), IMPORTS: ",".join(self.imports)}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         if self.gpus:
             first = slot * self.devices
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[(first + i) % len(self.gpus)] for i in range(self.devices))

@@ -33,11 +33,11 @@ from omegaconf.resolvers import oc
 
 from bench import secrets
 from bench.config import MAX_CELLS, VERB_KEYS, as_name, user_path
+from bench.machine import PACKAGE, ROOT
 from bench.text_files import parse_yaml, read_text
 
-ROOT = Path(__file__).parent
-CONF = next(path for path in (ROOT / "_conf", ROOT.parent / "conf") if path.is_dir())
-SWEEPS = next(path for path in (ROOT / "_sweeps", ROOT.parent / "sweeps") if path.is_dir())
+CONF = next(path for path in (PACKAGE / "_conf", ROOT / "conf") if path.is_dir())
+SWEEPS = next(path for path in (PACKAGE / "_sweeps", ROOT / "sweeps") if path.is_dir())
 
 COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
 LABELLING_JUDGE = "judge@method.labelling_judge"  # a choice of conf/judge/ that labels, in a method's section

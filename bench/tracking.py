@@ -49,6 +49,7 @@ from urllib.parse import urlsplit
 
 from bench import secrets
 from bench.config import NoTracker, WandbTracker, user_path
+from bench.machine import ROOT
 
 Row = Mapping[str, float]
 
@@ -417,7 +418,7 @@ class _Wandb:
 
 
 def _start(directory: Path) -> subprocess.Popen[str]:
-    package_root = str(Path(__file__).resolve().parents[1])
+    package_root = str(ROOT)
     environ = {name: value for name, value in os.environ.items() if name not in _FOREIGN} | {
         "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",

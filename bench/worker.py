@@ -29,6 +29,7 @@ from typing import Any
 from bench import kinds, secrets
 from bench.config import Accelerate
 from bench.kept import AT_REST, VERSIONS
+from bench.machine import PACKAGE
 from bench.store import OverBudget, Source, Stage, Store, tree_stamp
 
 # What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
@@ -220,7 +221,7 @@ def _versions() -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
     # e.g. 1f0c2a9b7d31, or 1f0c2a9b7d31-dirty where files have changed since
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    describe = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         revision = subprocess.run(describe, capture_output=True, encoding="utf-8", check=False, errors="replace").stdout.strip()
     except OSError:  # no git here

@@ -15,6 +15,7 @@ BENCH = ROOT / "bench"
 
 # Lowest first; a room may import itself and what stands before it (design.md, "The house").
 ORDER = [
+    ["machine"],
     ["config", "kept"],
     ["text_files", "secrets"],
     ["output_files", "terminal"],

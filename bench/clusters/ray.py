@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 from bench.clusters.stages import Ending, NodeJob
 from bench.config import RayLauncher, Resources
+from bench.machine import ROOT
 from bench.worker import reason
 
 OBJECTS_BYTES = 100 * 2**20  # of a cluster that we start: nothing travels through Ray's object store, so it need not take a third of memory
@@ -41,7 +41,7 @@ def _connect(settings: RayLauncher) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without GPUs keeps what its machine says of them
     import ray
 
-    root = str(Path(__file__).parent.parent.parent)
+    root = str(ROOT)
     own = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])), **settings.env}
     given = {**settings.runtime_env, "env_vars": {**own, **settings.runtime_env.get("env_vars", {})}}
     local: dict[str, Any] = {} if settings.address else {"include_dashboard": False, "object_store_memory": OBJECTS_BYTES}

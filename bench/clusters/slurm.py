@@ -22,6 +22,7 @@ from typing import Any, Literal
 from bench.clusters.stages import Ending, NodeJob, Refused
 from bench.config import LocalLauncher, Resources, SlurmLauncher, SlurmResources
 from bench.launch import FOREIGN, Pool
+from bench.machine import ROOT
 from bench.store import Store
 from bench.terminal import shown
 from bench.text_files import printable
@@ -75,7 +76,7 @@ def make_executor(settings: SlurmLauncher, given: Resources, folder: Path) -> An
     from submitit import SlurmExecutor
 
     assert isinstance(given, SlurmResources)
-    root = str(Path(__file__).parent.parent.parent)
+    root = str(ROOT)
     environment = {**settings.env, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     unsets = [f"unset {name}" for name in os.environ if name.startswith(FOREIGN)]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from bench.config import Bounds, user_path
+from bench.machine import PACKAGE
 from bench.model_config import check_rows, check_shards, check_sizes
 from bench.store import hash_long
 from bench.templates import (
@@ -24,7 +25,7 @@ from bench.templates import (
 )
 from bench.text_files import read_text
 
-CHAT_TEMPLATES = Path(__file__).parent.parent / "chat_templates"
+CHAT_TEMPLATES = PACKAGE / "chat_templates"
 KNOWN = ", ".join(sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja")))
 NAME_ONE = f"name one as model.chat_template ({KNOWN}, or a Jinja file)"
 ADD_ONE = f"add {TEMPLATE}"

@@ -10,9 +10,10 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.config import AsList, Settings, user_path
+from bench.machine import PACKAGE
 from bench.text_files import BadFile, describe, printable, read_yaml
 
-OWN_PRICES = Path(__file__).parent / "prices.yaml"
+OWN_PRICES = PACKAGE / "judges" / "prices.yaml"
 Dollars = Annotated[float, Field(ge=0)]
 
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import user_path
+from bench.machine import PACKAGE
 from bench.records import Message
 from bench.store import canonical_json, hash_key
 from bench.text_files import BadFile, describe, number, optional_text, printable, read_rows, read_text, read_yaml, text, whole_number
 
-OWN_PROMPTS = Path(__file__).parent / "mt_bench_prompts.jsonl"
-OWN_GAME = Path(__file__).parent / "arena_hard_prompt.yaml"
+OWN_PROMPTS = PACKAGE / "judges" / "mt_bench_prompts.jsonl"
+OWN_GAME = PACKAGE / "judges" / "arena_hard_prompt.yaml"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import psutil
 
 from bench import secrets
 from bench.kinds import LanguageJudgeSettings
+from bench.machine import ROOT
 from bench.store import Stage, hash_key
 from bench.worker import ServerPlace
 
@@ -81,7 +82,7 @@ class Servers:
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """The command in a session of its own, under a process that ends it when this one is gone."""
     defaults = ENVIRONMENT | ({} if Path("/dev/nvidia0").exists() else CPU_ENVIRONMENT)
-    root = str(Path(__file__).parent.parent.parent)
+    root = str(ROOT)
     environment: Mapping[str, str] = {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     out, _ = secrets.pipe_into(log)
     try:

@@ -26,6 +26,7 @@ from bench.config import Accelerate
 from bench.devices import Spread, learning, share_of
 from bench.engines.adapters import is_adapted, save_model
 from bench.facts import digest
+from bench.machine import ROOT
 from bench.methods.checkpoints import Checkpoints
 from bench.methods.training import Recorder, check_weights, fingerprint
 from bench.store import tree_stamp
@@ -142,7 +143,7 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
     job.write_text(json.dumps(told), encoding="utf-8")
     launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(config)]
     launch += ["--main_process_port", str(_free_port())]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     if accelerate.config.get("use_cpu"):
         environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run([*launch, "-m", __name__, str(job)], env=environment, check=False)
