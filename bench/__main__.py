@@ -14,7 +14,7 @@ from bench import secrets
 from bench.machine import PACKAGE
 
 if TYPE_CHECKING:
-    from bench.door import Opened
+    from bench.cli.compose import Opened
 
 BAD_CONFIG, SOME_FAILED, INTERRUPTED = 2, 3, 130
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
@@ -56,7 +56,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _run(words: list[str]) -> None:
-    from bench.door import BadConfig, open_door
+    from bench.cli.compose import BadConfig, open_door
     from bench.terminal import say
 
     try:
@@ -83,13 +83,13 @@ def _hydra(opened: Opened | None) -> None:
     """Hydra's own main. It multiruns (conf/config.yaml), so our sweeper gets the task and calls it once, with the opened command."""
     import hydra
 
-    from bench import sweep
+    from bench.cli import sweep_files
 
-    sweep.register_sweeps()
+    sweep_files.register_sweeps()
 
-    @hydra.main(config_path=str(sweep.CONF), config_name="config", version_base="1.3")
+    @hydra.main(config_path=str(sweep_files.CONF), config_name="config", version_base="1.3")
     def task(_: Any) -> None:
-        from bench import run
+        from bench.commands import run
 
         assert opened is not None
         sys.exit(run.main(opened))

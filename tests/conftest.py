@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from endpoint import Endpoint
 
+from bench.cli.compose import BadConfig, Opened, open_door
 from bench.config import Cell
-from bench.door import BadConfig, Opened, open_door
 
 ROOT = Path(__file__).parent.parent
 settings.register_profile("bench", deadline=None, derandomize=True, database=None)  # the same everywhere, on busy machines too

@@ -16,15 +16,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from architectures import ARCHITECTURES, make
 from tiny import make_preferences, plans
 
-from bench import size_table
-from bench.door import open_door
-from bench.door.folders import CHAT_TEMPLATES
+from bench.cli.compose import open_door
+from bench.cli.folders import CHAT_TEMPLATES
 from bench.engines.hf import Engine, check_fit, load_model
-from bench.plan import CellPlan
+from bench.forecast import compute_table
+from bench.models.tokenize import load_tokenizer, prompt_ids, row_ids
+from bench.planning.cells import CellPlan
 from bench.records import Completion, read_jsonl, read_logps
-from bench.store import Stage, Store
-from bench.tokens import load_tokenizer, prompt_ids, row_ids
-from bench.worker import describe, run_stage
+from bench.runner.worker import describe, run_stage
+from bench.store.store import Stage, Store
 
 torch.set_num_threads(1)
 
@@ -124,7 +124,7 @@ def test_a_base_model_learns_from_messages_in_the_template_that_it_is_given(temp
     history = [json.loads(line) for line in (store.folder(cell.roles["train"]) / "history.jsonl").read_text().splitlines()]
     assert history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert sorted(path.name for path in folder.iterdir()) == before
-    planned = size_table.report([cell], [], store, open_door([*own, "do=plan"]).session.hardware, "weights", "auto")
+    planned = compute_table.report([cell], [], store, open_door([*own, "do=plan"]).session.hardware, "weights", "auto")
     assert planned and any("one training on cpu took 1.00 times the tokens that the forecast says" in line for line in planned.lines)
 
 

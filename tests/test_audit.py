@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import audit
 from bench.config import CATEGORIES, GoldWeights, World, Writer
 from bench.judges import baseline
 from bench.judges.gold import GoldPreference
 from bench.records import Call, Completion, Item, Verdict
-from bench.stats import Estimate, Unmeasured
+from bench.stats import judge_bias
+from bench.stats.estimates import Estimate, Unmeasured
 from bench.world.corpus import make_items
 from bench.world.tasks import Turn
 from bench.world.writers import write
@@ -125,22 +125,23 @@ def judged(judge: Scripted) -> list[Verdict]:
 
 def found(judge: Scripted) -> dict[str, Any]:
     first, second = judged(judge), again(judge)
-    return audit.verdict_statistics(first, second, truth()) | audit.truth_statistics(first, truth())
+    return judge_bias.verdict_statistics(first, second, truth()) | judge_bias.truth_statistics(first, truth())
 
 
 VOTES = Scripted(votes=True)
+
 
 def again(judge: Scripted) -> list[Verdict]:
     return judged(replace(judge, seed=judge.seed + 1000))
 
 
 STATISTICS: dict[str, Callable[[Scripted], Any]] = {
-    "position_bias": lambda judge: audit.position_bias(judged(judge)),
-    "length_bias": lambda judge: audit.length_slope(judged(judge), truth()),
-    "failure_rate": lambda judge: audit.failure_rate(judged(judge)),
-    "noise_rate": lambda judge: audit.noise_rate(audit.retest_agreement(judged(judge), again(judge))),
-    "tie_rate": lambda judge: audit.tie_rate(judged(judge)),
-    "drift": lambda judge: audit.drift(judged(judge), truth()),
+    "position_bias": lambda judge: judge_bias.position_bias(judged(judge)),
+    "length_bias": lambda judge: judge_bias.length_slope(judged(judge), truth()),
+    "failure_rate": lambda judge: judge_bias.failure_rate(judged(judge)),
+    "noise_rate": lambda judge: judge_bias.noise_rate(judge_bias.retest_agreement(judged(judge), again(judge))),
+    "tie_rate": lambda judge: judge_bias.tie_rate(judged(judge)),
+    "drift": lambda judge: judge_bias.drift(judged(judge), truth()),
 }
 
 
@@ -192,11 +193,11 @@ def test_a_plain_slope_confounds_quality_with_length_and_the_bias_does_not() -> 
 
 
 def test_a_judge_that_is_a_function_has_no_order_and_no_noise() -> None:
-    statistics = audit.verdict_statistics(gold(), None, truth())
+    statistics = judge_bias.verdict_statistics(gold(), None, truth())
     for name in ("position_bias", "flip_rate", "retest_agreement", "noise_rate"):
         assert isinstance(statistics[name], Unmeasured), name
     assert statistics["failure_rate"] == Estimate(0.0, 0.0, 0.0, pytest.approx(0.0095, abs=1e-4), N)
-    assert isinstance(audit.verdict_statistics(gold(), None, None)["length_bias"], Unmeasured)
+    assert isinstance(judge_bias.verdict_statistics(gold(), None, None)["length_bias"], Unmeasured)
 
 
 # The corrected win rate -------------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def test_the_corrected_win_rate_covers_the_truth_at_its_rate(judge: Scripted, la
     for _ in range(4000):
         drawn = rng.integers(0, len(verdicts), 400)
         known, rest = drawn[:labelled], drawn[labelled:]
-        estimate = audit.prediction_powered(said[known], true[known], said[rest])
+        estimate = judge_bias.prediction_powered(said[known], true[known], said[rest])
         assert estimate.low is not None and estimate.high is not None
         hits.append(estimate.low <= true.mean() <= estimate.high)
     slack = 4 * math.sqrt(0.95 * 0.05 / 4000)
@@ -230,10 +231,10 @@ def test_a_biased_judges_own_win_rate_is_wrong_and_labels_narrow_nothing_for_fre
     true = np.mean([*truth().values()])
     labels = dict(list(truth().items())[:100])
     longest = replace(VOTES, length=6.0)
-    plain, corrected = found(longest)["win_rate"], audit.corrected_win_rate(judged(longest), labels)
+    plain, corrected = found(longest)["win_rate"], judge_bias.corrected_win_rate(judged(longest), labels)
     assert abs(plain.value - true) > 0.05 and not plain.low <= true <= plain.high
     assert isinstance(corrected, Estimate) and _covers(corrected, float(true))
-    good, alone = audit.corrected_win_rate(judged(Scripted()), labels), audit.truth_win_rate(labels)
+    good, alone = judge_bias.corrected_win_rate(judged(Scripted()), labels), judge_bias.truth_win_rate(labels)
     assert isinstance(good, Estimate) and isinstance(alone, Estimate)
     assert good.standard_error is not None and alone.standard_error is not None
     assert good.standard_error < 0.7 * alone.standard_error
@@ -242,11 +243,11 @@ def test_a_biased_judges_own_win_rate_is_wrong_and_labels_narrow_nothing_for_fre
 def test_correcting_is_the_judges_mean_plus_the_labelled_differences() -> None:
     """Judge 1, 1, 0, 1 with truth 1, 0 of the first two: 3/4 + (0 - 1) / 2 = 1/4. All labelled: the truth's mean."""
     verdicts = [Verdict(f"{i}", "j", preference=p) for i, p in enumerate((1.0, 1.0, 0.0, 1.0))]
-    corrected = audit.corrected_win_rate(verdicts, {"0": 1.0, "1": 0.0})
+    corrected = judge_bias.corrected_win_rate(verdicts, {"0": 1.0, "1": 0.0})
     assert isinstance(corrected, Estimate) and corrected.value == pytest.approx(0.25) and corrected.n == 4
-    whole = audit.corrected_win_rate(verdicts, {"0": 1.0, "1": 0.0, "2": 0.0, "3": 1.0})
+    whole = judge_bias.corrected_win_rate(verdicts, {"0": 1.0, "1": 0.0, "2": 0.0, "3": 1.0})
     assert isinstance(whole, Estimate) and whole.value == 0.5
-    assert isinstance(audit.corrected_win_rate(verdicts, {"0": 1.0}), Unmeasured)
+    assert isinstance(judge_bias.corrected_win_rate(verdicts, {"0": 1.0}), Unmeasured)
 
 
 # By hand ------------------------------------------------------------------------------------------------------------------
@@ -268,10 +269,10 @@ def _pairs(rows: Sequence[tuple[str, float | None, float | None]]) -> Iterator[V
 def test_orders_by_hand() -> None:
     """Differences 1, 0, 0.5 over three pairs read in both orders; one flips, for a tie names no winner; 2 of 8 calls are ties or fail."""
     verdicts = [pair("a", 1.0, 0.0), pair("b", 1.0, 1.0), pair("c", 1.0, 0.5), pair("d", 0.0, None)]
-    bias, flips = audit.position_bias(verdicts), audit.flip_rate(verdicts)
+    bias, flips = judge_bias.position_bias(verdicts), judge_bias.flip_rate(verdicts)
     assert isinstance(bias, Estimate) and (bias.value, bias.n) == (0.5, 3)
     assert isinstance(flips, Estimate) and (flips.value, flips.n) == (pytest.approx(1 / 3), 3)
-    ties, failures = audit.tie_rate(verdicts), audit.failure_rate(verdicts)
+    ties, failures = judge_bias.tie_rate(verdicts), judge_bias.failure_rate(verdicts)
     assert isinstance(ties, Estimate) and (ties.value, ties.n, ties.n_unscored) == (pytest.approx(1 / 7), 7, 1)
     assert isinstance(failures, Estimate) and (failures.value, failures.n) == (1 / 8, 8)
 
@@ -281,12 +282,12 @@ def test_kappa_by_hand() -> None:
     rows = [(1.0, 1.0)] * 20 + [(1.0, 0.0)] * 5 + [(0.0, 1.0)] * 10 + [(0.0, 0.0)] * 15
     verdicts = [Verdict(f"{i}", "j", preference=p) for i, (p, _) in enumerate(rows)]
     labels = {f"{i}": t for i, (_, t) in enumerate(rows)}
-    kappa, agreement = audit.kappa(verdicts, labels), audit.agreement(verdicts, labels)
+    kappa, agreement = judge_bias.kappa(verdicts, labels), judge_bias.agreement(verdicts, labels)
     assert isinstance(kappa, Estimate) and kappa.value == pytest.approx(0.4) and kappa.low is not None and kappa.low < 0.4
     assert isinstance(agreement, Estimate) and agreement.value == pytest.approx(0.7)
-    halves = audit.agreement([Verdict("0", "j", preference=0.5), Verdict("1", "j", preference=1.0)], {"0": 1.0, "1": 1.0})
+    halves = judge_bias.agreement([Verdict("0", "j", preference=0.5), Verdict("1", "j", preference=1.0)], {"0": 1.0, "1": 1.0})
     assert isinstance(halves, Estimate) and halves.value == 0.75
-    assert isinstance(audit.kappa(verdicts[:20], labels), Unmeasured)
+    assert isinstance(judge_bias.kappa(verdicts[:20], labels), Unmeasured)
 
 
 def test_length_slope_agrees_with_statsmodels() -> None:
@@ -295,24 +296,24 @@ def test_length_slope_agrees_with_statsmodels() -> None:
     x = np.array([[((v.policy_length or 0) - (v.baseline_length or 0)) / 100, 1.0, logit(truth()[v.item_id])] for v in verdicts])
     y = np.array([v.preference for v in verdicts])
     fit = sm.GLM(y, x, family=sm.families.Binomial()).fit(cov_type="HC1")
-    ours = audit.length_slope(verdicts, truth())
+    ours = judge_bias.length_slope(verdicts, truth())
     assert isinstance(ours, Estimate)
     error = fit.bse[0] * math.sqrt(N / (N - 3))  # statsmodels leaves the small-sample factor of HC1 out of GLMs
     assert (ours.value, ours.standard_error) == (pytest.approx(fit.params[0], rel=1e-6), pytest.approx(error, rel=1e-6))
 
 
-def plain_slope(verdicts: Sequence[Verdict]) -> audit.Found:
-    return audit.length_slope(verdicts, None)
+def plain_slope(verdicts: Sequence[Verdict]) -> judge_bias.Found:
+    return judge_bias.length_slope(verdicts, None)
 
 
-def plain_drift(verdicts: Sequence[Verdict]) -> audit.Found:
-    return audit.drift(verdicts, None)
+def plain_drift(verdicts: Sequence[Verdict]) -> judge_bias.Found:
+    return judge_bias.drift(verdicts, None)
 
 
 @pytest.mark.parametrize(
-    "statistic", [audit.position_bias, audit.flip_rate, audit.tie_rate, audit.failure_rate, plain_slope, plain_drift]
+    "statistic", [judge_bias.position_bias, judge_bias.flip_rate, judge_bias.tie_rate, judge_bias.failure_rate, plain_slope, plain_drift]
 )
-def test_nothing_measured_is_no_number(statistic: Callable[[Sequence[Verdict]], audit.Found]) -> None:
+def test_nothing_measured_is_no_number(statistic: Callable[[Sequence[Verdict]], judge_bias.Found]) -> None:
     assert isinstance(statistic([]), Unmeasured)
-    if statistic not in (audit.failure_rate,):
+    if statistic not in (judge_bias.failure_rate,):
         assert isinstance(statistic([pair("a", None, None)]), Unmeasured)

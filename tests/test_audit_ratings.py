@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import audit_ratings as audit
 from bench.config import CATEGORIES, GoldWeights, World, Writer
 from bench.judges.gold import GoldRating
 from bench.records import Completion, Item, Verdict
-from bench.stats import Estimate, Unmeasured
+from bench.stats import rating_bias as audit
+from bench.stats.estimates import Estimate, Unmeasured
 from bench.world.corpus import make_items
 from bench.world.tasks import Turn
 from bench.world.writers import write

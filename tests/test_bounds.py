@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bench.cli.sweep_files import CONF, n_points, parse_command_line, points
 from bench.config import MAX_CELLS
-from bench.launch import cores
-from bench.sweep import CONF, n_points, parse_command_line, points
+from bench.runner.local_pool import cores
 
 Problems = Callable[..., list[str]]
 HEAD = "# @package _global_\n"

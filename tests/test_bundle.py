@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import Ran, bench, copy_results, make_model, make_preferences, smoke
 
-from bench.bundle import nameless, nameless_command
+from bench.commands.bundle import nameless, nameless_command
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from published import PUBLISHED, publish
 from pydantic import BaseModel, ValidationError
 
 from bench import config
+from bench.cli.compose import Opened
 from bench.config import Cell, Session, misfits
-from bench.door import Opened
 
 ROOT = Path(__file__).parent.parent
 CONF, SWEEPS = ROOT / "conf", ROOT / "sweeps"

@@ -14,10 +14,10 @@ import pytest
 from tiny import make_preferences, write_rows
 
 from bench import methods
+from bench.cli.compose import Opened, open_door
+from bench.cli.folders import with_template
 from bench.config import NAME_WORDS
-from bench.door import Opened, open_door
-from bench.door.folders import with_template
-from bench.store import tree_stamp
+from bench.store.store import tree_stamp
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,7 +62,7 @@ def test_each_fault_alone_is_one_line(problems: Problems, word: str) -> None:
 def test_the_door_loads_no_torch_whether_or_not_it_opens() -> None:
     code = """
 import sys
-from bench.door import BadConfig, open_door
+from bench.cli.compose import BadConfig, open_door
 open_door(["+sweep=kto_beta"])
 try:
     open_door(["method.beta=-1"])
@@ -668,7 +668,7 @@ def test_what_needs_a_gpu_is_said_before_anything_is_loaded_and_can_be_planned(
 def test_qlora_without_its_package_is_refused_and_can_be_planned(
     opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.door.importlib.util.find_spec", lambda package: None)
+    monkeypatch.setattr("bench.cli.compose.importlib.util.find_spec", lambda package: None)
     words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "adapter=qlora"]
     (problem,) = problems(*words)
     assert problem.startswith("adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or take")

@@ -36,8 +36,8 @@ from tiny import (
     smoke_folder,
 )
 
-from bench.plan import CellPlan
-from bench.store import Store
+from bench.planning.cells import CellPlan
+from bench.store.store import Store
 
 ONE_WORKER = "hydra.launcher.workers=1"
 TORCH_FREE = ("judge", "score")
@@ -83,7 +83,7 @@ def wait_for(reached: Callable[[], object], command: subprocess.Popen[str], pati
 
 
 def workers_of(command: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(command.pid).children(recursive=True) if "bench.worker" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process(command.pid).children(recursive=True) if "bench.runner.worker" in " ".join(child.cmdline())]
 
 
 def gone(processes: list[psutil.Process], within_s: float = 5.0) -> bool:

@@ -20,8 +20,8 @@ from tiny import make_model, smoke_cell, smoke_folder
 from bench.config import Decoding
 from bench.engines.hf import Engine, load_model
 from bench.engines.reward import Scorer, new_reward_model
+from bench.models.tokenize import Ids, conversation, model_folder, preference_ids, prompt_ids
 from bench.records import Item, read_jsonl, read_rows
-from bench.tokens import Ids, conversation, model_folder, preference_ids, prompt_ids
 
 torch.set_num_threads(1)  # as in a worker
 

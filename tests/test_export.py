@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import Ran, bench, copy_results, make_model, make_preferences, smoke, smoke_cell, smoke_folder
 
-from bench import keep
 from bench.records import Completion, read_jsonl, read_logps
-from bench.store import Stage, Store
+from bench.runner import evict
+from bench.store.store import Stage, Store
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     key = smoke_cell("kto", 0.1).key
     results = copy_results(smoke(), tmp_path / "results")
     shutil.copytree(smoke().results / "cells", results / "cells")
-    assert keep.evict("numbers", [smoke_cell("kto", 0.1)], Store(results / "store")).stages == 3
+    assert evict.evict("numbers", [smoke_cell("kto", 0.1)], Store(results / "store")).stages == 3
     ran = bench("do=export", f"cell={key}", f"out={tmp_path / 'out'}", results=results)
     assert ran.code == 2
     assert "its weights were evicted" in ran.err and "keep=weights" in ran.err

@@ -20,16 +20,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.door.folders import no_template
-from bench.hub import read_config, trusts_code
-from bench.judges import alpaca_eval, mt_bench
-from bench.judges.items import read_alpaca_eval, read_arena_hard, read_mt_bench
-from bench.judges.prices import read_prices
-from bench.judges.prompts import OWN_GAME, OWN_PROMPTS, annotator, arena_hard_template, mt_bench_templates
-from bench.model_config import positions
+from bench.cli.folders import no_template
+from bench.judges.asked.prices import read_prices
+from bench.judges.asked.prompts import OWN_GAME, OWN_PROMPTS, annotator, arena_hard_template, mt_bench_templates
+from bench.judges.formats import alpaca_eval, mt_bench
+from bench.judges.formats.items import read_alpaca_eval, read_arena_hard, read_mt_bench
+from bench.models.hub import read_config, trusts_code
+from bench.models.model_config import positions
+from bench.readers.completions_file import matched, read_written
 from bench.records import Item, read_labels
 from bench.text_files import BadFile, number, printable
-from bench.written import matched, read_written
 
 TEXT = st.text(max_size=6)
 NAME = st.text("abcü😀 _-.", min_size=1, max_size=4)
@@ -495,5 +495,3 @@ def test_a_calibration_is_refused_or_read_as_it_stands(folder: Path, data: st.Da
             assert [(gamed.preference, gamed.gap) for gamed in found.gamed.get(f"item-{k}", ())] == votes
             assert all(0 <= preference <= 1 for preference, _ in votes)
     return None
-
-

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from published import PUBLISHED, publish, ultrafeedback, write
 
-from bench import hub
+from bench.models import hub
 
 RunBench = Callable[..., "subprocess.CompletedProcess[str]"]
 REPO = "HuggingFaceH4/ultrafeedback_binarized"

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from published import publish
 from tiny import make_model, make_preferences, plans
 
-from bench import hub
-from bench.counts import data_lines
-from bench.door import Opened, open_door
-from bench.store import Store
+from bench.cli.compose import Opened, open_door
+from bench.forecast.row_counts import data_lines
+from bench.models import hub
+from bench.store.store import Store
 
 Problems = Callable[..., list[str]]
 ROOT = Path(__file__).parent.parent

@@ -17,12 +17,12 @@ import yaml
 from endpoint import Answer, Endpoint, Said, fair
 from tiny import ROOT, bench, copy_results, make_model, smoke
 
-from bench.door import Opened, open_door
-from bench.kinds import ScoreSettings
-from bench.plan import plan_cell
+from bench.cli.compose import Opened, open_door
+from bench.planning.cells import plan_cell
 from bench.records import Completion, Verdict, read_jsonl, write_jsonl
 from bench.stages import score
-from bench.store import FileFacts, file_digest, files_digest
+from bench.store.stage_settings import ScoreSettings
+from bench.store.store import FileFacts, file_digest, files_digest
 
 # The smoke sweep's cell of KTO at beta 0.1, stage for stage, under another judge.
 SMOKE = yaml.safe_load((ROOT / "sweeps" / "smoke.yaml").read_text())
@@ -265,5 +265,3 @@ def test_what_moves_the_keys_of_judging(opened: Callable[..., Opened], tmp_path:
     assert moved == {"preference_items", "preference_completions", "preference_verdicts", "score"}
     shutil.copy(items, tmp_path / "same.json")
     assert keys(f"judge.items={items}") == keys(f"judge.items={tmp_path / 'same.json'}")
-
-

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_store import Plain, state
 from tiny import bench, copy_results, smoke, smoke_cell, smoke_cells
 
-from bench import keep
-from bench.plan import CellPlan, make_plan
-from bench.store import Stage, Store
+from bench.planning.cells import CellPlan, make_plan
+from bench.runner import evict
+from bench.store.store import Stage, Store
 
 
 def trained(value: float, store: Store, **inputs: Stage) -> Stage:
@@ -61,19 +61,19 @@ WHOLE = {"model.safetensors", "adapter_model.safetensors", "config.json", "histo
     ("kept", "gone"),
     [("weights", set()), ("adapters", {"model.safetensors"}), ("numbers", {"model.safetensors", "adapter_model.safetensors"})],
 )
-def test_what_goes_is_what_keep_says(kept: keep.Keep, gone: set[str], store: Store) -> None:
+def test_what_goes_is_what_keep_says(kept: evict.Keep, gone: set[str], store: Store) -> None:
     policy = trained(1, store)
     cell = scored(policy, store)
-    assert keep.evict(kept, [cell], store).size == {0: 0, 1: 1000, 2: 1010}[len(gone)]
+    assert evict.evict(kept, [cell], store).size == {0: 0, 1: 1000, 2: 1010}[len(gone)]
     assert names(policy, store) == WHOLE - gone
-    assert keep.evicted([cell], Store(store.root)).size == {0: 0, 1: 1000, 2: 1010}[len(gone)]
+    assert evict.evicted([cell], Store(store.root)).size == {0: 0, 1: 1000, 2: 1010}[len(gone)]
 
 
 def test_evicted_is_done_for_numbers_and_absent_for_who_reads_weights(store: Store) -> None:
     policy = trained(1, store)
     cell = scored(policy, store)
     digest = store.digest(policy)
-    keep.evict("numbers", [cell], store)
+    evict.evict("numbers", [cell], store)
     seen = Store(store.root)
     assert (state(policy, store.root), state(cell.score, store.root)) == ("done", "done")
     assert seen.digest(policy) == digest
@@ -86,7 +86,7 @@ def test_something_new_makes_them_again_and_what_was_computed_stays(store: Store
     base = trained(0, store)
     policy = trained(1, store, model=base)
     cell = scored(policy, store)
-    keep.evict("numbers", [cell], store)
+    evict.evict("numbers", [cell], store)
     new = Stage("generate", 1, Plain(value=7), {"model": policy}, label="new prompts")
     asking = CellPlan(None, "new", "new", Stage("score", 1, Plain(value=9), {"completions": new}), {"train": policy})  # type: ignore[arg-type]
     plan = make_plan([cell, asking], Store(store.root))
@@ -104,7 +104,7 @@ def test_weights_that_an_unfinished_cell_needs_stay(store: Store) -> None:
     base = trained(0, store)
     done, failed = trained(1, store, model=base), trained(2, store, model=base)
     cells = [scored(done, store), scored(failed, store, done=False)]
-    assert keep.evict("numbers", cells, store).stages == 1
+    assert evict.evict("numbers", cells, store).stages == 1
     assert names(done, store) == WHOLE - {"model.safetensors", "adapter_model.safetensors"}
     assert names(base, store) == names(failed, store) == WHOLE
 
@@ -118,13 +118,13 @@ def test_who_dies_while_evicting_leaves_a_store_that_is_right(store: Store, monk
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "unlink", die)
-        keep.evict("numbers", [cell], store)
+        evict.evict("numbers", [cell], store)
     assert names(policy, store) == WHOLE  # files that nobody reads
     assert (state(policy, store.root), Store(store.root).held(policy).state) == ("done", "absent")
-    assert keep.evict("numbers", [cell], Store(store.root)).size == 1010
+    assert evict.evict("numbers", [cell], Store(store.root)).size == 1010
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "replace", die)
-        keep.evict("numbers", [scored(other := trained(2, store), store)], store)
+        evict.evict("numbers", [scored(other := trained(2, store), store)], store)
     assert Store(store.root).held(other).state == "done"
 
 
@@ -133,7 +133,7 @@ def test_a_stage_that_somebody_computes_is_left_alone(store: Store) -> None:
     cell = scored(policy, store)
     lock = Store(store.root).try_lock(policy)
     assert lock is not None
-    assert keep.evict("numbers", [cell], store).stages == 0
+    assert evict.evict("numbers", [cell], store).stages == 0
     lock.release()
     assert names(policy, store) == WHOLE
 

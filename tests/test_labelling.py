@@ -15,8 +15,8 @@ from test_judging import CELL
 from tiny import Ran, bench, copy_results, make_model, make_preferences, plans, smoke, write_rows
 
 from bench.records import Completion, Labelled, Verdict, read_jsonl
-from bench.store import Store
-from bench.worker import describe, run_stage
+from bench.runner.worker import describe, run_stage
+from bench.store.store import Store
 
 LOOP = [word for word in CELL if not word.startswith("method")]
 LOOP += ["method=iterative_dpo", "method.seed_training=null", "method.n_prompts=8", "method.sample_max_new_tokens=12"]
@@ -156,7 +156,7 @@ def test_a_reward_model_from_a_folder_labels(own: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from bench.engines.reward import Scorer
-    from bench.tokens import row_ids
+    from bench.models.tokenize import row_ids
 
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_pretrained(own / "model", num_labels=1).save_pretrained(own / "my-rewards")

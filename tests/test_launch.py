@@ -18,19 +18,19 @@ sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
 
 from fake_stage import HERE, Fake, attempts, fake
 
-from bench import kinds
 from bench.config import LocalLauncher
-from bench.launch import Pool, Report, _cpu_quota, chain_lengths, pool_size, visible_gpus
-from bench.store import Stage, Store
-from bench.worker import describe
+from bench.runner.local_pool import Pool, Report, _cpu_quota, chain_lengths, pool_size, visible_gpus
+from bench.runner.worker import describe
+from bench.store import stage_settings
+from bench.store.store import Stage, Store
 
 PATIENCE_S = 60.0
 
 
 @pytest.fixture(autouse=True)
 def _known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kinds.SETTINGS, "fake", (Fake,))
-    monkeypatch.setitem(kinds.VERSIONS, "fake", 1)
+    monkeypatch.setitem(stage_settings.SETTINGS, "fake", (Fake,))
+    monkeypatch.setitem(stage_settings.VERSIONS, "fake", 1)
     monkeypatch.setenv("PYTHONPATH", str(HERE))
 
 
@@ -227,9 +227,9 @@ import sitecustomize
 from pathlib import Path
 from fake_stage import fake
 from bench.config import LocalLauncher
-from bench.launch import Pool
-from bench.store import Store
-from bench.worker import describe
+from bench.runner.local_pool import Pool
+from bench.store.store import Store
+from bench.runner.worker import describe
 store = Store(Path({str(store.root)!r}))
 pool = Pool(LocalLauncher(name="local", workers=2, threads=1, stage_timeout_s=60.0, retries=1))
 stages = [fake("busy", seconds=30.0), fake("quick")]

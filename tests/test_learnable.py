@@ -11,15 +11,15 @@ import pytest
 from tiny import CHATML, make_model, plans, write_rows
 
 from bench.config import Settings
-from bench.counts import data_lines
-from bench.kinds import FilePromptData, LocalPairData, LoopPairData
-from bench.learnable import SAME_TOKENS, TOO_LONG, UNWRITABLE, looker
-from bench.plan import CellPlan
+from bench.forecast.row_counts import data_lines
+from bench.models.tokenize import load_tokenizer
+from bench.planning.cells import CellPlan
+from bench.readers.learnable import SAME_TOKENS, TOO_LONG, UNWRITABLE, looker
 from bench.records import Labelled, read_rows, write_jsonl
+from bench.runner.worker import Outcome, Progress, StageRun
 from bench.stages import data
-from bench.store import Source, Store
-from bench.tokens import load_tokenizer
-from bench.worker import Outcome, Progress, StageRun
+from bench.store.stage_settings import FilePromptData, LocalPairData, LoopPairData
+from bench.store.store import Source, Store
 
 N = 40
 ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -181,9 +181,7 @@ def test_what_is_found_of_a_row_is_found_again_without_looking(models: Mapping[s
 
 
 @pytest.mark.parametrize("prompt", [[SYSTEM, user("name")], [user("dog " * 300)]])
-def test_prompts_of_a_loop_that_cannot_be_asked_are_refused_with_their_row(
-    prompt: Any, models: Mapping[str, Path], tmp_path: Path
-) -> None:
+def test_prompts_of_a_loop_that_cannot_be_asked_are_refused_with_their_row(prompt: Any, models: Mapping[str, Path], tmp_path: Path) -> None:
     file = write_rows(tmp_path / "prompts.jsonl", [{"prompt": [user("a")]}, {"prompt": prompt}])
     with pytest.raises(ValueError, match=r"1 of 2 prompts cannot be used with this model, first .*prompts\.jsonl:2: "):
         run(FilePromptData(after=0, n=2, answers=False, max_length=100), {"file": file, "tokenizer": models["strict"]}, tmp_path)
@@ -253,5 +251,3 @@ def test_settings_that_a_look_hangs_on_are_in_the_key(cell: Cell) -> None:
     settings = cell("chatml", rows, "data.unwritable=drop").roles["preferences"].settings
     assert isinstance(settings, LocalPairData) and settings.unwritable == "drop"
     assert json.loads(settings.model_dump_json())["version"] == 2
-
-

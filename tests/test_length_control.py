@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from bench.length_control import (
+from bench.records import Verdict
+from bench.stats.estimates import Unmeasured, mean_estimate
+from bench.stats.length_control import (
     Calibration,
     Gamed,
     Judged,
@@ -21,8 +23,6 @@ from bench.length_control import (
     lc_of_verdicts,
     lc_win_rate,
 )
-from bench.records import Verdict
-from bench.stats import Unmeasured, mean_estimate
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -230,7 +230,7 @@ def test_a_calibrated_rate_is_the_same_to_the_last_bit_in_any_order():
 def test_refits_in_parts_are_those_of_one_batch(monkeypatch):
     columns = world(60)
     whole = lc_win_rate(*columns, rng(), n_resamples=90)
-    monkeypatch.setattr("bench.length_control.REFITS_AT_ONCE", 7)
+    monkeypatch.setattr("bench.stats.length_control.REFITS_AT_ONCE", 7)
     assert lc_win_rate(*columns, rng(), n_resamples=90) == whole
 
 

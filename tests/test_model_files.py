@@ -22,10 +22,10 @@ from bench.config import Bounds, Decoding
 from bench.engines.base import load_config
 from bench.engines.hf import Engine, check_weights, has_position_table, load_model
 from bench.engines.reward import Scorer, new_reward_model
-from bench.model_config import check_rows, check_shards, check_sizes, positions
-from bench.plan import plan_cell
+from bench.models.model_config import check_rows, check_shards, check_sizes, positions
+from bench.models.tokenize import check_rendering, load_tokenizer, prompt_ids
+from bench.planning.cells import plan_cell
 from bench.text_files import BadFile
-from bench.tokens import check_rendering, load_tokenizer, prompt_ids
 
 BOUNDS = Bounds(layers=100, width=1000, heads=64, experts=8, vocabulary=1000, positions=10_000, template_s=60)
 Tensors = dict[str, torch.Tensor]

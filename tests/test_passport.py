@@ -15,20 +15,20 @@ from endpoint import Answer, Endpoint, Said, shown, tops
 from recorded import MT_BENCH, needs_fixtures
 from tiny import Ran, bench, make_model, plans
 
-from bench.canaries import CANARIES, make_canaries
-from bench.judges.asking import Reply
-from bench.judges.mt_bench import Rated, read_judgements, read_prompt
-from bench.judges.prompts import OWN_PROMPTS, mt_bench_templates
+from bench.judges.asked.prompts import OWN_PROMPTS, mt_bench_templates
+from bench.judges.asked.request import Reply
+from bench.judges.canaries import CANARIES, make_canaries
+from bench.judges.formats.mt_bench import Rated, read_judgements, read_prompt
 from bench.judges.rating import AskedRating
-from bench.kinds import AuditSettings, RecordedData
-from bench.passport import Passport, sections, write_passport
-from bench.plan import judge_key
+from bench.planning.cells import judge_key
 from bench.records import Call, Completion, Item, Verdict, read_jsonl, write_jsonl
 from bench.report import Sweep, collect, write_files
+from bench.report.passport import Passport, sections, write_passport
 from bench.report.passports import passport_lines
+from bench.runner.worker import Progress, StageRun
 from bench.stages import audit, data
-from bench.store import Store
-from bench.worker import Progress, StageRun
+from bench.store.stage_settings import AuditSettings, RecordedData
+from bench.store.store import Store
 
 
 def audited(ran: Ran, judge: str = "") -> dict[str, Any]:

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from bench import methods
+from bench.cli.compose import Opened, open_door
+from bench.commands.run import with_start_cells
 from bench.config import Cell
-from bench.door import Opened, open_door
-from bench.forecast import estimates, token_bound
-from bench.plan import CellPlan, Sources, make_plan, plan_cell, readable_name, start_cell
-from bench.run import with_start_cells
-from bench.store import Source, Stage, Store
+from bench.forecast.stage_time import estimates, token_bound
+from bench.planning.cells import CellPlan, Sources, make_plan, plan_cell, readable_name, start_cell
+from bench.store.store import Source, Stage, Store
 
 GOLDEN = Path(__file__).parent / "golden" / "keys.json"
 SOURCES = Sources(Source(Path("/models/a"), "digest of a model"), Source(Path("/data/a.jsonl"), "digest of a file"))

@@ -10,10 +10,10 @@ import pytest
 from published import publish
 from tiny import bench, make_model
 
-from bench.kinds import LocalPairData, NextPromptData
-from bench.preferences import raw_rows
+from bench.readers.rows import raw_rows
 from bench.records import Completion, Item, read_jsonl, read_rows
-from bench.store import Manifest
+from bench.store.stage_settings import LocalPairData, NextPromptData
+from bench.store.store import Manifest
 
 SFT = "sft.training={learning_rate:1e-3,num_train_epochs:1.0,batch_size:8,gradient_accumulation_steps:1,warmup_ratio:0.1}"
 

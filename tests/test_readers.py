@@ -13,19 +13,19 @@ from published import PUBLISHED, bot, halos, oasst, publish, shp, ultrafeedback,
 from tiny import make_model, plans
 
 from bench import methods, readers
+from bench.cli.compose import Opened
 from bench.config import DatasetData, TrlRows
-from bench.counts import data_lines
-from bench.door import Opened
-from bench.kinds import ConversationData, DatasetRows, LocalPairData, NextPromptData
-from bench.learnable import looker
-from bench.plan import CellPlan, plan_cell
-from bench.preferences import BadRows, normalised, prompt_group, raw_rows
+from bench.forecast.row_counts import data_lines
+from bench.models.tokenize import PromptTooLong, load_tokenizer, positions, preference_ids, row_ids
+from bench.planning.cells import CellPlan, plan_cell
+from bench.readers.learnable import looker
+from bench.readers.rows import BadRows, normalised, prompt_group, raw_rows
 from bench.readers.splits import Divided, divide, overlap
 from bench.records import Item, Pair, Unpaired, read_jsonl, read_rows
+from bench.runner.worker import Progress, StageRun
 from bench.stages import data
-from bench.store import Source, Store
-from bench.tokens import PromptTooLong, load_tokenizer, positions, preference_ids, row_ids
-from bench.worker import Progress, StageRun
+from bench.store.stage_settings import ConversationData, DatasetRows, LocalPairData, NextPromptData
+from bench.store.store import Source, Store
 
 Open = Callable[..., Opened]
 READ = sorted(name for name in PUBLISHED if name != "ultrachat_200k")
@@ -274,6 +274,7 @@ def test_pairs_become_judged_completions_where_that_is_asked(many: Path) -> None
 
 # Prompts that are too long -------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model"))
@@ -383,9 +384,7 @@ MOVES: dict[str, set[str]] = {
 
 
 @pytest.mark.parametrize("word", MOVES)
-def test_a_setting_of_a_dataset_moves_the_rows_that_it_bears_on(
-    word: str, opened: Open, model_folder: Path, tmp_path: Path
-) -> None:
+def test_a_setting_of_a_dataset_moves_the_rows_that_it_bears_on(word: str, opened: Open, model_folder: Path, tmp_path: Path) -> None:
     folder = publish(tmp_path / "uf", "ultrafeedback_binarized", 5, n_heldout=5)
     words = ("model=local", f"model.path={model_folder}", "data=ultrafeedback_binarized", f"data.path={folder}", "method=dpo")
     base = ("data.fraction=0.9", "judge.n_items=3")  # else all rows are the preferences, and the held-out prompts those of KL

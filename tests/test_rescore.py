@@ -13,10 +13,10 @@ import pytest
 from recorded import ALPACA_EVAL, CALIBRATION, MODELS, MT_BENCH, REFERENCE, expected, laid_out, lay_out, needs_fixtures
 from tiny import ROOT, Ran, bench, copy_results, plans, smoke, smoke_folder
 
+from bench.cli.compose import BadConfig
+from bench.commands.rescore import rescore_files, show
 from bench.config import Rescore
-from bench.door import BadConfig
-from bench.rescore import rescore_files, show
-from bench.store import FileFacts, Store, file_digest, files_digest
+from bench.store.store import FileFacts, Store, file_digest, files_digest
 
 Row = dict[str, str]
 
@@ -278,7 +278,7 @@ def test_rescoring_loads_nothing_heavy(tmp_path: Path) -> None:
         code = f"""
 import sys
 from bench.config import Rescore
-from bench.rescore import rescore_files, show
+from bench.commands.rescore import rescore_files, show
 do = Rescore(name="rescore", judgements={str(tmp_path / path)!r}, reference_outputs=None, calibration=None, out=None, max_unscored=0.1)
 show(rescore_files(do), do)
 print(sorted({{"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets"}} & set(sys.modules)))

@@ -33,9 +33,9 @@ from bench.config import (
     UltraFeedbackBinarized,
     UltraFeedbackCleaned,
 )
-from bench.preferences import NOT_TRAINED_ON, THOUGHTS, BadRows, read_preferences, read_prompts
 from bench.readers import _raws, load
 from bench.readers.common import Tally
+from bench.readers.rows import NOT_TRAINED_ON, THOUGHTS, BadRows, read_preferences, read_prompts
 from bench.records import Conversation, Pair, Text, Unpaired
 from bench.text_files import printable
 

@@ -17,19 +17,20 @@ sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
 
 from fake_stage import HERE, Fake, attempts, fake
 
-from bench import kinds, methods
+from bench import methods
+from bench.cli.compose import BadConfig, open_door
+from bench.commands.run import Scheduler, all_stages, check_devices
 from bench.config import LocalLauncher
-from bench.door import BadConfig, open_door
-from bench.launch import Pool, Report, chain_lengths
-from bench.plan import CellPlan, plan_cell
-from bench.run import Scheduler, all_stages, check_devices
-from bench.store import Stage, Store
+from bench.planning.cells import CellPlan, plan_cell
+from bench.runner.local_pool import Pool, Report, chain_lengths
+from bench.store import stage_settings
+from bench.store.store import Stage, Store
 
 
 @pytest.fixture(autouse=True)
 def _known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kinds.SETTINGS, "fake", (Fake,))
-    monkeypatch.setitem(kinds.VERSIONS, "fake", 1)
+    monkeypatch.setitem(stage_settings.SETTINGS, "fake", (Fake,))
+    monkeypatch.setitem(stage_settings.VERSIONS, "fake", 1)
     monkeypatch.setenv("PYTHONPATH", str(HERE))
 
 
@@ -294,7 +295,7 @@ def test_gpus_that_a_training_will_not_find_are_refused_before_anything_runs(
     words: list[str], refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr("bench.devices.find_spec", lambda package: None)
+    monkeypatch.setattr("bench.training.devices.find_spec", lambda package: None)
     named = [] if any(word.startswith("method=") for word in words) else ["method=dpo"]
     opened = open_door(["+sweep=smoke", *named, *words])
     stages = plan_cell(opened.cells[0], opened.sources[0], methods.chain).stages

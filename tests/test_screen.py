@@ -17,12 +17,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import plans
 
-from bench.clusters.slurm import JobState
-from bench.forecast import Estimate
-from bench.plan import make_plan
+from bench.forecast.stage_time import Estimate
+from bench.planning.cells import make_plan
 from bench.report import Sweep
-from bench.screen import LiveScreen, PlainScreen, _makespan_s, cell_state, make_screen, print_plan, print_status
-from bench.store import Store
+from bench.runner.progress_view import LiveScreen, PlainScreen, _makespan_s, cell_state, make_screen, print_plan, print_status
+from bench.runner.slurm import JobState
+from bench.store.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def play(screen: Any, sweep: Sweep, tmp_path: Path) -> None:
 
 def test_plain_output_is_not_silent_for_long(sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("bench.screen.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("bench.runner.progress_view.time.monotonic", lambda: now[0])
     screen, out = screen_of(PlainScreen, sweep, store)
     train = sweep.cells[1].roles["train"]
     with screen:

@@ -29,14 +29,15 @@ sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
 from endpoint import Answer, Endpoint, Said, listed
 from fake_stage import HERE, Fake, fake
 
-from bench import kinds, secrets
+from bench import secrets
+from bench.cli.sweep_files import SWEEPS, BadSweep, load_sweep
 from bench.config import Cell, LocalLauncher, Serving, Session
+from bench.engines import vllm_server
 from bench.engines.vllm import Child, VllmFailed
-from bench.judges import server
-from bench.launch import Pool
-from bench.store import Store
-from bench.sweep import SWEEPS, BadSweep, load_sweep
-from bench.worker import describe, reason
+from bench.runner.local_pool import Pool
+from bench.runner.worker import describe, reason
+from bench.store import stage_settings
+from bench.store.store import Store
 
 KEY = "sk-PLANTED/planted+PLANTED=0123456789abcdef"
 ROOT = Path(__file__).parent.parent
@@ -260,8 +261,8 @@ def test_what_a_process_prints_is_cleaned(tmp_path: Path) -> None:
 
 def test_logs_of_stages_are_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage prints a key in Python, natively and by a child; one fails with it, one dies with it."""
-    monkeypatch.setitem(kinds.SETTINGS, "fake", (Fake,))
-    monkeypatch.setitem(kinds.VERSIONS, "fake", 1)
+    monkeypatch.setitem(stage_settings.SETTINGS, "fake", (Fake,))
+    monkeypatch.setitem(stage_settings.VERSIONS, "fake", 1)
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     (tmp_path / "store" / "fake").mkdir(parents=True)
@@ -292,7 +293,7 @@ def test_the_log_of_a_server_is_cleaned_while_it_runs(tmp_path: Path, monkeypatc
         "import os, sys, time, base64; k = os.environ['OPENAI_API_KEY']; print('starts', k, flush=True); print(repr(k), file=sys.stderr);"
     )
     code += "sys.stdout.write('half a line ' + k[:20]); sys.stdout.flush(); time.sleep(1); print(k[20:], base64.b64encode(k.encode()))"
-    process = server.start([sys.executable, "-c", code], tmp_path / "a.server.log")
+    process = vllm_server.start([sys.executable, "-c", code], tmp_path / "a.server.log")
     assert process.wait(60) == 0
     until = time.monotonic() + 10
     while "half a line" not in (log := (tmp_path / "a.server.log").read_text()) and time.monotonic() < until:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bench.self_instruct import Filtered, few_shot, new_ones, prompt_of, rouge_l
+from bench.readers.new_prompts import Filtered, few_shot, new_ones, prompt_of, rouge_l
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bench.config import JudgePrompt
+from bench.judges.self_judge import Judged, Ranking, add_up, judge_quality, questions, read_reply
 from bench.records import Completion, Item
-from bench.self_judge import Judged, Ranking, add_up, judge_quality, questions, read_reply
 from bench.world.tasks import Constraint, Turn
 
 TURN = Turn("What is 1 plus 2? Be polite. Use at most 4 words.", "math", (("3",),), (Constraint("polite"), Constraint("at_most", 4)), 5)

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import Ran, bench, make_model, make_preferences, plans
 
-from bench import size
 from bench.config import Hardware, Loading
-from bench.shapes import Shape, read_shape, scoring_memory, training_memory, writing_memory
-from bench.store import Store
+from bench.forecast import compute
+from bench.models.model_size import Shape, read_shape, scoring_memory, training_memory, writing_memory
+from bench.store.store import Store
 
 LLAMA_2_7B = {
     "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -163,9 +163,7 @@ def test_flops_and_bytes_of_a_lora_step_are_those_of_a_real_one() -> None:
     print(f"\nmeasured by forecast: forward {found:.4f}, LoRA step {trained:.4f}")
     assert found == pytest.approx(1, abs=0.02)
     assert trained == pytest.approx(1, abs=0.02)
-    said = training_memory(
-        shape, dtype="float32", optimizer="adamw_torch", sequences=4, length=64, checkpointing=False, adapter=adapter
-    )
+    said = training_memory(shape, dtype="float32", optimizer="adamw_torch", sequences=4, length=64, checkpointing=False, adapter=adapter)
     states = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
     held = [list(model.parameters()), [p.grad for p in model.parameters() if p.grad is not None], states]
     assert [sum(t.numel() * t.element_size() for t in tensors) for tensors in held] == [said.weights, said.gradients, said.optimizer]
@@ -287,11 +285,11 @@ GPU = Hardware(
 )
 
 
-def sized(folder: Path, hardware: Hardware = GPU, *words: str) -> dict[str, list[size.Sized]]:
+def sized(folder: Path, hardware: Hardware = GPU, *words: str) -> dict[str, list[compute.Sized]]:
     """Of the trained cells, by kind."""
     cells = plans(*own(folder, "do=plan", *words))
-    sizes = size.Sizes(Store(folder / "none"), hardware)
-    found: dict[Any, size.Sized] = {}
+    sizes = compute.Sizes(Store(folder / "none"), hardware)
+    found: dict[Any, compute.Sized] = {}
     for cell in cells:
         found |= sizes.of(cell, shape())
     sizes.close()

@@ -10,8 +10,8 @@ import pytest
 from scipy.special import expit
 
 from bench.records import Verdict
-from bench.stats import Unmeasured
-from bench.style_control import STYLES, arena_win_rate, battles, game_facts, has_games, markup, style_win_rate
+from bench.stats.estimates import Unmeasured
+from bench.stats.style_control import STYLES, arena_win_rate, battles, game_facts, has_games, markup, style_win_rate
 
 
 def rng() -> np.random.Generator:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tiny import make_model
 
 from bench import methods
-from bench.door import BadConfig, Opened
-from bench.plan import plan_cell
+from bench.cli.compose import BadConfig, Opened
+from bench.cli.sweep_files import parse_command_line, question, replace_axes, unfold, varied
+from bench.commands.run import with_start_cells
+from bench.planning.cells import plan_cell
 from bench.report.rows import matches, seedless
-from bench.run import with_start_cells
-from bench.sweep import parse_command_line, question, replace_axes, unfold, varied
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("**/*.yaml"))
@@ -174,7 +174,7 @@ def test_words_are_sorted_by_whom_they_concern(tmp_path: Path) -> None:
     st.integers(1, 4),
 )
 def test_a_command_has_as_many_cells_as_its_axes_multiply_to(method: list[str], beta: list[float], seeds: int) -> None:
-    from bench.door import open_door
+    from bench.cli.compose import open_door
 
     done = open_door([f"method={','.join(method)}", f"method.beta={','.join(map(str, beta))}", f"seed=range({seeds})"])
     assert len(done.cells) == len(set(done.cells)) == len(method) * len(beta) * seeds

@@ -14,7 +14,7 @@ import transformers.utils.chat_template_utils as renderer
 import trl
 from architectures import ARCHITECTURES, make_tokenizer
 
-from bench.templates import (
+from bench.models.templates import (
     CLOCK,
     DATE,
     PROBES,
@@ -27,9 +27,9 @@ from bench.templates import (
     refusals,
     variables,
 )
+from bench.models.token_counts import counter
+from bench.models.tokenize import load_tokenizer, prompt_ids, row_ids
 from bench.text_files import BadFile
-from bench.token_counts import counter
-from bench.tokens import load_tokenizer, prompt_ids, row_ids
 
 SHIPPED = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import make_model
 
+from bench.models.tokenize import PromptTooLong, aligned_ids, conversation, guarded_ids, load_tokenizer, preference_ids, prompt_ids, row_ids
 from bench.records import Item, Pair, Unpaired
-from bench.tokens import PromptTooLong, aligned_ids, conversation, guarded_ids, load_tokenizer, preference_ids, prompt_ids, row_ids
 from bench.world.tokenizer import new_tokenizer
 
 USER = [{"role": "user", "content": "please name a dog"}]
@@ -68,7 +68,7 @@ def test_a_template_is_asked_for_where_there_is_none(plain: PreTrainedTokenizerB
 
 
 def test_completions_of_one_prompt_start_at_the_earliest_of_their_starts(plain: PreTrainedTokenizerBase) -> None:
-    """"a dog" + "s" may merge into other tokens than "a dog" + " is"; both completions then begin before the merge."""
+    """ "a dog" + "s" may merge into other tokens than "a dog" + " is"; both completions then begin before the merge."""
     short, long = aligned_ids(plain, TEXT, [" is", "gy"], 100)
     alone = aligned_ids(plain, TEXT, [" is"], 100)[0]
     assert short.prompt == long.prompt

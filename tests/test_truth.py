@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import smoke, smoke_cell, smoke_cells
 
-from bench import bundle, run
-from bench.door import BadConfig, open_door
-from bench.store import Stage, Store, read_manifest, write_manifest
+from bench.cli.compose import BadConfig, open_door
+from bench.commands import bundle, run
+from bench.store.store import Stage, Store, read_manifest, write_manifest
 
 Command = Callable[..., tuple[int, str]]
 CELL = ("kto", 0.1)

@@ -20,7 +20,7 @@ from tiny import ROOT, bench, make_model, make_preferences, plans
 
 from bench.config import Adapter, Decoding, Serving
 from bench.records import Completion, read_jsonl
-from bench.store import keyed_settings
+from bench.store.store import keyed_settings
 
 GREEDY = Decoding(temperature=0.0, top_p=1.0, max_new_tokens=12)
 WARM = Decoding(temperature=0.9, top_p=0.95, max_new_tokens=12)
@@ -88,7 +88,7 @@ def test_vllm_writes_and_scores_what_transformers_does_and_one_engine_serves_bot
 ) -> None:
     from bench.engines.hf import Engine as Transformers
     from bench.engines.vllm import KEPT, Engine
-    from bench.tokens import Ids
+    from bench.models.tokenize import Ids
 
     prompts = [Transformers(models[0], "float32", 8).tokenizer("hello world " * n)["input_ids"] for n in range(1, 9)]
     sampled: dict[Path, list[list[int]]] = {}
@@ -120,7 +120,7 @@ def test_adapters_go_with_their_requests_over_one_base(python: str, models: tupl
     from bench.engines.hf import Engine as Transformers
     from bench.engines.hf import load_model
     from bench.engines.vllm import KEPT, Engine
-    from bench.tokens import load_tokenizer
+    from bench.models.tokenize import load_tokenizer
 
     base, adapters = models[0], []
     for seed in range(2):

@@ -13,15 +13,16 @@ sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
 import fake_stage
 from fake_stage import Fake, fake
 
-from bench import kinds, worker
-from bench.store import Stage, Store
-from bench.worker import Progress, describe, environment, reason, run_stage
+from bench.runner import worker
+from bench.runner.worker import Progress, describe, environment, reason, run_stage
+from bench.store import stage_settings
+from bench.store.store import Stage, Store
 
 
 @pytest.fixture(autouse=True)
 def _known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kinds.SETTINGS, "fake", (Fake,))
-    monkeypatch.setitem(kinds.VERSIONS, "fake", 1)
+    monkeypatch.setitem(stage_settings.SETTINGS, "fake", (Fake,))
+    monkeypatch.setitem(stage_settings.VERSIONS, "fake", 1)
     monkeypatch.setitem(sys.modules, "bench.stages.fake", fake_stage)
 
 
@@ -56,7 +57,7 @@ def test_a_stage_that_raises_leaves_nothing(store: Store) -> None:
 
 def test_a_worker_of_another_version_refuses(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     job = describe(fake("a"), store)
-    monkeypatch.setitem(kinds.VERSIONS, "fake", 2)
+    monkeypatch.setitem(stage_settings.VERSIONS, "fake", 2)
     with pytest.raises(RuntimeError, match=f"of fake/{job['key']}: it runs another version of bench"):
         run_stage(job)
 

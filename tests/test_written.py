@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bench.judges import alpaca_eval, mt_bench
+from bench.judges.formats import alpaca_eval, mt_bench
+from bench.readers.completions_file import FORMS, matched, read_written
 from bench.records import Completion, Item
 from bench.text_files import BadFile
-from bench.written import FORMS, matched, read_written
 
 ITEMS = [Item("a", None, ["Say hello."]), Item("b", None, ["Count.", "Again."]), Item("c", None, ["Name a fruit."])]
 

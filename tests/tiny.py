@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import methods
-from bench.door import open_door
-from bench.plan import CellPlan, plan_cell
-from bench.run import with_start_cells
-from bench.store import Stage, Store
+from bench.cli.compose import open_door
+from bench.commands.run import with_start_cells
+from bench.planning.cells import CellPlan, plan_cell
+from bench.store.store import Stage, Store
 
 ROOT = Path(__file__).parent.parent
 

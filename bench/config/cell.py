@@ -69,9 +69,9 @@ class Cell(Settings):
     method: NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin | SelfRewarding = Field(discriminator="name")
     data: WorldData | LocalData | DatasetData = Field(discriminator="kind")
     world: World | None
-    judge: (
-        GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge | JuryJudge
-    ) = Field(discriminator="name")
+    judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge | JuryJudge = Field(
+        discriminator="name"
+    )
     engine: Transformers | Vllm = Field(discriminator="name")
     seed: Seed
     adapter: NoAdapter | Adapter = Field(default=NoAdapter(), discriminator="name")

@@ -218,9 +218,9 @@ class IterativeDpo(Loop):
     draws: Annotated[int, Field(ge=2)]  # of a prompt, of which the best and the worst make a pair
     labeller: Literal["gold", "reward_model", "implicit", "judge", "random", "shorter"]
     # Of labeller=judge: a judge's section as it is, whose items and decoding say nothing here, where samples are judged.
-    labelling_judge: (
-        AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge | None
-    ) = Field(discriminator="name")
+    labelling_judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge | None = Field(
+        discriminator="name"
+    )
     judging_reference: JudgingReference  # of implicit rewards
     length_penalty: Annotated[float, Field(ge=0)]  # of implicit rewards, a token
     training_reference: Literal["previous", "start"]
@@ -299,7 +299,7 @@ def scheduled(values: tuple[float, ...], place: int) -> float:
     return values[min(place, len(values) - 1)]
 
 
-JudgePrompt = Literal["additive", "criteria", "multiple_choice", "pairwise"]  # see bench/self_judge.py
+JudgePrompt = Literal["additive", "criteria", "multiple_choice", "pairwise"]  # see bench/judges/self_judge.py
 
 
 class SelfRewarding(Loop):

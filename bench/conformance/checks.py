@@ -23,7 +23,6 @@ import torch
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from bench import losses
 from bench.config import Pretraining, RefinedDpo, SftTraining, Trained, WorldModel
 from bench.conformance.judged import OUTSIDE, csft_rows, passes_through, ppo_rows, token_features, token_references, with_references
 from bench.conformance.references import (
@@ -38,11 +37,12 @@ from bench.conformance.references import (
     sft_chosen,
     spa,
 )
-from bench.kinds import TrainSettings
 from bench.methods import load
-from bench.methods.training import TrainingJob
-from bench.plan import reward_scale
+from bench.planning.cells import reward_scale
 from bench.records import Logps, Message, Pair
+from bench.store.stage_settings import TrainSettings
+from bench.training import losses
+from bench.training.trainers import TrainingJob
 from bench.world.models import new_model
 from bench.world.tokenizer import new_tokenizer, vocabulary
 
@@ -384,7 +384,7 @@ class Bench:
         return [logps[place, token].item() for place, token in zip(places, completion, strict=True)]
 
     def ids(self, prompt: list[Message], completion: str) -> tuple[list[int], list[int]]:
-        """From the rendered text, without bench.tokens."""
+        """From the rendered text, without bench.models.tokenize."""
         asked: Any = [dict(message) for message in prompt]
         answered = [*asked, {"role": "assistant", "content": completion}]
         before, whole = (

@@ -31,9 +31,9 @@ from bench.conformance.checks import (
 )
 from bench.conformance.references import Rewards, Row, bradley_terry
 from bench.engines.reward import new_reward_model
-from bench.kinds import RewardModelSettings
 from bench.methods import load
-from bench.methods.training import TrainingJob
+from bench.store.stage_settings import RewardModelSettings
+from bench.training.trainers import TrainingJob
 
 # margins 1 and -2: -log sigma(1) = 0.3132616875, -log sigma(-2) = 2.1269280110
 GOLDEN: list[Rewards] = [(1.5, 0.5), (-3.0, -1.0)]

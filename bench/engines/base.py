@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.config import Decoding, Loading
-from bench.hub import trusts_code
-from bench.kinds import GenerateSettings, LogpsSettings, SampleSettings
-from bench.tokens import Ids, load_tokenizer, model_folder
+from bench.models.hub import trusts_code
+from bench.models.tokenize import Ids, load_tokenizer, model_folder
+from bench.store.stage_settings import GenerateSettings, LogpsSettings, SampleSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

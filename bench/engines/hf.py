@@ -19,9 +19,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from bench.config import Decoding, Loading
 from bench.engines.base import ADAPTER, USUAL, Progress, Vocabulary, Written, by_length, load_config, silent
-from bench.hub import trusts_code
-from bench.model_config import positions
-from bench.tokens import Ids, check_rendering, model_folder
+from bench.models.hub import trusts_code
+from bench.models.model_config import positions
+from bench.models.tokenize import Ids, check_rendering, model_folder
 
 # Names of tables of positions: of GPT-2 and its kin, OPT and GPT-J, BERT and its kin.
 POSITION_TABLES = ("wpe", "positions_embed", "embed_positions", "position_embeddings", "pos_encoding")
@@ -184,9 +184,7 @@ class Engine:
             raise ValueError(f"a prompt of {longest} tokens leaves no place for an answer in the model's {places}: drop such prompts")
         if places is not None and longest + new > places and has_position_table(self.model):
             n = sum(len(prompt) + new > places for prompt in prompts)
-            why = (
-                f"{n} of {len(prompts)} prompts, the longest of {longest} tokens, and max_new_tokens={new} go beyond its {places}"
-            )
+            why = f"{n} of {len(prompts)} prompts, the longest of {longest} tokens, and max_new_tokens={new} go beyond its {places}"
             raise ValueError(f"the model has a table of positions: {why}: take fewer new tokens, or drop such prompts")
         written: dict[int, Written] = {}
         for rows in by_length([len(prompt) for prompt in prompts], self.batch_size):

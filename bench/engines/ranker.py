@@ -23,9 +23,9 @@ from transformers import AutoTokenizer, DebertaV2Model, DebertaV2PreTrainedModel
 
 from bench.engines.hf import by_length, load_tensors, silent
 from bench.engines.reward import Scorer
-from bench.hub import read_config
 from bench.judges.pair_ranker import pair_template, pair_text
-from bench.tokens import Ids, model_folder, prompt_ids
+from bench.models.hub import read_config
+from bench.models.tokenize import Ids, model_folder, prompt_ids
 
 MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
 MARK_IDS = ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id")

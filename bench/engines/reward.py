@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from bench.engines.base import Progress, by_length, silent
 from bench.engines.hf import device, load_tensors
-from bench.tokens import Ids, load_tokenizer, model_folder
+from bench.models.tokenize import Ids, load_tokenizer, model_folder
 
 
 def load_classifier(path: Path, dtype: str, **settings: Any) -> PreTrainedModel:

@@ -20,12 +20,12 @@ from typing import Any
 from bench import secrets
 from bench.config import Decoding, Serving
 from bench.engines.base import ADAPTER, Progress, Vocabulary, Written, silent
-from bench.hub import read_config
-from bench.judges.server import CPU_ENVIRONMENT, ENVIRONMENT
+from bench.engines.vllm_server import CPU_ENVIRONMENT, ENVIRONMENT
 from bench.kept import AT_REST, VERSIONS
-from bench.store import hash_key, tree_stamp
+from bench.models.hub import read_config
+from bench.models.tokenize import Ids, check_rendering, model_folder
+from bench.store.store import hash_key, tree_stamp
 from bench.text_files import whole_number
-from bench.tokens import Ids, check_rendering, model_folder
 
 CHILD = Path(__file__).with_name("vllm_child.py")
 NEVER = -100.0  # added to the logits of tokens that are not to be written

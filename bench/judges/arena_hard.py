@@ -2,7 +2,7 @@
 
 Each pair is shown in both orders; a game ends with one of five verdicts, from a strong win of A to a strong win of B. A strong verdict
 counts as three battles, any other as one: the preference of an item is the mean outcome of its battles. Rates over all battles and with
-style controlled are computed from what a verdict holds (bench/style_control.py): both games, both lengths, both answers' markup.
+style controlled are computed from what a verdict holds (bench/stats/style_control.py): both games, both lengths, both answers' markup.
 
 As in Arena-Hard an item of which one game cannot be read has no verdict; here it stays, unscored and with its text. Deviations: equal
 answers are two ties without being asked about; a game without a verdict is not asked to be continued.
@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.judges.pairs import AskedPairs, Replies
-from bench.judges.prompts import Template
-from bench.judges.replies import make_call, read_game
+from bench.judges.asked.asked_pairs import AskedPairs, Replies
+from bench.judges.asked.prompts import Template
+from bench.judges.asked.replies import make_call, read_game
 from bench.records import Item, Message, Verdict, text_digest
-from bench.style_control import battles, game_facts
+from bench.stats.style_control import battles, game_facts
 
 POLICY_FIRST = (True, False)  # the games of an item
 

@@ -16,9 +16,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.judges.prompts import Template
+from bench.judges.asked.prompts import Template
+from bench.models.tokenize import conversation
 from bench.records import Call, Completion, Item, Message, Verdict, text_digest
-from bench.tokens import conversation
 
 PARSER = "pair ranker 1"
 Compare = Callable[[Sequence[tuple[str, str, str]]], Sequence[float]]  # of (prompt, first, second): logits that the first is better
@@ -53,9 +53,7 @@ class RankedPreference:
         prompts = {item.id: prompt_text(conversation(item, [])) for item in items}
         differ = [c for c in completions if c.completions[0] != opponents[c.id]]
         pairs = [
-            (prompts[c.id], *texts)
-            for c in differ
-            for texts in ((c.completions[0], opponents[c.id]), (opponents[c.id], c.completions[0]))
+            (prompts[c.id], *texts) for c in differ for texts in ((c.completions[0], opponents[c.id]), (opponents[c.id], c.completions[0]))
         ]
         logits = self.compare(pairs) if pairs else []
         found = {c.id: (logits[2 * i], logits[2 * i + 1]) for i, c in enumerate(differ)}

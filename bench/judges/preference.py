@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.judges.asking import Reply
-from bench.judges.pairs import AskedPairs, Replies, Shown
-from bench.judges.prompts import Annotator
-from bench.judges.replies import Reading, make_call, read_preference
+from bench.judges.asked.asked_pairs import AskedPairs, Replies, Shown
+from bench.judges.asked.prompts import Annotator
+from bench.judges.asked.replies import Reading, make_call, read_preference
+from bench.judges.asked.request import Reply
 from bench.records import Call, Item, Message, Verdict, text_digest
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.judges.asking import Ask, Reply, Request
-from bench.judges.prompts import Template
-from bench.judges.replies import Reading, make_call, read_pairwise, read_rating
+from bench.judges.asked.prompts import Template
+from bench.judges.asked.replies import Reading, make_call, read_pairwise, read_rating
+from bench.judges.asked.request import Ask, Reply, Request
 from bench.records import Completion, Item, Verdict, text_digest
 
 

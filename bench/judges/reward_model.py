@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from bench.models.tokenize import conversation
 from bench.records import Completion, Item, Message, Verdict, text_digest
-from bench.tokens import conversation
 
 Rewards = Callable[[Sequence[tuple[Sequence[Message], str]]], Sequence[float]]  # of (prompt, completion), in the model's own units
 
@@ -25,9 +25,7 @@ class RewardModelPreference:
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
         opponents = {completion.id: completion.completions[0] for completion in against or ()}
         by_id = {item.id: item for item in items}
-        asked = [
-            (completion.id, text) for completion in completions for text in (completion.completions[0], opponents[completion.id])
-        ]
+        asked = [(completion.id, text) for completion in completions for text in (completion.completions[0], opponents[completion.id])]
         texts = list(dict.fromkeys(asked))  # equal texts once: in two batches they would differ in their last digits
         prompts = {item: conversation(by_id[item], []) for item, _ in texts}
         rewards = dict(zip(texts, self.rewards([(prompts[item], text) for item, text in texts]), strict=True))

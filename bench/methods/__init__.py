@@ -5,15 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
-from bench import plan
 from bench.config import BestOfN, Cell, Loop, NoMethod, Written
-from bench.kinds import stage
-from bench.plan import Ground, Policy
+from bench.planning import cells
+from bench.planning.cells import Ground, Policy
+from bench.store.stage_settings import stage
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from bench.methods.training import TrainingJob
+    from bench.training.trainers import TrainingJob
 
 
 class Method(Protocol):
@@ -64,7 +64,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
 def one_shot(cell: Cell, ground: Ground) -> Policy:
     """One train stage from the start model, on the preference rows, against the start model's log-probs."""
     assert not isinstance(cell.method, NoMethod | Written | BestOfN | Loop)
-    settings = plan.train_settings(cell, cell.method)
+    settings = cells.train_settings(cell, cell.method)
     inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
     trained = stage("train", settings, inputs, cell.method.name)
     return Policy(trained, trained)

@@ -26,19 +26,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bench import plan
 from bench.config import BestOfN, Cell, RewardModel, Training
-from bench.facts import Example
-from bench.kinds import RewardModelSettings, stage
-from bench.plan import Ground, Policy
+from bench.models.tokenize import preference_ids
+from bench.planning import cells
+from bench.planning.cells import Ground, Policy
 from bench.records import Pair
-from bench.store import Stage
-from bench.tokens import preference_ids
+from bench.store.stage_settings import RewardModelSettings, stage
+from bench.store.store import Stage
+from bench.training.training_record import Example
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from bench.methods.training import TrainingJob
+    from bench.training.trainers import TrainingJob
 
 
 def chain(cell: Cell, ground: Ground) -> Policy:
@@ -49,7 +49,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
 
 def _reward_model(cell: Cell, training: Training, ground: Ground) -> Stage:
     method = RewardModel(**training.model_dump(include=set(Training.model_fields)))
-    settings = RewardModelSettings(method=method, **plan.trained_as(cell))
+    settings = RewardModelSettings(method=method, **cells.trained_as(cell))
     return stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
 
 
@@ -69,7 +69,7 @@ def _rows(job: TrainingJob) -> list[dict[str, Any]]:
 def make_trainer(job: TrainingJob) -> Trainer:
     from trl import RewardConfig, RewardTrainer
 
-    from bench.methods.training import Prepared, outputs_of, share_right, training_arguments
+    from bench.training.trainers import Prepared, outputs_of, share_right, training_arguments
 
     class BradleyTerryTrainer(Prepared, RewardTrainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **named: Any) -> Any:

@@ -18,12 +18,12 @@ from bench.methods import one_shot as chain
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from bench.methods.training import TrainingJob
+    from bench.training.trainers import TrainingJob
 
 
 def make_trainer(job: TrainingJob) -> Trainer:
-    from bench import losses
-    from bench.methods.training import own_loss_trainer
+    from bench.training import losses
+    from bench.training.trainers import own_loss_trainer
 
     settings = job.settings.method
     assert settings.name == "cdpo"

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
     from bench.config import Cell
-    from bench.methods.training import TrainingJob
-    from bench.plan import Ground, Policy
+    from bench.planning.cells import Ground, Policy
+    from bench.training.trainers import TrainingJob
 
 GOOD, BAD = "<|good|>", "<|bad|>"
 
@@ -38,9 +38,9 @@ def chain(cell: Cell, ground: Ground) -> Policy:
 
 
 def make_trainer(job: TrainingJob) -> Trainer:
-    from bench import losses
-    from bench.methods.training import unpaired_rows
-    from bench.methods.unpaired import own_unpaired_trainer
+    from bench.training import losses
+    from bench.training.trainers import unpaired_rows
+    from bench.training.unpaired import own_unpaired_trainer
 
     rows = unpaired_rows(job)
     add_control_tokens(job.model, job.tokenizer, job.settings.seed)

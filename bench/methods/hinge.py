@@ -17,11 +17,11 @@ from bench.methods import one_shot as chain
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from bench.methods.training import TrainingJob
+    from bench.training.trainers import TrainingJob
 
 
 def make_trainer(job: TrainingJob) -> Trainer:
-    from bench.methods.training import paired_trainer
+    from bench.training.trainers import paired_trainer
 
     return paired_trainer(job, loss_type="hinge")
 

@@ -24,42 +24,42 @@ from __future__ import annotations
 from functools import partial
 
 from bench.config import Cell, IterativeDpo
-from bench.methods import loop
-from bench.plan import Ground, Policy
-from bench.store import Stage
+from bench.methods import iterations
+from bench.planning.cells import Ground, Policy
+from bench.store.store import Stage
 
 
 def chain(cell: Cell, ground: Ground) -> Policy:
     settings = cell.method
     assert isinstance(settings, IterativeDpo)
     seed = settings.seed_training
-    return loop.unfold(
+    return iterations.unfold(
         cell,
         ground,
-        loop.Method(
+        iterations.Method(
             first=1,
-            start=loop.seeded(cell, ground, seed) if seed else ground.start,
+            start=iterations.seeded(cell, ground, seed) if seed else ground.start,
             seed_pairs=ground.preferences if seed else None,
             draws=settings.draws,
-            items=partial(loop.prompts, cell, ground, settings),
+            items=partial(iterations.prompts, cell, ground, settings),
             labels=partial(_labels, cell, ground, settings),
-            training=lambda _: loop.round_training(cell, settings.beta),
+            training=lambda _: iterations.round_training(cell, settings.beta),
             training_reference=settings.training_reference,
         ),
     )
 
 
-def _labels(cell: Cell, ground: Ground, settings: IterativeDpo, round_: loop.Round) -> Stage:
+def _labels(cell: Cell, ground: Ground, settings: IterativeDpo, round_: iterations.Round) -> Stage:
     seed = settings.seed_training
     match settings.labeller:
         case "gold":
-            return loop.gold_labels(cell, round_)
+            return iterations.gold_labels(cell, round_)
         case "implicit":
-            return loop.implicit_labels(cell, ground, round_)
+            return iterations.implicit_labels(cell, ground, round_)
         case "reward_model":
             assert seed is not None
-            return loop.reward_model_labels(cell, ground, round_, seed=seed)
+            return iterations.reward_model_labels(cell, ground, round_, seed=seed)
         case "judge":
-            return loop.judge_labels(cell, ground, round_)
+            return iterations.judge_labels(cell, ground, round_)
         case labeller:
-            return loop.plain_labels(cell, round_, labeller)
+            return iterations.plain_labels(cell, round_, labeller)

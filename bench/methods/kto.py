@@ -23,7 +23,7 @@ from bench.methods import one_shot as chain
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from bench.methods.training import TrainingJob
+    from bench.training.trainers import TrainingJob
 
 
 class Weights(NamedTuple):
@@ -45,8 +45,8 @@ def class_weights(ratio: float, n_desirable: int, n_undesirable: int) -> Weights
 def make_trainer(job: TrainingJob) -> Trainer:
     from trl import KTOConfig, KTOTrainer
 
-    from bench.methods.training import Prepared, method_arguments, outputs_of, unpaired_rows
-    from bench.methods.unpaired import log_accuracy
+    from bench.training.trainers import Prepared, method_arguments, outputs_of, unpaired_rows
+    from bench.training.unpaired import log_accuracy
 
     rows = unpaired_rows(job)
     settings = job.settings.method

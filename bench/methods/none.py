@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.config import Cell
-from bench.plan import Ground, Policy
+from bench.planning.cells import Ground, Policy
 
 
 def chain(cell: Cell, ground: Ground) -> Policy:

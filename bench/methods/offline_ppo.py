@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
-    from bench.methods.training import TrainingJob
-    from bench.methods.unpaired import UnpairedBatch
+    from bench.training.trainers import TrainingJob
+    from bench.training.unpaired import UnpairedBatch
 
 
 def make_trainer(job: TrainingJob) -> Trainer:
     import torch
 
-    from bench import losses
-    from bench.methods.training import unpaired_rows
-    from bench.methods.unpaired import Critic, own_unpaired_trainer
+    from bench.training import losses
+    from bench.training.trainers import unpaired_rows
+    from bench.training.unpaired import Critic, own_unpaired_trainer
 
     settings = job.settings.method
     assert settings.name == "offline_ppo"

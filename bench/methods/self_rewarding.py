@@ -6,7 +6,7 @@ from the best against the worst of them.
     M_t = DPO(M_{t-1}; AIFT(M_{t-1})), against M_{t-1}
 
 Judgements that cannot be read are dropped and counted; a prompt with fewer than two scores left is unscored. `judge_prompt` has four
-forms (bench/self_judge.py), the paper's additive one and its multiple-choice ablation among them.
+forms (bench/judges/self_judge.py), the paper's additive one and its multiple-choice ablation among them.
 
 Other ablations and controls: `eft: false` (M_1 from IFT alone), `learns_from: best` (positives only: SFT on the highest), `labeller` a
 reward model that the labelled pairs have trained, the world's annotator, the shorter one, a coin.
@@ -29,9 +29,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from bench import plan
 from bench.config import Cell, Decoding, Dpo, SeedTraining, SelfRewarding, SftChosen, Training, WorldData
-from bench.kinds import (
+from bench.methods import iterations
+from bench.planning import cells
+from bench.planning.cells import Ground, Policy
+from bench.store.stage_settings import (
     SELF_JUDGE_READING,
     DemonstrationData,
     JudgeQuestionData,
@@ -46,9 +48,7 @@ from bench.kinds import (
     WrittenPromptData,
     stage,
 )
-from bench.methods import loop
-from bench.plan import Ground, Policy
-from bench.store import Source, Stage
+from bench.store.store import Source, Stage
 
 RANKED = 4  # samples of a held-out prompt
 N_KNOWN, N_WRITTEN = 6, 2  # examples of a request for a new prompt
@@ -64,7 +64,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
     first = _first(cell, ground, settings)
     policy = Policy(first, first)
     if settings.iteration > 1:
-        method = loop.Method(
+        method = iterations.Method(
             first=2,
             start=first,
             seed_pairs=None,
@@ -73,13 +73,13 @@ def chain(cell: Cell, ground: Ground) -> Policy:
             labels=lambda round_: _labels(cell, ground, settings, round_),
             training=lambda _: _training(cell, settings),
         )
-        policy = loop.unfold(cell, ground, method)
+        policy = iterations.unfold(cell, ground, method)
     return replace(policy, self_judge=_quality(cell, ground, settings, policy.model))
 
 
 def _training(cell: Cell, settings: SelfRewarding) -> Dpo | SftChosen:
     if settings.learns_from == "pairs":
-        return loop.round_training(cell, settings.beta)
+        return iterations.round_training(cell, settings.beta)
     return SftChosen(**settings.model_dump(include=set(Training.model_fields)), name="sft_chosen")
 
 
@@ -93,14 +93,14 @@ def _first(cell: Cell, ground: Ground, settings: SelfRewarding) -> Stage:
 
 
 def _tuned(cell: Cell, ground: Ground, settings: SelfRewarding, texts: Mapping[str, Stage], label: str) -> Stage:
-    training = SftSettings(training=settings.first_training, max_length=plan.max_length(cell), seed=cell.seed)
+    training = SftSettings(training=settings.first_training, max_length=cells.max_length(cell), seed=cell.seed)
     return stage("sft", training, {"model": ground.start, **texts}, label)
 
 
 def _instructions(cell: Cell, ground: Ground) -> Stage:
     if not isinstance(cell.data, WorldData):
         return _rankings(ground, "train")
-    data = DemonstrationData(family=plan.family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed)
+    data = DemonstrationData(family=cells.family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed)
     return stage("data", data, label="demonstrations")
 
 
@@ -125,9 +125,7 @@ def _evaluations(cell: Cell, ground: Ground, settings: SelfRewarding, instructio
 # Judging --------------------------------------------------------------------------------------------------------------
 
 
-def _judgements(
-    cell: Cell, settings: SelfRewarding, judge: Stage | Source, asked: Mapping[str, Stage], label: str
-) -> tuple[Stage, Stage]:
+def _judgements(cell: Cell, settings: SelfRewarding, judge: Stage | Source, asked: Mapping[str, Stage], label: str) -> tuple[Stage, Stage]:
     """(questions, replies) about the completions of items."""
     questions = stage("data", JudgeQuestionData(prompt=settings.judge_prompt), asked, f"{label}: questions to the judge")
     decoding = Decoding(temperature=settings.judge_temperature, top_p=1.0, max_new_tokens=settings.judge_max_new_tokens)
@@ -135,10 +133,10 @@ def _judgements(
 
 
 def _written(cell: Cell, model: Stage | Source, items: Stage, decoding: Decoding, draws: int, label: str) -> Stage:
-    return stage("sample", plan.sample_settings(cell, decoding, draws, cell.seed), plan.read_model(model) | {"items": items}, label)
+    return stage("sample", cells.sample_settings(cell, decoding, draws, cell.seed), cells.read_model(model) | {"items": items}, label)
 
 
-def _labels(cell: Cell, ground: Ground, settings: SelfRewarding, round_: loop.Round) -> Stage:
+def _labels(cell: Cell, ground: Ground, settings: SelfRewarding, round_: iterations.Round) -> Stage:
     match settings.labeller:
         case "self":
             asked = {"items": round_.items, "completions": round_.samples}
@@ -147,12 +145,12 @@ def _labels(cell: Cell, ground: Ground, settings: SelfRewarding, round_: loop.Ro
             labels = SelfLabels(prompt=settings.judge_prompt, truth=truth, reading=SELF_JUDGE_READING)
             return stage("label", labels, {**asked, "replies": replies}, round_.label("labels (self)"))
         case "gold":
-            return loop.gold_labels(cell, round_)
+            return iterations.gold_labels(cell, round_)
         case "reward_model":
             seed = SeedTraining(**settings.model_dump(include=set(SeedTraining.model_fields)))
-            return loop.reward_model_labels(cell, ground, round_, seed=seed)
+            return iterations.reward_model_labels(cell, ground, round_, seed=seed)
         case labeller:
-            return loop.plain_labels(cell, round_, labeller)
+            return iterations.plain_labels(cell, round_, labeller)
 
 
 def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Stage | Source) -> Stage:
@@ -183,7 +181,7 @@ def _rankings(ground: Ground, split: str) -> Stage:
 def _new_prompts(cell: Cell, ground: Ground, settings: SelfRewarding) -> Callable[[int], Stage]:
     """Prompts of iterations 2, 3, ...: of the world's family, or written after examples by the start model."""
     if settings.new_prompts == "family":
-        return lambda t: replace(loop.new_prompts(cell, ground, settings, t - 1), label=f"iteration {t} prompts")
+        return lambda t: replace(iterations.new_prompts(cell, ground, settings, t - 1), label=f"iteration {t} prompts")
     written: dict[int, Stage] = {}
 
     def instructed(t: int) -> Stage:

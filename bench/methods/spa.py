@@ -37,30 +37,30 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bench.config import Cell, RefinedDpo, Spa, Training, scheduled
-from bench.methods import loop
-from bench.plan import Ground, Policy
+from bench.methods import iterations
+from bench.planning.cells import Ground, Policy
 
 if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
-    from bench.methods.training import TrainingJob
+    from bench.training.trainers import TrainingJob
 
 
 def chain(cell: Cell, ground: Ground) -> Policy:
     settings = cell.method
     assert isinstance(settings, Spa)
     seed = settings.seed_training
-    return loop.unfold(
+    return iterations.unfold(
         cell,
         ground,
-        loop.Method(
+        iterations.Method(
             first=1,
-            start=loop.seeded(cell, ground, seed) if seed else ground.start,
+            start=iterations.seeded(cell, ground, seed) if seed else ground.start,
             seed_pairs=ground.preferences if seed else None,
             draws=2,
-            items=partial(loop.prompts, cell, ground, settings),
-            labels=partial(loop.implicit_labels, cell, ground),
+            items=partial(iterations.prompts, cell, ground, settings),
+            labels=partial(iterations.implicit_labels, cell, ground),
             training=partial(_training, settings),
             with_reference_model=lambda t: _decoupling(settings, t) > 0,
         ),
@@ -109,10 +109,10 @@ def make_trainer(job: TrainingJob) -> Trainer:
     import torch
     from trl import DPOConfig, DPOTrainer
 
-    from bench import losses
     from bench.engines.hf import in_float32, load_model
-    from bench.methods.training import TiesHalf, method_arguments, outputs_of, paired_rows
     from bench.records import Trust, write_jsonl
+    from bench.training import losses
+    from bench.training.trainers import TiesHalf, method_arguments, outputs_of, paired_rows
 
     assert isinstance(job.settings.method, RefinedDpo)
     settings: RefinedDpo = job.settings.method

@@ -22,23 +22,23 @@ from __future__ import annotations
 from functools import partial
 
 from bench.config import Cell, Dpo, SftChosen, Spin, Training, scheduled
-from bench.methods import loop
-from bench.plan import Ground, Policy
+from bench.methods import iterations
+from bench.planning.cells import Ground, Policy
 
 
 def chain(cell: Cell, ground: Ground) -> Policy:
     settings = cell.method
     assert isinstance(settings, Spin)
-    return loop.unfold(
+    return iterations.unfold(
         cell,
         ground,
-        loop.Method(
+        iterations.Method(
             first=0,
             start=ground.start,
             seed_pairs=None,
             draws=1,
-            items=partial(loop.demonstrations, cell, ground, settings),
-            labels=lambda round_: loop.plain_labels(cell, round_, "human"),
+            items=partial(iterations.demonstrations, cell, ground, settings),
+            labels=lambda round_: iterations.plain_labels(cell, round_, "human"),
             training=partial(_training, settings),
         ),
     )

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from bench.config import Conversations, Form, Reading
-from bench.kinds import ConversationData, DatasetRows
-from bench.preferences import SHOWN_BAD_ROWS, BadRows, check_columns, raw_rows, refusal
 from bench.readers.common import Raw, Tally
+from bench.readers.rows import SHOWN_BAD_ROWS, BadRows, check_columns, raw_rows, refusal
 from bench.records import Conversation, Pair, Unpaired
-from bench.store import tree_stamp
+from bench.store.stage_settings import ConversationData, DatasetRows
+from bench.store.store import tree_stamp
 from bench.text_files import describe, printable
 
 PEEK = 50  # rows that the door looks at
@@ -181,5 +181,3 @@ def read_conversations(path: Path, settings: ConversationData) -> tuple[list[Con
     if not rows:
         raise ValueError(f"{path}: no conversation is left of {counts['train/read']}: {_reasons('train', counts)}")
     return rows, counts
-
-

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from bench import text_files
-from bench.preferences import Unusable
+from bench.readers.rows import Unusable
 from bench.records import Message
 
 T = TypeVar("T")

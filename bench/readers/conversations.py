@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bench.preferences import read_messages
 from bench.readers.common import Raw, Tally, alternates, drop, each
+from bench.readers.rows import read_messages
 from bench.records import Conversation
 
 VERSION = 1

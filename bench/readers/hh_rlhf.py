@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bench.preferences import make_pair
 from bench.readers.common import Raw, Tally, alternates, drop, each, text
+from bench.readers.rows import make_pair
 from bench.records import Message, Pair
 
 VERSION = 1

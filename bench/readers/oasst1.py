@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bench.config import Oasst1
-from bench.preferences import make_pair
 from bench.readers.common import Raw, Tally, alternates, drop, each, number, one_of, text
+from bench.readers.rows import make_pair
 from bench.records import Message, Pair
 
 VERSION = 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bench.preferences import make_pair
 from bench.readers.common import Raw, Tally, each, text, user
+from bench.readers.rows import make_pair
 from bench.records import Pair
 
 VERSION = 1

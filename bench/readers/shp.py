@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bench.config import Shp
-from bench.preferences import hash_fraction, make_pair
 from bench.readers.common import Raw, Tally, drop, each, number, one_of, text, user
+from bench.readers.rows import hash_fraction, make_pair
 from bench.records import Pair
 
 VERSION = 1

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.kinds import DatasetRows, LocalPairData
-from bench.learnable import UNWRITABLE, Look
-from bench.preferences import hash_fraction, normalised, prompt_group, prompt_key, read_preferences, split_heldout
 from bench.readers import Splits, place_of, read_dataset, row_form
+from bench.readers.learnable import UNWRITABLE, Look
+from bench.readers.rows import hash_fraction, normalised, prompt_group, prompt_key, read_preferences, split_heldout
 from bench.records import Item, Pair, Unpaired, own_completions
+from bench.store.stage_settings import DatasetRows, LocalPairData
 
 
 @dataclass(frozen=True)

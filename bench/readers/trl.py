@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bench.preferences import parse_row
 from bench.readers.common import Raw, Tally, each
+from bench.readers.rows import parse_row
 from bench.records import Pair, Unpaired
 
 VERSION = 1

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bench.config import UltraFeedbackBinarized
-from bench.preferences import parse_row
 from bench.readers.common import Raw, Tally, drop, each, number
+from bench.readers.rows import parse_row
 from bench.records import Pair
 
 VERSION = 1

@@ -1,6 +1,6 @@
 """From the store to what a person reads: tables, figures, sample completions. Loads no torch and runs no judge."""
 
-from bench.report.export import export, export_faults
+from bench.report.benchmark_files import export, export_faults
 from bench.report.passports import PASSPORTS
 from bench.report.rows import Group, Pooled, Rescored, Row, Sweep, collect, flat_rows, pool, stored_result
 from bench.report.tables import Table

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bench.records import Completion, Item, Verdict, read_jsonl
 from bench.report.rows import Row
-from bench.store import Store
+from bench.store.store import Store
 
 SHOWN = 16
 

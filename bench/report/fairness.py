@@ -1,7 +1,8 @@
 """The fairness certificate under a table: what all cells had in common, and which cell differs in what besides the axes of the sweep.
 
-Facts of a training are measured (bench/facts.py, written by the train stage); those of judging are its stages' settings and the digest of
-the items. A fact that nobody knows - a cell that failed, completions from elsewhere - is not known, and never called the same.
+Facts of a training are measured (bench/training/training_record.py, written by the train stage); those of judging are its stages'
+settings and the digest of the items. A fact that nobody knows - a cell that failed, completions from elsewhere - is not known, and never
+called the same.
 
 Cells are held against each other where the axes leave a fact no excuse: `FACTS` names the settings that may move each fact. Within one
 choice of those, and within a seed where the seed draws the fact, the most common value is what the others are held against.
@@ -16,11 +17,11 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, TypeGuard
 
-from bench.facts import TrainFacts
-from bench.kinds import GenerateSettings
 from bench.records import Verdict, read_jsonl
 from bench.report.rows import Group, Row, chosen, method_name, row_words
-from bench.store import Stage, Store, hash_key, keyed_settings
+from bench.store.stage_settings import GenerateSettings
+from bench.store.store import Stage, Store, hash_key, keyed_settings
+from bench.training.training_record import TrainFacts
 
 Value = str | int | float
 

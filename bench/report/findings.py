@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from bench.kinds import TrainSettings
-from bench.plan import CellPlan
+from bench.planning.cells import CellPlan
 from bench.report.rows import UNTRAINED, Group, Row, row_words
-from bench.store import Source, Stage, Store
+from bench.store.stage_settings import TrainSettings
+from bench.store.store import Source, Stage, Store
 
 Curve = Sequence[Mapping[str, float]]
 Metrics = Mapping[str, float]

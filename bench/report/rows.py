@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench import stats
 from bench.config import FITTED, Cell, Expectation, GoldJudge, WorldData, Written
-from bench.length_control import Calibration, contributions_of_verdicts
-from bench.plan import CellPlan, start_cell
+from bench.planning.cells import CellPlan, start_cell
 from bench.records import Result, TaskResult, Verdict, read_jsonl
-from bench.report import calibration as calibrations
-from bench.store import Store, hash_key
+from bench.scoring import calibration as calibrations
+from bench.stats import estimates
+from bench.stats.length_control import Calibration, contributions_of_verdicts
+from bench.store.store import Store, hash_key
 
 ALPHA = 0.05
 
@@ -77,7 +77,7 @@ class Rescored(NamedTuple):
     cell's judge is set to; None where nothing was."""
 
     result: Result
-    calibration: Calibration | stats.Unmeasured | None
+    calibration: Calibration | estimates.Unmeasured | None
 
 
 def _same_judge(row: Row, served: Mapping[str, str], first: dict[str, str]) -> Row:
@@ -129,7 +129,7 @@ def stored_result(cell: CellPlan, store: Store) -> Result | None:
 
 
 def _row(
-    cell: CellPlan, store: Store, failed: str | None, result: Result | None, calibration: Calibration | stats.Unmeasured | None
+    cell: CellPlan, store: Store, failed: str | None, result: Result | None, calibration: Calibration | estimates.Unmeasured | None
 ) -> Row:
     if result is None:
         failed = failed or next((f"{s.label or s.kind}: {why}" for s in cell.stages if (why := store.failure(s))), None)
@@ -159,14 +159,14 @@ def _tasks(cell: CellPlan, store: Store) -> list[TaskResult]:
 
 
 def _by_item(
-    cell: CellPlan, store: Store, calibration: Calibration | stats.Unmeasured | None
+    cell: CellPlan, store: Store, calibration: Calibration | estimates.Unmeasured | None
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
     stage = cell.roles.get("preference_verdicts")
     if stage is None or store.status(stage).state != "done":
         return {}, {}
     verdicts = calibrations.verdicts_of(cell, store)
-    lc = calibration if isinstance(calibration, stats.Unmeasured) else contributions_of_verdicts(verdicts, calibration)
-    return {v.item_id: v.preference for v in verdicts}, {} if isinstance(lc, stats.Unmeasured) else lc
+    lc = calibration if isinstance(calibration, estimates.Unmeasured) else contributions_of_verdicts(verdicts, calibration)
+    return {v.item_id: v.preference for v in verdicts}, {} if isinstance(lc, estimates.Unmeasured) else lc
 
 
 # Seeds pooled ---------------------------------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ class Group:
     name: str
     cell: Cell
     rows: Sequence[Row]
-    against_start: stats.Comparison | None
-    lc_against_start: stats.Comparison | None
+    against_start: estimates.Comparison | None
+    lc_against_start: estimates.Comparison | None
     among_best: bool  # by win rate: the best group, or not to be told apart from it
 
     @property
@@ -201,8 +201,8 @@ class Group:
     def failed(self) -> list[Row]:
         return [row for row in self.rows if row.failed]
 
-    def pooled(self, metric: str) -> stats.Pooled | None:
-        return stats.pool([row.metrics.get(metric) for row in self.done])
+    def pooled(self, metric: str) -> estimates.Pooled | None:
+        return estimates.pool([row.metrics.get(metric) for row in self.done])
 
     def n_seeds(self, metric: str) -> int:
         """Seeds that have this metric."""
@@ -227,7 +227,7 @@ class Pooled:
 
     groups: Sequence[Group]
     varied: Sequence[str]
-    pairs: Mapping[tuple[str, str], stats.Comparison | None]
+    pairs: Mapping[tuple[str, str], estimates.Comparison | None]
 
 
 def pool(rows: Sequence[Row]) -> Pooled:
@@ -337,7 +337,7 @@ class Verified(NamedTuple):
 
     better: str
     worse: str
-    difference: stats.Difference | None = None
+    difference: estimates.Difference | None = None
     p_holm: float | None = None
     why: str = ""
 
@@ -365,7 +365,7 @@ def _choice_words(choice: Mapping[str, Any]) -> str:
     return " ".join(f"{key.removeprefix('method.')} {value}" for key, value in choice.items()).removeprefix("method ")
 
 
-def _turned(d: stats.Difference) -> stats.Difference:
+def _turned(d: estimates.Difference) -> estimates.Difference:
     """Second minus first."""
     low, high, t = (None if end is None else -end for end in (d.high, d.low, d.t))
     return replace(d, value=-d.value, low=low, high=high, t=t)
@@ -388,7 +388,7 @@ def _values(group: Sequence[Row], of: str) -> dict[int, Mapping[str, float | Non
     return {row.cell.cell.seed: getattr(row, of) for row in group if getattr(row, of)}
 
 
-def _against_start(members: Mapping[str, Sequence[Row]], of: str) -> dict[str, stats.Comparison | None]:
+def _against_start(members: Mapping[str, Sequence[Row]], of: str) -> dict[str, estimates.Comparison | None]:
     pairs = {}
     for key, group in members.items():
         start = members.get(group[0].start_key)
@@ -398,19 +398,19 @@ def _against_start(members: Mapping[str, Sequence[Row]], of: str) -> dict[str, s
         seeds = ours.keys() & theirs.keys()
         if seeds:
             pairs[key] = ({s: ours[s] for s in seeds}, {s: theirs[s] for s in seeds})
-    return {key: _bootstrapped(found, *pairs[key]) for key, found in stats.compare_table(pairs).items()}
+    return {key: _bootstrapped(found, *pairs[key]) for key, found in estimates.compare_table(pairs).items()}
 
 
-def _bootstrapped(found: stats.Comparison | None, ours: stats.BySeed, theirs: stats.BySeed) -> stats.Comparison | None:
+def _bootstrapped(found: estimates.Comparison | None, ours: estimates.BySeed, theirs: estimates.BySeed) -> estimates.Comparison | None:
     """With one seed the interval is the paired bootstrap over prompts; the p-value stays that of the paired t."""
     if found is None or found.n_seeds > 1:
         return found
     seed = next(iter(ours))
-    again = stats.paired_difference(ours[seed], theirs[seed], np.random.default_rng(0))
+    again = estimates.paired_difference(ours[seed], theirs[seed], np.random.default_rng(0))
     return found if again is None else replace(found, prompts=again)
 
 
-def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], stats.Comparison | None]:
+def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], estimates.Comparison | None]:
     """Every pair of groups that one judge judged, over the seeds that both have; a file of completions is the same for every seed."""
     values = {key: by_seed for key, group in members.items() if (by_seed := _values(group, "preferences"))}
     seedless_ones = {key: next(iter(values[key].values())) for key in values if isinstance(members[key][0].cell.cell.method, Written)}
@@ -425,17 +425,17 @@ def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], st
             theirs = dict.fromkeys(ours, seedless_ones[b])
         if seeds := ours.keys() & theirs.keys():
             pairs[a, b] = ({s: ours[s] for s in seeds}, {s: theirs[s] for s in seeds})
-    return stats.compare_table(pairs)
+    return estimates.compare_table(pairs)
 
 
-def _among_best(members: Mapping[str, Sequence[Row]], pairs: Mapping[tuple[str, str], stats.Comparison | None]) -> frozenset[str]:
+def _among_best(members: Mapping[str, Sequence[Row]], pairs: Mapping[tuple[str, str], estimates.Comparison | None]) -> frozenset[str]:
     """Groups that cannot be told apart from the one with the highest win rate; two judges' rates are never held against each other."""
     by_judge: dict[Any, dict[str, float | None]] = {}
     for key, group in members.items():
-        pooled = stats.pool([row.metrics.get("win_rate") for row in group])
+        pooled = estimates.pool([row.metrics.get("win_rate") for row in group])
         by_judge.setdefault(group[0].cell.cell.judge, {})[key] = pooled.mean if pooled else None
     p_values = {pair: c.p_holm if c else None for pair, c in pairs.items()}
-    found = [stats.indistinguishable(means, p_values, ALPHA) for means in by_judge.values() if len(means) > 1]
+    found = [estimates.indistinguishable(means, p_values, ALPHA) for means in by_judge.values() if len(means) > 1]
     return frozenset(key for one in found if one for key in one[1])
 
 

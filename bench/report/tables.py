@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bench import stats
 from bench.config import FITTED, Expectation, JuryJudge
 from bench.records import task_number
 from bench.report.rows import ALPHA, Group, Pooled, Row, Verified, method_name, settings, short_name, verify
+from bench.stats import estimates
 
 MISSING = "-"
 NUMBERS = re.compile(r"(?<![\w.])\d+(?![\w.]*\d)")  # counts, not parts of names or of decimal numbers
@@ -181,25 +181,25 @@ def _difference(group: Group) -> str:
     return f"{_signed(comparison.lead)}{fewer}{'' if apart else ' ≈'}"
 
 
-def _part(difference: stats.Difference | None) -> str:
+def _part(difference: estimates.Difference | None) -> str:
     """One of the two intervals that a difference over seeds and prompts stands on."""
     if difference is None or difference.low is None or difference.high is None:
         return MISSING
     return f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
-def _signed(difference: stats.Difference) -> str:
+def _signed(difference: estimates.Difference) -> str:
     """A difference of rates in percentage points, with its interval."""
     low, high = difference.low, difference.high
     interval = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
     return f"{100 * difference.value:+.1f}{interval}"
 
 
-def _standard_errors(comparison: stats.Comparison | None) -> str:
+def _standard_errors(comparison: estimates.Comparison | None) -> str:
     return MISSING if comparison is None or comparison.lead.t is None else f"{comparison.lead.t:+.1f}"
 
 
-def _p(comparison: stats.Comparison | None) -> str:
+def _p(comparison: estimates.Comparison | None) -> str:
     return _p_words(None if comparison is None else comparison.p_holm)
 
 

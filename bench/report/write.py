@@ -12,14 +12,14 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
-from bench import stats
 from bench.output_files import OutputFiles
 from bench.report import fairness, figures, findings
 from bench.report.completions import samples
 from bench.report.passports import passport_lines
 from bench.report.rows import Group, Pooled, Row, Sweep, flat_rows, method_name, pool
 from bench.report.tables import Table, comparison_table, latex, markdown
-from bench.store import Store
+from bench.stats import estimates
+from bench.store.store import Store
 from bench.terminal import Terminal
 
 SHORT_LINES = 12  # of certificate and findings on a terminal
@@ -144,7 +144,7 @@ def _pairs(pooled: Pooled) -> Iterator[dict[str, Any]]:
             yield {"first": names[a], "second": names[b], **_comparison(found)}
 
 
-def _comparison(found: stats.Comparison) -> dict[str, Any]:
+def _comparison(found: estimates.Comparison) -> dict[str, Any]:
     row: dict[str, Any] = {"n_seeds": found.n_seeds, "n_items": found.n_items, "p_holm": found.p_holm}
     for name, difference in (("combined", found.combined), ("seeds", found.seeds), ("prompts", found.prompts)):
         for part in ("value", "standard_error", "low", "high", "t", "df", "p"):

@@ -1,5 +1,5 @@
-"""What a judge's verdicts say about the judge (bench/audit.py, audit_ratings.py), in a file: values with their intervals, or why there
-is none, and what figures show."""
+"""What a judge's verdicts say about the judge (bench/stats/judge_bias.py, rating_bias.py), in a file: values with their
+intervals, or why there is none, and what figures show."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bench import audit, audit_ratings, stats
-from bench.canaries import HONEST, canary_of
-from bench.kinds import AuditSettings, SelfJudgeSettings
+from bench.judges.canaries import HONEST, canary_of
+from bench.judges.self_judge import Ranking, add_up, judge_quality
 from bench.records import Result, Verdict, draw_name, over_turns, read_jsonl, read_labels, read_rewards
-from bench.self_judge import Ranking, add_up, judge_quality
-from bench.stages import evaluations
-from bench.worker import Outcome, StageRun
+from bench.runner.worker import Outcome, StageRun
+from bench.stages import self_judging_data
+from bench.stats import estimates, judge_bias, rating_bias
+from bench.store.stage_settings import AuditSettings, SelfJudgeSettings
 from bench.world.gold import count_words, gold
 from bench.world.tasks import Turn
 
@@ -81,23 +81,23 @@ def _of_preferences(settings: AuditSettings, inputs: Mapping[str, Path]) -> dict
     fullest = max((truth for truth, _ in truths.values()), key=len, default=None)
     found = {
         "manner": "preference",
-        "statistics": _plain(audit.verdict_statistics(verdicts, again, fullest)),
+        "statistics": _plain(judge_bias.verdict_statistics(verdicts, again, fullest)),
         "truths": {name: _against(verdicts, *truth) for name, truth in truths.items()},
         "canaries": _canaries(over_turns(_read(inputs, "canary_verdicts"))),
-        "curves": audit.curves(verdicts, fullest),
+        "curves": judge_bias.curves(verdicts, fullest),
     }
     if "recorded" in inputs:
         own, recorded = map(over_turns, _recorded(inputs))
         truth = {v.item_id: v.preference for v in recorded if v.preference is not None}
-        found["recorded"] = _plain(audit.truth_statistics(own, truth))
+        found["recorded"] = _plain(judge_bias.truth_statistics(own, truth))
     return found
 
 
 def _truths(
     settings: AuditSettings, inputs: Mapping[str, Path], verdicts: Sequence[Verdict]
-) -> dict[str, tuple[audit.Truth, audit.Truth]]:
+) -> dict[str, tuple[judge_bias.Truth, judge_bias.Truth]]:
     """(all that is known, the labels that a correction may use), by who says so."""
-    found: dict[str, tuple[audit.Truth, audit.Truth]] = {}
+    found: dict[str, tuple[judge_bias.Truth, judge_bias.Truth]] = {}
     if "gold" in inputs:
         gold = {v.item_id: v.preference for v in over_turns(_read(inputs, "gold")) if v.preference is not None}
         found["gold"] = gold, _sample(gold, list(gold), settings.n_labelled, lambda item: item)
@@ -108,12 +108,12 @@ def _truths(
     return found
 
 
-def _against(verdicts: Sequence[Verdict], truth: audit.Truth, labelled: audit.Truth) -> dict[str, Any]:
+def _against(verdicts: Sequence[Verdict], truth: judge_bias.Truth, labelled: judge_bias.Truth) -> dict[str, Any]:
     return _plain(
         {
-            **audit.truth_statistics(verdicts, truth),
-            "true_win_rate": audit.truth_win_rate(truth),
-            "corrected_win_rate": audit.corrected_win_rate(verdicts, labelled),
+            **judge_bias.truth_statistics(verdicts, truth),
+            "true_win_rate": judge_bias.truth_win_rate(truth),
+            "corrected_win_rate": judge_bias.corrected_win_rate(verdicts, labelled),
         }
     )
 
@@ -122,8 +122,8 @@ def _canaries(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     by_name: dict[str, list[float | None]] = {}
     for verdict in verdicts:
         by_name.setdefault(canary_of(verdict.item_id), []).append(verdict.preference)
-    rates = {name: stats.win_rate(preferences, np.random.default_rng(0)) for name, preferences in by_name.items()}
-    return _plain({name: rate or stats.Unmeasured("no verdict on it could be read") for name, rate in rates.items()})
+    rates = {name: estimates.win_rate(preferences, np.random.default_rng(0)) for name, preferences in by_name.items()}
+    return _plain({name: rate or estimates.Unmeasured("no verdict on it could be read") for name, rate in rates.items()})
 
 
 # Ratings --------------------------------------------------------------------------------------------------------------
@@ -136,14 +136,14 @@ def _of_ratings(settings: AuditSettings, inputs: Mapping[str, Path]) -> dict[str
     again = _read(inputs, "again") if "again" in inputs else None
     found = {
         "manner": "rating",
-        "statistics": _plain(audit_ratings.rating_statistics(verdicts, again, fullest)),
+        "statistics": _plain(rating_bias.rating_statistics(verdicts, again, fullest)),
         "truths": {name: _rated_against(verdicts, *truth) for name, truth in truths.items()},
         "canaries": _rated_canaries(_read(inputs, "canary_verdicts")),
-        "curves": audit_ratings.curves(verdicts, fullest),
+        "curves": rating_bias.curves(verdicts, fullest),
     }
     if "recorded" in inputs:
         own, recorded = _recorded(inputs)
-        found["recorded"] = _plain(audit_ratings.truth_statistics(own, _ratings(recorded)))
+        found["recorded"] = _plain(rating_bias.truth_statistics(own, _ratings(recorded)))
     return found
 
 
@@ -153,8 +153,8 @@ def _ratings(verdicts: Sequence[Verdict]) -> dict[tuple[str, int], float]:
 
 def _rated_truths(
     settings: AuditSettings, inputs: Mapping[str, Path], verdicts: Sequence[Verdict]
-) -> dict[str, tuple[audit_ratings.Truth, audit_ratings.Truth]]:
-    found: dict[str, tuple[audit_ratings.Truth, audit_ratings.Truth]] = {}
+) -> dict[str, tuple[rating_bias.Truth, rating_bias.Truth]]:
+    found: dict[str, tuple[rating_bias.Truth, rating_bias.Truth]] = {}
     if "gold" in inputs:
         gold = _ratings(_read(inputs, "gold"))
         found["gold"] = gold, _sample(gold, list({item for item, _ in gold}), settings.n_labelled, lambda key: key[0])
@@ -165,12 +165,12 @@ def _rated_truths(
     return found
 
 
-def _rated_against(verdicts: Sequence[Verdict], truth: audit_ratings.Truth, labelled: audit_ratings.Truth) -> dict[str, Any]:
+def _rated_against(verdicts: Sequence[Verdict], truth: rating_bias.Truth, labelled: rating_bias.Truth) -> dict[str, Any]:
     return _plain(
         {
-            **audit_ratings.truth_statistics(verdicts, truth),
-            "true_rating": audit_ratings.truth_mean(truth),
-            "corrected_rating": audit_ratings.corrected_rating(verdicts, labelled),
+            **rating_bias.truth_statistics(verdicts, truth),
+            "true_rating": rating_bias.truth_mean(truth),
+            "corrected_rating": rating_bias.corrected_rating(verdicts, labelled),
         }
     )
 
@@ -182,7 +182,7 @@ def _rated_canaries(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         name, _, item = verdict.item_id.partition("/")
         by_name.setdefault(name, {})[item] = verdict.rating
     honest = by_name.pop(HONEST, {})
-    return _plain({name: audit_ratings.canary_difference(ratings, honest) for name, ratings in by_name.items()})
+    return _plain({name: rating_bias.canary_difference(ratings, honest) for name, ratings in by_name.items()})
 
 
 # Both -----------------------------------------------------------------------------------------------------------------
@@ -201,9 +201,9 @@ def _check_served(inputs: Mapping[str, Path]) -> None:
         raise ValueError(f"verdicts of two models are not pooled: name one of them as judge.model, or delete the folders of one ({where})")
 
 
-def _plain(found: Mapping[str, audit.Found]) -> dict[str, Any]:
+def _plain(found: Mapping[str, judge_bias.Found]) -> dict[str, Any]:
     return {
-        name: {"unmeasured": value.reason} if isinstance(value, stats.Unmeasured) else dataclasses.asdict(value)
+        name: {"unmeasured": value.reason} if isinstance(value, estimates.Unmeasured) else dataclasses.asdict(value)
         for name, value in found.items()
     }
 
@@ -213,8 +213,8 @@ def _plain(found: Mapping[str, audit.Found]) -> dict[str, Any]:
 
 def _of_itself(settings: SelfJudgeSettings, run: StageRun) -> Outcome:
     """Inputs: items and completions, the rankings; replies. Beside the judge's numbers those of one that prefers the shorter."""
-    judged = add_up(settings.prompt, evaluations.read_replies(run.inputs["replies"]))
-    rankings = evaluations.with_draws(run.inputs)
+    judged = add_up(settings.prompt, self_judging_data.read_replies(run.inputs["replies"]))
+    rankings = self_judging_data.with_draws(run.inputs)
     truths: dict[str, float]
     if settings.truth is None:
         truths = read_rewards(run.inputs["completions"])
@@ -240,7 +240,7 @@ def _of_itself(settings: SelfJudgeSettings, run: StageRun) -> Outcome:
     return Outcome(counts | {f"judged_{value}": n for value, n in judged.histogram.items()})
 
 
-def _add(result: Result, name: str, estimate: stats.Estimate | None, why: str) -> None:
+def _add(result: Result, name: str, estimate: estimates.Estimate | None, why: str) -> None:
     if estimate is None:
         result.missing[name] = why
         return

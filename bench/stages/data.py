@@ -10,12 +10,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.canaries import make_canaries
 from bench.config import GoldWeights, Settings, World, Writer
-from bench.judges import mt_bench
-from bench.judges.alpaca_eval import read_pairs
-from bench.judges.items import cut, read_items
-from bench.kinds import (
+from bench.judges.canaries import make_canaries
+from bench.judges.formats import mt_bench
+from bench.judges.formats.alpaca_eval import read_pairs
+from bench.judges.formats.items import cut, read_items
+from bench.readers import read_conversations
+from bench.readers.learnable import Look, look_of_model
+from bench.readers.rows import BadRows, check_labels, nested_subset, prompt_key, read_prompts, with_partners
+from bench.readers.splits import divide, overlap, overlap_counts
+from bench.records import (
+    Completion,
+    Item,
+    Labelled,
+    Message,
+    Pair,
+    Record,
+    Shared,
+    Unpaired,
+    draw_name,
+    own_completions,
+    pair_name,
+    read_jsonl,
+    read_rows,
+    write_jsonl,
+)
+from bench.runner.worker import Outcome, StageRun
+from bench.stages import self_judging_data
+from bench.store.stage_settings import (
     TOKENIZER,
     CanaryData,
     ChosenData,
@@ -38,29 +60,7 @@ from bench.kinds import (
     TaskFamily,
     WrittenData,
 )
-from bench.learnable import Look, look_of_model
-from bench.preferences import BadRows, check_labels, nested_subset, prompt_key, read_prompts, with_partners
-from bench.readers import read_conversations
-from bench.readers.splits import divide, overlap, overlap_counts
-from bench.records import (
-    Completion,
-    Item,
-    Labelled,
-    Message,
-    Pair,
-    Record,
-    Shared,
-    Unpaired,
-    draw_name,
-    own_completions,
-    pair_name,
-    read_jsonl,
-    read_rows,
-    write_jsonl,
-)
-from bench.stages import evaluations
-from bench.store import tree_stamp
-from bench.worker import Outcome, StageRun
+from bench.store.store import tree_stamp
 from bench.world.corpus import base_rows, demonstrated_items, demonstration_rows, make_items
 from bench.world.tasks import Turn
 from bench.world.writers import write
@@ -114,8 +114,8 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _canaries(settings, run)
         case RecordedData():
             return _recorded(settings, run)
-        case _ if isinstance(settings, evaluations.SETTINGS):
-            return evaluations.make(settings, run)
+        case _ if isinstance(settings, self_judging_data.SETTINGS):
+            return self_judging_data.make(settings, run)
     raise TypeError(f"no data stage for {type(settings).__name__}")
 
 
@@ -312,7 +312,7 @@ def _look(max_length: int | None, run: StageRun) -> Look | None:
     """What tells the rows that a model learns from; None where no model is given."""
     if TOKENIZER not in run.inputs:
         return None
-    from bench.tokens import positions
+    from bench.models.tokenize import positions
 
     folder = run.inputs[TOKENIZER]
     return look_of_model(folder, tree_stamp(folder), max_length or positions(folder))

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.config import Settings
-from bench.kinds import GenerateSettings, WrittenCompletions
+from bench.models.tokenize import conversation, prompt_ids, row_ids
+from bench.readers.completions_file import matched, read_written
 from bench.records import Completion, Item, Message, Reward, read_jsonl, write_jsonl
-from bench.tokens import conversation, prompt_ids, row_ids
-from bench.worker import Outcome, StageRun
-from bench.written import matched, read_written
+from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_settings import GenerateSettings, WrittenCompletions
 
 if TYPE_CHECKING:
     from bench.engines.base import Written

@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import Settings
+from bench.engines.vllm_server import wait_until_ready
 from bench.judges import Judge, baseline
 from bench.judges.arena_hard import AskedGames
-from bench.judges.asking import Ask, Asker, Reply, Request
+from bench.judges.asked.journal import Journal, Ledger
+from bench.judges.asked.prices import price_of
+from bench.judges.asked.prompts import annotator, arena_hard_template, mt_bench_templates
+from bench.judges.asked.replies import asks_for_weights, count_reasons, earlier_parsers, read_preference, votes_from_text
+from bench.judges.asked.request import Ask, Asker, Reply, Request
 from bench.judges.gold import GoldPreference, GoldRating
-from bench.judges.journal import Journal, Ledger
 from bench.judges.jury import Jury
 from bench.judges.pair_ranker import Compare, RankedPreference, pair_template
 from bench.judges.preference import AskedPreference
-from bench.judges.prices import price_of
-from bench.judges.prompts import annotator, arena_hard_template, mt_bench_templates
 from bench.judges.rating import AskedRating
-from bench.judges.replies import asks_for_weights, count_reasons, earlier_parsers, read_preference, votes_from_text
 from bench.judges.reward_model import RewardModelPreference, Rewards
-from bench.judges.server import wait_until_ready
-from bench.kinds import (
+from bench.models.tokenize import letter_ids, load_tokenizer, row_ids
+from bench.planning.cells import member_label
+from bench.records import Completion, Item, Message, Verdict, preference_verdicts, read_jsonl, write_jsonl
+from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_settings import (
     GoldPreferenceSettings,
     GoldRatingSettings,
     JurySettings,
@@ -31,11 +35,7 @@ from bench.kinds import (
     PairRankerSettings,
     RewardJudgeSettings,
 )
-from bench.plan import member_label
-from bench.records import Completion, Item, Message, Verdict, preference_verdicts, read_jsonl, write_jsonl
-from bench.store import Stage
-from bench.tokens import letter_ids, load_tokenizer, row_ids
-from bench.worker import Outcome, StageRun
+from bench.store.store import Stage
 
 
 def run(settings: Settings, run: StageRun) -> Outcome:
@@ -54,7 +54,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
 
 def _check_log_probs(settings: LanguageJudgeSettings, verdicts: Sequence[Verdict]) -> None:
     """Raises where more votes than allowed came without the log-probs that should weigh them: JudgeUnfinished where others have them."""
-    from bench.judges.client import JudgeRefused, JudgeUnfinished
+    from bench.judges.asked.endpoint import JudgeRefused, JudgeUnfinished
 
     votes, asking = votes_from_text(verdicts), settings.asking
     if votes is None or asking is None or votes.n_from_text <= asking.max_without_logprobs * votes.n:
@@ -185,13 +185,13 @@ def request_body(settings: LanguageJudgeSettings, model: str, decoding: Any) -> 
 
 def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Request]) -> Sequence[Reply]:
     """Replies from whoever serves the model, those of the journal first. Raises ServedModelsDiffer when they name two models."""
-    from bench.judges.client import Endpoint, check_served, drop_other_models
+    from bench.judges.asked.endpoint import Endpoint, check_served, drop_other_models
 
     assert settings.asking is not None and run.work is not None
     journal = Journal(run.work, [work / "journal.jsonl" for work in run.earlier])
     asker: Asker
     if settings.asking.server == "in_process":
-        from bench.judges.in_process import InProcess
+        from bench.judges.asked.in_process import InProcess
 
         asker = InProcess(run.inputs["model"], run.inputs["model"].name, settings.dtype, journal, letters(settings), settings.repeat)
     else:

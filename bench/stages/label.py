@@ -16,12 +16,12 @@ from dataclasses import replace
 
 from bench.config import GoldWeights, Settings
 from bench.judges.gold import GoldAnnotator
-from bench.kinds import GoldLabels, RankLabels, SelfLabels
+from bench.judges.self_judge import add_up
+from bench.models.tokenize import conversation
 from bench.records import Completion, Item, Labelled, Verdict, draw_name, pair_name, read_jsonl, read_logps, read_rewards, write_jsonl
-from bench.self_judge import add_up
-from bench.stages import evaluations
-from bench.tokens import conversation
-from bench.worker import Outcome, StageRun
+from bench.runner.worker import Outcome, StageRun
+from bench.stages import self_judging_data
+from bench.store.stage_settings import GoldLabels, RankLabels, SelfLabels
 from bench.world.gold import count_words, draw_label, gold
 from bench.world.tasks import Turn
 
@@ -195,7 +195,7 @@ TOO_FEW = "fewer than two samples have a score that can be read"
 def _by_itself(
     settings: SelfLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]], run: StageRun
 ) -> tuple[list[Labelled], dict[str, int]]:
-    judged = add_up(settings.prompt, evaluations.read_replies(run.inputs["replies"]))
+    judged = add_up(settings.prompt, self_judging_data.read_replies(run.inputs["replies"]))
     labels = []
     for item in items:
         scored = [completion for completion in draws[item.id] if draw_name(completion) in judged.scores]
@@ -210,9 +210,7 @@ def _by_itself(
         score, other = (judged.scores[draw_name(completion)] for completion in pair)
         preferred = None if score == other or first == second else score > other
         p_first = 0.5 if preferred is None else float(preferred)
-        labels.append(
-            Labelled(item.id, prompt, first, second, p_first, preferred, _right(preferred, item, first, second, settings.truth))
-        )
+        labels.append(Labelled(item.id, prompt, first, second, p_first, preferred, _right(preferred, item, first, second, settings.truth)))
     return labels, {"judgements": judged.replies, "unparsed": judged.unparsed}
 
 

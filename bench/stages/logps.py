@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from bench.config import Settings
 from bench.engines.base import open_engine
 from bench.engines.reward import Scorer
-from bench.kinds import LogpsSettings, RewardScoreSettings
+from bench.models.tokenize import Ids, PromptTooLong, conversation, preference_ids, prompt_ids, row_ids
 from bench.records import Completion, Item, Logps, Reward, draw_name, read_jsonl, read_rows, write_jsonl
-from bench.tokens import Ids, PromptTooLong, conversation, preference_ids, prompt_ids, row_ids
-from bench.worker import Outcome, StageRun
+from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_settings import LogpsSettings, RewardScoreSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

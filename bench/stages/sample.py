@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bench.engines.base import open_engine
-from bench.kinds import SampleSettings
+from bench.models.tokenize import conversation, prompt_ids
 from bench.records import Completion, Item, read_jsonl, write_jsonl
-from bench.tokens import conversation, prompt_ids
-from bench.worker import Outcome, StageRun
+from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_settings import SampleSettings
 
 
 def run(settings: SampleSettings, run: StageRun) -> Outcome:

@@ -1,7 +1,7 @@
 """A cell's numbers, computed from verdicts, completions and log-probs; what was not measured says why.
 
 win_rate, lc_win_rate        of the preference verdicts, in [0, 1], with standard errors and 95 % intervals over prompts
-arena_win_rate, style_win_rate   of the battles of an Arena-Hard judge's games, and with style controlled (bench/style_control.py)
+arena_win_rate, style_win_rate   of the battles of an Arena-Hard judge's games, and with style controlled (bench/stats/style_control.py)
 win_rate_LABEL               of the member LABEL of a jury, with its n_unscored_LABEL, arena_win_rate_LABEL, style_win_rate_LABEL
 n_turns_unscored             turns without a verdict of items that another turn scores (pairs of two turns)
 rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clustered by question
@@ -20,8 +20,8 @@ noise_precision, noise_recall   of SPA's noise detector, over the pairs that it 
 mean_length, mean_tokens, unfinished   of the evaluation completions: characters, tokens, share cut at max_new_tokens
 repetition                   share of a completion's word 3-grams that it has written before (rep-3 of Su et al. 2022), mean over
                              the completions that have any
-judge_*                      the policy as a judge that writes, on held-out rankings (bench/self_judge.py)
-unscored_REASON              replies of a judge that was asked without a verdict, by why (REASONS in bench/judges/replies.py)
+judge_*                      the policy as a judge that writes, on held-out rankings (bench/judges/self_judge.py)
+unscored_REASON              replies of a judge that was asked without a verdict, by why (REASONS in bench/judges/asked/replies.py)
 votes_from_text, votes_weighed   votes that came without the log-probs that weigh them, of all that are weighed
 n_without_expected_rating    ratings without log-probs, where others have them
 distinct                     different word 3-grams of all completions over their number (distinct-n of Li et al. 2016); more text, less
@@ -38,12 +38,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import stats
-from bench.judges import alpaca_eval
-from bench.judges.replies import count_reasons, votes_from_text
-from bench.kinds import ScoreSettings
-from bench.length_control import Calibration, LcWinRate, lc_of_verdicts
-from bench.plan import member_label
+from bench.judges.asked.replies import count_reasons, votes_from_text
+from bench.judges.formats import alpaca_eval
+from bench.planning.cells import member_label
 from bench.records import (
     Completion,
     Item,
@@ -61,8 +58,11 @@ from bench.records import (
     read_rows,
     task_number,
 )
-from bench.style_control import StyleWinRate, arena_win_rate, has_games, style_win_rate
-from bench.worker import Outcome, StageRun
+from bench.runner.worker import Outcome, StageRun
+from bench.stats import estimates
+from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
+from bench.stats.style_control import StyleWinRate, arena_win_rate, has_games, style_win_rate
+from bench.store.stage_settings import ScoreSettings
 
 GRAM = 3  # words
 NO_GRAM = f"no completion has {GRAM} words"
@@ -78,9 +78,9 @@ class _Numbers:
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str, estimate: stats.Estimate | stats.Unmeasured | None, why: str = "nothing was scored") -> None:
+    def add(self, name: str, estimate: estimates.Estimate | estimates.Unmeasured | None, why: str = "nothing was scored") -> None:
         """A value with its standard error and interval, or the reason why there is none."""
-        if estimate is None or isinstance(estimate, stats.Unmeasured):
+        if estimate is None or isinstance(estimate, estimates.Unmeasured):
             self.missing[name] = estimate.reason if estimate else why
             return
         self.metrics |= {name: estimate.value, f"{name}_n": estimate.n}
@@ -109,7 +109,7 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
     _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
     if "rewards" in inputs:
         chosen = read_rewards(completions)
-        numbers.add("reward_best", stats.mean_estimate([reward for name, reward in chosen.items() if name.endswith("/0")]))
+        numbers.add("reward_best", estimates.mean_estimate([reward for name, reward in chosen.items() if name.endswith("/0")]))
     _heldout(settings, inputs, numbers)
     _kl(settings, inputs, numbers)
     _labels(inputs, numbers)
@@ -125,7 +125,7 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
 def _tasks(folder: Path, numbers: _Numbers) -> None:
     for result in read_jsonl(folder / "results.jsonl", TaskResult):
         if result.shown:
-            estimate = None if result.value is None else stats.estimate_of(result.value, result.standard_error, result.n)
+            estimate = None if result.value is None else estimates.estimate_of(result.value, result.standard_error, result.n)
             numbers.add(task_number(result.task, result.metric), estimate, "lm_eval gives no finite number")
 
 
@@ -137,10 +137,10 @@ def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:
     return alpaca_eval.for_items(alpaca_eval.read_calibration(inputs["calibration"], items), items)
 
 
-def lc_numbers(settings: ScoreSettings, verdicts: Sequence[Verdict], calibration: Calibration | stats.Unmeasured | None) -> Result:
+def lc_numbers(settings: ScoreSettings, verdicts: Sequence[Verdict], calibration: Calibration | estimates.Unmeasured | None) -> Result:
     """Length control alone: its metrics, or why there are none."""
     numbers = _Numbers()
-    if isinstance(calibration, stats.Unmeasured):
+    if isinstance(calibration, estimates.Unmeasured):
         numbers.add("lc_win_rate", calibration)
         return Result(numbers.metrics, numbers.missing)
     controlled = lc_of_verdicts(verdicts, calibration, np.random.default_rng(settings.bootstrap_seed))
@@ -197,7 +197,7 @@ def _rates(settings: ScoreSettings, suffix: str, verdicts: Sequence[Verdict], nu
     def rng() -> np.random.Generator:
         return np.random.default_rng(settings.bootstrap_seed)
 
-    numbers.add(f"win_rate{suffix}", stats.win_rate([v.preference for v in verdicts], rng(), settings.bootstrap_resamples))
+    numbers.add(f"win_rate{suffix}", estimates.win_rate([v.preference for v in verdicts], rng(), settings.bootstrap_resamples))
     if not has_games(verdicts):
         return
     numbers.add(f"arena_win_rate{suffix}", arena_win_rate(verdicts, rng(), settings.bootstrap_resamples))
@@ -215,16 +215,16 @@ def _rating(folder: Path | None, preferred: Path | None, numbers: _Numbers) -> N
         return
     verdicts = list(read_jsonl(folder / "verdicts.jsonl", Verdict))
     turns = sorted({v.turn for v in verdicts})
-    numbers.add("rating", stats.rating_mean(_by_item(verdicts)))
+    numbers.add("rating", estimates.rating_mean(_by_item(verdicts)))
     for turn in turns:
-        numbers.add(f"rating_turn{turn + 1}", stats.rating_mean(_by_item([v for v in verdicts if v.turn == turn])))
+        numbers.add(f"rating_turn{turn + 1}", estimates.rating_mean(_by_item([v for v in verdicts if v.turn == turn])))
     for category in sorted({v.category for v in verdicts if v.category}):
-        mean = stats.rating_mean(_by_item([v for v in verdicts if v.category == category]))
+        mean = estimates.rating_mean(_by_item([v for v in verdicts if v.category == category]))
         if mean is not None:
             numbers.metrics[f"rating_{category}"] = mean.value
     expected = _by_item(verdicts, lambda verdict: (verdict.details or {}).get("expected_rating"))
     if any(value is not None for values in expected.values() for value in values):
-        numbers.add("expected_rating", stats.rating_mean(expected))
+        numbers.add("expected_rating", estimates.rating_mean(expected))
         if lacking := sum(v.rating is not None and "expected_rating" not in (v.details or {}) for v in verdicts):
             numbers.metrics["n_without_expected_rating"] = lacking
     _asked(verdicts, numbers)
@@ -244,15 +244,15 @@ def _by_item(
 
 
 def _completions(completions: Sequence[Completion], numbers: _Numbers) -> None:
-    numbers.add("mean_length", stats.mean_estimate([len(c.completions[0]) for c in completions]))
+    numbers.add("mean_length", estimates.mean_estimate([len(c.completions[0]) for c in completions]))
     if completions and all(c.n_tokens and c.finished for c in completions):
-        numbers.add("mean_tokens", stats.mean_estimate([c.n_tokens[0] for c in completions]))
+        numbers.add("mean_tokens", estimates.mean_estimate([c.n_tokens[0] for c in completions]))
         numbers.metrics["unfinished"] = float(np.mean([not c.finished[0] for c in completions]))
     else:
         numbers.missing |= dict.fromkeys(("mean_tokens", "unfinished"), FROM_FILE)
     numbers.metrics["n_completions"] = len(completions)
     grams = [found for c in completions if (found := _grams(c.completions[0]))]
-    numbers.add("repetition", stats.mean_estimate([1 - len(set(found)) / len(found) for found in grams]), NO_GRAM)
+    numbers.add("repetition", estimates.mean_estimate([1 - len(set(found)) / len(found) for found in grams]), NO_GRAM)
     if grams:
         numbers.metrics["distinct"] = len(set(itertools.chain(*grams))) / sum(map(len, grams))
     else:
@@ -275,7 +275,7 @@ def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numb
     policy = read_logps(inputs["policy_logps"]) if "policy_logps" in inputs else reference
     sides = {"chosen": list(_side(rows, True)), "rejected": list(_side(rows, False))}
     for side, names in sides.items():
-        numbers.add(f"logps_{side}", stats.mean_estimate([policy[name].logps for name in names]), "no held-out row of this kind")
+        numbers.add(f"logps_{side}", estimates.mean_estimate([policy[name].logps for name in names]), "no held-out row of this kind")
     if "rewards" in inputs:
         rewards = read_rewards(inputs["rewards"])
         scale, ratios = 1.0, {side: np.array([rewards[name] for name in names]) for side, names in sides.items()}
@@ -288,22 +288,22 @@ def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numb
         ratios = {side: np.array([policy[name].logps - reference[name].logps for name in names]) for side, names in sides.items()}
         scale = settings.beta
     for side, values in ratios.items():
-        numbers.add(f"reward_{side}", stats.mean_estimate((scale * values).tolist()), "no held-out row of this kind")
+        numbers.add(f"reward_{side}", estimates.mean_estimate((scale * values).tolist()), "no held-out row of this kind")
         if "rewards" in inputs:
             numbers.missing[f"shift_{side}"] = "best of n moves no log-probability"
             continue
         per_token = [ratio / max(policy[name].n_tokens, 1) for ratio, name in zip(values.tolist(), sides[side], strict=True)]
-        numbers.add(f"shift_{side}", stats.mean_estimate(per_token), "no held-out row of this kind")
+        numbers.add(f"shift_{side}", estimates.mean_estimate(per_token), "no held-out row of this kind")
     if isinstance(rows[0], Pair):
-        numbers.add("reward_margin", stats.mean_estimate((scale * (ratios["chosen"] - ratios["rejected"])).tolist()))
+        numbers.add("reward_margin", estimates.mean_estimate((scale * (ratios["chosen"] - ratios["rejected"])).tolist()))
         right = (np.sign(ratios["chosen"] - ratios["rejected"]) + 1) / 2
-        numbers.add("reward_accuracy", stats.accuracy(right.tolist()))
+        numbers.add("reward_accuracy", estimates.accuracy(right.tolist()))
         numbers.missing["reward_auc"] = "for unpaired data; these are pairs: see reward_accuracy"
         return
     for name in ("reward_margin", "reward_accuracy"):
         numbers.missing[name] = "the data are unpaired: see reward_auc"
     if all(map(len, ratios.values())):
-        numbers.add("reward_auc", stats.auc(ratios["chosen"], ratios["rejected"], np.random.default_rng(settings.bootstrap_seed)))
+        numbers.add("reward_auc", estimates.auc(ratios["chosen"], ratios["rejected"], np.random.default_rng(settings.bootstrap_seed)))
     else:
         numbers.missing["reward_auc"] = "held-out rows are all of one label"
 
@@ -322,12 +322,12 @@ def _labels(inputs: Mapping[str, Path], numbers: _Numbers) -> None:
     if not folders:
         return
     latest = read_jsonl(folders[-1] / "labels.jsonl", Labelled)
-    numbers.add("label_accuracy", stats.accuracy([label.correct for label in latest]), NO_TRUTH)
+    numbers.add("label_accuracy", estimates.accuracy([label.correct for label in latest]), NO_TRUTH)
     if (found := read_detections(inputs["training"], folders)) is None:
         return
-    numbers.add("noise_precision", stats.accuracy([wrong for distrusted, wrong in found if distrusted]), "no label was distrusted")
-    numbers.add("noise_recall", stats.accuracy([distrusted for distrusted, wrong in found if wrong]), "no label is known to be wrong")
-    numbers.add("noise_share", stats.accuracy([wrong for _, wrong in found]), NO_TRUTH)
+    numbers.add("noise_precision", estimates.accuracy([wrong for distrusted, wrong in found if distrusted]), "no label was distrusted")
+    numbers.add("noise_recall", estimates.accuracy([distrusted for distrusted, wrong in found if wrong]), "no label is known to be wrong")
+    numbers.add("noise_share", estimates.accuracy([wrong for _, wrong in found]), NO_TRUTH)
 
 
 def _kl(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) -> None:
@@ -339,4 +339,4 @@ def _kl(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) 
         numbers.missing.setdefault("kl", OWN_REFERENCE)
         return
     policy, reference = read_logps(inputs["kl_policy_logps"]), read_logps(inputs["kl_reference_logps"])
-    numbers.add("kl", stats.mean_estimate([policy[name].logps - reference[name].logps for name in policy]))
+    numbers.add("kl", estimates.mean_estimate([policy[name].logps - reference[name].logps for name in policy]))

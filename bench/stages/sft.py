@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.config import Settings
-from bench.kinds import BaseSettings, ConversationSft, SftSettings
-from bench.learnable import check_conversations
+from bench.models.templates import read_template
+from bench.readers.learnable import check_conversations
 from bench.records import Conversation, Text, read_jsonl
-from bench.templates import read_template
-from bench.worker import Outcome, StageRun
+from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_settings import BaseSettings, ConversationSft, SftSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bench.methods.training import Recorder
+    from bench.training.trainers import Recorder
 
 TEXTS = ("demonstrations", "evaluations")  # what a start stage learns from, the latter where it is to judge
 
@@ -31,7 +31,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case SftSettings():
             return _start(settings, run)
         case ConversationSft():
-            from bench.stages.processes import spread
+            from bench.training.distributed import spread
 
             return spread(train, settings, run)
     raise TypeError(f"no sft stage for {type(settings).__name__}")
@@ -53,9 +53,9 @@ def _base(settings: BaseSettings, run: StageRun) -> Outcome:
 
 def _start(settings: SftSettings, run: StageRun) -> Outcome:
     from bench.engines.hf import check_fit, load_model
-    from bench.methods.training import Recorder, common_arguments
-    from bench.stages.processes import train_and_save
-    from bench.tokens import load_tokenizer, row_ids
+    from bench.models.tokenize import load_tokenizer, row_ids
+    from bench.training.distributed import train_and_save
+    from bench.training.trainers import Recorder, common_arguments
 
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_model(run.inputs["model"], "float32")
@@ -80,12 +80,12 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
 
 def train(settings: ConversationSft, run: StageRun) -> Outcome:
     """SFT of a pretrained model, in this process, which may be one of several."""
-    from bench.devices import check_rows, share_of
     from bench.engines.hf import check_fit, in_float32, load_model
-    from bench.methods.training import ALL_STEPS, Recorder, common_arguments
-    from bench.shapes import checkpoints
-    from bench.stages.processes import devices_of, train_and_save
-    from bench.tokens import conversation_ids, load_tokenizer, model_folder
+    from bench.models.model_size import checkpoints
+    from bench.models.tokenize import conversation_ids, load_tokenizer, model_folder
+    from bench.training.devices import check_rows, share_of
+    from bench.training.distributed import devices_of, train_and_save
+    from bench.training.trainers import ALL_STEPS, Recorder, common_arguments
 
     tokenizer = load_tokenizer(run.inputs["model"])
     rows = list(read_jsonl(run.inputs["conversations"] / "rows.jsonl", Conversation))
@@ -142,7 +142,7 @@ def _trainer(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from bench.methods.training import LengthBatches, on_one_gpu
+    from bench.training.trainers import LengthBatches, on_one_gpu
 
     class Trainer(SFTTrainer):
         order = LengthBatches([len(example.input_ids) for example in examples], batch_size, arguments["seed"])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from bench.kinds import TaskSettings
 from bench.records import write_jsonl
-from bench.worker import Outcome, StageRun
+from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_settings import TaskSettings
 
 
 def run(settings: TaskSettings, run: StageRun) -> Outcome:
     from bench.engines.hf import load_model
-    from bench.judges.lm_eval import answer
-    from bench.tokens import load_tokenizer
+    from bench.engines.lm_eval import answer
+    from bench.models.tokenize import load_tokenizer
 
     model = load_model(run.inputs["model"], settings.dtype, settings.loading, run.inputs.get("base"))
     found = answer(model, load_tokenizer(run.inputs["model"]), settings, run.inputs.get("tasks"))

@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 from bench.engines.adapters import add_adapter, is_adapted, own_dropout_off
 from bench.engines.hf import check_fit, in_float32, load_model
 from bench.engines.reward import new_reward_model
-from bench.kinds import RewardModelSettings, TrainSettings
 from bench.methods import load
-from bench.methods.training import Recorder, TrainingJob, training_facts
+from bench.models.tokenize import load_tokenizer
 from bench.records import read_logps, read_rows
-from bench.stages.processes import devices_of, spread, train_and_save
-from bench.tokens import load_tokenizer
-from bench.worker import Outcome, StageRun
+from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_settings import RewardModelSettings, TrainSettings
+from bench.training.distributed import devices_of, spread, train_and_save
+from bench.training.trainers import Recorder, TrainingJob, training_facts
 
 
 def run(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outcome:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from bench.config import World, Writer
 from bench.records import Item, Message, Text
-from bench.world import words
+from bench.world import vocabulary
 from bench.world.tasks import Task, make_task, make_tasks
 from bench.world.writers import write
 
@@ -20,7 +20,7 @@ BASE_WRITER = Writer(error=0.02, missed_constraint=0.1, filler=0.1)
 TWO_TURN_SHARE = 0.25  # of conversations in training texts
 DRILL_SHARE = 0.6  # of the first rows; falls to 0 at DRILL_END. Copying is what tiny models learn last
 DRILL_END = 0.6  # share of all rows
-_DRILL_WORDS = tuple(word for pool in words.KINDS for word in pool) + words.OPENERS + words.CLOSERS
+_DRILL_WORDS = tuple(word for pool in vocabulary.KINDS for word in pool) + vocabulary.OPENERS + vocabulary.CLOSERS
 
 
 def base_rows(world: World, n: int, seed: int) -> Iterator[Text]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from bench.config import Annotator, GoldWeights
 from bench.world.tasks import Constraint, Turn
-from bench.world.words import CANDIDATES, KNOWN_WORDS, TONE_WORDS
+from bench.world.vocabulary import CANDIDATES, KNOWN_WORDS, TONE_WORDS
 
 _WORD = re.compile(r"[^\W_]+")
 _SENTENCE = re.compile(r"[^.!?]*[^.!?\s][^.!?]*[.!?]*")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bench.config import World
-from bench.world import words
+from bench.world import vocabulary
 
 # Sixty-fourths of all prompt texts. Evaluation is large: 805 distinct prompts must be found in the smallest category's share too.
 SPLITS = {"train": 20, "demonstrations": 22, "evaluation": 10, "development": 7, "heldout": 3, "kl": 2}
@@ -160,7 +160,7 @@ def _follow_up(world: World, category: str, question: Question, rng: random.Rand
 
 def decapitalise(text: str) -> str:
     """Lower-case start, unless the text starts with a name or with `I`."""
-    return text if text.startswith((*words.NAMES, "I ")) else text[0].lower() + text[1:]
+    return text if text.startswith((*vocabulary.NAMES, "I ")) else text[0].lower() + text[1:]
 
 
 # Constraints ---------------------------------------------------------------------------------------------------------
@@ -179,11 +179,11 @@ def _draw_constraints(question: Question, category: str, count: int, rng: random
 
 def _constraint(kind: str, category: str, needed: int, rng: random.Random) -> Constraint:
     if kind == "begin":
-        return Constraint(kind, rng.choice(words.OPENERS))
+        return Constraint(kind, rng.choice(vocabulary.OPENERS))
     if kind == "end":
-        return Constraint(kind, rng.choice(words.CLOSERS))
+        return Constraint(kind, rng.choice(vocabulary.CLOSERS))
     if kind == "avoid":  # a word of one phrasing that the other does without
-        first, second = words.FORM_WORDS[category]
+        first, second = vocabulary.FORM_WORDS[category]
         return Constraint(kind, rng.choice(sorted(first ^ second)))
     if kind == "at_most":
         return Constraint(kind, needed + rng.randrange(3))
@@ -196,7 +196,7 @@ def _constraint_words(kinds: Sequence[str]) -> int:
 
 
 def _answer_words(slots: tuple[tuple[str, ...], ...], category: str) -> int:
-    longest = max(sum("{}" not in word for word in form.split()) for form in words.FORMS[category])
+    longest = max(sum("{}" not in word for word in form.split()) for form in vocabulary.FORMS[category])
     return sum(longest + len(sentence) for sentence in slots)
 
 
@@ -214,23 +214,23 @@ def _turn(question: Question, category: str, constraints: tuple[Constraint, ...]
 
 
 def _writing(rng: random.Random) -> Question:
-    tone, topic, n = rng.choice(tuple(words.TONES)), rng.choice(words.TOPICS), rng.choice((1, 2))
+    tone, topic, n = rng.choice(tuple(vocabulary.TONES)), rng.choice(vocabulary.TOPICS), rng.choice((1, 2))
     sentences = "sentence" if n == 1 else "sentences"
-    return Question(f"Write a {tone} note of {words.COUNTS[n - 1]} {sentences} about the {topic}.", ((topic, f"@{tone}"),) * n)
+    return Question(f"Write a {tone} note of {vocabulary.COUNTS[n - 1]} {sentences} about the {topic}.", ((topic, f"@{tone}"),) * n)
 
 
 def _roleplay(rng: random.Random) -> Question:
-    persona, name = rng.choice(tuple(words.PERSONAS)), rng.choice(words.NAMES)
-    return Question(f"Act as a {persona} and greet {name}.", ((words.PERSONAS[persona], name),))
+    persona, name = rng.choice(tuple(vocabulary.PERSONAS)), rng.choice(vocabulary.NAMES)
+    return Question(f"Act as a {persona} and greet {name}.", ((vocabulary.PERSONAS[persona], name),))
 
 
 def _reasoning(rng: random.Random) -> Question:
     if rng.random() < 0.5:
-        tall, short = rng.sample(words.NAMES, 2)
+        tall, short = rng.sample(vocabulary.NAMES, 2)
         asked = rng.choice(("taller", "shorter"))
         given = rng.choice((f"{tall} is taller than {short}.", f"{short} is shorter than {tall}."))
         return Question(f"{given} Who is {asked}?", ((tall if asked == "taller" else short,),))
-    usual, other = rng.sample(tuple(words.GROUPS.values()), 2)
+    usual, other = rng.sample(tuple(vocabulary.GROUPS.values()), 2)
     odd = rng.choice(other)
     shown = [*rng.sample(usual, 2), odd]
     rng.shuffle(shown)
@@ -238,7 +238,7 @@ def _reasoning(rng: random.Random) -> Question:
 
 
 def _math(rng: random.Random) -> Question:
-    a, b = rng.randint(1, words.LARGEST_OPERAND), rng.randint(1, words.LARGEST_OPERAND)
+    a, b = rng.randint(1, vocabulary.LARGEST_OPERAND), rng.randint(1, vocabulary.LARGEST_OPERAND)
     kind = rng.choice(("plus", "minus", "double"))
     if kind == "plus":
         return Question(f"What is {a} plus {b}?", ((str(a + b),),))
@@ -248,20 +248,20 @@ def _math(rng: random.Random) -> Question:
 
 
 def _coding(rng: random.Random) -> Question:
-    items = rng.sample(words.ITEMS, rng.choice((2, 3)))
+    items = rng.sample(vocabulary.ITEMS, rng.choice((2, 3)))
     listed = ", ".join(items)
     kind = rng.choice(("reverse", "keep", "remove"))
     if kind == "reverse":
         return Question(f"Reverse the list {listed}.", (tuple(reversed(items)),))
     if kind == "keep":
         n = rng.randrange(1, len(items))
-        return Question(f"Keep the first {words.COUNTS[n - 1]} of the list {listed}.", (tuple(items[:n]),))
+        return Question(f"Keep the first {vocabulary.COUNTS[n - 1]} of the list {listed}.", (tuple(items[:n]),))
     gone = rng.choice(items)
     return Question(f"Remove {gone} from the list {listed}.", (tuple(item for item in items if item != gone),))
 
 
 def _extraction(rng: random.Random) -> Question:
-    record = {"name": rng.choice(words.NAMES), "city": rng.choice(words.CITIES), "job": rng.choice(words.JOBS)}
+    record = {"name": rng.choice(vocabulary.NAMES), "city": rng.choice(vocabulary.CITIES), "job": rng.choice(vocabulary.JOBS)}
     asked = rng.sample(tuple(record), rng.choice((1, 2)))
     shown = ", ".join(f"{field} {value}" for field, value in record.items())
     return Question(f"Record: {shown}. Give the {' and '.join(asked)}.", (tuple(record[field] for field in asked),))
@@ -274,11 +274,13 @@ def _fact(rng: random.Random, tables: Sequence[tuple[str, Mapping[str, str]]]) -
 
 
 def _stem(rng: random.Random) -> Question:
-    return _fact(rng, (("What is the chemical symbol of {}?", words.SYMBOLS), ("Which planet is the {} from the sun?", words.PLANETS)))
+    return _fact(
+        rng, (("What is the chemical symbol of {}?", vocabulary.SYMBOLS), ("Which planet is the {} from the sun?", vocabulary.PLANETS))
+    )
 
 
 def _humanities(rng: random.Random) -> Question:
-    return _fact(rng, (("What is the capital of {}?", words.CAPITALS), ("Who is the author of {}?", words.AUTHORS)))
+    return _fact(rng, (("What is the capital of {}?", vocabulary.CAPITALS), ("Who is the author of {}?", vocabulary.AUTHORS)))
 
 
 QUESTIONS = {

@@ -10,7 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 from bench.config import CATEGORIES, GoldWeights, World, Writer
-from bench.world import tasks, words
+from bench.world import tasks
+from bench.world import vocabulary as words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

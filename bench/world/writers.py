@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 
 from bench.config import Writer
-from bench.world import words
+from bench.world import vocabulary
 from bench.world.gold import count_words
 from bench.world.tasks import Constraint, Turn, decapitalise
 
@@ -27,20 +27,20 @@ def write(turn: Turn, writer: Writer, rng: random.Random) -> str:
         slots = _with_error(slots, turn, rng)
     form = _form(turn.category, kept.get("avoid"), missed.get("avoid"), rng)
     before, after = _fillers(rng) if rng.random() < writer.filler else ([], [])
-    polite = [words.POLITE] if "polite" in kept else []
+    polite = [vocabulary.POLITE] if "polite" in kept else []
     body = _body(slots, form)
     completion = _finish([*before, *body, *after, *polite], kept)
     if "at_most" in kept:
         completion = _finish([*body, *polite], kept)
     elif "at_most" in missed and count_words(completion) <= int(missed["at_most"].value):  # type: ignore[arg-type]
-        completion = _finish([rng.choice(words.FILLERS), *body, *polite], kept)
+        completion = _finish([rng.choice(vocabulary.FILLERS), *body, *polite], kept)
     return completion
 
 
 def _named(turn: Turn, rng: random.Random) -> list[list[str]]:
     """The words to name, a tone's slots filled with different words of that tone."""
     tones = {slot for sentence in turn.slots for slot in sentence if slot.startswith("@")}
-    left = {tone: rng.sample(words.TONES[tone[1:]], len(turn.slots)) for tone in sorted(tones)}
+    left = {tone: rng.sample(vocabulary.TONES[tone[1:]], len(turn.slots)) for tone in sorted(tones)}
     return [[left[slot].pop() if slot in left else slot for slot in sentence] for sentence in turn.slots]
 
 
@@ -48,8 +48,8 @@ def _with_error(slots: list[list[str]], turn: Turn, rng: random.Random) -> list[
     """One word replaced by another of its kind that is wrong there."""
     sentence, place = rng.choice([(i, j) for i, named in enumerate(slots) for j in range(len(named))])
     right = turn.slots[sentence][place]
-    alike = next(pool for pool in words.KINDS if slots[sentence][place] in pool)
-    wrong = [word for word in alike if word != right and word not in words.TONES.get(right[1:], ())]
+    alike = next(pool for pool in vocabulary.KINDS if slots[sentence][place] in pool)
+    wrong = [word for word in alike if word != right and word not in vocabulary.TONES.get(right[1:], ())]
     changed = [list(named) for named in slots]
     changed[sentence][place] = rng.choice(wrong)
     return changed
@@ -59,7 +59,7 @@ def _form(category: str, avoided: Constraint | None, used: Constraint | None, rn
     """A phrasing; without the word that is avoided, or with the one that should have been."""
     allowed = [
         form
-        for form, said in zip(words.FORMS[category], words.FORM_WORDS[category], strict=True)
+        for form, said in zip(vocabulary.FORMS[category], vocabulary.FORM_WORDS[category], strict=True)
         if (avoided is None or avoided.value not in said) and (used is None or used.value in said)
     ]
     return rng.choice(allowed)
@@ -73,7 +73,7 @@ def _body(slots: Sequence[Sequence[str]], form: str) -> list[str]:
 
 def _fillers(rng: random.Random) -> tuple[list[str], list[str]]:
     """Sentences before and after the answer."""
-    first, second = rng.sample(words.FILLERS, 2)
+    first, second = rng.sample(vocabulary.FILLERS, 2)
     if rng.random() < _SECOND_FILLER:
         return [first], [second]
     return ([first], []) if rng.random() < 0.5 else ([], [first])

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "fake_stages"))
 
 from fake_stage import HERE, Fake
 
-from bench import kinds
-from bench.clusters.stages import Ending, NodeJob, Refused
 from bench.config import ClusterLauncher, RayLauncher, Resources, SlurmLauncher, SlurmResources
-from bench.store import Store
+from bench.runner.cluster_queue import Ending, NodeJob, Refused
+from bench.store import stage_settings
+from bench.store.store import Store
 
 SCRIPT = Path(__file__).parent / "slurm.sh"
 OWN = {"threads": 1, "stage_timeout_s": 60.0, "retries": 1, "max_jobs": 8, "queue_cpu": True, "here_workers": 1}
@@ -30,8 +30,8 @@ OWN = {"threads": 1, "stage_timeout_s": 60.0, "retries": 1, "max_jobs": 8, "queu
 
 @pytest.fixture(autouse=True)
 def _known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kinds.SETTINGS, "fake", (Fake,))
-    monkeypatch.setitem(kinds.VERSIONS, "fake", 1)
+    monkeypatch.setitem(stage_settings.SETTINGS, "fake", (Fake,))
+    monkeypatch.setitem(stage_settings.VERSIONS, "fake", 1)
     monkeypatch.setenv("PYTHONPATH", f"{HERE}:{Path(__file__).parent.parent.parent}")
 
 

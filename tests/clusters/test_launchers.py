@@ -13,12 +13,12 @@ import pytest
 from conftest import Desk, cluster_settings, ray_settings, slurm_settings
 from fake_stage import attempts, fake
 
-from bench.clusters import check, make_launcher
-from bench.clusters.stages import QueueLauncher
 from bench.config import LocalLauncher
-from bench.launch import Launcher, Pool, Report
-from bench.store import Stage, Store
-from bench.worker import describe
+from bench.runner.cluster_queue import QueueLauncher
+from bench.runner.launchers import check, make_launcher
+from bench.runner.local_pool import Launcher, Pool, Report
+from bench.runner.worker import describe
+from bench.store.store import Stage, Store
 
 PATIENCE_S = 90.0
 Make = Callable[[], Launcher]
@@ -27,7 +27,7 @@ Make = Callable[[], Launcher]
 @pytest.fixture(params=["local", "desk", pytest.param("slurm", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.slow)])
 def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes a launcher of each kind."""
-    monkeypatch.setattr("bench.clusters.stages.ANSWER_S", 1.0)
+    monkeypatch.setattr("bench.runner.cluster_queue.ANSWER_S", 1.0)
     said: list[str] = []
     match request.param:
         case "local":

@@ -12,21 +12,21 @@ from conftest import Desk, cluster_settings
 from fake_stage import fake
 from test_launchers import beside, start, wait
 
-from bench import clusters
-from bench.clusters.stages import NodeJob, QueueLauncher
+from bench.cli.compose import BadConfig, open_door
 from bench.config import ResourceChanges, Resources
-from bench.door import BadConfig, open_door
-from bench.kinds import GoldPreferenceSettings, LanguageJudgeSettings, needs
-from bench.launch import Report
-from bench.store import Store
-from bench.worker import describe
+from bench.runner import launchers
+from bench.runner.cluster_queue import NodeJob, QueueLauncher
+from bench.runner.local_pool import Report
+from bench.runner.worker import describe
+from bench.store.stage_settings import GoldPreferenceSettings, LanguageJudgeSettings, needs
+from bench.store.store import Store
 
 RunBench = Callable[..., object]
 
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr("bench.clusters.stages.ANSWER_S", 0.5)
+    monkeypatch.setattr("bench.runner.cluster_queue.ANSWER_S", 0.5)
     return Desk(tmp_path)
 
 
@@ -144,9 +144,7 @@ def test_judges_that_are_asked_over_the_network_stay_where_the_key_is() -> None:
     def kind_of(settings: object, kind: str = "judge") -> str:
         return needs(SimpleNamespace(kind=kind, settings=settings))  # type: ignore[arg-type]
 
-    asked = [
-        LanguageJudgeSettings.model_construct(asking=SimpleNamespace(server=server)) for server in ("endpoint", "vllm", "in_process")
-    ]
+    asked = [LanguageJudgeSettings.model_construct(asking=SimpleNamespace(server=server)) for server in ("endpoint", "vllm", "in_process")]
     assert [kind_of(settings) for settings in asked] == ["network", "network", "gpu"]
     assert kind_of(GoldPreferenceSettings.model_construct()) == "cpu"
     assert {kind: kind_of(None, kind) for kind in ("data", "sft", "train", "score")} == {
@@ -192,5 +190,5 @@ def test_a_machine_without_slurm_is_told_before_anything_runs(monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     with pytest.raises(BadConfig, match="needs SLURM's sbatch, squeue, scontrol, scancel on the PATH: type the command on a machine"):
-        clusters.check(open_door(["hydra/launcher=slurm"]).session.launcher, [fake("a")])
-    clusters.check(open_door(["hydra/launcher=slurm"]).session.launcher, [])  # nothing is to do
+        launchers.check(open_door(["hydra/launcher=slurm"]).session.launcher, [fake("a")])
+    launchers.check(open_door(["hydra/launcher=slurm"]).session.launcher, [])  # nothing is to do

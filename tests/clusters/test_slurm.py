@@ -11,12 +11,12 @@ from conftest import slurm_settings
 from fake_stage import attempts, fake
 from test_launchers import start
 
-from bench.clusters import check, make_launcher
-from bench.clusters.slurm import JobState, SlurmQueue, ask_squeue, how_it_ended, outside_of_jobs
+from bench.cli.compose import BadConfig
 from bench.config import SlurmResources
-from bench.door import BadConfig
-from bench.launch import Report
-from bench.store import Store
+from bench.runner.launchers import check, make_launcher
+from bench.runner.local_pool import Report
+from bench.runner.slurm import JobState, SlurmQueue, ask_squeue, how_it_ended, outside_of_jobs
+from bench.store.store import Store
 
 SHOWN = (
     "JobId=17 ArrayJobId=17 ArrayTaskId=3 JobName=bench UserId=me(1000) JobState=NODE_FAIL Reason=NodeDown Dependency=(null) "

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tiny import Ran, bench, command_line, environment, smoke, smoke_cells
 
-from bench.store import Store
+from bench.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SMALL = ("hydra.launcher.gpu.gpus=0", "hydra.launcher.gpu.cpus=1", "hydra.launcher.gpu.time_min=30")

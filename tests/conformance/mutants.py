@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import losses
 from bench.conformance.checks import Bench, quick_checks
+from bench.training import losses
 
 PAIRED = ("dpo", "cdpo", "ipo_summed", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen")
 OURS = (*PAIRED, "csft", "offline_ppo", "spa")
@@ -128,7 +128,7 @@ class _Replace(ast.NodeTransformer):
 @contextlib.contextmanager
 def _in_place(mutant: Mutant) -> Iterator[None]:
     """The running module's functions are the mutant's."""
-    module = types.ModuleType("bench.losses")
+    module = types.ModuleType("bench.training.losses")
     exec(compile(mutant.source, f"<{mutant.name}>", "exec"), vars(module))
     before = dict(vars(losses))
     vars(losses).update({name: value for name, value in vars(module).items() if not name.startswith("__")})

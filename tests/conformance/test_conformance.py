@@ -9,10 +9,11 @@ from pathlib import Path
 import mutants
 import pytest
 
-from bench import losses, methods
+from bench import methods
 from bench.conformance.checks import COUPLED, GOLDEN_ROW, HALOS, KINDS, PPO_ROW, SETTINGS, Bench, Check, method
 from bench.conformance.references import REFERENCES, Row
 from bench.conformance.table import FACTS, NAMES, checks_of, print_table
+from bench.training import losses
 
 
 @pytest.mark.parametrize("name", NAMES)

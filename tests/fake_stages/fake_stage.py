@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from bench import kinds
 from bench.config import Settings
-from bench.store import Stage
-from bench.worker import Outcome, StageRun
+from bench.runner.worker import Outcome, StageRun
+from bench.store import stage_settings
+from bench.store.store import Stage
 
 HERE = Path(__file__).parent
 MEETING_S = 60.0
@@ -75,7 +75,7 @@ def run(settings: Fake, run: StageRun) -> Outcome:
 
 
 def fake(name: str, *inputs: Stage, **settings: object) -> Stage:
-    return kinds.stage("fake", Fake(name=name, **settings), {f"input{i}": stage for i, stage in enumerate(inputs)}, name)  # type: ignore[arg-type]
+    return stage_settings.stage("fake", Fake(name=name, **settings), {f"input{i}": stage for i, stage in enumerate(inputs)}, name)  # type: ignore[arg-type]
 
 
 def attempts(stage: Stage, root: Path) -> list[tuple[int, float]]:

@@ -4,8 +4,8 @@ import sys
 
 import fake_stage
 
-from bench import kinds
+from bench.store import stage_settings
 
-kinds.SETTINGS["fake"] = (fake_stage.Fake,)
-kinds.VERSIONS["fake"] = 1
+stage_settings.SETTINGS["fake"] = (fake_stage.Fake,)
+stage_settings.VERSIONS["fake"] = 1
 sys.modules["bench.stages.fake"] = fake_stage

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from recorded import ALPACA_EVAL, ANNOTATOR, CALIBRATION, MODELS, REFERENCE, annotation_rows, expected, laid_out, lay_out, needs_fixtures
 
-from bench.judges import alpaca_eval
-from bench.judges.alpaca_eval import (
+from bench.judges.formats import alpaca_eval
+from bench.judges.formats.alpaca_eval import (
     Annotations,
     Outputs,
     find_annotations,
@@ -33,9 +33,9 @@ from bench.judges.alpaca_eval import (
     write_annotations,
     write_outputs,
 )
-from bench.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.records import Completion, Item, Verdict
-from bench.stats import Unmeasured
+from bench.stats.estimates import Unmeasured
+from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.text_files import BadFile
 
 
@@ -113,7 +113,7 @@ def test_positions_move_the_official_rate_and_not_ours() -> None:
 @needs_fixtures
 def test_dropping_an_item_moves_our_rate_by_its_own_weight() -> None:
     """An item's contribution less the rate, over n - 1, is what a dropped item takes with it, to first order."""
-    from bench.length_control import contributions_of_verdicts
+    from bench.stats.length_control import contributions_of_verdicts
 
     verdicts = recorded("FuseChat-Llama-3.2-3B-Instruct").verdicts
     whole, each = lc(verdicts).value, contributions_of_verdicts(verdicts, calibration())

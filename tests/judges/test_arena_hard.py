@@ -12,14 +12,14 @@ import yaml
 from endpoint import Answer, Endpoint, Said
 
 from bench.config import Asking
-from bench.judges.asking import Reply
-from bench.judges.items import read_items
-from bench.judges.prompts import OWN_GAME, arena_hard_template
-from bench.judges.replies import GAMES, find_game, read_game
-from bench.kinds import LanguageJudgeSettings
+from bench.judges.asked.prompts import OWN_GAME, arena_hard_template
+from bench.judges.asked.replies import GAMES, find_game, read_game
+from bench.judges.asked.request import Reply
+from bench.judges.formats.items import read_items
 from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
+from bench.runner.worker import Progress, StageRun
 from bench.stages import judge
-from bench.worker import Progress, StageRun
+from bench.store.stage_settings import LanguageJudgeSettings
 
 ASKING = Asking(
     server="endpoint",

@@ -22,17 +22,17 @@ from endpoint import Answer, Endpoint, Said, fair, listed, shown, tops
 from tiny import make_model
 
 from bench.config import Asking
-from bench.judges import server
-from bench.judges.asking import Reply, Request
-from bench.judges.client import JudgeRefused, JudgeUnfinished, ServedModelsDiffer
+from bench.engines import vllm_server
+from bench.judges.asked.endpoint import JudgeRefused, JudgeUnfinished, ServedModelsDiffer
+from bench.judges.asked.prompts import OWN_PROMPTS
+from bench.judges.asked.replies import parser_version, votes_from_text
+from bench.judges.asked.request import Reply, Request
 from bench.judges.preference import policy_first
-from bench.judges.prompts import OWN_PROMPTS
-from bench.judges.replies import parser_version, votes_from_text
-from bench.kinds import LanguageJudgeSettings, stage
 from bench.records import Completion, Item, Verdict, preference_verdicts, read_jsonl, text_digest, write_jsonl
+from bench.runner.worker import Outcome, Progress, ServerPlace, StageRun
 from bench.stages import judge
-from bench.store import OverBudget, Source, keyed_settings
-from bench.worker import Outcome, Progress, ServerPlace, StageRun
+from bench.store.stage_settings import LanguageJudgeSettings, stage
+from bench.store.store import OverBudget, Source, keyed_settings
 
 ROOT = Path(__file__).parent.parent.parent
 ASKING = Asking(
@@ -359,13 +359,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPlace]:
     """The tiny model behind HTTP, by a server of the tests."""
-    log, port = tmp_path_factory.mktemp("server") / "log", server.free_port()
+    log, port = tmp_path_factory.mktemp("server") / "log", vllm_server.free_port()
     words = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", model.name]
-    process = server.start([sys.executable, str(ROOT / "tests" / "local_server.py"), *words], log)
+    process = vllm_server.start([sys.executable, str(ROOT / "tests" / "local_server.py"), *words], log)
     found = ServerPlace(f"http://127.0.0.1:{port}/v1", process.pid, str(log))
-    server.wait_until_ready(found, 120)
+    vllm_server.wait_until_ready(found, 120)
     yield found
-    server.stop(process)
+    vllm_server.stop(process)
 
 
 LOCAL = ALPACA.model_copy(update={"model": None})
@@ -407,12 +407,12 @@ def test_a_local_judge_rates_by_what_it_writes(room: Room, model: Path) -> None:
 
 def test_a_server_ends_when_its_command_is_killed(tmp_path: Path) -> None:
     """The server here lists a folder in which the list of models is a file."""
-    port = server.free_port()
+    port = vllm_server.free_port()
     (tmp_path / "v1").mkdir()
     (tmp_path / "v1" / "models").write_text("{}")
     words = ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
     code = (
-        "import sys, time; from pathlib import Path; from bench.judges import server; from bench.worker import ServerPlace\n"
+        "import sys, time; from pathlib import Path; from bench.judges import server; from bench.runner.worker import ServerPlace\n"
         f"process = server.start([sys.executable, *{words!r}], Path({str(tmp_path / 'log')!r}))\n"
         f"server.wait_until_ready(ServerPlace('http://127.0.0.1:{port}/v1', process.pid, ''), 120)\n"
         "print(process.pid, flush=True); time.sleep(60)"
@@ -429,12 +429,12 @@ def test_a_server_ends_when_its_command_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_server_that_dies_at_its_start_is_said_with_its_last_words(tmp_path: Path) -> None:
-    process = server.start([sys.executable, "-c", "raise SystemExit('no such model')"], tmp_path / "log")
+    process = vllm_server.start([sys.executable, "-c", "raise SystemExit('no such model')"], tmp_path / "log")
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="ended while it was starting: no such model"):
-        server.wait_until_ready(ServerPlace("http://127.0.0.1:9/v1", process.pid, str(tmp_path / "log")), 60)
+        vllm_server.wait_until_ready(ServerPlace("http://127.0.0.1:9/v1", process.pid, str(tmp_path / "log")), 60)
     assert time.monotonic() - began < 30
-    server.stop(process)
+    vllm_server.stop(process)
     assert process.returncode is not None and not psutil.pid_exists(process.pid) and os.getpid()
 
 
@@ -480,7 +480,7 @@ def test_vllm_itself_serves_and_agrees_with_the_judge_in_process(tmp_path: Path,
     there.mkdir()
     settings = LOCAL.model_copy(update={"asking": ASKING.model_copy(update={"server": "vllm"})})
     verdicts = stage("judge", settings, {"model": Source(model, "m")})
-    servers = server.Servers(tmp_path)
+    servers = vllm_server.Servers(tmp_path)
     found = servers.place(verdicts)
     assert found == servers.place(verdicts) and found is not None  # one server for all stages
     try:

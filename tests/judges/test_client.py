@@ -12,12 +12,12 @@ import pytest
 from endpoint import Answer, Endpoint, Said
 
 from bench.config import Asking
-from bench.judges import client
-from bench.judges.asking import Request
-from bench.judges.client import JudgeRefused, JudgeUnfinished, ServedModelsDiffer, check_served
-from bench.judges.journal import Journal, Ledger
-from bench.judges.prices import Price
-from bench.store import OverBudget
+from bench.judges.asked import endpoint as client
+from bench.judges.asked.endpoint import JudgeRefused, JudgeUnfinished, ServedModelsDiffer, check_served
+from bench.judges.asked.journal import Journal, Ledger
+from bench.judges.asked.prices import Price
+from bench.judges.asked.request import Request
+from bench.store.store import OverBudget
 
 Serve = Callable[..., Endpoint]
 

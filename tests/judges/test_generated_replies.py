@@ -17,10 +17,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from bench.judges.asking import Reply
-from bench.judges.chat_completion import NotACompletion, read_body, reply_from_row, reply_of
-from bench.judges.journal import Journal, Ledger, Misfit, decode, encode
-from bench.judges.replies import (
+from bench.judges.asked.chat_completion import NotACompletion, read_body, reply_from_row, reply_of
+from bench.judges.asked.journal import Journal, Ledger, Misfit, decode, encode
+from bench.judges.asked.replies import (
     REASONS,
     UNREADABLE,
     WINNERS,
@@ -31,9 +30,10 @@ from bench.judges.replies import (
     read_preference,
     read_rating,
 )
-from bench.judges.thinking import after_thinking
+from bench.judges.asked.request import Reply
+from bench.judges.asked.thinking import after_thinking
+from bench.judges.self_judge import read_reply
 from bench.records import Call, Verdict
-from bench.self_judge import read_reply
 from bench.text_files import BadFile
 
 generated = settings(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bench.judges.items import cut, read_alpaca_eval, read_arena_hard, read_mt_bench
-from bench.judges.prices import OWN_PRICES, price_of, read_prices
+from bench.judges.asked.prices import OWN_PRICES, price_of, read_prices
+from bench.judges.formats.items import cut, read_alpaca_eval, read_arena_hard, read_mt_bench
 from bench.records import HumanLabel, Item, read_labels
 from bench.text_files import BadFile
 

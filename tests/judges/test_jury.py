@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench import methods
-from bench.door import Opened
+from bench.cli.compose import Opened
 from bench.judges.jury import Jury
-from bench.plan import plan_cell
+from bench.planning.cells import plan_cell
 from bench.records import Completion, Item, Verdict
 
 ITEMS = [Item(f"i{n}", "math", [f"say {n}"], baseline=["b"]) for n in range(3)]

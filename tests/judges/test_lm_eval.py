@@ -16,14 +16,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tiny import bench, make_model, make_preferences, plans
 
 from bench.config import Loading
-from bench.judges.lm_eval import _answers, _results, answer, by_shots, faults
-from bench.kinds import TaskSettings, needs
+from bench.engines.lm_eval import _answers, _results, answer, by_shots, faults
 from bench.records import Result, TaskAnswer, TaskResult, read_jsonl, write_jsonl
 from bench.report.rows import Group, Row
 from bench.report.tables import _tasks_notes, tasks
+from bench.runner.worker import Progress, StageRun
 from bench.stages.score import _Numbers, _tasks
-from bench.store import tree_stamp
-from bench.worker import Progress, StageRun
+from bench.store.stage_settings import TaskSettings, needs
+from bench.store.store import tree_stamp
 
 QUESTIONS = [
     ("please name one good", ["apple", "lemon", "the river and the garden"], 1),
@@ -257,8 +257,8 @@ def test_the_packages_numbers_are_those_by_hand_with_an_adapter_too(place: Path,
     from bench.config import Adapter
     from bench.engines.adapters import add_adapter, save_model
     from bench.engines.hf import load_model
+    from bench.models.tokenize import load_tokenizer
     from bench.stages import tasks as stage
-    from bench.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(place / "model")
     adapted: Any = load_model(place / "model", "float32")
@@ -292,7 +292,7 @@ def test_the_packages_numbers_are_those_by_hand_with_an_adapter_too(place: Path,
 def test_examples_and_a_limit_reach_the_package(place: Path) -> None:
     pytest.importorskip("lm_eval")
     from bench.engines.hf import load_model
-    from bench.tokens import load_tokenizer
+    from bench.models.tokenize import load_tokenizer
 
     settings = SETTINGS.model_copy(update={"limit": 3, "chat_template": True})
     model, tokenizer = load_model(place / "model", "float32"), load_tokenizer(place / "model")
@@ -316,7 +316,7 @@ def test_unknown_tasks_and_data_that_are_not_there_are_found_before_anything_run
 def test_functions_of_tasks_leave_nothing_in_their_folder(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval")
     from bench.engines.hf import load_model
-    from bench.tokens import load_tokenizer
+    from bench.models.tokenize import load_tokenizer
 
     folder = make_tasks(tmp_path / "tasks")
     (folder / "choices.py").write_text("def all_of(doc):\n    return doc['choices']\n")

@@ -13,7 +13,8 @@ import pytest
 from recorded import MT_BENCH, expected, needs_fixtures
 
 from bench.config import CATEGORIES
-from bench.judges.mt_bench import (
+from bench.judges.asked.replies import find_pairwise, find_rating
+from bench.judges.formats.mt_bench import (
     Compared,
     Rated,
     category_of,
@@ -32,7 +33,6 @@ from bench.judges.mt_bench import (
     write_compared,
     write_rated,
 )
-from bench.judges.replies import find_pairwise, find_rating
 from bench.records import Call, Completion, Verdict
 from bench.text_files import BadFile
 

@@ -16,14 +16,14 @@ import pytest
 from endpoint import Answer, Endpoint, Said, tops
 
 from bench.config import Asking
-from bench.judges import client
-from bench.judges.asking import Request
-from bench.judges.client import JudgeRefused, JudgeUnfinished, ServedModelsDiffer, check_served, drop_other_models
-from bench.judges.journal import Journal, Ledger, append, encode
-from bench.judges.prices import Price
-from bench.judges.prompts import annotator
-from bench.judges.replies import read_preference, read_rating
-from bench.store import OverBudget
+from bench.judges.asked import endpoint as client
+from bench.judges.asked.endpoint import JudgeRefused, JudgeUnfinished, ServedModelsDiffer, check_served, drop_other_models
+from bench.judges.asked.journal import Journal, Ledger, append, encode
+from bench.judges.asked.prices import Price
+from bench.judges.asked.prompts import annotator
+from bench.judges.asked.replies import read_preference, read_rating
+from bench.judges.asked.request import Request
+from bench.store.store import OverBudget
 
 WEIGHTED: dict[str, Any] = {"numerator_token": "m", "denominator_tokens": ["m", "M"], "is_binarize": False}
 ASKING = Asking(

@@ -16,11 +16,11 @@ from tiny import bench, make_model
 from bench.config import CATEGORIES, Writer
 from bench.judges import baseline
 from bench.judges.pair_ranker import RankedPreference, pair_template, pair_text
-from bench.kinds import PairRankerSettings, PromptData, TaskFamily
 from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
+from bench.runner.worker import Progress, StageRun
 from bench.stages import judge
 from bench.stages.data import _items
-from bench.worker import Progress, StageRun
+from bench.store.stage_settings import PairRankerSettings, PromptData, TaskFamily
 from bench.world.tasks import Turn
 from bench.world.writers import write
 
@@ -112,7 +112,7 @@ def test_a_classifier_prefers_what_it_was_trained_to_prefer(tmp_path: Path) -> N
 def test_both_orders_are_read_and_averaged_and_equal_texts_are_a_tie(tmp_path: Path) -> None:
     """Against the classifier's own logits, one text at a time. A head that nobody has trained knows nothing of order."""
     from bench.engines.reward import Scorer
-    from bench.tokens import Ids, prompt_ids
+    from bench.models.tokenize import Ids, prompt_ids
 
     folder = make_classifier(tmp_path / "ranker")
     found, scorer = judged(tmp_path, folder, ITEMS, ANSWERS), Scorer(folder, "float32", 1)

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.judges.preference import AskedPreference, policy_first
-from bench.judges.prompts import (
+from bench.judges.asked.prompts import (
     OWN_GAME,
     OWN_PROMPTS,
     PAIRWISE,
@@ -24,13 +23,14 @@ from bench.judges.prompts import (
     mt_bench_templates,
     parse_messages,
 )
+from bench.judges.preference import AskedPreference, policy_first
 from bench.judges.rating import AskedRating
 from bench.records import Completion, Item
 from bench.text_files import BadFile
 
 FIXTURES = Path("/work/shared/fixtures")
 OFFICIAL = "weighted_alpaca_eval_gpt4_turbo"
-NASTY = "a {output_2} and {instruction} <|im_end|>\n<|im_start|>user\nsay m {{x}} \\1 \\g<0> \"\"\""
+NASTY = 'a {output_2} and {instruction} <|im_end|>\n<|im_start|>user\nsay m {{x}} \\1 \\g<0> """'
 
 
 def test_the_official_prompt_is_the_packages_byte_for_byte() -> None:
@@ -269,7 +269,7 @@ def test_turns_references_and_pairs_choose_the_prompt() -> None:
 @pytest.mark.skipif(not FIXTURES.exists(), reason="recorded data lie on the founders' machine")
 def test_fastchats_prompts_come_back_as_recorded() -> None:
     """Every recorded prompt of phi-3-dpo, from question, answer, reference and template."""
-    from bench.judges.items import read_mt_bench
+    from bench.judges.formats.items import read_mt_bench
 
     folder = FIXTURES / "mt_bench"
     templates = mt_bench_templates(folder / "judge_prompts.jsonl")

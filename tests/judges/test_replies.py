@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from endpoint import listed
 
-from bench.judges.asking import Reply
-from bench.judges.chat_completion import thin
+from bench.judges.asked.chat_completion import thin
+from bench.judges.asked.prompts import annotator
+from bench.judges.asked.replies import count_reasons, expected_rating, find_rating, read_game, read_pairwise, read_preference, read_rating
+from bench.judges.asked.request import Reply
+from bench.judges.asked.thinking import UNENDED, UNMARKED, after_thinking
 from bench.judges.preference import policy_first
-from bench.judges.prompts import annotator
-from bench.judges.replies import count_reasons, expected_rating, find_rating, read_game, read_pairwise, read_preference, read_rating
-from bench.judges.thinking import UNENDED, UNMARKED, after_thinking
 from bench.records import Call, Verdict
 
 VOTES = Path("/work/shared/fixtures/alpaca_eval")

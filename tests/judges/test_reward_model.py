@@ -13,11 +13,11 @@ from tiny import bench, make_model
 
 from bench.judges import baseline
 from bench.judges.reward_model import RewardModelPreference
-from bench.kinds import RewardJudgeSettings
+from bench.models.tokenize import conversation, row_ids
 from bench.records import Completion, Item, Message, Verdict, read_jsonl, write_jsonl
+from bench.runner.worker import Progress, StageRun
 from bench.stages import judge
-from bench.tokens import conversation, row_ids
-from bench.worker import Progress, StageRun
+from bench.store.stage_settings import RewardJudgeSettings
 
 ITEMS = [Item(f"i{n}", "writing", [f"please name {n}"], baseline=["the red apple."]) for n in range(5)]
 ANSWERS = [Completion(f"i{n}", [f"please name {n}"], ["the red apple." if n == 0 else "a dog" * n], [], []) for n in range(5)]

@@ -18,16 +18,16 @@ from bench import methods
 from bench.config import BestOfN, Training
 from bench.engines.hf import Engine
 from bench.engines.reward import Scorer
-from bench.forecast import token_bound
-from bench.kinds import GenerateSettings
-from bench.plan import CellPlan, Sources, make_plan, plan_cell
+from bench.forecast.stage_time import token_bound
+from bench.models.tokenize import conversation, load_tokenizer, prompt_ids, row_ids
+from bench.planning.cells import CellPlan, Sources, make_plan, plan_cell
 from bench.records import Completion, Item, read_jsonl, read_logps, read_rewards, read_rows
+from bench.runner.worker import Progress, StageRun, describe, run_stage
 from bench.stages import generate as generate_stage
 from bench.stages import train as train_stage
 from bench.stages.generate import best_of, draw_seed
-from bench.store import Source, Stage, Store
-from bench.tokens import conversation, load_tokenizer, prompt_ids, row_ids
-from bench.worker import Progress, StageRun, describe, run_stage
+from bench.store.stage_settings import GenerateSettings
+from bench.store.store import Source, Stage, Store
 
 
 def smoke_plan(n: int) -> CellPlan:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from tiny import smoke_cell, smoke_folder
 
-from bench.facts import Example, Fed, TrainFacts, digest
-from bench.methods.training import LengthBatches
+from bench.models.tokenize import Ids, load_tokenizer, preference_ids
 from bench.records import Pair, read_rows
-from bench.store import Stage
-from bench.tokens import Ids, load_tokenizer, preference_ids
+from bench.store.store import Stage
+from bench.training.trainers import LengthBatches
+from bench.training.training_record import Example, Fed, TrainFacts, digest
 
 
 def pair(name: str, chosen: str = "yes") -> Pair:

@@ -16,19 +16,21 @@ from safetensors.torch import load_file
 from tiny import bench, copy_results, make_model, make_preferences, plans, smoke, smoke_cell, write_rows
 from transformers import AutoModelForCausalLM
 
-from bench import kinds, methods, why
+from bench import methods
+from bench.cli.compose import BadConfig, Opened
+from bench.commands import why
+from bench.commands.run import write_cell
 from bench.config import Cell, Dpo, IterativeDpo, Loop, SeedTraining, Spa, Spin, Training, Why
-from bench.door import BadConfig, Opened
-from bench.forecast import token_bound
-from bench.kinds import TrainSettings
-from bench.plan import CellPlan, Sources, make_plan, plan_cell
+from bench.forecast.stage_time import token_bound
+from bench.models.tokenize import load_tokenizer, model_folder, preference_ids
+from bench.planning.cells import CellPlan, Sources, make_plan, plan_cell
 from bench.records import Item, Labelled, Trust, read_jsonl, read_logps, read_rows
 from bench.report.rows import Sweep, collect, flat_rows, pool
 from bench.report.tables import comparison_table
-from bench.run import write_cell
-from bench.store import Stage, Store, keyed_settings
-from bench.tokens import load_tokenizer, model_folder, preference_ids
-from bench.worker import describe, run_stage
+from bench.runner.worker import describe, run_stage
+from bench.store import stage_settings
+from bench.store.stage_settings import TrainSettings
+from bench.store.store import Stage, Store, keyed_settings
 
 SMALL: dict[str, Any] = {"n_prompts": 24, "sample_temperature": 1.0, "sample_max_new_tokens": 12, "pairs": "fresh", "batch_size": 4}
 SEED = SeedTraining(beta=0.1, learning_rate=1e-3, num_train_epochs=1.0, batch_size=32)
@@ -208,7 +210,6 @@ def test_an_axis_of_iterations_is_typed_like_any_other() -> None:
         (("method=spa", "data.fraction=0"), "method=spa learns from labelled rows, got data.fraction=0; set method.seed_training=null"),
         (("method=dpo", "data.fraction=0"), "method=dpo learns from labelled rows, got data.fraction=0"),
         (("method=spa", "method.judging_reference=base", "model.start=base"), "a start model that was tuned from the base model"),
-
         (("method=spa", "method.iteration=-1"), "method.iteration must be >= 0, got -1"),
     ],
 )
@@ -400,7 +401,7 @@ def test_spin_on_given_pairs_is_dpo(store: Store) -> None:
     settings = TrainSettings(method=Dpo.model_validate(usual), max_length=192, dtype="float32", seed=0)
     pairs, reference = stages["iteration 1 pairs"], stages["iteration 1 reference log-probs"]
     assert reference.inputs == {"model": before, "preferences": pairs}
-    assert kinds.stage("train", settings, {"model": before, "preferences": pairs, "reference_logps": reference}) == trained
+    assert stage_settings.stage("train", settings, {"model": before, "preferences": pairs, "reference_logps": reference}) == trained
     run_missing(list(trained.walk()), store)
     first = json.loads((store.folder(trained) / "history.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)  # opponent and policy are one

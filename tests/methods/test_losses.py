@@ -19,12 +19,12 @@ from tiny import smoke_cell, smoke_folder
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from bench.engines.hf import load_model
-from bench.kinds import TrainSettings
 from bench.methods import load
-from bench.methods.training import Recorder, TrainingJob
+from bench.models.tokenize import Ids, load_tokenizer, model_folder, preference_ids
 from bench.records import Logps, Pair, Unpaired, read_logps, read_rows
-from bench.tokens import Ids, load_tokenizer, model_folder, preference_ids
-from bench.worker import Progress
+from bench.runner.worker import Progress
+from bench.store.stage_settings import TrainSettings
+from bench.training.trainers import Recorder, TrainingJob
 
 MAX_LENGTH = 192
 

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from tiny import copy_results, smoke, smoke_cell
 
-from bench import methods, why
+from bench import methods
+from bench.commands import why
+from bench.commands.run import write_cell
 from bench.config import Cell, SelfRewarding, SftTraining, Training, Writer
-from bench.kinds import SftSettings, TrainSettings
-from bench.plan import CellPlan, Sources, make_plan, plan_cell
+from bench.judges.self_judge import add_up, questions
+from bench.planning.cells import CellPlan, Sources, make_plan, plan_cell
 from bench.records import Completion, Item, Labelled, Result, Text, draw_name, read_jsonl, read_rows
 from bench.report.rows import Sweep, collect, flat_rows
-from bench.run import write_cell
-from bench.self_judge import add_up, questions
-from bench.store import Source, Stage, Store
-from bench.worker import describe, run_stage
+from bench.runner.worker import describe, run_stage
+from bench.store.stage_settings import SftSettings, TrainSettings
+from bench.store.store import Source, Stage, Store
 
 GIVEN: dict[str, Any] = {
     "name": "self_rewarding",
@@ -240,7 +241,7 @@ def taught(folder: Path, start: Path) -> Path:
     import torch
 
     from bench.engines.hf import load_model
-    from bench.tokens import load_tokenizer, row_ids
+    from bench.models.tokenize import load_tokenizer, row_ids
 
     tokenizer, model = load_tokenizer(start), load_model(start, "float32").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -265,7 +266,7 @@ def taught(folder: Path, start: Path) -> Path:
 def test_a_users_model_judges_its_pairs_and_writes_prompts(tmp_path: Path) -> None:
     from tiny import make_model, make_preferences
 
-    from bench.door import open_door
+    from bench.cli.compose import open_door
 
     model = taught(tmp_path / "model", make_model(tmp_path / "start", max_positions=1024))
     pairs = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True, n=24)

@@ -12,15 +12,15 @@ import torch
 from tiny import smoke_cell, smoke_folder
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from bench import losses
 from bench.config import RefinedDpo, Training
 from bench.engines.hf import load_model
-from bench.kinds import TrainSettings
 from bench.methods import load
 from bench.methods.spa import RunningThreshold
-from bench.methods.training import TrainingJob
+from bench.models.tokenize import load_tokenizer, model_folder, preference_ids
 from bench.records import Pair, Trust, read_jsonl, read_logps, read_rows
-from bench.tokens import load_tokenizer, model_folder, preference_ids
+from bench.store.stage_settings import TrainSettings
+from bench.training import losses
+from bench.training.trainers import TrainingJob
 
 
 def logit(p: float) -> float:

@@ -12,14 +12,14 @@ from tiny import make_model, make_preferences, plans
 from transformers import TrainerCallback
 
 from bench.engines.hf import load_model
-from bench.kinds import TrainSettings
 from bench.methods import load
-from bench.methods.training import TrainingJob, share_right
-from bench.methods.unpaired import log_accuracy
-from bench.plan import CellPlan
+from bench.models.tokenize import load_tokenizer, preference_ids
+from bench.planning.cells import CellPlan
 from bench.records import Logps, Pair, completion_columns
 from bench.report.findings import Evidence, known_start, wrong_start
-from bench.tokens import load_tokenizer, preference_ids
+from bench.store.stage_settings import TrainSettings
+from bench.training.trainers import TrainingJob, share_right
+from bench.training.unpaired import log_accuracy
 
 MAX_LENGTH = 100
 KNOWN = ("dpo", "ipo", "kto", "cdpo", "robust", "ipo_summed", "hinge", "kto_pair")

@@ -20,21 +20,21 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import TrainingArguments
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from bench import worker
 from bench.config import Adapter, RewardModel, SftEpochs
 from bench.conformance.checks import SETTINGS, TRAINING
 from bench.conformance.checks import method as conformance_method
 from bench.engines.adapters import check_finite
 from bench.engines.hf import Engine, load_model
-from bench.kinds import ConversationSft, LogpsSettings, RewardModelSettings, TrainSettings
-from bench.methods.training import LengthBatches, Recorder, check_weights, common_arguments, fingerprint, on_one_gpu
+from bench.models.model_size import checkpoints
+from bench.models.tokenize import Ids
 from bench.records import read_rows
-from bench.shapes import checkpoints
+from bench.runner import worker
+from bench.runner.worker import Progress, StageRun
 from bench.stages import logps as logps_stage
 from bench.stages import sft as sft_stage
 from bench.stages import train as train_stage
-from bench.tokens import Ids
-from bench.worker import Progress, StageRun
+from bench.store.stage_settings import ConversationSft, LogpsSettings, RewardModelSettings, TrainSettings
+from bench.training.trainers import LengthBatches, Recorder, check_weights, common_arguments, fingerprint, on_one_gpu
 
 # Order ----------------------------------------------------------------------------------------------------------------
 

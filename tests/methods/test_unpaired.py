@@ -15,20 +15,20 @@ from safetensors.torch import load_file
 from tiny import make_model, smoke_cell, smoke_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
-from bench import losses
 from bench.config import Decoding
 from bench.conformance.checks import SETTINGS, method
 from bench.engines.hf import Engine, load_model
-from bench.kinds import LogpsSettings, TrainSettings
 from bench.methods import load
 from bench.methods.csft import BAD, GOOD, add_control_tokens, check_positions
 from bench.methods.kto import class_weights
-from bench.methods.training import Recorder, TrainingJob
+from bench.models.tokenize import load_tokenizer, preference_ids, prompt_ids
 from bench.records import Logps, Pair, Unpaired, read_logps, read_rows
+from bench.runner.worker import Progress, StageRun
 from bench.stages import logps as logps_stage
 from bench.stages import train as train_stage
-from bench.tokens import load_tokenizer, preference_ids, prompt_ids
-from bench.worker import Progress, StageRun
+from bench.store.stage_settings import LogpsSettings, TrainSettings
+from bench.training import losses
+from bench.training.trainers import Recorder, TrainingJob
 
 IMBALANCE = Path("/work/shared/published/kto_data_imbalance.yaml")
 LEARNING = {"learning_rate": 1e-3, "batch_size": 16, "max_grad_norm": 1.0}

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from tiny import copy_results, plans, smoke
 
-from bench.facts import TrainFacts
 from bench.report import Row, Sweep, collect, pool, write_files
 from bench.report.fairness import FACTS, MARK, Certificate, Known, certify, excused, known
-from bench.store import Store
+from bench.store.store import Store
+from bench.training.training_record import TrainFacts
 
 DPO = TrainFacts(
     rows=2278,

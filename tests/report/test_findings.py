@@ -11,7 +11,7 @@ from tiny import smoke, smoke_cells
 from bench.report import Row, collect, pool
 from bench.report.findings import CHECKS, NONE, Evidence, Finding, find, lines, markdown, of_rows
 from bench.report.rows import Sweep
-from bench.store import Store
+from bench.store.store import Store
 
 START = {"mean_length": 40.0, "mean_length_se": 1.0, "repetition": 0.02, "distinct": 0.6, "unfinished": 0.0}
 HEALTHY = {

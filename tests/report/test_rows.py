@@ -14,14 +14,14 @@ import pytest
 from tiny import make_model, make_preferences
 
 from bench import methods
+from bench.cli.compose import open_door
+from bench.cli.sweep_files import SWEEPS
+from bench.commands.run import with_start_cells
 from bench.config import Expectation
-from bench.door import open_door
-from bench.plan import CellPlan, plan_cell, start_cell
+from bench.planning.cells import CellPlan, plan_cell, start_cell
 from bench.report import Row, Sweep, figures, flat_rows, pool, write_files
 from bench.report.rows import matches, row_words, seedless
 from bench.report.tables import comparison_table, latex, markdown
-from bench.run import with_start_cells
-from bench.sweep import SWEEPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

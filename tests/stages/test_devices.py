@@ -20,14 +20,14 @@ import yaml
 from safetensors.torch import load_file
 from tiny import ROOT, smoke_cell, smoke_folder
 
+from bench.cli.compose import Opened
 from bench.config import Accelerate, Adapter, Loading, RefinedDpo, SftEpochs, Training
-from bench.devices import Share, Spread, check_rows, learning, share_of
-from bench.door import Opened
-from bench.kinds import ConversationSft, TrainSettings
 from bench.records import read_rows
+from bench.runner.worker import Progress, StageRun
 from bench.stages import sft as sft_stage
 from bench.stages import train as train_stage
-from bench.worker import Progress, StageRun
+from bench.store.stage_settings import ConversationSft, TrainSettings
+from bench.training.devices import Share, Spread, check_rows, learning, share_of
 
 CPUS = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "num_machines": 1, "machine_rank": 0, "use_cpu": True}
 
@@ -142,7 +142,7 @@ KILLED = """
 import pickle, sys
 from pathlib import Path
 from bench.stages import sft, train
-from bench.worker import Progress, StageRun
+from bench.runner.worker import Progress, StageRun
 root = Path(sys.argv[1])
 settings, inputs, how = pickle.loads((root / "job.pickle").read_bytes())
 stage = sft if type(settings).__name__ == "ConversationSft" else train
@@ -255,7 +255,7 @@ def test_what_was_trained_is_not_lost_where_it_cannot_be_saved(tmp_path: Path, m
 
     run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6))
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
-        patched.setattr("bench.stages.processes.save_model", full)
+        patched.setattr("bench.training.distributed.save_model", full)
         train_stage.run(settings(), run)
     train_stage.run(settings(), run)
     assert [json.loads(line)["step"] for line in run.progress.path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6, 6]

@@ -25,9 +25,12 @@ from typing import Any
 import pytest
 from tiny import make_preferences
 
-from bench import kinds
 from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
-from bench.kinds import (
+from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
+from bench.runner.worker import Progress, StageRun
+from bench.stages import audit, data, judge, label, score
+from bench.store import stage_settings
+from bench.store.stage_settings import (
     AuditSettings,
     CanaryData,
     ChosenData,
@@ -56,9 +59,6 @@ from bench.kinds import (
     WrittenData,
     WrittenPromptData,
 )
-from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
-from bench.stages import audit, data, judge, label, score
-from bench.worker import Progress, StageRun
 from bench.world.tasks import Turn
 from bench.world.writers import write
 
@@ -306,7 +306,7 @@ def test_outputs_move_only_with_their_version(kind: str, tmp_path: Path) -> None
         (tmp_path / name / "stages").mkdir(parents=True)
         found[name] = _output(make(Made(tmp_path / name / "stages")))
     golden = _read_golden()
-    entry = f"{kind} v{kinds.VERSIONS[kind]}"
+    entry = f"{kind} v{stage_settings.VERSIONS[kind]}"
     if os.environ.get("UPDATE_GOLDEN"):
         _write_golden({name: outputs for name, outputs in golden.items() if name.split()[0] != kind} | {entry: found})
         return

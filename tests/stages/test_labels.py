@@ -9,17 +9,6 @@ from typing import Any
 import pytest
 
 from bench.config import Annotator, GoldWeights, Writer
-from bench.kinds import (
-    DemonstratedData,
-    DemonstrationData,
-    DrawnData,
-    GoldLabels,
-    LoopPairData,
-    NewPromptData,
-    PromptData,
-    RankLabels,
-    TaskFamily,
-)
 from bench.records import (
     Completion,
     Item,
@@ -35,9 +24,20 @@ from bench.records import (
     read_rows,
     write_jsonl,
 )
+from bench.runner.worker import Outcome, Progress, StageRun
 from bench.stages import data, label, score
 from bench.stages.label import extremes
-from bench.worker import Outcome, Progress, StageRun
+from bench.store.stage_settings import (
+    DemonstratedData,
+    DemonstrationData,
+    DrawnData,
+    GoldLabels,
+    LoopPairData,
+    NewPromptData,
+    PromptData,
+    RankLabels,
+    TaskFamily,
+)
 
 FAMILY = TaskFamily(categories=("writing", "math", "stem"), constraint_counts=(0.2, 0.4, 0.4))
 WEIGHTS = GoldWeights(content=0.45, constraints=0.45, conciseness=0.1)

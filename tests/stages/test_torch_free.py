@@ -15,7 +15,10 @@ from tiny import make_preferences, write_rows
 
 from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
 from bench.judges.gold import NO_TASK
-from bench.kinds import (
+from bench.records import Completion, Item, Labelled, Logps, Pair, Unpaired, Verdict, read_jsonl, read_rows, write_jsonl
+from bench.runner.worker import Outcome, Progress, StageRun
+from bench.stages import data, judge, label, score
+from bench.store.stage_settings import (
     ChosenData,
     GoldLabels,
     GoldPreferenceSettings,
@@ -27,9 +30,6 @@ from bench.kinds import (
     TaskFamily,
     WrittenData,
 )
-from bench.records import Completion, Item, Labelled, Logps, Pair, Unpaired, Verdict, read_jsonl, read_rows, write_jsonl
-from bench.stages import data, judge, label, score
-from bench.worker import Outcome, Progress, StageRun
 from bench.world.tasks import Turn
 from bench.world.writers import write
 

@@ -11,13 +11,13 @@ import pytest
 from safetensors.torch import load_file
 from tiny import smoke, smoke_cell, smoke_cells, smoke_folder
 
-from bench.kinds import GenerateSettings, SampleSettings
-from bench.plan import CellPlan
+from bench.models.tokenize import PromptTooLong, load_tokenizer
+from bench.planning.cells import CellPlan
 from bench.records import Completion, Item, Pair, read_jsonl, read_logps, read_rows
+from bench.runner.worker import Progress, StageRun
 from bench.stages import logps as logps_stage
-from bench.store import Stage
-from bench.tokens import PromptTooLong, load_tokenizer
-from bench.worker import Progress, StageRun
+from bench.store.stage_settings import GenerateSettings, SampleSettings
+from bench.store.store import Stage
 
 
 def stage_of(cell: CellPlan, kind: str, label: str) -> Stage:
@@ -124,8 +124,8 @@ def test_rows_whose_prompt_is_too_long_are_counted_and_named(cell: CellPlan, tmp
 def test_categories_have_temperatures_of_their_own() -> None:
     """MT-Bench answers writing warmly and maths greedily; what is not named takes that of the decoding."""
     from bench.config import Decoding
-    from bench.kinds import GenerateSettings
     from bench.stages.generate import _by_temperature
+    from bench.store.stage_settings import GenerateSettings
 
     decoding = Decoding(temperature=0.7, top_p=1.0, max_new_tokens=8)
     settings = GenerateSettings(

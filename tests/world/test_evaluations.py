@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from bench.config import GoldWeights, Writer
-from bench.self_judge import read_reply
+from bench.judges.self_judge import read_reply
 from bench.world import judging
 from bench.world.tasks import Constraint, Turn
 from bench.world.tokenizer import new_tokenizer

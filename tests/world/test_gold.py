@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.config import Annotator, GoldWeights, World, Writer
-from bench.world import words
+from bench.world import vocabulary
 from bench.world.gold import annotator_prefers, count_words, draw_label, gold, keeps, margin
 from bench.world.tasks import Constraint, Task, Turn, make_tasks
 from bench.world.writers import write
@@ -98,16 +98,16 @@ def test_shortcuts_earn_little(world: World) -> None:
     def named_in_prompt(turn: Turn) -> str:
         return (
             " ".join(
-                word for word in turn.text.replace(".", "").replace(",", "").split() if word.lower() in words.CANDIDATES[turn.category]
+                word for word in turn.text.replace(".", "").replace(",", "").split() if word.lower() in vocabulary.CANDIDATES[turn.category]
             )
             + "."
         )
 
     assert mean_gold(tasks, lambda turn: "") == 0
     assert mean_gold(tasks, lambda turn: "The answer is 12.") < 1.3
-    assert mean_gold(tasks, lambda turn: words.FILLERS[0]) < 1.3
+    assert mean_gold(tasks, lambda turn: vocabulary.FILLERS[0]) < 1.3
     assert mean_gold(tasks, lambda turn: turn.text) < 1.3
-    assert mean_gold(tasks, lambda turn: f"The answer is {', '.join(sorted(words.CANDIDATES[turn.category]))}.") < 1.3
+    assert mean_gold(tasks, lambda turn: f"The answer is {', '.join(sorted(vocabulary.CANDIDATES[turn.category]))}.") < 1.3
     assert mean_gold(tasks, named_in_prompt) < 1.3
 
 
@@ -145,9 +145,9 @@ def test_a_writer_with_one_fault_loses_that_part(world: World, writer: Writer, p
 
 
 def test_fillers_use_no_word_that_means_anything_else() -> None:
-    filler = {word.strip(".").lower() for text in words.FILLERS for word in text.split()}
-    said = set().union(*words.CANDIDATES.values(), *(form for forms in words.FORM_WORDS.values() for form in forms))
-    marks = {word.lower() for word in (*words.OPENERS, *words.CLOSERS)} | {"thank", "thanks", "please", "kindly"}
+    filler = {word.strip(".").lower() for text in vocabulary.FILLERS for word in text.split()}
+    said = set().union(*vocabulary.CANDIDATES.values(), *(form for forms in vocabulary.FORM_WORDS.values() for form in forms))
+    marks = {word.lower() for word in (*vocabulary.OPENERS, *vocabulary.CLOSERS)} | {"thank", "thanks", "please", "kindly"}
     assert not filler & (said | marks)
 
 

@@ -1,4 +1,4 @@
-"""Hydra's way in: it wants sweepers under `hydra_plugins.`. A thin adapter; bench/door and bench/run.py do the work."""
+"""Hydra's way in: it wants sweepers under `hydra_plugins.`. A thin adapter; bench/door and bench/commands/run.py do the work."""
 
 from __future__ import annotations
 

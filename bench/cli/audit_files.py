@@ -1,0 +1,43 @@
+"""The user's files that an audit reads: labels by people, and recorded verdicts of another judge, of preferences or of ratings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bench.config import Audit, user_path
+from bench.judges.formats import alpaca_eval, mt_bench
+from bench.planning.cells import Manner
+from bench.records import read_labels
+from bench.store.store import Source, tree_digest, tree_stamp
+
+
+def human_manner(path: Path) -> Manner:
+    """What the labels of a file are. Raises ValueError for a file of none, of both kinds, or one that cannot be read."""
+    if not path.is_file():
+        raise ValueError(f"human must be a file, got {path}: {'a folder' if path.is_dir() else 'no such file'}")
+    kinds = {"rating" if label.preference is None else "preference" for label in read_labels(path)}
+    if len(kinds) != 1:
+        raise ValueError(f"human must hold labels of one kind, preference or rating; {path} holds {' and '.join(sorted(kinds)) or 'none'}")
+    return "rating" if "rating" in kinds else "preference"
+
+
+def recorded_manner(path: Path) -> Manner:
+    """What recorded verdicts are. Raises ValueError for what is neither a folder in AlpacaEval's layout nor FastChat's judgements."""
+    if path.is_dir() and alpaca_eval.find_annotations(path):
+        return "preference"
+    if not path.is_file():
+        what = "a folder that holds MODEL/ANNOTATOR/annotations.json, as AlpacaEval lays them out, or a file of FastChat's judgements"
+        raise ValueError(f"recorded must be {what}, got {path}")
+    mt_bench.read_judged(path)
+    return "rating" if isinstance(mt_bench.read_judgements(path)[0], mt_bench.Rated) else "preference"
+
+
+def audit_sources(do: Audit) -> dict[Manner, Mapping[str, Source]]:
+    """The files by the manner of verdict that they are about."""
+    found: dict[Manner, dict[str, Source]] = {"preference": {}, "rating": {}}
+    for name, text, manner_of in (("human", do.human, human_manner), ("recorded", do.recorded, recorded_manner)):
+        if text:
+            path = user_path(text)
+            found[manner_of(path)][name] = Source(path, stamp=tree_stamp(path), digest=tree_digest(path))
+    return dict(found)

@@ -1,0 +1,485 @@
+"""The door: composes every cell by Hydra's API and reports all that is wrong in one message, before torch is imported."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from bench import secrets
+from bench.cli import sweep_files as sweeps
+from bench.cli.audit_files import human_manner, recorded_manner
+from bench.cli.files import Fetches, Files
+from bench.cli.messages import GROUPS, MEMBERS, BadConfig, Tree, Where, in_words, leaves, one_line, short, unknown
+from bench.cli.sweep_files import CommandLine, is_session
+from bench.config import (
+    FITTED,
+    MAX_CELLS,
+    NAME_WORDS,
+    AnyLauncher,
+    Audit,
+    Bundle,
+    Cell,
+    Expectation,
+    Export,
+    IterativeDpo,
+    JuryJudge,
+    LocalLauncher,
+    LocalModel,
+    NoJudge,
+    Rescore,
+    Scale,
+    Session,
+    Vllm,
+    Why,
+    Written,
+    as_name,
+    is_name,
+    misfits,
+    unread,
+    user_path,
+)
+from bench.engines.lm_eval import INSTALL
+from bench.models import hub
+from bench.planning.cells import Sources, judge_manners
+from bench.runner.local_pool import cores, visible_gpus
+
+CELL_SECTIONS = tuple(Cell.model_fields)
+SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
+OF_THE_JURY = ("items", "n_items", "decoding")
+FETCHED: dict[str, Fetches] = {"run": "all", "audit": "all", "plan": "not weights"}  # from the hub, by verb
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A command that may run."""
+
+    session: Session
+    sweep: str | None  # the file's name
+    replaced: bool  # the command line changed the file's cells
+    title: str  # the question that the file asks
+    command: str  # the words that make these cells
+    cells: list[Cell]
+    sources: list[Sources]  # of each cell
+    hydra: tuple[str, ...]  # words that are Hydra's own business
+    expectations: tuple[Expectation, ...] = ()  # that the sweep file names
+    axes: tuple[str, ...] = ()  # keys and groups that the cells differ in on purpose
+
+
+def open_door(words: Sequence[str]) -> Opened:
+    """Cells and session of a command; raises BadConfig with every problem."""
+    command = sweeps.parse_command_line(words)
+    if command.refused:
+        raise BadConfig(command.refused)
+    sweeps.register_sweeps()
+    with initialize_config_dir(str(sweeps.CONF), version_base="1.3"):
+        return _Door(command, list(command.problems)).open()
+
+
+@dataclass
+class _Door:
+    """One command on its way to cells; `problems` collects what is wrong with it."""
+
+    command: CommandLine
+    problems: list[str]
+    sweep: str | None = None
+    sweep_file: str = "the command line"
+    in_sweep: frozenset[str] = frozenset()
+    files: Files = field(init=False)
+    _composed: dict[tuple[str, ...], tuple[Tree, dict[str, str]] | None] = field(default_factory=dict)
+    _known: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.files = Files(self.problems)
+
+    def open(self) -> Opened:
+        self._choose_sweep()
+        given = self._known_choices()
+        if "model.path" in given and (folders := [value for value in given.get("model", []) if sweeps.is_path("model", value)]):
+            self.problems.append(f"model={folders[0]} names the folder already: leave out {self.command.words['model.path']}")
+        of_session = {key: values[0] for key, values in given.items() if is_session(key)}
+        of_cells = {key: values for key, values in given.items() if not is_session(key)}
+        base = self._point(of_session | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1})
+        grids = self._grids(base[0]) if base else []
+        session = self._session(*base) if base else None
+        if session and session.results_problem:
+            self.problems.append(session.results_problem)
+        elif session:
+            self.files.lock = session.results_dir / hub.LOCK
+            self.files.fetches = FETCHED.get(session.do.name, "nothing")
+            self.files.bounds = session.bounds
+        expectations = self._expectations(*base) if base else ()
+        cells: dict[Cell, None] = {}
+        asked = self._asked(grids, of_cells, session.max_cells if session else MAX_CELLS)
+        for point in asked:
+            if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
+                cells[cell] = None
+        if base:
+            found = unread([cell.method for cell in cells if isinstance(cell.method, IterativeDpo)])
+            self.problems += [f"{text} ({base[1].of(key)})" for key, text in found]
+        if base and session and isinstance(session.do, Rescore):
+            self._check_rescore(session.do, base[1])
+        if base and session and isinstance(session.do, Audit):
+            self._check_audit(session.do, list(cells), base[1])
+        if session and isinstance(session.do, Why | Export):
+            self._check_why(session.do)
+        if session and session.do.name == "verify" and (self.command.sweep or self.command.asks):
+            self.problems.append(f"do=verify looks through the whole results folder: leave out {self.command.cell_words}")
+        if base and session and isinstance(session.do, Export | Bundle):
+            self._check_out(session.do, base[1])
+        if base and session and session.do.name == "run" and any(cell.forgetting for cell in cells):
+            self._check_harness(base[1])
+        if base and session and session.do.name == "run" and session.launcher.name == "local":
+            self._check_vllm(list(cells), base[1])
+            self._check_loading(list(cells), base[1])
+        if base and session:
+            self._check_workers(session.launcher, base[1])
+        if self.problems or session is None:
+            raise BadConfig(self.problems)
+        title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
+        sources = [self.files.sources(cell) for cell in cells]
+        self._refuse_copies(sources)
+        words = self.command.cell_words
+        hydra, axes = self.command.hydra, sweeps.varied(asked)
+        return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, hydra, expectations, axes)
+
+    def _asked(self, grids: Sequence[sweeps.Grid], given: Mapping[str, Sequence[Any]], most: int) -> list[sweeps.Point]:
+        """The points of the command; none where there are too many."""
+        of_sweep = self.sweep is not None
+        if (n := sweeps.n_points(grids, given, of_sweep=of_sweep)) > most:
+            self.problems.append(f"{n} cells are more than max_cells={most}: leave out values of axes, or set max_cells={n}")
+            return []
+        return sweeps.points(grids, given, of_sweep=of_sweep)
+
+    def _check_workers(self, launcher: AnyLauncher, where: Where) -> None:
+        """No more processes here than this machine can bear, unless that is asked for by name."""
+        key = "workers" if isinstance(launcher, LocalLauncher) else "here_workers"
+        n, most = getattr(launcher, key), launcher.workers_per_core * cores()
+        if n is not None and n > most and n > len(visible_gpus()):
+            bound = f"at most {launcher.workers_per_core} for each of {cores()} cores (hydra.launcher.workers_per_core), which are {most}"
+            self.problems.append(f"hydra.launcher.{key} must be {bound}, got {n} ({where.of(f'hydra.launcher.{key}')})")
+
+    def _refuse_copies(self, sources: Sequence[Sources]) -> None:
+        """Two files of completions with the same content would be one cell."""
+        paths: dict[str, set[Path]] = {}
+        for source in sources:
+            if source.completions:
+                paths.setdefault(source.completions.digest, set()).add(source.completions.path)
+        if copies := [" and ".join(map(str, sorted(found))) for found in paths.values() if len(found) > 1]:
+            raise BadConfig([f"{files} hold the same completions: leave out one" for files in copies])
+
+    def _check_rescore(self, do: Rescore, where: Where) -> None:
+        """Files that exist and fit together; what is in them is seen when they are read."""
+        judgements, foreign = user_path(do.judgements or "."), do.judgements is not None
+        files = {"reference_outputs": do.reference_outputs, "calibration": None if do.calibration == FITTED else do.calibration}
+        if foreign and not judgements.exists():
+            what = "a folder in AlpacaEval's layout or a file of FastChat's judgements (.jsonl)"
+            self.problems.append(f"judgements must be {what}, got {do.judgements}: no such file or folder ({where.of('do.judgements')})")
+        for name, path in files.items():
+            if path is not None and not user_path(path).is_file():
+                self.problems.append(f"{name} must be a file, got {path}: no such file ({where.of(f'do.{name}')})")
+        for name in ("reference_outputs", "calibration"):
+            if foreign and judgements.is_file() and getattr(do, name) is not None:
+                self.problems.append(f"{name} is for AlpacaEval's verdicts, judgements={do.judgements} are FastChat's: leave it out")
+        if foreign and (self.command.sweep or self.command.asks):
+            self.problems.append(f"judgements={do.judgements} are rescored by themselves: leave out {self.command.cell_words}")
+        if do.out is not None and (not (out := user_path(do.out)).parent.is_dir() or out.is_dir()):
+            self.problems.append(f"out must be a CSV file in a folder that is there, got {do.out} ({where.of('do.out')})")
+
+    def _check_audit(self, do: Audit, cells: Sequence[Cell], where: Where) -> None:
+        """Judges, what they judge, and files that can be read and are of their kind."""
+        for cell in cells:
+            judge, brings_items = cell.judge, getattr(cell.judge, "items", None) is not None
+            if isinstance(judge, JuryJudge):
+                self.problems.append(f"do=audit asks one judge, got judge=jury; audit its members one by one ({where.of('judge')})")
+            elif isinstance(judge, NoJudge):
+                self.problems.append(f"do=audit needs a judge, got judge=none ({where.of('judge')})")
+            elif brings_items and not isinstance(cell.method, Written) and not isinstance(cell.model, LocalModel):
+                text = f"do=audit of judge.items={getattr(judge, 'items', None)} needs answers to judge, got model={cell.model.name}"
+                self.problems.append(f"{text}; add completions=FILE or model=DIR")
+        for name, path, manner_of in (("human", do.human, human_manner), ("recorded", do.recorded, recorded_manner)):
+            if path is None:
+                continue
+            try:
+                manner = manner_of(user_path(path))
+            except (OSError, ValueError) as error:
+                self.problems.append(f"{error} ({where.of(f'do.{name}')})")
+                continue
+            judges = [cell.judge for cell in cells if not isinstance(cell.judge, NoJudge)]
+            if strangers := sorted({judge.name for judge in judges if manner not in judge_manners(judge)}):
+                other = "preferences" if manner == "rating" else "ratings"
+                text = f"{name}={path} holds {manner}s, and judge={', '.join(strangers)} gives {other} here: name a file of those"
+                self.problems.append(f"{text} ({where.of(f'do.{name}')})")
+
+    def _check_harness(self, where: Where) -> None:
+        if importlib.util.find_spec("lm_eval") is None:
+            text = f"forgetting=lm_eval needs lm-evaluation-harness, which is not installed here: {INSTALL}"
+            self.problems.append(f"{text} ({where.of('forgetting')})")
+
+    def _check_vllm(self, cells: Sequence[Cell], where: Where) -> None:
+        """That vLLM is where it is to be run; another machine plans without it."""
+        for python in {cell.engine.python for cell in cells if isinstance(cell.engine, Vllm)}:
+            if python is None and importlib.util.find_spec("vllm") is None:
+                how = "pip install -c constraints.txt -e '.[vllm]', or name the python of an environment that has it as engine.python"
+                self.problems.append(f"engine=vllm needs vLLM, which is not installed here: {how} ({where.of('engine')})")
+            elif python is not None and not os.access(python, os.X_OK):
+                self.problems.append(f"engine.python must be a python that can be run, got {python} ({where.of('engine.python')})")
+
+    def _check_loading(self, cells: Sequence[Cell], where: Where) -> None:
+        """What needs a package or a GPU, before anything is loaded; another machine plans without them."""
+        if any(cell.adapter.name == "qlora" for cell in cells) and importlib.util.find_spec("bitsandbytes") is None:
+            text = "adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or take adapter=lora"
+            self.problems.append(f"{text} ({where.of('adapter')})")
+        flash = any(getattr(cell.model, "attention", "") == "flash_attention_2" for cell in cells)
+        if flash and not (Path("/dev/nvidia0").exists() and importlib.util.find_spec("flash_attn")):
+            text = "model.attention=flash_attention_2 needs a GPU and the package flash_attn, which are not both here"
+            self.problems.append(f"{text}: take model.attention=sdpa ({where.of('model.attention')})")
+
+    def _check_out(self, do: Export | Bundle, where: Where) -> None:
+        """A new or empty folder, or an archive in a folder that is there."""
+        out = user_path(do.out or "")
+        taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
+        if isinstance(do, Export) and (not do.out or taken or not out.absolute().parent.is_dir()):
+            got = do.out or "none: add out=DIR"
+            self.problems.append(f"out must be a new or empty folder in one that is there, got {got} ({where.of('do.out')})")
+        named = out.name.endswith(".tar.gz") and not out.is_dir()
+        if isinstance(do, Bundle) and not (named and out.absolute().parent.is_dir()):
+            self.problems.append(f"out must be an archive, FILE.tar.gz, in a folder that is there, got {do.out} ({where.of('do.out')})")
+
+    def _check_why(self, do: Why | Export) -> None:
+        if not do.cell:
+            what = "exports" if isinstance(do, Export) else "explains"
+            self.problems.append(f"do={do.name} {what} one cell: give its key or name, as in table.csv (do={do.name} cell=KEY)")
+        if self.command.sweep or self.command.asks:
+            self.problems.append(f"cell={do.cell} is looked up in the results folder: leave out {self.command.cell_words}")
+
+    def _choose_sweep(self) -> None:
+        """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""
+        if (name := self.command.sweep) is None:
+            return
+        if not is_name(name):
+            self.problems.append(f"sweep must be {NAME_WORDS}, got {short(name)} (+sweep= on the command line)")
+            return
+        path = sweeps.sweep_path(name, self.command.folders)
+        if not path.exists():
+            self.problems.append(unknown("sweep", name, self._options("sweep"), f"+sweep={name} on the command line"))
+            return
+        if path.parent != sweeps.SWEEPS and (sweeps.SWEEPS / path.name).exists():
+            why = "is called like a sweep that comes with bench, and would write over its table: give it another name"
+            self.problems.append(f"{path} {why}")
+            return
+        try:
+            written = OmegaConf.to_container(sweeps.load_sweep(path))
+        except sweeps.BadSweep as error:
+            self.problems.append(str(error))
+            return
+        self.sweep, self.sweep_file = name, sweeps.sweep_label(path)
+        self.in_sweep = frozenset(key for key, _ in leaves(written))
+
+    def _options(self, group: str) -> list[str]:
+        """Choices of a group; `basic` is Hydra's own launcher, which bench does not use."""
+        if group not in self._known:
+            loader = GlobalHydra.instance().config_loader()
+            found = loader.get_group_options(group.partition("@")[0], ObjectType.CONFIG, "config", self._hydra_words())
+            self._known[group] = [name for name in found if name != "basic"]
+        return self._known[group]
+
+    def _hydra_words(self) -> list[str]:
+        folders = ",".join(f"'{sweeps.ForeignConfigs.scheme()}://{folder}'" for folder in self.command.folders)
+        return [*self.command.hydra, *([f"hydra.searchpath=[{folders}]"] if folders else [])]
+
+    def _known_choices(self) -> dict[str, list[Any]]:
+        """What the command line sets, less unknown choices of groups, which are said, so that the rest can be checked."""
+        given = {}
+        for key, values in self.command.given.items():
+            known = values
+            if key in GROUPS:
+                known = [value for value in values if value in self._options(key) or sweeps.is_path(key, value)]
+                where = f"{self.command.words[key]} on the command line"
+                self.problems += [unknown(key, value, self._options(key), where) for value in values if value not in known]
+            if known:
+                given[key] = known
+        return given
+
+    def _grids(self, tree: Tree) -> list[sweeps.Grid]:
+        """The sweep file's grids. Axes may be read from the scale preset by interpolation."""
+        try:
+            config = OmegaConf.create({key: tree[key] for key in ("axes", "grids", "scale") if key in tree})
+            grids = sweeps.read_grids(OmegaConf.to_container(config, resolve=True), self.sweep_file)  # type: ignore[arg-type]
+        except (sweeps.BadSweep, OmegaConfBaseException) as error:
+            self.problems.append(one_line(error))
+            return [{}]
+        self.in_sweep |= {key for grid in grids for key in grid}
+        return grids
+
+    def _expectations(self, tree: Tree, where: Where) -> tuple[Expectation, ...]:
+        written = tree.get("expect", [])
+        if not isinstance(written, list) or not all(isinstance(item, dict) for item in written):
+            self.problems.append(f"expect must be a list of `better:` and `worse:`, got {short(written)} ({where.of('expect')})")
+            return ()
+        return tuple(found for item in written if (found := self._valid(Expectation, item, where, "expect")))
+
+    def _point(self, point: sweeps.Point) -> tuple[Tree, Where] | None:
+        """The composed config of one point, and where it comes from; what cannot be set is said and left out."""
+        point = sweeps.spelled_out(point)
+        groups = {key: value for key, value in point.items() if key in GROUPS}
+        strange = [group for group, choice in groups.items() if choice not in self._options(group)]
+        for group in strange:
+            self.problems.append(unknown(group, groups[group], self._options(group), f"{group} in {self.sweep_file}"))
+        if strange or (composed := self._compose(groups)) is None:
+            return None
+        brought = {k: v for k, v in composed[0]["scale"]["brings"].items() if k not in groups} if "scale" in groups else {}
+        if brought and (composed := self._compose(groups | brought)) is None:
+            return None
+        tree, where = copy.deepcopy(composed[0]), Where(self.command, self.sweep_file, self.in_sweep, composed[1])
+        if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # whatever the sweep sets of models and methods
+            tree["model"] = {"kind": "none", "name": "none"}
+            tree["method"] = {"name": "completions", "path": str(file), "label": as_name(Path(str(file)).stem)}
+        later = {key: value for key, value in point.items() if key.startswith(f"{MEMBERS}.")}
+        for key, value in point.items():
+            if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
+                self.problems.append(problem)
+        self._seat_jury(tree.get("judge"), where)
+        self.problems += [problem for key, value in later.items() if (problem := _set(tree, key, value, where))]
+        return tree, where
+
+    def _seat_jury(self, jury: Any, where: Where) -> None:
+        """Make each of a jury's members the whole section that its `judge: CHOICE` names, with what is set otherwise; what is asked is
+        the jury's. What no member can be is said, and left for the record to refuse."""
+        members = jury.get("judges") if isinstance(jury, dict) and jury.get("name") == "jury" else None
+        if members == "???":
+            return
+        if members is not None and not isinstance(members, dict):
+            what = "judges by label, {a: {judge: gold}, b: {judge: reward_model, model: DIR}}"
+            self.problems.append(f"{MEMBERS} must be {what}, got {short(members)} ({where.of(MEMBERS)})")
+            jury["judges"] = "???"  # the one fault is said
+            return
+        if members:
+            jury["judges"] = dict(members)  # what the command line holds is shared by all points
+        for label, own in members.items() if members else ():
+            place = f"{MEMBERS}.{label}"
+            choice = own.get("judge") if isinstance(own, dict) else own
+            if choice not in self._options("judge"):
+                self.problems.append(unknown("judge", choice, self._options("judge"), where.of(place)))
+                own = {"judge": (choice := "gold")}  # stands in, so that the rest can be checked
+            if (section := self._section("judge", str(choice))) is None:
+                continue
+            given = {key: value for key, value in own.items() if key != "judge"} if isinstance(own, dict) else {}
+            if taken := [key for key in (*OF_THE_JURY, "calibration") if key in given]:
+                self.problems.append(f"{place}.{taken[0]} is the jury's, whose members judge the same answers: set judge.{taken[0]}")
+            asked = {key: jury[key] for key in OF_THE_JURY}
+            if section.get("name") == "gold":
+                of_gold = {key: asked[key] for key in ("n_items", "decoding")}
+                asked = {"preference": {**section["preference"], **of_gold}, "rating": {**section["rating"], **of_gold}}
+            elif "calibration" in section:
+                asked["calibration"] = None  # of the table's number, which is the jury's
+            jury["judges"][label] = _merged(_merged(section, given), asked)
+
+    def _section(self, group: str, choice: str) -> Tree | None:
+        """A choice of a group as its file has it, whatever the sweep sets of that group."""
+        composed = self._compose({group: choice}, of_sweep=False)
+        return copy.deepcopy(composed[0][group]) if composed else None
+
+    def _compose(self, groups: Mapping[str, str], of_sweep: bool = True) -> tuple[Tree, dict[str, str]] | None:
+        """(config, choice of each group), once per combination of choices: composing takes 0.1 s, a plain value nothing."""
+        sweep = [f"+sweep={self.sweep}"] if self.sweep and of_sweep else []
+        words = [*(f"{group}={choice}" for group, choice in sorted(groups.items())), *sweep, *self._hydra_words()]
+        if (key := tuple(words)) not in self._composed:
+            self._composed[key] = None
+            try:
+                config = compose("config", overrides=words, return_hydra_config=True)
+            except Exception as error:  # Hydra's composing errors have no common class
+                self.problems.append(f"cannot compose {' '.join(words)}: {one_line(error)}")
+            else:
+                tree: Any = OmegaConf.to_container(config)
+                hydra = tree.pop("hydra")
+                self._composed[key] = tree | {"hydra": {"launcher": hydra["launcher"]}}, hydra["runtime"]["choices"]
+        return self._composed[key]
+
+    def _session(self, tree: Tree, where: Where) -> Session | None:
+        names = ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
+        sections = {key: tree[key] for key in names} | {"launcher": tree["hydra"]["launcher"]}
+        plain = self._resolved(sections, where)
+        return self._valid(Session, plain, where) if plain and not self._has_credentials(plain) else None
+
+    def _has_credentials(self, plain: Tree) -> bool:
+        """Whether settings of a config file hold a credential, which is said. A judge's key is secret from here on."""
+        for key, value in leaves(plain):
+            if key.rpartition(".")[2] == "api_key_env" and isinstance(value, str):
+                secrets.read_from(value)
+        if why := secrets.refusal("", plain):
+            self.problems.append(why)
+        return why is not None
+
+    def _cell(self, tree: Tree, where: Where) -> Cell | None:
+        for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "hydra"}):
+            if key == "sweep":
+                self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
+            else:
+                self.problems.append(unknown("section", key, SECTIONS, where.of(key)))
+        plain = self._resolved({key: tree[key] for key in (*CELL_SECTIONS, "scale")}, where)
+        if plain is None or self._valid(Scale, plain.pop("scale"), where, "scale") is None:
+            return None
+        if self._has_credentials(plain):
+            return None
+        self.files.check(plain, where)
+        return self._valid(Cell, plain, where)
+
+    def _resolved(self, tree: Tree, where: Where) -> Tree | None:
+        """A part of a composed config with its interpolations resolved."""
+        try:
+            return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[return-value]
+        except OmegaConfBaseException as error:
+            key = error.full_key or "the config"
+            self.problems.append(f"{key}: {str(error).splitlines()[0]} ({where.of(key)})")
+            return None
+
+    def _valid(self, record: type[M], plain: Tree, where: Where, section: str = "") -> M | None:
+        """The record that a part of the config makes, or None; all that is wrong with it is said."""
+        missing = [key for key, value in leaves(plain, section) if value == "???"]
+        self.problems += [f"{key} must be set: add {key}=... ({where.of(key)})" for key in missing]
+        try:
+            return record.model_validate(plain)
+        except ValidationError as error:
+            details = error.errors()
+        said = [text for detail in details for key, text in in_words(detail, record, section, where) if key not in missing]
+        if record is Cell and details[0]["loc"]:  # pydantic weighs sections together only when each is well by itself
+            said += [f"{text} ({where.of(key)})" for key, text in misfits(plain)]
+        self.problems += said
+        return None
+
+
+def _set(tree: Tree, key: str, value: Any, where: Where) -> str | None:
+    """Set a dotted key that is there; otherwise say what is known in its place."""
+    *parents, name = key.split(".")
+    section: Any = tree
+    for depth, parent in enumerate(parents):
+        if parent not in section:
+            return unknown("key", key, list(section), where.of(key), ".".join(parents[:depth]))
+        section = section[parent]
+        if not isinstance(section, dict):
+            return f"{key} cannot be set: {'.'.join(parents[: depth + 1])} is {short(section)} here ({where.of(key)})"
+    if name not in section:
+        inside = [f"{part}.{key}" for part in CELL_SECTIONS if not parents and isinstance(tree.get(part), dict) and key in tree[part]]
+        return unknown("key", key, list(section) if parents else CELL_SECTIONS, where.of(key), ".".join(parents), meant=inside)
+    section[name] = _merged(section[name], value)
+    return None
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """As Hydra does it: sections are merged, everything else replaced."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+    return new

@@ -1,0 +1,131 @@
+"""Files and model folders that a setting names: what each must hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+
+from bench.config import Bounds, user_path
+from bench.machine import PACKAGE
+from bench.models.model_config import check_rows, check_shards, check_sizes
+from bench.models.templates import (
+    TEMPLATE,
+    TEMPLATE_DATE,
+    TEMPLATES,
+    Template,
+    TemplateFailed,
+    dated,
+    is_dated,
+    look,
+    read_template,
+    special_tokens,
+)
+from bench.store.store import hash_long
+from bench.text_files import read_text
+
+CHAT_TEMPLATES = PACKAGE / "models" / "chat_templates"
+KNOWN = ", ".join(sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja")))
+NAME_ONE = f"name one as model.chat_template ({KNOWN}, or a Jinja file)"
+ADD_ONE = f"add {TEMPLATE}"
+
+
+def a_file(text: str, key: str) -> Path:
+    path = user_path(text)
+    if not path.is_file():
+        raise ValueError(f"{key} must be a file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
+    return path
+
+
+def model_folder(text: str, bounds: Bounds, key: str = "model.path", what: str = "a causal LM", weights: bool = True) -> Path:
+    """A model's folder by its path. Raises ValueError where it is none, lacks files, or holds what check_model refuses."""
+    folder = user_path(text)
+    if not folder.is_dir():
+        hint = "" if text.count("/") != 1 or text[:1] in "./~" else f" (of the hub: model=hub model.hub={text})"
+        raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder{hint if key == 'model.path' else ''}")
+    lying = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+    for part, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
+        if not list(folder.glob(pattern)) and (weights or "safetensors" not in part):
+            wanted = f"{key} must hold config.json, a tokenizer and weights as safetensors"
+            raise ValueError(f"{wanted}, got {text} without {part} (it holds {lying})")
+    check_model(folder, bounds, weights)
+    return folder
+
+
+def check_model(folder: Path, bounds: Bounds, weights: bool) -> None:
+    """Raises ValueError for sizes beyond the bounds, tokens without an embedding, and missing files of its `weights`."""
+    check_rows(folder, check_sizes(folder, bounds))
+    if weights:
+        check_shards(folder)
+
+
+def no_template(folder: Path, way_out: str) -> str | None:
+    """What is wrong with a model that is asked in messages and has no chat template."""
+    if read_template(folder) is not None:
+        return None
+    return f"{folder} is asked in messages and its tokenizer has no chat template: {way_out}"
+
+
+def template_file(text: str) -> Path:
+    """A chat template by name or path. Raises ValueError where there is none."""
+    path = CHAT_TEMPLATES / f"{text}.jinja"
+    if path.is_file():
+        return path
+    if not (path := user_path(text)).is_file():
+        raise ValueError(f"model.chat_template must be one of {KNOWN} or a Jinja file, got {text}: no such file")
+    return path
+
+
+class Asked(NamedTuple):
+    """A model's folder as it is asked: its own, or one of links; `day`: the date that its template was given."""
+
+    folder: Path
+    day: str | None
+
+
+def as_asked(folder: Path, under: Path, seconds: float, chosen: str | None = None, day: str | None = None) -> Asked:
+    """A model with its own chat template or a `chosen` one, which writes a day where it reads one. Links to its files lie in `under` where
+    that is another template than its own. Raises ValueError for a template that cannot be used."""
+    own = read_template(folder)
+    template = Template(read_text(template_file(chosen)), special_tokens(folder)) if chosen else own
+    if template is None:
+        return Asked(folder, None)
+    try:
+        reads = look(template, seconds).reads
+    except TemplateFailed as error:
+        named = f"model.chat_template={chosen}" if chosen else f"the chat template in {folder}"
+        raise ValueError(f"{named} cannot be used: {error}; {NAME_ONE}") from error
+    given = day or TEMPLATE_DATE if is_dated(reads, day) else None
+    text = dated(template.text, given) if given else template.text
+    return Asked(with_template(folder, text, under) if chosen or given else folder, given)
+
+
+def with_template(folder: Path, text: str, under: Path) -> Path:
+    """A folder of links to a model's files, of the same name and with another chat template; the same each time, and left as it is where
+    nothing changed: stages that run look at the times of its files."""
+    of_one = under / hash_long([str(folder), text])[:12]
+    made = of_one / folder.name
+    made.mkdir(parents=True, exist_ok=True)
+    with FileLock(of_one / ".lock"):
+        wanted = {path.name: path for path in folder.iterdir() if path.name not in (TEMPLATE, "chat_template.json", TEMPLATES)}
+        for path in made.iterdir():
+            if path.name != TEMPLATE and (not path.is_symlink() or path.name not in wanted or path.readlink() != wanted[path.name]):
+                path.unlink()
+        for name, path in wanted.items():
+            if not (made / name).is_symlink():
+                (made / name).symlink_to(path)
+        if not (made / TEMPLATE).is_file() or (made / TEMPLATE).read_text(encoding="utf-8") != text:
+            aside = of_one / f".{TEMPLATE}"
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(made / TEMPLATE)
+    return made
+
+
+def tasks_folder(path: str) -> Path:
+    """A folder of lm_eval's task files. Raises ValueError for anything else."""
+    folder = user_path(path)
+    if not folder.is_dir() or not any(file.suffix in (".yaml", ".yml") for file in folder.rglob("*")):
+        what = "holds no YAML file" if folder.is_dir() else "is no folder"
+        raise ValueError(f"forgetting.include_path must be a folder of task files (YAML), got {path}, which {what}")
+    return folder

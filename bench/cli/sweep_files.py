@@ -1,0 +1,414 @@
+"""Sweep files and the command line to settings of cells: which values each point of the grid sets.
+
+A sweep file holds `axes:` (a product) or `grids:` (a list of products, for axes that differ by method). On the command line
+`key=a,b` is an axis too. A command-line axis or value replaces that key's axis in every grid; a group choice (`method=kto`)
+that only some grids make picks those grids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import math
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, RangeSweep, Transformer
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError
+from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
+from omegaconf.grammar_parser import parse
+from omegaconf.resolvers import oc
+
+from bench import secrets
+from bench.config import MAX_CELLS, VERB_KEYS, as_name, user_path
+from bench.machine import PACKAGE, ROOT
+from bench.text_files import parse_yaml, read_text
+
+CONF = next(path for path in (PACKAGE / "_conf", ROOT / "conf") if path.is_dir())
+SWEEPS = next(path for path in (PACKAGE / "_sweeps", ROOT / "sweeps") if path.is_dir())
+
+COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
+LABELLING_JUDGE = "judge@method.labelling_judge"  # a choice of conf/judge/ that labels, in a method's section
+CELL_GROUPS = ("scale", "data", "model", "sft", "method", "judge", "engine", "adapter", "forgetting", LABELLING_JUDGE)
+SESSION_GROUPS = ("do", "tracker", "accelerate", "hardware", "hydra/launcher")
+
+Point = Mapping[str, Any]  # dotted key or group -> value
+Grid = Mapping[str, Sequence[Any]]
+
+
+class BadSweep(ValueError):
+    """A sweep file whose axes cannot be read; the message says where."""
+
+
+def is_session(key: str) -> bool:
+    """Whether a key says how a command runs and reaches no cell."""
+    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells", "hydra")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The words after `python -m bench`, read."""
+
+    sweep: str | None
+    given: Mapping[str, list[Any]]  # key or group -> its values: one, or more for an axis
+    words: Mapping[str, str]  # key -> the word as it was typed
+    hydra: tuple[str, ...]  # words about Hydra itself
+    folders: tuple[Path, ...]  # --config-dir
+    problems: tuple[str, ...]
+    refused: tuple[str, ...] = ()  # words that hold a credential; other problems might repeat it
+
+    @property
+    def asks(self) -> bool:
+        """Whether it sets anything of the cells."""
+        return any(not is_session(key) for key in self.given)
+
+    @property
+    def cell_words(self) -> str:
+        """What to type to get the same cells."""
+        sweep = [f"+sweep={self.sweep}"] if self.sweep else []
+        folders = [f"--config-dir={folder}" for folder in self.folders]
+        return shlex.join([*folders, *sweep, *(word for key, word in self.words.items() if not is_session(key))])
+
+
+@dataclass
+class _Reading:
+    """A command line while it is read."""
+
+    sweeps: list[str] = field(default_factory=list)
+    given: dict[str, list[Any]] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+    hydra: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    max_cells: int = MAX_CELLS  # so many values an axis can have at most
+
+
+def _max_cells(words: Sequence[str]) -> int:
+    """What the command line sets, known before any axis is read."""
+    given = [word.removeprefix("max_cells=") for word in words if word.startswith("max_cells=")]
+    return int(given[0]) if given and given[0].isascii() and given[0].isdecimal() and len(given[0]) < 10 else MAX_CELLS
+
+
+def parse_command_line(words: Sequence[str]) -> CommandLine:
+    """Read Hydra's override grammar; what cannot be read becomes a problem, not an exception."""
+    reading, parser, rest = _Reading(max_cells=_max_cells(words)), OverridesParser.create(), iter(words)
+    for word in rest:
+        if word in ("--config-dir", "-cd"):
+            _read_folder(next(rest, ""), reading)
+        elif word.startswith("--config-dir="):
+            _read_folder(word.partition("=")[2], reading)
+        elif word not in ("-m", "--multirun"):  # every command is a sweep
+            _read_override(word, parser, reading)
+    if len(reading.sweeps) > 1:
+        reading.problems.append(f"one sweep at a time, got {', '.join(reading.sweeps)} (command line): run the command once for each")
+    sweep = reading.sweeps[0] if len(reading.sweeps) == 1 else None
+    said = tuple(reading.problems), tuple(reading.refused)
+    return CommandLine(sweep, reading.given, reading.words, tuple(reading.hydra), tuple(reading.folders), *said)
+
+
+def _read_folder(text: str, reading: _Reading) -> None:
+    folder = user_path(text)
+    if text and folder.is_dir():
+        reading.folders.append(folder)
+    else:
+        reading.problems.append(f"--config-dir must be a folder of configs, got {text or 'nothing'}: no such folder")
+
+
+def _read_override(word: str, parser: OverridesParser, reading: _Reading) -> None:
+    say = reading.problems.append
+    if (n := word.count(",")) >= reading.max_cells:
+        say(f"{word.partition('=')[0][:80]} has some {n + 1} values on the command line, more than max_cells={reading.max_cells}")
+        return
+    try:
+        override = parser.parse_override(word)
+        values = _values(override, parser, reading.max_cells)
+    except Exception as error:  # the grammar raises its own family of errors
+        given, _, value = word.partition("=")
+        if why := secrets.refusal(given.lstrip("+~"), value):
+            reading.refused.append(f"{why} (command line)")
+            return
+        if secrets.names_one(value):
+            what = "cannot be read, and gives a value to something named like a secret, and settings are written into files"
+            reading.refused.append(f"{given} {what}: {secrets.WAY_OUT} (command line)")
+            return
+        way_out = "expected key=value or key=a,b; quote a value with special characters: 'key=\"...\"'"
+        say(f"cannot read {word!r} on the command line: {str(error).splitlines()[0]}; {way_out}")
+        return
+    key = override.get_key_element().lstrip("+~")
+    if why := next((why for value in [*values, word.partition("=")[2]] if (why := secrets.refusal(key, value))), None):
+        reading.refused.append(f"{why} (command line)")
+        return
+    key = f"do.{key}" if key in VERB_KEYS else key
+    if key == "do.cell":
+        values = [word.partition("=")[2]]  # a key may look like a number: 12345678, 1e234567
+    if override.is_delete():
+        say(f"cannot delete {key!r} ({word} on the command line): set another value instead")
+    elif not values:
+        say(f"{key} has no values ({word} on the command line)")
+    elif key == "sweep":
+        reading.sweeps += map(str, values)
+    elif key == "hydra.mode" or key.startswith(("hydra/sweeper", "hydra.sweeper")):
+        say(f"cannot set {key} ({word} on the command line): every command is a sweep, and bench unfolds it; leave the word out")
+    elif key.startswith(("hydra.", "hydra/")) and not key.startswith(("hydra/launcher", "hydra.launcher.")):
+        reading.hydra.append(word)
+    elif key in reading.given:
+        say(f"{key} is given twice ({reading.words[key]} and {word} on the command line)")
+    elif is_session(key) and len(values) > 1:
+        say(f"{key} is no axis and takes one value, got {len(values)} ({word} on the command line)")
+    else:
+        reading.given[key], reading.words[key] = values, word
+
+
+def _values(override: Override, parser: OverridesParser, most: int) -> list[Any]:
+    if override.is_delete():
+        return []
+    if not override.is_sweep_override():
+        return [override.value()]
+    if override.is_range_sweep():
+        if (n := _range_length(override.value())) > most:  # type: ignore[arg-type]  # which it is
+            raise ValueError(f"a range of {n} values, more than max_cells={most}")
+        return list(override.sweep_iterator())
+    if not override.is_choice_sweep() or isinstance(override.value(), Glob):
+        raise ValueError("an axis must list its values")
+    encoded = override.sweep_iterator(transformer=Transformer.encode)
+    return [parser.parse_override(f"key={value}").value() for value in encoded]
+
+
+def _range_length(found: RangeSweep) -> int:
+    """Values of a range, counted without writing them out. Raises ValueError for one that has no end."""
+    ends = (found.start or 0, found.stop or 0, found.step)
+    if not all(math.isfinite(end) for end in ends) or not found.step:
+        raise ValueError(f"a range from {ends[0]} to {ends[1]} in steps of {ends[2]} has no end")
+    start, stop, step = (Decimal(end) for end in ends)
+    return max(0, math.ceil((stop - start) / step))
+
+
+# Sweep files ---------------------------------------------------------------------------------------------------------
+
+
+def load_sweep(path: Path) -> DictConfig:
+    """A sweep file as it is written; BadSweep when it cannot be read."""
+    try:
+        node = OmegaConf.load(path) if path.parent == SWEEPS else load_foreign(path)
+    except Exception as error:  # YAML's, OmegaConf's and the file system's
+        said = " ".join(str(error).removeprefix(f"{path}: ").split())
+        raise BadSweep(f"{sweep_label(path)} cannot be read: {said}") from error
+    if not isinstance(node, DictConfig):
+        raise BadSweep(f"{sweep_label(path)} cannot be read: expected sections by name (axes, grids, ...), got a list")
+    written = OmegaConf.to_container(node)
+    _check_values(written, "", sweep_label(path))
+    if why := secrets.refusal("", written):
+        raise BadSweep(f"{sweep_label(path)}: {why}")
+    return node
+
+
+def load_foreign(path: Path) -> Any:
+    """A YAML file of the user's for OmegaConf, which would write out any number of aliases: looked at first. Raises BadFile."""
+    content = read_text(path)
+    parse_yaml(content, str(path))
+    return OmegaConf.load(io.StringIO(content))
+
+
+class ForeignConfigs(FileConfigSource):
+    """Config files of `--config-dir` as Hydra reads them, each looked at first."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "foreign"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        if not path.exists():
+            raise ConfigLoadError(f"Config not found : {path}")
+        header = ConfigSource._get_header_dict(read_text(path)[:512])
+        return ConfigResult(config=load_foreign(path), path=f"{self.scheme()}://{self.path}", provider=self.provider, header=header)
+
+
+def _check_values(value: Any, key: str, where: str) -> None:
+    """Raises BadSweep for a resolver (`${oc.env:...}`), which may read what the file of somebody else does not say. `${scale.seeds}`, the
+    name of a setting, is well."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_values(item, f"{key}.{name}" if key else str(name), where)
+    elif isinstance(value, list):
+        for item in value:
+            _check_values(item, key, where)
+    elif isinstance(value, str) and "${" in value:
+        try:
+            resolves = _resolves(parse(value))
+        except GrammarParseError as error:
+            raise BadSweep(f"{where}: {key} cannot be read: {' '.join(str(error).split())}") from error
+        if resolves:
+            way_out = "a sweep file reads neither the environment nor anything else from outside: write the value itself"
+            raise BadSweep(f"{where}: {key} must be a value or the name of a setting (${{scale.seeds}}), got {value}; {way_out}")
+
+
+def _resolves(tree: Any) -> bool:
+    """Whether a parsed interpolation calls a resolver anywhere in it."""
+    if isinstance(tree, OmegaConfGrammarParser.InterpolationResolverContext):
+        return True
+    return any(_resolves(child) for child in getattr(tree, "children", None) or ())
+
+
+def _read_environment(name: str, *default: Any) -> Any:
+    """`${oc.env:NAME}`, for folders in config files of the user's own; raises ValueError for a variable that holds a secret."""
+    if secrets.is_secret_variable(name) or secrets.holders(os.environ.get(name, "")):
+        raise ValueError(f"the environment variable {name} is secret, and settings are written into files: no config may read it")
+    return oc.env(name, *default)
+
+
+OmegaConf.register_new_resolver("oc.env", _read_environment, replace=True)
+
+
+def register_sweeps(folder: Path = SWEEPS) -> None:
+    """Make each file of the folder an option of Hydra's group `sweep`; a broken one is left out and spoils only itself. Hydra learns to
+    read the user's folders."""
+    SourcesRegistry.instance().register(ForeignConfigs)
+    for path in sorted(folder.glob("*.yaml")):
+        with contextlib.suppress(BadSweep):  # the door says why when it is asked for
+            ConfigStore.instance().store(group="sweep", name=path.stem, node=load_sweep(path), package="_global_", provider=path.name)
+
+
+def sweep_path(name: str, folders: Sequence[Path]) -> Path:
+    """The file of a sweep: the user's (`--config-dir`), else ours."""
+    own = (folder / "sweep" / f"{name}.yaml" for folder in folders)
+    return next((path for path in own if path.exists()), SWEEPS / f"{name}.yaml")
+
+
+def sweep_label(path: Path) -> str:
+    """How messages call a sweep file."""
+    return f"sweeps/{path.name}" if path.parent == SWEEPS else str(path)
+
+
+def question(path: Path) -> str:
+    """What a sweep file asks: its first comment, up to the expectation."""
+    asked = []
+    for line in read_text(path).split("\n"):
+        text = line.lstrip("#").strip()
+        if not line.startswith("#") or text.startswith(("Expected", "python -m")):
+            break
+        if not text.startswith("@package"):
+            asked.append(text.removeprefix("Question:").strip())
+    return secrets.shown(" ".join(asked).strip())
+
+
+def read_grids(config: Mapping[str, Any], where: str) -> list[Grid]:
+    """The grids of a composed sweep file; BadSweep when `axes` and `grids` are not lists of values by key."""
+    axes, grids = config.get("axes"), config.get("grids")
+    if axes is not None and grids is not None:
+        raise BadSweep(f"{where}: axes and grids exclude each other; put common axes into each grid")
+    if grids is None:
+        grids = [{} if axes is None else axes]
+    if not isinstance(grids, list) or not grids or not all(isinstance(grid, Mapping) for grid in grids):
+        raise BadSweep(f"{where}: grids must be a list of `key: [values]` sections, axes one such section")
+    return [{str(key): _as_list(value, str(key), where) for key, value in grid.items()} for grid in grids]
+
+
+def _as_list(value: Any, key: str, where: str) -> list[Any]:
+    if is_session(key):
+        raise BadSweep(f"{where}: {key!r} is no axis: it says how a command runs, not what a cell is")
+    if isinstance(value, Mapping):
+        raise BadSweep(f"{where}: axis {key!r} must be a list of values; write nested keys with dots (method.beta)")
+    if value is None or value == []:
+        raise BadSweep(f"{where}: axis {key!r} has no values")
+    return value if isinstance(value, list) else [value]
+
+
+# Unfolding -----------------------------------------------------------------------------------------------------------
+
+
+def replace_axes(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]]) -> list[Grid]:
+    """Command-line axes and values over those of the file.
+
+    A group choice picks the grids that make it; one that no grid makes goes with the axes of all.
+    """
+    replaced: list[Grid] = [dict(grid) for grid in grids]
+    for key, values in given.items():
+        picked: list[Grid] = []
+        if key in CELL_GROUPS and len(replaced) > 1:
+            picked = [{**grid, key: kept} for grid in replaced if (kept := [v for v in grid.get(key, []) if v in values])]
+        others = [v for v in values if not any(v in grid[key] for grid in picked)]
+        replaced = picked + ([{**grid, key: others} for grid in replaced] if others else [])
+    return replaced
+
+
+def varied(asked: Sequence[Point]) -> tuple[str, ...]:
+    """Keys that the points of a command differ in on purpose: other values, or set for some of them only. Files of completions, which set
+    nothing of a training, apart."""
+    cells = [point for point in asked if COMPLETIONS not in point]
+    keys = dict.fromkeys(key for point in cells for key in point)
+    return tuple(key for key in keys if len({repr(point.get(key, "as composed")) for point in cells}) > 1)
+
+
+def points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> list[Point]:
+    """Every point of a command: the grids with the command line's axes, and beside them each file of `completions=`.
+
+    Such a file is judged as the grids' cells are, once for each of their data, scales and judges. Without a sweep, and where no method or
+    model is asked for, the files are all there is.
+    """
+    return [point for grid in _asked(grids, given, of_sweep=of_sweep) for point in unfold(grid)]
+
+
+def n_points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> int:
+    """How many points a command has, those that are the same counted twice: known before any is made."""
+    return sum(math.prod(map(len, grid.values())) for asked in _asked(grids, given, of_sweep=of_sweep) for grid in asked)
+
+
+def _asked(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> list[list[Grid]]:
+    """The grids to unfold together, and, to unfold beside them, that of the files of completions."""
+    files = given.get(COMPLETIONS, [])
+    given = {key: values for key, values in given.items() if key != COMPLETIONS}
+    replaced = replace_axes(grids, given)
+    asks = of_sweep or any(key.split(".")[0] in ("method", "model") for key in given)
+    found = [replaced] if asks or not files else []
+    if files:
+        beside: dict[str, list[Any]] = {COMPLETIONS: list(files)}
+        for key, values in [(key, values) for grid in replaced for key, values in grid.items()]:
+            if key.split(".")[0] in ("judge", "world", "scale") or key == "data" or (key.startswith("data.") and key in given):
+                beside[key] = list({repr(value): value for value in [*beside.get(key, []), *values]}.values())  # a section has no hash
+        found.append([beside])
+    return found
+
+
+def is_path(group: str, value: Any) -> bool:
+    """Whether the choice of a group is the folder of a model: `model=DIR`, with a slash, is short for model=local model.path=DIR."""
+    return group == "model" and isinstance(value, str) and ("/" in value or value.startswith("~"))
+
+
+def spelled_out(point: Point) -> dict[str, Any]:
+    """A point whose short form `model=DIR` is settings of a cell."""
+    full: dict[str, Any] = {}
+    for key, value in point.items():
+        if is_path(key, value):
+            full |= {"model": "local", "model.path": value}
+            full.setdefault("model.name", as_name(user_path(value).name))
+        elif key == "model.hub" and isinstance(value, str):
+            full["model.hub"] = value
+            if point.get("model") == "hub":
+                full.setdefault("model.name", as_name(value.rpartition("/")[2]))
+        elif key != "model.path" or not is_path("model", point.get("model")):  # the door refuses both
+            full[key] = value
+    return full
+
+
+def unfold(grids: Sequence[Grid]) -> list[Point]:
+    """Every point of every grid, in the order of the file, each once."""
+    points: dict[str, Point] = {}
+    for grid in grids:
+        for combination in itertools.product(*grid.values()):
+            point = dict(zip(grid, combination, strict=True))
+            points.setdefault(repr(sorted(point.items(), key=lambda item: item[0])), point)
+    return list(points.values())

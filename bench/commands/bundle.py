@@ -1,0 +1,293 @@
+"""`do=bundle +sweep=... out=FILE.tar.gz`: a sweep for a referee, who recomputes its tables with no judge, no GPU and no training.
+
+In it is a results folder: every stage's manifest; the files of those that tables and numbers read (completions, verdicts, log-probs,
+curves, scores), without weights; passports; the sweep file; `bundle.json`, from which `do=report results=EXTRACTED` and `do=rescore` plan
+the same cells without the models and data that they were made of. The tables in it were made from it. Same results, same bytes.
+
+Files of the user's are named by digest and bare name; folders of this machine are left out of what is written here, and said where a
+stage has written them. A file that holds the value of a key from the environment is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from bench import report, secrets
+from bench.cli.compose import BadConfig, Opened
+from bench.cli.sweep_files import sweep_path
+from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name, user_path
+from bench.planning.cells import CellPlan, Sources
+from bench.report import PASSPORTS
+from bench.runner.evict import WEIGHTS, size_words
+from bench.runner.worker import environment
+from bench.store.store import Source, Store, write_manifest
+from bench.text_files import BadFile, describe, read_csv, read_object, text
+
+NAME = "bundle.json"
+FORMAT = 1
+
+_SOURCES = TypeAdapter(Sources)
+
+README = """# {title}
+
+Made by `python -m bench {command}`. With bench at revision {revision} (package versions: environment.json), from this folder:
+
+    python -m bench do=report results=.       # the tables and figures again, from what the stages left
+    python -m bench do=rescore results=.      # every number again, from completions, verdicts and log-probs
+
+No judge is asked, nothing is trained, no GPU is used. `sweeps/{name}/` holds the tables as these commands write them, `store/` the
+stages: completions, verdicts with the judge's replies, log-probs, curves and scores with their checksums, and held-out rows
+and prompts as text. Weights and the rows that training reads are left out; their manifests name them with checksums.
+"""
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def opened_from(opened: Opened) -> Opened:
+    """The command, with the cells of a bundle where its results folder is one and it names no cells; else as it is."""
+    results = opened.session.results_dir
+    if opened.sweep or opened.replaced or not (results / NAME).is_file():
+        return opened
+    return read(results, opened)
+
+
+def read(results: Path, opened: Opened) -> Opened:
+    """Raises BadConfig for a bundle of another version of bench, or one that is not as bench writes them."""
+    try:
+        told = read_object(results / NAME)
+        if told["format"] != FORMAT:
+            raise ValueError(f"format {told['format']}, and this bench reads {FORMAT}")
+        sweep, replaced, axes = told["sweep"], told["replaced"], told["axes"]
+        if not (sweep is None or is_name(sweep)):
+            raise ValueError(f"sweep must be {NAME_WORDS}, got {describe(sweep)}")
+        if not isinstance(replaced, bool):
+            raise ValueError(f"replaced must be true or false, got {describe(replaced)}")
+        if not isinstance(axes, list):
+            raise ValueError(f"axes must be a list of texts, got {describe(axes)}")
+        title, command = (secrets.shown(text(told[name], name).replace("\n", " ")) for name in ("title", "command"))
+        cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in told["cells"]]
+        sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in told["cells"]]
+        expectations = tuple(Expectation.model_validate(item) for item in told["expectations"])
+        varied = tuple(text(axis, "each of axes") for axis in axes)
+    except (ValueError, KeyError, TypeError) as error:
+        said = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / NAME}: ")
+        raise BadConfig([f"{results / NAME} cannot be read by this version of bench: {' '.join(said.split())[:300]}"]) from error
+    own = replace(opened, sweep=sweep, replaced=replaced, title=title, command=command, axes=varied)
+    return replace(own, cells=cells, sources=sources, expectations=expectations)
+
+
+def _placed(value: Any, results: Path) -> Any:
+    """Sources as they were written, with paths in this folder. Raises ValueError for one that leads out of it."""
+    if not isinstance(value, dict):
+        return value
+    placed = {}
+    for key, item in value.items():
+        if key == "path":
+            if PurePosixPath(text(item, "path")).is_absolute() or ".." in PurePosixPath(item).parts:
+                raise ValueError(f"the path of a source must lie in the bundle, got {describe(item)}")
+            item = str(results / item)
+        placed[key] = _placed(item, results)
+    return placed
+
+
+def made_cells(sweep: report.Sweep, results: Path) -> set[str]:
+    """Keys of cells that had their numbers: a run has left them in the cell's folder, or a table or the bundle says so."""
+    made = {cell.key for cell in sweep.cells if (results / "cells" / cell.name / "result.json").is_file()}
+    with contextlib.suppress(BadFile):
+        rows = read_csv(results / "sweeps" / sweep.name / "table.csv", ("key", "status"))
+        made |= {row["key"] for _, row in rows if row["status"] == "done"}
+    with contextlib.suppress(BadFile):
+        done = read_object(results / NAME).get("done", [])
+        made |= {key for key in done if isinstance(key, str)} if isinstance(done, list) else set()
+    return made
+
+
+# Without folders of this machine --------------------------------------------------------------------------------------
+
+
+def nameless(value: Any) -> Any:
+    """Settings in which each absolute path is its last part."""
+    if isinstance(value, Mapping):
+        return {key: nameless(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [nameless(item) for item in value]
+    return PurePosixPath(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+
+
+def nameless_command(command: str) -> str:
+    words = []
+    for word in shlex.split(command):
+        key, sign, value = word.partition("=")
+        words.append(f"{key}{sign}{','.join(map(str, nameless(value.split(','))))}")
+    return shlex.join(words)
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sweep: Callable[[Opened], report.Sweep]) -> list[str]:
+    """Write the archive; returns lines on what is in it. `make_sweep`: the report's sweep of an opened command.
+
+    Raises BadConfig where a file holds a secret of the environment."""
+    out, results = user_path(str(do.out)), opened.session.results_dir
+    with tempfile.TemporaryDirectory() as aside:
+        root = Path(aside) / f"bundle-{sweep.name}"
+        left_out = _stages(sweep.cells, store, root)
+        copied = _copy_sources(sweep.cells, root)
+        _write_json(root / NAME, _told(opened, copied, sweep.cells, store))
+        _write_json(root / "environment.json", environment() | {"distributions": _distributions()})
+        if opened.sweep and (path := sweep_path(opened.sweep, ())).is_file():
+            shutil.copyfile(path, root / "sweep.yaml")
+            (root / "sweep.yaml").chmod(0o644)
+        if (results / PASSPORTS).is_dir():
+            shutil.copytree(results / PASSPORTS, root / PASSPORTS)
+        told = {"title": sweep.title, "command": nameless_command(opened.command), "name": sweep.name}
+        (root / "README.md").write_text(README.format(**told, revision=environment()["revision"]), encoding="utf-8")
+        again = make_sweep(read(root, opened))
+        rows = report.collect(again, Store(root / "store"), {})
+        report.write_files(again, rows, root)
+        shutil.rmtree(root / "cells", ignore_errors=True)  # what a report leaves beside cells' folders, which are not here
+        warnings = _look_through(root, results)
+        size = _archive(root, out)
+    done = sum(row.done for row in rows)
+    mine = results / "sweeps" / sweep.name / "table.csv"
+    left = f"left out: {size_words(left_out)}, weights and what only training reads"
+    lines = [f"{done} of {len(rows)} cells are done", f"bundle   {out}: {size_words(size)}; {left}"]
+    if mine.is_file():
+        same = mine.read_bytes() == _member(out, f"{root.name}/sweeps/{sweep.name}/table.csv")
+        lines.append(f"table    made from it, {'the same bytes as' if same else 'NOT the same as'} {mine}")
+    return [*lines, *warnings, f"again    tar xzf {out.name} && python -m bench do=report results={root.name}"]
+
+
+def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
+    """Every finished stage: its manifest, and the files that tables and numbers read. Returns the bytes that were left out."""
+    read_by_tables = {stage for cell in cells for stage in [cell.score, *cell.roles.values(), *cell.score.inputs.values()]}
+    left_out = 0
+    for stage in dict.fromkeys(stage for cell in cells for stage in cell.stages):
+        if why := store.failure(stage):
+            failed = {"kind": stage.kind, "key": stage.key, "error": _here(why)}
+            _write_json(root / "store" / stage.kind / f"{stage.key}.failed.json", failed)
+        if store.status(stage).state != "done":
+            continue
+        manifest, folder, there = store.manifest(stage), store.folder(stage), root / "store" / stage.kind / stage.key
+        there.mkdir(parents=True)
+        every = {**manifest.files, **manifest.recorded_files}
+        gone = [name for name in every if name in manifest.evicted or stage not in read_by_tables or _not_for_tables(name)]
+        for name in every.keys() - set(gone):
+            (there / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, there / name)
+        write_manifest(there / "manifest.json", replace(manifest, evicted=sorted(gone)))
+        left_out += sum(every[name].size for name in gone)
+    return left_out
+
+
+def _not_for_tables(name: str) -> bool:
+    return name.endswith(WEIGHTS) or name.startswith("model/") or name == "train.jsonl"
+
+
+def _here(text: str) -> str:
+    """A reason without the folders of this machine."""
+    return re.sub(r"(?<![\w.])(?:/[^\s/:'\",]+)+/([^\s/:'\",]+)", r"\1", text)
+
+
+def _copy_sources(cells: Sequence[CellPlan], root: Path) -> dict[str, str]:
+    """The user's files that numbers are computed with (calibrations): digest -> where it lies in the bundle."""
+    copied = {}
+    for source in (source for cell in cells for source in cell.score.inputs.values() if isinstance(source, Source)):
+        copied[source.digest] = place = f"sources/{source.key}/{source.path.name}"
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.path, root / place)
+    return copied
+
+
+def _told(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store) -> dict[str, Any]:
+    def placed(value: Any) -> Any:
+        if isinstance(value, dict) and value.keys() >= {"path", "digest"}:
+            return {"path": copied.get(value["digest"], Path(value["path"]).name), "digest": value["digest"]}
+        return {key: placed(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    cells = [
+        {"config": nameless(cell.model_dump(mode="json")), "sources": placed(dataclasses.asdict(sources))}
+        for cell, sources in zip(opened.cells, opened.sources, strict=True)
+    ]
+    return {
+        "format": FORMAT,
+        "sweep": opened.sweep,
+        "replaced": opened.replaced,
+        "title": opened.title,
+        "command": nameless_command(opened.command),
+        "axes": list(opened.axes),
+        "expectations": [item.model_dump(mode="json") for item in opened.expectations],
+        "cells": cells,
+        "done": sorted(cell.key for cell in planned if store.status(cell.score).state == "done"),
+    }
+
+
+def _distributions() -> list[str]:
+    return sorted({f"{found.name}=={found.version}" for found in importlib.metadata.distributions() if found.name}, key=str.lower)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _look_through(root: Path, results: Path) -> list[str]:
+    """Lines on files that name folders of this machine. Raises BadConfig for a secret, before anything is written."""
+    folders = {f"{path}/".encode() for path in (results, Path.cwd(), Path.home()) if len(path.parts) > 1}
+    named = []
+    for path in _files(root):
+        content = path.read_bytes()
+        if found := secrets.holders(content):
+            held = f"{path.relative_to(root)} holds the value of {', '.join(found)}"
+            raise BadConfig([f"{held}, and is not given away: unset it if it is no secret"])
+        if any(folder in content for folder in folders):
+            named.append(str(path.relative_to(root)))
+    return [f"LOOK     {len(named)} files name folders of this machine, first {named[0]}"] if named else []
+
+
+def _files(root: Path) -> Iterator[Path]:
+    return iter(sorted(path for path in root.rglob("*") if path.is_file()))
+
+
+def _archive(root: Path, out: Path) -> int:
+    """Sorted, without owners and times; returns the size in bytes."""
+    part = out.with_name(f"{out.name}.part-{os.getpid()}")
+    try:
+        with (
+            part.open("wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for path in _files(root):
+                info = tarfile.TarInfo(str(PurePosixPath(root.name, *path.relative_to(root).parts)))
+                info.size, info.mode = path.stat().st_size, 0o644
+                with path.open("rb") as file:
+                    tar.addfile(info, file)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return out.stat().st_size
+
+
+def _member(archive: Path, name: str) -> bytes:
+    with tarfile.open(archive) as tar:
+        file = tar.extractfile(name)
+        return file.read() if file else b""

@@ -1,0 +1,437 @@
+"""`do=rescore`: tables again from stored verdicts, with no judge and no model.
+
+Without `judgements` the sweep's own verdicts in the store: every score stage whose inputs are there is computed anew with the code of
+today and compared with what it left. Nothing in the store is touched.
+With `judgements=DIR` a folder in AlpacaEval's layout, one row a model: the package's columns with the package's values, and beside
+them our `lc_win_rate`; **all rates of this file are percent**, as the package's. With `judgements=FILE.jsonl` FastChat's judgements, one
+row a model: FastChat's averages over all rows, and beside them ours over the last row of each question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bench import report
+from bench.cli.compose import BadConfig
+from bench.config import FITTED, Rescore, user_path
+from bench.judges.formats import alpaca_eval, mt_bench
+from bench.output_files import why, write_where_asked
+from bench.planning.cells import CellPlan
+from bench.records import Item, Result, Verdict, read_jsonl
+from bench.scoring.calibration import fitted, fitted_on, recalibrated
+from bench.stages.score import score
+from bench.stats.estimates import Estimate, Unmeasured, rating_mean
+from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
+from bench.store.stage_settings import ScoreSettings
+from bench.store.store import Stage, Store, Unsound
+from bench.terminal import say
+
+BOOTSTRAP_SEED = 0
+EXPORT_AGAIN = "do=report +sweep=... of its sweep makes it again"
+Line = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass
+class Rescores:
+    """What came out of files of judgements: a row a model, and how to show them."""
+
+    rows: list[Line]
+    columns: Mapping[str, Callable[[Line], str]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def refused(self) -> bool:
+        return any(row["refused"] for row in self.rows)
+
+
+def rescore_files(do: Rescore) -> Rescores:
+    """Rows of a folder or file of judgements. Raises BadConfig where one of the files cannot be read as what it should be."""
+    assert do.judgements is not None
+    path = user_path(do.judgements)
+    return _alpaca_eval(path, do) if path.is_dir() else _fastchat(path, do)
+
+
+def _read(read: Callable[..., T], *arguments: Any) -> T:
+    """What is wrong in a user's file is no bug of ours."""
+    try:
+        return read(*arguments)
+    except (OSError, ValueError) as error:
+        raise BadConfig([str(error)]) from error
+
+
+def _reference_and_calibration(do: Rescore) -> tuple[alpaca_eval.Outputs | None, Path | None, Calibration | None]:
+    reference = _read(alpaca_eval.read_outputs, user_path(do.reference_outputs)) if do.reference_outputs else None
+    if do.calibration in (None, FITTED):
+        return reference, None, None
+    path = user_path(str(do.calibration))
+    items = reference.items if reference else None
+    return reference, path, _read(alpaca_eval.read_calibration, path, items, None if items is None else len(items))
+
+
+def show(found: Rescores, do: Rescore) -> bool:
+    """Print the table, and write the rows where `out` says. Whether they are there."""
+    cells = [[value(row) for value in found.columns.values()] for row in found.rows]
+    refused = [f"REFUSED {row['model']}: {row['reason']}" for row in found.rows if row["refused"]]
+    report.print_table(f"{do.judgements}", report.Table(list(found.columns), cells, found.notes + refused))
+    names = list(dict.fromkeys(name for row in found.rows for name in row))
+    return _write_rows(do, [{name: row.get(name) for name in names if name != "refused"} for row in found.rows])
+
+
+def _write_rows(do: Rescore, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the rows lie where `out` says, where it says anything."""
+    if do.out:
+        try:
+            write_where_asked(user_path(do.out), report.csv_text(rows))
+        except OSError as error:
+            say(f"not written: {do.out}: {why(error)}")
+            return False
+        say(f"rows     {do.out}")
+    return True
+
+
+def _refusal(n_unscored: int, n: int, most: float) -> str | None:
+    if n and n_unscored / n > most:
+        return f"{n_unscored} of {n} verdicts ({n_unscored / n:.0%}) have no score, more than max_unscored={most:g}: no mean of the rest"
+    return None
+
+
+def _interval(name: str, estimate: Estimate | None, factor: float = 1) -> Line:
+    """A value, its standard error and its interval under their names; empty cells where there is none."""
+    parts = {"": "value", "_se": "standard_error", "_low": "low", "_high": "high"}
+    found = {suffix: getattr(estimate, part) if estimate else None for suffix, part in parts.items()}
+    return {name + suffix: None if value is None else factor * value for suffix, value in found.items()}
+
+
+def _number(row: Line, name: str, digits: int) -> str:
+    return "-" if row.get(name) is None else f"{row[name]:.{digits}f}"
+
+
+def _bracketed(row: Line, name: str, digits: int) -> str:
+    value, low, high = (_number(row, name + suffix, digits) for suffix in ("", "_low", "_high"))
+    return value if low == "-" else f"{value} [{low}, {high}]"
+
+
+# AlpacaEval's layout --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Annotated:
+    """One model under one annotator, as read."""
+
+    name: str  # of the model's folder
+    annotations: alpaca_eval.Annotations
+    outputs: alpaca_eval.Outputs | None
+
+    @property
+    def by_item(self) -> list[Verdict]:
+        """The last verdict on each item."""
+        return list({verdict.item_id: verdict for verdict in self.annotations.verdicts}.values())
+
+
+def _alpaca_eval(folder: Path, do: Rescore) -> Rescores:
+    reference, path, calibration = _reference_and_calibration(do)
+    models, changed = _read(_read_models, folder, reference)
+    rows = [_refused_row(path, faults) for path, faults in changed.items()]
+    for model in models:
+        own = _fitted_without(model, models) if do.calibration == FITTED else calibration
+        rows.append(_alpaca_eval_row(model, reference, path, own, do.max_unscored))
+    return Rescores(rows, ALPACA_EVAL_COLUMNS, _alpaca_eval_notes(rows, do))
+
+
+def _read_models(folder: Path, reference: alpaca_eval.Outputs | None) -> tuple[list[_Annotated], dict[Path, str]]:
+    """Models as annotated, and why files that bench itself has exported are not read: they were changed, or the store has others now."""
+    models, changed = [], {}
+    store = Store(folder.parent / "store")
+    for path in alpaca_eval.find_annotations(folder):
+        if faults := report.export_faults(path.parent.parent, store):
+            changed[path] = f"{faults[0]}: {EXPORT_AGAIN}"
+            continue
+        outputs = alpaca_eval.read_outputs(found) if (found := alpaca_eval.find_outputs(path)) else None
+        models.append(_Annotated(path.parent.parent.name, alpaca_eval.read_annotations(path, outputs, reference), outputs))
+    if not models and not changed:
+        raise ValueError(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, as AlpacaEval lays them out")
+    return models, changed
+
+
+def _refused_row(path: Path, why: str) -> Line:
+    names = ["lc_win_rate", "lc_win_rate_se", "lc_win_rate_low", "lc_win_rate_high", *OFFICIAL, *AFTER_OFFICIAL]
+    line = {"model": path.parent.parent.name, "annotator": path.parent.name, **dict.fromkeys(names)}
+    return line | {"reason": why, "refused": True}
+
+
+def _fitted_without(model: _Annotated, models: Sequence[_Annotated]) -> Calibration | Unmeasured:
+    """Difficulties from the other models under the same annotator."""
+    others = [m.by_item for m in models if m is not model and m.annotations.annotator == model.annotations.annotator]
+    return fitted_on(others, "no other model under this annotator to fit difficulties on")
+
+
+def _controlled(verdicts: Sequence[Verdict], calibration: Calibration | Unmeasured | None) -> LcWinRate | Unmeasured:
+    if isinstance(calibration, Unmeasured):
+        return calibration
+    return lc_of_verdicts(verdicts, calibration, np.random.default_rng(BOOTSTRAP_SEED))
+
+
+def _alpaca_eval_row(
+    model: _Annotated,
+    reference: alpaca_eval.Outputs | None,
+    path: Path | None,
+    calibration: Calibration | Unmeasured | None,
+    max_unscored: float,
+) -> Line:
+    verdicts = model.by_item
+    scored = {v.item_id for v in verdicts if v.preference is not None}
+    absent = len({item.id for item in reference.items} - {v.item_id for v in verdicts}) if reference else 0
+    refusal = _refusal(len(verdicts) - len(scored), len(verdicts), max_unscored)
+    missing: dict[str, str] = {"win_rate": refusal} if refusal else {}
+    numbers: dict[str, float] = {}
+    controlled: LcWinRate | None = None
+    if not refusal:
+        ours = _controlled(verdicts, calibration)
+        official = alpaca_eval.official_win_rate(model.annotations), alpaca_eval.official_lc_win_rate(model.annotations, path)
+        for name, found in zip(("lc_win_rate", "win_rate", "length_controlled_winrate"), (ours, *official), strict=True):
+            if isinstance(found, Unmeasured):
+                missing[name] = found.reason
+            elif isinstance(found, LcWinRate):
+                controlled = found
+            else:
+                numbers |= found
+    if model.outputs is None:
+        missing["avg_length"] = "no model_outputs.json beside the annotations"
+    return {
+        "model": model.name,
+        "annotator": model.annotations.annotator,
+        **_interval("lc_win_rate", controlled, 100),
+        **{name: numbers.get(name) for name in OFFICIAL},
+        "avg_length": model.outputs.avg_length if model.outputs else None,
+        "n_unscored": len(verdicts) - len(scored) + absent,
+        "n_repeated": len(model.annotations.verdicts) - len(verdicts),
+        "calibration": calibration.digest if isinstance(calibration, Calibration) else None,
+        "reason": "; ".join(f"{name}: {why}" for name, why in missing.items()),
+        "refused": refusal is not None,
+    }
+
+
+OFFICIAL = (
+    "win_rate",
+    "standard_error",
+    "n_wins",
+    "n_wins_base",
+    "n_draws",
+    "n_total",
+    "discrete_win_rate",
+    "length_controlled_winrate",
+    "lc_standard_error",
+)
+AFTER_OFFICIAL = ("avg_length", "n_unscored", "n_repeated", "calibration")
+ALPACA_EVAL_COLUMNS: dict[str, Callable[[Line], str]] = {
+    "model": lambda row: row["model"],
+    "LC win rate %": lambda row: _bracketed(row, "lc_win_rate", 2),
+    "win rate %": lambda row: _number(row, "win_rate", 2),
+    "SE": lambda row: _number(row, "standard_error", 2),
+    "discrete %": lambda row: _number(row, "discrete_win_rate", 2),
+    "official LC %": lambda row: _number(row, "length_controlled_winrate", 2),
+    "length": lambda row: _number(row, "avg_length", 0),
+    "n": lambda row: _number(row, "n_total", 0),
+    "unscored": lambda row: _number(row, "n_unscored", 0),
+    "annotator": lambda row: row["annotator"],
+}
+
+
+def _alpaca_eval_notes(rows: Sequence[Line], do: Rescore) -> list[str]:
+    digests = sorted({row["calibration"] for row in rows if row["calibration"]})
+    by = {None: "without a calibration", FITTED: "difficulties fitted on the other rows, no gamed rows"}.get(
+        do.calibration, f"calibration {', '.join(digests)} ({do.calibration})"
+    )
+    notes = [
+        f"LC win rate: ours, by item, {by}; brackets: 95 % over items (500 refits, seed {BOOTSTRAP_SEED}).",
+        "official LC: the package's length_controlled_winrate, by row position. Unscored: items without a vote, absent rows included.",
+    ]
+    if len({row["annotator"] for row in rows}) > 1:
+        notes.append("Rows of several annotators: each is another metric.")
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["reason"] and not row["refused"]:
+            reasons.setdefault(row["reason"], []).append(row["model"])
+    return notes + [why + ("" if len(models) == len(rows) else f" ({', '.join(models)})") for why, models in reasons.items()]
+
+
+# FastChat's judgements ------------------------------------------------------------------------------------------------
+
+
+def _fastchat(path: Path, do: Rescore) -> Rescores:
+    if faults := report.export_faults(path.parent, Store(path.parent.parent.parent / "store")):
+        raise Unsound(f"{faults[0]}: {EXPORT_AGAIN}")
+    rows = _read(mt_bench.read_judgements, path)
+    singles = [row for row in rows if isinstance(row, mt_bench.Rated)]
+    pairs = [row for row in rows if isinstance(row, mt_bench.Compared)]
+    if singles:
+        groups = dict.fromkeys((row.model, row.verdict.judge) for row in singles)
+        lines = [
+            _single_row(model, judge, [r for r in singles if (r.model, r.verdict.judge) == (model, judge)], do.max_unscored)
+            for model, judge in groups
+        ]
+        return Rescores(lines, SINGLE_COLUMNS, _fastchat_notes(lines))
+    names = dict.fromkeys((model, row.judge) for row in pairs for model in row.models)
+    lines = [
+        _pair_row(model, judge, [r for r in pairs if model in r.models and r.judge == judge], do.max_unscored) for model, judge in names
+    ]
+    return Rescores(lines, PAIR_COLUMNS, _fastchat_notes(lines))
+
+
+def _single_row(model: str, judge: str, rows: Sequence[mt_bench.Rated], max_unscored: float) -> Line:
+    last = mt_bench.last_ratings(rows)
+    unscored = sum(v.rating is None for v in last)
+    refusal = _refusal(unscored, len(last), max_unscored)
+    ours = None if refusal else rating_mean(_by_question(last))
+    categories = {v.category: None for v in last if v.category}
+    means = {} if refusal else {c: rating_mean(_by_question([v for v in last if v.category == c])) for c in categories}
+    return {
+        "model": model,
+        "judge": judge,
+        **_interval("rating", ours),
+        **({} if refusal else mt_bench.fastchat_averages(rows)),
+        "rows": len(rows),
+        "failed": sum(row.score is None for row in rows),
+        "duplicate_keys": len(rows) - len(last),
+        "n_scored": len(last) - unscored,
+        "n_unscored": unscored,
+        **{f"rating_{category}": mean.value for category, mean in means.items() if mean},
+        "reason": refusal,
+        "refused": refusal is not None,
+    }
+
+
+def _by_question(verdicts: Sequence[Verdict]) -> dict[str, list[float | None]]:
+    ratings: dict[str, list[float | None]] = {}
+    for verdict in verdicts:
+        ratings.setdefault(verdict.item_id, []).append(verdict.rating)
+    return ratings
+
+
+def _pair_row(model: str, judge: str, rows: Sequence[mt_bench.Compared], max_unscored: float) -> Line:
+    last = mt_bench.last_comparisons(rows)
+    preferences: dict[str, list[float | None]] = {}
+    for row in last:
+        preferences.setdefault(row.question, []).append(mt_bench.preference_for(row, model))
+    unscored = sum(row.preference is None for row in last)
+    refusal = _refusal(unscored, len(last), max_unscored)
+    return {
+        "model": model,
+        "judge": judge,
+        **_interval("pairwise_win_rate", None if refusal else rating_mean(preferences)),
+        **({} if refusal else mt_bench.fastchat_wins(rows, model)),
+        "rows": len(rows),
+        "failed": sum(row.preference is None for row in rows),
+        "duplicate_keys": len(rows) - len(last),
+        "order_flips": sum(row.flipped for row in last),
+        "n_scored": len(last) - unscored,
+        "n_unscored": unscored,
+        "reason": refusal,
+        "refused": refusal is not None,
+    }
+
+
+COUNTS: dict[str, Callable[[Line], str]] = {
+    "rows": lambda row: str(row["rows"]),
+    "failed": lambda row: str(row["failed"]),
+    "repeated": lambda row: str(row["duplicate_keys"]),
+    "judge": lambda row: row["judge"],
+}
+SINGLE_COLUMNS: dict[str, Callable[[Line], str]] = {
+    "model": lambda row: row["model"],
+    "rating": lambda row: _bracketed(row, "rating", 2),
+    "turn 1": lambda row: _number(row, "turn1", 4),
+    "turn 2": lambda row: _number(row, "turn2", 4),
+    "average": lambda row: _number(row, "average", 4),
+} | COUNTS
+PAIR_COLUMNS: dict[str, Callable[[Line], str]] = {
+    "model": lambda row: row["model"],
+    "win rate": lambda row: _bracketed(row, "pairwise_win_rate", 3),
+    "win": lambda row: _number(row, "win", 0),
+    "loss": lambda row: _number(row, "loss", 0),
+    "tie": lambda row: _number(row, "tie", 0),
+    "adjusted": lambda row: _number(row, "win_rate_adjusted", 6),
+    "flips": lambda row: str(row["order_flips"]),
+} | COUNTS
+
+
+def _fastchat_notes(lines: Sequence[Line]) -> list[str]:
+    notes = ["First number: ours, last row of each question and turn, 95 % clustered by question. The others: FastChat's, over all rows."]
+    if repeated := [f"{line['model']} {line['duplicate_keys']}" for line in lines if line["duplicate_keys"]]:
+        notes.append(f"Rows that repeat a question and turn, each counted by FastChat: {', '.join(repeated)}.")
+    return notes
+
+
+# A sweep's own verdicts -----------------------------------------------------------------------------------------------
+
+
+def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> bool:
+    """Print the sweep's table with every score computed anew, and say which stored numbers moved; rows to `out` if set. Whether they are
+    there."""
+    calibrations = _of_cells(do, sweep.cells, store)
+    rescored: dict[str, report.Rescored] = {}
+    said: list[str] = []
+    for cell in sweep.cells:
+        if gone := [role for role, source in cell.score.inputs.items() if not _done(source, store)]:
+            if not _done(cell.score, store):
+                continue  # not run: the table says so
+            said.append(f"{cell.name} is as it was stored, for the store has no {', '.join(gone).replace('_', ' ')}")
+            continue
+        calibration = calibrations.get(cell.key)
+        result = _scored(cell, store, calibration)
+        rescored[cell.key] = report.Rescored(result, calibration)
+        said += _moved(cell, report.stored_result(cell, store), result)
+    rows = report.collect(sweep, store, {}, rescored)
+    report.print_comparison(sweep, rows)
+    for line in said:
+        say(line)
+    how = "" if do.calibration is None else f", length control by calibration={do.calibration}"
+    say(f"{len(rescored)} of {len(rows)} cells scored anew from the store{how}; the store is as it was")
+    return _write_rows(do, [line | {"calibration": row.calibration} for line, row in zip(report.flat_rows(rows), rows, strict=True)])
+
+
+def _done(stage: object, store: Store) -> bool:
+    return not isinstance(stage, Stage) or store.status(stage).state == "done"
+
+
+def _scored(cell: CellPlan, store: Store, calibration: Calibration | Unmeasured | None) -> Result:
+    assert isinstance(cell.score.settings, ScoreSettings)
+    inputs = {role: store.folder(source) for role, source in cell.score.inputs.items()}
+    found = score(cell.score.settings, inputs)
+    return found if calibration is None else recalibrated(found, cell, store, calibration)
+
+
+def _of_cells(do: Rescore, cells: Sequence[CellPlan], store: Store) -> Mapping[str, Calibration | Unmeasured]:
+    """The calibration of each judged cell, by its items' ids; none where none is asked for."""
+    if do.calibration is None:
+        return {}
+    if do.calibration == FITTED:
+        return fitted(cells, store)
+    _, _, whole = _reference_and_calibration(do)
+    assert whole is not None
+    roles = ("preference_verdicts", "preference_items")
+    ready = [cell for cell in cells if all(role in cell.roles and _done(cell.roles[role], store) for role in roles)]
+    items = {cell.key: read_jsonl(store.folder(cell.roles["preference_items"]) / "items.jsonl", Item) for cell in ready}
+    return {key: alpaca_eval.for_items(whole, found) for key, found in items.items()}
+
+
+def _moved(cell: CellPlan, stored: Result | None, now: Result) -> list[str]:
+    """What a cell's stored numbers were, where they are others now; the last digits may differ between machines."""
+    if stored is None:
+        return [f"{cell.name} had no stored numbers"]
+    moved: list[str] = []
+    lines = []
+    for name in sorted(stored.metrics.keys() | now.metrics.keys()):
+        before, after = stored.metrics.get(name), now.metrics.get(name)
+        if before is None or after is None or not math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-12):
+            if not any(name.startswith(f"{other}_") for other in moved):  # the interval of a number that moved
+                lines.append(f"{name} {'-' if before is None else f'{before:.6g}'} -> {'-' if after is None else f'{after:.6g}'}")
+            moved.append(name)
+    return [f"{cell.name} moved: {', '.join(lines)}"] if lines else []

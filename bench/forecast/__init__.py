@@ -1,0 +1,1 @@
+"""What a plan will take: rows, judge cost, stage time, compute, memory."""

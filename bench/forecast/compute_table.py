@@ -1,0 +1,153 @@
+"""What `do=plan` prints of the sizes of a command's stages: a table, and lines under it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.config import Hardware, Keep, LocalModel, WorldModel
+from bench.forecast.compute import Sized, Sizes, model_folder, shape_of
+from bench.forecast.row_counts import SAMPLE
+from bench.models.model_size import Shape
+from bench.planning.cells import CellPlan
+from bench.runner.evict import size_words
+from bench.store.store import Manifest, Stage, Store
+
+
+def wanted(cells: Sequence[CellPlan], size: str) -> list[CellPlan]:
+    """The cells whose sizes are worth a look: those of pretrained models, or all where it was asked for."""
+    return [cell for cell in cells if isinstance(cell.cell.model, LocalModel if size == "auto" else LocalModel | WorldModel)]
+
+
+@dataclass
+class Report:
+    """What is printed: a table, lines under it, and a table of cells where it was asked for."""
+
+    stages: list[list[str]]
+    lines: list[str]
+    cells: list[list[str]]
+
+
+STAGE_COLUMNS = ("kind", "to do", "tokens", "PFLOPs", "GPU-hours", "GB a device")
+CELL_COLUMNS = ("cell", "tokens", "PFLOPs", "GPU-hours alone", "GPU-hours to do")
+
+
+def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hardware: Hardware, keep: Keep, size: str) -> Report | None:
+    """None where there is nothing worth a look."""
+    chosen = wanted(cells, size)
+    if not chosen:
+        return None
+    sizes, lines = Sizes(store, hardware), []
+    of_cell: dict[str, dict[Stage, Sized]] = {}
+    shapes: dict[str, Shape] = {}
+    try:
+        for cell in chosen:
+            try:
+                shapes[cell.cell.model.name] = shape = shape_of(cell, store)
+                of_cell[cell.key] = sizes.of(cell, shape)
+            except ValueError as error:
+                lines.append(f"{cell.name}: {' '.join(str(error).split())}")
+    finally:
+        sizes.close()
+    every = {stage: sized for found in of_cell.values() for stage, sized in found.items()}
+    waiting = {stage: every[stage] for stage in to_do if stage in every}
+    kinds = dict.fromkeys(stage.kind for stage in every)
+    table = [_kind_row(kind, [sized for stage, sized in waiting.items() if stage.kind == kind]) for kind in kinds]
+    lines = [*_model_lines(shapes, every.values(), hardware), *_time_lines(of_cell, every, waiting, hardware), *lines]
+    folders = {folder for cell in chosen if (folder := model_folder(cell)) and not any(folder.glob("*.safetensors"))}
+    lines += [f"{folder} holds no weights yet: what is done is seen once they are there" for folder in sorted(folders)]
+    lines += _measured_lines({stage: sized for stage, sized in every.items() if stage.kind == "train" and stage not in waiting}, store)
+    lines += _memory_lines(waiting, hardware)
+    lines += _disk_lines(every, waiting, keep)
+    how = f"counted by the model's tokenizer on {SAMPLE} rows at most" if sizes.counted else "as many as max_length allows"
+    lines.append(f"tokens of rows and prompts {how}; of what is still to be written as many as it may have")
+    if any(stage.kind == "tasks" for stage in to_do):
+        lines.append("what tasks of lm-evaluation-harness take is not counted: their documents are not read before a run")
+    of_cells = [_cell_row(cell, of_cell[cell.key], waiting) for cell in chosen if cell.key in of_cell] if size == "cells" else []
+    return Report(table, lines, of_cells)
+
+
+def _total(sized: Iterable[Sized]) -> tuple[str, str, str]:
+    """(tokens, PFLOPs, GPU-hours)"""
+    some = list(sized)
+    hours = sum(s.gpu_hours for s in some)
+    return f"{sum(s.work.tokens for s in some):,.0f}", f"{sum(s.flops for s in some) / 1e15:,.3g}", f"{hours:,.3g}"
+
+
+def _kind_row(kind: str, sized: Sequence[Sized]) -> list[str]:
+    return [kind, str(len(sized)), *_total(sized), f"{max(s.memory.total for s in sized) / 1e9:,.3g}" if sized else ""]
+
+
+def _cell_row(cell: CellPlan, found: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized]) -> list[str]:
+    return [cell.name, *_total(found.values()), _total(s for stage, s in found.items() if stage in waiting)[2]]
+
+
+def _model_lines(shapes: Mapping[str, Shape], sized: Iterable[Sized], gpu: Hardware) -> Iterator[str]:
+    for name, shape in shapes.items():
+        yield f"{name}: {shape.parameters:,} parameters"
+    for adapter in sorted({s.adapter for s in sized if s.work.trained and s.adapter}):
+        yield f"an adapter has {adapter:,}, which are all that is trained beside it; log-probs of the base are the reference's"
+    spread = f", {gpu.devices} a training, sharding {gpu.sharding}" if gpu.devices > 1 else ""
+    reached = f"{gpu.mfu:.0%} of its {gpu.peak_tflops:g} TFLOP/s, {gpu.mbu:.0%} of its {gpu.bandwidth_gbs:g} GB/s where text is written"
+    yield f"on {gpu.name} ({gpu.memory_gb:g} GB{spread}), at {reached} (hardware.mfu, hardware.mbu)"
+
+
+def _time_lines(
+    of_cell: Mapping[str, Mapping[Stage, Sized]], every: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized], gpu: Hardware
+) -> Iterator[str]:
+    hours = sum(s.gpu_hours for s in waiting.values())
+    dollars = f", ${hours * gpu.price_per_hour:,.2f} at ${gpu.price_per_hour:g} an hour" if gpu.price_per_hour is not None else ""
+    yield f"to do: {hours:,.3g} GPU-hours{dollars}"
+    alone = sum(s.gpu_hours for found in of_cell.values() for s in found.values())
+    shared = sum(s.gpu_hours for s in every.values())
+    if len(of_cell) > 1 and shared:
+        times = f"{alone / shared:.2f} times as much"
+        yield f"shared stages: the grid takes {shared:,.3g} GPU-hours from nothing; cell by cell it would take {alone:,.3g}, {times}"
+
+
+def _measured_lines(trainings: Mapping[Stage, Sized], store: Store) -> Iterator[str]:
+    """What trainings that are done were fed and how fast they were, beside what the forecast says of them."""
+    by_device: dict[str, list[tuple[Sized, Manifest]]] = {}
+    for stage, sized in trainings.items():
+        manifest = store.manifest(stage) if store.status(stage).state == "done" else None
+        if manifest is not None and "tokens" in manifest.counts and sized.work.trained:
+            by_device.setdefault(str(manifest.recorded.get("device", "?")), []).append((sized, manifest))
+    for device, found in by_device.items():
+        times = sum(m.counts["tokens"] for _, m in found) / sum(s.work.trained for s, _ in found)
+        rate = sum(s.flops for s, _ in found) / sum(m.timings["wall_s"] for _, m in found) / 1e12
+        what = f"{len(found)} trainings" if len(found) > 1 else "one training"
+        fed = f"{times:.2f} times the tokens that the forecast says"
+        yield f"measured: {what} on {device} took {fed}, at {rate:.3g} TFLOP/s with all that is around a step"
+
+
+def _memory_lines(waiting: Mapping[Stage, Sized], gpu: Hardware) -> Iterator[str]:
+    training = [sized for sized in waiting.values() if sized.work.trained]
+    if training:
+        most = max(training, key=lambda sized: sized.memory.total)
+        memory, kept = most.memory, most.checkpointing
+        parts = ((memory.weights, "weights"), (memory.gradients, "gradients"), (memory.optimizer, "optimizer"))
+        counted = ", ".join(f"{size_words(size)} {name}" for size, name in parts)
+        choice = f"{'with' if kept else 'without'} gradient checkpointing"
+        other = f"{size_words(memory.otherwise)} {'without' if kept else 'with'}: model.gradient_checkpointing={str(not kept).lower()}"
+        yield f"a training holds {counted}, about {size_words(memory.activations)} activations a device {choice} ({other})"
+    if not waiting:
+        return
+    worst = max(waiting.values(), key=lambda sized: sized.memory.total)
+    if worst.memory.total > gpu.memory_gb * 1e9:
+        helps = worst.work.trained and not worst.checkpointing
+        ways = [*(["model.gradient_checkpointing=true"] if helps else []), "more devices (accelerate=fsdp accelerate.devices=N)"]
+        way_out = ", ".join([*ways, "a smaller batch, or a larger GPU"])
+        yield f"{size_words(worst.memory.total)} a device is more than the {gpu.memory_gb:g} GB of {gpu.name}: {way_out}"
+
+
+def _disk_lines(every: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized], keep: Keep) -> Iterator[str]:
+    models, adapters = ([s.weights for s in waiting.values() if s.weights and bool(s.adapter) == adapted] for adapted in (False, True))
+    if not models and not adapters:
+        return
+    parts = [(models, "models"), (adapters, "adapters")]
+    what = ", ".join(f"{len(some)} {name} to train, {size_words(max(some))} each" for some, name in parts if some)
+    stays = {"weights": [*models, *adapters], "adapters": adapters, "numbers": []}[keep]
+    left = f"keep={keep} leaves {size_words(sum(stays)) if stays else 'no weights'}"
+    at_most = f", {size_words(sum(models) + sum(adapters))} at most while it runs"
+    other = "; with keep=numbers they go as cells get their numbers" if keep == "weights" else at_most
+    yield f"disk: {what}; {left}{other}"

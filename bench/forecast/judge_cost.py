@@ -1,0 +1,223 @@
+"""What judging costs, before it is paid: tokens and dollars of the judge stages to do, from the requests that they would send.
+
+Prompts are made of the real items and, where they are written already or no model has to write them, the real answers; else the answers
+of a like policy to the same items stand in, else each answer is taken to be as long as the baseline's, else as long as the policy may
+write. Tokens are counted by the judge's own tokenizer where there is a folder of it, else by tiktoken for models that it knows, else by
+the tokens that earlier replies of the same judge reported, else at 4 characters a token.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench.config import user_path
+from bench.forecast.stage_time import Estimate
+from bench.judges.asked.prices import price_of
+from bench.judges.asked.request import Request
+from bench.models.token_counts import counter
+from bench.planning.cells import labels_samples
+from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
+from bench.runner.worker import Progress, StageRun
+from bench.stages import data, generate
+from bench.stages.judge import language_judge
+from bench.store.stage_settings import GenerateSettings, LanguageJudgeSettings, SampleSettings
+from bench.store.store import Source, Stage, Store
+
+CHARACTERS_A_TOKEN = 4.0
+TIKTOKEN_S = 5.0  # it loads an encoding over the network the first time
+
+
+@dataclass(frozen=True)
+class JudgeCost:
+    """One judge stage's requests. `dollars` is None where no price is known; `how` says how answers and tokens were had."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float | None
+    how: tuple[str, str]
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+def judge_costs(stages: Sequence[Stage], store: Store) -> dict[Stage, JudgeCost]:
+    """The cost of every judge stage among `stages` that asks a language model."""
+    found = {}
+    for stage in stages:
+        if isinstance(stage.settings, LanguageJudgeSettings):
+            found[stage] = _cost(stage, stage.settings, store)
+    return found
+
+
+def with_costs(forecast: Mapping[Stage, Estimate], costs: Mapping[Stage, JudgeCost]) -> dict[Stage, Estimate]:
+    return {
+        stage: replace(estimate, tokens=cost.tokens) if (cost := costs.get(stage)) else estimate for stage, estimate in forecast.items()
+    }
+
+
+def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeCost:
+    assert settings.asking is not None
+    with tempfile.TemporaryDirectory() as aside:
+        whose: list[str] = []
+        items = list(read_jsonl(_made(stage.inputs["items"], store, Path(aside), whose) / "items.jsonl", Item))
+        folder = _made(stage.inputs["completions"], store, Path(aside), whose)
+        answers = list(read_jsonl(folder / "completions.jsonl", Completion))
+    written = "the policy's answers" if getattr(stage.inputs["completions"], "kind", "") == "generate" else "the texts that are judged"
+    if labels_samples(stage):
+        written = "the policy's samples"
+    paths = {role: store.folder(source) for role, source in stage.inputs.items()}
+    asked = [shown.request for shown in language_judge(settings, paths).requests(items, answers)]
+    requests = list({request.digest: request for request in asked}.values())
+    count, counter = _counter(stage, settings, store)
+    prompt = sum(count(request) for request in requests)
+    completion, replies = _reply_tokens(stage, requests, store)
+    price = price_of(settings.model, settings.asking.prices) if settings.model else None
+    dollars = 0.0 if settings.model is None else None
+    if price is not None:
+        dollars = price.dollars(prompt, completion, batch=settings.asking.batch_wait_s is not None)
+        counter = f"{counter}; prices of {price.date}"
+    return JudgeCost(len(requests), prompt, completion, dollars, (f"{whose[0] if whose else written}{replies}", counter))
+
+
+# Items and answers ----------------------------------------------------------------------------------------------------
+
+
+def _made(source: Stage | Source, store: Store, aside: Path, whose: list[str]) -> Path:
+    """The folder of a stage that makes items or answers. One that is not done is made aside, which takes a moment, where no model has
+    to write; where one has to, its answers are stood in for, and `whose` takes up by what."""
+    if not isinstance(source, Stage) or store.status(source).state == "done":
+        return store.folder(source)
+    out = aside / source.key / "out"
+    if out.exists():
+        return out
+    out.mkdir(parents=True)
+    inputs = {role: _made(s, store, aside, whose) for role, s in source.inputs.items() if role in ("items", "completions")}
+    if isinstance(source.settings, GenerateSettings | SampleSettings):
+        items = list(read_jsonl(inputs["items"] / "items.jsonl", Item))
+        answers, words = _stand_ins(source, source.settings, items, store)
+        whose.append(words)
+        write_jsonl(out / "completions.jsonl", answers)
+        return out
+    progress = Progress(out.parent / "progress")
+    work = StageRun({role: store.folder(s) for role, s in source.inputs.items() if role not in inputs} | inputs, out, progress)
+    (generate if source.kind == "generate" else data).run(source.settings, work)
+    progress.close()
+    return out
+
+
+def _stand_ins(
+    source: Stage, settings: GenerateSettings | SampleSettings, items: Sequence[Item], store: Store
+) -> tuple[list[Completion], str]:
+    """(what stands in for answers that are not written, in words whose it is). Samples are different ones, as long as they may be."""
+    whose = "samples" if isinstance(settings, SampleSettings) else "answers"
+    if (like := _like_answers(source, store)) is not None:
+        return like, f"a like policy's {whose}"
+    longest = settings.decoding.max_new_tokens
+    stand_in = " word" * longest
+    if isinstance(settings, SampleSettings):
+        draws = range(settings.draws)
+        samples = [Completion(item.id, item.turns[:1], [f"{draw}{stand_in}"], [], [], draw) for item in items for draw in draws]
+        return samples, f"samples of {longest} tokens, the most allowed"
+    how = "answers as long as the baseline's" if items[0].baseline else f"answers of {longest} tokens, the most allowed"
+    texts = [[f"{text}." for text in item.baseline] if item.baseline else [stand_in] * len(item.turns) for item in items]
+    return [Completion(item.id, item.turns, text, [], []) for item, text in zip(items, texts, strict=True)], how
+
+
+def _like_answers(source: Stage, store: Store) -> list[Completion] | None:
+    """Another policy's answers to the same items, under the same decoding before any other."""
+    items = source.inputs["items"].key
+    assert isinstance(source.settings, GenerateSettings | SampleSettings)
+    draws = getattr(source.settings, "draws", None)
+    likes = [m for m in store.history() if m.kind == source.kind and m.inputs.get("items", {}).get("key") == items]
+    likes = [m for m in likes if m.settings.get("draws") == draws]
+    if not likes:
+        return None
+    decoding = source.settings.decoding.model_dump(mode="json")
+    best = max(likes, key=lambda m: (m.settings.get("decoding") == decoding, m.key))
+    return list(read_jsonl(store.root / best.kind / best.key / "completions.jsonl", Completion))
+
+
+# Tokens ---------------------------------------------------------------------------------------------------------------
+
+Count = Callable[[Request], int]
+
+
+def _counter(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> tuple[Count, str]:
+    assert settings.asking is not None
+    folder = stage.inputs["model"].path if settings.model is None else settings.asking.tokenizer  # type: ignore[union-attr]
+    if folder:
+        count = counter(user_path(folder))
+        return lambda r: count(r.messages, True), f"tokens by the tokenizer in {folder}"
+    model = str(settings.model)
+    if (encoding := _tiktoken(model)) is not None:
+        # 3 tokens a message and 3 that open the reply: OpenAI's own count of its chat format
+        return lambda r: 3 + sum(3 + len(encoding.encode(f"{m['role']}\n{m['content']}", disallowed_special=())) for m in r.messages), (
+            f"tokens by tiktoken ({encoding.name})"
+        )
+    if (measured := _measured(settings, store)) is not None:
+        return lambda r: round(_characters(r) / measured), f"tokens at {measured:.2f} characters each, as this judge's earlier replies tell"
+    return lambda r: round(_characters(r) / CHARACTERS_A_TOKEN), f"tokens at {CHARACTERS_A_TOKEN:g} characters each, a rule of thumb"
+
+
+def _characters(request: Request) -> int:
+    return sum(len(message["content"]) for message in request.messages)
+
+
+@cache
+def _tiktoken(model: str) -> Any:
+    """The encoding of a model that tiktoken knows and has, or can load within a few seconds; None otherwise."""
+    found: list[Any] = []
+
+    def load() -> None:
+        try:
+            import tiktoken
+
+            found.append(tiktoken.encoding_for_model(model))
+        except Exception:  # unknown model, no network, an encoding that was not loaded before
+            return
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    thread.join(TIKTOKEN_S)
+    return found[0] if found else None
+
+
+def _measured(settings: LanguageJudgeSettings, store: Store) -> float | None:
+    """Characters a prompt token over this model's earlier judge stages; None where there is none."""
+    characters = tokens = 0
+    for manifest in store.history():
+        counts = manifest.counts
+        known = "prompt_tokens" in counts and "prompt_characters" in counts
+        if known and manifest.kind == "judge" and manifest.settings.get("model") == settings.model:
+            characters += counts["prompt_characters"]
+            tokens += counts["prompt_tokens"]
+    return characters / tokens if tokens and characters else None
+
+
+def _reply_tokens(stage: Stage, requests: Sequence[Request], store: Store) -> tuple[int, str]:
+    """(completion tokens of all replies, in words how): one each where that is the limit, as earlier ones of a like judge, or the limit."""
+    limits = [request.max_cost_tokens[1] for request in requests]
+    if not limits or max(limits) == 1:
+        return sum(limits), ""
+    assert isinstance(stage.settings, LanguageJudgeSettings)
+    known = [
+        call.completion_tokens
+        for manifest in store.history()
+        if manifest.kind == "judge" and manifest.settings.get("manner") == stage.settings.manner
+        if manifest.settings.get("model") == stage.settings.model
+        for verdict in read_jsonl(store.root / manifest.kind / manifest.key / "verdicts.jsonl", Verdict)
+        for call in verdict.calls
+        if call.completion_tokens is not None
+    ]
+    if known:
+        return round(statistics.fmean(known) * len(requests)), ", replies as long as this judge's earlier ones"
+    return sum(limits), ", replies as long as max_tokens lets them be"

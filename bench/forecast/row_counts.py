@@ -1,0 +1,164 @@
+"""What data hold, before they are used: rows by what becomes of them, overlap with what is judged, tokens. For do=plan; no model runs.
+
+Counts of a data stage that is done are those of its manifest; any other is made aside, which takes as long as reading its rows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.models.templates import read_template
+from bench.models.token_counts import Count, Messages, counter_or_none
+from bench.planning.cells import CellPlan
+from bench.readers.learnable import check_conversations
+from bench.readers.splits import FILE
+from bench.records import Conversation, Pair, Unpaired, completion_columns, read_jsonl, read_rows
+from bench.runner.worker import Progress, StageRun
+from bench.stages import data
+from bench.store.stage_settings import TOKENIZER, ConversationData, ConversationSft, LocalPairData
+from bench.store.store import Source, Stage, Store
+
+SAMPLE = 200  # rows whose tokens are counted
+
+Counts = Mapping[str, int]
+
+
+@dataclass
+class Aside:
+    """Data stages made in a folder that goes away; no store knows them."""
+
+    store: Store
+    root: Path
+    made: dict[str, tuple[Path, Counts] | ValueError] = field(default_factory=dict)
+
+    def look(self, stage: Stage) -> tuple[Path, Counts]:
+        """(folder, counts) of a data stage, made here where it is not done. Raises ValueError for what the stage refuses."""
+        if self.store.status(stage).state == "done":
+            return self.store.folder(stage), self.store.manifest(stage).counts
+        if stage.key not in self.made:
+            try:
+                self.made[stage.key] = self._make(stage)
+            except (ValueError, OSError) as error:
+                self.made[stage.key] = error if isinstance(error, ValueError) else ValueError(str(error))
+        if isinstance(found := self.made[stage.key], ValueError):
+            raise found
+        return found
+
+    def _make(self, stage: Stage) -> tuple[Path, Counts]:
+        inputs = {role: source.path if isinstance(source, Source) else self.look(source)[0] for role, source in stage.inputs.items()}
+        if TOKENIZER in inputs and not inputs[TOKENIZER].is_dir():  # a model of the hub that is not here yet
+            del inputs[TOKENIZER]
+        out = self.root / stage.key
+        out.mkdir()
+        progress = Progress(self.root / "progress")
+        try:
+            return out, data.run(stage.settings, StageRun(inputs, out, progress)).counts  # type: ignore[arg-type]
+        finally:
+            progress.close()
+
+
+class Looked(NamedTuple):
+    """What data hold, in words, and what a run would refuse of them."""
+
+    lines: list[str]
+    refusals: list[str]
+
+
+def data_lines(cells: Sequence[CellPlan], store: Store) -> Looked:
+    """Of the files and public datasets of these cells, each once."""
+    lines: dict[str, None] = {}
+    refusals: dict[str, None] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        aside = Aside(store, Path(folder))
+        for cell in cells:
+            try:
+                lines |= dict.fromkeys(_of_cell(cell, aside))
+            except ValueError as error:
+                refusals |= dict.fromkeys(f"{cell.cell.data.name}: {error}".splitlines())
+    return Looked(list(lines), list(refusals))
+
+
+def _of_cell(cell: CellPlan, aside: Aside) -> Iterator[str]:
+    for stage in cell.stages:
+        if _reads_files(stage):
+            folder, counts = aside.look(stage)
+        if isinstance(stage.settings, ConversationData):
+            yield f"{cell.cell.sft and cell.cell.sft.name}: {counts['rows']:,} conversations{_less('train', counts)}"
+        if isinstance(stage.settings, ConversationSft):
+            _check_conversations(stage, aside)
+    preferences = cell.roles.get("preferences")
+    if preferences is None or not isinstance(settings := preferences.settings, LocalPairData):
+        return
+    folder, counts = aside.look(preferences)
+    rows = read_rows(folder / "train.jsonl") if settings.fraction else []
+    words = f"{cell.cell.data.name}: {len(rows):,} train rows of {counts['train_prompts']:,} prompts"
+    if "all_train_prompts" in counts and settings.fraction != 1:
+        words += f" (fraction {settings.fraction:g} of {counts['all_train_prompts']:,})"
+    yield f"{words}, {counts['heldout']:,} held out{_tokens(cell, rows)}"
+    for split in (FILE, "train", "heldout"):
+        if less := _less(split, counts):
+            yield f"  {split}{less}"
+    if same := _same("heldout", counts):
+        yield f"  {same} are asked of held-out rows too: dropped from the train rows"
+    if same := _same("items", counts):
+        yield f"  {same} are asked by the judge too: dropped (data.overlap={settings.overlap})"
+    if (asked := cell.roles.get("overlap")) is not None and (same := _same("items", aside.look(asked)[1])):
+        yield f"  {same} are asked by the judge too, and trained on"
+
+
+def _reads_files(stage: Stage) -> bool:
+    """Whether a data stage is made of files alone, so that it can be made before anything has run."""
+    sources = [source for role, source in stage.inputs.items() if role != TOKENIZER]
+    return stage.kind == "data" and bool(sources) and all(isinstance(source, Source) or _reads_files(source) for source in sources)
+
+
+def _check_conversations(stage: Stage, aside: Aside) -> None:
+    model, conversations = stage.inputs["model"], stage.inputs["conversations"]
+    if isinstance(model, Source) and model.path.is_dir() and isinstance(conversations, Stage):
+        rows = list(read_jsonl(aside.look(conversations)[0] / "rows.jsonl", Conversation))
+        check_conversations(read_template(model.path), rows)
+
+
+def _less(split: str, counts: Counts) -> str:
+    """What was read of a split, dropped and noted."""
+    if f"{split}/read" not in counts:
+        return ""
+    found = []
+    for kind in ("dropped", "noted"):
+        start = f"{split}/{kind}/"
+        if reasons := [f"{n:,} {name.removeprefix(start)}" for name, n in sorted(counts.items()) if name.startswith(start)]:
+            found.append(f"{'kept all the same' if kind == 'noted' else kind}: {', '.join(reasons)}")
+    return "; ".join([f" of {counts[f'{split}/read']:,} read", *found])
+
+
+def _same(of: str, counts: Counts) -> str:
+    exact, nearly = (counts.get(f"overlap/{of}/{how}", 0) for how in ("exact", "normalised"))
+    return f"{exact + nearly:,} train rows ({exact:,} word for word, {nearly:,} but for case and spaces)" if exact + nearly else ""
+
+
+def _count(cell: CellPlan) -> Count | None:
+    """By the model's tokenizer, where it can be had without torch."""
+    models = (stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate"))
+    return counter_or_none(next((model.path for model in models if isinstance(model, Source)), None))
+
+
+def _tokens(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> str:
+    """About how many tokens a pass over the rows has, where the model's tokenizer can be had without torch."""
+    if not rows or (count := _count(cell)) is None:
+        return ""
+    some = rows[:: max(1, len(rows) // SAMPLE)]
+    tokens = sum(count(messages, False) for messages in learnt(some))
+    return f", about {round(tokens / len(some) * len(rows)):,} tokens a pass"
+
+
+def learnt(rows: Sequence[Pair] | Sequence[Unpaired]) -> Iterator[Messages]:
+    """Each completion with its prompt."""
+    for row in rows:
+        role = "text" if row.prompt[0]["role"] == "text" else "assistant"
+        for column in completion_columns(row):
+            if not column.startswith("mismatched"):
+                yield [*row.prompt, {"role": role, "content": getattr(row, column)}]

@@ -1,0 +1,187 @@
+"""What a sweep takes: forecasts of stages from the timings of like ones in the store, and bounds of their tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from bench.config import Settings
+from bench.store.stage_settings import (
+    SETTINGS,
+    BaseSettings,
+    ChosenData,
+    DemonstratedData,
+    FilePromptData,
+    GenerateSettings,
+    JudgeItemData,
+    JudgeQuestionData,
+    LocalPromptData,
+    LogpsSettings,
+    LoopPairData,
+    NewPromptData,
+    NextPromptData,
+    PairData,
+    PromptData,
+    PromptRequestData,
+    RankedData,
+    RewardModelSettings,
+    RewardScoreSettings,
+    SampleSettings,
+    SftSettings,
+    TrainSettings,
+    WrittenPromptData,
+    stage,
+)
+from bench.store.store import Manifest, Source, Stage, Store, keyed_settings
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Forecast of one stage. `seconds` is None where no like stage has run in this store; `tokens` is an upper bound."""
+
+    seconds: float | None
+    tokens: int
+
+
+Traits = frozenset[tuple[str, Any]]  # (dotted setting, value) of a stage and of the model that it works with
+
+
+def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, Estimate]:
+    """Forecasts from the stored timings of the most similar finished stages of the same kind, a token where stages have any.
+
+    None where the likes were far smaller (FAR): most of a tiny stage's time is start-up, and says nothing of a large one.
+    """
+    paces: dict[str, dict[Traits, list[Pace]]] = {}
+    for done, seconds in _finished(store):
+        tokens = token_bound(done) or 1
+        paces.setdefault(done.kind, {}).setdefault(_traits(done), []).append(Pace(seconds / tokens, tokens))
+    nearest: dict[tuple[str, Traits], list[Pace]] = {}
+    forecast = {}
+    for planned in stages:
+        like, tokens = (planned.kind, _traits(planned)), token_bound(planned)
+        if like not in nearest:
+            nearest[like] = _nearest(like[1], paces.get(planned.kind, {}))
+        near = [pace.seconds_a_token for pace in nearest[like] if tokens <= FAR * pace.tokens]
+        forecast[planned] = Estimate(statistics.median(near) * (tokens or 1) if near else None, tokens)
+    return forecast
+
+
+FAR = 10  # times the tokens
+MOST_CRITERIA = 7  # the world's six kinds of constraint, and the answer
+
+
+class Pace(NamedTuple):
+    seconds_a_token: float
+    tokens: int
+
+
+def _nearest(traits: Traits, known: Mapping[Traits, Sequence[Pace]]) -> list[Pace]:
+    """Paces of the stages that differ in the fewest settings."""
+    least = min((len(traits ^ other) for other in known), default=0)
+    return [pace for other, paces in known.items() if len(traits ^ other) == least for pace in paces]
+
+
+def _traits(stage: Stage) -> Traits:
+    own = frozenset(_flat(keyed_settings(stage.settings)))
+    model = stage.inputs.get("model")
+    return own | {(f"model.{name}", value) for name, value in _traits(model)} if isinstance(model, Stage) else own
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, tuple(value) if isinstance(value, list) else value
+
+
+def _finished(store: Store) -> list[tuple[Stage, float]]:
+    """(stage, wall seconds) of what the store holds; stages of other versions of bench are left out."""
+    manifests = {manifest.key: manifest for manifest in store.history()}
+    stages: dict[str, Stage] = {}
+
+    def remake(key: str) -> Stage | Source:
+        if key not in stages and key in manifests:
+            manifest = manifests[key]
+            inputs = {role: remake(facts["key"]) for role, facts in manifest.inputs.items()}
+            stages[key] = stage(manifest.kind, _read_settings(manifest), inputs)
+        return stages.get(key) or Source(Path(), key)
+
+    for key in manifests:
+        with contextlib.suppress(ValueError):
+            remake(key)
+    return [(made, manifests[key].timings["wall_s"]) for key, made in stages.items()]
+
+
+def _read_settings(manifest: Manifest) -> Settings:
+    """The settings record of a stored stage. Raises ValueError for one that this version of bench does not know."""
+    for record in SETTINGS.get(manifest.kind, ()):
+        with contextlib.suppress(ValidationError):
+            return record.model_validate(manifest.settings)
+    raise ValueError(f"{manifest.kind}/{manifest.key} has settings of another version of bench")
+
+
+def token_bound(stage: Stage) -> int:
+    """Most tokens that a stage writes, scores or trains on (once an epoch); 0 where no model runs or a file's rows are not counted."""
+    settings, inputs = stage.settings, stage.inputs
+    match settings:
+        case BaseSettings():
+            return settings.pretraining.steps * settings.pretraining.batch_size * settings.max_length
+        case SftSettings():
+            return settings.training.steps * settings.training.batch_size * settings.max_length
+        case SampleSettings():
+            return answers_asked(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
+        case GenerateSettings():
+            return answers_asked(inputs["items"]) * settings.best_of * settings.decoding.max_new_tokens
+        case LogpsSettings(rows="completions"):
+            return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
+        case LogpsSettings(max_length=int(max_length)):
+            rows = sum(_completions(inputs["preferences"], split) for split in settings.splits)
+            return rows * (2 if settings.mismatched else 1) * max_length
+        case RewardScoreSettings(rows="completions"):
+            return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
+        case RewardScoreSettings():
+            return sum(_completions(inputs["preferences"], split) for split in settings.splits) * settings.max_length
+        case TrainSettings() | RewardModelSettings():
+            method = settings.method
+            passes = method.num_train_epochs * (2 if method.name == "kto" else 1) + (method.name == "offline_ppo")
+            return math.ceil(_completions(inputs["preferences"], "train") * settings.max_length * passes)
+    return 0
+
+
+def answers_asked(items: Stage | Source) -> int:
+    """How many completions a set of items asks for."""
+    assert isinstance(items, Stage)
+    if isinstance(items.settings, ChosenData):
+        return answers_asked(items.inputs["items"])
+    if isinstance(items.settings, RankedData):
+        return 0  # as many as the user's file has
+    if isinstance(items.settings, JudgeQuestionData):
+        judged = items.inputs["completions"]
+        assert isinstance(judged, Stage)
+        n = getattr(judged.settings, "draws", 2)
+        questions = {"pairwise": n * (n - 1), "criteria": n * MOST_CRITERIA}.get(items.settings.prompt, n)
+        return answers_asked(items.inputs["items"]) * questions
+    of_world = (PromptData, NewPromptData, DemonstratedData, PromptRequestData, WrittenPromptData)
+    assert isinstance(items.settings, (*of_world, NextPromptData, FilePromptData, LocalPromptData, JudgeItemData))
+    return items.settings.n * getattr(items.settings, "n_turns", 1)
+
+
+def _completions(preferences: Stage | Source, split: str) -> int:
+    """Most judged completions that a split of preference rows can hold; 0 for a user's file, which is counted when it is read."""
+    if isinstance(preferences, Stage) and isinstance(preferences.settings, LoopPairData):
+        seen = [source for source in preferences.inputs.values() if isinstance(source, Stage)]
+        return sum(2 * answers_asked(s.inputs["items"]) if s.kind == "label" else _completions(s, split) for s in seen)
+    if not (isinstance(preferences, Stage) and isinstance(preferences.settings, PairData)):
+        return 0
+    labels = preferences.inputs[split]
+    assert isinstance(labels, Stage)
+    rows = answers_asked(labels.inputs["items"]) * (preferences.settings.fraction if split == "train" else 1)
+    return math.ceil(rows) * (2 if preferences.settings.form == "paired" else 1)

@@ -1,0 +1,1 @@
+"""Other projects' files and official numbers: AlpacaEval, FastChat, Arena-Hard."""

@@ -1,0 +1,419 @@
+"""AlpacaEval 2.0: its files, read and written, and its official numbers (Dubois et al. 2024; package alpaca-eval 0.6.6).
+
+The official numbers are the package's own functions, fed from stored verdicts and offline, so they are its numbers by construction:
+
+win_rate, standard_error, n_wins, n_wins_base, n_draws, n_total, discrete_win_rate    get_winrate; percent and counts, over rows with a vote
+length_controlled_winrate, lc_standard_error    get_length_controlled_winrate; percent. By *row position*: row k takes difficulty k,
+    whatever its instruction is, so a file that lacks its first row is scored by other difficulties
+avg_length    integer part of the mean characters of the model's outputs
+
+Length control needs `df_gamed.csv` of the hub's data set tatsu-lab/alpaca_eval, or a file with its columns: the *calibration*.
+Our own `lc_win_rate` (bench/stats/length_control.py) takes the same file keyed by item.
+
+An item's id is the digest of its instruction: annotations, outputs and references need not agree on an order to be aligned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from bench.records import Completion, Item, Verdict, text_digest
+from bench.stats.estimates import Unmeasured
+from bench.stats.length_control import Calibration, Gamed
+from bench.text_files import (
+    BadFile,
+    csv_number,
+    decode,
+    describe,
+    id_text,
+    number,
+    optional_text,
+    printable,
+    read_bytes,
+    read_csv,
+    read_objects,
+    text,
+    whole_number,
+)
+
+GAMED_WEIGHT = 0.2  # lambda of the package's `length_controlled_v1`, shared by the gamed versions of the baseline
+NO_VOTE = "no vote was read from the judge's reply"
+
+
+def item_id(instruction: str) -> str:
+    return text_digest(instruction)
+
+
+# Outputs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A model's completions of one-turn items, in a file's order. As a reference each is the item's baseline."""
+
+    model: str
+    items: list[Item]
+    completions: list[Completion]
+
+    @property
+    def texts(self) -> dict[str, str]:
+        return {completion.id: completion.completions[0] for completion in self.completions}
+
+    @property
+    def avg_length(self) -> int | None:
+        return int(sum(map(len, self.texts.values())) / len(self.texts)) if self.texts else None
+
+
+def read_outputs(path: Path) -> Outputs:
+    """`model_outputs.json` or a reference, plain or .gz. Raises BadFile for rows without instruction or output, or several models."""
+    items: list[Item] = []
+    completions: list[Completion] = []
+    models: dict[str, None] = {}
+    for place, row in read_objects(path, "objects with instruction and output"):
+        if "instruction" not in row or "output" not in row:
+            raise BadFile(f"{place}: expected an `instruction` and an `output`, got {describe(row)}")
+        instruction, output = (text(row[key], f"{place}: {key}") for key in ("instruction", "output"))
+        items.append(Item(item_id(instruction), optional_text(row.get("dataset"), f"{place}: dataset"), [instruction], baseline=[output]))
+        completions.append(Completion(item_id(instruction), [instruction], [output], [], []))
+        models[_named(row, "generator", place)] = None
+    if len(models) != 1:
+        raise BadFile(f"{path}: expected the outputs of one model (`generator`), got {printable(', '.join(list(models)[:5]))}")
+    if len({item.id for item in items}) < len(items):
+        raise BadFile(f"{path}: an instruction comes twice; items are told apart by it")
+    return Outputs(next(iter(models)), items, completions)
+
+
+def _named(row: Mapping[str, Any], key: str, place: str) -> str:
+    """A model or annotator of a row, which need not name it."""
+    return f"(no {key})" if row.get(key) is None else id_text(row[key], f"{place}: {key}")
+
+
+def write_outputs(path: Path, model: str, items: Iterable[Item], completions: Mapping[str, str]) -> None:
+    """The leaderboard's format, in the order of the items; items without a completion are left out."""
+    rows = [
+        {"dataset": item.category, "instruction": item.turns[0], "output": completions[item.id], "generator": model}
+        for item in items
+        if item.id in completions
+    ]
+    _write(path, rows)
+
+
+# Annotations ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """One model's verdicts by one annotator, in the order of the file."""
+
+    model: str
+    baseline: str
+    annotator: str
+    verdicts: list[Verdict]
+
+
+def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outputs | None = None) -> Annotations:
+    """`annotations.json`, plain or .gz; texts that its rows lack come from `outputs` and `reference`, by instruction.
+
+    Raises BadFile where a row has a vote and a text is in neither, and for several models or annotators in one file.
+    """
+    verdicts: list[Verdict] = []
+    names: dict[tuple[str, str, str], None] = {}
+    beside = {"output_1": reference.texts if reference else {}, "output_2": outputs.texts if outputs else {}}
+    for place, row in read_objects(path, "annotations (instruction, output_1, output_2, preference)"):
+        item = _annotated_item(row, place, reference)
+        shown = {side: optional_text(row.get(side), f"{place}: {side}") for side in beside}
+        pair = [beside[side].get(item) if own is None else own for side, own in shown.items()]
+        preference, unscored = _preference(row.get("preference"))
+        if preference is not None and None in pair:
+            raise BadFile(f"{place} has a vote but not both `output_1` and `output_2`, nor do the files beside it")
+        baseline, policy = pair
+        model, base, annotator = (_named(row, key, place) for key in ("generator_2", "generator_1", "annotator"))
+        names[model, base, annotator] = None
+        raw = row.get("preference_raw_completion", row.get("raw_completion"))
+        verdicts.append(
+            Verdict(
+                item,
+                annotator,
+                category=optional_text(row.get("dataset"), f"{place}: dataset"),
+                preference=preference,
+                unscored=unscored,
+                raw=None if raw is None else raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False),
+                policy_length=None if policy is None else len(policy),
+                baseline_length=None if baseline is None else len(baseline),
+                policy_digest=None if policy is None else text_digest(policy),
+                baseline_digest=None if baseline is None else text_digest(baseline),
+            )
+        )
+    if len(names) != 1:
+        found = printable("; ".join(" ".join(one) for one in list(names)[:5]))
+        raise BadFile(f"{path}: expected one model, baseline and annotator, got {found}")
+    return Annotations(*next(iter(names)), verdicts)
+
+
+def _annotated_item(row: Mapping[str, Any], place: str, reference: Outputs | None) -> str:
+    """By its instruction, or by its number in the reference."""
+    if row.get("instruction") is not None or reference is None or row.get("index") is None:
+        if row.get("instruction") is None:
+            raise BadFile(f"{place}: expected an `instruction`, got {describe(row)}")
+        return item_id(text(row["instruction"], f"{place}: instruction"))
+    return reference.items[whole_number(row["index"], f"{place}: index", 0, len(reference.items) - 1)].id
+
+
+def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
+    """Every scored pair of a folder in AlpacaEval's layout with both its texts, named `<model>/<item>`.
+
+    Raises ValueError where there are none, or verdicts of several annotators, which are no one judge's.
+    """
+    pairs, annotators = [], set()
+    for path in find_annotations(folder):
+        outputs = read_outputs(found) if (found := find_outputs(path)) else None
+        read, model = read_annotations(path, outputs), path.parent.parent.name
+        annotators.add(read.annotator)
+        texts = outputs.texts if outputs else {}
+        for (_, row), verdict in zip(read_objects(path), read.verdicts, strict=True):
+            theirs, ours = row.get("output_1"), row.get("output_2") or texts.get(verdict.item_id, row.get("output_2"))
+            if verdict.preference is None or theirs is None or ours is None:
+                continue
+            pair = f"{model}/{verdict.item_id}"
+            item = Item(pair, verdict.category, [row["instruction"]], baseline=[theirs])
+            pairs.append((item, Completion(pair, item.turns, [ours], [], []), [replace(verdict, item_id=pair)]))
+    if not pairs:
+        raise ValueError(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts")
+    if len(annotators) > 1:
+        raise ValueError(f"{folder} holds verdicts of {', '.join(sorted(annotators))}: lay out those of one annotator")
+    return pairs
+
+
+def _preference(value: Any) -> tuple[float | None, str | None]:
+    """(preference in [0, 1], why there is none) of a number in 1 to 2: 1 baseline, 2 model, 1.5 a draw, which old files write as 0."""
+    if value is None:
+        return None, NO_VOTE
+    found = number(value)
+    if found is None:
+        return None, f"preference must be a number in 1 to 2, got {describe(value)}"
+    if found == -1:
+        return None, NO_VOTE
+    if found == 0:
+        return 0.5, None
+    return (found - 1, None) if 1 <= found <= 2 else (None, f"preference {value!r} is not in 1 to 2")
+
+
+def write_annotations(path: Path, annotations: Annotations, items: Iterable[Item], completions: Mapping[str, str]) -> None:
+    """What the package's `evaluate` leaves and, as its `caching_path`, takes: unscored rows have an empty preference. Items bring
+    the baseline's texts."""
+    by_id = {item.id: item for item in items}
+    rows = []
+    for verdict in annotations.verdicts:
+        item = by_id[verdict.item_id]
+        row = {
+            "instruction": item.turns[0],
+            "output_1": item.baseline[0] if item.baseline else None,
+            "generator_1": annotations.baseline,
+            "dataset": item.category,
+            "output_2": completions.get(item.id),
+            "generator_2": annotations.model,
+            "annotator": annotations.annotator,
+            "preference": None if verdict.preference is None else 1 + verdict.preference,
+        }
+        rows.append(row | ({"preference_raw_completion": verdict.raw} if verdict.raw is not None else {}))
+    _write(path, rows)
+
+
+def find_annotations(folder: Path) -> list[Path]:
+    """Files of AlpacaEval's own layout, `MODEL/ANNOTATOR/annotations.json` or .gz, in the order of names."""
+    return sorted(path for pattern in ("annotations.json", "annotations.json.gz") for path in folder.glob(f"*/*/{pattern}"))
+
+
+def find_outputs(annotations: Path) -> Path | None:
+    """`MODEL/model_outputs.json` or .gz of an annotations file."""
+    folder = annotations.parent.parent
+    return next((path for name in ("model_outputs.json", "model_outputs.json.gz") if (path := folder / name).exists()), None)
+
+
+# Calibration ----------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("model", "preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
+
+
+def read_calibration(path: Path, items: Sequence[Item] | None = None, n: int | None = None) -> Calibration:
+    """The columns of `df_gamed.csv`, plain or .gz, with items by `item_id`, by `instruction`, or by `index`, their number among `items`.
+
+    A row without a preference brings a difficulty and no gamed vote; one about an item beyond `items` is left out. Raises BadFile
+    for a file that cannot be keyed by item; where all items are known to be `n`, also for numbers of another set of items, whose
+    difficulties would be given to these.
+    """
+    rows = read_csv(path, ("instruction_difficulty",))
+    if not rows:
+        raise BadFile(f"{path}: expected rows below the head, got none")
+    if n is not None:
+        _check_numbers(path, [row for _, row in rows], n)
+    difficulty: dict[str, float] = {}
+    gamed: dict[str, list[Gamed]] = {}
+    voted = {place for place, row in rows if row.get("preference", "").strip()}
+    weight = GAMED_WEIGHT / max(1, len({row.get("model") for place, row in rows if place in voted}))
+    for place, row in rows:
+        value = _field(row, "instruction_difficulty", place)
+        votes = [Gamed(_field(row, "preference", place, 1), _field(row, "std_delta_len", place), weight)] if place in voted else []
+        if (item := _calibrated_item(row, items, place)) is None:
+            continue
+        if not math.isclose(difficulty.setdefault(item, value), value, rel_tol=1e-6, abs_tol=1e-6):
+            raise BadFile(f"{place}: instruction_difficulty {value:g} of an item that an earlier row gives {difficulty[item]:g}")
+        gamed.setdefault(item, []).extend(votes)
+    return Calibration(difficulty, {item: votes for item, votes in gamed.items() if votes}, text_digest(_source(path)))
+
+
+def _source(path: Path) -> str:
+    return decode(read_bytes(path), str(path))
+
+
+def _field(row: Mapping[str, str], column: str, place: str, high: float | None = None) -> float:
+    """A number of a row, where `high` is given in [0, high]."""
+    value = csv_number(row.get(column, ""), f"{place}: {column}")
+    if value is None or (high is not None and not 0 <= value <= high):
+        wanted = "a number" if high is None else f"in [0, {high:g}]"
+        raise BadFile(f"{place}: {column} must be {wanted}, got {describe(row.get(column, ''))}")
+    return value
+
+
+def _check_numbers(path: Path, rows: Sequence[Mapping[str, str]], n: int) -> None:
+    numbers = {row.get("index", "").strip() for row in rows if not row.get("item_id") and not row.get("instruction")}
+    if numbers and numbers != {str(place) for place in range(n)}:
+        raise BadFile(
+            f"{path} knows {len(numbers)} items by `index`, their number among all items, which are {n} here: give the items that it was "
+            "made for (a part of them by judge.n_items), or a column `instruction`"
+        )
+
+
+def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None, place: str) -> str | None:
+    if row.get("item_id"):
+        return row["item_id"]
+    if row.get("instruction"):
+        return item_id(row["instruction"])
+    if items is None:
+        raise BadFile(f"{place}: items are known by `index`, a number of the reference's rows: set reference_outputs=FILE")
+    index = row.get("index", "").strip()
+    if not index.isascii() or not index.isdecimal() or len(index) > 9:
+        raise BadFile(f"{place}: index must be a whole number from 0, got {describe(index)}")
+    return items[int(index)].id if int(index) < len(items) else None
+
+
+def for_items(calibration: Calibration, items: Iterable[Item]) -> Calibration:
+    """The calibration by the items' own ids, where it knows them by their instruction."""
+    names = {item.id: item.id if item.id in calibration.difficulty else item_id(item.turns[0]) for item in items}
+    kept = {item: name for item, name in names.items() if name in calibration.difficulty}
+    gamed = {item: calibration.gamed[name] for item, name in kept.items() if name in calibration.gamed}
+    return Calibration({item: calibration.difficulty[name] for item, name in kept.items()}, gamed, calibration.digest)
+
+
+def fitted_calibration(difficulty: Mapping[str, float]) -> Calibration:
+    """Difficulties without gamed rows, as a calibration."""
+    lines = [f"{item},{value!r}" for item, value in sorted(difficulty.items())]
+    return Calibration(dict(difficulty), {}, text_digest("\n".join(["item_id,instruction_difficulty", *lines])))
+
+
+# Official numbers -----------------------------------------------------------------------------------------------------
+
+LENGTH_CONTROLLED = ("length_controlled_winrate", "lc_standard_error")
+
+
+def official_win_rate(annotations: Annotations) -> dict[str, float] | Unmeasured:
+    """The package's `get_winrate`: percent and counts under its names. A standard error of one row is left out."""
+    if all(verdict.preference is None for verdict in annotations.verdicts):
+        return Unmeasured("no item was scored")
+    with _package() as glm:
+        return _plain(glm.get_winrate(_frame(annotations)))
+
+
+def official_lc_win_rate(annotations: Annotations, calibration: Path | None) -> dict[str, float] | Unmeasured:
+    """The package's `get_length_controlled_winrate` by row position: percent. The baseline against itself is 50 without a fit."""
+    if all(verdict.preference is None for verdict in annotations.verdicts):
+        return Unmeasured("no item was scored")
+    if calibration is None:
+        return Unmeasured("the package's length control needs calibration=FILE (df_gamed.csv, or a file with its columns)")
+    rows = [row for _, row in read_csv(calibration)]
+    if missing := [column for column in COLUMNS if not rows or column not in rows[0]]:
+        return Unmeasured(f"the package's length control reads df_gamed.csv; {calibration.name} has no {', '.join(missing)}")
+    if any(v.preference is not None and None in (v.policy_length, v.baseline_length) for v in annotations.verdicts):
+        return Unmeasured("the package's length control needs the length of both answers to every item that was scored")
+    if (n := len({row["index"] for row in rows})) < len(annotations.verdicts):
+        return Unmeasured(f"the package goes by row number, and {len(annotations.verdicts)} rows are more than the calibration's {n}")
+    if why := _unlike_the_packages(rows, n):
+        return Unmeasured(f"the package's length control reads df_gamed.csv; {calibration.name} {why}")
+    with tempfile.TemporaryDirectory() as aside, _package() as glm:
+        copy = Path(aside) / "df_gamed.csv"  # without a mark, spaces in the head and a spreadsheet's FALSE
+        _write_columns(copy, rows)
+        with mock.patch.object(glm, "hf_hub_download", lambda **_: str(copy)):
+            found = glm.get_length_controlled_winrate(_frame(annotations), save_weights_dir=None, is_warn_extreme_changes=False)
+    return _plain({name: found[name] for name in LENGTH_CONTROLLED})
+
+
+def _unlike_the_packages(rows: Sequence[Mapping[str, str]], n: int) -> str | None:
+    """Why the package would read other difficulties from these rows, or none: it takes row k of the file as item k's."""
+    if any(row["index"].strip() != str(place) for place, row in enumerate(rows[:n])):
+        return f"does not begin with one row of each item from 0 to {n - 1}, in this order"
+    if lacking := [column for column in COLUMNS[:-1] if any(not row[column].strip() for row in rows)]:
+        return f"has rows without {', '.join(lacking)}"
+    if strange := {row["not_gamed_baseline"] for row in rows if row["not_gamed_baseline"].strip().lower() not in ("true", "false")}:
+        return f"has a not_gamed_baseline that is neither True nor False: {printable(min(strange))!r}"
+    return None
+
+
+def _write_columns(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([*(row[column].strip() for column in COLUMNS[:-1]), row[COLUMNS[-1]].strip().capitalize()] for row in rows)
+
+
+@contextlib.contextmanager
+def _package() -> Iterator[Any]:
+    """The package's module, without what importing and fitting leave in the process: log level, warnings, scikit-learn's settings."""
+    import sklearn
+
+    level = logging.getLogger().level
+    with warnings.catch_warnings(), sklearn.config_context():
+        warnings.simplefilter("ignore")
+        from alpaca_eval.metrics import glm_winrate
+
+        logging.getLogger().setLevel(level)
+        yield glm_winrate
+
+
+def _frame(annotations: Annotations) -> Any:
+    """The columns that the package's metrics read. Of the texts they take nothing but the lengths."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "preference": [None if v.preference is None else 1 + v.preference for v in annotations.verdicts],
+            "output_1": ["x" * (v.baseline_length or 0) for v in annotations.verdicts],
+            "output_2": ["x" * (v.policy_length or 0) for v in annotations.verdicts],
+            "generator_1": annotations.baseline,
+            "generator_2": annotations.model,
+            "annotator": annotations.annotator,
+        }
+    )
+
+
+def _plain(found: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {name: int(value) if name.startswith("n_") else float(value) for name, value in found.items()}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,141 @@
+"""Items of a benchmark's own files: AlpacaEval's instructions with a baseline, FastChat's questions, references and answers, and
+Arena-Hard's questions and answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.readers.completions_file import first_choice, turn_text
+from bench.records import Item
+from bench.text_files import BadFile, describe, id_text, optional_text, printable, read_objects, read_rows, text
+
+HUB_DATASET, HUB_FILE = "tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json"
+
+
+def read_alpaca_eval(path: Path) -> list[Item]:
+    """Items of alpaca_eval_gpt4_baseline.json or a file like it: a list of objects with `instruction` and the baseline's `output`.
+
+    An item is named by its place in the file. Raises BadFile with the place of a row that cannot be used.
+    """
+    items = []
+    for number, (place, row) in enumerate(read_objects(path, "objects with instruction and output")):
+        _has(row, place, "instruction", "output")
+        asked, answer = (text(row[key], f"{place}: {key}") for key in ("instruction", "output"))
+        items.append(Item(f"alpaca_eval-{number}", optional_text(row.get("dataset"), f"{place}: dataset"), [asked], baseline=[answer]))
+    return items
+
+
+def read_mt_bench(questions: Path, references: Path | None = None, answers: Path | None = None) -> list[Item]:
+    """Items of FastChat's question.jsonl, with a reference where the file of references has one and the opponent's answers where
+    there is a file of them. Raises BadFile with the line of a row that cannot be used, or the question that has no answer."""
+    right, theirs = (_answers(path) if path else {} for path in (references, answers))
+    items = []
+    for place, row in read_rows(questions):
+        _has(row, place, "question_id", "turns")
+        if not isinstance(row["turns"], list) or not row["turns"]:
+            raise BadFile(f"{place}: turns must be a list of texts, got {describe(row['turns'])}")
+        key, turns = (
+            id_text(row["question_id"], f"{place}: question_id"),
+            [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(row["turns"])],
+        )
+        if answers and key not in theirs:
+            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}")
+        for path, found in ((references, right.get(key)), (answers, theirs.get(key))):
+            if found is not None and len(found) < len(turns):
+                raise BadFile(f"{path}: question {printable(key)} has {len(turns)} turns, and {len(found)} answers here")
+        category = optional_text(row.get("category"), f"{place}: category")
+        items.append(Item(f"mt_bench-{key}", category, turns, baseline=theirs.get(key), reference=right.get(key)))
+    return _each_once(questions, items)
+
+
+def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
+    """Items of Arena-Hard-Auto's question.jsonl (uid, category, prompt), each with the baseline model's answer of its model_answer
+    file (uid, messages). Raises BadFile with the line of a row that cannot be used, or the question that has no answer."""
+    theirs: dict[str, str] = {}
+    models: dict[str | None, None] = {}
+    for place, row in read_rows(answers):
+        _has(row, place, "uid", "messages")
+        match row["messages"]:
+            case [*_, {"role": "assistant", "content": content}]:
+                answer = content.get("answer") if isinstance(content, dict) else content
+                theirs[id_text(row["uid"], f"{place}: uid")] = text(answer, f"{place}: the last message's answer")
+            case other:
+                raise BadFile(f"{place}: messages must end in the assistant's (role, content), got {describe(other)}")
+        models[_model(row, "model", place)] = None
+    _of_one_model(answers, models)
+    items = []
+    for place, row in read_rows(questions):
+        _has(row, place, "uid", "prompt")
+        key, prompt = id_text(row["uid"], f"{place}: uid"), text(row["prompt"], f"{place}: prompt")
+        if key not in theirs:
+            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}")
+        category = optional_text(row.get("category"), f"{place}: category")
+        items.append(Item(f"arena_hard-{key}", category, [prompt], baseline=[theirs[key]]))
+    return _each_once(questions, items)
+
+
+def _has(row: Mapping[str, Any], place: str, *names: str) -> None:
+    if any(key not in row for key in names):
+        raise BadFile(f"{place}: expected {' and '.join(names)}, got {describe(row)}")
+
+
+def _each_once(path: Path, items: list[Item]) -> list[Item]:
+    if not items:
+        raise BadFile(f"{path}: no questions")
+    if twice := [id for id, n in Counter(item.id for item in items).items() if n > 1]:
+        shown = printable(twice[0].partition("-")[2])
+        raise BadFile(f"{path}: question {shown} comes twice ({len(twice)} do); each has an id of its own")
+    return items
+
+
+def _answers(path: Path) -> dict[str, list[str]]:
+    """The turns of each question's first choice; of repeated answers the last counts, as in FastChat."""
+    found = {}
+    models: dict[str | None, None] = {}
+    for place, row in read_rows(path):
+        _has(row, place, "question_id", "choices")
+        found[id_text(row["question_id"], f"{place}: question_id")] = first_choice(row, place)
+        models[_model(row, "model_id", place)] = None
+    _of_one_model(path, models)
+    return found
+
+
+def _model(row: Mapping[str, Any], key: str, place: str) -> str | None:
+    return None if row.get(key) is None else id_text(row[key], f"{place}: {key}")
+
+
+def _of_one_model(path: Path, models: Mapping[str | None, None]) -> None:
+    if len(named := [model for model in models if model is not None]) > 1:
+        raise BadFile(f"{path}: expected the answers of one model, got {printable(', '.join(named[:5]))}")
+
+
+def read_items(form: str, files: Mapping[str, Path]) -> list[Item]:
+    """Items of one of the forms; `files` by role: items, references, baseline."""
+    if form == "alpaca_eval":
+        return read_alpaca_eval(files["items"])
+    if form == "arena_hard":
+        return read_arena_hard(files["items"], files["baseline"])
+    return read_mt_bench(files["items"], files.get("references"), files.get("baseline"))
+
+
+def cut(items: Sequence[Item], n: int, n_turns: int) -> list[Item]:
+    """The first n items with their first turns."""
+
+    def first(texts: list[str] | None) -> list[str] | None:
+        return texts if texts is None else texts[:n_turns]
+
+    return [Item(i.id, i.category, i.turns[:n_turns], i.task, first(i.baseline), i.context, i.plain, first(i.reference)) for i in items[:n]]
+
+
+def hub_file() -> Path:
+    """AlpacaEval's official 805 items with the GPT-4 baseline, from the hub or its cache. Raises ValueError where neither has it."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(HUB_DATASET, HUB_FILE, repo_type="dataset"))
+    except Exception as error:  # of the hub's client: network, gated, not in the cache
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"judge.items=hub: {HUB_DATASET}/{HUB_FILE} could not be had ({why}); name a file") from error

@@ -1,0 +1,435 @@
+"""MT-Bench (Zheng et al. 2023): FastChat's files, read and written, its parsers, and its averages.
+
+turn1, turn2, average   mean over *all* rows with a score, as FastChat's show_result prints it: repeated rows count each time, so with
+                        repeated or failed rows the average is not the mean of the two turns
+rating                  ours: the last row of each question and turn, standard error clustered by question
+win, loss, tie          pairwise: a win takes both orders, any disagreement is a tie, an error in either order drops the row
+win_rate_adjusted       (win + tie / 2) / (win + loss + tie), per model over all its pairs
+
+A question's id is its number, as text; turns count from 0 here and from 1 in the files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.config import CATEGORIES
+from bench.readers.completions_file import turn_text
+from bench.records import Completion, Item, Verdict
+from bench.text_files import BadFile, describe, id_text, number, optional_text, printable, read_rows, text, whole_number
+
+API_ERROR = "$ERROR$"  # what FastChat writes where a request failed
+NO_RATING = "the judge's reply has no rating"
+NO_WINNER = "error"
+WINNERS = {"model_1": 1.0, "tie": 0.5, "model_2": 0.0}
+MOST_TURNS = 1000
+FIRST_QUESTION, QUESTIONS_A_CATEGORY = 81, 10
+
+
+# The judge's replies --------------------------------------------------------------------------------------------------
+
+
+def rating_verdict(item: str, judge: str, turn: int, score: float | None, raw: str, category: str | None = None) -> Verdict:
+    """A rating, or why there is none: a failed request, no rating in the reply, or one outside 1 to 10."""
+    if score is not None and 1 <= score <= 10:
+        return Verdict(item, judge, turn, category, rating=score, raw=raw)
+    why = "the request failed" if raw == API_ERROR else NO_RATING if score is None else f"rating {score:g} is not in 1 to 10"
+    return Verdict(item, judge, turn, category, unscored=why, raw=raw)
+
+
+def category_of(question: str) -> str | None:
+    """The category of one of MT-Bench's own 80 questions; None for another."""
+    place = int(question) - FIRST_QUESTION if re.fullmatch("[0-9]{1,9}", question) else -1
+    return CATEGORIES[place // QUESTIONS_A_CATEGORY] if 0 <= place < QUESTIONS_A_CATEGORY * len(CATEGORIES) else None
+
+
+# Questions and answers ------------------------------------------------------------------------------------------------
+
+
+def read_questions(path: Path) -> list[Item]:
+    """`question.jsonl` as items of two turns."""
+    items = []
+    for place, row in _rows(path, ("question_id", "turns")):
+        question, category = id_text(row["question_id"], f"{place}: question_id"), optional_text(row.get("category"), f"{place}: category")
+        items.append(Item(question, category, _turns(row, place)))
+    return items
+
+
+def _turns(row: Mapping[str, Any], place: str) -> list[str]:
+    if not isinstance(row.get("turns"), list):
+        raise BadFile(f"{place}: turns must be a list of texts, got {describe(row.get('turns'))}")
+    return [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(row["turns"])]
+
+
+def read_answers(path: Path, questions: Sequence[Item] = ()) -> dict[str, list[Completion]]:
+    """`model_answer/*.jsonl` or `reference_answer/*.jsonl`: completions by model; a question answered again keeps its last answer."""
+    turns = {item.id: item.turns for item in questions}
+    found: dict[str, dict[tuple[str, int], Completion]] = {}
+    for place, row in _rows(path, ("question_id", "model_id", "choices")):
+        question, model = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model_id"))
+        if not isinstance(row["choices"], list) or not all(isinstance(choice, dict) for choice in row["choices"]):
+            raise BadFile(f"{place}: choices must be a list of objects, got {describe(row['choices'])}")
+        for choice in row["choices"]:
+            draw = whole_number(choice.get("index", 0), f"{place}: index of a choice", 0, 10**6)
+            completion = Completion(question, turns.get(question, []), _turns(choice, place), [], [], draw)
+            found.setdefault(model, {})[question, draw] = completion
+    return {model: list(by_key.values()) for model, by_key in found.items()}
+
+
+def write_answers(path: Path, model: str, completions: Iterable[Completion]) -> None:
+    by_question: dict[str, list[Completion]] = {}
+    for completion in completions:
+        by_question.setdefault(completion.id, []).append(completion)
+    _write(
+        path,
+        (
+            {"question_id": _number(question), "model_id": model, "choices": [{"index": c.draw, "turns": c.completions} for c in draws]}
+            for question, draws in by_question.items()
+        ),
+    )
+
+
+# Judgements -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A row of `JUDGE_single.jsonl`."""
+
+    model: str
+    verdict: Verdict
+    score: float | None  # as recorded: None for FastChat's -1
+    prompt_name: str = ""
+    user_prompt: str = ""
+    tstamp: float | None = None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row of `JUDGE_pair.jsonl`. `preferences`: for model_1, in either order shown; None where that order gave no verdict."""
+
+    models: tuple[str, str]
+    question: str
+    turn: int
+    judge: str
+    preferences: tuple[float | None, float | None]
+    judgements: tuple[str, str]
+    prompt_name: str = ""
+    user_prompts: tuple[str, str] = ("", "")
+    tstamp: float | None = None
+
+    @property
+    def preference(self) -> float | None:
+        """For model_1: both orders must agree, else it is a tie; None where either gave no verdict."""
+        first, second = self.preferences
+        if first is None or second is None:
+            return None
+        return first if first == second else 0.5
+
+    @property
+    def flipped(self) -> bool:
+        """Whether the same position won both times."""
+        return set(self.preferences) == {0.0, 1.0}
+
+
+def read_judgements(path: Path) -> list[Rated] | list[Compared]:
+    """FastChat's single or pairwise judgements, told apart by their first row. Raises BadFile for anything else."""
+    rows = list(_rows(path, ("question_id", "turn", "judge")))
+    if not rows:
+        raise BadFile(f"{path} is empty; expected FastChat's judgements")
+    first = rows[0][1]
+    if "score" not in first and "g1_winner" not in first:
+        raise BadFile(f"{path} must hold FastChat's single (`score`) or pairwise (`g1_winner`) judgements, got {describe(first)}")
+    return [_rated(row, place) for place, row in rows] if "score" in first else [_compared(row, place) for place, row in rows]
+
+
+def _rated(row: Mapping[str, Any], place: str) -> Rated:
+    _has(row, place, ("model", "score"))
+    question, model = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model"))
+    judge, prompt_name = _judge(row["judge"], place)
+    recorded = number(row["score"])
+    if row["score"] is not None and (recorded is None or (recorded < 0 and recorded != -1)):
+        raise BadFile(f"{place}: score must be a number from 0, or -1 where the judge failed, got {describe(row['score'])}")
+    score = None if recorded == -1 else recorded
+    verdict = rating_verdict(question, judge, _turn(row, place), score, _said(row, "judgment", place), category_of(question))
+    return Rated(model, verdict, score, prompt_name, _said(row, "user_prompt", place), _tstamp(row, place))
+
+
+def _compared(row: Mapping[str, Any], place: str) -> Compared:
+    _has(row, place, ("model_1", "model_2", "g1_winner", "g2_winner"))
+    question, model, baseline = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model_1", "model_2"))
+    judge, prompt_name = _judge(row["judge"], place)
+    for key in ("g1_winner", "g2_winner"):
+        if not isinstance(row[key], str) or row[key] not in (*WINNERS, NO_WINNER):
+            raise BadFile(f"{place}: {key} must be {', '.join(WINNERS)} or {NO_WINNER}, got {describe(row[key])}")
+    return Compared(
+        (model, baseline),
+        question,
+        _turn(row, place),
+        judge,
+        (WINNERS.get(row["g1_winner"]), WINNERS.get(row["g2_winner"])),
+        (_said(row, "g1_judgment", place), _said(row, "g2_judgment", place)),
+        prompt_name,
+        (_said(row, "g1_user_prompt", place), _said(row, "g2_user_prompt", place)),
+        _tstamp(row, place),
+    )
+
+
+def _turn(row: Mapping[str, Any], place: str) -> int:
+    return whole_number(row["turn"], f"{place}: turn", 1, MOST_TURNS) - 1
+
+
+def _said(row: Mapping[str, Any], key: str, place: str) -> str:
+    return optional_text(row.get(key), f"{place}: {key}") or ""
+
+
+def _tstamp(row: Mapping[str, Any], place: str) -> float | None:
+    value = row.get("tstamp")
+    if value is not None and number(value) is None:
+        raise BadFile(f"{place}: tstamp must be a number, got {describe(value)}")
+    return value
+
+
+def _judge(value: Any, place: str) -> tuple[str, str]:
+    """(model, name of its prompt)"""
+    match value:
+        case str():
+            return id_text(value, f"{place}: judge"), ""
+        case [model, prompt]:
+            return id_text(model, f"{place}: judge[0]"), text(prompt, f"{place}: judge[1]")
+    raise BadFile(f"{place}: judge must be a name, or a list of one and its prompt's name, got {describe(value)}")
+
+
+def compared(model: str, baseline: str, verdict: Verdict) -> Compared:
+    """A verdict over both orders as a row of FastChat's: each order's own, where the requests behind it tell them."""
+    orders = {call.policy_first: call for call in verdict.calls}
+    preferences: tuple[float | None, float | None] = (verdict.preference, verdict.preference)
+    if orders.keys() >= {True, False}:
+        preferences = (orders[True].preference, orders[False].preference)
+    first, second = (orders[order].raw or "" if order in orders else "" for order in (True, False))
+    texts = (first, second)
+    return Compared((model, baseline), verdict.item_id, verdict.turn, verdict.judge, preferences, texts)
+
+
+def write_rated(path: Path, rows: Iterable[Rated]) -> None:
+    def fields(row: Rated) -> dict[str, Any]:
+        return {
+            "question_id": _number(row.verdict.item_id),
+            "model": row.model,
+            "judge": [row.verdict.judge, row.prompt_name],
+            "user_prompt": row.user_prompt,
+            "judgment": row.verdict.raw or "",
+            "score": -1 if row.score is None else _whole(row.score),
+            "turn": row.verdict.turn + 1,
+        } | _stamp(row.tstamp)
+
+    _write(path, map(fields, rows))
+
+
+def write_compared(path: Path, rows: Iterable[Compared]) -> None:
+    words = {value: name for name, value in WINNERS.items()}
+
+    def fields(row: Compared) -> dict[str, Any]:
+        g1, g2 = (NO_WINNER if value is None else words[value] for value in row.preferences)
+        return {
+            "question_id": _number(row.question),
+            "model_1": row.models[0],
+            "model_2": row.models[1],
+            "g1_winner": g1,
+            "g2_winner": g2,
+            "judge": [row.judge, row.prompt_name],
+            "g1_user_prompt": row.user_prompts[0],
+            "g1_judgment": row.judgements[0],
+            "g2_user_prompt": row.user_prompts[1],
+            "g2_judgment": row.judgements[1],
+            "turn": row.turn + 1,
+        } | _stamp(row.tstamp)
+
+    _write(path, map(fields, rows))
+
+
+# What was judged ------------------------------------------------------------------------------------------------------
+
+MOST_UNSCORED = 0.1  # of recorded judgements that another judge is held against; do=rescore refuses more as well (conf/do/rescore.yaml)
+_REFERENCE = r"(?:\[The Start of Reference Answer\]\n(?P<reference>.*?)\n\[The End of Reference Answer\]\n\n)?"
+_ONE = r"\[The Start of Assistant{0}'s Answer\]\n(?P<answer{1}>.*)\n\[The End of Assistant{0}'s Answer\]"
+_TURNS = (
+    r"<\|The Start of {0}\|>\n\n### User:\n(?P<question_1{2}>.*?)\n\n### {1}:\n(?P<{3}_1{2}>.*?)"
+    r"\n\n### User:\n(?P<question_2{2}>.*?)\n\n### {1}:\n(?P<{3}_2{2}>.*)\n\n<\|The End of {0}\|>"
+)
+_TALK = "Assistant {0}'s Conversation with User"
+SHOWN = [
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"\[(?:User )?Question\]\n(?P<question>.*?)\n\n" + _REFERENCE + _ONE.format("", ""),
+        r"\[(?:User )?Question\]\n(?P<question>.*?)\n\n" + _REFERENCE + _ONE.format(" A", "") + r"\n\n" + _ONE.format(" B", "_b"),
+        *(
+            reference + _TURNS.format(_TALK.format("A"), "Assistant A", "", "answer") + other + r"\s*\Z"
+            for reference in (_TURNS.format("Reference Answer", "Reference answer", "_r", "reference") + r"\n\n\n", "^")
+            for other in ("", r"\n\n\n" + _TURNS.format(_TALK.format("B"), "Assistant B", "_b", "answer"))
+        ),
+    )
+]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a recorded prompt showed the judge: each a text a turn."""
+
+    turns: list[str]
+    answers: list[str]
+    others: list[str] | None  # of the opponent
+    references: list[str] | None
+
+
+def read_prompt(prompt: str) -> Shown | None:
+    """Questions and answers of a prompt of FastChat's templates, from between their marks; None for another prompt."""
+    for pattern in SHOWN:
+        if found := pattern.search(prompt):
+            texts = found.groupdict()
+            own, others, references = (
+                [text for name in names if (text := texts.get(name)) is not None]
+                for names in (
+                    ("answer", "answer_1", "answer_2"),
+                    ("answer_b", "answer_1_b", "answer_2_b"),
+                    ("reference", "reference_1_r", "reference_2_r"),
+                )
+            )
+            turns = [texts[name] for name in ("question", "question_1", "question_2") if texts.get(name) is not None]
+            return Shown(turns, own, others or None, references or None)
+    return None
+
+
+def read_judged(path: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
+    """What recorded judgements were about, and their verdicts: a model's answers to a question, or two models' (the first is the policy).
+
+    Of repeated rows the last counts. The texts are those of the recorded prompts. Raises ValueError for a file whose prompts cannot be
+    read or of which more than a tenth has no verdict, or that holds those of several judges.
+    """
+    rows = read_judgements(path)
+    singles = [row for row in rows if isinstance(row, Rated)]
+    last: dict[tuple[str, str, int], Rated | Compared] = {}
+    for single in singles:
+        last[single.model, single.verdict.item_id, single.verdict.turn] = single
+    for pair in (row for row in rows if isinstance(row, Compared)):
+        last[" vs ".join(pair.models), pair.question, pair.turn] = pair
+    if len(judges := {row.verdict.judge if isinstance(row, Rated) else row.judge for row in last.values()}) > 1:
+        raise ValueError(f"{path} holds judgements of {', '.join(sorted(judges))}: keep those of one judge")
+    if later := next((key for key in last if key[2] > 1), None):
+        raise BadFile(f"{path}: {printable('/'.join(later[:2]))}: turns 1 and 2 are read, got turn {later[2] + 1}")
+    verdicts = {key: _recorded_verdict(row, f"{key[0]}/{key[1]}") for key, row in last.items()}
+    unscored = sum(verdict.unscored is not None for verdict in verdicts.values())
+    if unscored > MOST_UNSCORED * len(verdicts):
+        share = f"{unscored} of {len(verdicts)} judgements ({unscored / len(verdicts):.0%}) have no score"
+        raise ValueError(f"{path}: {share}, more than {MOST_UNSCORED:.0%}: the rest is no record of this judge")
+    found = []
+    for name, question in dict.fromkeys(key[:2] for key in last):
+        of_item = {turn: last[name, question, turn] for turn in (0, 1) if (name, question, turn) in last}
+        if judged := _judged(path, f"{name}/{question}", of_item, {turn: verdicts[name, question, turn] for turn in of_item}):
+            found.append(judged)
+    return found
+
+
+def _recorded_verdict(row: Rated | Compared, name: str) -> Verdict:
+    if isinstance(row, Rated):
+        return replace(row.verdict, item_id=name)
+    about: dict[str, Any] = {"turn": row.turn, "category": category_of(row.question)}
+    if row.preference is None:
+        return Verdict(name, row.judge, unscored="an order has no verdict", **about)
+    return Verdict(name, row.judge, preference=row.preference, **about)
+
+
+def _judged(
+    path: Path, name: str, rows: Mapping[int, Rated | Compared], verdicts: Mapping[int, Verdict]
+) -> tuple[Item, Completion, list[Verdict]] | None:
+    """Verdicts of earlier turns count where they are about the answers that the last turn's prompt shows. None without a verdict."""
+    shown = {turn: read_prompt(row.user_prompt if isinstance(row, Rated) else row.user_prompts[0]) for turn, row in rows.items()}
+    last = shown[max(shown)]
+    if last is None or len(last.turns) != max(shown) + 1 or len(last.answers) != len(last.turns):
+        raise ValueError(f"{path}: {name}: user_prompt is not one of FastChat's prompts, from which answers are read")
+
+    def same(turn: int) -> bool:
+        early, n = shown[turn], turn + 1
+        return early is not None and (early.answers, early.others) == (last.answers[:n], last.others and last.others[:n])
+
+    kept = [verdict for turn, verdict in verdicts.items() if verdict.unscored is None and same(turn)]
+    item = Item(name, next(iter(verdicts.values())).category, last.turns, baseline=last.others, reference=last.references)
+    return (item, Completion(name, item.turns, last.answers, [], []), kept) if kept else None
+
+
+# FastChat's numbers ---------------------------------------------------------------------------------------------------
+
+
+def last_ratings(rows: Iterable[Rated]) -> list[Verdict]:
+    """Of one model: the last row of each question and turn. Files are appended to, so earlier ones may rate older answers."""
+    return list({(row.verdict.item_id, row.verdict.turn): row.verdict for row in rows}.values())
+
+
+def last_comparisons(rows: Iterable[Compared]) -> list[Compared]:
+    return list({(row.models, row.question, row.turn): row for row in rows}.values())
+
+
+def fastchat_averages(rows: Sequence[Rated]) -> dict[str, float]:
+    """`average`, `turn1`, `turn2` of one model's rows; a mean of nothing is absent."""
+    turns = sorted({row.verdict.turn for row in rows})
+    parts = {"average": rows} | {f"turn{turn + 1}": [row for row in rows if row.verdict.turn == turn] for turn in turns}
+    scores = {name: [row.score for row in part if row.score is not None] for name, part in parts.items()}
+    return {name: sum(found) / len(found) for name, found in scores.items() if found}
+
+
+def fastchat_wins(rows: Sequence[Compared], model: str) -> dict[str, float]:
+    """`win`, `loss`, `tie` of a model and FastChat's rates of them; empty where no row has both orders."""
+    won = [preference for row in rows if (preference := preference_for(row, model)) is not None]
+    counts = {name: won.count(value) for name, value in (("win", 1.0), ("loss", 0.0), ("tie", 0.5))}
+    if not won:
+        return {}
+    rates = {"win_rate": counts["win"], "loss_rate": counts["loss"], "win_rate_adjusted": counts["win"] + counts["tie"] / 2}
+    return counts | {name: value / len(won) for name, value in rates.items()}
+
+
+def preference_for(row: Compared, model: str) -> float | None:
+    """The preference of a row's verdict for one of its two models."""
+    if row.preference is None:
+        return None
+    return row.preference if model == row.models[0] else 1 - row.preference
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) of JSONL, plain or .gz. Raises BadFile for a line that is no JSON object with the needed fields."""
+    for place, row in read_rows(path):
+        _has(row, place, needed)
+        yield place, row
+
+
+def _has(row: Mapping[str, Any], place: str, needed: Sequence[str]) -> None:
+    if any(key not in row for key in needed):
+        raise BadFile(f"{place}: expected an object with {', '.join(needed)}, got {describe(row)}")
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _number(question: str) -> int | str:
+    """FastChat's questions are numbers; items that came from its files may say so in their name."""
+    question = question.removeprefix("mt_bench-")
+    return int(question) if re.fullmatch("[0-9]{1,9}", question) else question
+
+
+def _whole(score: float) -> float:
+    return int(score) if score.is_integer() else score
+
+
+def _stamp(tstamp: float | None) -> dict[str, float]:
+    return {} if tstamp is None else {"tstamp": tstamp}

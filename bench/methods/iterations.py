@@ -1,0 +1,284 @@
+"""Loops: sample, label, train, and again from what was trained. A method says who samples what, who labels, and how one trains.
+
+Everything is planned from settings alone, so that iteration t of one cell is a prefix of iteration t + 1 of another: the stages have the
+same keys and run once. Prompts of the iterations are disjoint. A loop's models are loaded from their folders, never copied in memory: a
+model that a TRL trainer has touched keeps calling the forward pass of the weights that it was copied from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from bench.config import (
+    Cell,
+    DatasetData,
+    Decoding,
+    Dpo,
+    IterativeDpo,
+    Loop,
+    MtBenchJudge,
+    RefinedDpo,
+    RewardModel,
+    RewardModelJudge,
+    SeedTraining,
+    SelfRewarding,
+    Spa,
+    Trained,
+    Training,
+    WorldData,
+)
+from bench.planning import cells
+from bench.planning.cells import Ground, Policy
+from bench.store.stage_settings import (
+    TOKENIZER,
+    DemonstratedData,
+    DrawnData,
+    Dtype,
+    FilePromptData,
+    GoldLabels,
+    LocalPairData,
+    LoopPairData,
+    NewPromptData,
+    NextPromptData,
+    PairData,
+    RankLabels,
+    RewardModelSettings,
+    RewardScoreSettings,
+    stage,
+)
+from bench.store.store import Source, Stage
+
+Model = Stage | Source
+
+
+@dataclass(frozen=True)
+class Round:
+    """One iteration, up to its labels. `before`: the policy before the one that writes, the start model where there is none."""
+
+    t: int
+    policy: Model  # writes, and is trained
+    before: Model
+    items: Stage
+    samples: Stage
+
+    def label(self, what: str) -> str:
+        return f"iteration {self.t} {what}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A loop in words. `start`: the policy before iteration `first`; `seed_pairs`: what it was trained on, the data of iteration 0."""
+
+    first: int
+    start: Model
+    seed_pairs: Stage | None
+    draws: int
+    items: Callable[[int], Stage]
+    labels: Callable[[Round], Stage]
+    training: Callable[[int], Trained | RefinedDpo]
+    training_reference: Literal["previous", "start"] = "previous"
+    with_reference_model: Callable[[int], bool] = lambda t: False  # whether its training wants the reference's logits
+
+
+def unfold(cell: Cell, ground: Ground, method: Method) -> Policy:
+    """The policy of the cell's iteration, and all that it comes from."""
+    settings = cell.method
+    assert isinstance(settings, Loop)
+    policy = before = method.start
+    if method.seed_pairs is not None:
+        before = ground.start
+    data: list[Stage] = [] if method.seed_pairs is None else [method.seed_pairs]
+    read: list[Stage] = []
+    trained = policy if method.seed_pairs is not None else None
+    for t in range(method.first, settings.iteration + 1):
+        items = method.items(t)
+        round_ = Round(t, policy, before, items, _samples(cell, settings, policy, items, method.draws, t))
+        data.append(method.labels(round_))
+        pairs = _pairs(cell, ground, settings, data, round_)
+        read = [source for role, source in sorted(pairs.inputs.items()) if role != TOKENIZER]  # type: ignore[misc]
+        reference = ground.start if method.training_reference == "start" else policy
+        label = round_.label("reference log-probs")
+        logps = cells.preference_logps(cell, Policy(reference, None), pairs, splits=("train",), mismatched=False, label=label)
+        inputs: dict[str, Model] = {"model": policy, "preferences": pairs, "reference_logps": logps}
+        if method.with_reference_model(t):
+            inputs["reference_model"] = reference
+        before, policy = policy, _trained(cell, method.training(t), inputs, round_.label(f"policy ({settings.name})"))  # type: ignore[attr-defined]
+        trained = policy
+    assert trained is None or isinstance(trained, Stage)
+    return Policy(policy, trained, labels=[labels for source in read if (labels := _labels_of(source)) is not None])
+
+
+def _labels_of(source: Stage) -> Stage | None:
+    """The label stage behind pairs: itself, or that of the labelled data's train rows; None of a user's file."""
+    labels = source if source.kind == "label" else source.inputs.get("train")
+    return labels if isinstance(labels, Stage) else None
+
+
+def seeded(cell: Cell, ground: Ground, seed: SeedTraining) -> Stage:
+    """DPO on the labelled pairs: the very stage of a cell of method=dpo with these settings."""
+    inputs: dict[str, Model] = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
+    return _trained(cell, Dpo(**_training(cell) | seed.model_dump(), name="dpo"), inputs, "seed policy (dpo)")
+
+
+def round_training(cell: Cell, beta: float) -> Dpo:
+    """Plain DPO with the training settings of the loop."""
+    return Dpo(**_training(cell), name="dpo", beta=beta)
+
+
+def _training(cell: Cell) -> dict[str, Any]:
+    return cell.method.model_dump(include=set(Training.model_fields))
+
+
+def _trained(cell: Cell, training: Trained | RefinedDpo, inputs: dict[str, Model], label: str) -> Stage:
+    return stage("train", cells.train_settings(cell, training), cells.read_model(inputs["model"]) | inputs, label)
+
+
+def _samples(cell: Cell, loop: Loop, policy: Model, items: Stage, draws: int, t: int) -> Stage:
+    decoding = Decoding(temperature=loop.sample_temperature, top_p=1.0, max_new_tokens=loop.sample_max_new_tokens)
+    settings = cells.sample_settings(cell, decoding, draws, cell.seed)
+    return stage("sample", settings, cells.read_model(policy) | {"items": items}, f"iteration {t} samples")
+
+
+def _pairs(cell: Cell, ground: Ground, loop: Loop, data: list[Stage], round_: Round) -> Stage:
+    look = _look(ground)
+    seen = {"fresh": data[-1:], "two_latest": data[-2:], "accumulated": data}[loop.pairs]
+    inputs: dict[str, Model] = {f"{number:02d}": source for number, source in enumerate(seen, len(data) - len(seen))}
+    return stage("data", LoopPairData(seed=cell.seed, max_length=look.max_length), inputs | look.inputs, round_.label("pairs"))
+
+
+# Prompts --------------------------------------------------------------------------------------------------------------
+
+
+def prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
+    """Prompts that nobody has labelled, of the user's file, of the dataset or of the world; t from 1."""
+    return new_prompts(cell, ground, loop, t) if ground.prompts is None else _of_file(ground.prompts, ground, loop, t - 1, t, answers=False)
+
+
+def demonstrations(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
+    """Prompts with somebody's answers, of the user's file or of the world; t from 0."""
+    return demonstrated(cell, loop, t) if ground.prompts is None else _of_file(ground.prompts, ground, loop, t, t, answers=True)
+
+
+def _of_file(file: Source, ground: Ground, loop: Loop, place: int, t: int, *, answers: bool) -> Stage:
+    look = _look(ground)
+    settings = FilePromptData(after=place * loop.n_prompts, n=loop.n_prompts, answers=answers, max_length=look.max_length)
+    return stage("data", settings, {"file": file} | look.inputs, f"iteration {t} {'demonstrations' if answers else 'prompts'}")
+
+
+class _Look(NamedTuple):
+    """What tells which rows a model learns from: its tokenizer, as the labelled rows were looked at; none of the controlled world's."""
+
+    inputs: dict[str, Model]
+    max_length: int | None
+
+
+def _look(ground: Ground) -> _Look:
+    found = {role: source for role, source in ground.preferences.inputs.items() if role == TOKENIZER}
+    return _Look(found, getattr(ground.preferences.settings, "max_length", None) if found else None)
+
+
+def new_prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
+    """Training prompts after those that are labelled and those of earlier iterations; t from 1."""
+    if isinstance(cell.data, DatasetData):
+        pairs = ground.preferences.settings
+        assert isinstance(pairs, LocalPairData)
+        of_dataset = NextPromptData(pairs=pairs, after=(t - 1) * loop.n_prompts, n=loop.n_prompts)
+        return stage("data", of_dataset, ground.preferences.inputs, f"iteration {t} prompts")
+    assert isinstance(cell.data, WorldData)
+    after = cell.data.n_prompts + (t - 1) * loop.n_prompts
+    settings = NewPromptData(family=cells.family(cell), after=after, n=loop.n_prompts, seed=cell.seed)
+    return stage("data", settings, label=f"iteration {t} prompts")
+
+
+def demonstrated(cell: Cell, loop: Loop, t: int) -> Stage:
+    """Prompts of the start model's demonstrations, with their answers; t from 0."""
+    assert isinstance(cell.data, WorldData)
+    settings = DemonstratedData(
+        family=cells.family(cell), writer=cell.data.demonstrations, after=t * loop.n_prompts, n=loop.n_prompts, seed=cell.seed
+    )
+    return stage("data", settings, label=f"iteration {t} demonstrations")
+
+
+# Labels ---------------------------------------------------------------------------------------------------------------
+
+
+def gold_labels(cell: Cell, round_: Round) -> Stage:
+    assert cell.world is not None and isinstance(cell.data, WorldData)
+    settings = GoldLabels(gold=cell.world.gold, annotator=cell.data.annotator, seed=cell.seed)
+    return stage("label", settings, _sampled(round_), round_.label("labels (gold)"))
+
+
+def implicit_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
+    """By beta times the log-ratio of the policy that writes to the reference, of texts as training sees them, less a penalty a token."""
+    settings = cell.method
+    assert isinstance(settings, IterativeDpo | Spa)
+    reference = {"start": ground.start, "previous": round_.before, "base": ground.base}[settings.judging_reference]
+    assert reference is not None  # config.Cell
+    logps = {
+        f"{role}_logps": cells.completion_logps(
+            cell, Policy(model, None), round_.samples, round_.label(f"log-probs of the {words}"), max_length=cells.max_length(cell)
+        )
+        for role, model, words in (("policy", round_.policy, "policy"), ("reference", reference, "judging reference"))
+    }
+    return _ranked(cell, round_, "implicit", logps, settings.beta, settings.length_penalty)
+
+
+def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: SeedTraining) -> Stage:
+    """By a reward model that labelled pairs have trained, once for all iterations: as many as the seed has, or a share of its own."""
+    assert isinstance(cell.method, IterativeDpo | SelfRewarding)
+    learning_rate, fraction = cell.method.reward_learning_rate, getattr(cell.method, "reward_fraction", None)
+    method = RewardModel(**_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate})
+    settings = RewardModelSettings(method=method, **cells.trained_as(cell))
+    pairs = ground.preferences
+    if fraction is not None and isinstance(pairs.settings, PairData | LocalPairData):
+        pairs = stage("data", pairs.settings.model_copy(update={"fraction": fraction}), pairs.inputs, "the reward model's pairs")
+    model = stage("train", settings, {"model": ground.start, "preferences": pairs}, "reward model")
+    return _ranked(cell, round_, "reward_model", {"rewards": _rewards(cell, round_, model, cells.dtype(cell))})
+
+
+def _rewards(cell: Cell, round_: Round, model: Model, dtype: Dtype) -> Stage:
+    length = cells.max_length(cell)
+    scoring = RewardScoreSettings(splits=(), max_length=length, batch_size=cell.engine.batch_size, dtype=dtype, rows="completions")
+    return stage("logps", scoring, {"model": model, **_sampled(round_)}, round_.label("rewards"))
+
+
+def judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
+    """By a judge of evaluations: a judge stage on the samples, each two of a prompt or each by itself, and labels from its verdicts. A
+    reward model's rewards need no pairs."""
+    assert isinstance(cell.method, IterativeDpo) and ground.labelling_judge is not None
+    judge, sources = cell.method.labelling_judge, ground.labelling_judge
+    if isinstance(judge, RewardModelJudge):
+        assert sources.model is not None
+        return _ranked(cell, round_, "reward_model", {"rewards": _rewards(cell, round_, sources.model, judge.dtype)})
+    assert judge is not None
+    rated = isinstance(judge, MtBenchJudge) and judge.mode == "single"
+    drawn = stage("data", DrawnData(form="each" if rated else "pairs"), _sampled(round_), round_.label("samples to judge"))
+    settings, read = cells.judging_by(judge, cell, "rating" if rated else "preference", sources)
+    inputs: dict[str, Model] = {"items": drawn, "completions": drawn, **read}
+    verdicts = stage("judge", settings, inputs, round_.label(f"verdicts of {Path(judge.model).name} ({judge.name})"))
+    return _ranked(cell, round_, "judge", {"verdicts": verdicts})
+
+
+def plain_labels(cell: Cell, round_: Round, labeller: Literal["random", "shorter", "human"]) -> Stage:
+    """Nobody's opinion: a coin, the shorter one, or whatever the demonstration says."""
+    return _ranked(cell, round_, labeller, {})
+
+
+def _ranked(
+    cell: Cell,
+    round_: Round,
+    labeller: Literal["reward_model", "implicit", "judge", "random", "shorter", "human"],
+    read: dict[str, Stage],
+    beta: float | None = None,
+    length_penalty: float = 0.0,
+) -> Stage:
+    truth = cell.world.gold if cell.world else None
+    settings = RankLabels(labeller=labeller, beta=beta, truth=truth, seed=cell.seed, length_penalty=length_penalty)
+    return stage("label", settings, _sampled(round_) | read, round_.label(f"labels ({labeller.replace('_', ' ')})"))
+
+
+def _sampled(round_: Round) -> dict[str, Stage]:
+    return {"items": round_.items, "completions": round_.samples}

@@ -1,0 +1,1 @@
+"""Models of the hub and of folders: tokens, templates, sizes."""

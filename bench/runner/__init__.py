@@ -1,0 +1,1 @@
+"""Runs stages: scheduler, local workers, SLURM, Ray, progress."""

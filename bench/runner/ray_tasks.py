@@ -1,0 +1,112 @@
+"""Ray: a stage is a task with its resources. Ray never tries one again by itself: whoever counts the attempts is the command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from bench.config import RayLauncher, Resources
+from bench.machine import ROOT
+from bench.runner.cluster_queue import Ending, NodeJob
+from bench.runner.worker import reason
+
+OBJECTS_BYTES = 100 * 2**20  # of a cluster that we start: nothing travels through Ray's object store, so it need not take a third of memory
+
+
+def check(settings: RayLauncher, wanted: Sequence[Resources]) -> list[str]:
+    """Connects, or starts a cluster here. What is wrong with it, or with what is asked of it."""
+    try:
+        _connect(settings)
+    except Exception as error:  # Ray's own classes, and ConnectionError
+        way_out = "start one with `ray start --head`, or leave hydra.launcher.address=null to have one on this machine"
+        return [f"hydra/launcher=ray: no cluster at hydra.launcher.address={settings.address} ({reason(error)}): {way_out}"]
+    import ray
+
+    nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
+    for given in wanted:
+        asked = {"CPU": given.cpus, "GPU": given.gpus, "memory": (given.mem_gb or 0) * 2**30}
+        if not any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
+            best = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in ("CPU", "GPU"))
+            words = f"a stage asks for {given.cpus} CPU, {given.gpus} GPU" + (f", {given.mem_gb:g} GB" if given.mem_gb else "")
+            close()
+            way_out = "set hydra.launcher.gpu, e.g. hydra.launcher.gpu.gpus=0"
+            return [f"hydra/launcher=ray: {words}, and no node of the cluster has that (at most {best}): {way_out}"]
+    return []
+
+
+def _connect(settings: RayLauncher) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without GPUs keeps what its machine says of them
+    import ray
+
+    root = str(ROOT)
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])), **settings.env}
+    given = {**settings.runtime_env, "env_vars": {**own, **settings.runtime_env.get("env_vars", {})}}
+    local: dict[str, Any] = {} if settings.address else {"include_dashboard": False, "object_store_memory": OBJECTS_BYTES}
+    if not ray.is_initialized():
+        ray.init(address=settings.address or "local", runtime_env=given, log_to_driver=False, logging_level="error", **local)
+
+
+def close() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _run(job: NodeJob) -> None:
+    job()
+
+
+class RayQueue:
+    """Tasks of the cluster that `check` has connected to."""
+
+    name = "ray"
+
+    def __init__(self, settings: RayLauncher):
+        _connect(settings)
+        self.tasks: dict[str, Any] = {}  # Ray's handles by id
+        self.over: dict[str, Ending] = {}
+
+    def submit(self, jobs: Sequence[NodeJob]) -> list[str]:
+        import ray
+
+        ids = []
+        for job in jobs:
+            given = job.resources
+            options: dict[str, Any] = {"num_cpus": given.cpus, "num_gpus": given.gpus, "max_retries": 0, "name": job.job["kind"]}
+            options |= {"memory": given.mem_gb * 2**30} if given.mem_gb else {}
+            task = ray.remote(_run).options(**options).remote(job)
+            ids.append(task.task_id().hex()[:12])
+            self.tasks[ids[-1]] = task
+        return ids
+
+    def ended(self, ids: Collection[str]) -> dict[str, Ending]:
+        import ray
+
+        waiting = {task: job_id for job_id, task in self.tasks.items() if job_id not in self.over}
+        for task in ray.wait(list(waiting), num_returns=len(waiting), timeout=0)[0] if waiting else []:
+            try:
+                ray.get(task)
+                self.over[waiting[task]] = Ending("ended without a report")
+            except Exception as error:  # of the task, of its worker, or of its node
+                self.over[waiting[task]] = Ending(f"ended by {reason(getattr(error, 'cause', None) or error)}")
+        return {job_id: how for job_id, how in self.over.items() if job_id in ids}
+
+    def is_alive(self, job_id: str) -> bool:
+        return False  # tasks end with the command that handed them in
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        import ray
+
+        for job_id in ids:
+            with contextlib.suppress(Exception):  # it has just ended
+                ray.cancel(self.tasks[job_id], force=True)
+
+    def forget(self, job_id: str) -> None:
+        self.tasks.pop(job_id, None)
+        self.over.pop(job_id, None)
+
+    def close(self) -> None:
+        close()

@@ -1,0 +1,285 @@
+"""SLURM: submitit writes and submits the jobs and queues them again at their time limit; we ask the scheduler ourselves.
+
+submitit learns of a job's end from its result file or from `sacct`, and waits for ever where there is no accounting. Here `squeue` and
+`scontrol` say it, which every cluster has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.config import LocalLauncher, Resources, SlurmLauncher, SlurmResources
+from bench.machine import ROOT
+from bench.runner.cluster_queue import Ending, NodeJob, Refused
+from bench.runner.local_pool import FOREIGN, Pool
+from bench.store.store import Store
+from bench.terminal import shown
+from bench.text_files import printable
+
+COMMANDS = ("sbatch", "squeue", "scontrol", "scancel")
+ASKING_S = 60.0  # the longest that we wait for an answer of the scheduler
+OVER = frozenset(
+    ["BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"]
+)
+UNKNOWN = "UNKNOWN"  # the state of a job whose line of squeue cannot be read
+USUAL = frozenset(["", "None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime", "Dependency"])  # reasons to wait that pass
+STUCK = frozenset(["launch_failed_requeued_held", "launch failed requeued held"])
+# Reasons for which a job would wait for ever: settings of the command against those of the cluster.
+HOPELESS = re.compile(
+    r"Partition(Time|Node)Limit|BadConstraints|Invalid(Account|QOS)|(Account|QOS)NotAllowed|(Assoc|QOS)\w*(Wall|PerJob)\w*"
+)
+# What sbatch says where there is no cluster; all else is a cluster's refusal of a job.
+NO_CLUSTER = re.compile(r"configuration source|Unable to contact|not responding|Protocol authentication error")
+
+
+@dataclass
+class SlurmStage(NodeJob):
+    """A stage that saves what it can at its time limit and is queued again; submitit calls `checkpoint` then."""
+
+    requeues: int = 0
+    pool: Pool | None = field(default=None, init=False, repr=False)
+
+    def open_pool(self, settings: LocalLauncher) -> Pool:
+        self.pool = super().open_pool(settings)
+        return self.pool
+
+    def checkpoint(self) -> Any:
+        import submitit
+
+        if self.pool:
+            self.pool.close()  # now, and not by the scheduler: what it was building can then be swept away
+        Store(Path(self.job["store"])).sweep(self.job["kind"], self.job["key"])
+        if self.restarts < self.requeues:
+            self.write("requeued", "was stopped at its time limit, or to make room, and is queued again")
+        return submitit.helpers.DelayedSubmission(dataclasses.replace(self, restarts=self.restarts + 1))
+
+    def stopped(self, error: Exception) -> tuple[Literal["lost", "late"], str]:
+        if self.pool is None or self.restarts < self.requeues or type(error).__name__ != "UncompletedJobError":
+            return super().stopped(error)
+        limit = f"its time limit of {self.resources.time_min} min"
+        return "late", f"reached {limit} {self.requeues + 1} times (time_min, hydra.launcher.requeues)"
+
+
+def make_executor(settings: SlurmLauncher, given: Resources, folder: Path) -> Any:
+    """submitit's executor of jobs with these resources."""
+    from submitit import SlurmExecutor
+
+    assert isinstance(given, SlurmResources)
+    root = str(ROOT)
+    environment = {**settings.env, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    unsets = [f"unset {name}" for name in os.environ if name.startswith(FOREIGN)]
+    parameters: dict[str, Any] = {
+        "job_name": "bench",
+        "partition": given.partition,
+        "account": given.account,
+        "time": given.time_min,
+        "cpus_per_task": given.cpus,
+        "gpus_per_node": given.gpus or None,
+        "mem": None if given.mem_gb is None else f"{round(given.mem_gb * 1024)}MB",
+        "signal_delay_s": settings.signal_delay_s,
+        "array_parallelism": settings.max_jobs,
+        "setup": [*unsets, *settings.setup, *exports],
+        "srun_args": [f"--cpus-per-task={given.cpus}"],  # which srun no longer takes over from sbatch
+        "additional_parameters": {"requeue": True, **settings.sbatch},
+    }
+    executor = SlurmExecutor(folder=folder, max_num_timeout=settings.requeues)
+    executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+    return executor
+
+
+def check(settings: SlurmLauncher, wanted: Sequence[Resources]) -> list[str]:
+    """What is wrong with SLURM here, or with what is asked of it: sbatch itself tries each kind of job without submitting it."""
+    if missing := [name for name in COMMANDS if shutil.which(name) is None]:
+        where = "type the command on a machine from which jobs are submitted"
+        return [f"hydra/launcher=slurm needs SLURM's {', '.join(missing)} on the PATH: {where}"]
+    for given in wanted:
+        text = make_executor(settings, given, Path("jobs"))._make_submission_file_text("true", "check")
+        with outside_of_jobs():
+            command = ["sbatch", "--test-only"]
+            try:
+                done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace", timeout=ASKING_S)
+            except subprocess.TimeoutExpired:
+                return [f"hydra/launcher=slurm: sbatch has not answered within {ASKING_S:g} s: is the cluster up (sinfo)?"]
+        if done.returncode:
+            asked = ", ".join(f"{name}={value}" for name, value in given.model_dump().items() if value is not None)
+            words = "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines())
+            if NO_CLUSTER.search(words):
+                return [f"hydra/launcher=slurm: sbatch finds no cluster ({words}): is it up (sinfo), is this a machine that submits to it?"]
+            return [f"hydra/launcher=slurm: sbatch refuses a job of {asked}: {words} (hydra.launcher.gpu, .cpu, .stages, .sbatch)"]
+    return []
+
+
+@contextlib.contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """A command typed within a job would pass that job's variables on to its own jobs, where srun takes them for its orders."""
+    inside = "SLURM_JOB_ID" in os.environ
+    hidden = {name: value for name, value in os.environ.items() if inside and name.startswith("SLURM_") and name != "SLURM_CONF"}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What squeue says of a job."""
+
+    state: str
+    reason: str
+    node: str
+
+    @property
+    def waits(self) -> bool:
+        return self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", UNKNOWN)
+
+
+JOB = re.compile(r"\s*(?P<id>\d+(_(\d+|\[[^]]*\]))?)\s*(\||$)")
+HEADING = re.compile(r"\s*CLUSTER: \S*\s*")  # stands before the rows where SLURM_CLUSTERS or several clusters are set
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What squeue says: jobs by id, and lines that name no job that we could read."""
+
+    jobs: Mapping[str, JobState]
+    unread: Sequence[str] = ()
+
+
+def read_squeue(text: str) -> Listing:
+    """Rows of `%i|%T|%r|%N`. A line that is none makes its job unknown, never gone."""
+    jobs, unread = {}, []
+    for line in text.splitlines():
+        fields = line.split("|", 3)
+        job = JOB.match(line)
+        if job and len(fields) == 4 and re.fullmatch(r"[A-Z_]+", fields[1].strip()):
+            jobs[job["id"]] = JobState(fields[1].strip(), fields[2].strip(), fields[3].strip())
+        elif job:
+            jobs[job["id"]] = JobState(UNKNOWN, "its line of squeue cannot be read", "")
+        elif line.strip() and not HEADING.fullmatch(line):
+            unread.append(line)
+    return Listing(jobs, unread)
+
+
+def ask_squeue() -> Listing:
+    """The jobs of this user, those that have just ended too. Raises OSError or subprocess.SubprocessError."""
+    words = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%r|%N"]
+    done = subprocess.run(words, capture_output=True, check=True, timeout=ASKING_S)
+    return read_squeue(done.stdout.decode(errors="replace"))
+
+
+def look_at_squeue() -> Listing:
+    """The same for whoever only looks; nothing where there is no SLURM."""
+    try:
+        return ask_squeue() if shutil.which("squeue") else Listing({})
+    except (OSError, subprocess.SubprocessError):
+        return Listing({})
+
+
+def queue_states() -> Mapping[str, JobState]:
+    return look_at_squeue().jobs
+
+
+@dataclass
+class SlurmQueue:
+    """Jobs by submitit; `folder`, on the shared file system, takes its files."""
+
+    settings: SlurmLauncher
+    folder: Path
+    say: Callable[[str], None]
+    name: str = "slurm"
+    asked: float = field(default_factory=time.monotonic)
+    over: dict[str, Ending] = field(default_factory=dict)  # by id
+    said: set[str] = field(default_factory=set)
+
+    def submit(self, jobs: Sequence[NodeJob]) -> list[str]:
+        executor = make_executor(self.settings, jobs[0].resources, self.folder)
+        own = [SlurmStage(**{**vars(job), "limit_s": None}, requeues=self.settings.requeues) for job in jobs]
+        try:
+            with outside_of_jobs(), contextlib.redirect_stderr(None), executor.batch():
+                submitted = [executor.submit(job) for job in own]
+            return [job.job_id for job in submitted]
+        except Exception as error:  # submitit's classes, and those of what it calls
+            raise Refused(f"sbatch refused the job: {' '.join(str(error).split())}") from error
+
+    def ended(self, ids: Collection[str]) -> dict[str, Ending]:
+        if ids and time.monotonic() - self.asked >= self.settings.poll_s:
+            self.asked = time.monotonic()
+            try:
+                self._look(ids, ask_squeue())
+            except (OSError, subprocess.SubprocessError) as error:
+                self._say_once(f"squeue does not answer, waiting for jobs all the same: {error}")
+        return {job_id: how for job_id, how in self.over.items() if job_id in ids}
+
+    def _look(self, ids: Collection[str], listing: Listing) -> None:
+        if listing.unread:
+            line = printable(listing.unread[0])[:80]
+            self._say_once(f"squeue says what cannot be read ({line}): a job that it does not list may still be there, and is waited for")
+        self.over = {job_id: ending for job_id, ending in self.over.items() if not ending.again}  # others may have been queued again
+        for job_id in set(ids) - self.over.keys():
+            found = listing.jobs.get(job_id)
+            if found is None and listing.unread:
+                continue
+            if found is None or found.state in OVER:
+                self.over[job_id] = Ending(f"{how_it_ended(job_id)} without a report ({self.folder / job_id}_0_log.err may say why)")
+            elif found.reason in STUCK or HOPELESS.fullmatch(found.reason):
+                self.cancel([job_id])
+                way_out = "change hydra.launcher.gpu, .cpu, .stages or .sbatch"
+                self.over[job_id] = Ending(f"would wait for ever ({found.reason}) and was cancelled: {way_out}", again=False)
+            elif found.state == "PENDING" and found.reason not in USUAL:
+                self._say_once(f"jobs wait because of {found.reason} (squeue)")
+
+    def _say_once(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            self.say(text)
+
+    def is_alive(self, job_id: str) -> bool:
+        listing = look_at_squeue()
+        found = listing.jobs.get(job_id)
+        return bool(listing.unread) if found is None else found.state not in OVER
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(["scancel", *ids], capture_output=True, timeout=ASKING_S)
+
+    def forget(self, job_id: str) -> None:
+        for path in self.folder.glob(f"{job_id}_*"):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None: ...
+
+
+def how_it_ended(job_id: str) -> str:
+    """A job's end in SLURM's words: `ended as NODE_FAIL (NodeDown, exit code 0:0) on node3`."""
+    for command, named in (
+        (["scontrol", "--oneliner", "show", "job", job_id], r"{}=(\S+)"),
+        (["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}", "--format=State,Reason,ExitCode,NodeList"], ""),
+    ):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            told = subprocess.run(command, capture_output=True, check=True, timeout=ASKING_S).stdout
+            text = shown(told.decode(errors="replace")).strip()
+            if named:
+                found = [re.search(rf"\b{named.format(name)}", text) for name in ("JobState", "Reason", "ExitCode", "NodeList")]
+                words = [match[1] if match else "" for match in found]
+            else:
+                rows = [line.split("|") for line in text.splitlines()]
+                words = next((row for row in rows if len(row) >= 4), [""] * 4)
+            state, reason, code, node = words[:4]
+            if state:
+                why = ", ".join(filter(None, ["" if reason == "None" else reason, f"exit code {code}"]))
+                return f"ended as {state} ({why})" + (f" on {node}" if node else "")
+    return "left the queue"

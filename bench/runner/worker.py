@@ -1,0 +1,335 @@
+"""A worker process: reads stages as JSON lines on standard input, runs them one after another, answers on a pipe.
+
+Imports are paid once, while there is nothing else to do where that is possible. A stage's own output (trainers' chatter, warnings,
+native libraries) goes to its log; progress goes to a file that whoever shows it polls, so that a worker on another machine is
+followed in the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import gc
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import secrets
+from bench.config import Accelerate
+from bench.kept import AT_REST, VERSIONS
+from bench.machine import PACKAGE
+from bench.store import stage_settings
+from bench.store.store import OverBudget, Source, Stage, Store, tree_stamp
+
+# What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
+ANSWERS, PARENT, IMPORTS = "BENCH_ANSWERS_FD", "BENCH_PARENT_PID", "BENCH_IMPORTS"
+
+# What stages of a kind spend seconds on importing.
+HEAVY_IMPORTS = {
+    "sft": ("bench.world.models", "trl.trainer.sft_trainer"),
+    "sample": ("bench.engines.hf",),
+    "logps": ("bench.engines.hf",),
+    "generate": ("bench.engines.hf",),
+    "tasks": ("bench.engines.hf",),
+    "train": ("bench.training.trainers", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer"),
+}
+REASON_LENGTH = 400  # characters; the whole of an error is in the stage's log
+
+
+class Progress:
+    """Rows `{"step", "total", ...metrics}` of a running stage, appended to a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.unlink(missing_ok=True)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
+
+    def __call__(self, step: int, total: int, **metrics: float) -> None:
+        self._file.write(json.dumps({"step": step, "total": total, **metrics}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class ServerPlace:
+    """A model server that the command has started."""
+
+    base_url: str
+    pid: int
+    log: str
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a stage's function works with: where inputs lie, where to write, whom to tell."""
+
+    inputs: Mapping[str, Path]
+    out: Path
+    progress: Progress
+    key: str = ""
+    work: Path | None = None  # `<key>.work/`: what outlives a failed attempt
+    sharing: tuple[str, ...] = ()  # keys of the judge stages that share a budget
+    server: ServerPlace | None = None  # where the command serves the model that this stage asks
+    accelerate: Accelerate | None = None  # of a training: its devices and checkpoints
+    earlier: tuple[Path, ...] = ()  # `work` of the same stage under keys that it had before
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage's function returns: counts for the plan and the lineage, and files that differ from run to run."""
+
+    counts: Mapping[str, int]
+    recorded_files: frozenset[str] = frozenset()
+
+
+def describe(stage: Stage, store: Store) -> dict[str, Any]:
+    """A stage as the JSON that a worker takes: its inputs by key and place, with the digests they must have."""
+    inputs = {}
+    for role, source in stage.inputs.items():
+        inputs[role] = {"path": str(store.folder(source)), "key": source.key, "digest": store.digest(source)}
+        if isinstance(source, Source):
+            inputs[role]["stamp"] = source.stamp
+    settings = type(stage.settings).__name__
+    return {
+        "kind": stage.kind,
+        "key": stage.key,
+        "needs": stage_settings.needs(stage),
+        "settings_type": settings,
+        "settings": stage.settings.model_dump(mode="json"),
+        "inputs": inputs,
+        "store": str(store.root),
+    }
+
+
+def _check_inputs(job: Mapping[str, Any], store: Store) -> None:
+    """Checksums of what is about to be read. Raises RuntimeError for an input that is not what the command planned with."""
+    for role, facts in job["inputs"].items():
+        if "stamp" in facts:
+            continue
+        try:
+            manifest = store.intact(Path(facts["path"]))
+            if manifest.evicted:
+                raise ValueError(f"{facts['path']}: weights absent, evicted while the sweep ran")
+        except ValueError as error:
+            raise RuntimeError(f"input {role}: {error}; the same command makes it again") from error
+        if manifest.digest != facts["digest"]:
+            raise RuntimeError(f"{facts['path']} ({role}) was made again with other bytes while the sweep ran: the same command goes on")
+
+
+def _check_sources(job: Mapping[str, Any]) -> None:
+    """Raises RuntimeError when a file of the user was written since the command made its key."""
+    for role, facts in job["inputs"].items():
+        if facts.get("stamp") and tree_stamp(Path(facts["path"])) != facts["stamp"]:
+            raise RuntimeError(f"{facts['path']} ({role}) was changed while the sweep ran: the same command reads it anew")
+
+
+def run_stage(job: Mapping[str, Any]) -> None:
+    """Run one described stage and commit it. Raises whatever the stage raises."""
+    store = Store(Path(job["store"]))
+    kind = next(c for c in stage_settings.SETTINGS[job["kind"]] if c.__name__ == job["settings_type"])
+    settings = kind.model_validate(job["settings"])
+    sources = {role: _Input(Path(facts["path"]), facts["key"]) for role, facts in job["inputs"].items()}
+    stage = stage_settings.stage(job["kind"], settings, sources)  # type: ignore[arg-type]
+    if stage.key != job["key"]:
+        raise RuntimeError(f"this worker makes key {stage.key} of {job['kind']}/{job['key']}: it runs another version of bench")
+    module = importlib.import_module(f"bench.stages.{stage.kind}")
+    built = store.build_folder(stage)
+    try:
+        progress = Progress(store.beside(stage, "progress.jsonl"))
+    except OSError:
+        shutil.rmtree(built, ignore_errors=True)
+        raise
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        _check_inputs(job, store)
+        _check_sources(job)
+        paths = {role: source.path for role, source in sources.items()}
+        server = ServerPlace(**job["server"]) if job.get("server") else None
+        work, sharing = store.beside(stage, "work"), tuple(job.get("sharing", ()))
+        accelerate = Accelerate.model_validate(job["accelerate"]) if job.get("accelerate") else None
+        earlier = tuple(store.beside(before, "work") for before in getattr(module, "earlier", lambda _: ())(stage))
+        outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server, accelerate, earlier))
+        _check_sources(job)
+    except BaseException:
+        shutil.rmtree(built, ignore_errors=True)
+        raise
+    finally:
+        progress.close()
+    store.commit(
+        stage,
+        built,
+        counts=outcome.counts,
+        timings={"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu},
+        recorded=environment(),
+        recorded_files=outcome.recorded_files,
+        input_digests={role: facts["digest"] for role, facts in job["inputs"].items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Input(Source):
+    """An input of a described stage: its key is given, not made of its content."""
+
+    def __init__(self, path: Path, key: str):
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "digest", key)
+
+    @property
+    def key(self) -> str:
+        return self.digest
+
+
+def tidy() -> None:
+    """What a stage with a model leaves in the process must not reach the next: Accelerate's singletons, and the memory of models
+    (a fused head puts them into a reference cycle)."""
+    for rest in AT_REST:
+        rest()
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    gc.collect()
+    gc.freeze()  # what is alive now are modules, half a million objects: looking through them takes 0.24 s each time
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@functools.cache
+def _versions() -> dict[str, Any]:
+    import platform
+    import subprocess
+    from importlib import metadata
+
+    packages = {}
+    for package in ("torch", "transformers", "trl", "accelerate", "peft", "numpy", "scipy", "lm_eval"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[package] = metadata.version(package)
+    # e.g. 1f0c2a9b7d31, or 1f0c2a9b7d31-dirty where files have changed since
+    describe = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        revision = subprocess.run(describe, capture_output=True, encoding="utf-8", check=False, errors="replace").stdout.strip()
+    except OSError:  # no git here
+        revision = ""
+    return {
+        "revision": revision or "unknown",
+        "packages": packages,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", "0")) or None,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Code revision, versions, device: recorded beside results, not part of their identity."""
+    device = "cpu"
+    if "torch" in sys.modules:
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    facts = {**_versions(), "device": device}
+    return facts | {"packages": facts["packages"] | VERSIONS}
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line, for tables and screens."""
+    return secrets.excerpt(f"{type(error).__name__}: {error}", REASON_LENGTH)
+
+
+def _die_with_parent(parent: int) -> None:
+    """A worker whose parent was killed ends itself and its children: nobody would take its result."""
+
+    _end_unless(lambda: os.getppid() == parent)
+
+
+def _end_unless(goes_on: Callable[[], bool]) -> None:
+    def watch() -> None:
+        while goes_on():
+            time.sleep(0.5)
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def follow(worker: int) -> None:
+    """End with a worker, also one that is gone already: for processes that its training has started, at whatever remove."""
+    import psutil
+
+    def lives() -> bool:
+        try:
+            return psutil.Process(worker).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    _end_unless(lives)
+
+
+def _lines() -> Iterator[str]:
+    """Jobs, a line each. While none waits, the modules that later jobs need are imported, one after another."""
+    modules = iter([name for name in os.environ.get(IMPORTS, "").split(",") if name])
+    first = True
+    while True:
+        # The first job is on its way when a worker starts. Nothing is ever left in the reader's buffer: a job comes when the last is done.
+        if not first and not select.select([sys.stdin], [], [], 0.2)[0] and (module := next(modules, None)) is not None:
+            with contextlib.suppress(Exception):  # whoever needs it will see the error
+                importlib.import_module(module)
+            continue
+        first = False
+        if not (line := sys.stdin.readline()):
+            return
+        yield line
+
+
+def _log_to(path: str) -> None:
+    """Send what is printed from now on to a stage's log. Raises OSError, also for a link, through which nothing is written."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    faulthandler.enable()  # a crash in native code leaves its trace in the log
+
+
+def main() -> None:
+    _die_with_parent(int(os.environ[PARENT]))
+    secrets.guard_streams()
+    answers = os.fdopen(int(os.environ[ANSWERS]), "w", buffering=1, encoding="utf-8")
+    for line in _lines():
+        job = json.loads(line)
+        answer: dict[str, Any] = {"key": job["key"], "ok": True}
+        try:
+            _log_to(job["log"])
+            run_stage(job)
+        except (Exception, SystemExit) as error:  # one stage's failure is one failed row; its reason is kept
+            with contextlib.suppress(OSError):  # a full disk
+                traceback.print_exc()
+            answer |= {"ok": False, "error": reason(error), "over_budget": isinstance(error, OverBudget)}
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        with contextlib.suppress(OSError):
+            secrets.clean_file(Path(job["log"]))  # what native libraries and child processes have written there
+        answers.write(json.dumps(answer) + "\n")
+        if job["kind"] in HEAVY_IMPORTS:
+            tidy()
+
+
+if __name__ == "__main__":
+    main()

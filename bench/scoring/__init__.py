@@ -1,0 +1,1 @@
+"""From verdicts and log-probabilities to the numbers of a cell."""

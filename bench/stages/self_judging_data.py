@@ -1,0 +1,185 @@
+"""Data of a model that judges itself: questions, evaluations to learn from, rankings, prompts that a model writes."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bench.config import JudgePrompt, Settings
+from bench.judges.self_judge import Question, add_up, questions, read_reply
+from bench.models.tokenize import conversation
+from bench.readers.new_prompts import few_shot, new_ones
+from bench.readers.rows import nested_subset, prompt_key
+from bench.records import Completion, Item, Pair, Reward, Text, draw_name, read_jsonl, read_rewards, read_rows, text_digest, write_jsonl
+from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_settings import (
+    JudgeQuestionData,
+    KeptEvaluationData,
+    PromptRequestData,
+    RankedData,
+    TrueEvaluationData,
+    WrittenPromptData,
+)
+from bench.world import judging
+from bench.world.tasks import Turn
+
+SETTINGS = (RankedData, JudgeQuestionData, TrueEvaluationData, KeptEvaluationData, PromptRequestData, WrittenPromptData)
+
+
+def make(settings: Settings, run: StageRun) -> Outcome:
+    match settings:
+        case RankedData():
+            return _rankings(settings, run)
+        case JudgeQuestionData():
+            asked = [_as_item(question) for item, draws in with_draws(run.inputs) for question in questions(settings.prompt, item, draws)]
+            write_jsonl(run.out / "items.jsonl", asked)
+            return Outcome({"rows": len(asked)})
+        case TrueEvaluationData():
+            return _true_evaluations(settings, run)
+        case KeptEvaluationData():
+            return _kept_evaluations(settings, run)
+        case PromptRequestData():
+            return _requests(settings, run)
+        case WrittenPromptData():
+            return _written_prompts(settings, run)
+    raise TypeError(f"no data of evaluations for {type(settings).__name__}")
+
+
+def with_draws(inputs: Mapping[str, Path]) -> list[tuple[Item, list[Completion]]]:
+    """Each item with its completions, in the order in which they were drawn."""
+    found: dict[str, tuple[Item, list[Completion]]] = {item.id: (item, []) for item in read_jsonl(inputs["items"] / "items.jsonl", Item)}
+    for completion in read_jsonl(inputs["completions"] / "completions.jsonl", Completion):
+        found[completion.id][1].append(completion)
+    return list(found.values())
+
+
+def read_replies(folder: Path) -> Iterator[tuple[str, int, str]]:
+    """(question, draw, text) of a sample stage that has answered questions."""
+    for reply in read_jsonl(folder / "completions.jsonl", Completion):
+        yield reply.id, reply.draw, reply.completions[0]
+
+
+def _as_item(question: Question) -> Item:
+    *context, last = question.messages
+    return Item(question.name, None, [last["content"]], context=context)
+
+
+# Rankings -------------------------------------------------------------------------------------------------------------
+
+
+def _rankings(settings: RankedData, run: StageRun) -> Outcome:
+    rows = read_rows(run.inputs["preferences"] / f"{settings.split}.jsonl")
+    items, completions, rewards, best = [], [], [], []
+    for row in rows:
+        assert isinstance(row, Pair)
+        *context, last = row.prompt
+        item = Item(f"{settings.split}-{row.id}", None, [last["content"]], context=context, plain=last["role"] == "text")
+        drawn = [Completion(item.id, item.turns, [text], [], [], draw) for draw, text in enumerate((row.chosen, row.rejected))]
+        items.append(item)
+        completions += drawn
+        rewards += [Reward(draw_name(completion), 1.0 - completion.draw) for completion in drawn]
+        best.append(Text(item.id, row.prompt, row.chosen))  # type: ignore[arg-type]  # a list, read from JSON
+    for name, records in (("items", items), ("completions", completions), ("rewards", rewards), ("rows", best)):
+        write_jsonl(run.out / f"{name}.jsonl", records)  # type: ignore[arg-type]  # records of one kind each
+    return Outcome({"rows": len(items)})
+
+
+# Evaluations to learn from --------------------------------------------------------------------------------------------
+
+
+def _true_evaluations(settings: TrueEvaluationData, run: StageRun) -> Outcome:
+    sources = [run.inputs, {"items": run.inputs["items"], "completions": run.inputs["answers"]}]
+    found: list[Text] = []
+    for place, source in enumerate(sources):
+        asked = with_draws(source)
+        for item, draws in nested_subset(asked, settings.fraction, settings.seed):  # type: ignore[type-var]  # any list
+            if item.task is None:
+                raise ValueError(f"item {item.id} brings no task: who knows the truth knows it of the controlled world's prompts only")
+            turn = Turn.from_json(item.task[0])
+            replies = ((question, _true_reply(settings, turn, question)) for question in questions(settings.prompt, item, draws))
+            found += [Text(f"{place}/{question.name}", question.messages, reply) for question, reply in replies if reply is not None]
+    return _written(found, settings.n, settings.seed, run.out)
+
+
+def _true_reply(settings: TrueEvaluationData, turn: Turn, question: Question) -> str | None:
+    texts = [completion.completions[0] for completion in question.about]
+    match settings.prompt:
+        case "criteria":
+            return str(judging.marks(turn, texts[0], settings.gold)[question.criterion])
+        case "additive":
+            return judging.total_reply(turn, texts[0], settings.gold)
+        case "multiple_choice":
+            return judging.grade_reply(turn, texts[0], settings.gold)
+        case "pairwise":
+            return judging.better_reply(turn, texts[0], texts[1], settings.gold)
+
+
+def _kept_evaluations(settings: KeptEvaluationData, run: StageRun) -> Outcome:
+    """Of the rankings that the judgements agree with, each that can be read."""
+    replies = list(read_replies(run.inputs["replies"]))
+    scores = add_up(settings.prompt, replies).scores
+    truths = read_rewards(run.inputs["completions"])
+    asked = {item.id: item for item in read_jsonl(run.inputs["questions"] / "items.jsonl", Item)}
+    agreeing: set[str] = set()
+    for _, draws in with_draws(run.inputs):
+        first, second = map(draw_name, draws)
+        if first in scores and second in scores and (scores[first] - scores[second]) * (truths[first] - truths[second]) > 0:
+            agreeing |= {first, second}
+    kept = [
+        Text(f"{name}/{draw}", conversation(asked[name], []), text.strip())
+        for name, draw, text in replies
+        if name.rpartition("#")[0].split(">")[0] in agreeing and read_reply(settings.prompt, text) is not None
+    ]
+    if not kept:
+        agree = f"of {len(replies)} judgements of {len(truths)} ranked completions none agrees with a ranking and can be read"
+        raise ValueError(f"{agree}: the start model cannot judge in this form; try another method.judge_prompt, or method.eft=false")
+    return _written(_thinned(settings.prompt, kept, settings.seed), settings.n, settings.seed, run.out)
+
+
+def _thinned(prompt: JudgePrompt, rows: Sequence[Text], seed: int) -> list[Text]:
+    """The most frequent judgement made as rare as the second: left alone, a model learns to give it always."""
+    counts = Counter(read_reply(prompt, row.completion) for row in rows).most_common(2)
+    if len(counts) < 2:
+        return list(rows)
+    (most, _), (_, wanted) = counts
+    same = [row.id for row in rows if read_reply(prompt, row.completion) == most]
+    kept = set(random.Random(f"thin/{seed}").sample(same, wanted))
+    return [row for row in rows if read_reply(prompt, row.completion) != most or row.id in kept]
+
+
+def _written(rows: list[Text], n: int, seed: int, out: Path) -> Outcome:
+    random.Random(f"evaluations/{seed}").shuffle(rows)
+    write_jsonl(out / "rows.jsonl", rows[:n])
+    return Outcome({"rows": len(rows[:n])})
+
+
+# Prompts --------------------------------------------------------------------------------------------------------------
+
+
+def _requests(settings: PromptRequestData, run: StageRun) -> Outcome:
+    known, written = _known(run.inputs)
+    rng = random.Random(f"requests/{settings.seed}")
+    asked = [
+        Item(f"request-{place}", None, [few_shot(known, written, settings.n_known, settings.n_written, rng)]) for place in range(settings.n)
+    ]
+    write_jsonl(run.out / "items.jsonl", asked)
+    return Outcome({"rows": len(asked)})
+
+
+def _written_prompts(settings: WrittenPromptData, run: StageRun) -> Outcome:
+    known, written = _known(run.inputs)
+    texts = [reply.completions[0] for reply in read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion)]
+    found = new_ones(texts, [*known, *written], settings.similarity, settings.n)
+    if not found.kept:
+        raise ValueError(f"of {len(texts)} prompts that the model wrote none is new and usable: {found.dropped}")
+    write_jsonl(run.out / "items.jsonl", [Item(f"written-{text_digest(text)}", None, [text]) for text in found.kept])
+    return Outcome({"rows": len(found.kept), "written": len(texts), **found.dropped})
+
+
+def _known(inputs: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+    """Prompts of the rankings, each once, and those that were written in earlier iterations."""
+    known = {prompt_key(conversation(item, [])): item.turns[0] for item in read_jsonl(inputs["rankings"] / "items.jsonl", Item)}
+    earlier = [folder for role, folder in sorted(inputs.items()) if role.startswith("earlier")]
+    return list(known.values()), [item.turns[0] for folder in earlier for item in read_jsonl(folder / "items.jsonl", Item)]

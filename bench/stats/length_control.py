@@ -1,0 +1,376 @@
+"""Length control: the win rate that is left when both completions are equally long. Pure numbers, no files.
+
+    logit P(win_i) = w_len tanh(g_i / sd(g)) + w_mod [+ w_dif d_i]        g_i = baseline length - policy length, characters
+    lc_win_rate = mean_i sigmoid(w_mod [+ w_dif d_i])                     length difference set to 0
+
+after AlpacaEval 2.0 (Dubois et al. 2024), keyed by item: sd with ddof 1, g not centred; the targets are the preferences themselves;
+items without one are in neither line.
+
+A calibration brings what one policy's verdicts cannot say: each item's difficulty d_i, and *gamed* rows, the judge's preferences for a
+verbose and a concise version of the baseline itself. These share w_len and w_dif, have no w_mod, and weigh a tenth each (lambda / 2
+at the package's lambda of 0.2). They keep the deficit of a weak policy from being explained by its shorter completions.
+
+It is not the package's `length_controlled_winrate`, and the two must not share a column: here a difficulty goes with its item (there with
+its row number, so that dropping the first of 805 rows moves a model from 19 to 28), and nothing is penalised (there: L1, C by
+cross-validation). On AlpacaEval's recorded votes with the fixtures' calibration the two differ by 0.1 points or less on complete
+files; with no calibration at all this one says 54.0 and 70.1 where 54.0 and 70.2 are published, but 32.4 for 25.3 and 19.8 for 5.9,
+with standard errors to match (2.5, 4.0): few wins by mostly shorter completions say little about equal length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+from bench.records import Verdict
+from bench.stats.estimates import Array, Estimate, Unmeasured, percentile_interval, scored_values, wilson
+
+
+@dataclass(frozen=True)
+class LcWinRate(Estimate):
+    """Coefficients are on the logit scale; None where the term was not in the fit. `n_failed_refits` left the interval."""
+
+    length_coefficient: float | None = None
+    model_coefficient: float | None = None
+    difficulty_coefficient: float | None = None
+    n_failed_refits: int = 0
+
+
+class Gamed(NamedTuple):
+    """The judge's preference, in [0, 1], for a deliberately long or short version of the baseline over the baseline."""
+
+    preference: float
+    gap: float  # baseline length - its length, in standard deviations
+    weight: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What length control knows of items before it sees a policy: difficulties and gamed rows by item, and the digest of both."""
+
+    difficulty: Mapping[str, float]
+    gamed: Mapping[str, Sequence[Gamed]]
+    digest: str
+
+
+class Known(NamedTuple):
+    """A calibration's columns for some items; None where there is no calibration, or one without gamed rows."""
+
+    difficulty: list[float] | None
+    gamed: list[Sequence[Gamed]] | None
+
+
+def known(calibration: Calibration | None, items: Sequence[str]) -> Known | Unmeasured:
+    """What a calibration says of these items, one entry an item; Unmeasured where it lacks some."""
+    if calibration is None:
+        return Known(None, None)
+    if lacking := [item for item in items if item not in calibration.difficulty]:
+        return Unmeasured(f"the calibration {calibration.digest} has no difficulty for {len(lacking)} of {len(items)} items")
+    gamed = [calibration.gamed.get(item, ()) for item in items] if calibration.gamed else None
+    return Known([calibration.difficulty[item] for item in items], gamed)
+
+
+class _Rows(NamedTuple):
+    """Items with a preference, sorted so that the caller's order cannot matter."""
+
+    preferences: Array  # (n,)
+    gaps: Array  # (n,) baseline length - policy length
+    difficulty: Array | None  # (n,)
+    gamed: Array  # (n, G, 3) preference, gap, weight; 0 where an item has fewer than G
+
+    def take(self, items: NDArray[np.int_]) -> Sample:
+        """(R, n) items -> R samples as they are fitted. Each item brings its gamed rows along."""
+        gaps = self.gaps[items]
+        x = _columns(_tanh_gaps(gaps), np.ones_like(gaps), None if self.difficulty is None else self.difficulty[items])
+        y, weights = self.preferences[items], np.ones_like(gaps)
+        if self.gamed.size:
+            n_fits, n_gamed = len(items), items.shape[1] * self.gamed.shape[1]
+            gamed = self.gamed[items].reshape(n_fits, n_gamed, 3)
+            repeated = None if self.difficulty is None else np.repeat(self.difficulty[items], self.gamed.shape[1], axis=1)
+            more = _columns(np.tanh(gamed[..., 1]), np.zeros((n_fits, n_gamed)), repeated)
+            x, y = np.concatenate([x, more], axis=1), np.concatenate([y, gamed[..., 0]], axis=1)
+            weights = np.concatenate([weights, gamed[..., 2]], axis=1)
+        return Sample(x, y, weights, items.shape[1])
+
+
+def _tanh_gaps(gaps: Array) -> Array:
+    """(R, n) -> tanh(g / sd); without spread in the lengths there is nothing to control, and 0."""
+    spread = gaps.std(axis=1, ddof=1, keepdims=True)
+    return np.tanh(np.divide(gaps, spread, out=np.zeros_like(gaps), where=np.ptp(gaps, axis=1, keepdims=True) > 0))
+
+
+def _columns(lengths: Array, model: Array, difficulty: Array | None) -> Array:
+    return np.stack([lengths, model] + ([] if difficulty is None else [difficulty]), axis=2)
+
+
+class Sample(NamedTuple):
+    """Rows of R fits: the n items first, then their gamed rows."""
+
+    x: Array  # (R, N, k): length, model[, difficulty]
+    y: Array  # (R, N)
+    weights: Array  # (R, N)
+    n: int
+
+    def at_equal_length(self, w: Array) -> Array:
+        """(R, k) coefficients -> (R, n) probabilities of a win."""
+        return expit(np.matmul(self.x[:, : self.n, 1:], w[:, 1:, None])[..., 0])
+
+
+class _Fit(NamedTuple):
+    coefficients: Array  # (R, k)
+    lc: Array  # (R,) probability of a win at equal length, averaged over items
+    failed: NDArray[np.bool_]  # (R,) no finite maximum
+
+
+def _rows(
+    preferences: Sequence[float | None],
+    policy_lengths: Sequence[int | None],
+    baseline_lengths: Sequence[int | None],
+    difficulty: Sequence[float] | None,
+    gamed: Sequence[Sequence[Gamed]] | None,
+) -> tuple[_Rows, list[int]]:
+    """The scored rows, and where each came from."""
+    columns: list[Sequence[object]] = [policy_lengths, baseline_lengths, *(column for column in (difficulty, gamed) if column is not None)]
+    if any(len(column) != len(preferences) for column in columns):
+        raise ValueError(f"columns of lengths {[len(preferences), *map(len, columns)]}; each needs one entry an item")
+    scored_values(preferences, 0, 1)
+    rows: list[tuple[float, float, float, list[Gamed], int]] = []
+    for i, preference in enumerate(preferences):
+        if preference is None:
+            continue
+        baseline, policy = baseline_lengths[i], policy_lengths[i]
+        if baseline is None or policy is None:
+            raise ValueError(f"item {i} has a preference but no length of both completions")
+        hard = 0.0 if difficulty is None else float(difficulty[i])
+        rows.append((preference, float(baseline - policy), hard, [] if gamed is None else sorted(gamed[i]), i))
+    rows.sort()
+    table = np.array([row[:3] for row in rows], dtype=float).reshape(-1, 3)
+    most = max((len(row[3]) for row in rows), default=0)
+    games = np.array([[*row[3], *[(0.0, 0.0, 0.0)] * (most - len(row[3]))] for row in rows], dtype=float).reshape(len(rows), most, 3)
+    if not (np.isfinite(table).all() and np.isfinite(games).all()):
+        raise ValueError("a length, difficulty or gamed row is NaN or infinite")
+    return _Rows(table[:, 0], table[:, 1], None if difficulty is None else table[:, 2], games), [row[4] for row in rows]
+
+
+def fit_logistic(sample: Sample, tolerance: float = 1e-10, n_iterations: int = 50) -> tuple[Array, NDArray[np.bool_]]:
+    """R weighted, unpenalised fractional logistic fits at once, by Newton -> (R, k), and which have no finite maximum.
+
+    The 1e-12 n on the Hessian's diagonal damps the steps (so that a column of zeros keeps coefficient 0); it does not move the
+    maximum. A step changes no linear predictor by more than 3. Separated rows walk off by about 1 a step: they do not
+    converge, or the damping stops them beyond 20, where no rate that data can tell from 0 or 1 lies.
+    """
+    x, y, weights, n = sample
+    n_fits, _, k = x.shape
+    w = np.zeros((n_fits, k))
+    w[:, 1] = logit(np.clip(y[:, :n].mean(axis=1), 1e-6, 1 - 1e-6))
+    converged = np.zeros(n_fits, dtype=bool)
+    for _ in range(n_iterations):
+        busy = np.flatnonzero(~converged)
+        if busy.size == 0:
+            break
+        xb, vb = x[busy], weights[busy]
+        p = expit(np.matmul(xb, w[busy, :, None])[..., 0])
+        gradient = np.matmul(xb.transpose(0, 2, 1), (vb * (y[busy] - p))[..., None])
+        step = np.linalg.solve(_hessian(xb, vb * p * (1 - p), n), gradient)[..., 0]
+        change = np.abs(np.matmul(xb, step[..., None])[..., 0]).max(axis=1)
+        w[busy] += step * np.minimum(1, 3 / np.maximum(change, 1e-300))[:, None]
+        converged[busy] = change < tolerance
+    far = np.abs(np.matmul(x, w[..., None])[..., 0]).max(axis=1) > 20
+    return w, ~converged | far
+
+
+def _hessian(x: Array, curvature: Array, n: int) -> Array:
+    return np.matmul((x * curvature[..., None]).swapaxes(-1, -2), x) + 1e-12 * n * np.eye(x.shape[-1])
+
+
+def _fits(rows: _Rows, items: NDArray[np.int_]) -> _Fit:
+    """R length-controlled rates. Items all lost or all won are 0 or 1, the limit, and not failed."""
+    sample = rows.take(items)
+    w, failed = fit_logistic(sample)
+    y = sample.y[:, : sample.n]
+    one_sided = (y.max(axis=1) == 0) | (y.min(axis=1) == 1)
+    return _Fit(w, np.where(one_sided, y[:, 0], sample.at_equal_length(w).mean(axis=1)), failed & ~one_sided)
+
+
+def _problem(rows: _Rows) -> Unmeasured | None:
+    n_coefficients = 2 if rows.difficulty is None else 3
+    if rows.preferences.size == 0:
+        return Unmeasured("no item was scored")
+    if rows.preferences.size <= n_coefficients:
+        return Unmeasured(f"{rows.preferences.size} scored items cannot carry {n_coefficients} coefficients")
+    return None
+
+
+SEPARATED = Unmeasured("lengths or difficulty separate wins from losses: what is left at equal length has no estimate")
+REFITS_AT_ONCE = 100  # 20 MB of rows at 805 items
+
+
+def lc_win_rate(
+    preferences: Sequence[float | None],
+    policy_lengths: Sequence[int | None],
+    baseline_lengths: Sequence[int | None],
+    rng: np.random.Generator,
+    difficulty: Sequence[float] | None = None,
+    gamed: Sequence[Sequence[Gamed]] | None = None,
+    n_resamples: int = 500,
+    level: float = 0.95,
+) -> LcWinRate | Unmeasured:
+    """The length-controlled win rate of the module's first lines, in [0, 1].
+
+    `difficulty`, `gamed`: one entry an item, from a calibration. standard_error and interval: refits on resampled items, sd(g) included
+    and each item's gamed rows with it (the package prints the spread of fitted values, about half). Refits that are separated are
+    left out and counted; above 5% there is no interval. Lengths that differ by a constant leave nothing to control: the plain rate. All
+    lost or all won: 0 or 1, with Wilson's interval. Other separated data: Unmeasured, as is an item count no larger than the
+    number of coefficients.
+    """
+    rows, _ = _rows(preferences, policy_lengths, baseline_lengths, difficulty, gamed)
+    if problem := _problem(rows):
+        return problem
+    n, n_unscored = int(rows.preferences.size), len(preferences) - int(rows.preferences.size)
+    if rows.preferences[-1] == 0 or rows.preferences[0] == 1:
+        value = float(rows.preferences[0])
+        return LcWinRate(value, 0.0, *wilson(value * n, n, level), n, n_unscored)
+
+    fit = _fits(rows, np.arange(n)[None])
+    if fit.failed[0]:
+        return SEPARATED
+    take = rng.integers(n, size=(n_resamples, n))
+    refits = [_fits(rows, take[i : i + REFITS_AT_ONCE]) for i in range(0, n_resamples, REFITS_AT_ONCE)]
+    draws = np.concatenate([refit.lc[~refit.failed] for refit in refits])
+    n_failed = n_resamples - draws.size
+    trusted = n_failed <= 0.05 * n_resamples
+    low, high = percentile_interval(draws, level) if trusted else (None, None)
+    w = fit.coefficients[0]
+    return LcWinRate(
+        value=float(fit.lc[0]),
+        standard_error=float(draws.std(ddof=1)) if trusted else None,
+        low=low,
+        high=high,
+        n=n,
+        n_unscored=n_unscored,
+        length_coefficient=float(w[0]) if np.ptp(rows.gaps) > 0 else None,
+        model_coefficient=float(w[1]),
+        difficulty_coefficient=None if rows.difficulty is None else float(w[2]),
+        n_failed_refits=n_failed,
+    )
+
+
+def lc_contributions(
+    preferences: Sequence[float | None],
+    policy_lengths: Sequence[int | None],
+    baseline_lengths: Sequence[int | None],
+    difficulty: Sequence[float] | None = None,
+    gamed: Sequence[Sequence[Gamed]] | None = None,
+) -> list[float | None] | Unmeasured:
+    """One number an item whose mean is `lc_win_rate` and whose spread is its sampling error; None for unscored items.
+
+    With these in place of preferences `paired_difference` and `compare` work on length-controlled rates. They are the rate plus each
+    item's influence on it, sigmoid_i + n c' H^-1 sum x (y - p) over the item's rows, c the rate's gradient; sd(g) is taken as known.
+    Single values may lie outside [0, 1].
+    """
+    rows, places = _rows(preferences, policy_lengths, baseline_lengths, difficulty, gamed)
+    if problem := _problem(rows):
+        return problem
+    values, n = rows.preferences, rows.preferences.size
+    if values[-1] > 0 and values[0] < 1:
+        sample = rows.take(np.arange(n)[None])
+        w, failed = fit_logistic(sample)
+        if failed[0]:
+            return SEPARATED
+        x, y, weights = sample.x[0], sample.y[0], sample.weights[0]
+        p = expit(x @ w[0])
+        at_equal_length = sample.at_equal_length(w)[0]
+        neutral = x[:n].copy()
+        neutral[:, 0] = 0
+        gradient = (at_equal_length * (1 - at_equal_length)) @ neutral / n
+        influence = (x @ np.linalg.solve(_hessian(x, weights * p * (1 - p), n), gradient)) * weights * (y - p)
+        values = at_equal_length + n * (influence[:n] + influence[n:].reshape(n, rows.gamed.shape[1]).sum(axis=1))
+    result: list[float | None] = [None] * len(preferences)
+    for place, value in zip(places, values, strict=True):
+        result[place] = float(value)
+    return result
+
+
+# ---- of verdicts -----------------------------------------------------------------------------------------------------
+
+
+class Judged(NamedTuple):
+    """One policy's verdicts as columns, one entry an item."""
+
+    items: list[str]
+    preferences: list[float | None]
+    policy_lengths: list[int | None]
+    baseline_lengths: list[int | None]
+
+
+def judged(verdicts: Sequence[Verdict]) -> Judged:
+    """Preference verdicts of one policy as columns."""
+    return Judged(
+        [v.item_id for v in verdicts],
+        [v.preference for v in verdicts],
+        [v.policy_length for v in verdicts],
+        [v.baseline_length for v in verdicts],
+    )
+
+
+def lc_of_verdicts(verdicts: Sequence[Verdict], calibration: Calibration | None, rng: np.random.Generator) -> LcWinRate | Unmeasured:
+    """`lc_win_rate` of a policy's verdicts, each item with what the calibration says of it; one that lacks items is Unmeasured."""
+    columns, found = judged(verdicts), known(calibration, [v.item_id for v in verdicts])
+    return found if isinstance(found, Unmeasured) else lc_win_rate(*columns[1:], rng, *found)
+
+
+def contributions_of_verdicts(verdicts: Sequence[Verdict], calibration: Calibration | None) -> dict[str, float | None] | Unmeasured:
+    """`lc_contributions` by item."""
+    columns, found = judged(verdicts), known(calibration, [v.item_id for v in verdicts])
+    each = found if isinstance(found, Unmeasured) else lc_contributions(*columns[1:], *found)
+    return each if isinstance(each, Unmeasured) else dict(zip(columns.items, each, strict=True))
+
+
+# ---- difficulty ------------------------------------------------------------------------------------------------------
+
+
+def _scored(policy: Judged) -> Iterator[tuple[str, float, float]]:
+    """(item, preference, baseline length - policy length) of the scored items."""
+    for item, preference, length, opposite in zip(*policy, strict=True):
+        if preference is not None and length is not None and opposite is not None:
+            yield item, preference, float(opposite - length)
+
+
+def fit_difficulty(policies: Sequence[Judged]) -> dict[str, float]:
+    """Difficulties of the items that several policies were judged on, with their policies' strength and length taken out.
+
+        logit P(policy m wins on item i) = a_m + b_m tanh(g_mi / sd(g_m)) + d_i        d_i ~ N(0, 1)
+
+    The joint fit that AlpacaEval's own difficulties come from, with a ridge of unit variance on d, without which an item that all lose
+    would be infinitely hard. Positive is where policies win. A policy's own verdicts should not be among those that its
+    difficulties come from: they would be fitted twice (the caller leaves them out).
+    """
+    scored = sorted(  # by item, and the policies by what they hold: whatever the caller's order, the same to the last bit
+        rows for policy in policies if len(rows := sorted(_scored(policy))) > 1
+    )
+    names = sorted({item for rows in scored for item, _, _ in rows})
+    number = {name: i for i, name in enumerate(names)}
+    of = [np.array([number[item] for item, _, _ in rows]) for rows in scored]
+    y = [np.array([preference for _, preference, _ in rows]) for rows in scored]
+    x = [_columns(_tanh_gaps(gaps), np.ones_like(gaps), None)[0] for gaps in (np.array([[gap for _, _, gap in rows]]) for rows in scored)]
+
+    def loss(theta: Array) -> tuple[float, Array]:
+        d, w = theta[: len(names)], theta[len(names) :].reshape(-1, 2)
+        value, gradient = 0.5 * float(d @ d), np.concatenate([d, np.zeros(w.size)])
+        for m, (xm, ym, items) in enumerate(zip(x, y, of, strict=True)):
+            z = xm @ w[m] + d[items]
+            value += float(np.logaddexp(0, z).sum() - ym @ z)
+            residual = expit(z) - ym
+            gradient[: len(names)] += np.bincount(items, residual, len(names))
+            gradient[len(names) + 2 * m : len(names) + 2 * m + 2] = xm.T @ residual
+        # a policy that loses everything has no finite strength: 1e-3 keeps it within reach
+        return value + 5e-4 * float((w**2).sum()), gradient + np.concatenate([np.zeros(len(names)), 1e-3 * w.ravel()])
+
+    found = minimize(loss, np.zeros(len(names) + 2 * len(x)), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "gtol": 1e-7})
+    return dict(zip(names, found.x[: len(names)].tolist(), strict=True))

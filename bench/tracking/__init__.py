@@ -1,0 +1,1 @@
+"""Trackers: mirrors of the store, such as Weights & Biases."""

@@ -1,0 +1,208 @@
+"""What the stages that train a user's model share: processes that train together, checkpoints, and what a training leaves.
+
+On several devices such a stage starts `accelerate launch`, whose processes train together; the first of them writes what the stage leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from bench import secrets
+from bench.config import Accelerate
+from bench.engines.adapters import is_adapted, save_model
+from bench.machine import ROOT
+from bench.runner.worker import Outcome, Progress, StageRun, follow, reason
+from bench.store import stage_settings
+from bench.store.store import tree_stamp
+from bench.training.checkpoints import Checkpoints
+from bench.training.devices import Spread, learning, share_of
+from bench.training.trainers import Recorder, check_weights, fingerprint
+from bench.training.training_record import digest
+
+MORE_STEPS = "bring more rows or epochs, make steps smaller (batch_size, gradient_accumulation_steps) or set warmup_ratio=0"
+
+
+# A training in this process, which may be one of several --------------------------------------------------------------
+
+
+def devices_of(run: StageRun) -> int:
+    return run.accelerate.devices if run.accelerate else 1
+
+
+def train_and_save(trainer: Any, tokenizer: PreTrainedTokenizerBase, run: StageRun, recorder: Recorder, dtype: str) -> bool:
+    """Train from the newest whole checkpoint, or from the start; `model/`, in `dtype`, and the curve are left by the first process.
+
+    Whether this is the first. Raises ValueError, FloatingPointError or RuntimeError for a training that moved nothing, or diverged.
+    """
+    model = trainer.model
+    if (n := trainer.args.world_size) != devices_of(run):
+        raise RuntimeError(f"{n} processes train together where accelerate.devices={devices_of(run)}: their batches are made for so many")
+    before = fingerprint(model)
+    checkpoints = _go_on(trainer, run, recorder)
+    if not any(row["learning_rate"] for row in recorder.history) and trainer.is_world_process_zero():
+        raise ValueError(f"all {len(recorder.history)} steps were warm-up: {MORE_STEPS}")
+    weights = _gathered(trainer) if devices_of(run) > 1 else None
+    if not trainer.is_world_process_zero():
+        return False
+    if not is_adapted(model):
+        kept = getattr(torch, dtype)
+        weights = {name: value.to(kept) for name, value in weights.items()} if weights is not None else None
+        model.to(kept)
+    check_weights(model, before, weights)
+    recorder.write(run.out)
+    save_model(model, tokenizer, run.out / "model", weights)
+    shutil.rmtree(run.out / "trainer", ignore_errors=True)
+    if checkpoints is not None and run.work is not None:
+        checkpoints.clear()
+        with contextlib.suppress(OSError):  # empty where nothing else was kept
+            run.work.rmdir()
+    return True
+
+
+def _gathered(trainer: Any) -> dict[str, torch.Tensor]:
+    """Weights of which a part lies on each device, for the first process; of tied ones, which FSDP hands over twice, one."""
+    if trainer.is_deepspeed_enabled and is_adapted(trainer.model):  # whole models it hands over in the dtype that it computes in
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: safe_get_full_fp32_param(value) for name, value in trainer.model.named_parameters() if value.requires_grad}
+    tied = trainer.model.all_tied_weights_keys
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # None from DeepSpeed in processes but the first
+    return {name: value for name, value in (weights or {}).items() if name not in tied}
+
+
+def _go_on(trainer: Any, run: StageRun, recorder: Recorder) -> Checkpoints | None:
+    if run.work is None or run.accelerate is None:
+        trainer.train()
+        return None
+    how = [run.accelerate.devices, run.accelerate.config.get("distributed_type")]  # each way has files of its own
+    made_of = digest([run.key, how, {role: _made_of(path) for role, path in sorted(run.inputs.items())}])
+    checkpoints = Checkpoints(run.work / "checkpoints", run.accelerate.checkpoint_s, made_of, recorder)
+    checkpoints.attach(trainer)
+    if (found := checkpoints.newest()) is not None:
+        checkpoints.restore(found)
+    trainer.train(resume_from_checkpoint=str(found) if found else None)
+    return checkpoints
+
+
+def _made_of(path: Path) -> str:
+    """The content of an input, as far as it is known without reading it."""
+    manifest = path / "manifest.json"
+    return json.loads(manifest.read_text(encoding="utf-8"))["digest"] if manifest.exists() else tree_stamp(path)
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+def spread(train: Callable[[Any, StageRun], Outcome], settings: Spread, run: StageRun) -> Outcome:
+    """`train`, the function of that name of its module, here or in a process a device.
+
+    Raises ValueError for devices that are not there, RuntimeError when a process failed.
+    """
+    if run.accelerate is None or run.accelerate.devices == 1:
+        return train(settings, run)
+    return _launch(train.__module__, settings, run, run.accelerate)
+
+
+def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate) -> Outcome:
+    share_of(learning(settings), accelerate.devices)
+    there = accelerate.devices if accelerate.config.get("use_cpu") else torch.cuda.device_count()
+    if there < accelerate.devices:
+        way_out = "take fewer, or accelerate=ddp accelerate.config.use_cpu=true"
+        raise ValueError(f"accelerate.devices={accelerate.devices} are asked for and {there} GPUs are here: {way_out}")
+    assert run.work is not None, "processes that train together agree by files"
+    run.work.mkdir(parents=True, exist_ok=True)
+    config, job, answer = (run.work / name for name in ("accelerate.yaml", "job.json", "answer.json"))
+    for path in (answer, *run.work.glob("error-*.json")):
+        path.unlink(missing_ok=True)
+    config.write_text(yaml.safe_dump(accelerate.config), encoding="utf-8")
+    told = {
+        "module": module,
+        "settings_type": type(settings).__name__,
+        "settings": settings.model_dump(mode="json"),
+        "inputs": {role: str(path) for role, path in run.inputs.items()},
+        "out": str(run.out),
+        "work": str(run.work),
+        "progress": str(run.progress.path),
+        "key": run.key,
+        "worker": os.getpid(),
+        "accelerate": accelerate.model_dump(),
+    }
+    job.write_text(json.dumps(told), encoding="utf-8")
+    launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launch += ["--main_process_port", str(_free_port())]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    if accelerate.config.get("use_cpu"):
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run([*launch, "-m", __name__, str(job)], env=environment, check=False)
+    if done.returncode != 0 or not answer.exists():
+        raise RuntimeError(f"a training on {accelerate.devices} devices failed: {_why(run.work, done.returncode)}")
+    counts = json.loads(answer.read_text(encoding="utf-8"))["counts"]
+    for path in (config, job, answer):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        run.work.rmdir()
+    return Outcome(counts, Recorder.recorded_files)
+
+
+def _why(work: Path, code: int) -> str:
+    """The first error of any process: what the others then say is that they lost it."""
+    errors = [json.loads(path.read_text(encoding="utf-8")) for path in work.glob("error-*.json")]
+    if not errors:
+        return f"accelerate launch ended with code {code}, no process said why: the stage's log has its last words"
+    first = min(errors, key=lambda error: error["time"])
+    return f"{first['error']} (process {first['rank']})"
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def main(path: Path) -> None:
+    """One of the processes that train together."""
+    secrets.guard_streams()
+    job = json.loads(path.read_text(encoding="utf-8"))
+    follow(job["worker"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # before a model is loaded: else all load theirs on the first
+    rank = int(os.environ.get("RANK", "0"))
+    first = rank == 0
+    work = Path(job["work"])
+    settings = getattr(stage_settings, job["settings_type"]).model_validate(job["settings"])
+    inputs = {role: Path(place) for role, place in job["inputs"].items()}
+    progress = Progress(Path(job["progress"]) if first else work / f"progress-{rank}")
+    out = Path(job["out"]) if first else work / f"out-{rank}"
+    stage_run = StageRun(inputs, out, progress, job["key"], work, accelerate=Accelerate.model_validate(job["accelerate"]))
+    try:
+        outcome = importlib.import_module(job["module"]).train(settings, stage_run)
+    except Exception as error:
+        said = {"rank": rank, "time": time.time(), "error": reason(error)}
+        (work / f"error-{rank}.json").write_text(json.dumps(said), encoding="utf-8")
+        raise
+    finally:
+        if not first:
+            progress.path.unlink(missing_ok=True)
+            shutil.rmtree(out, ignore_errors=True)
+    if first:
+        (work / "answer.json").write_text(json.dumps({"counts": dict(outcome.counts)}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,384 @@
+"""What trained methods share: TRL's trainers over prepared rows with cached reference log-probs, batch order, recorded curves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, Trainer, TrainerCallback, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from bench.engines.adapters import check_finite, is_adapted
+from bench.models.model_size import checkpoints
+from bench.models.tokenize import preference_ids
+from bench.planning.cells import reward_scale
+from bench.records import Logps, Pair, Unpaired
+from bench.runner.worker import Progress
+from bench.store.stage_settings import RewardModelSettings, TrainSettings
+from bench.training import losses
+from bench.training.devices import check_rows, share_of
+from bench.training.training_record import Example, Fed, TrainFacts, digest
+
+ALL_STEPS = 1 - 1e-9  # transformers takes warmup_steps below 1 for a share, rounded up, and from 1 on for a number of steps
+MEGABATCH = 16  # batches that are sorted by length together; more saves padding, fewer mix lengths better
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What a method's trainer is made of.
+
+    `reference`: its log-probs by name (see stages/logps.py); none for a reward model. `reference_model`: its folder, where a loss
+    wants its logits.
+    """
+
+    settings: TrainSettings | RewardModelSettings
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[Pair] | Sequence[Unpaired]
+    reference: dict[str, Logps]
+    out: Path
+    callback: TrainerCallback
+    reference_model: Path | None = None
+    base: Path | None = None  # of a reference model that is an adapter
+    devices: int = 1  # that the training is spread over; this process is one of them
+
+
+class LengthBatches(torch.utils.data.Sampler[int]):
+    """Row indices in a seeded order whose batches hold rows of like length; the batches themselves come in random order.
+
+    Another order each epoch, the same for the same seed. The short last batch stays last.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"order/{self.seed}/{self.epoch}")
+        rows = list(range(len(self.lengths)))
+        rng.shuffle(rows)
+        span = self.batch_size * MEGABATCH
+        rows = [row for start in range(0, len(rows), span) for row in sorted(rows[start : start + span], key=lambda i: self.lengths[i])]
+        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        last = batches.pop() if len(batches[-1]) < self.batch_size else []
+        rng.shuffle(batches)
+        return iter([row for batch in [*batches, last] for row in batch])
+
+
+class Recorder(TrainerCallback):
+    """Keeps the curve of every logged step, without what differs from run to run; speeds go to a file of their own.
+
+    Raises FloatingPointError at the first number that is not finite: what follows would be wasted.
+    """
+
+    recorded_files = frozenset({"speed.jsonl"})
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+        self.history: list[dict[str, float]] = []
+        self.speed: list[dict[str, float]] = []
+        self.tokens = 0
+        self._last = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now, seconds = time.perf_counter(), time.perf_counter() - self._last
+        self._last = now
+        speed = {"step": state.global_step, "seconds": seconds}
+        pace = {}  # of a trainer that counts its tokens
+        if "num_tokens" in logs:
+            pace = {"tokens_per_second": (int(logs["num_tokens"]) - self.tokens) / seconds}
+            self.tokens = int(logs["num_tokens"])
+        numbers = {name: float(value) for name, value in logs.items()}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} was {value} at step {state.global_step} of {state.max_steps}: lower the learning rate")
+        self.history.append({"step": state.global_step, **numbers})
+        self.speed.append(speed | pace)
+        self.progress(state.global_step, state.max_steps, **numbers, **pace)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._last = time.perf_counter()
+
+    def write(self, out: Path) -> None:
+        for name, rows in (("history.jsonl", self.history), ("speed.jsonl", self.speed)):
+            (out / name).write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def common_arguments(out: Path, *, seed: int, dtype: str, checkpointing: bool = False) -> dict[str, Any]:
+    """transformers' training arguments that every stage shares; `checkpointing`: of gradients (see shapes.checkpoints)."""
+    return {
+        "output_dir": str(out / "trainer"),
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": dtype == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},  # the other kind loses what frozen embeddings feed
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+    }
+
+
+def on_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
+    """A process trains on one GPU: over all that it sees, transformers' DataParallel would make a batch so many times larger."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def method_arguments(job: TrainingJob) -> dict[str, Any]:
+    """Arguments of the trainers that compare with a reference."""
+    return {**training_arguments(job), "precompute_ref_log_probs": True}
+
+
+def training_arguments(job: TrainingJob) -> dict[str, Any]:
+    """Arguments of all trainers over preference rows, from the method's settings."""
+    method = job.settings.method
+    share = share_of(method, job.devices)
+    return {
+        **common_arguments(
+            job.out,
+            seed=job.settings.seed,
+            dtype=job.settings.dtype,
+            checkpointing=checkpoints(job.settings.gradient_checkpointing, job.model.num_parameters()),
+        ),
+        "learning_rate": method.learning_rate,
+        "num_train_epochs": method.num_train_epochs,
+        "per_device_train_batch_size": share.batch_size,
+        "gradient_accumulation_steps": share.accumulation,
+        "dataloader_drop_last": job.devices > 1,  # no device may wait for rows that others have
+        "optim": method.optimizer,
+        "lr_scheduler_type": method.lr_scheduler_type,
+        "warmup_steps": min(method.warmup_ratio, ALL_STEPS),  # a share of all steps
+        "weight_decay": method.weight_decay,
+        "max_grad_norm": method.max_grad_norm,
+        "max_length": job.settings.max_length,
+        "disable_dropout": getattr(job.settings, "adapter", None) is None,  # an adapter's is a setting; the model's is off already
+        "remove_unused_columns": False,  # rows carry their number
+    }
+
+
+class Prepared:
+    """Mixed into TRL's preference trainers: rows arrive tokenised, with reference log-probs, in our order; `fed` counts what is stepped on.
+
+    A row's `length` is what batches are made by; its `example` says which completions of which preference row it learns from.
+    """
+
+    fed: Fed
+
+    @classmethod
+    def over(cls, rows: Sequence[dict[str, Any]], job: TrainingJob, arguments: Any) -> Self:
+        check_rows(len(rows), job.settings.method, job.devices)
+        learnt = [(parameter, parameter.data) for parameter in job.model.parameters() if parameter.requires_grad]
+        trainer = cls(  # type: ignore[call-arg]
+            model=job.model,
+            args=on_one_gpu(arguments),
+            train_dataset=Dataset.from_list(
+                [{k: v for k, v in row.items() if k not in ("length", "example")} | {"row": i} for i, row in enumerate(rows)]
+            ),
+            processing_class=job.tokenizer,
+            callbacks=[job.callback],
+        )
+        for parameter, data in learnt:
+            if parameter.dtype != data.dtype:  # TRL rounds an adapter of QLoRA to bfloat16, which loses small steps
+                parameter.data = data.to(parameter.device)
+        method = job.settings.method
+        trainer.order = LengthBatches([row["length"] for row in rows], method.batch_size, job.settings.seed)  # type: ignore[attr-defined]
+        trainer.fed = Fed([row["example"] for row in rows])
+        collate = trainer.data_collator  # type: ignore[attr-defined]
+        trainer.data_collator = lambda rows: {**collate(rows), "row": torch.tensor([row["row"] for row in rows])}  # type: ignore[attr-defined]
+        return trainer
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **named: Any) -> torch.Tensor:
+        rows = self.accelerator.gather(inputs.pop("row")).tolist()  # type: ignore[attr-defined]
+        state = self.state  # type: ignore[attr-defined]
+        self.fed.visit(rows, step=state.global_step, epoch=int(state.epoch))
+        return super().training_step(model, inputs, *args, **named)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        ours = self.model  # type: ignore[attr-defined]
+        if not is_adapted(ours):
+            super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
+            return
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        # transformers' own way looks for PEFT's class
+        set_peft_model_state_dict(ours, load_file(Path(checkpoint) / "adapter_model.safetensors"))
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches:
+        return self.order  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def outputs_of(module: torch.nn.Module) -> Iterator[list[Any]]:
+    """What a module's forwards return meanwhile, in their order."""
+    seen: list[Any] = []
+    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def share_right(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """1 where the chosen reward is the larger one, 0.5 where both are the same, else 0."""
+    return (torch.sign(chosen - rejected) + 1) / 2
+
+
+class TiesHalf(Prepared):
+    """Mixed into TRL's DPOTrainer, which counts a tie of rewards/accuracies as wrong."""
+
+    def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
+        with outputs_of(model) as seen:
+            result = super()._compute_loss(model, inputs, return_outputs)  # type: ignore[misc]
+        references = {name: inputs[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
+        pairs = losses.pair_logps(seen[0].log_probs.detach(), inputs["completion_mask"], **references)
+        right = share_right(pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected)
+        self._metrics["train"]["rewards/accuracies"][-1] = self.accelerator.gather(right).mean().item()  # type: ignore[attr-defined]
+        return result
+
+
+def paired_trainer(job: TrainingJob, **loss: Any) -> Trainer:
+    """TRL's DPOTrainer over pairs, with the loss that its keyword arguments name."""
+    from trl import DPOConfig, DPOTrainer
+
+    class PairedTrainer(TiesHalf, DPOTrainer):
+        pass
+
+    rows = paired_rows(job)
+    return PairedTrainer.over(rows, job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method), **loss))
+
+
+def own_loss_trainer(
+    job: TrainingJob, loss: Callable[[losses.PairLogps], torch.Tensor], learns_from: Sequence[str] = ("chosen", "rejected")
+) -> Trainer:
+    """TRL's DPOTrainer over pairs with a loss of ours, its mean over what it returns; `learns_from`: the completions that it reads.
+
+    Forward pass, batches and metrics are TRL's own: rewards/* are reward_scale times log π/π_ref (summed), whatever the loss looks at.
+    """
+    from trl import DPOConfig, DPOTrainer
+
+    class OwnLossTrainer(TiesHalf, DPOTrainer):
+        def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
+            with outputs_of(model) as seen:
+                result = super()._compute_loss(model, inputs, return_outputs)  # its metrics; the loss it names (DPO's) is dropped
+            outputs = seen[0]  # of the policy: reference log-probs are cached, and outputs that are asked for come later
+            references = {name: inputs[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
+            found = loss(losses.pair_logps(outputs.log_probs, inputs["completion_mask"], **references)).mean()
+            if self.aux_loss_enabled:
+                found = found + self.router_aux_loss_coef * outputs.aux_loss
+            return (found, result[1]) if return_outputs else found
+
+    rows = paired_rows(job, learns_from)
+    return OwnLossTrainer.over(rows, job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method)))
+
+
+def paired_rows(job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejected")) -> list[dict[str, Any]]:
+    """Rows of TRL's DPOTrainer. Raises ValueError for unpaired data."""
+    rows = []
+    for row in job.rows:
+        if not isinstance(row, Pair):
+            raise ValueError(f"{job.settings.method.name} learns from pairs and the data are unpaired: take method=kto, csft, offline_ppo")
+        ids = preference_ids(job.tokenizer, row, job.settings.max_length)
+        rows.append(
+            {
+                "prompt_ids": ids["chosen"].prompt,
+                "chosen_ids": ids["chosen"].completion,
+                "rejected_ids": ids["rejected"].completion,
+                "ref_chosen_logps": job.reference[f"train/{row.id}/chosen"].logps,
+                "ref_rejected_logps": job.reference[f"train/{row.id}/rejected"].logps,
+                "length": len(ids["chosen"].prompt) + max(len(ids["chosen"].completion), len(ids["rejected"].completion)),
+                "example": Example(row, {side: ids[side] for side in learns_from}),
+            }
+        )
+    return rows
+
+
+def unpaired_rows(job: TrainingJob) -> list[dict[str, Any]]:
+    """Rows of TRL's KTOTrainer; a pair gives two, chosen desirable and rejected undesirable."""
+    rows: list[dict[str, Any]] = []
+    for row in job.rows:
+        ids = preference_ids(job.tokenizer, row, job.settings.max_length)
+        if isinstance(row, Pair):
+            parts = [("chosen", "mismatched_chosen", True), ("rejected", "mismatched_rejected", False)]
+        else:
+            parts = [("completion", "mismatched", row.label)]
+        rows += [
+            {
+                "prompt_ids": ids[column].prompt,
+                "completion_ids": ids[column].completion,
+                "KL_completion_ids": ids[mismatched].completion,
+                "label": label,
+                "ref_logps": job.reference[f"train/{row.id}/{column}"].logps,
+                "ref_KL_logps": job.reference[f"train/{row.id}/{mismatched}"].logps,
+                "length": len(ids[column].prompt) + len(ids[column].completion),
+                "example": Example(row, {column: ids[column]}),
+            }
+            for column, mismatched, label in parts
+        ]
+    return rows
+
+
+def training_facts(trainer: Trainer, job: TrainingJob) -> TrainFacts:
+    """What a training that has ended was fed (`Prepared`), and how it stepped, as its trainer was told."""
+    arguments, template = trainer.args, job.tokenizer.chat_template
+    return TrainFacts(
+        **trainer.fed.facts(),  # type: ignore[attr-defined]
+        template=digest(template) if template else "none",
+        optimizer=OptimizerNames(arguments.optim).value,
+        weight_decay=arguments.weight_decay,
+        max_grad_norm=arguments.max_grad_norm,
+        schedule=SchedulerType(arguments.lr_scheduler_type).value,
+        warmup=job.settings.method.warmup_ratio,
+        learning_rate=arguments.learning_rate,
+        max_length=job.settings.max_length,
+        dtype=job.settings.dtype,
+    )
+
+
+def fingerprint(model: PreTrainedModel, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, tuple[float, float]]:
+    """Sum and sum of magnitudes of each tensor: tells whether weights moved, without a copy of them."""
+    return {
+        name: (value.sum(dtype=torch.float64).item(), value.abs().sum(dtype=torch.float64).item())
+        for name, value in (model.state_dict() if weights is None else weights).items()
+    }
+
+
+def check_weights(
+    model: PreTrainedModel, before: dict[str, tuple[float, float]], weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """A training that diverged or never reached the model is a failure, not a row of the table. `weights`: where the model is in parts."""
+    check_finite(model.state_dict() if weights is None else weights)
+    after = fingerprint(model, weights)
+    if all(before.get(name) == numbers for name, numbers in after.items()):  # of tied weights, one may be missing here
+        raise RuntimeError(
+            "training left every weight as it was: the learning rate is too small for this precision, nothing ran, or warm-up took "
+            "all of few steps (set warmup_ratio=0 of this training)"
+        )

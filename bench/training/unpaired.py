@@ -1,0 +1,154 @@
+"""What methods on judged completions without pairs share: one trainer for losses of ours, and the order of rewards in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainerCallback
+
+from bench.engines.hf import per_token_logps
+from bench.models.tokenize import Ids
+from bench.planning.cells import reward_scale
+from bench.training.trainers import Prepared, TrainingJob, method_arguments, outputs_of, share_right
+
+
+@dataclass(frozen=True)
+class UnpairedBatch:
+    """What a loss of ours sees of B judged completions in T places, each of which predicts a token."""
+
+    logps: torch.Tensor  # (B, T), 0 outside completions
+    reference_logps: torch.Tensor | None  # (B, T); where the trainer was asked for them
+    mask: torch.Tensor  # (B, T), 1 at the tokens of completions
+    desirable: torch.Tensor  # (B,), bool
+    hidden: torch.Tensor  # (B, T, H), the last hidden states, detached
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A module that is trained beside the policy, by the same optimizer, its gradient clipped apart; it is not part of the model."""
+
+    module: torch.nn.Module
+    max_grad_norm: float
+
+
+UnpairedLoss = Callable[[UnpairedBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]  # the loss, and further numbers for the curve
+
+
+def own_unpaired_trainer(
+    job: TrainingJob, rows: Sequence[dict[str, Any]], loss: UnpairedLoss, *, token_references: bool = False, critic: Critic | None = None
+) -> Trainer:
+    """TRL's KTOTrainer over judged completions (rows of `unpaired_rows`) with a loss of ours, and without KTO's second forward.
+
+    Forward pass, batches and metrics are TRL's own: rewards/* are reward_scale times log π/π_ref (summed), whatever the loss looks at.
+    `token_references`: the start model's log-probabilities token by token, by a pass before the first step.
+    """
+    from trl import KTOConfig, KTOTrainer
+
+    class OwnUnpairedTrainer(Prepared, KTOTrainer):
+        def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
+            if not token_references:
+                return dataset
+            return dataset.add_column("ref_token_logps", _token_logps(self.model, dataset, job))  # the policy is still the reference
+
+        def _set_signature_columns_if_needed(self) -> None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = [*self._signature_columns, "ref_token_logps"]  # type: ignore[misc,assignment]
+
+        def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
+            fresh, optimizer = self.optimizer is None, super().create_optimizer(*args)
+            if critic and fresh:
+                optimizer.add_param_group({"params": list(critic.module.parameters()), "weight_decay": self.args.weight_decay})
+            return optimizer
+
+        def _clip_grad_norm(self, model):  # type: ignore[no-untyped-def]
+            if critic:
+                self.accelerator.clip_grad_norm_(critic.module.parameters(), critic.max_grad_norm)
+            return super()._clip_grad_norm(model)
+
+        def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
+            inputs = dict(inputs)
+            references = inputs.pop("ref_token_logps", None)
+            backbone = self.accelerator.unwrap_model(model).base_model
+            with outputs_of(model) as outputs, outputs_of(backbone) as states:
+                result = super()._compute_loss(model, inputs, return_outputs)  # its metrics; the loss it names (APO's) is dropped
+            batch = UnpairedBatch(
+                outputs[0].log_probs,
+                references,
+                inputs["completion_mask"][:, 1:],
+                inputs["label"].bool(),
+                states[0].last_hidden_state[:, :-1].detach(),
+            )
+            found, numbers = loss(batch)
+            metrics = self._metrics["train"]
+            metrics["kl"].pop()  # TRL's 0, of a loss without one
+            if not metrics["kl"]:
+                del metrics["kl"]
+            for name, value in numbers.items():
+                metrics[name].append(value.item())
+            rewards = batch.logps.detach().sum(dim=1) - inputs["ref_logps"]
+            log_accuracy(metrics, *self.accelerator.gather((rewards, batch.desirable)))
+            if self.aux_loss_enabled:
+                found = found + self.router_aux_loss_coef * outputs[0].aux_loss
+            return (found, result[1]) if return_outputs else found
+
+    rows = [{name: value for name, value in row.items() if "KL" not in name} for row in rows]  # nor the partners that it scores
+    arguments = method_arguments(job) | {"max_length": None}  # rows are cut, and a control token has a place of its own
+    trainer = OwnUnpairedTrainer.over(
+        rows, job, KTOConfig(**arguments, loss_type="apo_zero_unpaired", beta=reward_scale(job.settings.method))
+    )
+    trainer.critic = critic  # type: ignore[attr-defined]  # where a check finds it
+    trainer.data_collator = _with_token_references(trainer.data_collator)
+    if critic:
+        trainer.add_callback(_ZeroGradient(critic.module))
+    return trainer
+
+
+class _ZeroGradient(TrainerCallback):
+    """transformers' Trainer clears the gradients of its model alone."""
+
+    def __init__(self, module: torch.nn.Module):
+        self.module = module
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.module.zero_grad()
+
+
+def log_accuracy(metrics: dict[str, list[float]], rewards: torch.Tensor, desirable: torch.Tensor) -> None:
+    """rewards/accuracies: share of (desirable, undesirable) row pairs of a batch that the reward orders rightly; a tie is a half, and one
+    label has none."""
+    if desirable.any() and (~desirable).any():
+        right = share_right(rewards[desirable][:, None], rewards[~desirable][None, :])
+        metrics["rewards/accuracies"].append(right.mean().item())
+
+
+def _token_logps(model: Any, dataset: Dataset, job: TrainingJob) -> list[list[float]]:
+    """Log-probabilities of every place but the first of each row, 0 in its prompt; batches of like length, as logps stages make them."""
+    rows = [Ids(row["prompt_ids"], row["completion_ids"]) for row in dataset]
+    lengths = [len(row.prompt) + len(row.completion) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: (lengths[i], i))
+    found: list[list[float]] = [[] for _ in rows]
+    size = job.settings.method.batch_size
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        values = per_token_logps(model, [rows[i] for i in chosen], job.tokenizer.pad_token_id, job.settings.dtype)
+        for i, row in zip(chosen, values.tolist(), strict=True):
+            found[i] = row[: lengths[i] - 1]
+    return found
+
+
+def _with_token_references(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """TRL's collator, and the reference's log-probabilities padded to its width."""
+
+    def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = collate(rows)
+        if "ref_token_logps" in rows[0]:
+            width = batch["input_ids"].shape[1] - 1
+            given = [row["ref_token_logps"] for row in rows]
+            batch["ref_token_logps"] = torch.tensor([row + [0.0] * (width - len(row)) for row in given])
+        return batch
+
+    return collated
