@@ -398,3 +398,11 @@ def read_rows(path: Path) -> list[Pair] | list[Unpaired]:
     with path.open(encoding="utf-8") as file:
         paired = '"chosen"' in file.readline()
     return list(read_jsonl(path, Pair)) if paired else list(read_jsonl(path, Unpaired))
+
+
+def size_words(size: float) -> str:
+    """Bytes for people, in powers of ten as disks are sold."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:.0f} bytes"

@@ -11,7 +11,7 @@ import yaml
 
 from bench.cli.sweep_files import CONF, n_points, parse_command_line, points
 from bench.config import MAX_CELLS
-from bench.runner.local_pool import cores
+from bench.machine import cores
 
 Problems = Callable[..., list[str]]
 HEAD = "# @package _global_\n"

@@ -16,7 +16,7 @@ BENCH = ROOT / "bench"
 # Lowest first; a room may import itself and what stands before it.
 ORDER = [
     ["machine"],
-    ["config", "kept"],
+    ["config"],
     ["text_files", "secrets"],
     ["records", "output_files", "terminal"],
     ["stats", "world", "models", "store", "tracking"],

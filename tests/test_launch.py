@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
 from fake_stage import HERE, Fake, attempts, fake
 
 from bench.config import LocalLauncher
-from bench.runner.local_pool import Pool, Report, _cpu_quota, chain_lengths, pool_size, visible_gpus
+from bench.machine import _cpu_quota, visible_gpus
+from bench.runner.local_pool import Pool, Report, chain_lengths, pool_size
 from bench.runner.worker import describe
 from bench.store import stage_settings
 from bench.store.store import Stage, Store

@@ -16,8 +16,8 @@ from bench.models.tokenize import load_tokenizer
 from bench.planning.cells import CellPlan
 from bench.readers.learnable import SAME_TOKENS, TOO_LONG, UNWRITABLE, looker
 from bench.records import Labelled, read_rows, write_jsonl
-from bench.runner.worker import Outcome, Progress, StageRun
 from bench.stages import data
+from bench.store.stage_run import Outcome, Progress, StageRun
 from bench.store.stage_settings import FilePromptData, LocalPairData, LoopPairData
 from bench.store.store import Source, Store
 

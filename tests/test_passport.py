@@ -25,8 +25,8 @@ from bench.records import Call, Completion, Item, Verdict, read_jsonl, write_jso
 from bench.report import Sweep, collect, write_files
 from bench.report.passport import Passport, sections, write_passport
 from bench.report.passports import passport_lines
-from bench.runner.worker import Progress, StageRun
 from bench.stages import audit, data
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import AuditSettings, RecordedData
 from bench.store.store import Store
 

@@ -22,8 +22,8 @@ from bench.readers.learnable import looker
 from bench.readers.rows import BadRows, normalised, prompt_group, raw_rows
 from bench.readers.splits import Divided, divide, overlap
 from bench.records import Item, Pair, Unpaired, read_jsonl, read_rows
-from bench.runner.worker import Progress, StageRun
 from bench.stages import data
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import ConversationData, DatasetRows, LocalPairData, NextPromptData
 from bench.store.store import Source, Store
 

@@ -35,8 +35,9 @@ from bench.config import Cell, LocalLauncher, Serving, Session
 from bench.engines import vllm_server
 from bench.engines.vllm import Child, VllmFailed
 from bench.runner.local_pool import Pool
-from bench.runner.worker import describe, reason
+from bench.runner.worker import describe
 from bench.store import stage_settings
+from bench.store.stage_run import reason
 from bench.store.store import Store
 
 KEY = "sk-PLANTED/planted+PLANTED=0123456789abcdef"

@@ -14,8 +14,9 @@ import fake_stage
 from fake_stage import Fake, fake
 
 from bench.runner import worker
-from bench.runner.worker import Progress, describe, environment, reason, run_stage
+from bench.runner.worker import describe, environment, run_stage
 from bench.store import stage_settings
+from bench.store.stage_run import Progress, reason
 from bench.store.store import Stage, Store
 
 

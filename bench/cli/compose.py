@@ -21,7 +21,7 @@ from bench import secrets
 from bench.cli import sweep_files as sweeps
 from bench.cli.audit_files import human_manner, recorded_manner
 from bench.cli.files import Fetches, Files
-from bench.cli.messages import GROUPS, MEMBERS, BadConfig, Tree, Where, in_words, leaves, one_line, short, unknown
+from bench.cli.messages import GROUPS, MEMBERS, Tree, Where, in_words, leaves, one_line, short, unknown
 from bench.cli.sweep_files import CommandLine, is_session
 from bench.config import (
     FITTED,
@@ -50,10 +50,11 @@ from bench.config import (
     unread,
     user_path,
 )
+from bench.config.errors import BadConfig
 from bench.engines.lm_eval import INSTALL
+from bench.machine import cores, visible_gpus
 from bench.models import hub
 from bench.planning.cells import Sources, judge_manners
-from bench.runner.local_pool import cores, visible_gpus
 
 CELL_SECTIONS = tuple(Cell.model_fields)
 SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")

@@ -20,14 +20,6 @@ Tree = dict[str, Any]  # a composed config as plain containers, interpolations n
 BOUNDS = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<"), "less_than_equal": ("le", "<=")}
 
 
-class BadConfig(ValueError):
-    """Everything that is wrong with a command, one line a problem."""
-
-    def __init__(self, problems: Sequence[str]):
-        self.problems = list(dict.fromkeys(problems))
-        super().__init__("\n".join(self.problems))
-
-
 @dataclass(frozen=True)
 class Where:
     """Where the settings of one point come from, for messages."""

@@ -33,8 +33,9 @@ from bench.cli.compose import BadConfig, Opened
 from bench.cli.sweep_files import sweep_path
 from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name, user_path
 from bench.planning.cells import CellPlan, Sources
+from bench.records import size_words
 from bench.report import PASSPORTS
-from bench.runner.evict import WEIGHTS, size_words
+from bench.runner.evict import WEIGHTS
 from bench.runner.worker import environment
 from bench.store.store import Source, Store, write_manifest
 from bench.text_files import BadFile, describe, read_csv, read_object, text

@@ -21,9 +21,9 @@ from bench import secrets
 from bench.config import Decoding, Serving
 from bench.engines.base import ADAPTER, Progress, Vocabulary, Written, silent
 from bench.engines.vllm_server import CPU_ENVIRONMENT, ENVIRONMENT
-from bench.kept import AT_REST, VERSIONS
 from bench.models.hub import read_config
 from bench.models.tokenize import Ids, check_rendering, model_folder
+from bench.store.stage_run import AT_REST, VERSIONS
 from bench.store.store import hash_key, tree_stamp
 from bench.text_files import whole_number
 

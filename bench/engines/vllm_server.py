@@ -25,7 +25,7 @@ import psutil
 
 from bench import secrets
 from bench.machine import ROOT
-from bench.runner.worker import ServerPlace
+from bench.store.stage_run import ServerPlace
 from bench.store.stage_settings import LanguageJudgeSettings
 from bench.store.store import Stage, hash_key
 

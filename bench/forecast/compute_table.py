@@ -10,7 +10,7 @@ from bench.forecast.compute import Sized, Sizes, model_folder, shape_of
 from bench.forecast.row_counts import SAMPLE
 from bench.models.model_size import Shape
 from bench.planning.cells import CellPlan
-from bench.runner.evict import size_words
+from bench.records import size_words
 from bench.store.store import Manifest, Stage, Store
 
 

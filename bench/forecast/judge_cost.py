@@ -24,9 +24,9 @@ from bench.judges.asked.request import Request
 from bench.models.token_counts import counter
 from bench.planning.cells import labels_samples
 from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
-from bench.runner.worker import Progress, StageRun
 from bench.stages import data, generate
 from bench.stages.judge import language_judge
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import GenerateSettings, LanguageJudgeSettings, SampleSettings
 from bench.store.store import Source, Stage, Store
 

@@ -17,8 +17,8 @@ from bench.planning.cells import CellPlan
 from bench.readers.learnable import check_conversations
 from bench.readers.splits import FILE
 from bench.records import Conversation, Pair, Unpaired, completion_columns, read_jsonl, read_rows
-from bench.runner.worker import Progress, StageRun
 from bench.stages import data
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import TOKENIZER, ConversationData, ConversationSft, LocalPairData
 from bench.store.store import Source, Stage, Store
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, cast, get_args
 from bench import output_files, secrets
 from bench.config import ClusterLauncher, LocalLauncher, Resources
 from bench.runner.local_pool import Outcome, Pool, Report
-from bench.runner.worker import reason
+from bench.store.stage_run import reason
 from bench.store.stage_settings import Need, needs
 from bench.store.store import Stage, Store
 from bench.text_files import BadFile, read_object

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 
 from bench.config import Keep
 from bench.planning.cells import CellPlan
+from bench.records import size_words
 from bench.store.store import Manifest, Stage, Store
 
 WEIGHTS = ".safetensors"
@@ -30,14 +31,6 @@ class Evicted:
     def words(self) -> str:
         """Nothing where nothing was."""
         return f"weights of {self.stages} stages evicted, {size_words(self.size)} of disk freed" if self.stages else ""
-
-
-def size_words(size: float) -> str:
-    """Bytes for people, in powers of ten as disks are sold."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size:.0f} bytes"
 
 
 def weight_files(manifest: Manifest) -> Iterator[str]:

@@ -20,10 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import psutil
-
 from bench.config import ClusterLauncher, LocalLauncher
-from bench.machine import ROOT
+from bench.machine import ROOT, cores, visible_gpus
 from bench.runner.worker import ANSWERS, IMPORTS, PARENT
 from bench.store.stage_settings import Need
 from bench.store.store import Stage
@@ -240,31 +238,6 @@ def pool_size(settings: LocalLauncher | ClusterLauncher, devices: int = 1) -> in
     if isinstance(settings, ClusterLauncher):
         return settings.max_jobs
     return settings.workers or max(1, (len(visible_gpus()) or cores()) // devices)
-
-
-def cores() -> int:
-    """Cores that this process may use: its affinity, and a container's share of time where one is set."""
-    allowed = len(psutil.Process().cpu_affinity()) if psutil.LINUX else os.cpu_count() or 1
-    return max(1, math.ceil(min(allowed, _cpu_quota(Path("/sys/fs/cgroup")))))
-
-
-def _cpu_quota(root: Path) -> float:
-    """Cores' worth of time that the container may use (cgroup v2, then v1); infinite where no limit is set."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
-        return math.inf if quota == "max" else int(quota) / int(period)
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
-        return int(quota) / int(period) if int(quota) > 0 else math.inf
-    return math.inf
-
-
-def visible_gpus() -> list[str]:
-    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; found without loading torch."""
-    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        gpus = [gpu.strip() for gpu in named.split(",")]
-        return gpus[: next((i for i, gpu in enumerate(gpus) if not gpu or gpu.startswith("-")), len(gpus))]  # -1: none from here on
-    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
 def _exit_words(code: int) -> str:

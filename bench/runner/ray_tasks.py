@@ -10,7 +10,7 @@ from typing import Any
 from bench.config import RayLauncher, Resources
 from bench.machine import ROOT
 from bench.runner.cluster_queue import Ending, NodeJob
-from bench.runner.worker import reason
+from bench.store.stage_run import reason
 
 OBJECTS_BYTES = 100 * 2**20  # of a cluster that we start: nothing travels through Ray's object store, so it need not take a third of memory
 

@@ -16,22 +16,20 @@ import json
 import os
 import select
 import shutil
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import secrets
 from bench.config import Accelerate
-from bench.kept import AT_REST, VERSIONS
-from bench.machine import PACKAGE
+from bench.machine import PACKAGE, die_with_parent
 from bench.store import stage_settings
-from bench.store.store import OverBudget, Source, Stage, Store, tree_stamp
+from bench.store.stage_run import AT_REST, VERSIONS, Outcome, OverBudget, Progress, ServerPlace, StageRun, reason
+from bench.store.store import Source, Stage, Store, tree_stamp
 
 # What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
 ANSWERS, PARENT, IMPORTS = "BENCH_ANSWERS_FD", "BENCH_PARENT_PID", "BENCH_IMPORTS"
@@ -45,54 +43,6 @@ HEAVY_IMPORTS = {
     "tasks": ("bench.engines.hf",),
     "train": ("bench.training.trainers", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer"),
 }
-REASON_LENGTH = 400  # characters; the whole of an error is in the stage's log
-
-
-class Progress:
-    """Rows `{"step", "total", ...metrics}` of a running stage, appended to a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        path.unlink(missing_ok=True)
-        self._file = path.open("a", buffering=1, encoding="utf-8")
-
-    def __call__(self, step: int, total: int, **metrics: float) -> None:
-        self._file.write(json.dumps({"step": step, "total": total, **metrics}) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-@dataclass(frozen=True)
-class ServerPlace:
-    """A model server that the command has started."""
-
-    base_url: str
-    pid: int
-    log: str
-
-
-@dataclass(frozen=True)
-class StageRun:
-    """What a stage's function works with: where inputs lie, where to write, whom to tell."""
-
-    inputs: Mapping[str, Path]
-    out: Path
-    progress: Progress
-    key: str = ""
-    work: Path | None = None  # `<key>.work/`: what outlives a failed attempt
-    sharing: tuple[str, ...] = ()  # keys of the judge stages that share a budget
-    server: ServerPlace | None = None  # where the command serves the model that this stage asks
-    accelerate: Accelerate | None = None  # of a training: its devices and checkpoints
-    earlier: tuple[Path, ...] = ()  # `work` of the same stage under keys that it had before
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a stage's function returns: counts for the plan and the lineage, and files that differ from run to run."""
-
-    counts: Mapping[str, int]
-    recorded_files: frozenset[str] = frozenset()
 
 
 def describe(stage: Stage, store: Store) -> dict[str, Any]:
@@ -247,41 +197,6 @@ def environment() -> dict[str, Any]:
     return facts | {"packages": facts["packages"] | VERSIONS}
 
 
-def reason(error: BaseException) -> str:
-    """An error in one line, for tables and screens."""
-    return secrets.excerpt(f"{type(error).__name__}: {error}", REASON_LENGTH)
-
-
-def _die_with_parent(parent: int) -> None:
-    """A worker whose parent was killed ends itself and its children: nobody would take its result."""
-
-    _end_unless(lambda: os.getppid() == parent)
-
-
-def _end_unless(goes_on: Callable[[], bool]) -> None:
-    def watch() -> None:
-        while goes_on():
-            time.sleep(0.5)
-        if os.getpgrp() == os.getpid():
-            os.killpg(os.getpgrp(), signal.SIGKILL)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def follow(worker: int) -> None:
-    """End with a worker, also one that is gone already: for processes that its training has started, at whatever remove."""
-    import psutil
-
-    def lives() -> bool:
-        try:
-            return psutil.Process(worker).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    _end_unless(lives)
-
-
 def _lines() -> Iterator[str]:
     """Jobs, a line each. While none waits, the modules that later jobs need are imported, one after another."""
     modules = iter([name for name in os.environ.get(IMPORTS, "").split(",") if name])
@@ -308,7 +223,7 @@ def _log_to(path: str) -> None:
 
 
 def main() -> None:
-    _die_with_parent(int(os.environ[PARENT]))
+    die_with_parent(int(os.environ[PARENT]))
     secrets.guard_streams()
     answers = os.fdopen(int(os.environ[ANSWERS]), "w", buffering=1, encoding="utf-8")
     for line in _lines():

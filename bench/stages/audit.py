@@ -15,9 +15,9 @@ import numpy as np
 from bench.judges.canaries import HONEST, canary_of
 from bench.judges.self_judge import Ranking, add_up, judge_quality
 from bench.records import Result, Verdict, draw_name, over_turns, read_jsonl, read_labels, read_rewards
-from bench.runner.worker import Outcome, StageRun
 from bench.stages import self_judging_data
 from bench.stats import estimates, judge_bias, rating_bias
+from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import AuditSettings, SelfJudgeSettings
 from bench.world.gold import count_words, gold
 from bench.world.tasks import Turn

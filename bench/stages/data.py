@@ -35,8 +35,8 @@ from bench.records import (
     read_rows,
     write_jsonl,
 )
-from bench.runner.worker import Outcome, StageRun
 from bench.stages import self_judging_data
+from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import (
     TOKENIZER,
     CanaryData,

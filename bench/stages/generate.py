@@ -13,7 +13,7 @@ from bench.config import Settings
 from bench.models.tokenize import conversation, prompt_ids, row_ids
 from bench.readers.completions_file import matched, read_written
 from bench.records import Completion, Item, Message, Reward, read_jsonl, write_jsonl
-from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import GenerateSettings, WrittenCompletions
 
 if TYPE_CHECKING:

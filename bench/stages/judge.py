@@ -26,7 +26,7 @@ from bench.judges.reward_model import RewardModelPreference, Rewards
 from bench.models.tokenize import letter_ids, load_tokenizer, row_ids
 from bench.planning.cells import member_label
 from bench.records import Completion, Item, Message, Verdict, preference_verdicts, read_jsonl, write_jsonl
-from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import (
     GoldPreferenceSettings,
     GoldRatingSettings,

@@ -19,8 +19,8 @@ from bench.judges.gold import GoldAnnotator
 from bench.judges.self_judge import add_up
 from bench.models.tokenize import conversation
 from bench.records import Completion, Item, Labelled, Verdict, draw_name, pair_name, read_jsonl, read_logps, read_rewards, write_jsonl
-from bench.runner.worker import Outcome, StageRun
 from bench.stages import self_judging_data
+from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import GoldLabels, RankLabels, SelfLabels
 from bench.world.gold import count_words, draw_label, gold
 from bench.world.tasks import Turn

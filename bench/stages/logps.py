@@ -14,7 +14,7 @@ from bench.engines.base import open_engine
 from bench.engines.reward import Scorer
 from bench.models.tokenize import Ids, PromptTooLong, conversation, preference_ids, prompt_ids, row_ids
 from bench.records import Completion, Item, Logps, Reward, draw_name, read_jsonl, read_rows, write_jsonl
-from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import LogpsSettings, RewardScoreSettings
 
 if TYPE_CHECKING:

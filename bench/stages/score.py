@@ -58,10 +58,10 @@ from bench.records import (
     read_rows,
     task_number,
 )
-from bench.runner.worker import Outcome, StageRun
 from bench.stats import estimates
 from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.stats.style_control import StyleWinRate, arena_win_rate, has_games, style_win_rate
+from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import ScoreSettings
 
 GRAM = 3  # words

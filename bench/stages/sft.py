@@ -13,7 +13,7 @@ from bench.config import Settings
 from bench.models.templates import read_template
 from bench.readers.learnable import check_conversations
 from bench.records import Conversation, Text, read_jsonl
-from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import BaseSettings, ConversationSft, SftSettings
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.records import write_jsonl
-from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import TaskSettings
 
 

@@ -12,7 +12,7 @@ from bench.engines.reward import new_reward_model
 from bench.methods import load
 from bench.models.tokenize import load_tokenizer
 from bench.records import read_logps, read_rows
-from bench.runner.worker import Outcome, StageRun
+from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import RewardModelSettings, TrainSettings
 from bench.training.distributed import devices_of, spread, train_and_save
 from bench.training.trainers import Recorder, TrainingJob, training_facts

@@ -231,13 +231,6 @@ class Unsound(RuntimeError):
     """What a command was asked for is damaged, stale, gone or has failed (exit code 3); the message says which, and the way out."""
 
 
-class OverBudget(RuntimeError):
-    """A stage stopped because the next thing it pays for could cost more than is left; what it has paid for is kept.
-
-    Not in worker.py, which runs as `__main__` and would have a class of its own.
-    """
-
-
 def read_failure(path: Path) -> str | None:
     """Why the last attempt at a stage failed, from its `failed.json`."""
     try:

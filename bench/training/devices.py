@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from bench.config import ClusterLauncher, Session, SftEpochs, Training
-from bench.runner.local_pool import visible_gpus
+from bench.machine import visible_gpus
 from bench.store.stage_settings import ConversationSft, RewardModelSettings, TrainSettings
 from bench.store.store import Stage
 

@@ -22,7 +22,7 @@ from bench.models.model_size import checkpoints
 from bench.models.tokenize import preference_ids
 from bench.planning.cells import reward_scale
 from bench.records import Logps, Pair, Unpaired
-from bench.runner.worker import Progress
+from bench.store.stage_run import Progress
 from bench.store.stage_settings import RewardModelSettings, TrainSettings
 from bench.training import losses
 from bench.training.devices import check_rows, share_of

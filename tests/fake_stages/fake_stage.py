@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from bench.config import Settings
-from bench.runner.worker import Outcome, StageRun
 from bench.store import stage_settings
+from bench.store.stage_run import Outcome, StageRun
 from bench.store.store import Stage
 
 HERE = Path(__file__).parent

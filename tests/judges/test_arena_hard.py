@@ -17,8 +17,8 @@ from bench.judges.asked.replies import GAMES, find_game, read_game
 from bench.judges.asked.request import Reply
 from bench.judges.formats.items import read_items
 from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
-from bench.runner.worker import Progress, StageRun
 from bench.stages import judge
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import LanguageJudgeSettings
 
 ASKING = Asking(

@@ -17,7 +17,7 @@ from bench.judges.asked.endpoint import JudgeRefused, JudgeUnfinished, ServedMod
 from bench.judges.asked.journal import Journal, Ledger
 from bench.judges.asked.prices import Price
 from bench.judges.asked.request import Request
-from bench.store.store import OverBudget
+from bench.store.stage_run import OverBudget
 
 Serve = Callable[..., Endpoint]
 

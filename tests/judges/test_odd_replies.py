@@ -23,7 +23,7 @@ from bench.judges.asked.prices import Price
 from bench.judges.asked.prompts import annotator
 from bench.judges.asked.replies import read_preference, read_rating
 from bench.judges.asked.request import Request
-from bench.store.store import OverBudget
+from bench.store.stage_run import OverBudget
 
 WEIGHTED: dict[str, Any] = {"numerator_token": "m", "denominator_tokens": ["m", "M"], "is_binarize": False}
 ASKING = Asking(

@@ -17,9 +17,9 @@ from bench.config import CATEGORIES, Writer
 from bench.judges import baseline
 from bench.judges.pair_ranker import RankedPreference, pair_template, pair_text
 from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
-from bench.runner.worker import Progress, StageRun
 from bench.stages import judge
 from bench.stages.data import _items
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import PairRankerSettings, PromptData, TaskFamily
 from bench.world.tasks import Turn
 from bench.world.writers import write

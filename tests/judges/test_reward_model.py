@@ -15,8 +15,8 @@ from bench.judges import baseline
 from bench.judges.reward_model import RewardModelPreference
 from bench.models.tokenize import conversation, row_ids
 from bench.records import Completion, Item, Message, Verdict, read_jsonl, write_jsonl
-from bench.runner.worker import Progress, StageRun
 from bench.stages import judge
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import RewardJudgeSettings
 
 ITEMS = [Item(f"i{n}", "writing", [f"please name {n}"], baseline=["the red apple."]) for n in range(5)]

@@ -19,8 +19,8 @@ from bench.config import Adapter
 from bench.engines.adapters import add_adapter, own_dropout_off, save_model
 from bench.engines.hf import Engine, load_model
 from bench.models.tokenize import Ids, load_tokenizer
-from bench.runner.worker import Progress, StageRun
 from bench.stages import train as train_stage
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import TrainSettings
 
 LORA = Adapter(name="lora", rank=4, alpha=8.0, dropout=0.0, target_modules=())

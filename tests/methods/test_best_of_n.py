@@ -22,10 +22,11 @@ from bench.forecast.stage_time import token_bound
 from bench.models.tokenize import conversation, load_tokenizer, prompt_ids, row_ids
 from bench.planning.cells import CellPlan, Sources, make_plan, plan_cell
 from bench.records import Completion, Item, read_jsonl, read_logps, read_rewards, read_rows
-from bench.runner.worker import Progress, StageRun, describe, run_stage
+from bench.runner.worker import describe, run_stage
 from bench.stages import generate as generate_stage
 from bench.stages import train as train_stage
 from bench.stages.generate import best_of, draw_seed
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import GenerateSettings
 from bench.store.store import Source, Stage, Store
 

@@ -22,7 +22,7 @@ from bench.engines.hf import load_model
 from bench.methods import load
 from bench.models.tokenize import Ids, load_tokenizer, model_folder, preference_ids
 from bench.records import Logps, Pair, Unpaired, read_logps, read_rows
-from bench.runner.worker import Progress
+from bench.store.stage_run import Progress
 from bench.store.stage_settings import TrainSettings
 from bench.training.trainers import Recorder, TrainingJob
 

@@ -29,10 +29,10 @@ from bench.models.model_size import checkpoints
 from bench.models.tokenize import Ids
 from bench.records import read_rows
 from bench.runner import worker
-from bench.runner.worker import Progress, StageRun
 from bench.stages import logps as logps_stage
 from bench.stages import sft as sft_stage
 from bench.stages import train as train_stage
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import ConversationSft, LogpsSettings, RewardModelSettings, TrainSettings
 from bench.training.trainers import LengthBatches, Recorder, check_weights, common_arguments, fingerprint, on_one_gpu
 

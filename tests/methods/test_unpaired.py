@@ -23,9 +23,9 @@ from bench.methods.csft import BAD, GOOD, add_control_tokens, check_positions
 from bench.methods.kto import class_weights
 from bench.models.tokenize import load_tokenizer, preference_ids, prompt_ids
 from bench.records import Logps, Pair, Unpaired, read_logps, read_rows
-from bench.runner.worker import Progress, StageRun
 from bench.stages import logps as logps_stage
 from bench.stages import train as train_stage
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import LogpsSettings, TrainSettings
 from bench.training import losses
 from bench.training.trainers import Recorder, TrainingJob

@@ -23,9 +23,9 @@ from tiny import ROOT, smoke_cell, smoke_folder
 from bench.cli.compose import Opened
 from bench.config import Accelerate, Adapter, Loading, RefinedDpo, SftEpochs, Training
 from bench.records import read_rows
-from bench.runner.worker import Progress, StageRun
 from bench.stages import sft as sft_stage
 from bench.stages import train as train_stage
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import ConversationSft, TrainSettings
 from bench.training.devices import Share, Spread, check_rows, learning, share_of
 

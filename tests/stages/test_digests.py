@@ -27,9 +27,9 @@ from tiny import make_preferences
 
 from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
 from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
-from bench.runner.worker import Progress, StageRun
 from bench.stages import audit, data, judge, label, score
 from bench.store import stage_settings
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import (
     AuditSettings,
     CanaryData,

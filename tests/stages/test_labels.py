@@ -24,9 +24,9 @@ from bench.records import (
     read_rows,
     write_jsonl,
 )
-from bench.runner.worker import Outcome, Progress, StageRun
 from bench.stages import data, label, score
 from bench.stages.label import extremes
+from bench.store.stage_run import Outcome, Progress, StageRun
 from bench.store.stage_settings import (
     DemonstratedData,
     DemonstrationData,

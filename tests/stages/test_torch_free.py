@@ -16,8 +16,8 @@ from tiny import make_preferences, write_rows
 from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
 from bench.judges.gold import NO_TASK
 from bench.records import Completion, Item, Labelled, Logps, Pair, Unpaired, Verdict, read_jsonl, read_rows, write_jsonl
-from bench.runner.worker import Outcome, Progress, StageRun
 from bench.stages import data, judge, label, score
+from bench.store.stage_run import Outcome, Progress, StageRun
 from bench.store.stage_settings import (
     ChosenData,
     GoldLabels,

@@ -14,8 +14,8 @@ from tiny import smoke, smoke_cell, smoke_cells, smoke_folder
 from bench.models.tokenize import PromptTooLong, load_tokenizer
 from bench.planning.cells import CellPlan
 from bench.records import Completion, Item, Pair, read_jsonl, read_logps, read_rows
-from bench.runner.worker import Progress, StageRun
 from bench.stages import logps as logps_stage
+from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import GenerateSettings, SampleSettings
 from bench.store.store import Stage
 

@@ -34,7 +34,7 @@ from bench.judges.asked.journal import Journal, Ledger, Misfit, decode, say, wri
 from bench.judges.asked.prices import Price
 from bench.judges.asked.replies import REQUEST_REFUSED
 from bench.judges.asked.request import Progress, Reply, Request
-from bench.store.store import OverBudget
+from bench.store.stage_run import OverBudget
 from bench.text_files import describe, number, printable, row_limit
 
 AGAIN = {408, 409, 429}  # and every 5xx

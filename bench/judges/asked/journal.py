@@ -19,7 +19,7 @@ import filelock
 
 from bench.judges.asked.chat_completion import NotACompletion, reply_from_row
 from bench.judges.asked.request import Reply
-from bench.store.store import OverBudget
+from bench.store.stage_run import OverBudget
 from bench.text_files import BadFile, describe, number, parse_json, printable
 
 FORMAT = 1
