@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 
-
 PACKAGE = Path(__file__).parent  # the folder `bench`
 ROOT = PACKAGE.parent  # the folder that a process needs on its PYTHONPATH to import this `bench`
 

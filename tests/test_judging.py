@@ -20,7 +20,7 @@ from tiny import ROOT, bench, copy_results, make_model, smoke
 from bench.cli.compose import Opened, open_door
 from bench.planning.cells import plan_cell
 from bench.records import Completion, Verdict, read_jsonl, write_jsonl
-from bench.stages import score
+from bench.scoring import numbers
 from bench.store.stage_settings import ScoreSettings
 from bench.store.store import FileFacts, file_digest, files_digest
 
@@ -171,10 +171,10 @@ def test_a_turn_that_cannot_be_read_is_counted_where_the_other_turn_scores_the_p
     write_jsonl(tmp_path / "verdicts.jsonl", rows)
     write_jsonl(tmp_path / "completions.jsonl", [Completion(f"i{i}", ["a", "b"], ["aaa", "bbb"], [], []) for i in range(4)])
     settings = ScoreSettings(beta=None, bootstrap_resamples=10, bootstrap_seed=0)
-    found = score.score(settings, {"preference_verdicts": tmp_path, "preference_completions": tmp_path}).metrics
+    found = numbers.score(settings, {"preference_verdicts": tmp_path, "preference_completions": tmp_path}).metrics
     assert (found["n_scored"], found["n_unscored"], found["n_turns_unscored"]) == (3, 1, 1)
     write_jsonl(tmp_path / "verdicts.jsonl", [row for row in rows if row.turn == 0])
-    assert "n_turns_unscored" not in score.score(settings, {"preference_verdicts": tmp_path, "preference_completions": tmp_path}).metrics
+    assert "n_turns_unscored" not in numbers.score(settings, {"preference_verdicts": tmp_path, "preference_completions": tmp_path}).metrics
 
 
 # The door -------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from bench.output_files import why, write_where_asked
 from bench.planning.cells import CellPlan
 from bench.records import Item, Result, Verdict, read_jsonl
 from bench.scoring.calibration import fitted, fitted_on, recalibrated
-from bench.stages.score import score
+from bench.scoring.numbers import score
 from bench.stats.estimates import Estimate, Unmeasured, rating_mean
 from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.store.stage_settings import ScoreSettings

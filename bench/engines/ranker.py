@@ -23,7 +23,6 @@ from transformers import AutoTokenizer, DebertaV2Model, DebertaV2PreTrainedModel
 
 from bench.engines.hf import by_length, load_tensors, silent
 from bench.engines.reward import Scorer
-from bench.judges.pair_ranker import pair_template, pair_text
 from bench.models.hub import read_config
 from bench.models.tokenize import Ids, model_folder, prompt_ids
 
@@ -31,6 +30,7 @@ MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
 MARK_IDS = ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id")
 PROMPT_TOKENS, ALL_TOKENS = 1224, 2048
 Pair = tuple[str, str, str]  # prompt, first answer, second answer
+AsText = Callable[[Pair], str]
 
 
 def is_pair_rm(folder: Path) -> bool:
@@ -103,22 +103,22 @@ class PairRMScorer:
 
 
 class TextScorer:
-    """A sequence classifier of one output that reads the template's text. Raises ValueError for one of several outputs."""
+    """A sequence classifier of one output that reads a pair as one text, `as_text`. Raises ValueError for one of several outputs."""
 
-    def __init__(self, folder: Path, dtype: str, batch_size: int, template: str):
-        self.scorer, self.template = Scorer(folder, dtype, batch_size), pair_template(template)
+    def __init__(self, folder: Path, dtype: str, batch_size: int, as_text: AsText):
+        self.scorer, self.as_text = Scorer(folder, dtype, batch_size), as_text
 
     def ids(self, pair: Pair) -> list[int]:
         tokenizer = self.scorer.tokenizer
         role = "user" if tokenizer.chat_template else "text"
-        return prompt_ids(tokenizer, [{"role": role, "content": pair_text(self.template, pair)}])
+        return prompt_ids(tokenizer, [{"role": role, "content": self.as_text(pair)}])
 
     def logits(self, pairs: Sequence[Pair], progress: Callable[[int, int], None] = silent) -> list[float]:
         return self.scorer.rewards([Ids(self.ids(pair), []) for pair in pairs], progress)
 
 
-def load_ranker(folder: Path, dtype: str, batch_size: int, template: str) -> PairRMScorer | TextScorer:
-    return PairRMScorer(folder, dtype, batch_size) if is_pair_rm(folder) else TextScorer(folder, dtype, batch_size, template)
+def load_ranker(folder: Path, dtype: str, batch_size: int, as_text: AsText) -> PairRMScorer | TextScorer:
+    return PairRMScorer(folder, dtype, batch_size) if is_pair_rm(folder) else TextScorer(folder, dtype, batch_size, as_text)
 
 
 def _finite(logits: list[float]) -> list[float]:

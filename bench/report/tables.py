@@ -10,18 +10,12 @@ from functools import partial
 from bench.config import FITTED, Expectation, JuryJudge
 from bench.records import task_number
 from bench.report.rows import ALPHA, Group, Pooled, Row, Verified, method_name, settings, short_name, verify
+from bench.scoring import reasons
 from bench.stats import estimates
 
 MISSING = "-"
 NUMBERS = re.compile(r"(?<![\w.])\d+(?![\w.]*\d)")  # counts, not parts of names or of decimal numbers
 COUNT = "\0"  # stands for one
-# Reasons that a reader expects: no note says them.
-BY_DESIGN = {
-    "the start model is its own reference",
-    "the completions come from a file: there is no model to ask",
-    "for unpaired data; these are pairs: see reward_accuracy",
-    "the data are unpaired: see reward_auc",
-}
 
 
 @dataclass(frozen=True)
@@ -262,7 +256,7 @@ def _missing(rows: Sequence[Row]) -> list[str]:
     alike: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for row in rows:
         for name, why in row.missing.items():
-            if why not in BY_DESIGN:
+            if why not in reasons.BY_DESIGN:
                 alike.setdefault((name, NUMBERS.sub(COUNT, why)), []).append((row.cell.key, why))
     names: dict[str, list[str]] = {}
     for (name, why), found in sorted(alike.items()):

@@ -12,7 +12,7 @@ from bench.config import FITTED
 from bench.judges.formats import alpaca_eval
 from bench.planning.cells import CellPlan
 from bench.records import Result, Verdict, preference_verdicts
-from bench.stages.score import calibration_of, lc_numbers
+from bench.scoring.numbers import calibration_of, lc_numbers
 from bench.stats.estimates import Unmeasured
 from bench.stats.length_control import Calibration, fit_difficulty, judged
 from bench.store.stage_settings import ScoreSettings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bench.judges.asked.replies import asks_for_weights, count_reasons, earlier_
 from bench.judges.asked.request import Ask, Asker, Reply, Request
 from bench.judges.gold import GoldPreference, GoldRating
 from bench.judges.jury import Jury
-from bench.judges.pair_ranker import Compare, RankedPreference, pair_template
+from bench.judges.pair_ranker import Compare, RankedPreference, pair_template, pair_text
 from bench.judges.preference import AskedPreference
 from bench.judges.rating import AskedRating
 from bench.judges.reward_model import RewardModelPreference, Rewards
@@ -145,7 +146,8 @@ def _rewards(settings: RewardJudgeSettings, run: StageRun) -> Rewards:
 def _compare(settings: PairRankerSettings, run: StageRun) -> Compare:
     from bench.engines.ranker import load_ranker
 
-    ranker = load_ranker(run.inputs["model"], settings.dtype, settings.batch_size, settings.template)
+    as_text = partial(pair_text, pair_template(settings.template))
+    ranker = load_ranker(run.inputs["model"], settings.dtype, settings.batch_size, as_text)
     return lambda pairs: ranker.logits(pairs, run.progress)
 
 

@@ -20,7 +20,7 @@ from bench.engines.lm_eval import _answers, _results, answer, by_shots, faults
 from bench.records import Result, TaskAnswer, TaskResult, read_jsonl, write_jsonl
 from bench.report.rows import Group, Row
 from bench.report.tables import _tasks_notes, tasks
-from bench.stages.score import _Numbers, _tasks
+from bench.scoring.numbers import _Numbers, _tasks
 from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import TaskSettings, needs
 from bench.store.store import tree_stamp

@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_a_classifier_prefers_what_it_was_trained_to_prefer(tmp_path: Path) -> N
     from bench.engines.ranker import TextScorer
 
     folder = make_classifier(tmp_path / "ranker")
-    scorer = TextScorer(folder, "float32", 8, TEMPLATE)
+    scorer = TextScorer(folder, "float32", 8, partial(pair_text, pair_template(TEMPLATE)))
     model: Any = scorer.scorer.model
 
     def logits(rows: list[list[int]]) -> Any:

@@ -1,0 +1,330 @@
+"""A cell's numbers, computed from verdicts, completions and log-probs; what was not measured says why.
+
+win_rate, lc_win_rate        of the preference verdicts, in [0, 1], with standard errors and 95 % intervals over prompts
+arena_win_rate, style_win_rate   of the battles of an Arena-Hard judge's games, and with style controlled (bench/stats/style_control.py)
+win_rate_LABEL               of the member LABEL of a jury, with its n_unscored_LABEL, arena_win_rate_LABEL, style_win_rate_LABEL
+n_turns_unscored             turns without a verdict of items that another turn scores (pairs of two turns)
+rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clustered by question
+expected_rating              the same from the whole distribution over ratings, where the judge lists log-probs
+tasks/TASK/METRIC            of a task of the forgetting check, in the task's own units; standard error and interval over documents
+reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref; a tie is a half (paired data)
+reward_auc                   chance that a desirable held-out completion has a larger one than an undesirable (unpaired data)
+reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows; logps_chosen, _rejected: summed log-probs (nats)
+shift_chosen, shift_rejected log π/π_ref a token of held-out completions, in nats: how far they rose or fell from the start model
+reward_best                  best of n: mean reward of the chosen completions; it and reward_* are then the reward model's, in its own units
+kl                           KL(π || π_ref) of whole completions in nats, on the policy's own samples at temperature 1
+label_accuracy               of a loop's latest labels: share that agrees with the truth, where it is known and no tie
+noise_precision, noise_recall   of SPA's noise detector, over the pairs that it looked at: share of the distrusted labels that are wrong,
+                             share of the wrong labels that are distrusted; noise_share: share of labels that are wrong, which is the
+                             precision of distrusting at random
+mean_length, mean_tokens, unfinished   of the evaluation completions: characters, tokens, share cut at max_new_tokens
+repetition                   share of a completion's word 3-grams that it has written before (rep-3 of Su et al. 2022), mean over
+                             the completions that have any
+judge_*                      the policy as a judge that writes, on held-out rankings (bench/judges/self_judge.py)
+unscored_REASON              replies of a judge that was asked without a verdict, by why (REASONS in bench/judges/asked/replies.py)
+votes_from_text, votes_weighed   votes that came without the log-probs that weigh them, of all that are weighed
+n_without_expected_rating    ratings without log-probs, where others have them
+distinct                     different word 3-grams of all completions over their number (distinct-n of Li et al. 2016); more text, less
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bench.judges.asked.replies import count_reasons, votes_from_text
+from bench.judges.formats import alpaca_eval
+from bench.planning.cells import member_label
+from bench.records import (
+    Completion,
+    Item,
+    Labelled,
+    Pair,
+    Result,
+    TaskResult,
+    Unpaired,
+    Verdict,
+    preference_verdicts,
+    read_detections,
+    read_jsonl,
+    read_logps,
+    read_rewards,
+    read_rows,
+    task_number,
+)
+from bench.scoring import reasons
+from bench.stats import estimates
+from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
+from bench.stats.style_control import StyleWinRate, arena_win_rate, has_games, style_win_rate
+from bench.store.stage_settings import ScoreSettings
+
+COMPLETIONS = ("preference_completions", "rating_completions", "plain_completions")  # whose lengths are told, the first that is there
+
+
+@dataclass
+class _Numbers:
+    metrics: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, estimate: estimates.Estimate | estimates.Unmeasured | None, why: str = reasons.NOTHING_SCORED) -> None:
+        """A value with its standard error and interval, or the reason why there is none."""
+        if estimate is None or isinstance(estimate, estimates.Unmeasured):
+            self.missing[name] = estimate.reason if estimate else why
+            return
+        self.metrics |= {name: estimate.value, f"{name}_n": estimate.n}
+        for suffix, value in (("se", estimate.standard_error), ("low", estimate.low), ("high", estimate.high)):
+            if value is not None:
+                self.metrics[f"{name}_{suffix}"] = value
+
+
+def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Calibration | None = None) -> Result:
+    """A cell's numbers from the folders of its inputs. With a calibration, by item id, length control takes it and not the input's."""
+    numbers = _Numbers()
+    preferred, rated = inputs.get("preference_verdicts"), inputs.get("rating_verdicts")
+    calibration = calibration or calibration_of(inputs)
+    _preference(settings, preferred, rated, calibration, numbers)
+    for role in sorted(inputs):
+        if (label := member_label(role)) is not None:
+            _member(settings, label, preference_verdicts(inputs[role] / "verdicts.jsonl"), numbers)
+    _rating(rated, preferred, numbers)
+    completions = next(inputs[role] for role in COMPLETIONS if role in inputs)
+    _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
+    if "rewards" in inputs:
+        chosen = read_rewards(completions)
+        numbers.add("reward_best", estimates.mean_estimate([reward for name, reward in chosen.items() if name.endswith("/0")]))
+    _heldout(settings, inputs, numbers)
+    _kl(settings, inputs, numbers)
+    _labels(inputs, numbers)
+    if "tasks" in inputs:
+        _tasks(inputs["tasks"], numbers)
+    if "self_judge" in inputs:
+        judge = Result.from_json(json.loads((inputs["self_judge"] / "judge.json").read_text(encoding="utf-8")))
+        numbers.metrics |= judge.metrics
+        numbers.missing |= judge.missing
+    return Result(numbers.metrics, dict(sorted(numbers.missing.items())), calibration.digest if calibration and preferred else None)
+
+
+def _tasks(folder: Path, numbers: _Numbers) -> None:
+    for result in read_jsonl(folder / "results.jsonl", TaskResult):
+        if result.shown:
+            estimate = None if result.value is None else estimates.estimate_of(result.value, result.standard_error, result.n)
+            numbers.add(task_number(result.task, result.metric), estimate, reasons.TASK_NOT_FINITE)
+
+
+def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:
+    """What the input `calibration`, a file of the user's, says of the judged items; None where there is none."""
+    if "calibration" not in inputs:
+        return None
+    items = list(read_jsonl(inputs["preference_items"] / "items.jsonl", Item))
+    return alpaca_eval.for_items(alpaca_eval.read_calibration(inputs["calibration"], items), items)
+
+
+def lc_numbers(settings: ScoreSettings, verdicts: Sequence[Verdict], calibration: Calibration | estimates.Unmeasured | None) -> Result:
+    """Length control alone: its metrics, or why there are none."""
+    numbers = _Numbers()
+    if isinstance(calibration, estimates.Unmeasured):
+        numbers.add("lc_win_rate", calibration)
+        return Result(numbers.metrics, numbers.missing)
+    controlled = lc_of_verdicts(verdicts, calibration, np.random.default_rng(settings.bootstrap_seed))
+    numbers.add("lc_win_rate", controlled)
+    if isinstance(controlled, LcWinRate) and controlled.n_failed_refits:
+        numbers.metrics["lc_win_rate_failed_refits"] = controlled.n_failed_refits
+    return Result(numbers.metrics, numbers.missing, calibration.digest if calibration else None)
+
+
+def _preference(
+    settings: ScoreSettings, folder: Path | None, rated: Path | None, calibration: Calibration | None, numbers: _Numbers
+) -> None:
+    if folder is None:
+        for name in ("win_rate", "lc_win_rate"):
+            numbers.missing[name] = reasons.NO_JUDGE if rated is None else reasons.ONLY_RATINGS
+        return
+    verdicts = preference_verdicts(folder / "verdicts.jsonl")
+    preferences = [v.preference for v in verdicts]
+    _rates(settings, "", verdicts, numbers)
+    controlled = lc_numbers(settings, verdicts, calibration)
+    numbers.metrics |= controlled.metrics
+    numbers.missing |= controlled.missing
+    numbers.metrics |= {"n_scored": sum(p is not None for p in preferences), "n_unscored": sum(p is None for p in preferences)}
+    scored = {v.item_id for v in verdicts if v.preference is not None}
+    turns = [v for v in read_jsonl(folder / "verdicts.jsonl", Verdict) if v.item_id in scored]
+    _asked(list(read_jsonl(folder / "verdicts.jsonl", Verdict)), numbers)
+    if len(turns) > len(scored):
+        numbers.metrics["n_turns_unscored"] = sum(v.preference is None for v in turns)
+    for part in ("gold", "content", "constraints", "conciseness", "fluency"):
+        values = [v.details[part] for v in verdicts if v.details and part in v.details]
+        if values:
+            numbers.metrics[part if part == "gold" else f"gold_{part}"] = float(np.mean(values))
+
+
+def _asked(verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
+    """Of a judge that was asked: why it has no verdict, and how many votes came without the log-probs that weigh them."""
+    for kind, n in count_reasons(verdicts).items():
+        numbers.metrics[f"unscored_{kind}"] = numbers.metrics.get(f"unscored_{kind}", 0) + n
+    if votes := votes_from_text(verdicts):
+        for name, n in (("votes_from_text", votes.n_from_text), ("votes_weighed", votes.n)):
+            numbers.metrics[name] = numbers.metrics.get(name, 0) + n
+
+
+def _member(settings: ScoreSettings, label: str, verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
+    """A jury's member by itself."""
+    _rates(settings, f"_{label}", verdicts, numbers)
+    _asked(verdicts, numbers)
+    numbers.metrics[f"n_unscored_{label}"] = sum(v.preference is None for v in verdicts)
+
+
+def _rates(settings: ScoreSettings, suffix: str, verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
+    """One judge's win rates."""
+
+    def rng() -> np.random.Generator:
+        return np.random.default_rng(settings.bootstrap_seed)
+
+    numbers.add(f"win_rate{suffix}", estimates.win_rate([v.preference for v in verdicts], rng(), settings.bootstrap_resamples))
+    if not has_games(verdicts):
+        return
+    numbers.add(f"arena_win_rate{suffix}", arena_win_rate(verdicts, rng(), settings.bootstrap_resamples))
+    found = style_win_rate(verdicts, rng())
+    numbers.add(f"style_win_rate{suffix}", found)
+    if isinstance(found, StyleWinRate):
+        numbers.metrics |= {f"style_{name}{suffix}": value for name, value in found.coefficients.items()}
+        if found.n_failed_refits:
+            numbers.metrics[f"style_win_rate{suffix}_failed_refits"] = found.n_failed_refits
+
+
+def _rating(folder: Path | None, preferred: Path | None, numbers: _Numbers) -> None:
+    if folder is None:
+        numbers.missing["rating"] = reasons.NO_JUDGE if preferred is None else reasons.ONLY_PREFERENCES
+        return
+    verdicts = list(read_jsonl(folder / "verdicts.jsonl", Verdict))
+    turns = sorted({v.turn for v in verdicts})
+    numbers.add("rating", estimates.rating_mean(_by_item(verdicts)))
+    for turn in turns:
+        numbers.add(f"rating_turn{turn + 1}", estimates.rating_mean(_by_item([v for v in verdicts if v.turn == turn])))
+    for category in sorted({v.category for v in verdicts if v.category}):
+        mean = estimates.rating_mean(_by_item([v for v in verdicts if v.category == category]))
+        if mean is not None:
+            numbers.metrics[f"rating_{category}"] = mean.value
+    expected = _by_item(verdicts, lambda verdict: (verdict.details or {}).get("expected_rating"))
+    if any(value is not None for values in expected.values() for value in values):
+        numbers.add("expected_rating", estimates.rating_mean(expected))
+        if lacking := sum(v.rating is not None and "expected_rating" not in (v.details or {}) for v in verdicts):
+            numbers.metrics["n_without_expected_rating"] = lacking
+    _asked(verdicts, numbers)
+    numbers.metrics |= {
+        "n_ratings": sum(v.rating is not None for v in verdicts),
+        "n_ratings_unscored": sum(v.rating is None for v in verdicts),
+    }
+
+
+def _by_item(
+    verdicts: Sequence[Verdict], value: Callable[[Verdict], float | None] = lambda verdict: verdict.rating
+) -> dict[str, list[float | None]]:
+    ratings: dict[str, list[float | None]] = {}
+    for verdict in verdicts:
+        ratings.setdefault(verdict.item_id, []).append(value(verdict))
+    return ratings
+
+
+def _completions(completions: Sequence[Completion], numbers: _Numbers) -> None:
+    numbers.add("mean_length", estimates.mean_estimate([len(c.completions[0]) for c in completions]))
+    if completions and all(c.n_tokens and c.finished for c in completions):
+        numbers.add("mean_tokens", estimates.mean_estimate([c.n_tokens[0] for c in completions]))
+        numbers.metrics["unfinished"] = float(np.mean([not c.finished[0] for c in completions]))
+    else:
+        numbers.missing |= dict.fromkeys(("mean_tokens", "unfinished"), reasons.FROM_FILE)
+    numbers.metrics["n_completions"] = len(completions)
+    grams = [found for c in completions if (found := _grams(c.completions[0]))]
+    numbers.add("repetition", estimates.mean_estimate([1 - len(set(found)) / len(found) for found in grams]), reasons.NO_GRAM)
+    if grams:
+        numbers.metrics["distinct"] = len(set(itertools.chain(*grams))) / sum(map(len, grams))
+    else:
+        numbers.missing["distinct"] = reasons.NO_GRAM
+
+
+def _grams(text: str) -> list[tuple[str, ...]]:
+    """Its runs of reasons.GRAM words, in lower case."""
+    words = text.lower().split()
+    return [tuple(words[i : i + reasons.GRAM]) for i in range(len(words) - reasons.GRAM + 1)]
+
+
+def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+    if "preferences" not in inputs:
+        why = numbers.missing.get("mean_tokens", reasons.OWN_REFERENCE)
+        numbers.missing |= dict.fromkeys(("reward_accuracy", "reward_auc", "logps_chosen", "logps_rejected", "kl"), why)
+        return
+    rows = read_rows(inputs["preferences"] / "heldout.jsonl")
+    reference = read_logps(inputs["reference_logps"])
+    policy = read_logps(inputs["policy_logps"]) if "policy_logps" in inputs else reference
+    sides = {"chosen": list(_side(rows, True)), "rejected": list(_side(rows, False))}
+    for side, names in sides.items():
+        numbers.add(f"logps_{side}", estimates.mean_estimate([policy[name].logps for name in names]), reasons.NO_HELDOUT_ROW)
+    if "rewards" in inputs:
+        rewards = read_rewards(inputs["rewards"])
+        scale, ratios = 1.0, {side: np.array([rewards[name] for name in names]) for side, names in sides.items()}
+    elif settings.beta is None:
+        sides_of = ("reward_chosen", "reward_rejected", "shift_chosen", "shift_rejected")
+        for name in ("reward_accuracy", "reward_auc", "reward_margin", *sides_of):
+            numbers.missing[name] = reasons.OWN_REFERENCE
+        return
+    else:
+        ratios = {side: np.array([policy[name].logps - reference[name].logps for name in names]) for side, names in sides.items()}
+        scale = settings.beta
+    for side, values in ratios.items():
+        numbers.add(f"reward_{side}", estimates.mean_estimate((scale * values).tolist()), reasons.NO_HELDOUT_ROW)
+        if "rewards" in inputs:
+            numbers.missing[f"shift_{side}"] = reasons.BEST_OF_N_MOVES_NOTHING
+            continue
+        per_token = [ratio / max(policy[name].n_tokens, 1) for ratio, name in zip(values.tolist(), sides[side], strict=True)]
+        numbers.add(f"shift_{side}", estimates.mean_estimate(per_token), reasons.NO_HELDOUT_ROW)
+    if isinstance(rows[0], Pair):
+        numbers.add("reward_margin", estimates.mean_estimate((scale * (ratios["chosen"] - ratios["rejected"])).tolist()))
+        right = (np.sign(ratios["chosen"] - ratios["rejected"]) + 1) / 2
+        numbers.add("reward_accuracy", estimates.accuracy(right.tolist()))
+        numbers.missing["reward_auc"] = reasons.DATA_ARE_PAIRS
+        return
+    for name in ("reward_margin", "reward_accuracy"):
+        numbers.missing[name] = reasons.DATA_ARE_UNPAIRED
+    if all(map(len, ratios.values())):
+        numbers.add("reward_auc", estimates.auc(ratios["chosen"], ratios["rejected"], np.random.default_rng(settings.bootstrap_seed)))
+    else:
+        numbers.missing["reward_auc"] = reasons.ONE_LABEL
+
+
+def _side(rows: Sequence[Pair] | Sequence[Unpaired], desirable: bool) -> Iterator[str]:
+    """Names of the held-out completions that are chosen or desirable, or the others."""
+    for row in rows:
+        if isinstance(row, Pair):
+            yield f"heldout/{row.id}/{'chosen' if desirable else 'rejected'}"
+        elif row.label == desirable:
+            yield f"heldout/{row.id}/completion"
+
+
+def _labels(inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+    folders = [inputs[role] for role in sorted(inputs) if role.startswith("labels_")]
+    if not folders:
+        return
+    latest = read_jsonl(folders[-1] / "labels.jsonl", Labelled)
+    numbers.add("label_accuracy", estimates.accuracy([label.correct for label in latest]), reasons.NO_TRUTH)
+    if (found := read_detections(inputs["training"], folders)) is None:
+        return
+    numbers.add("noise_precision", estimates.accuracy([wrong for distrusted, wrong in found if distrusted]), reasons.NOTHING_DISTRUSTED)
+    numbers.add("noise_recall", estimates.accuracy([distrusted for distrusted, wrong in found if wrong]), reasons.NOTHING_WRONG)
+    numbers.add("noise_share", estimates.accuracy([wrong for _, wrong in found]), reasons.NO_TRUTH)
+
+
+def _kl(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+    if (n := settings.best_of) > 1:
+        bound = f"log n - (n-1)/n = {math.log(n) - (n - 1) / n:.2f} nats"
+        numbers.missing["kl"] = f"choosing has no log-probabilities to measure; best of {n} is at most {bound} from its samples"
+        return
+    if "kl_policy_logps" not in inputs:
+        numbers.missing.setdefault("kl", reasons.OWN_REFERENCE)
+        return
+    policy, reference = read_logps(inputs["kl_policy_logps"]), read_logps(inputs["kl_reference_logps"])
+    numbers.add("kl", estimates.mean_estimate([policy[name].logps - reference[name].logps for name in policy]))
