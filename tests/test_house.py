@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -13,32 +14,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BENCH = ROOT / "bench"
 
-# Lowest first; a room may import itself and what stands before it.
-ORDER = [
-    ["machine"],
-    ["config"],
-    ["text_files", "secrets"],
-    ["records", "output_files", "terminal"],
-    ["stats", "world", "models", "store", "tracking"],
-    [
-        "readers",
-        "engines",
-        "judges",
-        "planning",
-        "scoring",
-        "cli",
-        "training",
-        "report",
-        "methods",
-        "stages",
-        "conformance",
-        "forecast",
-        "runner",
-    ],
-    ["commands"],
-    ["__main__", "_plugins"],
-]
-RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets", "submitit", "ray", "lm_eval"}
 LIGHT = ["config", "text_files", "output_files", "terminal", "secrets", "records", "machine"]
 LIGHT_ROOMS = ["stats", "store", "models", "tracking", "planning", "cli", "scoring", "report", "forecast", "commands", "runner"]
@@ -46,44 +21,13 @@ LIGHT_ROOMS += ["readers", "judges", "methods"]
 LIGHT += ["stages.score", "stages.audit", "stages.tasks", "training.devices", "training.training_record", "engines.lm_eval"]
 
 
-def _room(path: Path) -> str:
-    return path.relative_to(BENCH).parts[0].removesuffix(".py")
+def test_rooms_import_downwards_only() -> None:
+    """The contracts in pyproject.toml: layers, independence of methods, judges and stages, no torch in light rooms."""
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("bench"):
-            names = [node.module] if node.module != "bench" else [f"bench.{alias.name}" for alias in node.names]
-            found |= {name.split(".")[1] for name in names if "." in name}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("bench.")}
-    return found
-
-
-@pytest.mark.parametrize("path", sorted(BENCH.rglob("*.py")), ids=lambda path: str(path.relative_to(BENCH)))
-def test_imports_go_one_way(path: Path) -> None:
-    room = _room(path)
-    if room == "__init__":
-        return
-    above = {name for name in _imports(path) if name != room and RANK[name] > RANK[room]}
-    assert not above, f"{path.relative_to(ROOT)} stands below {', '.join(sorted(above))} and must not import it"
-
-
-def test_no_method_judge_or_stage_imports_another() -> None:
-    """Shared parts have files of their own (methods/training.py, unpaired.py); `none` aside, a method's file is whole."""
-    shared = {"iterations", "self_judging_data", "__init__"}
-    shared |= {"chat_completion", "thinking"}
-    for room in ("methods", "judges", "stages"):
-        names = {path.stem for path in (BENCH / room).glob("*.py")} - shared
-        for path in (BENCH / room).glob("*.py"):
-            text = path.read_text()
-            words = {name: rf"from bench\.{room}\.{name} import|from bench\.{room} import .*\b{name}\b" for name in names - {path.stem}}
-            sideways = {name for name, pattern in words.items() if re.search(pattern, text)}
-            assert not sideways, f"{path.relative_to(ROOT)} imports {sideways}"
-
-
-# Functions of these names that open no text, or take UTF-8 alone.
 NO_TEXT = {"os.open", "gzip.open", "tarfile.open", "read_text", "text_files.read_text", "_Door(command, list(command.problems)).open"}
 
 
