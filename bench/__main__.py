@@ -3,6 +3,7 @@ failed, 4 over budget, 130 interrupted; 1 only for a bug of ours."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -15,7 +16,8 @@ from bench import secrets
 if TYPE_CHECKING:
     from bench.door import Opened
 
-BAD_CONFIG, INTERRUPTED = 2, 130
+BAD_CONFIG, SOME_FAILED, INTERRUPTED = 2, 3, 130
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
 PLUGINS = str(Path(__file__).parent / "_plugins")
 # Hydra answers these by itself: help, shell completion, the composed config.
 HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -25,6 +27,7 @@ def main() -> NoReturn:
     sys.path.append(PLUGINS)  # Hydra finds our sweeper there
     secrets.guard_streams()
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, as some parents leave it, every child seems to end well
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal whose encoding lacks a character is no reason to end
@@ -38,6 +41,13 @@ def main() -> NoReturn:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has left: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        from bench.terminal import say
+
+        say(f"{error.filename or 'a file'}: {error.strerror}; nothing that was finished is lost, the same command goes on", error=True)
+        sys.exit(SOME_FAILED)
     sys.exit(0)
 
 
@@ -47,6 +57,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 def _run(words: list[str]) -> None:
     from bench.door import BadConfig, open_door
+    from bench.terminal import say
 
     try:
         opened = open_door(words)
@@ -56,7 +67,7 @@ def _run(words: list[str]) -> None:
         _hydra(opened)
     except BadConfig as error:
         for problem in error.problems:
-            print(secrets.shown(problem), file=sys.stderr)
+            say(problem, error=True)
         sys.exit(BAD_CONFIG)
 
 

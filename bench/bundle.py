@@ -10,6 +10,7 @@ stage has written them. A file that holds the value of a key from the environmen
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import importlib.metadata
@@ -28,13 +29,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bench import report, secrets
-from bench.config import Bundle, Cell, Expectation, user_path
+from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name, user_path
 from bench.door import BadConfig, Opened
 from bench.keep import WEIGHTS, size_words
 from bench.plan import CellPlan, Sources
 from bench.report import PASSPORTS
 from bench.store import Source, Store, write_manifest
 from bench.sweep import sweep_path
+from bench.text_files import BadFile, describe, read_csv, read_object, text
 from bench.worker import environment
 
 NAME = "bundle.json"
@@ -67,25 +69,54 @@ def opened_from(opened: Opened) -> Opened:
 
 
 def read(results: Path, opened: Opened) -> Opened:
-    """Raises BadConfig for a bundle of another version of bench."""
+    """Raises BadConfig for a bundle of another version of bench, or one that is not as bench writes them."""
     try:
-        told = json.loads((results / NAME).read_text(encoding="utf-8"))
+        told = read_object(results / NAME)
         if told["format"] != FORMAT:
             raise ValueError(f"format {told['format']}, and this bench reads {FORMAT}")
+        sweep, replaced, axes = told["sweep"], told["replaced"], told["axes"]
+        if not (sweep is None or is_name(sweep)):
+            raise ValueError(f"sweep must be {NAME_WORDS}, got {describe(sweep)}")
+        if not isinstance(replaced, bool):
+            raise ValueError(f"replaced must be true or false, got {describe(replaced)}")
+        if not isinstance(axes, list):
+            raise ValueError(f"axes must be a list of texts, got {describe(axes)}")
+        title, command = (secrets.shown(text(told[name], name).replace("\n", " ")) for name in ("title", "command"))
         cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in told["cells"]]
         sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in told["cells"]]
         expectations = tuple(Expectation.model_validate(item) for item in told["expectations"])
-        own = {name: told[name] for name in ("sweep", "replaced")} | {name: secrets.shown(told[name]) for name in ("title", "command")}
+        varied = tuple(text(axis, "each of axes") for axis in axes)
     except (ValueError, KeyError, TypeError) as error:
-        raise BadConfig([f"{results / NAME} cannot be read by this version of bench: {' '.join(str(error).split())[:300]}"]) from error
-    return replace(opened, **own, cells=cells, sources=sources, expectations=expectations, axes=tuple(told["axes"]))
+        said = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / NAME}: ")
+        raise BadConfig([f"{results / NAME} cannot be read by this version of bench: {' '.join(said.split())[:300]}"]) from error
+    own = replace(opened, sweep=sweep, replaced=replaced, title=title, command=command, axes=varied)
+    return replace(own, cells=cells, sources=sources, expectations=expectations)
 
 
 def _placed(value: Any, results: Path) -> Any:
-    """Sources as they were written, with paths in this folder."""
-    if isinstance(value, dict):
-        return {key: str(results / item) if key == "path" else _placed(item, results) for key, item in value.items()}
-    return value
+    """Sources as they were written, with paths in this folder. Raises ValueError for one that leads out of it."""
+    if not isinstance(value, dict):
+        return value
+    placed = {}
+    for key, item in value.items():
+        if key == "path":
+            if PurePosixPath(text(item, "path")).is_absolute() or ".." in PurePosixPath(item).parts:
+                raise ValueError(f"the path of a source must lie in the bundle, got {describe(item)}")
+            item = str(results / item)
+        placed[key] = _placed(item, results)
+    return placed
+
+
+def made_cells(sweep: report.Sweep, results: Path) -> set[str]:
+    """Keys of cells that had their numbers: a run has left them in the cell's folder, or a table or the bundle says so."""
+    made = {cell.key for cell in sweep.cells if (results / "cells" / cell.name / "result.json").is_file()}
+    with contextlib.suppress(BadFile):
+        rows = read_csv(results / "sweeps" / sweep.name / "table.csv", ("key", "status"))
+        made |= {row["key"] for _, row in rows if row["status"] == "done"}
+    with contextlib.suppress(BadFile):
+        done = read_object(results / NAME).get("done", [])
+        made |= {key for key in done if isinstance(key, str)} if isinstance(done, list) else set()
+    return made
 
 
 # Without folders of this machine --------------------------------------------------------------------------------------
@@ -120,7 +151,7 @@ def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sw
         root = Path(aside) / f"bundle-{sweep.name}"
         left_out = _stages(sweep.cells, store, root)
         copied = _copy_sources(sweep.cells, root)
-        _write_json(root / NAME, _told(opened, copied))
+        _write_json(root / NAME, _told(opened, copied, sweep.cells, store))
         _write_json(root / "environment.json", environment() | {"distributions": _distributions()})
         if opened.sweep and (path := sweep_path(opened.sweep, ())).is_file():
             shutil.copyfile(path, root / "sweep.yaml")
@@ -186,7 +217,7 @@ def _copy_sources(cells: Sequence[CellPlan], root: Path) -> dict[str, str]:
     return copied
 
 
-def _told(opened: Opened, copied: Mapping[str, str]) -> dict[str, Any]:
+def _told(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store) -> dict[str, Any]:
     def placed(value: Any) -> Any:
         if isinstance(value, dict) and value.keys() >= {"path", "digest"}:
             return {"path": copied.get(value["digest"], Path(value["path"]).name), "digest": value["digest"]}
@@ -205,6 +236,7 @@ def _told(opened: Opened, copied: Mapping[str, str]) -> dict[str, Any]:
         "axes": list(opened.axes),
         "expectations": [item.model_dump(mode="json") for item in opened.expectations],
         "cells": cells,
+        "done": sorted(cell.key for cell in planned if store.status(cell.score).state == "done"),
     }
 
 

@@ -7,9 +7,11 @@ model or dataset that has no public name is described by the settings alone.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ from bench.bundle import nameless, nameless_command
 from bench.config import Export, user_path
 from bench.door import BadConfig
 from bench.records import Result
-from bench.store import Manifest, Store
+from bench.store import Manifest, Store, Unsound
+from bench.text_files import BadFile, read_object, read_yaml
 from bench.tokens import model_folder
 
 NOT_NUMBERS = ("_low", "_high", "_se")  # ends of names that belong to another number
@@ -47,32 +50,50 @@ class Exported:
 
 
 def export(do: Export, results: Path, store: Store) -> list[str]:
-    """Write the folder; returns lines on what it is. Raises BadConfig where there is nothing to export."""
+    """Write the folder; returns lines on what it is. Raises BadConfig where there is nothing to export, Unsound where it is not whole."""
     folder, out = why.find_cell(str(do.cell), results), user_path(str(do.out))
-    written = json.loads((folder / "stages.json").read_text(encoding="utf-8"))
-    if written["failed"] or not (folder / "result.json").exists():
-        raise BadConfig([f"{folder.name} has no numbers for its card: {written['failed'] or 'not run yet'}"])
-    manifest = _of_policy(folder.name, written["stages"], store)
+    written = why.read_cell(folder)
+    if written.failed or not (folder / "result.json").exists():
+        raise Unsound(f"{folder.name} has no numbers for its card: {written.failed or 'not run yet'}")
+    manifest = _of_policy(folder.name, written.stages, store)
     place = store.root / manifest.kind / manifest.key
-    command = _command(written["key"], results)
+    command = _command(written.key, results)
     if manifest.evicted:
         again = f"python -m bench {command} keep=weights" if command else "the same command with keep=weights"
         raise BadConfig([f"{folder.name}: its weights were evicted (keep=); to train it again remove {place} and run {again}"])
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    result = Result.from_json(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    try:
+        config = read_yaml(folder / "config.yaml")
+        score = store.root / "score" / [key for key, facts in written.stages.items() if facts["kind"] == "score"][-1]
+        store.intact(score)
+        result = Result.from_json(read_object(score / "result.json"))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise Unsound(f"DAMAGED  {folder}: {' '.join(str(error).split())}: do=report of its sweep writes it again") from error
     lineage = list(why.lines(why.lineage(folder, store)))
-    found = Exported(folder.name, written["key"], config, result, manifest, lineage, command)
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(model_folder(place), part)
-    if (path := part / "adapter_config.json").exists() and (hub := _hub_base(config)):
+    found = Exported(folder.name, written.key, config, result, manifest, lineage, command)
+    try:
+        _write(found, model_folder(place), out)
+    except OSError as error:
+        raise Unsound(f"not written: {error.filename or out}: {error.strerror or error}") from error
+    return [f"{folder.name}: {', '.join(sorted(path.name for path in out.iterdir()))}", f"model    {out}", f"card     {out / 'README.md'}"]
+
+
+def _write(found: Exported, model: Path, out: Path) -> None:
+    part = out.with_name(f"{out.name}.part-{os.getpid()}")
+    try:
+        _write_aside(found, model, part)
+        if out.exists():
+            out.rmdir()  # the door saw that it is empty
+        part.replace(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_aside(found: Exported, model: Path, part: Path) -> None:
+    shutil.copytree(model, part)
+    if (path := part / "adapter_config.json").exists() and (hub := _hub_base(found.config)):
         named = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": hub}
         path.write_text(json.dumps(named, indent=1, sort_keys=True), "utf-8")
     (part / "README.md").write_text(card(found, adapter=(part / "adapter_config.json").exists()), encoding="utf-8")
-    if out.exists():
-        out.rmdir()  # the door saw that it is empty
-    part.replace(out)
-    return [f"{folder.name}: {', '.join(sorted(path.name for path in out.iterdir()))}", f"model    {out}", f"card     {out / 'README.md'}"]
 
 
 def _of_policy(cell: str, stages: Mapping[str, Mapping[str, str]], store: Store) -> Manifest:
@@ -81,18 +102,22 @@ def _of_policy(cell: str, stages: Mapping[str, Mapping[str, str]], store: Store)
         for key, facts in stages.items():
             if facts["kind"] != "generate":
                 continue
-            source = store.intact(store.root / "generate" / key).inputs.get(role, {}).get("key", "")
-            if source in stages:
-                return store.intact(store.root / stages[source]["kind"] / source)
+            try:
+                source = store.intact(store.root / "generate" / key).inputs.get(role, {}).get("key", "")
+                if source in stages:
+                    return store.intact(store.root / stages[source]["kind"] / source)
+            except ValueError as error:
+                raise Unsound(f"DAMAGED  {error}: the same command makes it again") from error
     raise BadConfig([f"{cell}: nothing was trained for it, so there is no model of its own to export"])
 
 
 def _command(key: str, results: Path) -> str | None:
     """What to type to get the first sweep that holds the cell."""
     for path in sorted((results / "sweeps").glob("*/plan.json")):
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        if "command" in plan and any(cell["key"] == key for cell in plan["cells"]):
-            return str(plan["command"])
+        with contextlib.suppress(BadFile, KeyError, TypeError):  # one that is damaged names no command
+            plan = read_object(path)
+            if "command" in plan and any(cell["key"] == key for cell in plan["cells"]):
+                return str(plan["command"])
     return None
 
 

@@ -46,6 +46,7 @@ VERSIONS = {
     "data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 3, "generate": 1, "judge": 2, "score": 3, "audit": 2, "tasks": 1,
 }  # fmt: skip
 
+SELF_JUDGE_READING = 2  # raise it when bench/self_judge.py comes to read a reply in another way
 TOKENIZER = "tokenizer"  # the role of a model's folder whose tokenizer and chat template say which rows a data stage keeps
 
 Dtype = Literal["float32", "bfloat16"]
@@ -204,6 +205,7 @@ class KeptEvaluationData(Settings):
     prompt: JudgePrompt
     n: Count
     seed: int
+    reading: Annotated[int, LaterField()] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
 
 
 class PromptRequestData(Settings):
@@ -370,6 +372,7 @@ class SelfLabels(Settings):
     labeller: Literal["self"] = "self"
     prompt: JudgePrompt
     truth: GoldWeights | None  # that labels are held against, for the counts
+    reading: Annotated[int, LaterField()] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
 
 
 class LogpsSettings(Settings):
@@ -520,6 +523,7 @@ class SelfJudgeSettings(Settings):
 
     prompt: JudgePrompt
     truth: GoldWeights | None
+    reading: Annotated[int, LaterField()] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
 
 
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {

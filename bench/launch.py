@@ -44,12 +44,15 @@ FOREIGN = ("ACCELERATE_", "FSDP_", "DEEPSPEED_", "MEGATRON_", "PARALLELISM_CONFI
 DEATH_S = 5.0  # the longest that a worker may take to go once it has closed its pipe
 
 
+Outcome = Literal["done", "failed", "over_budget", "lost", "late"]
+
+
 @dataclass(frozen=True)
 class Report:
     """What became of a stage: `lost` when its worker died, so that trying again makes sense."""
 
     key: str
-    outcome: Literal["done", "failed", "over_budget", "lost", "late"]
+    outcome: Outcome
     error: str = ""
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 from bench import passport_page
 from bench.config import GoldJudge, LanguageJudge
+from bench.output_files import OutputFiles
 from bench.passport_page import Line, Number, Section
 from bench.plan import CellPlan, judge_key
 from bench.records import Item, Verdict, read_jsonl
 from bench.store import Stage, Store
+from bench.terminal import say
 
 SMALL_SHARE = 0.02  # a bias that moves fewer verdicts is passed over, however sure it is
 SMALL_SLOPE = 0.1  # log-odds, or rating points, per 100 characters
@@ -278,24 +280,25 @@ def facts_words(facts: Mapping[str, Any]) -> list[str]:
     return [f"{name.replace('_', ' ')} {', '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in said.items()]
 
 
-def write_passport(passport: Passport, folder: Path) -> Path:
-    """`<folder>/<judge>-<key>/passport.md`, `.html`, `.json` and its figures; returns that folder."""
-    home = folder / passport.name
-    home.mkdir(parents=True, exist_ok=True)
+def write_passport(passport: Passport, root: Path, folder: Path) -> tuple[Path, list[str]]:
+    """`<folder>/<judge>-<key>/passport.md`, `.html`, `.json` and its figures, through no link below `root`; returns that folder and a
+    line on each file that could not be written."""
+    home, out = folder / passport.name, OutputFiles(root)
     head = {"key": passport.key, "name": passport.name, "command": passport.command, "judge": passport.facts, "faults": passport.faults}
-    numbers = json.dumps({**head, **passport.numbers}, indent=1, ensure_ascii=False, allow_nan=False)
-    (home / "passport.json").write_text(numbers + "\n", encoding="utf-8")
+    out.write(home / "passport.json", json.dumps({**head, **passport.numbers}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     figures = passport_page.figures(passport.numbers)
     for name, svg in figures.items():
-        (home / f"{name}.svg").write_text(svg, encoding="utf-8")
+        out.write(home / f"{name}.svg", svg)
     page = passport_page.Page(passport.name, passport.command, passport.faults, facts_words(passport.facts), sections(passport), figures)
-    (home / "passport.md").write_text(passport_page.markdown(page), encoding="utf-8")
-    (home / "passport.html").write_text(passport_page.html(page), encoding="utf-8")
-    return home
+    out.write(home / "passport.md", passport_page.markdown(page))
+    out.write(home / "passport.html", passport_page.html(page))
+    return home, out.lines()
 
 
-def show(passport: Passport, folder: Path) -> None:
-    home = write_passport(passport, folder)
+def show(passport: Passport, root: Path, folder: Path) -> bool:
+    """Print a passport and write it. Whether all of it was written."""
+    home, unwritten = write_passport(passport, root, folder)
     notes = [f"FAULT {fault}" for fault in passport.faults] or ["no fault found"]
     passport_page.show(f"Judge passport: {passport.name}", sections(passport), [*notes, "; ".join(facts_words(passport.facts))])
-    print(f"passport {home}/passport.html .md .json")
+    say("\n".join([*unwritten, f"passport {home}/passport.html .md .json"]))
+    return not unwritten

@@ -43,6 +43,7 @@ from bench.config import (
     WorldModel,
     Writer,
     Written,
+    as_name,
 )
 from bench.kinds import (
     TOKENIZER,
@@ -87,7 +88,6 @@ from bench.kinds import (
 )
 from bench.readers import version
 from bench.store import Source, Stage, Status, Store, canonical_json, hash_key
-from bench.sweep import as_name
 
 Manner = Literal["preference", "rating"]  # what a verdict is
 

@@ -23,14 +23,17 @@ from bench.door import BadConfig
 from bench.judges import alpaca_eval, mt_bench
 from bench.kinds import ScoreSettings
 from bench.length_control import Calibration, LcWinRate, lc_of_verdicts
+from bench.output_files import why, write_where_asked
 from bench.plan import CellPlan
 from bench.records import Item, Result, Verdict, read_jsonl
 from bench.report.calibration import fitted, fitted_on, recalibrated
 from bench.stages.score import score
 from bench.stats import Estimate, Unmeasured, rating_mean
-from bench.store import Stage, Store
+from bench.store import Stage, Store, Unsound
+from bench.terminal import say
 
 BOOTSTRAP_SEED = 0
+EXPORT_AGAIN = "do=report +sweep=... of its sweep makes it again"
 Line = dict[str, Any]
 T = TypeVar("T")
 
@@ -72,15 +75,25 @@ def _reference_and_calibration(do: Rescore) -> tuple[alpaca_eval.Outputs | None,
     return reference, path, _read(alpaca_eval.read_calibration, path, items, None if items is None else len(items))
 
 
-def show(found: Rescores, do: Rescore) -> None:
-    """Print the table, and write the rows where `out` says."""
+def show(found: Rescores, do: Rescore) -> bool:
+    """Print the table, and write the rows where `out` says. Whether they are there."""
     cells = [[value(row) for value in found.columns.values()] for row in found.rows]
     refused = [f"REFUSED {row['model']}: {row['reason']}" for row in found.rows if row["refused"]]
     report.print_table(f"{do.judgements}", report.Table(list(found.columns), cells, found.notes + refused))
+    names = list(dict.fromkeys(name for row in found.rows for name in row))
+    return _write_rows(do, [{name: row.get(name) for name in names if name != "refused"} for row in found.rows])
+
+
+def _write_rows(do: Rescore, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the rows lie where `out` says, where it says anything."""
     if do.out:
-        names = list(dict.fromkeys(name for row in found.rows for name in row))
-        report.write_csv(user_path(do.out), [{name: row.get(name) for name in names if name != "refused"} for row in found.rows])
-        print(f"rows     {do.out}")
+        try:
+            write_where_asked(user_path(do.out), report.csv_text(rows))
+        except OSError as error:
+            say(f"not written: {do.out}: {why(error)}")
+            return False
+        say(f"rows     {do.out}")
+    return True
 
 
 def _refusal(n_unscored: int, n: int, most: float) -> str | None:
@@ -124,22 +137,33 @@ class _Annotated:
 
 def _alpaca_eval(folder: Path, do: Rescore) -> Rescores:
     reference, path, calibration = _reference_and_calibration(do)
-    models = _read(_read_models, folder, reference)
-    rows = []
+    models, changed = _read(_read_models, folder, reference)
+    rows = [_refused_row(path, faults) for path, faults in changed.items()]
     for model in models:
         own = _fitted_without(model, models) if do.calibration == FITTED else calibration
         rows.append(_alpaca_eval_row(model, reference, path, own, do.max_unscored))
     return Rescores(rows, ALPACA_EVAL_COLUMNS, _alpaca_eval_notes(rows, do))
 
 
-def _read_models(folder: Path, reference: alpaca_eval.Outputs | None) -> list[_Annotated]:
-    models = []
+def _read_models(folder: Path, reference: alpaca_eval.Outputs | None) -> tuple[list[_Annotated], dict[Path, str]]:
+    """Models as annotated, and why files that bench itself has exported are not read: they were changed, or the store has others now."""
+    models, changed = [], {}
+    store = Store(folder.parent / "store")
     for path in alpaca_eval.find_annotations(folder):
+        if faults := report.export_faults(path.parent.parent, store):
+            changed[path] = f"{faults[0]}: {EXPORT_AGAIN}"
+            continue
         outputs = alpaca_eval.read_outputs(found) if (found := alpaca_eval.find_outputs(path)) else None
         models.append(_Annotated(path.parent.parent.name, alpaca_eval.read_annotations(path, outputs, reference), outputs))
-    if not models:
+    if not models and not changed:
         raise ValueError(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, as AlpacaEval lays them out")
-    return models
+    return models, changed
+
+
+def _refused_row(path: Path, why: str) -> Line:
+    names = ["lc_win_rate", "lc_win_rate_se", "lc_win_rate_low", "lc_win_rate_high", *OFFICIAL, *AFTER_OFFICIAL]
+    line = {"model": path.parent.parent.name, "annotator": path.parent.name, **dict.fromkeys(names)}
+    return line | {"reason": why, "refused": True}
 
 
 def _fitted_without(model: _Annotated, models: Sequence[_Annotated]) -> Calibration | Unmeasured:
@@ -205,6 +229,7 @@ OFFICIAL = (
     "length_controlled_winrate",
     "lc_standard_error",
 )
+AFTER_OFFICIAL = ("avg_length", "n_unscored", "n_repeated", "calibration")
 ALPACA_EVAL_COLUMNS: dict[str, Callable[[Line], str]] = {
     "model": lambda row: row["model"],
     "LC win rate %": lambda row: _bracketed(row, "lc_win_rate", 2),
@@ -241,6 +266,8 @@ def _alpaca_eval_notes(rows: Sequence[Line], do: Rescore) -> list[str]:
 
 
 def _fastchat(path: Path, do: Rescore) -> Rescores:
+    if faults := report.export_faults(path.parent, Store(path.parent.parent.parent / "store")):
+        raise Unsound(f"{faults[0]}: {EXPORT_AGAIN}")
     rows = _read(mt_bench.read_judgements, path)
     singles = [row for row in rows if isinstance(row, mt_bench.Rated)]
     pairs = [row for row in rows if isinstance(row, mt_bench.Compared)]
@@ -345,8 +372,9 @@ def _fastchat_notes(lines: Sequence[Line]) -> list[str]:
 # A sweep's own verdicts -----------------------------------------------------------------------------------------------
 
 
-def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> None:
-    """Print the sweep's table with every score computed anew, and say which stored numbers moved; rows to `out` if set."""
+def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> bool:
+    """Print the sweep's table with every score computed anew, and say which stored numbers moved; rows to `out` if set. Whether they are
+    there."""
     calibrations = _of_cells(do, sweep.cells, store)
     rescored: dict[str, report.Rescored] = {}
     said: list[str] = []
@@ -363,13 +391,10 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> None:
     rows = report.collect(sweep, store, {}, rescored)
     report.print_comparison(sweep, rows)
     for line in said:
-        print(line)
+        say(line)
     how = "" if do.calibration is None else f", length control by calibration={do.calibration}"
-    print(f"{len(rescored)} of {len(rows)} cells scored anew from the store{how}; the store is as it was")
-    if do.out:
-        flat = [line | {"calibration": row.calibration} for line, row in zip(report.flat_rows(rows), rows, strict=True)]
-        report.write_csv(user_path(do.out), flat)
-        print(f"rows     {do.out}")
+    say(f"{len(rescored)} of {len(rows)} cells scored anew from the store{how}; the store is as it was")
+    return _write_rows(do, [line | {"calibration": row.calibration} for line, row in zip(report.flat_rows(rows), rows, strict=True)])
 
 
 def _done(stage: object, store: Store) -> bool:

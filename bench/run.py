@@ -6,7 +6,6 @@ import contextlib
 import csv
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 import filelock
 import yaml
 
-from bench import bundle, clusters, export, keep, methods, passport, report, rescore, secrets, size_table, why
+from bench import bundle, clusters, export, keep, methods, passport, report, rescore, secrets, size_table, verify, why
 from bench.audit_files import audit_sources
 from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why, user_path
 from bench.costs import judge_costs, with_costs
@@ -28,9 +27,12 @@ from bench.judges.lm_eval import faults
 from bench.judges.server import Servers
 from bench.kinds import LanguageJudgeSettings, TaskSettings, needs
 from bench.launch import Launcher, Report, chain_lengths, pool_size
+from bench.output_files import OutputFiles
+from bench.output_files import why as why_not
 from bench.plan import CellPlan, Plan, Sources, judge_key, judge_manners, labels_samples, make_plan, plan_audit, plan_cell, start_cell
-from bench.screen import Screen, make_screen, print_costs, print_plan, print_sizes, print_status
-from bench.store import Source, Stage, Store, hash_key
+from bench.screen import Screen, make_screen, print_costs, print_plan, print_sizes, print_status, wrong_cells
+from bench.store import Source, Stage, Store, Unsound, hash_key
+from bench.terminal import say
 from bench.tracking import Tracker, open_tracker
 from bench.worker import HEAVY_IMPORTS, describe
 
@@ -40,6 +42,14 @@ POLL_S = 0.25
 
 def main(opened: Opened) -> int:
     """Carry out a command that passed the door; returns the exit code."""
+    try:
+        return _carry_out(opened)
+    except Unsound as error:
+        say(str(error))
+        return SOME_FAILED
+
+
+def _carry_out(opened: Opened) -> int:
     session = opened.session
     if session.do.name == "conformance":
         from bench.conformance.table import print_table  # loads torch, as no other verb does here
@@ -52,8 +62,10 @@ def main(opened: Opened) -> int:
         why.explain(session.do, session.results_dir, store)
         return OK
     if isinstance(session.do, Export):
-        print("\n".join(export.export(session.do, session.results_dir, store)))
+        say("\n".join(export.export(session.do, session.results_dir, store)))
         return OK
+    if session.do.name == "verify":
+        return OK if verify.show(session.results_dir, store) else SOME_FAILED
     if session.do.name in ("report", "status", "rescore"):
         opened = bundle.opened_from(opened)
     if session.do.name in ("run", "report", "audit") and not getattr(session.do, "plan", False):
@@ -63,13 +75,13 @@ def main(opened: Opened) -> int:
     sweep = _sweep(opened)
     cells = sweep.cells
     if isinstance(session.do, Bundle):
-        print("\n".join(bundle.write(session.do, opened, sweep, store, _sweep)))
-        return SOME_FAILED if _say_damaged(cells, store) else OK
+        say("\n".join(bundle.write(session.do, opened, sweep, store, _sweep)))
+        return SOME_FAILED if _say_wrong(sweep, store, session.results_dir) else OK
     plan = make_plan(cells, store)
     workers = pool_size(session.launcher, session.accelerate.gpus)
     if isinstance(session.do, Rescore):
-        rescore.rescore_sweep(session.do, sweep, store)
-        return SOME_FAILED if _say_damaged(cells, store) else OK
+        written = rescore.rescore_sweep(session.do, sweep, store)
+        return SOME_FAILED if _say_wrong(sweep, store, session.results_dir) or not written else OK
     match session.do.name:
         case "plan":
             costs = judge_costs(plan.to_do, store)
@@ -81,7 +93,8 @@ def main(opened: Opened) -> int:
                 raise BadConfig(data.refusals)
             return OK
         case "status":
-            return SOME_FAILED if print_status(sweep, store) else OK
+            made = bundle.made_cells(sweep, session.results_dir)
+            return SOME_FAILED if print_status(sweep, store, made) or _say_damaged(sweep, store) else OK
         case "report":
             return _report_again(sweep, store, session.results_dir)
     check_keys(plan.to_do)
@@ -96,22 +109,60 @@ def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
     would be emptied, as in a clone that has no store."""
     rows = report.collect(sweep, store, {})
     table = results / "sweeps" / sweep.name / "table.csv"
-    before = table.read_bytes() if table.is_file() else b""
-    if not any(row.done for row in rows) and any(row["status"] == "done" for row in csv.DictReader(before.decode().splitlines())):
+    before = _content(table)
+    if not any(row.done for row in rows) and any(row["status"] == "done" for row in _csv_rows(before)):
         raise BadConfig([f"no cell of {sweep.name} was run in {results}: {table.parent} stays as it is"])
+    wrong = _wrong(sweep, store, results)  # first: it may be told from the table as it was
+    exported = [line for row in rows if row.done and _has_folder(row.cell, results) for line in write_cell(row.cell, store, results, None)]
     paths = report.write_files(sweep, rows, results)
-    notes = [f"CHANGED  {table} was another table before"] if before not in (b"", table.read_bytes()) else []
-    report.print_report(sweep, paths, notes, f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
-    damaged = _say_damaged(sweep.cells, store)
-    return SOME_FAILED if damaged or any(row.failed for row in rows) else OK
+    notes = [f"CHANGED  {table} was another table before"] if before not in (b"", _content(table)) else []
+    report.print_report(sweep, paths, [*notes, *exported], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
+    for line in wrong:
+        say(line)
+    return SOME_FAILED if wrong or exported or paths.unwritten or any(row.failed for row in rows) else OK
 
 
-def _say_damaged(cells: Sequence[CellPlan], store: Store) -> bool:
-    """Say which finished stages are not as they were written, also where no number of a table hangs on them any more."""
-    found = [store.status(stage) for stage in all_stages(cells)]
-    damaged = [status.why for status in found if status.state == "damaged"]
-    for said in damaged:
-        print(f"DAMAGED  {said}")
+def _content(path: Path) -> bytes:
+    """Empty where there is no file that can be read."""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError:
+        return b""
+
+
+def _csv_rows(content: bytes) -> list[dict[str, str]]:
+    rows = csv.DictReader(content.decode(errors="replace").splitlines())
+    return [row for row in rows if row.get("status")]
+
+
+def _has_folder(cell: CellPlan, results: Path) -> bool:
+    """Whether a run has left the cell's folder here: a bundle has none."""
+    return (results / "cells" / cell.name / "stages.json").is_file()
+
+
+def _say_wrong(sweep: report.Sweep, store: Store, results: Path) -> bool:
+    """Say what is wrong with the cells' stages. Whether anything is."""
+    wrong = _wrong(sweep, store, results)
+    for line in wrong:
+        say(line)
+    return bool(wrong)
+
+
+def _wrong(sweep: report.Sweep, store: Store, results: Path) -> list[str]:
+    """Cells that have failed, or whose stages are lost, stale, damaged or gone; and finished stages that are not as they were written,
+    also where no number of a table hangs on them any more."""
+    return list(dict.fromkeys([*wrong_cells(sweep, store, bundle.made_cells(sweep, results)), *_damaged(sweep, store)]))
+
+
+def _damaged(sweep: report.Sweep, store: Store) -> list[str]:
+    found = [store.status(stage) for stage in all_stages(sweep.cells)]
+    return [f"DAMAGED  {status.why}" for status in found if status.state == "damaged"]
+
+
+def _say_damaged(sweep: report.Sweep, store: Store) -> bool:
+    damaged = _damaged(sweep, store)
+    for line in damaged:
+        say(line)
     return bool(damaged)
 
 
@@ -124,8 +175,8 @@ def _sweep(opened: Opened) -> report.Sweep:
 
 def _rescore_files(do: Rescore) -> int:
     found = rescore.rescore_files(do)
-    rescore.show(found, do)
-    return SOME_FAILED if found.refused else OK
+    written = rescore.show(found, do)
+    return SOME_FAILED if found.refused or not written else OK
 
 
 def _audit(do: Audit, opened: Opened, store: Store) -> int:
@@ -153,13 +204,16 @@ def _audit(do: Audit, opened: Opened, store: Store) -> int:
         over_budget = _run_stages(opened.session, sweep, plan, store, screen, forecast, failures)
     chosen = [f"{name}={value}" for name, value in do.model_dump(exclude={"name", "plan", "out"}).items() if value is not None]
     command = " ".join(filter(None, ["python -m bench do=audit", opened.command, *chosen]))
+    whole = True
     for audit in cells:
         if reason := _failure_of(audit, failures):
-            print(f"FAILED   {audit.name}: {reason}")
+            say(f"FAILED   {audit.name}: {reason}")
         else:
             folder = user_path(do.out) if do.out else opened.session.results_dir / report.PASSPORTS
-            passport.show(passport.read_passport(audit, store, command), folder)
-    return OVER_BUDGET if over_budget else SOME_FAILED if failures else OK
+            root = folder if do.out else opened.session.results_dir
+            whole &= passport.show(passport.read_passport(audit, store, command), root, folder)
+    store.tidy()
+    return OVER_BUDGET if over_budget else SOME_FAILED if failures or not whole else OK
 
 
 def _make(results: Path, *, store: bool) -> None:
@@ -167,10 +221,20 @@ def _make(results: Path, *, store: bool) -> None:
     try:
         results.mkdir(parents=True, exist_ok=True)
         if store:
+            _refuse_links(results)
             (results / "store").mkdir(exist_ok=True)  # /proc is a folder, and nothing can be made in it
     except OSError as error:
         why = f"results={results} cannot be a folder to write to ({error.strerror}): set results=DIR or BENCH_RESULTS"
         raise BadConfig([why]) from error
+
+
+def _refuse_links(results: Path) -> None:
+    """Raises BadConfig where what a run writes to is no folder of the results."""
+    for place in (results / name for name in ("store", "wandb", "jobs")):
+        if place.is_symlink():
+            raise BadConfig([f"{place} is a link, and nothing is written through one: move it away, or set results= to where it leads"])
+        if place.exists() and not place.is_dir():
+            raise BadConfig([f"{place} is a file, and should be a folder: move it away, or set results=DIR"])
 
 
 def with_start_cells(cells: Sequence[CellPlan], sources: Sequence[Sources]) -> list[CellPlan]:
@@ -197,6 +261,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     screen = make_screen(sweep, plan, forecast, pool_size(session.launcher, session.accelerate.gpus))
     failures: dict[Stage, str] = {}
     written: set[str] = set()
+    unwritten: list[str] = []
     gone = keep.Evicted()
     trained = {stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage] for stage in plan.to_do if stage.kind == "train"}
 
@@ -206,10 +271,9 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
             reason = _failure_of(cell, failures)
             if cell.key not in written and (reason or store.status(cell.score).state == "done"):
                 written.add(cell.key)
-                try:
-                    write_cell(cell, store, results, reason)
-                except OSError as error:  # its numbers are in the store, where the tables find them
-                    screen.say(f"the folder of cell {cell.name} could not be written: {error}")
+                for line in write_cell(cell, store, results, reason):  # its numbers are in the store, where the tables find them
+                    unwritten.append(line)
+                    screen.say(line)
                 track_cell(tracker, sweep, cell, store, reason)
                 screen.cell_ended(cell, reason)
         let_go = keep.evict(session.keep, sweep.cells, store)
@@ -232,7 +296,9 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         tracker.sweep(sweep=sweep.name, rows=report.flat_rows(rows), files=paths.for_tracker)
         tracker.close()
     report.print_report(sweep, paths, tracker.notes, "; ".join(filter(None, [screen.summary(), gone.words()])))
-    return OVER_BUDGET if over_budget else SOME_FAILED if any(row.failed for row in rows) else OK
+    store.tidy()
+    wrong = bool(failures or unwritten or paths.unwritten) or any(row.failed or not row.done for row in rows)
+    return OVER_BUDGET if over_budget else SOME_FAILED if wrong else OK
 
 
 def _run_stages(
@@ -388,6 +454,18 @@ class Scheduler:
         return all(not isinstance(source, Stage) or self.store.held(source).state == "done" for source in stage.inputs.values())
 
     def _start(self, stage: Stage) -> None:
+        """Begin a stage. Where the file system does not let it, it has failed, and the others go on."""
+        try:
+            self._begin(stage)
+        except OSError as error:
+            if (running := self.running.pop(stage.key, None)) is not None:
+                running.lock.release()
+            self.failures[stage] = reason = f"could not begin: {error.filename or self.store.root}: {error.strerror or error}"
+            self.store.record_failure(stage, reason)
+            self.screen.stage_ended(stage, "failed", reason)
+            self.on_end()
+
+    def _begin(self, stage: Stage) -> None:
         lock = self.store.try_lock(stage)
         if lock is None:
             return  # another command is at it, and holds the lock until it is done
@@ -400,8 +478,8 @@ class Scheduler:
             self.on_end()
             return
         progress = self.store.beside(stage, "progress.jsonl")
-        progress.unlink(missing_ok=True)  # of a command that was killed
         self.running[stage.key] = _Running(stage, lock, progress)
+        progress.unlink(missing_ok=True)  # of a command that was killed
         if self.store.was_interrupted(stage):
             self.store.sweep(stage.kind, stage.key, elsewhere=True)
         self.store.clear_marks(stage)
@@ -425,7 +503,8 @@ class Scheduler:
         elif self.store.status(stage).state == "done":  # it died after it had finished, or somebody else made the same
             outcome, error = "done", ""
         running.lock.release()
-        running.progress.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            running.progress.unlink(missing_ok=True)
         if outcome in ("lost", "late"):
             self.store.sweep(stage.kind, stage.key, elsewhere=True)
         if outcome == "lost" and self.losses[stage] < self.retries:
@@ -458,13 +537,14 @@ class Scheduler:
         """Pass on the progress that running stages have written since the last look."""
         for running in self.running.values():
             rows = []
-            with contextlib.suppress(FileNotFoundError), running.progress.open("rb") as file:
+            with contextlib.suppress(OSError), running.progress.open("rb") as file:
                 file.seek(running.offset)
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
                     running.offset += len(line)
-                    rows.append(json.loads(line))
+                    with contextlib.suppress(ValueError):  # a line that a full disk has cut
+                        rows.append(json.loads(line))
             if rows:
                 self.on_progress(running.stage, rows)
 
@@ -472,24 +552,28 @@ class Scheduler:
 # A cell's folder and its run ------------------------------------------------------------------------------------------
 
 
-def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) -> None:
+def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) -> list[str]:
     """`cells/<name>-<key>/`: what the cell is, its numbers or why it has none, what it wrote and how it was judged in the formats
-    of AlpacaEval and FastChat, and the logs of its stages."""
-    folder = results / "cells" / cell.name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    of AlpacaEval and FastChat, and the logs of its stages. Returns lines on what could not be written."""
+    folder, out = results / "cells" / cell.name, OutputFiles(results)
+    out.write(folder / "config.yaml", yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False))
     stages = {s.key: {"kind": s.kind, "label": s.label, "folder": str(store.folder(s).relative_to(results))} for s in cell.stages}
-    (folder / "stages.json").write_text(json.dumps({"key": cell.key, "failed": reason, "stages": stages}, indent=1), encoding="utf-8")
-    if reason is None:
-        shutil.copyfile(store.folder(cell.score) / "result.json", folder / "result.json")
-    else:
-        (folder / "result.json").unlink(missing_ok=True)
-    report.export(cell, store, folder)
-    with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        for stage in cell.stages:
-            with contextlib.suppress(FileNotFoundError):  # made in another store, or by a command that logs now
-                written = secrets.clean(store.beside(stage, "log").read_text("utf-8", "replace"))
-                log.write(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
+    out.write(folder / "stages.json", json.dumps({"key": cell.key, "failed": reason, "stages": stages}, indent=1))
+    try:
+        if reason is None:
+            out.write(folder / "result.json", (store.folder(cell.score) / "result.json").read_bytes())
+        else:
+            out.remove(folder / "result.json")
+        report.export(cell, store, out, folder)
+    except OSError as error:  # of what is read
+        out.refused[folder] = why_not(error)
+    logs = []
+    for stage in cell.stages:
+        with contextlib.suppress(OSError):  # made in another store, or by a command that logs now
+            written = secrets.clean(store.beside(stage, "log").read_text("utf-8", "replace"))
+            logs.append(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
+    out.write(folder / "log.txt", "".join(logs))
+    return out.lines()
 
 
 def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
@@ -501,7 +585,7 @@ def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
     rows = {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
     speeds = {row["step"]: row for row in rows["speed.jsonl"]}
     for row in rows["history.jsonl"]:
-        yield row | {"tokens_per_second": speeds[row["step"]]["tokens_per_second"]}
+        yield row | {name: speed for name, speed in speeds[row["step"]].items() if name == "tokens_per_second"}
 
 
 def track_cell(tracker: Tracker, sweep: report.Sweep, cell: CellPlan, store: Store, reason: str | None) -> None:

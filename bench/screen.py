@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -22,11 +21,12 @@ from bench.costs import JudgeCost
 from bench.forecast import Estimate
 from bench.keep import evicted
 from bench.launch import chain_lengths
-from bench.plan import CellPlan, Plan, labels_samples
+from bench.plan import CellPlan, Plan, labels_samples, make_plan
 from bench.report import Sweep
 from bench.size_table import CELL_COLUMNS, STAGE_COLUMNS
 from bench.size_table import Report as Sizes
 from bench.store import Stage, Store
+from bench.terminal import Terminal
 
 
 class Screen(Protocol):
@@ -41,7 +41,7 @@ class Screen(Protocol):
 
 
 def make_screen(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int) -> Screen:
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     kind = LiveScreen if console.is_interactive else PlainScreen
     return kind(console, sweep, plan, forecast, workers)
 
@@ -52,7 +52,7 @@ QUIET_S = 30.0  # without a line, after which plain output says how far a stage 
 class PlainScreen:
     """One line a stage that ends and a cell that is complete; where nothing ends for long, how far a stage is."""
 
-    def __init__(self, console: Console, sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int):
+    def __init__(self, console: Terminal, sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int):
         self.console, self.sweep, self.plan, self.forecast, self.workers = console, sweep, plan, forecast, workers
         self.started = self.said = time.monotonic()
         self.outcomes: Counter[str] = Counter()
@@ -210,7 +210,7 @@ def print_plan(
     data: Sequence[str] = (),
 ) -> None:
     """Cells, unique stages by kind with what is done, forecasts of time, tokens and judge cost; `data`: lines on the rows."""
-    console = Console(soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     cells = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("cell", "to do", "done"):
         cells.add_column(column, no_wrap=True, justify="left" if column == "cell" else "right")
@@ -265,7 +265,7 @@ def print_plan(
 
 def print_sizes(found: Sizes | None) -> None:
     """What models of size take; nothing where there is nothing to say."""
-    console = Console(soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     tables = {"work of models, to do": (STAGE_COLUMNS, found.stages), "by cell": (CELL_COLUMNS, found.cells)} if found else {}
     for title, (columns, rows) in tables.items():
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -274,14 +274,14 @@ def print_sizes(found: Sizes | None) -> None:
         for row in rows:
             table.add_row(*row)
         if rows:
-            Console(width=max(Console(width=10_000).measure(table).maximum, console.width)).print(table, highlight=False)
+            Terminal(width=max(Terminal(width=10_000).measure(table).maximum, console.width)).print(table, highlight=False)
     for place, line in enumerate(found.lines if found else ()):
         console.print(f"{'' if place else 'size':<9}{line}", highlight=False, markup=False)
 
 
 def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
     """What an audit would ask, line by line, and what that costs."""
-    console = Console(soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     table = Table(title="to be asked", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("judge", "about", "requests", "tokens sent", "tokens back", "$"):
         table.add_column(column, no_wrap=True, justify="left" if column in ("judge", "about") else "right")
@@ -292,14 +292,14 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
                 numbers = (f"{n:,}" for n in (cost.requests, cost.prompt_tokens, cost.completion_tokens))
                 table.add_row(cell.name, role.label, *numbers, dollars)
     if table.row_count:
-        width = Console(width=10_000).measure(table).maximum
-        Console(width=max(width, console.width)).print(table, highlight=False)
+        width = Terminal(width=10_000).measure(table).maximum
+        Terminal(width=max(width, console.width)).print(table, highlight=False)
     names = ", ".join(sorted({cell.cell.judge.name for cell in plan.cells}))
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})", highlight=False)
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}", highlight=False)
     budgets = [budget for cell in plan.cells if (budget := getattr(cell.cell.judge, "budget_dollars", None)) is not None]
-    if budgets and sum(cost.dollars or 0.0 for cost in costs.values()) > min(budgets):
+    if budgets and sum(cost.dollars for cost in costs.values() if cost.dollars is not None) > min(budgets):
         console.print(f"         more than judge.budget_dollars={min(budgets):g}: it stops there (exit 4), and goes on once that is raised")
 
 
@@ -326,35 +326,59 @@ def _seconds(values: Sequence[float | None]) -> str:
     return "?" if not known else f"{sum(known):,.0f}" + ("+?" if len(known) < len(values) else "")
 
 
-def print_status(sweep: Sweep, store: Store) -> bool:
-    """Cells by state: done, running, queued, failed, lost (begun, and nobody is at it), interrupted, to do. True when one failed."""
-    console = Console(soft_wrap=True)
+WRONG = ("failed", "lost", "damaged", "stale", "absent")  # states of a cell that the same command, or a person, has to mend
+
+
+def print_status(sweep: Sweep, store: Store, made: Container[str] = ()) -> bool:
+    """Cells by state: done, running, queued, failed, lost (begun, and nobody is at it), damaged, stale, absent (gone since it was made),
+    interrupted, to do. True when one has failed or is lost, damaged, stale or absent. `made`: keys of cells that had their numbers."""
+    console = Terminal(soft_wrap=True)
     table = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("cell", "state", "stages", "why"):
         table.add_column(column, no_wrap=column != "why")
     states = []
-    jobs = queue_states() if any(store.root.glob("*/*.job.json")) else {}
+    jobs = _jobs(store)
     for cell in sweep.cells:
-        state, why = cell_state(cell, store, jobs)
+        state, why = cell_state(cell, store, jobs, made)
         states.append(state)
         done = sum(store.status(stage).state == "done" for stage in cell.stages)
         table.add_row(cell.name, state, f"{done}/{len(cell.stages)}", why)
-    console.print(table)
+    # A table wider than the terminal runs on into the next line: a reason that is cut is none.
+    Terminal(width=max(Terminal(width=10_000).measure(table).maximum, console.width)).print(table)
     console.print(", ".join(f"{n} {state}" for state, n in Counter(states).items()), highlight=False)
     if gone := evicted(sweep.cells, store).words():
         console.print(gone, highlight=False)
-    return "failed" in states
+    return any(state in WRONG for state in states)
 
 
-def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState]) -> tuple[str, str]:
+def wrong_cells(sweep: Sweep, store: Store, made: Container[str] = ()) -> list[str]:
+    """A line for each reason that cells have failed or are lost, damaged, stale or absent."""
+    jobs = _jobs(store)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for cell in sweep.cells:
+        state, why = cell_state(cell, store, jobs, made)
+        if state in WRONG:
+            reasons.setdefault((state, why), []).append(cell.name)
+    lines = []
+    for (state, why), names in reasons.items():
+        more = f" and {len(names) - 1} more cells" if len(names) > 1 else ""
+        lines.append(f"{state.upper():<8} {why if state == 'damaged' else f'{names[0]}{more}: {why}'}")
+    return lines
+
+
+def _jobs(store: Store) -> Mapping[str, JobState]:
+    return queue_states() if any(store.root.glob("*/*.job.json")) else {}
+
+
+def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made: Container[str] = ()) -> tuple[str, str]:
     """(state, why) of a cell from what lies in the store, and from what SLURM says of its jobs, by id."""
-    if store.status(cell.score).state == "done":
+    needed = make_plan([cell], store).to_do
+    if not needed:
         return "done", ""
+    was_made = cell.key in made or store.status(cell.score).state in ("done", "stale", "damaged")
     pending: dict[str, Any] = {}
-    for stage in cell.stages:
-        status = store.status(stage)
-        if status.state == "done":
-            continue
+    for stage in needed:
+        status = store.held(stage)
         if error := store.failure(stage):
             return "failed", f"{_stage_words(stage)}: {error.splitlines()[0]}"
         held, handed_in = store.is_locked(stage), job_of(stage, store)
@@ -369,9 +393,14 @@ def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState]) -> tu
             pending.setdefault("interrupted", f"{_stage_words(stage)}: the command was interrupted; the same command runs it again")
         elif handed_in or store.was_begun(stage):
             pending.setdefault("lost", f"{_stage_words(stage)}: begun, and nobody is at it; the same command runs it again")
+        elif status.state in ("damaged", "stale"):
+            pending.setdefault(status.state, status.why)
+        elif was_made and not status.why:
+            gone = f"{stage.kind}/{stage.key} ({stage.label}) is not in the store any more: the same command makes it again"
+            pending.setdefault("absent", gone)
         elif status.why:
             pending.setdefault("to do", status.why)
-    for state in ("running", "queued", "lost", "interrupted", "to do"):
+    for state in ("running", "queued", "lost", "interrupted", "damaged", "stale", "absent", "to do"):
         if state in pending:
             return state, pending[state]
     return "to do", ""

@@ -2,32 +2,38 @@
 
 A stage's key hashes its kind, the version of that kind's meaning, its settings and the keys of its inputs. Nothing reads a
 folder without a manifest; a wrong checksum means absent; an input made again with other bytes makes its dependants stale.
+
+A manifest has a checksum of its own (`checksum`, of all its other fields) and the version of its form (`format`). Those of before have
+neither and stay readable: kind, version, settings and the keys of inputs are what their key was made of, and that is checked of all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import filelock
 import psutil
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from bench import secrets
+from bench import output_files, secrets
 from bench.config import LaterField as LaterField
 from bench.config import Unkeyed as Unkeyed
+from bench.text_files import BadFile, read_object
 
 KEY_LENGTH = 16  # hexadecimal digits of sha256: 64 bits, no clash below millions of stages
 BIG_FILE = 64 * 2**20  # bytes; from here on a file as old as its checksum is trusted: a sweep of 7B models is a terabyte
@@ -95,14 +101,7 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        return hash_key(
-            {
-                "kind": self.kind,
-                "version": self.version,
-                "settings": self.settings,
-                "inputs": {role: source.key for role, source in self.inputs.items()},
-            }
-        )
+        return _made_key(self.kind, self.version, self.settings, {role: source.key for role, source in self.inputs.items()})
 
     def __hash__(self) -> int:
         return hash((self.kind, self.key))
@@ -124,6 +123,10 @@ class Stage:
             yield stage
 
         return visit(self)
+
+
+def _made_key(kind: str, version: int, settings: Any, inputs: Mapping[str, str | None]) -> str:
+    return hash_key({"kind": kind, "version": version, "settings": settings, "inputs": inputs})
 
 
 # Digests -------------------------------------------------------------------------------------------------------------
@@ -181,17 +184,51 @@ class Manifest:
 
 
 _MANIFEST = TypeAdapter(Manifest)
+MANIFEST_FORMAT = 2  # 1 had no checksum
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
+    told = {**dataclasses.asdict(manifest), "format": MANIFEST_FORMAT}
     with path.open("w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(manifest), file, indent=1, sort_keys=True, allow_nan=False)
+        json.dump({**told, "checksum": hash_long(told)}, file, indent=1, sort_keys=True, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
 
 
+def read_manifest(path: Path) -> Manifest:
+    """A manifest that is as it was written. Raises ValueError, which says what is wrong with it."""
+    if not path.is_symlink() and not path.exists():
+        raise ValueError(f"{path.parent} has no manifest, so it was not finished")
+    try:
+        told = read_object(path)
+    except BadFile as error:
+        raise ValueError(f"{path} cannot be read ({str(error).removeprefix(f'{path}: ')})") from error
+    form = told.get("format", 1)
+    if not isinstance(form, int) or form > MANIFEST_FORMAT:
+        raise ValueError(f"{path} has format {form!r}: a later version of bench wrote it, this one reads up to format {MANIFEST_FORMAT}")
+    if form > 1 and told.pop("checksum", None) != hash_long(told):
+        raise ValueError(f"{path} is not as it was written (its checksum is wrong)")
+    try:
+        manifest = _MANIFEST.validate_python(told)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path} cannot be read ({'.'.join(map(str, first['loc']))} {first['msg']})") from error
+    names = {**manifest.files, **manifest.recorded_files}
+    if outside := [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]:
+        raise ValueError(f"{path} names a file outside of its folder: {outside[0]}")
+    if (manifest.kind, manifest.key) != (path.parent.parent.name, path.parent.name) or manifest.digest != files_digest(manifest.files):
+        raise ValueError(f"{path} contradicts itself or its folder's name")
+    if manifest.key != _made_key(manifest.kind, manifest.version, manifest.settings, {r: i.get("key") for r, i in manifest.inputs.items()}):
+        raise ValueError(f"{path} contradicts itself: its version, settings and inputs do not make its key")
+    return manifest
+
+
 def files_digest(files: Mapping[str, FileFacts]) -> str:
     return hash_long({name: facts.sha256 for name, facts in files.items()})
+
+
+class Unsound(RuntimeError):
+    """What a command was asked for is damaged, stale, gone or has failed (exit code 3); the message says which, and the way out."""
 
 
 class OverBudget(RuntimeError):
@@ -199,6 +236,15 @@ class OverBudget(RuntimeError):
 
     Not in worker.py, which runs as `__main__` and would have a class of its own.
     """
+
+
+def read_failure(path: Path) -> str | None:
+    """Why the last attempt at a stage failed, from its `failed.json`."""
+    try:
+        error = read_object(path).get("error")
+    except BadFile:
+        return None
+    return secrets.shown(error) if isinstance(error, str) else None
 
 
 State = Literal["done", "absent", "damaged", "stale"]
@@ -209,6 +255,35 @@ class Status:
     state: State
     why: str = ""
     manifest: Manifest | None = None
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Files of a stage that are there while it runs: its lock, its progress, the folders that it is built in."""
+
+    kind: Path
+    key: str
+    paths: list[Path]
+
+    @property
+    def lock(self) -> Path:
+        return self.kind / f"{self.key}.lock"
+
+    def try_lock(self) -> filelock.BaseFileLock | None:
+        """A held lock; None where somebody is at the stage. Raises OSError."""
+        try:
+            return filelock.FileLock(_own(self.lock)).acquire(timeout=0).lock
+        except filelock.Timeout:
+            return None
+
+    def in_use(self) -> bool:
+        try:
+            if not self.lock.exists() or (lock := self.try_lock()) is None:
+                return self.lock.exists()
+        except OSError:  # a store that one may only read, or a folder by that name
+            return False
+        lock.release()
+        return False
 
 
 class Store:
@@ -236,27 +311,33 @@ class Store:
 
     def failure(self, stage: Stage) -> str | None:
         """Why the last attempt at a stage failed; None when there was none or it has succeeded since."""
-        try:
-            return secrets.shown(json.loads(self.beside(stage, "failed.json").read_text(encoding="utf-8"))["error"])
-        except (OSError, ValueError, KeyError):
-            return None
+        return read_failure(self.beside(stage, "failed.json"))
 
     def recorded(self, stage: Stage) -> dict[str, Any]:
         """What was recorded beside a stage when it ran; empty when it has no manifest to read."""
         try:
-            return json.loads((self.folder(stage) / "manifest.json").read_text(encoding="utf-8"))["recorded"]
-        except (OSError, ValueError, KeyError):
+            recorded = read_object(self.folder(stage) / "manifest.json").get("recorded")
+        except BadFile:
             return {}
+        return recorded if isinstance(recorded, dict) else {}
+
+    def recorded_digest(self, stage: str) -> str | None:
+        """The digest of a finished stage, `kind/key`, as its manifest has it; None where there is none to read."""
+        kind, _, key = stage.partition("/")
+        try:
+            return read_manifest(self.root / kind / key / "manifest.json").digest
+        except ValueError:
+            return None
 
     def record_failure(self, stage: Stage, error: str) -> None:
         error = secrets.shown(error)
         with contextlib.suppress(OSError):  # a full disk: the reason is in the table all the same
-            failure = json.dumps({"kind": stage.kind, "key": stage.key, "error": error}, indent=1)
-            self.beside(stage, "failed.json").write_text(failure, encoding="utf-8")
+            told = {"kind": stage.kind, "key": stage.key, "error": error}
+            output_files.write(self.root, self.beside(stage, "failed.json"), json.dumps(told, indent=1))
 
     def record_interruption(self, stage: Stage) -> None:
         with contextlib.suppress(OSError):
-            self.beside(stage, "interrupted").touch()
+            output_files.write(self.root, self.beside(stage, "interrupted"), "")
 
     def was_interrupted(self, stage: Stage) -> bool:
         """Whether the last command that was at this stage was told to stop, and did."""
@@ -314,16 +395,7 @@ class Store:
 
     def intact(self, folder: Path) -> Manifest:
         """The manifest of a folder whose files are as it says; ValueError otherwise."""
-        path = folder / "manifest.json"
-        try:
-            manifest = _MANIFEST.validate_json(path.read_bytes())
-        except OSError:
-            raise ValueError(f"{folder} has no manifest, so it was not finished") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{path} cannot be read ({'.'.join(map(str, first['loc']))} {first['msg']})") from None
-        if (manifest.kind, manifest.key) != (folder.parent.name, folder.name) or manifest.digest != files_digest(manifest.files):
-            raise ValueError(f"{path} contradicts itself or its folder's name")
+        manifest = read_manifest(folder / "manifest.json")
         for name, facts in {**manifest.files, **manifest.recorded_files}.items():
             if name in manifest.evicted:
                 continue
@@ -333,19 +405,23 @@ class Store:
 
     def _wrong_file(self, path: Path, facts: FileFacts) -> str | None:
         try:
-            stat = path.stat()
-        except OSError:
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                return "is no file"
+            if found.st_size != facts.size:
+                return f"has {found.st_size} bytes instead of {facts.size}"
+            if found.st_size < BIG_FILE:
+                return None if file_digest(path) == facts.sha256 else "has a wrong checksum"
+            if found.st_mtime_ns == facts.mtime_ns:
+                return None
+            known = (path, found.st_size, found.st_mtime_ns)
+            if known not in self._digests:
+                self._digests[known] = file_digest(path)
+            return None if self._digests[known] == facts.sha256 else "has a wrong checksum"
+        except FileNotFoundError:
             return "is missing"
-        if stat.st_size != facts.size:
-            return f"has {stat.st_size} bytes instead of {facts.size}"
-        if stat.st_size < BIG_FILE:
-            return None if file_digest(path) == facts.sha256 else "has a wrong checksum"
-        if stat.st_mtime_ns == facts.mtime_ns:
-            return None
-        known = (path, stat.st_size, stat.st_mtime_ns)
-        if known not in self._digests:
-            self._digests[known] = file_digest(path)
-        return None if self._digests[known] == facts.sha256 else "has a wrong checksum"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
 
     def evict(self, stage: Stage, names: Iterable[str]) -> int:
         """Delete files of a finished stage, which stays done for whoever needs no more than what it led to; returns the bytes freed.
@@ -359,9 +435,13 @@ class Store:
         try:
             evicted = sorted({*manifest.evicted, *(name for name in names if name in manifest.files)})
             if evicted != manifest.evicted:
-                aside = folder.with_name(f"{stage.key}.manifest-{os.getpid()}")
-                write_manifest(aside, dataclasses.replace(manifest, evicted=evicted))
-                aside.replace(folder / "manifest.json")
+                aside = folder.with_name(_build_name(stage.key))
+                try:
+                    write_manifest(aside, dataclasses.replace(manifest, evicted=evicted))
+                    aside.replace(folder / "manifest.json")
+                except OSError:
+                    aside.unlink(missing_ok=True)
+                    raise
             there = [path for name in evicted if (path := folder / name).exists()]
             freed = sum(path.stat().st_size for path in there)
             for path in there:
@@ -376,39 +456,31 @@ class Store:
         """Manifests of all finished stages, for forecasts; their files are not looked at."""
         found = []
         for path in self.root.glob("*/*/manifest.json"):
-            with contextlib.suppress(OSError, ValidationError):
-                found.append(_MANIFEST.validate_json(path.read_bytes()))
+            with contextlib.suppress(ValueError):
+                found.append(read_manifest(path))
         return found
 
     def try_lock(self, stage: Stage) -> filelock.BaseFileLock | None:
-        """A held lock, to be released; None when somebody else computes this stage. Saves work, guards nothing."""
-        path = self.beside(stage, "lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path)
-        try:
-            return lock.acquire(timeout=0).lock
-        except filelock.Timeout:
-            return None
+        """A held lock, to be released; None when somebody else computes this stage. Saves work, guards nothing. Raises OSError."""
+        return Leftover(self._kind_folder(stage.kind), stage.key, []).try_lock()
 
     def is_locked(self, stage: Stage) -> bool:
         """Whether somebody computes this stage now."""
-        try:
-            lock = self.try_lock(stage) if self.beside(stage, "lock").exists() else None
-        except OSError:  # a store that one may only read
-            return False
-        if lock is not None:
-            lock.release()
-            return False
-        return self.beside(stage, "lock").exists()
+        return Leftover(self.root / stage.kind, stage.key, []).in_use()
 
     def was_begun(self, stage: Stage) -> bool:
         """Whether somebody began this stage and left something half built."""
         return any(self.folder(stage).parent.glob(f"{stage.key}.build-*"))
 
+    def _kind_folder(self, kind: str) -> Path:
+        """The folder of a kind, made where there is none. Raises OSError where it cannot be one that is written to."""
+        folder = _own(_own(self.root) / kind)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def build_folder(self, stage: Stage) -> Path:
         """A fresh folder to build a stage in; leftovers of processes that died here are swept away."""
-        parent = self.root / stage.kind
-        parent.mkdir(parents=True, exist_ok=True)
+        parent = self._kind_folder(stage.kind)
         self.sweep(stage.kind, stage.key)
         folder = parent / _build_name(stage.key)
         folder.mkdir()
@@ -422,10 +494,34 @@ class Store:
                 continue
             here = found["host"] == _hostname()
             if here and not psutil.pid_exists(int(found["pid"])):
-                shutil.rmtree(leftover, ignore_errors=True)
+                _discard(leftover)
             elif not here and elsewhere:
                 with contextlib.suppress(OSError):  # moved first: should somebody be at it after all, he fails and leaves no half of it
-                    shutil.rmtree(leftover.rename(leftover.with_name(_build_name(key))), ignore_errors=True)
+                    _discard(leftover.rename(leftover.with_name(_build_name(key))))
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """What commands that were killed left beside stages, and what running ones have there."""
+        for kind in sorted(path for path in self.root.glob("*") if path.is_dir() and not path.is_symlink()):
+            by_key: dict[str, list[Path]] = {}
+            for path in sorted(kind.iterdir()):
+                key, _, ending = path.name.partition(".")
+                if ending in ("lock", "progress.jsonl") or ending.startswith("build-"):
+                    by_key.setdefault(key, []).append(path)
+            for key, paths in by_key.items():
+                yield Leftover(kind, key, paths)
+
+    def tidy(self) -> None:
+        """Delete leftovers of stages that nobody is at; where that cannot be done they stay."""
+        for left in self.leftovers():
+            with contextlib.suppress(OSError):
+                if (lock := left.try_lock()) is None:
+                    continue
+                try:
+                    self.sweep(left.kind.name, left.key)
+                    (left.kind / f"{left.key}.progress.jsonl").unlink(missing_ok=True)
+                finally:
+                    lock.release()
+                    left.lock.unlink(missing_ok=True)
 
     def commit(
         self,
@@ -486,6 +582,22 @@ class Store:
 
 
 BUILD = re.compile(r"\.build-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{6}$")
+
+
+def _discard(path: Path) -> None:
+    """Delete a folder, a file or a link, as far as that can be done."""
+    if path.is_symlink() or not path.is_dir():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _own(path: Path) -> Path:
+    """The path where it is no link. Raises OSError: nothing is written through one."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "is a link, and nothing is written through one: move it away", str(path))
+    return path
 
 
 def _build_name(key: str) -> str:

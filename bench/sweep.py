@@ -8,18 +8,23 @@ that only some grids make picks those grids.
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
+import math
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Transformer
+from hydra.core.override_parser.types import Glob, Override, RangeSweep, Transformer
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
@@ -27,8 +32,8 @@ from omegaconf.grammar_parser import parse
 from omegaconf.resolvers import oc
 
 from bench import secrets
-from bench.config import VERB_KEYS, user_path
-from bench.text_files import read_text
+from bench.config import MAX_CELLS, VERB_KEYS, as_name, user_path
+from bench.text_files import parse_yaml, read_text
 
 ROOT = Path(__file__).parent
 CONF = next(path for path in (ROOT / "_conf", ROOT.parent / "conf") if path.is_dir())
@@ -49,7 +54,7 @@ class BadSweep(ValueError):
 
 def is_session(key: str) -> bool:
     """Whether a key says how a command runs and reaches no cell."""
-    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "hydra")
+    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells", "hydra")
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,18 @@ class _Reading:
     folders: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    max_cells: int = MAX_CELLS  # so many values an axis can have at most
+
+
+def _max_cells(words: Sequence[str]) -> int:
+    """What the command line sets, known before any axis is read."""
+    given = [word.removeprefix("max_cells=") for word in words if word.startswith("max_cells=")]
+    return int(given[0]) if given and given[0].isascii() and given[0].isdecimal() and len(given[0]) < 10 else MAX_CELLS
 
 
 def parse_command_line(words: Sequence[str]) -> CommandLine:
     """Read Hydra's override grammar; what cannot be read becomes a problem, not an exception."""
-    reading, parser, rest = _Reading(), OverridesParser.create(), iter(words)
+    reading, parser, rest = _Reading(max_cells=_max_cells(words)), OverridesParser.create(), iter(words)
     for word in rest:
         if word in ("--config-dir", "-cd"):
             _read_folder(next(rest, ""), reading)
@@ -117,9 +129,12 @@ def _read_folder(text: str, reading: _Reading) -> None:
 
 def _read_override(word: str, parser: OverridesParser, reading: _Reading) -> None:
     say = reading.problems.append
+    if (n := word.count(",")) >= reading.max_cells:
+        say(f"{word.partition('=')[0][:80]} has some {n + 1} values on the command line, more than max_cells={reading.max_cells}")
+        return
     try:
         override = parser.parse_override(word)
-        values = _values(override, parser)
+        values = _values(override, parser, reading.max_cells)
     except Exception as error:  # the grammar raises its own family of errors
         given, _, value = word.partition("=")
         if why := secrets.refusal(given.lstrip("+~"), value):
@@ -157,15 +172,28 @@ def _read_override(word: str, parser: OverridesParser, reading: _Reading) -> Non
         reading.given[key], reading.words[key] = values, word
 
 
-def _values(override: Override, parser: OverridesParser) -> list[Any]:
+def _values(override: Override, parser: OverridesParser, most: int) -> list[Any]:
     if override.is_delete():
         return []
     if not override.is_sweep_override():
         return [override.value()]
-    if not (override.is_choice_sweep() or override.is_range_sweep()):
+    if override.is_range_sweep():
+        if (n := _range_length(override.value())) > most:  # type: ignore[arg-type]  # which it is
+            raise ValueError(f"a range of {n} values, more than max_cells={most}")
+        return list(override.sweep_iterator())
+    if not override.is_choice_sweep() or isinstance(override.value(), Glob):
         raise ValueError("an axis must list its values")
     encoded = override.sweep_iterator(transformer=Transformer.encode)
     return [parser.parse_override(f"key={value}").value() for value in encoded]
+
+
+def _range_length(found: RangeSweep) -> int:
+    """Values of a range, counted without writing them out. Raises ValueError for one that has no end."""
+    ends = (found.start or 0, found.stop or 0, found.step)
+    if not all(math.isfinite(end) for end in ends) or not found.step:
+        raise ValueError(f"a range from {ends[0]} to {ends[1]} in steps of {ends[2]} has no end")
+    start, stop, step = (Decimal(end) for end in ends)
+    return max(0, math.ceil((stop - start) / step))
 
 
 # Sweep files ---------------------------------------------------------------------------------------------------------
@@ -174,9 +202,10 @@ def _values(override: Override, parser: OverridesParser) -> list[Any]:
 def load_sweep(path: Path) -> DictConfig:
     """A sweep file as it is written; BadSweep when it cannot be read."""
     try:
-        node = OmegaConf.load(path)
+        node = OmegaConf.load(path) if path.parent == SWEEPS else load_foreign(path)
     except Exception as error:  # YAML's, OmegaConf's and the file system's
-        raise BadSweep(f"{sweep_label(path)} cannot be read: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).removeprefix(f"{path}: ").split())
+        raise BadSweep(f"{sweep_label(path)} cannot be read: {said}") from error
     if not isinstance(node, DictConfig):
         raise BadSweep(f"{sweep_label(path)} cannot be read: expected sections by name (axes, grids, ...), got a list")
     written = OmegaConf.to_container(node)
@@ -186,6 +215,26 @@ def load_sweep(path: Path) -> DictConfig:
     return node
 
 
+def load_foreign(path: Path) -> Any:
+    """A YAML file of the user's for OmegaConf, which would write out any number of aliases: looked at first. Raises BadFile."""
+    content = read_text(path)
+    parse_yaml(content, str(path))
+    return OmegaConf.load(io.StringIO(content))
+
+
+class ForeignConfigs(FileConfigSource):
+    """Config files of `--config-dir` as Hydra reads them, each looked at first."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "foreign"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        if not path.exists():
+            raise ConfigLoadError(f"Config not found : {path}")
+        header = ConfigSource._get_header_dict(read_text(path)[:512])
+        return ConfigResult(config=load_foreign(path), path=f"{self.scheme()}://{self.path}", provider=self.provider, header=header)
 def _check_values(value: Any, key: str, where: str) -> None:
     """Raises BadSweep for a resolver (`${oc.env:...}`), which may read what the file of somebody else does not say. `${scale.seeds}`, the
     name of a setting, is well."""
@@ -223,7 +272,9 @@ OmegaConf.register_new_resolver("oc.env", _read_environment, replace=True)
 
 
 def register_sweeps(folder: Path = SWEEPS) -> None:
-    """Make each file of the folder an option of Hydra's group `sweep`; a broken one is left out and spoils only itself."""
+    """Make each file of the folder an option of Hydra's group `sweep`; a broken one is left out and spoils only itself. Hydra learns to
+    read the user's folders."""
+    SourcesRegistry.instance().register(ForeignConfigs)
     for path in sorted(folder.glob("*.yaml")):
         with contextlib.suppress(BadSweep):  # the door says why when it is asked for
             ConfigStore.instance().store(group="sweep", name=path.stem, node=load_sweep(path), package="_global_", provider=path.name)
@@ -306,17 +357,27 @@ def points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_swee
     Such a file is judged as the grids' cells are, once for each of their data, scales and judges. Without a sweep, and where no method or
     model is asked for, the files are all there is.
     """
+    return [point for grid in _asked(grids, given, of_sweep=of_sweep) for point in unfold(grid)]
+
+
+def n_points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> int:
+    """How many points a command has, those that are the same counted twice: known before any is made."""
+    return sum(math.prod(map(len, grid.values())) for asked in _asked(grids, given, of_sweep=of_sweep) for grid in asked)
+
+
+def _asked(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> list[list[Grid]]:
+    """The grids to unfold together, and, to unfold beside them, that of the files of completions."""
     files = given.get(COMPLETIONS, [])
     given = {key: values for key, values in given.items() if key != COMPLETIONS}
     replaced = replace_axes(grids, given)
     asks = of_sweep or any(key.split(".")[0] in ("method", "model") for key in given)
-    found = unfold(replaced) if asks or not files else []
+    found = [replaced] if asks or not files else []
     if files:
         beside: dict[str, list[Any]] = {COMPLETIONS: list(files)}
         for key, values in [(key, values) for grid in replaced for key, values in grid.items()]:
             if key.split(".")[0] in ("judge", "world", "scale") or key == "data" or (key.startswith("data.") and key in given):
                 beside[key] = list({repr(value): value for value in [*beside.get(key, []), *values]}.values())  # a section has no hash
-        found += unfold([beside])
+        found.append([beside])
     return found
 
 
@@ -339,10 +400,6 @@ def spelled_out(point: Point) -> dict[str, Any]:
         elif key != "model.path" or not is_path("model", point.get("model")):  # the door refuses both
             full[key] = value
     return full
-
-
-def as_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).lstrip("._+-") or "local"
 
 
 def unfold(grids: Sequence[Grid]) -> list[Point]:

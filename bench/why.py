@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from pydantic import TypeAdapter
 
-from bench.config import Why
+from bench.config import Why, is_name
 from bench.door import BadConfig
 from bench.kinds import TOKENIZER
 from bench.records import read_detections
-from bench.store import Store
+from bench.store import Store, Unsound, read_failure
+from bench.terminal import Terminal
+from bench.text_files import read_object
 
 SHORT = 8  # digits of a key, for people
 FEWEST = 4  # digits that name a cell
@@ -42,7 +43,7 @@ class Lineage:
 
 def explain(do: Why, results: Path, store: Store) -> None:
     """Print a cell's lineage. Raises BadConfig where no cell, or more than one, is called so."""
-    console = Console(soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     for line in lines(lineage(find_cell(str(do.cell), results), store)):
         console.print(line, highlight=False, markup=False)
 
@@ -51,7 +52,10 @@ def find_cell(name: str, results: Path) -> Path:
     """The folder of the cell with this key, beginning of a key, or name."""
     found = {}
     for path in sorted(results.glob("cells/*/stages.json")):
-        key = json.loads(path.read_text(encoding="utf-8"))["key"]
+        try:
+            key = read_cell(path.parent).key
+        except Unsound:
+            key = ""  # its name can be asked for, which says what is wrong with it
         if path.parent.name == name or (len(name) >= FEWEST and key.startswith(name)):
             found[path.parent.name] = path.parent
     if len(found) != 1:
@@ -61,15 +65,40 @@ def find_cell(name: str, results: Path) -> Path:
     return next(iter(found.values()))
 
 
+@dataclass(frozen=True)
+class WrittenCell:
+    """What a cell's folder says: its stages are {"kind", "label", ...} by key."""
+
+    key: str
+    failed: str | None
+    stages: Mapping[str, Mapping[str, str]]
+
+
+_WRITTEN = TypeAdapter(WrittenCell)
+
+
+def read_cell(folder: Path) -> WrittenCell:
+    """Raises Unsound where the folder does not say what a command writes there."""
+    path = folder / "stages.json"
+    try:
+        found = _WRITTEN.validate_python(read_object(path))
+        if not all({"kind", "label"} <= facts.keys() and is_name(facts["kind"]) and is_name(key) for key, facts in found.stages.items()):
+            raise ValueError(f"{path}: expected stages by key, each with its kind and label")
+    except ValueError as error:
+        said = " ".join(str(error).removeprefix(f"{path}: ").split())[:300]
+        raise Unsound(f"DAMAGED  {path}: {said}: the same command, or do=report, writes it again") from error
+    return found
+
+
 def lineage(folder: Path, store: Store) -> Lineage:
-    """From the folder of a cell, as it was left by the last command that made it."""
-    written = json.loads((folder / "stages.json").read_text(encoding="utf-8"))
-    steps = {key: _step(key, facts["kind"], facts["label"], store) for key, facts in written["stages"].items()}
+    """From the folder of a cell, as it was left by the last command that made it. Raises Unsound."""
+    written = read_cell(folder)
+    steps = {key: _step(key, facts["kind"], facts["label"], store) for key, facts in written.stages.items()}
     writers = [step.inputs["model"] for step in steps.values() if step.kind == "generate" and "model" in step.inputs]
     wanted = set(_ancestors(writers, steps)) if writers else set(steps)
     wanted |= {key for key, step in steps.items() if step.failed or step.kind == "audit"}
     kept = [_with_detections(step, steps, store) for key, step in steps.items() if key in wanted]
-    return Lineage(folder.name, written["failed"], kept)
+    return Lineage(folder.name, written.failed, kept)
 
 
 def _step(key: str, kind: str, label: str, store: Store) -> Step:
@@ -77,8 +106,8 @@ def _step(key: str, kind: str, label: str, store: Store) -> Step:
     try:
         manifest = store.intact(folder)
     except ValueError as error:
-        failure = store.root / kind / f"{key}.failed.json"
-        why = json.loads(failure.read_text(encoding="utf-8"))["error"] if failure.exists() else str(error) if folder.exists() else "not run"
+        failure = read_failure(store.root / kind / f"{key}.failed.json")
+        why = failure or (str(error) if folder.exists() else "not run")
         return Step(key, kind, label, {}, {}, {}, why)
     return Step(key, kind, label, manifest.settings, {role: facts["key"] for role, facts in manifest.inputs.items()}, manifest.counts)
 

@@ -82,6 +82,7 @@ class StageRun:
     sharing: tuple[str, ...] = ()  # keys of the judge stages that share a budget
     server: ServerPlace | None = None  # where the command serves the model that this stage asks
     accelerate: Accelerate | None = None  # of a training: its devices and checkpoints
+    earlier: tuple[Path, ...] = ()  # `work` of the same stage under keys that it had before
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,11 @@ def run_stage(job: Mapping[str, Any]) -> None:
         raise RuntimeError(f"this worker makes key {stage.key} of {job['kind']}/{job['key']}: it runs another version of bench")
     module = importlib.import_module(f"bench.stages.{stage.kind}")
     built = store.build_folder(stage)
-    progress = Progress(store.beside(stage, "progress.jsonl"))
+    try:
+        progress = Progress(store.beside(stage, "progress.jsonl"))
+    except OSError:
+        shutil.rmtree(built, ignore_errors=True)
+        raise
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         _check_inputs(job, store)
@@ -153,7 +158,8 @@ def run_stage(job: Mapping[str, Any]) -> None:
         server = ServerPlace(**job["server"]) if job.get("server") else None
         work, sharing = store.beside(stage, "work"), tuple(job.get("sharing", ()))
         accelerate = Accelerate.model_validate(job["accelerate"]) if job.get("accelerate") else None
-        outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server, accelerate))
+        earlier = tuple(store.beside(before, "work") for before in getattr(module, "earlier", lambda _: ())(stage))
+        outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server, accelerate, earlier))
         _check_sources(job)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
@@ -290,26 +296,34 @@ def _lines() -> Iterator[str]:
         yield line
 
 
+def _log_to(path: str) -> None:
+    """Send what is printed from now on to a stage's log. Raises OSError, also for a link, through which nothing is written."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    faulthandler.enable()  # a crash in native code leaves its trace in the log
+
+
 def main() -> None:
     _die_with_parent(int(os.environ[PARENT]))
     secrets.guard_streams()
     answers = os.fdopen(int(os.environ[ANSWERS]), "w", buffering=1, encoding="utf-8")
     for line in _lines():
         job = json.loads(line)
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
-        faulthandler.enable()  # a crash in native code leaves its trace in the log
         answer: dict[str, Any] = {"key": job["key"], "ok": True}
         try:
+            _log_to(job["log"])
             run_stage(job)
         except (Exception, SystemExit) as error:  # one stage's failure is one failed row; its reason is kept
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # a full disk
+                traceback.print_exc()
             answer |= {"ok": False, "error": reason(error), "over_budget": isinstance(error, OverBudget)}
-        sys.stdout.flush()
-        sys.stderr.flush()
-        secrets.clean_file(Path(job["log"]))  # what native libraries and child processes have written there
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        with contextlib.suppress(OSError):
+            secrets.clean_file(Path(job["log"]))  # what native libraries and child processes have written there
         answers.write(json.dumps(answer) + "\n")
         if job["kind"] in HEAVY_IMPORTS:
             tidy()

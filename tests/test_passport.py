@@ -254,7 +254,8 @@ def test_a_sweeps_report_names_the_passport_of_each_judge_or_how_to_make_it(tmp_
     verdicts = next(cell.roles["preference_verdicts"] for cell in cells)
     canaries = {"empty": number(0.0, 0.0, 0.1), "constant": number(0.6, 0.5, 0.7)}
     numbers = {"manner": "preference", "statistics": CLEAN, "truths": {}, "canaries": canaries}
-    home = write_passport(Passport("gold-preference-12345678", {}, numbers, judge_key(verdicts)), tmp_path / "judges")
+    passport = Passport("gold-preference-12345678", {}, numbers, judge_key(verdicts))
+    home, _ = write_passport(passport, tmp_path, tmp_path / "judges")
     first, second = passport_lines(sweep, tmp_path)
     words = "1 fault found, flip rate 5.0 %, unreadable 0.0 %, 1 of 2 canaries lose"
     assert first == f"Judge gold-preference: {words}; passport: {home}/passport.html" and second == without[1]

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from bench.store import BIG_FILE, LaterField, Source, Stage, Store, canonical_json, hash_key, tree_digest, tree_stamp
+from bench.store import BIG_FILE, LaterField, Source, Stage, Store, canonical_json, hash_key, hash_long, tree_digest, tree_stamp
 
 ROOT = Path(__file__).parent.parent
 
@@ -217,11 +218,30 @@ def flip(path: Path) -> None:
         (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text('{"kind": "data"}'), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json cannot be read"),
-        (lambda folder: edit(folder, files=[]), "manifest.json cannot be read"),
-        (lambda folder: edit(folder, files={"out.txt": {"size": 7}}), "manifest.json cannot be read"),
-        (lambda folder: edit(folder, files={}), "contradicts itself or its folder's name"),
-        (lambda folder: edit(folder, key="0" * 16), "contradicts itself or its folder's name"),
-        (lambda folder: edit(folder, kind="sft"), "contradicts itself or its folder's name"),
+        (lambda folder: (folder / "manifest.json").write_text("null"), "manifest.json cannot be read (expected an object, got null"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "manifest.json cannot be read (nested deeper than 100"),
+        (lambda folder: pipe(folder / "manifest.json"), "manifest.json cannot be read (expected a file, got a pipe or a device)"),
+        (lambda folder: replaced_by_folder(folder / "manifest.json"), "manifest.json cannot be read (expected a file, got a folder)"),
+        (lambda folder: dangling(folder / "manifest.json"), "manifest.json cannot be read (cannot be read (No such file"),
+        (lambda folder: pipe(folder / "out.txt"), "out.txt is no file"),
+        (lambda folder: replaced_by_folder(folder / "out.txt"), "out.txt is no file"),
+        (lambda folder: dangling(folder / "out.txt"), "out.txt is missing"),
+        (lambda folder: sealed(folder, files=[]), "manifest.json cannot be read"),
+        (lambda folder: sealed(folder, files={"out.txt": {"size": 7}}), "manifest.json cannot be read"),
+        (lambda folder: sealed(folder, counts=None), "manifest.json cannot be read (counts"),
+        (lambda folder: sealed(folder, files={}), "contradicts itself or its folder's name"),
+        (lambda folder: sealed(folder, files={"../../out.txt": {"sha256": "", "size": 7, "mtime_ns": 0}}), "names a file outside"),
+        (lambda folder: sealed(folder, key="0" * 16), "contradicts itself or its folder's name"),
+        (lambda folder: sealed(folder, kind="sft"), "contradicts itself or its folder's name"),
+        (lambda folder: sealed(folder, version=99), "its version, settings and inputs do not make its key"),
+        (lambda folder: sealed(folder, settings={"value": 1}), "its version, settings and inputs do not make its key"),
+        (lambda folder: sealed(folder, inputs={"data": {"key": "0" * 16, "digest": "x"}}), "do not make its key"),
+        (lambda folder: sealed(folder, format=3), "has format 3: a later version of bench wrote it, this one reads up to format 2"),
+        (lambda folder: sealed(folder, format="two"), "has format 'two': a later version of bench wrote it"),
+        *[
+            (lambda folder, told=told: edit(folder, **told), "is not as it was written (its checksum is wrong)")
+            for told in ({"counts": {"rows": 2}}, {"timings": {}}, {"recorded": {}}, {"unknown": 1}, {"checksum": None}, {"evicted": ["a"]})
+        ],
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
 )
@@ -241,14 +261,142 @@ def test_a_folder_that_is_not_whole_is_absent_and_says_so(tmp_path: Path, harm: 
 
 
 def edit(folder: Path, **changes: Any) -> None:
+    """Change fields as a flipped bit or a person would."""
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def sealed(folder: Path, **changes: Any) -> None:
+    """Change fields as another version of bench would: under a right checksum."""
+    told = json.loads((folder / "manifest.json").read_text()) | changes
+    del told["checksum"]
+    edit(folder, **changes, checksum=hash_long(told))
+
+
+def earlier(folder: Path, **changes: Any) -> None:
+    """Change fields of a manifest as bench wrote them before they had a checksum."""
+    path = folder / "manifest.json"
+    told = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in told.items() if name not in ("format", "checksum")}))
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replaced_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
 def test_fields_that_a_later_version_adds_to_a_manifest_do_no_harm(tmp_path: Path) -> None:
     finish(stage(), Store(tmp_path))
-    edit(Store(tmp_path).folder(stage()), evicted=["model"])
+    sealed(Store(tmp_path).folder(stage()), new_field={"a": [1]})
     assert state(stage(), tmp_path) == "done"
+
+
+def test_a_manifest_of_before_checksums_is_read_and_what_its_key_is_made_of_is_checked(tmp_path: Path) -> None:
+    made = stage(3, data=stage())
+    finish(stage(), Store(tmp_path))
+    finish(made, Store(tmp_path))
+    folder = Store(tmp_path).folder(made)
+    earlier(folder)
+    assert state(made, tmp_path) == "done"
+    for changes in ({"version": 2}, {"settings": {"value": 4}}, {"inputs": {}}):
+        kept = (folder / "manifest.json").read_text()
+        earlier(folder, **changes)
+        assert "do not make its key" in Store(tmp_path).status(made).why
+        (folder / "manifest.json").write_text(kept)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a process that is not root cannot become another user")
+def test_a_file_that_cannot_be_opened_is_damage_with_its_reason(tmp_path: Path) -> None:
+    """As another user, for root may read everything."""
+    made = stage()
+    finish(made, Store(tmp_path))
+    (Store(tmp_path).folder(made) / "out.txt").chmod(0)
+    for folder in [tmp_path, *tmp_path.parents]:
+        if folder.owner() == "root" and folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        os.setuid(65534)
+        os.write(write, Store(tmp_path).status(made).why.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 1000).decode().endswith("out.txt cannot be read (Permission denied): taken as absent")
+
+
+def test_what_is_recorded_and_why_it_failed_are_none_where_their_files_are_odd(tmp_path: Path) -> None:
+    store, made = Store(tmp_path), stage()
+    finish(made, store)
+    for content in ("null", "[]", "[" * 100_000, '{"recorded": null, "error": null}', '{"recorded": [1], "error": {"a": 1}}', "\x00"):
+        (store.folder(made) / "manifest.json").write_text(content)
+        store.beside(made, "failed.json").write_text(content)
+        assert (store.recorded(made), store.failure(made)) == ({}, None)
+    assert Store(tmp_path).status(made).state == "damaged"
+
+
+@pytest.mark.parametrize("place", ["data", ""])
+def test_nothing_is_built_through_a_link(tmp_path: Path, place: str) -> None:
+    (tmp_path / "mine").mkdir()
+    root = tmp_path / "store"
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    (root / place).symlink_to(tmp_path / "mine")
+    for attempt in (Store(root).build_folder, Store(root).try_lock):
+        with pytest.raises(OSError, match="is a link, and nothing is written through one"):
+            attempt(stage())
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_marks_beside_a_stage_are_written_through_no_link(tmp_path: Path) -> None:
+    store, made = Store(tmp_path / "store"), stage()
+    store.build_folder(made)
+    (tmp_path / "mine").write_text("of the reader's")
+    for suffix in ("failed.json", "lock", "interrupted"):
+        store.beside(made, suffix).symlink_to(tmp_path / "mine")
+    store.record_failure(made, "why")
+    store.record_interruption(made)
+    with pytest.raises(OSError, match="is a link"):
+        store.try_lock(made)
+    assert (tmp_path / "mine").read_text() == "of the reader's"
+    assert (store.failure(made), store.was_interrupted(made)) == ("why", True)
+
+
+def test_tidying_takes_what_killed_commands_left_and_leaves_what_is_in_use(tmp_path: Path) -> None:
+    store, used, ours = Store(tmp_path), stage(1), stage(2)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for made in (stage(0), used):
+        finish(made, store)
+        store.beside(made, "lock").touch()
+        store.beside(made, "progress.jsonl").touch()
+    folder, host = tmp_path / "data", socket.gethostname()
+    gone = [folder / f"{stage(0).key}.build-{host}-{dead.pid}-{n:06x}" for n in range(3)]
+    gone[0].mkdir()
+    gone[1].write_text("a file")
+    gone[2].symlink_to(tmp_path)
+    elsewhere = folder / f"{stage(0).key}.build-elsewhere-{dead.pid}-000000"
+    elsewhere.mkdir()
+    building = store.build_folder(ours)
+    lock = store.try_lock(used)
+    assert lock is not None
+    left = {found.key: (sorted(path.name for path in found.paths), found.in_use()) for found in store.leftovers()}
+    assert left[used.key] == ([f"{used.key}.lock", f"{used.key}.progress.jsonl"], True)
+    assert len(left[stage(0).key][0]) == 6 and not left[stage(0).key][1]
+    store.tidy()
+    kept = {used.key, f"{used.key}.lock", f"{used.key}.progress.jsonl", stage(0).key, elsewhere.name, building.name}
+    assert {path.name for path in folder.iterdir()} == kept
+    lock.release()
+    store.tidy()
+    assert not store.beside(used, "lock").exists() and not store.beside(used, "progress.jsonl").exists()
+    assert [state(made, tmp_path) for made in (stage(0), used)] == ["done", "done"]
 
 
 def test_a_big_file_as_old_as_its_checksum_is_trusted_and_any_other_is_read(tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ def check(settings: RayLauncher, wanted: Sequence[Resources]) -> list[str]:
         return [f"hydra/launcher=ray: no cluster at hydra.launcher.address={settings.address} ({reason(error)}): {way_out}"]
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
     for given in wanted:
         asked = {"CPU": given.cpus, "GPU": given.gpus, "memory": (given.mem_gb or 0) * 2**30}
         if not any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
-            best = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
+            best = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in ("CPU", "GPU"))
             words = f"a stage asks for {given.cpus} CPU, {given.gpus} GPU" + (f", {given.mem_gb:g} GB" if given.mem_gb else "")
             close()
             way_out = "set hydra.launcher.gpu, e.g. hydra.launcher.gpu.gpus=0"

@@ -23,12 +23,15 @@ from bench.clusters.stages import Ending, NodeJob, Refused
 from bench.config import LocalLauncher, Resources, SlurmLauncher, SlurmResources
 from bench.launch import FOREIGN, Pool
 from bench.store import Store
+from bench.terminal import shown
+from bench.text_files import printable
 
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel")
 ASKING_S = 60.0  # the longest that we wait for an answer of the scheduler
 OVER = frozenset(
     ["BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"]
 )
+UNKNOWN = "UNKNOWN"  # the state of a job whose line of squeue cannot be read
 USUAL = frozenset(["", "None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime", "Dependency"])  # reasons to wait that pass
 STUCK = frozenset(["launch_failed_requeued_held", "launch failed requeued held"])
 # Reasons for which a job would wait for ever: settings of the command against those of the cluster.
@@ -140,23 +143,53 @@ class JobState:
 
     @property
     def waits(self) -> bool:
-        return self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
+        return self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", UNKNOWN)
 
 
-def ask_squeue() -> dict[str, JobState]:
-    """The jobs of this user by id, those that have just ended too. Raises OSError or subprocess.SubprocessError."""
+JOB = re.compile(r"\s*(?P<id>\d+(_(\d+|\[[^]]*\]))?)\s*(\||$)")
+HEADING = re.compile(r"\s*CLUSTER: \S*\s*")  # stands before the rows where SLURM_CLUSTERS or several clusters are set
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What squeue says: jobs by id, and lines that name no job that we could read."""
+
+    jobs: Mapping[str, JobState]
+    unread: Sequence[str] = ()
+
+
+def read_squeue(text: str) -> Listing:
+    """Rows of `%i|%T|%r|%N`. A line that is none makes its job unknown, never gone."""
+    jobs, unread = {}, []
+    for line in text.splitlines():
+        fields = line.split("|", 3)
+        job = JOB.match(line)
+        if job and len(fields) == 4 and re.fullmatch(r"[A-Z_]+", fields[1].strip()):
+            jobs[job["id"]] = JobState(fields[1].strip(), fields[2].strip(), fields[3].strip())
+        elif job:
+            jobs[job["id"]] = JobState(UNKNOWN, "its line of squeue cannot be read", "")
+        elif line.strip() and not HEADING.fullmatch(line):
+            unread.append(line)
+    return Listing(jobs, unread)
+
+
+def ask_squeue() -> Listing:
+    """The jobs of this user, those that have just ended too. Raises OSError or subprocess.SubprocessError."""
     words = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%r|%N"]
-    done = subprocess.run(words, capture_output=True, encoding="utf-8", check=True, timeout=ASKING_S, errors="replace")
-    rows = (line.split("|", 3) for line in done.stdout.splitlines())
-    return {job_id.strip(): JobState(state, reason, node.strip()) for job_id, state, reason, node in rows}
+    done = subprocess.run(words, capture_output=True, check=True, timeout=ASKING_S)
+    return read_squeue(done.stdout.decode(errors="replace"))
 
 
-def queue_states() -> dict[str, JobState]:
-    """The same for whoever only looks; empty where there is no SLURM."""
+def look_at_squeue() -> Listing:
+    """The same for whoever only looks; nothing where there is no SLURM."""
     try:
-        return ask_squeue() if shutil.which("squeue") else {}
+        return ask_squeue() if shutil.which("squeue") else Listing({})
     except (OSError, subprocess.SubprocessError):
-        return {}
+        return Listing({})
+
+
+def queue_states() -> Mapping[str, JobState]:
+    return look_at_squeue().jobs
 
 
 @dataclass
@@ -190,10 +223,15 @@ class SlurmQueue:
                 self._say_once(f"squeue does not answer, waiting for jobs all the same: {error}")
         return {job_id: how for job_id, how in self.over.items() if job_id in ids}
 
-    def _look(self, ids: Collection[str], states: Mapping[str, JobState]) -> None:
+    def _look(self, ids: Collection[str], listing: Listing) -> None:
+        if listing.unread:
+            line = printable(listing.unread[0])[:80]
+            self._say_once(f"squeue says what cannot be read ({line}): a job that it does not list may still be there, and is waited for")
         self.over = {job_id: ending for job_id, ending in self.over.items() if not ending.again}  # others may have been queued again
         for job_id in set(ids) - self.over.keys():
-            found = states.get(job_id)
+            found = listing.jobs.get(job_id)
+            if found is None and listing.unread:
+                continue
             if found is None or found.state in OVER:
                 self.over[job_id] = Ending(f"{how_it_ended(job_id)} without a report ({self.folder / job_id}_0_log.err may say why)")
             elif found.reason in STUCK or HOPELESS.fullmatch(found.reason):
@@ -209,8 +247,9 @@ class SlurmQueue:
             self.say(text)
 
     def is_alive(self, job_id: str) -> bool:
-        found = queue_states().get(job_id)
-        return found is not None and found.state not in OVER
+        listing = look_at_squeue()
+        found = listing.jobs.get(job_id)
+        return bool(listing.unread) if found is None else found.state not in OVER
 
     def cancel(self, ids: Sequence[str]) -> None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -230,13 +269,14 @@ def how_it_ended(job_id: str) -> str:
         (["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}", "--format=State,Reason,ExitCode,NodeList"], ""),
     ):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=ASKING_S)
-            text = answer.stdout.strip()
+            told = subprocess.run(command, capture_output=True, check=True, timeout=ASKING_S).stdout
+            text = shown(told.decode(errors="replace")).strip()
             if named:
                 found = [re.search(rf"\b{named.format(name)}", text) for name in ("JobState", "Reason", "ExitCode", "NodeList")]
                 words = [match[1] if match else "" for match in found]
             else:
-                words = (text.splitlines()[0].split("|") if text else []) + [""] * 4
+                rows = [line.split("|") for line in text.splitlines()]
+                words = next((row for row in rows if len(row) >= 4), [""] * 4)
             state, reason, code, node = words[:4]
             if state:
                 why = ", ".join(filter(None, ["" if reason == "None" else reason, f"exit code {code}"]))

@@ -15,13 +15,14 @@ import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast, get_args
 
-from bench import secrets
+from bench import output_files, secrets
 from bench.config import ClusterLauncher, LocalLauncher, Resources
 from bench.kinds import Need, needs
-from bench.launch import Pool, Report
+from bench.launch import Outcome, Pool, Report
 from bench.store import Stage, Store
+from bench.text_files import BadFile, read_object
 from bench.worker import reason
 
 ANSWER_S = 15.0  # a shared file system may show a file so much later than the scheduler says that its job has ended
@@ -202,21 +203,20 @@ class QueueLauncher:
                 continue
             for job_id, job in zip(ids, jobs, strict=True):
                 self.jobs[job.job["key"]] = left = _InQueue(job_id, job.attempt, Path(job.log))
-                left.note.write_text(json.dumps({"queue": self.queue.name, "id": job_id, "attempt": job.attempt}), encoding="utf-8")
+                told = json.dumps({"queue": self.queue.name, "id": job_id, "attempt": job.attempt})
+                with contextlib.suppress(OSError):  # then a later command does not find the job
+                    output_files.write(left.note.parent, left.note, told)
         return refused
 
     def _answer(self, key: str, job: _InQueue) -> Report | None:
-        try:
-            answer = json.loads(job.log.with_suffix(".answer.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if answer["attempt"] != job.attempt:
+        answer = _read_texts(job.log.with_suffix(".answer.json"), ("attempt", "outcome", "error", "node"))
+        if answer is None or answer["attempt"] != job.attempt or answer["outcome"] not in (*get_args(Outcome), "requeued"):
             return None
         if answer["outcome"] == "requeued":
             job.log.with_suffix(".answer.json").unlink(missing_ok=True)
             self.say(f"job {job.id} ({key[:6]}) {answer['error']}")
             return None
-        return Report(key, answer["outcome"], answer["error"] and f"{answer['error']} (job {job.id} on {answer['node']})")
+        return Report(key, cast(Outcome, answer["outcome"]), answer["error"] and f"{answer['error']} (job {job.id} on {answer['node']})")
 
     def _leave(self, key: str, report: Report) -> Report:
         """A job is out of the queue."""
@@ -238,10 +238,16 @@ class QueueLauncher:
 
 
 def _read_note(log: Path) -> dict[str, str] | None:
+    return _read_texts(log.with_suffix(".job.json"), ("queue", "id", "attempt"))
+
+
+def _read_texts(path: Path, names: Sequence[str]) -> dict[str, str] | None:
+    """An object with these texts; None where there is none, or another thing."""
     try:
-        return json.loads(log.with_suffix(".job.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        told = read_object(path)
+    except BadFile:
         return None
+    return told if all(isinstance(told.get(name), str) for name in names) else None
 
 
 def job_of(stage: Stage, store: Store) -> dict[str, str] | None:

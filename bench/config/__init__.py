@@ -12,5 +12,6 @@ from bench.config.data import *
 from bench.config.forgetting import *
 from bench.config.judges import *
 from bench.config.methods import *
+from bench.config.names import *
 from bench.config.session import *
 from bench.config.world import *

@@ -7,10 +7,11 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from bench.config.names import Name as Name
+
 Category = Literal["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # part of a folder's name, of no key
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generators take
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

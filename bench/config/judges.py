@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from bench.config.base import AsList, Count, Name, Positive, Settings, misfit
+from bench.config.base import AsList, Count, Name, Positive, Probability, Settings, misfit
 
 LABEL = re.compile(r"[A-Za-z][A-Za-z0-9]*")  # how a jury calls a member: part of names of numbers
 ENDINGS = ("n", "se", "low", "high", "failed")  # which these names have of their own
@@ -58,13 +60,30 @@ class Asking(Settings):
     server: Literal["endpoint", "in_process", "vllm"]  # in_process: transformers in the worker; vllm: a server started for the command
     base_url: str | None  # of an endpoint; None: OpenAI's
     api_key_env: str = Field(min_length=1)  # the environment variable that holds the key
-    concurrency: Count  # requests under way at once
+    concurrency: Annotated[int, Field(ge=1, le=1024)]  # requests under way at once
     attempts: Count  # of a request, before the stage is left unfinished
     timeout_s: Positive  # of one request
     batch_wait_s: Positive | None  # send a batch file and wait so long for it; None: ask at once, request by request
     budget_dollars: Positive | None  # what the judging of a sweep may cost in all, earlier runs of it included
     prices: str | None  # a price file; None: the one that comes with bench
     tokenizer: str | None  # a folder whose tokenizer counts tokens for forecasts
+    max_without_logprobs: Probability = 0.01  # share of the votes to be weighed that may be read from the text, for want of log-probs
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, url: str | None) -> str | None:
+        if url is not None and not _is_http(url):
+            raise PydanticCustomError("url", "Input should be an http:// or https:// URL with a host, such as http://127.0.0.1:8000/v1")
+        return url
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # a number up to 65535
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"[\s\x00-\x1f\x7f]", url)
 
 
 class VerdictDecoding(Settings):

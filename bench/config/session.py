@@ -15,7 +15,7 @@ from bench.config.base import AsList, Count, Name, Positive, Probability, Settin
 class Verb(Settings):
     """What to do with the cells."""
 
-    name: Literal["run", "report", "status", "conformance"]
+    name: Literal["run", "report", "status", "verify", "conformance"]
 
 
 class PlanVerb(Settings):
@@ -90,9 +90,10 @@ class NoTracker(Settings):
 
 
 class AnyLauncher(Settings):
-    threads: Count  # a worker's; recorded, not keyed
+    threads: Annotated[int, Field(ge=1, le=1024)]  # a worker's; recorded, not keyed
     stage_timeout_s: Positive  # of a stage that runs where the command was typed
     retries: int = Field(ge=0)  # of a stage whose worker died
+    workers_per_core: Count = 4  # processes here; more of them are refused
 
 
 class LocalLauncher(AnyLauncher):
@@ -197,6 +198,8 @@ class Hardware(Settings):
     sharding: Literal["none", "zero2", "zero3"]
 
 
+MAX_CELLS = 10_000  # as conf/config.yaml has it; composing as many takes ten minutes
+
 Keep = Literal["weights", "adapters", "numbers"]  # what stays of a trained model once its numbers are in
 
 
@@ -226,6 +229,7 @@ class Session(Settings):
     keep: Keep
     bounds: Bounds
     hardware: Hardware
+    max_cells: Count  # of a command; what asks for more is refused before any is made
 
     @property
     def results_dir(self) -> Path:

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from bench.conformance import checks, reward
 from bench.conformance.checks import Bench, Check
+from bench.terminal import Terminal
 
 NAMES = (*checks.NAMES, "best_of_n")
 NUMBERS = ("checks", "loss", "gradient", "real batch")
@@ -144,8 +144,8 @@ def print_table() -> bool:
     failed = [
         f"{name}: {check.name}: {check.deviation:.2g} > {check.tolerance:g}" for name in NAMES for check in found[name] if not check.passed
     ]
-    console = Console(soft_wrap=True)
-    Console(width=max(WIDTH, console.width)).print(_table(found), highlight=False)
+    console = Terminal(soft_wrap=True)
+    Terminal(width=max(WIDTH, console.width)).print(_table(found), highlight=False)
     total = sum(map(len, found.values()))
     text = f"{total - len(failed)} of {total} checks passed in {time.monotonic() - began:.0f} s. Largest relative deviations from "
     text += "the equation: loss and gradient in float64 at prescribed log-probabilities, real batch in float32."

@@ -22,6 +22,9 @@ from bench import sweep as sweeps
 from bench.audit_files import human_manner, recorded_manner
 from bench.config import (
     FITTED,
+    MAX_CELLS,
+    NAME_WORDS,
+    AnyLauncher,
     Audit,
     Bundle,
     Cell,
@@ -29,6 +32,7 @@ from bench.config import (
     Export,
     IterativeDpo,
     JuryJudge,
+    LocalLauncher,
     LocalModel,
     NoJudge,
     Rescore,
@@ -37,6 +41,8 @@ from bench.config import (
     Vllm,
     Why,
     Written,
+    as_name,
+    is_name,
     misfits,
     unread,
     user_path,
@@ -44,11 +50,12 @@ from bench.config import (
 from bench.door.files import Fetches, Files
 from bench.door.words import GROUPS, MEMBERS, BadConfig, Tree, Where, in_words, leaves, one_line, short, unknown
 from bench.judges.lm_eval import INSTALL
+from bench.launch import cores, visible_gpus
 from bench.plan import Sources, judge_manners
 from bench.sweep import CommandLine, is_session
 
 CELL_SECTIONS = tuple(Cell.model_fields)
-SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "bounds", "hardware")
+SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
 OF_THE_JURY = ("items", "n_items", "decoding")
 FETCHED: dict[str, Fetches] = {"run": "all", "audit": "all", "plan": "not weights"}  # from the hub, by verb
 M = TypeVar("M", bound=BaseModel)
@@ -114,7 +121,7 @@ class _Door:
             self.files.bounds = session.bounds
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
-        asked = sweeps.points(grids, of_cells, of_sweep=self.sweep is not None)
+        asked = self._asked(grids, of_cells, session.max_cells if session else MAX_CELLS)
         for point in asked:
             if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
                 cells[cell] = None
@@ -127,6 +134,8 @@ class _Door:
             self._check_audit(session.do, list(cells), base[1])
         if session and isinstance(session.do, Why | Export):
             self._check_why(session.do)
+        if session and session.do.name == "verify" and (self.command.sweep or self.command.asks):
+            self.problems.append(f"do=verify looks through the whole results folder: leave out {self.command.cell_words}")
         if base and session and isinstance(session.do, Export | Bundle):
             self._check_out(session.do, base[1])
         if base and session and session.do.name == "run" and any(cell.forgetting for cell in cells):
@@ -134,6 +143,8 @@ class _Door:
         if base and session and session.do.name == "run" and session.launcher.name == "local":
             self._check_vllm(list(cells), base[1])
             self._check_loading(list(cells), base[1])
+        if base and session:
+            self._check_workers(session.launcher, base[1])
         if self.problems or session is None:
             raise BadConfig(self.problems)
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
@@ -142,6 +153,22 @@ class _Door:
         words = self.command.cell_words
         hydra, axes = self.command.hydra, sweeps.varied(asked)
         return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, hydra, expectations, axes)
+
+    def _asked(self, grids: Sequence[sweeps.Grid], given: Mapping[str, Sequence[Any]], most: int) -> list[sweeps.Point]:
+        """The points of the command; none where there are too many."""
+        of_sweep = self.sweep is not None
+        if (n := sweeps.n_points(grids, given, of_sweep=of_sweep)) > most:
+            self.problems.append(f"{n} cells are more than max_cells={most}: leave out values of axes, or set max_cells={n}")
+            return []
+        return sweeps.points(grids, given, of_sweep=of_sweep)
+
+    def _check_workers(self, launcher: AnyLauncher, where: Where) -> None:
+        """No more processes here than this machine can bear, unless that is asked for by name."""
+        key = "workers" if isinstance(launcher, LocalLauncher) else "here_workers"
+        n, most = getattr(launcher, key), launcher.workers_per_core * cores()
+        if n is not None and n > most and n > len(visible_gpus()):
+            bound = f"at most {launcher.workers_per_core} for each of {cores()} cores (hydra.launcher.workers_per_core), which are {most}"
+            self.problems.append(f"hydra.launcher.{key} must be {bound}, got {n} ({where.of(f'hydra.launcher.{key}')})")
 
     def _refuse_copies(self, sources: Sequence[Sources]) -> None:
         """Two files of completions with the same content would be one cell."""
@@ -241,6 +268,9 @@ class _Door:
         """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""
         if (name := self.command.sweep) is None:
             return
+        if not is_name(name):
+            self.problems.append(f"sweep must be {NAME_WORDS}, got {short(name)} (+sweep= on the command line)")
+            return
         path = sweeps.sweep_path(name, self.command.folders)
         if not path.exists():
             self.problems.append(unknown("sweep", name, self._options("sweep"), f"+sweep={name} on the command line"))
@@ -266,7 +296,7 @@ class _Door:
         return self._known[group]
 
     def _hydra_words(self) -> list[str]:
-        folders = ",".join(f"'file://{folder}'" for folder in self.command.folders)
+        folders = ",".join(f"'{sweeps.ForeignConfigs.scheme()}://{folder}'" for folder in self.command.folders)
         return [*self.command.hydra, *([f"hydra.searchpath=[{folders}]"] if folders else [])]
 
     def _known_choices(self) -> dict[str, list[Any]]:
@@ -315,7 +345,7 @@ class _Door:
         tree, where = copy.deepcopy(composed[0]), Where(self.command, self.sweep_file, self.in_sweep, composed[1])
         if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # whatever the sweep sets of models and methods
             tree["model"] = {"kind": "none", "name": "none"}
-            tree["method"] = {"name": "completions", "path": str(file), "label": sweeps.as_name(Path(str(file)).stem)}
+            tree["method"] = {"name": "completions", "path": str(file), "label": as_name(Path(str(file)).stem)}
         later = {key: value for key, value in point.items() if key.startswith(f"{MEMBERS}.")}
         for key, value in point.items():
             if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
@@ -378,7 +408,7 @@ class _Door:
         return self._composed[key]
 
     def _session(self, tree: Tree, where: Where) -> Session | None:
-        names = ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware")
+        names = ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
         sections = {key: tree[key] for key in names} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
         return self._valid(Session, plain, where) if plain and not self._has_credentials(plain) else None

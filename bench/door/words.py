@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel
 
 from bench import sweep as sweeps
+from bench.config import NAME_WORDS
 from bench.sweep import CELL_GROUPS, SESSION_GROUPS, CommandLine
 
 GROUPS = (*CELL_GROUPS, *SESSION_GROUPS)
@@ -83,7 +84,7 @@ def in_words(detail: Mapping[str, Any], record: type[BaseModel], section: str, w
             tag = f"{key}.{context['discriminator'].strip(chr(39))}"
             yield key, f"{tag} must be one of {context['expected_tags']}, got {context['tag']!r} ({where.of(tag)})"
         case "string_pattern_mismatch":
-            yield key, f"{key} must be a name of letters, digits, dots, +, - and _, {came}"
+            yield key, f"{key} must be {NAME_WORDS}, {came}"
         case _:
             text = detail["msg"].removeprefix("Input should be ")
             text = f"{key}: {text}" if text == detail["msg"] else f"{key} must be {text}"

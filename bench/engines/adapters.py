@@ -6,6 +6,7 @@ A training keeps the adapter alone. Its weights are float32 whatever the dtype: 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,24 @@ def is_adapted(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
+def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """Raises FloatingPointError, which names a tensor, where weights hold NaN or infinities: such a model is not to be kept."""
+    bad = {name: value for name, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()}
+    if bad:
+        name, value = next(iter(bad.items()))
+        n_nan, n_infinite = int(value.isnan().sum()), int(value.isinf().sum())
+        what = f"{name} holds {n_nan} NaN and {n_infinite} infinite values of {value.numel()}"
+        more = f", {len(bad) - 1} more of {len(weights)} tensors are alike" if len(bad) > 1 else ""
+        raise FloatingPointError(f"the trained weights are not finite ({what}{more}): lower the learning rate")
+
+
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """The model, or of an adapted one the adapter, with the tokenizer that it was trained with. `weights`: where the model is in parts."""
+    """The model, or of an adapted one the adapter, with the tokenizer that it was trained with. `weights`: where the model is in parts.
+
+    Raises FloatingPointError for weights that are not finite."""
+    check_finite(model.state_dict() if weights is None else weights)
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     if (path := folder / ADAPTER).exists():

@@ -19,7 +19,7 @@ from transformers.training_args import OptimizerNames
 
 from bench import losses
 from bench.devices import check_rows, share_of
-from bench.engines.adapters import is_adapted
+from bench.engines.adapters import check_finite, is_adapted
 from bench.facts import Example, Fed, TrainFacts, digest
 from bench.kinds import RewardModelSettings, TrainSettings
 from bench.plan import reward_scale
@@ -99,16 +99,18 @@ class Recorder(TrainerCallback):
             return
         now, seconds = time.perf_counter(), time.perf_counter() - self._last
         self._last = now
-        tokens = int(logs.get("num_tokens", 0))
-        speed = {"step": state.global_step, "seconds": seconds, "tokens_per_second": (tokens - self.tokens) / seconds}
-        self.tokens = tokens
+        speed = {"step": state.global_step, "seconds": seconds}
+        pace = {}  # of a trainer that counts its tokens
+        if "num_tokens" in logs:
+            pace = {"tokens_per_second": (int(logs["num_tokens"]) - self.tokens) / seconds}
+            self.tokens = int(logs["num_tokens"])
         numbers = {name: float(value) for name, value in logs.items()}
         for name, value in numbers.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} was {value} at step {state.global_step} of {state.max_steps}: lower the learning rate")
         self.history.append({"step": state.global_step, **numbers})
-        self.speed.append(speed)
-        self.progress(state.global_step, state.max_steps, **numbers, tokens_per_second=speed["tokens_per_second"])
+        self.speed.append(speed | pace)
+        self.progress(state.global_step, state.max_steps, **numbers, **pace)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._last = time.perf_counter()
@@ -373,9 +375,8 @@ def check_weights(
     model: PreTrainedModel, before: dict[str, tuple[float, float]], weights: Mapping[str, torch.Tensor] | None = None
 ) -> None:
     """A training that diverged or never reached the model is a failure, not a row of the table. `weights`: where the model is in parts."""
+    check_finite(model.state_dict() if weights is None else weights)
     after = fingerprint(model, weights)
-    if not all(math.isfinite(number) for pair in after.values() for number in pair):
-        raise FloatingPointError("the trained weights are not finite: lower the learning rate")
     if all(before.get(name) == numbers for name, numbers in after.items()):  # of tied weights, one may be missing here
         raise RuntimeError(
             "training left every weight as it was: the learning rate is too small for this precision, nothing ran, or warm-up took "

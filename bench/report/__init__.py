@@ -1,10 +1,10 @@
 """From the store to what a person reads: tables, figures, sample completions. Loads no torch and runs no judge."""
 
-from bench.report.export import export
+from bench.report.export import export, export_faults
 from bench.report.passports import PASSPORTS
 from bench.report.rows import Group, Pooled, Rescored, Row, Sweep, collect, flat_rows, pool, stored_result
 from bench.report.tables import Table
-from bench.report.write import Paths, print_comparison, print_report, print_table, write_csv, write_files
+from bench.report.write import Paths, csv_text, print_comparison, print_report, print_table, write_files
 
 __all__ = [
     "PASSPORTS",
@@ -16,13 +16,14 @@ __all__ = [
     "Sweep",
     "Table",
     "collect",
+    "csv_text",
     "export",
+    "export_faults",
     "flat_rows",
     "pool",
     "print_comparison",
     "print_report",
     "print_table",
     "stored_result",
-    "write_csv",
     "write_files",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from bench.records import Completion, Item, Verdict, read_jsonl
 from bench.report.rows import Row
@@ -12,14 +11,10 @@ from bench.store import Store
 SHOWN = 16
 
 
-def write_samples(row: Row, store: Store, folder: Path) -> Path | None:
-    """`<cell>.md` with the first prompts of each manner of evaluation; None for a cell without completions."""
+def samples(row: Row, store: Store) -> str | None:
+    """The first prompts of each manner of evaluation, as Markdown; None for a cell without completions."""
     parts = [part for manner in ("preference", "rating", "plain") if (part := _samples(row, store, manner))]
-    if not parts:
-        return None
-    path = folder / f"{row.cell.name}.md"
-    path.write_text(f"# {row.cell.name}\n\n" + "\n".join(parts), encoding="utf-8")
-    return path
+    return f"# {row.cell.name}\n\n" + "\n".join(parts) if parts else None
 
 
 def _samples(row: Row, store: Store, manner: str) -> str:

@@ -2,50 +2,120 @@
 
     cells/CELL/model_outputs.json, reference_outputs.json, JUDGE/annotations.json      one-turn completions and preferences
     cells/CELL/model_answer.jsonl, JUDGE_single.jsonl, JUDGE_pair.jsonl                 two-turn completions, ratings and preferences
+
+`.MANNER_exported` beside them names the stages that they were made of and the checksum of each file.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.config import as_name
 from bench.judges import alpaca_eval, mt_bench
+from bench.output_files import OutputFiles
 from bench.plan import CellPlan
 from bench.records import Completion, Item, Verdict, read_jsonl
-from bench.store import Store
-from bench.sweep import as_name
+from bench.store import Stage, Store, file_digest
+from bench.text_files import BadFile, read_object
 
 BASELINE = "baseline"  # what items bring is one fixed opponent without a name of its own
 
 
-def export(cell: CellPlan, store: Store, folder: Path) -> None:
-    """Write what the cell has. What was written since its completions and verdicts came is left, for a cached sweep to be quick."""
+def export(cell: CellPlan, store: Store, out: OutputFiles, folder: Path) -> None:
+    """Write what the cell has. What was made of these completions and verdicts, and is as it was written, is left, for a cached sweep
+    to be quick; verdicts that are not there any more take no file of theirs away."""
     for manner in ("preference", "plain", "rating"):
-        files = {what: _file(cell, store, f"{manner}_{what}", f"{what}.jsonl") for what in ("items", "completions", "verdicts")}
-        items, completions, verdicts = files.values()
-        if items is None or completions is None:
+        stages = {what: stage for what in ("items", "completions", "verdicts") if (stage := _done(cell, store, f"{manner}_{what}"))}
+        if "items" not in stages or "completions" not in stages:
             continue
-        mark = folder / f".{manner}_exported"
-        if mark.exists() and all(mark.stat().st_mtime > path.stat().st_mtime for path in files.values() if path):
+        made_of = {f"{stage.kind}/{stage.key}": store.manifest(stage).digest for stage in stages.values()}
+        before = read_mark(folder, manner)
+        if before and before.made_of == made_of and not before.changed(folder):
             continue
-        asked, texts = list(read_jsonl(items, Item)), list(read_jsonl(completions, Completion))
-        by_judge: dict[str, list[Verdict]] = {}
-        for verdict in read_jsonl(verdicts, Verdict) if verdicts else ():
-            by_judge.setdefault(_judge(cell, verdict), []).append(verdict)
-        several_turns = any(len(item.turns) > 1 for item in asked)
-        (_fastchat if several_turns else _alpaca_eval)(cell.name, asked, texts, by_judge, folder)
-        mark.touch()
+        with tempfile.TemporaryDirectory() as aside:
+            _write_formats(cell, {what: store.folder(stage) / f"{what}.jsonl" for what, stage in stages.items()}, Path(aside))
+            written = {str(path.relative_to(aside)): path.read_bytes() for path in sorted(Path(aside).rglob("*")) if path.is_file()}
+        for name in before.files if before and "verdicts" in stages else ():
+            if name not in written:
+                out.remove(folder / name)
+        whole = [out.write(folder / name, content) for name, content in written.items()]
+        if all(whole):
+            digests = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
+            out.write(folder / f".{manner}_exported", json.dumps({"made_of": made_of, "files": digests}, indent=1))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What was exported in a manner: of which stages (their digests by `kind/key`), and the checksum of each file. Both are empty where
+    an earlier version of bench wrote the mark, or it cannot be read."""
+
+    made_of: Mapping[str, str]
+    files: Mapping[str, str]
+
+    def changed(self, folder: Path) -> list[str]:
+        """Files that are not as they were written."""
+        return [name for name, digest in self.files.items() if _digest(folder / name) != digest]
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return None if path.is_symlink() or not path.is_file() else file_digest(path)
+    except OSError:
+        return None
+
+
+def read_mark(folder: Path, manner: str) -> Mark | None:
+    """None where nothing was exported."""
+    path = folder / f".{manner}_exported"
+    if not path.exists():
+        return None
+    try:
+        told = read_object(path)
+        parts = [{str(name): str(digest) for name, digest in told[part].items()} for part in ("made_of", "files")]
+    except (BadFile, KeyError, AttributeError):
+        return Mark({}, {})
+    return Mark(*parts)
+
+
+def export_faults(folder: Path, store: Store) -> list[str]:
+    """Why the exported files of a cell's folder are not what the store holds; nothing for a folder that was not exported by bench."""
+    faults = []
+    for manner in ("preference", "plain", "rating"):
+        if (mark := read_mark(folder, manner)) is None:
+            continue
+        if not mark.made_of or not mark.files:
+            faults.append(f"{folder}: exported by an earlier version of bench, which did not note of what")
+        faults += [f"{folder / name}: is not as it was exported" for name in mark.changed(folder)]
+        for stage, digest in mark.made_of.items():
+            if store.recorded_digest(stage) not in (None, digest):
+                faults.append(f"{folder}: exported before {stage} was made again")
+    return faults
+
+
+def _done(cell: CellPlan, store: Store, role: str) -> Stage | None:
+    stage = cell.roles.get(role)
+    return stage if stage is not None and store.status(stage).state == "done" else None
+
+
+def _write_formats(cell: CellPlan, files: Mapping[str, Path], folder: Path) -> None:
+    items, completions = list(read_jsonl(files["items"], Item)), list(read_jsonl(files["completions"], Completion))
+    by_judge: dict[str, list[Verdict]] = {}
+    for verdict in read_jsonl(files["verdicts"], Verdict) if "verdicts" in files else ():
+        by_judge.setdefault(_judge(cell, verdict), []).append(verdict)
+    several_turns = any(len(item.turns) > 1 for item in items)
+    (_fastchat if several_turns else _alpaca_eval)(cell.name, items, completions, by_judge, folder)
 
 
 def _judge(cell: CellPlan, verdict: Verdict) -> str:
     """What judged, and which model where it is one: two models are two judges, also to whoever reads several cells' files at once."""
     model = getattr(cell.cell.judge, "model", None)
-    return f"{verdict.judge}-{as_name(Path(model).name)}" if isinstance(model, str) else verdict.judge
-
-
-def _file(cell: CellPlan, store: Store, role: str, name: str) -> Path | None:
-    stage = cell.roles.get(role)
-    return store.folder(stage) / name if stage is not None and store.status(stage).state == "done" else None
+    judge = as_name(verdict.judge)
+    return f"{judge}-{as_name(Path(model).name)}" if isinstance(model, str) else judge
 
 
 def _alpaca_eval(name: str, items: list[Item], completions: list[Completion], verdicts: dict[str, list[Verdict]], folder: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.report.rows import Group, Pooled, line_names
@@ -54,35 +55,33 @@ KL = Axis(
 )
 
 
-def draw(pooled: Pooled, title: str, folder: Path) -> list[Path]:
-    """PNG and SVG of each figure that has something to show, two judges in figures of their own; the paths of the PNGs. Of a title what
-    stands before its brackets is drawn."""
+def draw(pooled: Pooled, title: str) -> dict[str, bytes]:
+    """PNG and SVG of each figure that has something to show by file name, two judges in figures of their own. Of a title what stands
+    before its brackets is drawn."""
     title = title.partition(" (")[0]
     by_judge: dict[Any, list[Group]] = {}
     for group in pooled.groups:
         by_judge.setdefault(group.cell.judge, []).append(group)
-    for path in folder.glob("win_rate_by_*"):  # of earlier cells
-        path.unlink()
     several = len(by_judge) > 1
-    paths = []
+    drawn: dict[str, bytes] = {}
     for number, (judge, found) in enumerate(by_judge.items(), 1):
         headed, ending = (f"{title} ({judge.name})", f"_judge{number}") if several else (title, "")
-        paths += _of_judge(found, pooled.varied, headed, folder, ending)
-    return paths
+        drawn |= _of_judge(found, pooled.varied, headed, ending)
+    return drawn
 
 
-def _of_judge(groups: Sequence[Group], varied: Sequence[str], title: str, folder: Path, ending: str) -> list[Path]:
+def _of_judge(groups: Sequence[Group], varied: Sequence[str], title: str, ending: str) -> dict[str, bytes]:
     judged = [group for group in groups if group.pooled("win_rate")]
     trained = [group for group in judged if group.is_trained]
-    paths = []
+    drawn: dict[str, bytes] = {}
     for axis in AXES:
         lines = _lines(judged, varied, axis)
         if any(len({axis.value(group) for group in members}) > 1 for members in lines.values()):
-            paths += _save(folder / f"win_rate_by_{axis.name}{ending}", partial(_curves, lines=lines, axis=axis), title)
+            drawn |= _pictures(f"win_rate_by_{axis.name}{ending}", partial(_curves, lines=lines, axis=axis), title)
     if trained:
         lines = _lines(judged, varied, KL)
-        paths += _save(folder / f"win_rate_by_kl{ending}", partial(_curves, lines=lines, axis=KL), title)
-    return paths
+        drawn |= _pictures(f"win_rate_by_kl{ending}", partial(_curves, lines=lines, axis=KL), title)
+    return drawn
 
 
 def _lines(groups: Sequence[Group], varied: Sequence[str], axis: Axis) -> dict[str, list[Group]]:
@@ -94,21 +93,24 @@ def _lines(groups: Sequence[Group], varied: Sequence[str], axis: Axis) -> dict[s
     return lines
 
 
-def _save(path: Path, plot: Callable[[Any], None], title: str) -> list[Path]:
+def _pictures(name: str, plot: Callable[[Any], None], title: str) -> dict[str, bytes]:
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    drawn = {}
     with mpl.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(6.4, 4.0))
         plot(ax)
         ax.set_title(title, fontsize=10, loc="left", wrap=True)
-        for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            content = io.BytesIO()
             # The picture grows with its legend; a layout that made room for it would squeeze the axes.
-            figure.savefig(path.with_suffix(ending), metadata=metadata, bbox_inches="tight")
+            figure.savefig(content, format=ending, metadata=metadata, bbox_inches="tight")
+            drawn[f"{name}.{ending}"] = content.getvalue()
         plt.close(figure)
-    return [path.with_suffix(".png")]
+    return drawn
 
 
 def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> None:
@@ -147,8 +149,8 @@ def _curve(
     y = [100 * pooled.mean for group in members if (pooled := group.pooled("win_rate"))]
     ends = [group.interval("win_rate") for group in members]
     bars = [
-        [max(0.0, m - 100 * e[0]) if e else 0.0 for m, e in zip(y, ends, strict=True)],
-        [max(0.0, 100 * e[1] - m) if e else 0.0 for m, e in zip(y, ends, strict=True)],
+        [max(0.0, m - 100 * e[0]) if e else math.nan for m, e in zip(y, ends, strict=True)],  # nan: no bar; 0 would be a bar of no width
+        [max(0.0, 100 * e[1] - m) if e else math.nan for m, e in zip(y, ends, strict=True)],
     ]
     again, place = divmod(number, len(COLOURS))  # a colour that comes again has another marker: a point has no line to tell it by
     colour, marker = COLOURS[place], MARKERS[(place + again) % len(MARKERS)]

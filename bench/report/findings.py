@@ -136,7 +136,8 @@ def nothing_learnt(e: Evidence) -> Finding | None:
             return None
         high = e.metrics[f"{name}_high"]
         numbers = _numbers(e.metrics, name, f"{name}_n", f"{name}_low", f"{name}_high")
-        found = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {e.metrics.get(f'{name}_n', 0):.0f} rows"
+        rows = f" on {e.metrics[f'{name}_n']:.0f} rows" if f"{name}_n" in e.metrics else ""
+        found = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]{rows}"
         if high < 0.5:
             return Finding("ranks wrongly", f"{found}, below 50 %.", 100 * value, "% right", "95 % interval below 50 %", "warning", numbers)
         moved = [side for side in ("chosen", "rejected") if _beyond_zero(e.metrics, f"shift_{side}")]
@@ -160,11 +161,13 @@ def _beyond_zero(metrics: Metrics, name: str) -> bool:
 
 
 def length_drift(e: Evidence) -> Finding | None:
+    """A mean length that is far from the start model's, beyond chance: of one completion nobody knows what chance would do."""
     ours, theirs = e.metrics.get("mean_length"), e.start.get("mean_length")
-    if ours is None or not theirs:
+    our_error, their_error = e.metrics.get("mean_length_se"), e.start.get("mean_length_se")
+    if ours is None or not theirs or our_error is None or their_error is None:
         return None
     ratio = ours / theirs
-    error = (e.metrics.get("mean_length_se", 0.0) ** 2 + e.start.get("mean_length_se", 0.0) ** 2) ** 0.5
+    error = (our_error**2 + their_error**2) ** 0.5
     if 1 / LENGTH_RATIO < ratio < LENGTH_RATIO or abs(ours - theirs) <= Z * error:
         return None
     says = f"Completions are {ratio:.2f} times as long as the start model's: {ours:.1f} characters against {theirs:.1f}."
@@ -177,8 +180,9 @@ def repetition(e: Evidence) -> Finding | None:
     ours, theirs = e.metrics.get("repetition"), e.start.get("repetition")
     distinct, start_distinct = e.metrics.get("distinct"), e.start.get("distinct")
     within = ours is not None and theirs is not None and ours - theirs >= REPETITION_RISE
-    longer = e.metrics.get("mean_length", 0.0) > LENGTH_RATIO * e.start.get("mean_length", float("inf"))  # more text has less that is new
-    across = distinct is not None and bool(start_distinct) and distinct / start_distinct <= DISTINCT_RATIO and not longer  # type: ignore[operator]
+    length, start_length = e.metrics.get("mean_length"), e.start.get("mean_length")
+    as_long = length is not None and start_length is not None and length <= LENGTH_RATIO * start_length  # more text has less that is new
+    across = distinct is not None and bool(start_distinct) and distinct / start_distinct <= DISTINCT_RATIO and as_long  # type: ignore[operator]
     if not (within or across):
         return None
     said = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from bench.config import GoldJudge, JuryJudge
 from bench.plan import judge_key, judge_name, member_label
 from bench.report.rows import Sweep
+from bench.text_files import BadFile, read_object
 
 PASSPORTS = "judges"  # folder of the results that holds them
 SAID = {"flip_rate": "flip rate", "noise_sd": "noise sd", "failure_rate": "unreadable"}  # of each, where it was measured
@@ -40,10 +40,11 @@ def passport_lines(sweep: Sweep, results: Path, *, link: bool = False) -> list[s
 
 
 def _read(folder: Path) -> list[tuple[str, tuple[Path, Mapping[str, Any]]]]:
-    found = []
+    found: list[tuple[str, tuple[Path, Mapping[str, Any]]]] = []
     for path in sorted(folder.glob("*/passport.json")):
-        with contextlib.suppress(ValueError):  # one that is being written is found the next time
-            content = json.loads(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(BadFile, KeyError, TypeError, AttributeError):  # one that is damaged is none
+            content = read_object(path)
+            _words(content)
             found.append((str(content.get("key")), (path.parent, content)))
     return found
 

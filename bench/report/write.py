@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table as RichTable
 
 from bench import stats
+from bench.output_files import OutputFiles
 from bench.report import fairness, figures, findings
-from bench.report.completions import write_samples
+from bench.report.completions import samples
 from bench.report.passports import passport_lines
 from bench.report.rows import Group, Pooled, Row, Sweep, flat_rows, method_name, pool
 from bench.report.tables import Table, comparison_table, latex, markdown
 from bench.store import Store
+from bench.terminal import Terminal
 
 SHORT_LINES = 12  # of certificate and findings on a terminal
 
@@ -32,6 +33,7 @@ class Paths:
     figures: list[Path]
     table: Table
     aids: list[str]
+    unwritten: list[str]  # lines on what could not be written, and why
 
     @property
     def for_tracker(self) -> list[Path]:
@@ -41,9 +43,7 @@ class Paths:
 def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     """table.md .csv .tex, differences.csv, pairs.csv, cells.parquet, plan.json, fairness.json, findings.md, figures/ and completions/,
     and each cell's findings.json; same rows, same bytes."""
-    folder = results / "sweeps" / sweep.name
-    for name in ("figures", "completions"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    folder, out = results / "sweeps" / sweep.name, OutputFiles(results)
     pooled = pool(rows)
     store = Store(results / "store")
     cells = [fairness.known(row, group, sweep.axes, store) for group in pooled.groups for row in group.rows]
@@ -52,23 +52,34 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     table = _marked(comparison_table(pooled, sweep.expectations), pooled.groups, certificate)
     written = replace(table, notes=[*table.notes, *passport_lines(sweep, results, link=True), *certificate.lines(), *said])
     table = replace(table, notes=[*table.notes, *passport_lines(sweep, results)])
-    (folder / "table.md").write_text(markdown(sweep.title, f"python -m bench {sweep.command}", written), encoding="utf-8")
-    (folder / "table.tex").write_text(latex(written), encoding="utf-8")
-    (folder / "fairness.json").write_text(json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False), encoding="utf-8")
-    (folder / "findings.md").write_text(findings.markdown(sweep.title, rows, found), encoding="utf-8")
+    out.write(folder / "table.md", markdown(sweep.title, f"python -m bench {sweep.command}", written))
+    out.write(folder / "table.tex", latex(written))
+    out.write(folder / "fairness.json", json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False))
+    out.write(folder / "findings.md", findings.markdown(sweep.title, rows, found))
     for row in rows:
-        _write_findings(results / "cells" / row.cell.name, found.get(row.cell.key))
+        _write_findings(out, results / "cells" / row.cell.name / "findings.json", found.get(row.cell.key))
     line = {row.cell.key: group.number for group in pooled.groups for row in group.rows}
     flat = [{"row": line[row["key"]], **row, "differs": certificate.words(row["key"])} for row in flat_rows(rows)]
-    write_csv(folder / "table.csv", flat)
-    write_csv(folder / "differences.csv", [_against_start(group) for group in pooled.groups if group.against_start])
-    write_csv(folder / "pairs.csv", list(_pairs(pooled)))
-    _write_parquet(folder / "cells.parquet", flat)
-    (folder / "plan.json").write_text(json.dumps(_plan(sweep), indent=1), encoding="utf-8")
+    out.write(folder / "table.csv", csv_text(flat))
+    out.write(folder / "differences.csv", csv_text([_against_start(group) for group in pooled.groups if group.against_start]))
+    out.write(folder / "pairs.csv", csv_text(list(_pairs(pooled))))
+    out.write(folder / "cells.parquet", _parquet(flat))
+    out.write(folder / "plan.json", json.dumps(_plan(sweep), indent=1))
     for row in rows:
-        write_samples(row, store, folder / "completions")
-    drawn = figures.draw(pooled, sweep.title, folder / "figures")
-    return Paths(folder, drawn, table, _short([*certificate.short(), *said], folder))
+        if text := samples(row, store):
+            out.write(folder / "completions" / f"{row.cell.name}.md", text)
+    drawn = _write_figures(out, pooled, sweep.title, folder / "figures")
+    return Paths(folder, drawn, table, _short([*certificate.short(), *said], folder), out.lines())
+
+
+def _write_figures(out: OutputFiles, pooled: Pooled, title: str, folder: Path) -> list[Path]:
+    """The figures' PNGs that now lie in the folder; those of earlier cells go."""
+    drawn = figures.draw(pooled, title)
+    for path in folder.glob("win_rate_by_*") if folder.is_dir() and not folder.is_symlink() else ():
+        if path.name not in drawn:
+            out.remove(path)
+    written = [folder / name for name, content in drawn.items() if out.write(folder / name, content)]
+    return [path for path in written if path.suffix == ".png"]
 
 
 def _marked(table: Table, groups: Sequence[Group], certificate: fairness.Certificate) -> Table:
@@ -77,15 +88,12 @@ def _marked(table: Table, groups: Sequence[Group], certificate: fairness.Certifi
     return replace(table, rows=[[row[0], row[1] + mark, *row[2:]] for row, mark in zip(table.rows, marks, strict=True)])
 
 
-def _write_findings(folder: Path, found: Sequence[findings.Finding] | None) -> None:
+def _write_findings(out: OutputFiles, path: Path, found: Sequence[findings.Finding] | None) -> None:
     """Beside the cell's numbers; no file where there are none."""
-    path = folder / "findings.json"
-    with contextlib.suppress(OSError):  # a folder that could not be written was said when its cell ended
-        if found is None:
-            path.unlink(missing_ok=True)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(list(findings.to_json(found)), indent=1, allow_nan=False), encoding="utf-8")
+    if found is None:
+        out.remove(path)
+    else:
+        out.write(path, json.dumps(list(findings.to_json(found)), indent=1, allow_nan=False))
 
 
 def _short(lines: list[str], folder: Path) -> list[str]:
@@ -93,19 +101,22 @@ def _short(lines: list[str], folder: Path) -> list[str]:
     return lines if left <= 0 else [*lines[:SHORT_LINES], f"... {left} more in {folder}/table.md"]
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        if rows:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
 
 
-def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), path)
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), content)
+    return content.getvalue()
 
 
 def _against_start(group: Group) -> dict[str, Any]:
@@ -159,11 +170,13 @@ def _plan(sweep: Sweep) -> dict[str, Any]:
 
 
 def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str) -> None:
-    console = Console(soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     print_table(sweep.title, replace(paths.table, notes=[*paths.table.notes, *paths.aids]))
     for note in notes:
         console.print(note, style="dim", highlight=False, markup=False)
     console.print(f"{summary}", highlight=False, markup=False)
+    for line in paths.unwritten:
+        console.print(line, style="red", highlight=False, markup=False)
     console.print(f"table    {paths.folder}/table.md .csv .tex", highlight=False, markup=False)
     for figure in paths.figures:
         console.print(f"figure   {figure} .svg", highlight=False, markup=False)
@@ -177,7 +190,7 @@ def print_comparison(sweep: Sweep, rows: Sequence[Row]) -> None:
 
 def print_table(title: str, table: Table) -> None:
     """A title, the table and its notes."""
-    console = Console(soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     console.print()
     console.print(title, style="bold", highlight=False, markup=False)
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -186,8 +199,8 @@ def print_table(title: str, table: Table) -> None:
     for row in table.rows:
         shown.add_row(*row)
     # A table wider than the terminal runs on into the next line: cut numbers would be no numbers.
-    width = Console(width=10_000).measure(shown).maximum
-    Console(width=max(width, console.width)).print(shown, highlight=False)
+    width = Terminal(width=10_000).measure(shown).maximum
+    Terminal(width=max(width, console.width)).print(shown, highlight=False)
     for note in table.notes:
         style = "red" if note.startswith(("FAILED", "REFUSED", "FAULT")) else "dim"
         # A terminal breaks long lines between words; what is piped stays one line a note.

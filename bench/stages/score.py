@@ -21,6 +21,9 @@ mean_length, mean_tokens, unfinished   of the evaluation completions: characters
 repetition                   share of a completion's word 3-grams that it has written before (rep-3 of Su et al. 2022), mean over
                              the completions that have any
 judge_*                      the policy as a judge that writes, on held-out rankings (bench/self_judge.py)
+unscored_REASON              replies of a judge that was asked without a verdict, by why (REASONS in bench/judges/replies.py)
+votes_from_text, votes_weighed   votes that came without the log-probs that weigh them, of all that are weighed
+n_without_expected_rating    ratings without log-probs, where others have them
 distinct                     different word 3-grams of all completions over their number (distinct-n of Li et al. 2016); more text, less
 """
 
@@ -37,6 +40,7 @@ import numpy as np
 
 from bench import stats
 from bench.judges import alpaca_eval
+from bench.judges.replies import count_reasons, votes_from_text
 from bench.kinds import ScoreSettings
 from bench.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.plan import member_label
@@ -162,6 +166,7 @@ def _preference(
     numbers.metrics |= {"n_scored": sum(p is not None for p in preferences), "n_unscored": sum(p is None for p in preferences)}
     scored = {v.item_id for v in verdicts if v.preference is not None}
     turns = [v for v in read_jsonl(folder / "verdicts.jsonl", Verdict) if v.item_id in scored]
+    _asked(list(read_jsonl(folder / "verdicts.jsonl", Verdict)), numbers)
     if len(turns) > len(scored):
         numbers.metrics["n_turns_unscored"] = sum(v.preference is None for v in turns)
     for part in ("gold", "content", "constraints", "conciseness", "fluency"):
@@ -170,9 +175,19 @@ def _preference(
             numbers.metrics[part if part == "gold" else f"gold_{part}"] = float(np.mean(values))
 
 
+def _asked(verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
+    """Of a judge that was asked: why it has no verdict, and how many votes came without the log-probs that weigh them."""
+    for kind, n in count_reasons(verdicts).items():
+        numbers.metrics[f"unscored_{kind}"] = numbers.metrics.get(f"unscored_{kind}", 0) + n
+    if votes := votes_from_text(verdicts):
+        for name, n in (("votes_from_text", votes.n_from_text), ("votes_weighed", votes.n)):
+            numbers.metrics[name] = numbers.metrics.get(name, 0) + n
+
+
 def _member(settings: ScoreSettings, label: str, verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
     """A jury's member by itself."""
     _rates(settings, f"_{label}", verdicts, numbers)
+    _asked(verdicts, numbers)
     numbers.metrics[f"n_unscored_{label}"] = sum(v.preference is None for v in verdicts)
 
 
@@ -210,6 +225,9 @@ def _rating(folder: Path | None, preferred: Path | None, numbers: _Numbers) -> N
     expected = _by_item(verdicts, lambda verdict: (verdict.details or {}).get("expected_rating"))
     if any(value is not None for values in expected.values() for value in values):
         numbers.add("expected_rating", stats.rating_mean(expected))
+        if lacking := sum(v.rating is not None and "expected_rating" not in (v.details or {}) for v in verdicts):
+            numbers.metrics["n_without_expected_rating"] = lacking
+    _asked(verdicts, numbers)
     numbers.metrics |= {
         "n_ratings": sum(v.rating is not None for v in verdicts),
         "n_ratings_unscored": sum(v.rating is None for v in verdicts),

@@ -38,6 +38,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
 
 
 def _base(settings: BaseSettings, run: StageRun) -> Outcome:
+    from bench.engines.adapters import save_model
     from bench.world.models import new_model, pretrain
     from bench.world.tokenizer import new_tokenizer
 
@@ -46,8 +47,7 @@ def _base(settings: BaseSettings, run: StageRun) -> Outcome:
     rows = read_jsonl(run.inputs["corpus"] / "rows.jsonl", Text)
     steps = settings.pretraining.steps
     pretrain(model, tokenizer, rows, settings.pretraining, lambda step, loss: run.progress(step, steps, loss=loss))
-    model.save_pretrained(run.out / "model")
-    tokenizer.save_pretrained(run.out / "model")
+    save_model(model, tokenizer, run.out / "model")
     return Outcome({"steps": steps, "parameters": model.num_parameters()})
 
 

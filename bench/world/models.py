@@ -9,6 +9,7 @@ recipe 8.5; AdamW alone 6.4; no copy drills 7.6; transformers' initial spread of
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -61,7 +62,7 @@ def pretrain(
 ) -> None:
     """The base stage, in place: `steps` batches from `rows` in order, loss on completions. `progress` hears (step, loss) now and then.
 
-    Raises ValueError when there are fewer rows than steps x batch_size.
+    Raises ValueError when there are fewer rows than steps x batch_size, FloatingPointError when the loss is not finite.
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -82,6 +83,7 @@ def pretrain(
             max_grad_norm=1.0,
             seed=settings.seed,
             logging_steps=min(20, settings.steps),
+            logging_nan_inf_filter=False,
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
@@ -94,7 +96,7 @@ def pretrain(
             train_dataset=in_order,  # type: ignore[arg-type]  # anything with a length and items
             data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
             optimizers=(optimizer, _schedule(optimizer, settings.steps)),
-            callbacks=[_Report(progress)] if progress else [],
+            callbacks=[_Report(progress)],
         )
         trainer.remove_callback(PrinterCallback)  # progress hears it
         trainer.train()
@@ -168,9 +170,12 @@ def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sc
 
 
 class _Report(TrainerCallback):
-    def __init__(self, progress: Callable[[int, float], None]) -> None:
+    def __init__(self, progress: Callable[[int, float], None] | None) -> None:
         self._progress = progress
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            self._progress(state.global_step, float(logs["loss"]))
+            if not math.isfinite(loss := float(logs["loss"])):
+                raise FloatingPointError(f"the loss was {loss} by step {state.global_step} of {state.max_steps}: lower the learning rate")
+            if self._progress:
+                self._progress(state.global_step, loss)

@@ -45,12 +45,41 @@ def queue(folder: Path, said: list[str]) -> SlurmQueue:
 
 def test_squeue_is_read(commands: Path) -> None:
     command(commands, "squeue", "17_3|RUNNING|None|node3\n18|PENDING|Resources|\n19|PENDING|ReqNodeNotAvail, UnavailableNodes:a|\n")
-    assert ask_squeue() == {
+    assert ask_squeue().jobs == {
         "17_3": JobState("RUNNING", "None", "node3"),
         "18": JobState("PENDING", "Resources", ""),
         "19": JobState("PENDING", "ReqNodeNotAvail, UnavailableNodes:a", ""),
     }
     assert [JobState(state, "", "").waits for state in ("PENDING", "REQUEUED", "RUNNING", "COMPLETING")] == [True, True, False, False]
+
+
+def test_the_line_that_names_a_cluster_is_no_job(commands: Path, tmp_path: Path) -> None:
+    """squeue prints it where SLURM_CLUSTERS is set, --noheader or not."""
+    command(commands, "squeue", "CLUSTER: main\n4242_0|PENDING|Resources|\n\nCLUSTER: other\n7|RUNNING|None|a\n")
+    found = ask_squeue()
+    assert (sorted(found.jobs), found.unread) == (["4242_0", "7"], [])
+    said: list[str] = []
+    command(commands, "scontrol", SHOWN)
+    assert list(queue(tmp_path, said).ended(["4242_0", "7", "8"])) == ["8"] and said == []
+
+
+@pytest.mark.parametrize("line", ["4", "4|RUNNING", "4|", "4|a line of another form|x|y", "4_[0-3]|RUNNING"])
+def test_a_job_whose_line_cannot_be_read_is_unknown_and_waited_for(commands: Path, tmp_path: Path, line: str) -> None:
+    command(commands, "squeue", f"{line}\n5|RUNNING|None|a\n")
+    job = line.partition("|")[0]
+    assert ask_squeue().jobs[job].state == "UNKNOWN" and ask_squeue().jobs[job].waits
+    waiting = queue(tmp_path, [])
+    assert waiting.ended([job, "5"]) == {} and waiting.is_alive(job) and waiting.is_alive("5")
+
+
+def test_a_line_that_names_no_job_makes_every_other_job_one_that_may_still_be_there(commands: Path, tmp_path: Path) -> None:
+    command(commands, "squeue", "\x1b[31mslurm_load_jobs error: \xff\n5|COMPLETED|None|a\n")
+    (commands / "squeue.out").write_bytes((commands / "squeue.out").read_bytes() + b"\xff\xfe\n")
+    command(commands, "scontrol", SHOWN)
+    said: list[str] = []
+    waiting = queue(tmp_path, said)
+    assert list(waiting.ended(["4", "5"])) == ["5"] and waiting.is_alive("4")
+    assert len(said) == 1 and "\x1b" not in said[0] and r"\x1b[31mslurm_load_jobs error" in said[0]
 
 
 def test_only_jobs_that_are_over_or_gone_have_ended(commands: Path, tmp_path: Path) -> None:
@@ -116,7 +145,7 @@ def test_how_a_job_ended_comes_from_scontrol_else_from_accounting_else_is_unknow
     command(commands, "scontrol", SHOWN)
     assert how_it_ended("17_3") == "ended as NODE_FAIL (NodeDown, exit code 0:9) on node3"
     command(commands, "scontrol", code=1)
-    command(commands, "sacct", "OUT_OF_MEMORY|None|0:125|node4\n")
+    command(commands, "sacct", "CLUSTER: main\nOUT_OF_MEMORY|None|0:125|node4\n")
     assert how_it_ended("17_3") == "ended as OUT_OF_MEMORY (exit code 0:125) on node4"
     command(commands, "sacct", code=1)
     assert how_it_ended("17_3") == "left the queue"

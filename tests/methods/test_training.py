@@ -24,6 +24,7 @@ from bench import worker
 from bench.config import Adapter, RewardModel, SftEpochs
 from bench.conformance.checks import SETTINGS, TRAINING
 from bench.conformance.checks import method as conformance_method
+from bench.engines.adapters import check_finite
 from bench.engines.hf import Engine, load_model
 from bench.kinds import ConversationSft, LogpsSettings, RewardModelSettings, TrainSettings
 from bench.methods.training import LengthBatches, Recorder, check_weights, common_arguments, fingerprint, on_one_gpu
@@ -88,6 +89,15 @@ def test_a_number_that_is_not_finite_stops_a_training_at_once(tmp_path: Path) ->
     assert len(recorder.history) == 1
 
 
+def test_a_trainer_that_counts_no_tokens_has_no_tokens_a_second(tmp_path: Path) -> None:
+    recorder = Recorder(Progress(tmp_path / "progress"))
+    for step, counted in enumerate(({"num_tokens": 10.0}, {}, {"num_tokens": 30.0}), 1):
+        recorder.on_log(None, SimpleNamespace(global_step=step, max_steps=3), None, {"loss": 0.7, **counted})
+    assert ["tokens_per_second" in row for row in recorder.speed] == [True, False, True]
+    assert recorder.speed[2]["tokens_per_second"] * recorder.speed[2]["seconds"] == pytest.approx(20)
+    assert all(row["seconds"] > 0 for row in recorder.speed)
+
+
 def test_weights_that_did_not_move_or_are_not_finite_are_failures() -> None:
     model: Any = torch.nn.Linear(3, 2)
     before = fingerprint(model)
@@ -98,8 +108,14 @@ def test_weights_that_did_not_move_or_are_not_finite_are_failures() -> None:
     check_weights(model, before)
     with torch.no_grad():
         model.weight[0, 0] = float("inf")
-    with pytest.raises(FloatingPointError, match="not finite"):
+        model.weight[0, 1] = float("-inf")
+    with pytest.raises(FloatingPointError, match=r"not finite \(weight holds 0 NaN and 2 infinite values of 6\): lower the learning rate"):
         check_weights(model, before)
+    with torch.no_grad():
+        model.bias[1] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"weight holds .* of 6, 1 more of 2 tensors are alike"):
+        check_finite(model.state_dict())
+    check_finite({"ids": torch.tensor([1, 2])})
 
 
 # The stage ------------------------------------------------------------------------------------------------------------

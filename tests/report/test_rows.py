@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_unscored_verdicts_and_missing_judges_are_said(rows: list[Row]) -> None:
     notes = comparison_table(pool(rows)).notes
     assert any("18 verdicts unscored" in note for note in notes)  # 2 in each of 9 cells
     assert "rating: no judge is set (judge=none) (9 cells)" in notes
+    assert not any("without a verdict" in note or "log-probs" in note for note in notes)
+    asked = {"unscored_filtered": 3, "unscored_cut": 1, "votes_from_text": 2, "votes_weighed": 40, "n_without_expected_rating": 5}
+    whole = {"votes_from_text": 0, "votes_weighed": 40}
+    some = [replace(row, metrics={**row.metrics, **(asked if i < 2 else whole)}) for i, row in enumerate(rows)]
+    notes = comparison_table(pool(some)).notes
+    reasons = "Replies of the judge without a verdict: 2 cut at max_tokens, 6 stopped by the provider's content filter."
+    assert f"{reasons} Such items are not missing at random." in notes
+    assert "4 of 80 votes of 2 cells read from text, as 0 or 1, without log-probs." in notes
+    assert "Expected rating: 10 rated answers without log-probs have no part in it." in notes
     one = replace(rows[0], missing={"kl": "no row of #1 in 40"})
     assert "kl: no row of #1 in 40 (1 cell)" in comparison_table(pool([one, *rows[1:]])).notes
 
@@ -142,7 +152,7 @@ def test_each_side_of_a_file_s_expectations_is_one_group(path: Path) -> None:
         assert len({seedless(cell) for cell in cells if matches(cell, side)}) == 1, side
 
 
-def test_a_figure_over_iterations_has_a_line_for_each_labeller_and_levels_for_what_has_no_iteration(tmp_path: Path) -> None:
+def test_a_figure_over_iterations_has_a_line_for_each_labeller_and_levels_for_what_has_no_iteration() -> None:
     """Lines of the smallest picture of a loop: its own, two labellers', the start model and a training without iterations as levels."""
     labelled = ("method=iterative_dpo", "method.labeller=gold,random", "method.iteration=1,2")
     asked = (("method=spa", "method.iteration=0,1"), labelled)
@@ -152,9 +162,9 @@ def test_a_figure_over_iterations_has_a_line_for_each_labeller_and_levels_for_wh
     axis = next(axis for axis in figures.AXES if axis.name == "iteration")
     lines = {name: len(groups) for name, groups in figures._lines(pooled.groups, pooled.varied, axis).items()}
     assert lines == {"start": 1, "spa": 2, "iterative_dpo labeller gold": 2, "iterative_dpo labeller random": 2, "dpo": 1}
-    drawn = figures.draw(pooled, "loops", tmp_path)
-    assert [path.name for path in drawn] == ["win_rate_by_iteration.png", "win_rate_by_kl.png"]
-    text = drawn[0].with_suffix(".svg").read_text()
+    drawn = figures.draw(pooled, "loops")
+    assert [name for name in drawn if name.endswith(".png")] == ["win_rate_by_iteration.png", "win_rate_by_kl.png"]
+    text = drawn["win_rate_by_iteration.svg"].decode()
     assert all(f"<!-- {name} -->" in text for name in lines)
 
 
@@ -197,7 +207,7 @@ def test_rows_are_named_in_spans() -> None:
     assert [row_words(rows) for rows in ([3], [3, 4], [2, 3, 4, 9], [5, 1, 1])] == ["row 3", "rows 3, 4", "rows 2 to 4, 9", "rows 1, 5"]
 
 
-def test_long_names_widen_a_picture_and_leave_its_axes_as_they_are(tmp_path: Path) -> None:
+def test_long_names_widen_a_picture_and_leave_its_axes_as_they_are() -> None:
     """The axes of a figure with ten lines of ninety letters are as wide as those of one with short names, and the names are whole."""
     from matplotlib.image import imread
 
@@ -211,8 +221,8 @@ def test_long_names_widen_a_picture_and_leave_its_axes_as_they_are(tmp_path: Pat
             ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
             axes.append(ax)
 
-        (path,) = figures._save(tmp_path / name.split()[0], plot, "a question")
-        sizes.append(imread(path).shape[1])
+        drawn = figures._pictures(name.split()[0], plot, "a question")
+        sizes.append(imread(io.BytesIO(drawn[f"{name.split()[0]}.png"])).shape[1])
     short, long = (ax.get_window_extent().width for ax in axes)
     assert short == long > 4 * 150  # of 150 dots an inch
     assert sizes[1] > sizes[0] + 2 * 150

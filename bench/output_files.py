@@ -1,0 +1,148 @@
+"""The one way to write what people read: tables, figures, findings, samples, cells' folders and their exports, passports.
+
+A file is written aside and moved into place, so that a full disk or a kill leaves the old one whole; a file that holds the same bytes
+already is left alone. Nothing is written through a link, nor outside the folder that a command writes to: in a results folder of
+somebody else's, any name may be a link to a file of the reader's. (That folder itself may be one: its path was typed by the reader.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.text_files import printable
+
+ASIDE = re.compile(r"\.writing-(?P<pid>\d+)-[0-9a-f]{6}")  # the name of a file that is not whole yet
+
+
+@dataclass
+class OutputFiles:
+    """Writes below `root`, and remembers what could not be written, so that one bad place does not end the rest."""
+
+    root: Path
+    refused: dict[Path, str] = field(default_factory=dict)  # a file or folder, and why it is not as it should be
+
+    def write(self, path: Path, content: str | bytes) -> bool:
+        """Whether the file now holds this."""
+        return self._tried(path, lambda: write(self.root, path, content))
+
+    def remove(self, path: Path) -> bool:
+        """Whether there is no such file now."""
+        return self._tried(path, lambda: remove(self.root, path))
+
+    def _tried(self, path: Path, act: object) -> bool:
+        try:
+            act()  # type: ignore[operator]
+        except OSError as error:
+            self.refused[path] = why(error)
+            return False
+        return True
+
+    def lines(self) -> list[str]:
+        """A line for each reason that something was not written."""
+        by_reason: dict[str, list[Path]] = {}
+        for path, reason in self.refused.items():
+            by_reason.setdefault(reason, []).append(path)
+        more = {reason: f" and {len(paths) - 1} more files" if len(paths) > 1 else "" for reason, paths in by_reason.items()}
+        return [f"not written: {printable(str(paths[0]))}{more[reason]}: {reason}" for reason, paths in by_reason.items()]
+
+
+def why(error: OSError) -> str:
+    """What the file system said, without the path."""
+    return printable(error.strerror or str(error))
+
+
+def write(root: Path, path: Path, content: str | bytes) -> None:
+    """Write a file below `root`, whole or not at all. Raises OSError."""
+    data = content.encode() if isinstance(content, str) else content
+    with _folder(root, path, make=True) as (folder, name):
+        if _holds(folder, name, data):
+            return
+        aside = f".writing-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        try:
+            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=folder), "wb") as file:
+                file.write(data)
+            os.replace(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(aside, dir_fd=folder)
+            raise
+
+
+def write_where_asked(path: Path, content: str) -> None:
+    """Write a file that the reader has named, through a link or to a device where that is what they named. Raises OSError."""
+    if path.exists() and not path.is_file():
+        path.write_text(content, encoding="utf-8")
+    else:
+        path = path.resolve()
+        write(path.parent, path, content)
+
+
+def remove(root: Path, path: Path) -> None:
+    """Remove a file or link below `root`, where there is one. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError), _folder(root, path, make=False) as (folder, name):
+        os.unlink(name, dir_fd=folder)
+
+
+def link_in(root: Path, path: Path) -> Path | None:
+    """The first part of a path below `root` that is a link; None where none is."""
+    parts = path.relative_to(root).parts
+    places = [root.joinpath(*parts[: n + 1]) for n in range(len(parts))]
+    return next((place for place in places if place.is_symlink()), None)
+
+
+@contextlib.contextmanager
+def _folder(root: Path, path: Path, *, make: bool) -> Iterator[tuple[int, str]]:
+    """(descriptor of the folder that holds a file, the file's name), found from `root` down without following a link."""
+    *folders, name = _parts(root, path)
+    if make:
+        root.mkdir(parents=True, exist_ok=True)
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for n, part in enumerate(folders, 1):
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=folder)
+            inner = _open_folder(folder, part, root.joinpath(*folders[:n]))
+            os.close(folder)
+            folder = inner
+        yield folder, name
+    finally:
+        os.close(folder)
+
+
+def _parts(root: Path, path: Path) -> tuple[str, ...]:
+    parts = path.relative_to(root).parts if path.is_relative_to(root) else ()
+    if not parts or ".." in parts:
+        raise OSError(errno.EPERM, f"lies outside of {root}, where this command writes", str(path))
+    return parts
+
+
+def _open_folder(parent: int, name: str, place: Path) -> int:
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        is_link = stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+        what = "a link, and nothing is written through one" if is_link else "a file, and should be a folder"
+        raise OSError(error.errno, f"{place} is {what}: move it away", str(place)) from error
+
+
+def _holds(folder: int, name: str, data: bytes) -> bool:
+    """Whether a regular file of that name has these bytes already."""
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != len(data):
+            return False
+        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
+            return file.read() == data
+    except OSError:
+        return False

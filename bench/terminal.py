@@ -1,0 +1,29 @@
+"""The one place where text reaches a terminal. Much of it is others': an endpoint's error page, a bad row, a bundle's title. Control
+characters in it are shown escaped, so that it can neither move the cursor nor set a title nor look like a line of ours."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from bench import secrets
+
+
+class Terminal(Console):
+    """Rich's console; every text that it is given, also in a table's cell or title, goes through `shown`."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(shown(text), **options)
+
+
+def shown(text: str) -> str:
+    """A text as it can be shown; its lines stay lines."""
+    return "\n".join(map(secrets.shown, text.split("\n")))
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """A line as it is, neither wrapped nor coloured."""
+    print(shown(text), file=sys.stderr if error else sys.stdout)

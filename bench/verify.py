@@ -1,0 +1,127 @@
+"""`do=verify`: a whole results folder looked through, of every sweep, with what would mend each fault.
+
+Stages: the manifest's own checksum, that version, settings and inputs make its key, checksums of all files, and that no input was made
+again with other bytes since. Journals of replies and the ledger of dollars. Cells' folders: that they say which stages they are of, and
+that numbers and exported files are as they were written, of what the store holds now. What killed commands left is listed, and no fault:
+the next command that ends well deletes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import report
+from bench.door import BadConfig
+from bench.judges import journal
+from bench.kinds import VERSIONS
+from bench.output_files import ASIDE, why
+from bench.store import Manifest, Store, Unsound
+from bench.terminal import say
+from bench.why import read_cell
+
+RUN_AGAIN = "the same command makes it again"
+REPORT_AGAIN = "do=report +sweep=... of its sweep writes it again"
+
+
+@dataclass(frozen=True)
+class Fault:
+    kind: str  # a word: DAMAGED, STALE, CHANGED
+    what: str  # where it is, and what is wrong there
+    mend: str
+
+    def line(self) -> str:
+        return f"{self.kind:<8} {self.what}: {self.mend}"
+
+
+def show(results: Path, store: Store) -> bool:
+    """Print every fault and what would mend it. Whether there is none. Raises BadConfig where there is nothing to look through."""
+    if not store.root.is_dir():
+        raise BadConfig([f"no store in {results}: set results=DIR or BENCH_RESULTS to a folder that a command has written to"])
+    stages = StagesLookedAt(store)
+    found = [*stages.faults(), *_of_journals(store), *_of_cells(results, store)]
+    for fault in found:
+        say(fault.line())
+    left = [*_left(results, store), *stages.earlier()]
+    for line in left:
+        say(line)
+    n = len(stages.sound)
+    say(f"{n} stages are as they were written{f', {len(found)} faults' if found else ''}")
+    return not found
+
+
+class StagesLookedAt:
+    """Every stage's folder of a store; `sound`: the manifests of those that are as they were written, by key."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self.sound: dict[str, Manifest] = {}
+
+    def faults(self) -> Iterator[Fault]:
+        for kind in sorted(self.store.root.iterdir()):
+            if kind.is_symlink() or not kind.is_dir():
+                yield Fault("DAMAGED", f"{kind} is {'a link' if kind.is_symlink() else 'a file'}, and should be a folder", "move it away")
+                continue
+            for folder in sorted(path for path in kind.iterdir() if path.is_dir() and "." not in path.name):
+                try:
+                    self.sound[folder.name] = self.store.intact(folder)
+                except ValueError as error:
+                    yield Fault("DAMAGED", str(error), RUN_AGAIN)
+        for manifest in self.sound.values():
+            for role, read in manifest.inputs.items():
+                source = self.sound.get(read.get("key", ""))
+                if source is not None and source.digest != read.get("digest"):
+                    what = f"{self.store.root / manifest.kind / manifest.key}: its input {role!r} was made again with other bytes"
+                    yield Fault("STALE", what, RUN_AGAIN)
+
+    def earlier(self) -> Iterator[str]:
+        """Stages that this version of bench does not read: it makes others in their place."""
+        for manifest in self.sound.values():
+            if (known := VERSIONS.get(manifest.kind)) != manifest.version:  # type: ignore[call-overload]
+                now = f"this version of bench makes version {known}" if known else "this version of bench has no such kind"
+                yield f"EARLIER  {self.store.root / manifest.kind / manifest.key}: version {manifest.version}, {now}: can be deleted"
+
+
+def _of_journals(store: Store) -> Iterator[Fault]:
+    mend = "its line is asked, or counted, again by the same command"
+    for path in sorted([*store.root.glob("*/*.work/journal.jsonl"), *store.root.glob("*/spending.jsonl")]):
+        try:
+            faults = journal.check(path)
+        except OSError as error:
+            faults = [f"{path} cannot be read ({why(error)})"]
+        for fault in faults:
+            yield Fault("DAMAGED", fault, mend)
+
+
+def _of_cells(results: Path, store: Store) -> Iterator[Fault]:
+    for folder in sorted(path.parent for path in results.glob("cells/*/stages.json")):
+        try:
+            written = read_cell(folder)
+        except Unsound as error:
+            yield Fault("DAMAGED", str(error).removeprefix("DAMAGED  ").partition(": the same command")[0], REPORT_AGAIN)
+            continue
+        scores = [store.root / "score" / key / "result.json" for key, facts in written.stages.items() if facts["kind"] == "score"]
+        if not written.failed and scores and scores[-1].is_file() and not _same(folder / "result.json", scores[-1]):
+            yield Fault("CHANGED", f"{folder / 'result.json'}: is not its score stage's", REPORT_AGAIN)
+        for fault in report.export_faults(folder, store):
+            yield Fault("CHANGED", fault, REPORT_AGAIN)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.read_bytes() == other.read_bytes()
+    except OSError:
+        return False
+
+
+def _left(results: Path, store: Store) -> Iterator[str]:
+    for left in store.leftovers():
+        if left.in_use():
+            yield f"IN USE   {left.kind / left.key}: a command is at it"
+            continue
+        for path in left.paths:
+            yield f"LEFT     {path}: of a command that was killed; the next one that ends well deletes it"
+    for name in ("cells", "sweeps", report.PASSPORTS):
+        for path in sorted(path for path in (results / name).rglob(".writing-*") if ASIDE.fullmatch(path.name)):
+            yield f"LEFT     {path}: half written by a command that was killed; it can be deleted"
