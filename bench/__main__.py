@@ -27,6 +27,7 @@ def main() -> NoReturn:
     sys.path.append(PLUGINS)  # Hydra finds our sweeper there
     secrets.guard_streams()
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, as some parents leave it, every child seems to end well
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal whose encoding lacks a character is no reason to end

@@ -223,8 +223,8 @@ def _logistic_fit(x: Array, y: Array) -> tuple[float, float] | None:
 
 def drift(verdicts: Sequence[Verdict], truth: Truth | None) -> Found:
     """Welch's interval for the second half's mean less the first's, in the order in which the items were asked."""
-    kept = [v for v in verdicts if v.preference is not None and (truth is None or v.item_id in truth)]
-    values = np.array([(v.preference or 0.0) - (truth[v.item_id] if truth else 0.0) for v in kept])
+    kept = [(v.item_id, v.preference) for v in verdicts if v.preference is not None and (truth is None or v.item_id in truth)]
+    values = np.array([preference if truth is None else preference - truth[item] for item, preference in kept])
     halves = values[: values.size // 2], values[values.size // 2 :]
     if halves[0].size < 2:
         return Unmeasured(f"{values.size} verdicts are too few to halve")

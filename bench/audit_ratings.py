@@ -135,8 +135,11 @@ def commonest_rate(verdicts: Sequence[Verdict]) -> Found:
 
 def length_slope(verdicts: Sequence[Verdict], truth: Truth | None) -> Found:
     """Points per 100 characters by least squares; with a truth, at equal truth. Sandwich errors, clustered by item."""
-    kept = [v for v in verdicts if v.rating is not None and v.policy_length is not None and (truth is None or _place(v) in truth)]
-    rows = [[(v.policy_length or 0) / CHARACTERS, 1.0, *([] if truth is None else [truth[_place(v)]])] for v in kept]
+    kept, rows = [], []
+    for v in verdicts:
+        if v.rating is not None and v.policy_length is not None and (truth is None or _place(v) in truth):
+            kept.append(v)
+            rows.append([v.policy_length / CHARACTERS, 1.0, *([] if truth is None else [truth[_place(v)]])])
     x, y = np.array(rows, dtype=float), np.array([v.rating for v in kept], dtype=float)
     items = list(dict.fromkeys(v.item_id for v in kept))
     if len(items) <= x.shape[-1]:

@@ -60,7 +60,7 @@ def judge_costs(stages: Sequence[Stage], store: Store) -> dict[Stage, JudgeCost]
 
 def with_costs(forecast: Mapping[Stage, Estimate], costs: Mapping[Stage, JudgeCost]) -> dict[Stage, Estimate]:
     return {
-        stage: replace(estimate, tokens=cost.tokens, dollars=cost.dollars or 0.0) if (cost := costs.get(stage)) else estimate
+        stage: replace(estimate, tokens=cost.tokens) if (cost := costs.get(stage)) else estimate
         for stage, estimate in forecast.items()
     }
 
@@ -196,10 +196,11 @@ def _measured(settings: LanguageJudgeSettings, store: Store) -> float | None:
     """Characters a prompt token over this model's earlier judge stages; None where there is none."""
     characters = tokens = 0
     for manifest in store.history():
-        if manifest.kind != "judge" or manifest.settings.get("model") != settings.model or "prompt_tokens" not in manifest.counts:
-            continue
-        characters += manifest.counts.get("prompt_characters", 0)
-        tokens += manifest.counts["prompt_tokens"]
+        counts = manifest.counts
+        known = "prompt_tokens" in counts and "prompt_characters" in counts
+        if known and manifest.kind == "judge" and manifest.settings.get("model") == settings.model:
+            characters += counts["prompt_characters"]
+            tokens += counts["prompt_tokens"]
     return characters / tokens if tokens and characters else None
 
 

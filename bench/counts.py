@@ -9,85 +9,118 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from bench.kinds import ConversationData, LocalPairData
+from bench.kinds import TOKENIZER, ConversationData, ConversationSft, LocalPairData
+from bench.learnable import check_conversations
 from bench.plan import CellPlan
-from bench.records import Pair, Unpaired, completion_columns, read_rows
+from bench.readers.splits import FILE
+from bench.records import Conversation, Pair, Unpaired, completion_columns, read_jsonl, read_rows
 from bench.stages import data
 from bench.store import Source, Stage, Store
+from bench.templates import read_template
 from bench.token_counts import Count, Messages, counter_or_none
 from bench.worker import Progress, StageRun
 
 SAMPLE = 200  # rows whose tokens are counted
-
-TOKENIZER = "tokenizer"  # the role of a model's folder that tells which prompts are too long
-TEMPLATE = 100  # bytes at most that are around a prompt; a token is a byte at least
 
 Counts = Mapping[str, int]
 
 
 @dataclass
 class Aside:
-    """Data stages made in a folder that goes away; no store knows them. Prompts that are too long for a model are still in them."""
+    """Data stages made in a folder that goes away; no store knows them."""
 
     store: Store
     root: Path
-    made: dict[str, tuple[Path, Counts]] = field(default_factory=dict)
+    made: dict[str, tuple[Path, Counts] | ValueError] = field(default_factory=dict)
 
     def look(self, stage: Stage) -> tuple[Path, Counts]:
-        """(folder, counts) of a data stage, made here where it is not done."""
+        """(folder, counts) of a data stage, made here where it is not done. Raises ValueError for what the stage refuses."""
         if self.store.status(stage).state == "done":
             return self.store.folder(stage), self.store.manifest(stage).counts
         if stage.key not in self.made:
-            read = {role: source for role, source in stage.inputs.items() if role != TOKENIZER}  # which needs torch
-            inputs = {role: source.path if isinstance(source, Source) else self.look(source)[0] for role, source in read.items()}
-            out = self.root / stage.key
-            out.mkdir()
-            progress = Progress(self.root / "progress")
-            outcome = data.run(stage.settings, StageRun(inputs, out, progress))  # type: ignore[arg-type]
+            try:
+                self.made[stage.key] = self._make(stage)
+            except (ValueError, OSError) as error:
+                self.made[stage.key] = error if isinstance(error, ValueError) else ValueError(str(error))
+        if isinstance(found := self.made[stage.key], ValueError):
+            raise found
+        return found
+
+    def _make(self, stage: Stage) -> tuple[Path, Counts]:
+        inputs = {role: source.path if isinstance(source, Source) else self.look(source)[0] for role, source in stage.inputs.items()}
+        if TOKENIZER in inputs and not inputs[TOKENIZER].is_dir():  # a model of the hub that is not here yet
+            del inputs[TOKENIZER]
+        out = self.root / stage.key
+        out.mkdir()
+        progress = Progress(self.root / "progress")
+        try:
+            return out, data.run(stage.settings, StageRun(inputs, out, progress)).counts  # type: ignore[arg-type]
+        finally:
             progress.close()
-            self.made[stage.key] = out, outcome.counts
-        return self.made[stage.key]
 
 
-def data_lines(cells: Sequence[CellPlan], store: Store) -> list[str]:
-    """In words, what the files and public datasets of these cells hold, each once; what cannot be used is said in its place."""
+class Looked(NamedTuple):
+    """What data hold, in words, and what a run would refuse of them."""
+
+    lines: list[str]
+    refusals: list[str]
+
+
+def data_lines(cells: Sequence[CellPlan], store: Store) -> Looked:
+    """Of the files and public datasets of these cells, each once."""
     lines: dict[str, None] = {}
+    refusals: dict[str, None] = {}
     with tempfile.TemporaryDirectory() as folder:
         aside = Aside(store, Path(folder))
         for cell in cells:
             try:
                 lines |= dict.fromkeys(_of_cell(cell, aside))
             except ValueError as error:
-                lines[f"{cell.cell.data.name}: {' '.join(str(error).split())}"] = None
-    return list(lines)
+                refusals |= dict.fromkeys(f"{cell.cell.data.name}: {error}".splitlines())
+    return Looked(list(lines), list(refusals))
 
 
 def _of_cell(cell: CellPlan, aside: Aside) -> Iterator[str]:
     for stage in cell.stages:
+        if _reads_files(stage):
+            folder, counts = aside.look(stage)
         if isinstance(stage.settings, ConversationData):
-            _, counts = aside.look(stage)
             yield f"{cell.cell.sft and cell.cell.sft.name}: {counts['rows']:,} conversations{_less('train', counts)}"
+        if isinstance(stage.settings, ConversationSft):
+            _check_conversations(stage, aside)
     preferences = cell.roles.get("preferences")
     if preferences is None or not isinstance(settings := preferences.settings, LocalPairData):
         return
     folder, counts = aside.look(preferences)
-    rows = read_rows(folder / "train.jsonl")
+    rows = read_rows(folder / "train.jsonl") if settings.fraction else []
     words = f"{cell.cell.data.name}: {len(rows):,} train rows of {counts['train_prompts']:,} prompts"
     if "all_train_prompts" in counts and settings.fraction != 1:
         words += f" (fraction {settings.fraction:g} of {counts['all_train_prompts']:,})"
     yield f"{words}, {counts['heldout']:,} held out{_tokens(cell, rows)}"
-    for split in ("train", "heldout"):
+    for split in (FILE, "train", "heldout"):
         if less := _less(split, counts):
             yield f"  {split}{less}"
-    if too_long := _too_long(cell, rows):
-        yield f"  at least {too_long:,} more train rows will be dropped: their prompts alone fill model.max_length={settings.max_length}"
     if same := _same("heldout", counts):
         yield f"  {same} are asked of held-out rows too: dropped from the train rows"
     if same := _same("items", counts):
         yield f"  {same} are asked by the judge too: dropped (data.overlap={settings.overlap})"
     if (asked := cell.roles.get("overlap")) is not None and (same := _same("items", aside.look(asked)[1])):
         yield f"  {same} are asked by the judge too, and trained on"
+
+
+def _reads_files(stage: Stage) -> bool:
+    """Whether a data stage is made of files alone, so that it can be made before anything has run."""
+    sources = [source for role, source in stage.inputs.items() if role != TOKENIZER]
+    return stage.kind == "data" and bool(sources) and all(isinstance(source, Source) or _reads_files(source) for source in sources)
+
+
+def _check_conversations(stage: Stage, aside: Aside) -> None:
+    model, conversations = stage.inputs["model"], stage.inputs["conversations"]
+    if isinstance(model, Source) and model.path.is_dir() and isinstance(conversations, Stage):
+        rows = list(read_jsonl(aside.look(conversations)[0] / "rows.jsonl", Conversation))
+        check_conversations(read_template(model.path), rows)
 
 
 def _less(split: str, counts: Counts) -> str:
@@ -113,21 +146,9 @@ def _count(cell: CellPlan) -> Count | None:
     return counter_or_none(next((model.path for model in models if isinstance(model, Source)), None))
 
 
-def _too_long(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> int:
-    """Rows whose prompts fill what the model looks at; none where nobody drops them, or has dropped them."""
-    settings = cell.roles["preferences"].settings
-    assert isinstance(settings, LocalPairData)
-    most = settings.max_length
-    if most is None or TOKENIZER not in cell.roles["preferences"].inputs:
-        return 0
-    long = [row for row in rows if TEMPLATE + sum(len(message["content"].encode()) for message in row.prompt) >= most]
-    count = _count(cell) if long else None
-    return sum(count(row.prompt, True) >= most for row in long) if count else 0
-
-
 def _tokens(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> str:
     """About how many tokens a pass over the rows has, where the model's tokenizer can be had without torch."""
-    if (count := _count(cell)) is None:
+    if not rows or (count := _count(cell)) is None:
         return ""
     some = rows[:: max(1, len(rows) // SAMPLE)]
     tokens = sum(count(messages, False) for messages in learnt(some))

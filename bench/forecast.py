@@ -48,7 +48,6 @@ class Estimate:
 
     seconds: float | None
     tokens: int
-    dollars: float
 
 
 Traits = frozenset[tuple[str, Any]]  # (dotted setting, value) of a stage and of the model that it works with
@@ -70,7 +69,7 @@ def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, Estimate]:
         if like not in nearest:
             nearest[like] = _nearest(like[1], paces.get(planned.kind, {}))
         near = [pace.seconds_a_token for pace in nearest[like] if tokens <= FAR * pace.tokens]
-        forecast[planned] = Estimate(statistics.median(near) * (tokens or 1) if near else None, tokens, 0.0)
+        forecast[planned] = Estimate(statistics.median(near) * (tokens or 1) if near else None, tokens)
     return forecast
 
 

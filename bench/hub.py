@@ -152,10 +152,14 @@ TRUSTED = next(path for path in (_HERE / "_conf", _HERE.parent / "conf") if path
 def trusts_code(folder: Path) -> bool:
     """Whether the Python files of a model's folder are those that the allow-list names, by content.
 
-    Raises ValueError where transformers does not know the architecture by itself and the code is not on the list.
+    Raises ValueError where transformers does not know the architecture by itself and the code is not on the list, or lies elsewhere.
     """
     if not _brings_code(folder):
         return False
+    for name in ("config.json", "tokenizer_config.json"):
+        named = read_object(folder / name).get("auto_map") if (folder / name).is_file() else None
+        if "--" in json.dumps(named):  # OWNER/NAME--FILE.CLASS
+            raise ValueError(f"{folder / name} runs code of another repository ({json.dumps(named)}): take a folder that holds its code")
     files = sorted(folder.glob("*.py"))
     if not files:
         raise ValueError(f"{folder} runs code of its own, and no Python file is there: take a copy of its folder that has them")

@@ -36,14 +36,18 @@ from bench.config import (
     SftEpochs,
     SftTraining,
     Trained,
+    Unwritable,
     Writer,
 )
 from bench.store import LaterField, Source, Stage, Unkeyed
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
 VERSIONS = {
-    "data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 2, "generate": 1, "judge": 2, "score": 2, "audit": 2, "tasks": 1,
+    "data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 3, "generate": 1, "judge": 2, "score": 3, "audit": 2, "tasks": 1,
 }  # fmt: skip
+
+SELF_JUDGE_READING = 2  # raise it when bench/self_judge.py comes to read a reply in another way
+TOKENIZER = "tokenizer"  # the role of a model's folder whose tokenizer and chat template say which rows a data stage keeps
 
 Dtype = Literal["float32", "bfloat16"]
 Need = Literal["cpu", "gpu", "network"]
@@ -138,6 +142,7 @@ class FilePromptData(Settings):
     after: Annotated[int, Field(ge=0)]
     n: Count
     answers: bool
+    max_length: Annotated[Count | None, LaterField()] = None  # with an input `tokenizer`: as LocalPairData's
 
 
 class DrawnData(Settings):
@@ -152,6 +157,7 @@ class LoopPairData(Settings):
 
     source: Literal["loop_pairs"] = "loop_pairs"
     seed: int
+    max_length: Annotated[Count | None, LaterField()] = None  # with an input `tokenizer`: as LocalPairData's
 
 
 class DatasetRows(Settings):
@@ -199,6 +205,7 @@ class KeptEvaluationData(Settings):
     prompt: JudgePrompt
     n: Count
     seed: int
+    reading: Annotated[int, LaterField()] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
 
 
 class PromptRequestData(Settings):
@@ -223,7 +230,7 @@ class LocalPairData(Settings):
     """Preference rows from the user's file or of a public dataset, split into train and held-out by prompt.
 
     With an input `items`, train rows that ask what these ask are dropped or refused. With an input `tokenizer` (a model's folder), rows are
-    dropped whose prompt leaves no place for a completion within `max_length` tokens, or where it is None within the model's positions.
+    dropped that nothing is learnt from (bench/learnable.py) within `max_length` tokens, or where it is None within the model's positions.
     """
 
     source: Literal["local"] = "local"
@@ -235,6 +242,8 @@ class LocalPairData(Settings):
     dataset: Annotated[DatasetRows | None, LaterField()] = None
     overlap: Annotated[Overlap, LaterField()] = "report"
     max_length: Annotated[Count | None, LaterField()] = None
+    unwritable: Annotated[Unwritable, LaterField()] = "refuse"  # with a `tokenizer`, rows that its chat template cannot write
+    version: Annotated[int, LaterField()] = 1  # of what is dropped; 2: pairs that are the same tokens too
 
 
 class NextPromptData(Settings):
@@ -363,6 +372,7 @@ class SelfLabels(Settings):
     labeller: Literal["self"] = "self"
     prompt: JudgePrompt
     truth: GoldWeights | None  # that labels are held against, for the counts
+    reading: Annotated[int, LaterField()] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
 
 
 class LogpsSettings(Settings):
@@ -513,6 +523,7 @@ class SelfJudgeSettings(Settings):
 
     prompt: JudgePrompt
     truth: GoldWeights | None
+    reading: Annotated[int, LaterField()] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
 
 
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {

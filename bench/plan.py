@@ -46,6 +46,7 @@ from bench.config import (
     as_name,
 )
 from bench.kinds import (
+    TOKENIZER,
     AuditSettings,
     BaseSettings,
     CanaryData,
@@ -360,13 +361,18 @@ def pair_settings(cell: Cell) -> LocalPairData:
     data = cell.data
     assert isinstance(data, FILES)
     if isinstance(data, LocalData):
-        return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **_kept(data))
+        return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **_looked_at(cell, data), **_kept(data))
     own = {name: getattr(data, name) for name in DatasetRows.model_fields.keys() - {"version"}}
     rows = DatasetRows(version=version(data.reading.reader), **own)
     overlap = data.overlap if cell.judge.name not in ("none", "gold") else "report"  # with held-out prompts there is none
-    length = cell.model.max_length if isinstance(cell.model, LocalModel) else None
-    of_rows: dict[str, Any] = {"dataset": rows, "overlap": overlap, "max_length": length}
+    of_rows: dict[str, Any] = {"dataset": rows, "overlap": overlap, **_looked_at(cell, data)}
     return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **of_rows, **_kept(data))
+
+
+def _looked_at(cell: Cell, data: LocalData | DatasetData) -> dict[str, Any]:
+    """How rows are looked at through the model's tokenizer."""
+    length = cell.model.max_length if isinstance(cell.model, LocalModel) else None
+    return {"max_length": length, "unwritable": data.unwritable, "version": 2}
 
 
 def rows_read(cell: Cell, sources: Sources) -> dict[str, Stage | Source]:
@@ -376,11 +382,11 @@ def rows_read(cell: Cell, sources: Sources) -> dict[str, Stage | Source]:
 
 
 def _file(cell: Cell, sources: Sources) -> dict[str, Stage | Source]:
-    """The file or dataset, and of a dataset the model whose tokenizer says which prompts are too long."""
+    """The file or dataset, and the model whose tokenizer and chat template say which rows something is learnt from."""
     if sources.data is None:
         raise ValueError(f"data={cell.data.name}: no source given")
     found: dict[str, Stage | Source] = {"file": sources.data}
-    return found | {"tokenizer": sources.model} if isinstance(cell.data, DatasetData) and sources.model is not None else found
+    return found if sources.model is None else found | {TOKENIZER: sources.model}
 
 
 def _asked(cell: Cell, sources: Sources) -> Stage | None:

@@ -7,21 +7,22 @@ beside messages. Plain text stays plain: a prompt of one message with role "text
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import hashlib
 import itertools
 import json
+import math
 import random
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.config import Form
 from bench.records import Message, Pair, Text, Unpaired
+from bench.text_files import BadFile, begins_as_list, describe, json_lines, printable, read_list, row_limit
 
 Row = TypeVar("Row", Pair, Unpaired)
 T = TypeVar("T")
@@ -30,6 +31,19 @@ SHOWN_BAD_ROWS = 20
 PUNCTUATION = " .,:;!?\"'`"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXPECTED = "expected columns prompt, chosen, rejected or prompt, completion, label"
+
+# What TRL or a chat template would read and we do not. A row that is filled there says more than its text: it is refused.
+NOT_TRAINED_ON = frozenset(
+    {"tools", "functions", "tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio", "chat_template_kwargs"}
+)
+THOUGHTS = frozenset({"reasoning_content", "reasoning", "thinking"})  # refused in a message; a column of a row is somebody's note
+# What a row says as well without; how many rows have it is counted.
+NOT_READ = THOUGHTS | {
+    "margin", "weight", "weights", "score", "score_chosen", "score_rejected", "chosen_score", "rejected_score", "ref_logps",
+    "ref_chosen_logps", "ref_rejected_logps",
+}  # fmt: skip
+NOT_READ_IN_MESSAGES = frozenset({"name", "weight", "train"})
+LEFT_ASIDE = NOT_TRAINED_ON | NOT_READ  # columns that are looked at beside those that are read
 
 
 class BadRows(ValueError):
@@ -50,6 +64,7 @@ class Preferences:
 
     pairs: list[Pair]
     unpaired: list[Unpaired]
+    noted: Counter[str] = field(default_factory=Counter)  # rows by what is left aside of them
 
     @property
     def rows(self) -> list[Pair] | list[Unpaired]:
@@ -73,17 +88,26 @@ def read_prompts(path: Path, answered: bool) -> list[Text]:
         try:
             raw = read()
             if not isinstance(raw, Mapping) or any(column not in raw for column in columns):
-                came = ", ".join(map(str, raw)) if isinstance(raw, Mapping) else type(raw).__name__
-                raise ValueError(f"expected columns {' and '.join(columns)}, got {came or 'none'}")
+                raise ValueError(f"expected columns {' and '.join(columns)}, got {_named(raw)}")
+            check_columns(raw, columns)
             prompt, texts = _prompt_and_completions(raw, columns[1:]) if answered else (_prompt(raw["prompt"]), [""])
         except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
+            problems.append(refusal(f"{path}:{number}", error))
         else:
             found.setdefault(prompt_key(prompt), Text(str(number), prompt, texts[0]))
     _raise_bad_rows(problems)
     if not found:
         raise BadRows(f"{path}: no rows; expected columns {' and '.join(columns)}")
     return list(found.values())
+
+
+def refusal(place: str, error: ValueError) -> str:
+    """What is wrong with a row, its place first."""
+    return str(error) if isinstance(error, BadFile) else f"{place}: {error}"
+
+
+def _named(raw: Any) -> str:
+    return printable(", ".join(map(str, raw)))[:200] or "none" if isinstance(raw, Mapping) else describe(raw)
 
 
 def _raise_bad_rows(problems: Sequence[str]) -> None:
@@ -100,11 +124,14 @@ def read_preferences(path: Path) -> Preferences:
     pairs: list[Pair] = []
     unpaired: list[Unpaired] = []
     problems = []
+    noted: Counter[str] = Counter()
     for number, read in raw_rows(path):
         try:
-            row = parse_row(read(), str(number))
+            raw = read()
+            row = parse_row(raw, str(number))
+            noted.update(check_columns(raw))
         except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
+            problems.append(refusal(f"{path}:{number}", error))
         else:
             (pairs if isinstance(row, Pair) else unpaired).append(row)  # type: ignore[arg-type]
     if pairs and unpaired:
@@ -112,80 +139,121 @@ def read_preferences(path: Path) -> Preferences:
     _raise_bad_rows(problems)
     if not pairs and not unpaired:
         raise BadRows(f"{path}: no rows; {EXPECTED}")
-    return Preferences(pairs, unpaired)
+    return Preferences(pairs, unpaired, noted)
 
 
 def raw_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Callable[[], Any]]]:
     """(number, function that reads the row or raises ValueError); only a file that cannot be read at all raises here.
 
-    `columns`: of a Parquet file only these are read, all where none are named.
-    JSON is one object a line (.jsonl, .json, either with .gz), or a list of objects in a .json file.
+    `columns`: of a Parquet file only these are read, and those of LEFT_ASIDE; all where none are named.
+    JSON is one object a line (.jsonl, .json), or a list of objects in a .json file; either with .gz.
     """
     match path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower():
         case ".parquet":
-            import pyarrow.parquet
-
-            try:
-                with pyarrow.parquet.ParquetFile(path) as file:
-                    wanted = [name for name in file.schema_arrow.names if not columns or name in columns]
-                    batches = file.iter_batches(1024, columns=wanted)
-                    for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-                        yield number, partial(dict, row)
-            except pyarrow.ArrowException as error:
-                raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
+            yield from _parquet_rows(path, {*columns, *LEFT_ASIDE} if columns else None)
+        case ".json" if begins_as_list(path):
+            for number, row in enumerate(read_list(path), 1):
+                yield number, lambda row=row: row  # type: ignore[misc]
         case ".jsonl" | ".json":
-            with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-                if path.suffix.lower() == ".json" and file.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":  # type: ignore[union-attr]
-                    for number, row in enumerate(_json_list(path, file.read()), 1):
-                        yield number, partial(_sound, row)
-                    return
-                for number, line in enumerate(file, 1):
-                    text = line.removeprefix(codecs.BOM_UTF8).strip()
-                    if text:
-                        yield number, partial(_from_json, text)
+            yield from json_lines(path)
         case _:
             raise ValueError(f"{path}: expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet")
 
 
-def _sound(row: Any) -> Any:
-    """The row, where it can be written as UTF-8."""
+def _parquet_rows(path: Path, columns: set[str] | None) -> Iterator[tuple[int, Callable[[], Any]]]:
+    import pyarrow.parquet
+
+    number, limit = 0, row_limit()
     try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):04x}"
-        raise ValueError(f"holds {half}, half of a character that takes two: write the whole one, or none") from error
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise BadFile(f"{path}: holds the column {printable(repr(twice[0]))} twice")
+            for batch in file.iter_batches(1024, columns=[name for name in names if columns is None or name in columns]):
+                for place in range(batch.num_rows):
+                    number += 1
+                    yield number, partial(_parquet_row, batch, place, f"{path}:{number}", limit)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadFile(f"{path}: cannot be read as Parquet: {printable(str(error))}") from error
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a value that Python cannot hold; a row is refused for it only where the value is needed."""
+
+    reason: str
+
+    def __repr__(self) -> str:
+        return f"({self.reason})"
+
+
+def _parquet_row(batch: Any, place: int, where: str, limit: int) -> dict[str, Any]:
+    """A row by the rules of text_files: a number that is not finite is null, and a row has its size. Raises BadFile."""
+    row, size = {}, 0
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name], n = _plain(column[place].as_py())
+        except (ValueError, OverflowError, RecursionError) as error:  # no UTF-8; a date that Python has not
+            row[name], n = Unreadable(str(error)), 0
+        size += n
+    if size > limit:
+        raise BadFile(f"{where}: a row of more than {limit >> 20} MiB")
     return row
 
 
-def _json_list(path: Path, text: bytes) -> list[Any]:
-    try:
-        return json.loads(text.removeprefix(codecs.BOM_UTF8))
-    except ValueError as error:
-        raise ValueError(f"{path}: begins as a list of objects and is not JSON ({error})") from error
+def _plain(value: Any) -> tuple[Any, int]:
+    """A value as JSON would have it, and the number of characters in it."""
+    match value:
+        case str() | bytes():
+            return value, len(value)
+        case float():
+            return value if math.isfinite(value) else None, 0
+        case dict():
+            parts = {name: _plain(part) for name, part in value.items()}
+            return {name: part for name, (part, _) in parts.items()}, sum(n for _, n in parts.values())
+        case list():
+            read = [_plain(part) for part in value]
+            return [part for part, _ in read], sum(n for _, n in read)
+    return value, 0
 
 
-def _from_json(line: bytes) -> Any:
-    try:
-        return _sound(json.loads(line.decode())) if b"\\u" in line else json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start} of the line): save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error}); a line holds one object") from error
+def check_columns(raw: Mapping[str, Any], known: Sequence[str] = ()) -> list[str]:
+    """What is left aside of a row, in words; `known`: columns that its reader reads. Raises ValueError for a row that says more than what
+    is trained on."""
+    filled = [name for name, value in raw.items() if name in LEFT_ASIDE and name not in known and _is_filled(value)]
+    if refused := [name for name in filled if name in NOT_TRAINED_ON]:
+        raise ValueError(_not_trained_on(refused))
+    messages = [message for value in raw.values() if isinstance(value, list) for message in value if isinstance(message, Mapping)]
+    fields = {name for message in messages if "role" in message for name in NOT_READ_IN_MESSAGES if _is_filled(message.get(name))}
+    return [f"with {name}, which is not read" for name in [*filled, *(f"{name} in a message" for name in sorted(fields))]]
+
+
+def _is_filled(value: Any) -> bool:
+    """Files of columns hold something in every row: null, an empty list, an object of nulls."""
+    if isinstance(value, Mapping):
+        return any(map(_is_filled, value.values()))
+    return value is not None and value != "" and value != []
+
+
+def _not_trained_on(names: Sequence[str]) -> str:
+    verb = "are" if len(names) > 1 or names[0].endswith("s") else "is"
+    return f"has {' and '.join(names)}, which {verb} not trained on: leave the row out"
 
 
 def parse_row(raw: Any, row_id: str) -> Pair | Unpaired:
     """A row in any of TRL's forms; ValueError says what is wrong with it."""
     if not isinstance(raw, Mapping):
-        raise ValueError(f"expected an object with named columns, got {type(raw).__name__}")
+        raise ValueError(f"expected an object with named columns, got {describe(raw)}")
+    check_columns(raw)
     if "chosen" in raw and "rejected" in raw:
         prompt, (chosen, rejected) = _prompt_and_completions(raw, ("chosen", "rejected"))
         return make_pair(row_id, prompt, chosen, rejected)
     if "completion" in raw and "label" in raw:
         prompt, (completion,) = _prompt_and_completions(raw, ("completion",))
         if not isinstance(raw["label"], bool):
-            raise ValueError(f"label must be true (desirable) or false, got {raw['label']!r}")
+            raise ValueError(f"label must be true (desirable) or false, got {describe(raw['label'])}")
         return Unpaired(row_id, prompt, completion, raw["label"], "")
-    raise ValueError(f"{EXPECTED}; got {', '.join(map(str, raw)) or 'none'}")
+    raise ValueError(f"{EXPECTED}; got {_named(raw)}")
 
 
 def make_pair(row_id: str, prompt: list[Message], chosen: str, rejected: str) -> Pair:
@@ -199,6 +267,14 @@ def make_pair(row_id: str, prompt: list[Message], chosen: str, rejected: str) ->
 def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[list[Message], list[str]]:
     """A row's prompt and the texts of its completions, in any of the accepted shapes."""
     values, prompt = [raw[column] for column in columns], raw.get("prompt")
+    for column, value in zip(columns, values, strict=True):
+        if not isinstance(value, (str, list)):
+            raise ValueError(f"{column} must be text or a list of messages, got {describe(value)}")
+    if not isinstance(prompt, (str, list, type(None))):
+        raise ValueError(f"prompt must be text or a list of messages, got {describe(prompt)}")
+    if len({type(value) for value in values}) > 1:
+        sorts = [f"{column} is {'text' if isinstance(value, str) else 'a list'}" for column, value in zip(columns, values, strict=True)]
+        raise ValueError(f"{' and '.join(sorts)}: both must be text, or both a list of messages")
     if all(isinstance(value, str) for value in values):
         if prompt is None:
             if len(columns) == 1:
@@ -252,11 +328,35 @@ def _filled(value: str, column: str) -> str:
 def read_messages(value: Any, column: str) -> list[Message]:
     """Messages of a conversation, or ValueError."""
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{column} must be text or a list of messages, got {'[]' if value == [] else type(value).__name__}")
-    for message in value:
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-            raise ValueError(f"{column} holds a message without a known role ({', '.join(ROLES)}) and content text: {str(message)[:80]}")
-    return [{"role": m["role"], "content": m["content"]} for m in value]
+        raise ValueError(f"{column} must be text or a list of messages, got {'an empty list' if value == [] else describe(value)}")
+    return [_message(message, f"message {number} of {column}") for number, message in enumerate(value, 1)]
+
+
+def _message(message: Any, what: str) -> Message:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        raise ValueError(f"{what} must have role and content, got {describe(message)}")
+    if message["role"] not in ROLES:
+        raise ValueError(f"{what}: role must be one of {', '.join(ROLES)}, got {describe(message['role'])}")
+    if refused := [name for name in message if name in NOT_TRAINED_ON | THOUGHTS and _is_filled(message[name])]:
+        raise ValueError(f"{what} {_not_trained_on(refused)}")
+    for name in ("weight", "train"):
+        if message.get(name) in (0, False) and message.get(name) is not None:
+            raise ValueError(f"{what} has {name}={message[name]!r}, which would be learnt from all the same: leave the row out")
+    content = message["content"]
+    if isinstance(content, list) and len(content) == 1 and _is_text_part(content[0]):
+        content = content[0]["text"]
+    if isinstance(content, list):
+        kinds = ", ".join(str(part.get("type")) if isinstance(part, Mapping) else describe(part) for part in content)
+        raise ValueError(f"{what}: content must be text, or one part of text, got {len(content)} parts ({printable(kinds)[:80]})")
+    if not isinstance(content, str):
+        raise ValueError(f"{what}: content must be text, got {describe(content)}")
+    return {"role": message["role"], "content": content}
+
+
+def _is_text_part(part: Any) -> bool:
+    if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        return False
+    return not any(_is_filled(value) for name, value in part.items() if name not in ("type", "text"))
 
 
 def _one_assistant(messages: Sequence[Message], column: str) -> str:
@@ -298,6 +398,17 @@ def split_heldout(rows: Sequence[Row], heldout_fraction: float) -> tuple[list[Ro
     for row in rows:
         (heldout if hash_fraction(prompt_key(row.prompt)) < heldout_fraction else train).append(row)
     return train, heldout
+
+
+def check_labels(rows: Sequence[Pair] | Sequence[Unpaired]) -> None:
+    """Raises ValueError for unpaired rows of one label: there is nothing to tell apart."""
+    n_desirable = sum(row.label for row in rows if isinstance(row, Unpaired))
+    n_undesirable = sum(not row.label for row in rows if isinstance(row, Unpaired))
+    if bool(n_desirable) != bool(n_undesirable):
+        raise ValueError(
+            f"the train rows are {n_desirable} desirable and {n_undesirable} undesirable ones; methods that learn from labels need both: "
+            "bring rows of the other label, or use more of those there are (data.fraction, data.heldout_fraction)"
+        )
 
 
 def nested_subset(rows: Sequence[T], fraction: float, seed: int) -> list[T]:

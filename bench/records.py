@@ -103,6 +103,11 @@ def completion_columns(row: Pair | Unpaired) -> tuple[str, ...]:
     return ("completion", "mismatched")
 
 
+def own_completions(row: Pair | Unpaired) -> tuple[str, ...]:
+    """What answers a preference row's prompt."""
+    return (row.chosen, row.rejected) if isinstance(row, Pair) else (row.completion,)
+
+
 @dataclass(frozen=True)
 class Shared(Record):
     """A train row, by id, that asks what one of the judge's items asks: word for word (exact), or but for case and spaces (normalised)."""
@@ -324,7 +329,7 @@ def _mean_turn(turns: list[Verdict]) -> Verdict:
     scored = [verdict for verdict in turns if verdict.preference is not None]
     if not scored:
         return turns[0]
-    preference = sum(verdict.preference or 0.0 for verdict in scored) / len(scored)
+    preference = sum(verdict.preference for verdict in turns if verdict.preference is not None) / len(scored)
     lengths = {name: [getattr(verdict, name) for verdict in scored] for name in ("policy_length", "baseline_length")}
     summed: dict[str, Any] = {name: None if None in found else sum(found) for name, found in lengths.items()}
     return dataclasses.replace(scored[0], preference=preference, **summed)
@@ -371,7 +376,7 @@ def read_labels(path: Path) -> list[HumanLabel]:
             item, turn = id_text(row.get("item_id"), "item_id"), whole_number(row.get("turn", 0), "turn", 0, 10**6)
             label = HumanLabel.from_json(row | {"item_id": item})
         except ValueError as error:
-            raise BadFile(f"{place}: not a HumanLabel: {error}") from error
+            raise BadFile(f"{place}: not a HumanLabel: {printable(str(error))}") from error
         if (earlier := first.setdefault((item, turn, label.rating is None), place)) != place:
             raise BadFile(f"{place}: labels item {printable(item)} again, after {earlier}: one label of an item and turn is expected")
         labels.append(label)

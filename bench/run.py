@@ -85,9 +85,12 @@ def _carry_out(opened: Opened) -> int:
     match session.do.name:
         case "plan":
             costs = judge_costs(plan.to_do, store)
-            print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data_lines(cells, store))
+            data = data_lines(cells, store)
+            print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data.lines)
             assert isinstance(session.do, PlanVerb)
             print_sizes(size_table.report(cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
+            if data.refusals:
+                raise BadConfig(data.refusals)
             return OK
         case "status":
             made = bundle.made_cells(sweep, session.results_dir)
@@ -582,7 +585,7 @@ def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
     rows = {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
     speeds = {row["step"]: row for row in rows["speed.jsonl"]}
     for row in rows["history.jsonl"]:
-        yield row | {"tokens_per_second": speeds[row["step"]]["tokens_per_second"]}
+        yield row | {name: speed for name, speed in speeds[row["step"]].items() if name == "tokens_per_second"}
 
 
 def track_cell(tracker: Tracker, sweep: report.Sweep, cell: CellPlan, store: Store, reason: str | None) -> None:

@@ -299,7 +299,7 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}", highlight=False)
     budgets = [budget for cell in plan.cells if (budget := getattr(cell.cell.judge, "budget_dollars", None)) is not None]
-    if budgets and sum(cost.dollars or 0.0 for cost in costs.values()) > min(budgets):
+    if budgets and sum(cost.dollars for cost in costs.values() if cost.dollars is not None) > min(budgets):
         console.print(f"         more than judge.budget_dollars={min(budgets):g}: it stops there (exit 4), and goes on once that is raised")
 
 

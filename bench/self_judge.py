@@ -23,6 +23,7 @@ from scipy import stats as scipy_stats
 
 from bench import stats
 from bench.config import JudgePrompt
+from bench.judges.thinking import after_thinking
 from bench.records import Completion, Item, Message, draw_name
 from bench.tokens import conversation
 from bench.world import judging
@@ -105,9 +106,11 @@ _WINNER = re.compile(r"better\W{1,4}(first|second)\b", re.IGNORECASE)
 def read_reply(prompt: JudgePrompt, reply: str) -> float | None:
     """What one reply says; None where it cannot be read. Points, a mark, 5 (A) to 1 (E), or 1 and 0 for the first and the second.
 
-    The last of several scores counts; one outside 0 to 5 is none.
+    The last of several scores counts; one outside 0 to 5 is none. What the model thinks before it answers is no judgement.
     """
-    text = reply.strip()
+    text = after_thinking(reply)
+    if text is None:
+        return None
     match prompt:
         case "additive":
             found = _SCORE.findall(text)

@@ -180,9 +180,9 @@ def wilson(n_right: float, n: int, level: float = 0.95) -> tuple[float, float]:
     return low, high
 
 
-def accuracy(right: Sequence[bool | None], level: float = 0.95) -> Estimate | None:
-    """Share of True, with Wilson's interval: reward accuracy. None when nothing was scored."""
-    scored = [bool(r) for r in right if r is not None]
+def accuracy(right: Sequence[float | None], level: float = 0.95) -> Estimate | None:
+    """Share that is right (a tie is a half), with Wilson's interval: reward accuracy. None when nothing was scored."""
+    scored = [float(r) for r in right if r is not None]
     n = len(scored)
     if n == 0:
         return None

@@ -46,6 +46,10 @@ class BadFile(ValueError):
     """A file, or a row of it, that cannot be used; the message names the file and, where there is one, the row."""
 
 
+class NotJson(BadFile):
+    """A text that is no JSON at all."""
+
+
 def row_limit() -> int:
     """Bytes that a row may have; BENCH_MAX_ROW_MIB sets it."""
     return _limit(ROW_LIMIT_ENV, ROW_LIMIT_MIB)
@@ -184,19 +188,20 @@ def decode(content: bytes, where: str) -> str:
 @contextlib.contextmanager
 def open_binary(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a regular file, unpacked where it is .gz. Raises BadFile for anything else, also while it is read."""
+    shown = printable(str(path))
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise BadFile(f"{path}: expected a file, got {'a folder' if path.is_dir() else 'a pipe or a device'}")
+            raise BadFile(f"{shown}: expected a file, got {'a folder' if path.is_dir() else 'a pipe or a device'}")
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             yield file  # type: ignore[misc]  # gzip's own class of binary file
     except BROKEN_GZIP as error:
-        raise BadFile(f"{path}: not a whole gzip file ({printable(str(error))})") from error
+        raise BadFile(f"{shown}: not a whole gzip file ({printable(str(error))})") from error
     except OSError as error:
-        raise BadFile(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise BadFile(f"{shown}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         if isinstance(error, BadFile) or "null byte" not in str(error):
             raise
-        raise BadFile(f"{printable(str(path))}: no name of a file") from error
+        raise BadFile(f"{shown}: no name of a file") from error
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------
@@ -210,7 +215,7 @@ def parse_json(content: str | bytes, where: str) -> Any:
     except RecursionError:
         raise BadFile(f"{where}: {TOO_DEEP}") from None
     except json.JSONDecodeError as error:
-        raise BadFile(f"{where}: not JSON ({error})") from error
+        raise NotJson(f"{where}: not JSON ({error})") from error
     except ValueError as error:
         raise BadFile(f"{where}: a whole number of more than {MAX_DIGITS} digits") from error
     _check(value, where, escapes="\\u" in source)
@@ -261,7 +266,7 @@ def read_objects(path: Path, expected: str = "objects") -> list[tuple[str, dict[
     """
     try:
         value = read_json(path)
-    except BadFile as error:
+    except NotJson as error:
         raise BadFile(f"{error}; expected a JSON list of {expected}") from error
     common: dict[str, Any] = {}
     if isinstance(value, dict) and isinstance(value.get("rows"), list):

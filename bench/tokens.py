@@ -8,7 +8,7 @@ where the tokenizer begins plain text with one, whether its template writes it (
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +30,6 @@ class Ids:
     completion: list[int]
     cut: bool = False  # the completion's end is missing
 
-
-SPECIAL = 2  # tokens at most that plain text begins and ends with
 
 
 class PromptTooLong(ValueError):
@@ -135,21 +133,6 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], co
     else:
         before = _template(tokenizer, prompt, add_generation_prompt=True)
     return [*before, *_control_ids(tokenizer, control)]
-
-
-def fits_in(tokenizer: PreTrainedTokenizerBase, most: int) -> Callable[[Sequence[Message]], bool]:
-    """Whether a prompt leaves a place for a completion within `most` tokens.
-
-    A token of contents holds at least one of their bytes, so that prompts that are short of it are not tokenised.
-    """
-    shortest: Message = {"role": "user", "content": "a"}
-    around = len(prompt_ids(tokenizer, [shortest])) if tokenizer.chat_template else SPECIAL
-
-    def fits(prompt: Sequence[Message]) -> bool:
-        at_most = sum(len(message["content"].encode(errors="replace")) + around for message in prompt)
-        return at_most < most or len(prompt_ids(tokenizer, prompt)) < most
-
-    return fits
 
 
 def letter_ids(tokenizer: PreTrainedTokenizerBase, letters: Sequence[str]) -> list[int]:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from bench.config import Why, is_name
 from bench.door import BadConfig
+from bench.kinds import TOKENIZER
 from bench.records import read_detections
 from bench.store import Store, Unsound, read_failure
 from bench.terminal import Terminal
@@ -173,7 +174,8 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
         case "data" if "train" in counts:
             dropped = {key.removeprefix("train_"): n for key, n in counts.items() if key.startswith("train_")}
             said = f", of {dropped['prompts']} labelled prompts: {_ties(dropped)}" if "ties" in dropped else ""
-            return f"{counts['train']} train rows kept from {', '.join(name(role) for role in sorted(step.inputs))}{said}"
+            sources = ", ".join(name(role) for role in sorted(step.inputs) if role != TOKENIZER)
+            return f"{counts['train']} train rows kept from {sources}{said}{_dropped(counts)}"
         case "data":
             read = f" from {', '.join(name(role) for role in sorted(step.inputs))}" if step.inputs else ""
             more = "".join(f", {n} {what}" for what, n in counts.items() if what != "rows")
@@ -213,6 +215,12 @@ def _ties(counts: Mapping[str, int]) -> str:
 
 def _judgements(counts: Mapping[str, int]) -> str:
     return f"{counts['judgements']} judgements, {counts['unparsed']} could not be read"
+
+
+def _dropped(counts: Mapping[str, int]) -> str:
+    """Rows of a file or dataset that are not used, by reason."""
+    found = [f"{n} {' '.join(key.split('/dropped/'))}" for key, n in counts.items() if "/dropped/" in key]
+    return f"; dropped: {', '.join(found)}" if found else ""
 
 
 def _accuracy(counts: Mapping[str, int]) -> str:

@@ -82,6 +82,7 @@ class StageRun:
     sharing: tuple[str, ...] = ()  # keys of the judge stages that share a budget
     server: ServerPlace | None = None  # where the command serves the model that this stage asks
     accelerate: Accelerate | None = None  # of a training: its devices and checkpoints
+    earlier: tuple[Path, ...] = ()  # `work` of the same stage under keys that it had before
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ def run_stage(job: Mapping[str, Any]) -> None:
         server = ServerPlace(**job["server"]) if job.get("server") else None
         work, sharing = store.beside(stage, "work"), tuple(job.get("sharing", ()))
         accelerate = Accelerate.model_validate(job["accelerate"]) if job.get("accelerate") else None
-        outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server, accelerate))
+        earlier = tuple(store.beside(before, "work") for before in getattr(module, "earlier", lambda _: ())(stage))
+        outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server, accelerate, earlier))
         _check_sources(job)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records import Completion, Item
-from bench.text_files import BadFile, begins_as_list, describe, id_text, json_lines, printable, read_objects, text, texts
+from bench.text_files import BadFile, NotJson, begins_as_list, describe, id_text, json_lines, printable, read_objects, text, texts
 
 EXPECTED = "expected id, prompt or turns, and completion (text) or completions (a text a turn)"
 FORMS = f"{EXPECTED}; or AlpacaEval's instruction and output; or FastChat's question_id and choices"
@@ -81,7 +81,7 @@ def _parsed(path: Path) -> Iterator[Written | BadFile]:
         try:
             raw = parse()
         except BadFile as error:
-            if not begun:
+            if not begun and isinstance(error, NotJson):
                 raise BadFile(f"{error}; expected one object a line, or a JSON list of objects") from error
             yield error
         else:

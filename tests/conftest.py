@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import locale
 import os
 import subprocess
 import sys
@@ -12,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker a core
+# Tests read, write and show UTF-8 whatever the locale is. test_house.py and test_door.py see to it that bench does.
+os.environ["PYTHONUTF8"] = "1"  # of what they start
+with contextlib.suppress(locale.Error):
+    locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
 
 import pytest
 from hypothesis import settings

@@ -27,6 +27,7 @@ class Said:
     model: str = "served-model"
     finish: str = "stop"
     thinking: str | None = None
+    message: Mapping[str, Any] = field(default_factory=dict)  # further fields of it
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ class Endpoint:
         self.files: dict[str, str] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.batch_status = "completed"
+        self.output: Callable[[list[dict[str, Any]]], str] = lambda rows: "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        self.lists_batches = True
+        self.on_batch: Callable[[], None] = lambda: None  # when one was made, before it is answered
         self.lock = threading.Lock()
         self.server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"endpoint": self}))
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -91,7 +95,7 @@ class Endpoint:
         if tokens is None and said.tops is not None:
             likeliest = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in said.tops.items()]
             tokens = [{"token": said.text, "logprob": said.tops.get(said.text, -9.0), "bytes": None, "top_logprobs": likeliest}]
-        message = {"role": "assistant", "content": said.text}
+        message: dict[str, Any] = {"role": "assistant", "content": said.text, **said.message}
         if said.thinking:
             message["reasoning_content"] = said.thinking
         n = sum(len(m["content"].split()) for m in body["messages"])
@@ -143,7 +147,7 @@ class Endpoint:
                     made = self.completion(said if isinstance(said, Said) else Said(said), row["body"])
                     out.append({"custom_id": row["custom_id"], "response": {"status_code": 200, "body": made}})
             facts["output_file_id"] = f"{name}-out"
-            self.files[f"{name}-out"] = "\n".join(json.dumps(row, ensure_ascii=False) for row in out)
+            self.files[f"{name}-out"] = self.output(out)
         fixed = {"object": "batch", "endpoint": "/v1/chat/completions", "completion_window": "24h", "created_at": 0}
         return {"id": name, "status": self.batch_status, **fixed, **facts}
 
@@ -174,7 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(Answer(body=json.dumps(self.endpoint.upload(raw))))
         elif self.path.endswith("/batches"):
             name = f"batch-{len(self.endpoint.batches)}"
-            self.endpoint.batches[name] = {"input_file_id": json.loads(raw)["input_file_id"]}
+            asked = json.loads(raw)
+            self.endpoint.batches[name] = {"input_file_id": asked["input_file_id"], "metadata": asked.get("metadata")}
+            self.endpoint.on_batch()
             self.send(Answer(body=json.dumps(self.endpoint.batch(name))))
         else:
             self.send(self.endpoint.answer(json.loads(raw)))
@@ -183,6 +189,10 @@ class _Handler(BaseHTTPRequestHandler):
         last = self.path.split("/")
         if "files" in last:
             self.send(Answer(body=self.endpoint.files[last[last.index("files") + 1]], headers={"Content-Type": "application/octet-stream"}))
+        elif self.path.partition("?")[0].endswith("/batches"):
+            found = [self.endpoint.batch(name) for name in reversed(self.endpoint.batches)]
+            listed = Answer(body=json.dumps({"object": "list", "data": found, "has_more": False}))
+            self.send(listed if self.endpoint.lists_batches else Answer(404, "no such path"))
         elif "batches" in last and last[-1] not in self.endpoint.batches:
             self.send(Answer(404, "no such batch"))
         elif "batches" in last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -351,6 +352,48 @@ def test_a_model_folder_that_lacks_something_is_refused(problems: Problems, mode
     assert f"without {missing} (it holds " in problem
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"NaN", "expected an object, got null (or a number that is not finite)"),
+        (b"[]", "expected an object, got a list of 0"),
+        (b"[" * 200_000, "nested deeper than 100 lists and objects"),
+        ('{"a": 1}'.encode("utf-16"), "expected UTF-8, got UTF-16: save the file as UTF-8"),
+        (b'{"a": 1', "not JSON (Expecting ',' delimiter: line 1 column 8 (char 7))"),
+        (b'{"a": 1, "a": 2}', "an object holds 'a' twice"),
+    ],
+    ids=["nan", "list", "deep", "utf16", "cut", "twice"],
+)
+def test_a_config_that_is_no_object_is_refused_by_name(problems: Problems, model_folder: Path, content: bytes, why: str) -> None:
+    (model_folder / "config.json").write_bytes(content)
+    words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none"]
+    assert problems(*words) == [f"{model_folder / 'config.json'}: {why} (model.path={model_folder} on the command line)"]
+
+
+@pytest.mark.parametrize("spelt", [b"\xef\xbb\xbf{{ messages }}\n", b"{{ messages }}\r\n"], ids=["mark", "crlf"])
+def test_a_mark_and_line_ends_change_no_chat_template(model_folder: Path, tmp_path: Path, spelt: bytes) -> None:
+    words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none", f"results={tmp_path / 'results'}"]
+    found = []
+    for content in (b"{{ messages }}\n", spelt):
+        (tmp_path / "t.jinja").write_bytes(content)
+        model = open_door([*words, f"model.chat_template={tmp_path / 't.jinja'}"]).sources[0].model
+        assert model and (model.path / "chat_template.jinja").read_bytes() == b"{{ messages }}\n"
+        found.append(model.key)
+    assert found[0] == found[1]
+
+
+def test_a_path_of_a_user_who_is_not_known_is_refused(problems: Problems, monkeypatch: pytest.MonkeyPatch) -> None:
+    (problem,) = problems("results='~nobody-of-that-name/x'")
+    assert problem.startswith("results=~nobody-of-that-name/x is in the home of a user who is not known here: set results=DIR")
+    for word, said in (
+        ("completions='~nobody-of-that-name/x'", "completions must be a file, got ~nobody-of-that-name/x: no such file"),
+        ("judge.calibration='~nobody-of-that-name/x'", "no such file"),
+    ):
+        assert any(said in found for found in problems(*(["judge=alpaca_eval", "judge.model=m"] if "judge" in word else []), word))
+    monkeypatch.setenv("BENCH_RESULTS", "~nobody-of-that-name/x")
+    assert any("set results=DIR or BENCH_RESULTS" in found for found in problems("method=dpo"))
+
+
 def test_a_model_that_is_asked_in_messages_needs_a_chat_template(problems: Problems, model_folder: Path) -> None:
     (model_folder / "chat_template.jinja").unlink()
     words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none"]
@@ -441,6 +484,19 @@ def test_rows_of_messages_need_a_chat_template_before_anything_runs(
     (problem,) = problems(*own, *words)
     why = "is asked in messages and its tokenizer has no chat template: name one as model.chat_template ("
     assert problem.startswith(f"{model_folder} {why}")
+
+
+def test_a_plan_reads_and_shows_texts_of_any_language_in_any_locale(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:
+    """ASCII is what Python takes for text where the locale is C and nothing else is said."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ("model=local", f"model.path={model_folder}", "method=dpo", "do=plan")
+    (model_folder / "chat_template.jinja").write_text("{{ messages[0].content }} β", encoding="utf-8")
+    rows = [{"prompt": f"é{i}", "chosen": "日本", "rejected": "ß"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    done = run_bench(*words, "data=local", "data.path=rows.jsonl", **ascii_only)
+    assert done.returncode == 0, done.stderr
+    shown = run_bench(python=("-c", "from bench import __main__ as m; m._run = lambda words: print(chr(0x3b2)); m.main()"), **ascii_only)
+    assert (shown.returncode, shown.stdout) == (0, "\\u03b2\n"), shown.stderr
 
 
 def test_bad_rows_are_said_with_line_numbers_before_anything_runs(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:

@@ -66,10 +66,12 @@ def digests(results: Path, cells: list[CellPlan]) -> dict[str, str | None]:
 
 
 def started(*words: str, results: Path) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a shell would start it."""
+    """A command in a process group of its own, as a shell would start it. It hears Ctrl-C also where the shell that runs the tests
+    ignores it, as a job in the background does: an ignored signal is inherited."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    own = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     line = command_line(*words, results=results)
-    return subprocess.Popen(line, text=True, env=environment(), cwd=results.parent, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    return subprocess.Popen(line, encoding="utf-8", env=environment(), cwd=results.parent, **own, **pipes)  # type: ignore[call-overload]
 
 
 def wait_for(reached: Callable[[], object], command: subprocess.Popen[str], patience_s: float = 120) -> None:

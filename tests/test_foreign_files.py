@@ -20,12 +20,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.door.folders import no_template, positions
+from bench.door.folders import no_template
 from bench.hub import read_config, trusts_code
 from bench.judges import alpaca_eval, mt_bench
 from bench.judges.items import read_alpaca_eval, read_arena_hard, read_mt_bench
 from bench.judges.prices import read_prices
 from bench.judges.prompts import OWN_GAME, OWN_PROMPTS, annotator, arena_hard_template, mt_bench_templates
+from bench.model_config import positions
 from bench.records import Item, read_labels
 from bench.text_files import BadFile, number, printable
 from bench.written import matched, read_written
@@ -33,6 +34,7 @@ from bench.written import matched, read_written
 TEXT = st.text(max_size=6)
 NAME = st.text("abcü😀 _-.", min_size=1, max_size=4)
 NUMBER = st.integers(0, 10**6)
+NUL = "\0"  # a text that begins with it is taken for UTF-16
 ODD = st.one_of(
     st.none(), st.booleans(), st.floats(), st.integers(-3, 11), st.just(10**400), TEXT, st.just("cut \ud83d"), st.lists(TEXT, max_size=2),
     st.builds(lambda text: {"content": text}, TEXT | st.none()), st.dictionaries(TEXT, TEXT, max_size=2),
@@ -210,7 +212,7 @@ def annotators(draw: st.DrawFn) -> dict[str, Any]:
     kwargs = {"model_name": draw(NAME), "max_tokens": draw(st.integers(0, 99)), "temperature": draw(st.floats(0, 2)), "logprobs": True}
     config = {"prompt_template": "mine/p.txt", "fn_completion_parser": "regex_parser", "completions_kwargs": kwargs}
     config |= {"completion_parser_kwargs": {"outputs_to_match": {"1": draw(TEXT)}}}
-    return {"configs.yaml": {"mine": config}, "p.txt": f"{draw(TEXT)} {{instruction}} {{output_1}} {{output_2}}"}
+    return {"configs.yaml": {"mine": config}, "p.txt": f"{draw(TEXT).lstrip(NUL)} {{instruction}} {{output_1}} {{output_2}}"}
 
 
 def read_annotator(folder: Path) -> Found:
@@ -219,7 +221,7 @@ def read_annotator(folder: Path) -> Found:
     for path in (mine / "configs.yaml", mine / "p.txt"):
         path.write_bytes((folder / path.name).read_bytes())
     found = annotator(str(mine))
-    numbers = [value for value in found.decoding.values() if value is not True and number(value) not in (0.7, 1.0, 2048)]
+    numbers = [value for value in found.decoding.values() if number(value) not in (None, 0.7, 1.0, 2048)]
     return Found([found.model, found.parser], numbers)
 
 
@@ -244,7 +246,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def read_configs(folder: Path) -> Found:
-    found = positions(folder)
+    found = positions(read_config(folder))
     no_template(folder, "add one")
     trusts_code(folder)
     return Found([value for value in read_config(folder).values() if isinstance(value, str)], [found])
@@ -377,7 +379,8 @@ def check(reader: Reader, folder: Path) -> None:
     for text in found.texts:
         assert text is None or text in texts | reader.own or text.strip() in {one.strip() for one in texts}, repr(text)
     for value in found.numbers:
-        assert value is None or (math.isfinite(value) and any(math.isclose(value, one, abs_tol=1e-12) for one in numbers)), value
+        whole = type(value) is int and value in there  # of any length
+        assert value is None or whole or any(math.isclose(value, one, abs_tol=1e-12) for one in numbers), value
     return None
 
 

@@ -23,6 +23,7 @@ ORDER = [
     ["model_config"],
     ["records"],
     ["stats", "preferences", "tokens", "token_counts", "written", "self_instruct"],
+    ["learnable"],
     ["length_control", "audit", "audit_ratings", "canaries"],
     ["style_control", "shapes"],
     ["store"],
@@ -32,8 +33,8 @@ ORDER = [
     ["plan", "forecast", "keep"],
     ["worker", "launch"],
     ["world", "losses", "facts", "devices"],
-    ["self_judge"],
     ["judges", "engines", "methods"],
+    ["self_judge"],
     ["stages"],
     ["audit_files", "door", "report", "tracking"],
     ["clusters", "costs", "counts", "size", "size_table", "screen", "conformance", "rescore", "why", "passport_page", "passport", "verify"],
@@ -109,6 +110,7 @@ def test_no_method_judge_or_stage_imports_another() -> None:
     """Shared parts have files of their own (methods/training.py, unpaired.py); `none` aside, a method's file is whole."""
     shared = {"training", "unpaired", "loop", "checkpoints", "evaluations", "processes", "__init__"}
     shared |= {"asking", "client", "in_process", "items", "journal", "pairs", "prices", "prompts", "replies", "server"}  # of asked judges
+    shared |= {"chat_completion", "thinking"}
     for room in ("methods", "judges", "stages"):
         names = {path.stem for path in (BENCH / room).glob("*.py")} - shared
         for path in (BENCH / room).glob("*.py"):

@@ -64,7 +64,7 @@ def test_tokens_of_rows_are_counted_by_the_tokenizer_of_a_model_of_the_hub(cache
     put(cache, make_model(tmp_path / "model"))
     rows = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True)
     own = ("model=hub", "model.hub=org/tiny", f"model.revision={SHA}", f"results={tmp_path}")
-    lines = data_lines(plans(*own, "data=local", f"data.path={rows}", "method=dpo"), Store(tmp_path / "store"))
+    lines = data_lines(plans(*own, "data=local", f"data.path={rows}", "method=dpo"), Store(tmp_path / "store")).lines
     assert any(re.search(r"local: \d+ train rows of .* held out, about [\d,]+ tokens a pass", line) for line in lines), lines
 
 
@@ -191,6 +191,11 @@ def test_code_of_a_models_own_runs_only_when_it_is_named_with_a_revision(tmp_pat
         hub.trusts_code(folder)
     allowed.write_text(yaml.safe_dump({"org/own": {"revision": SHA, "code": code[1]}}))
     assert hub.trusts_code(folder)
+    elsewhere = {"auto_map": {"AutoTokenizer": ["other/code--tokens.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(elsewhere))
+    with pytest.raises(ValueError, match=r"tokenizer_config.json runs code of another repository .*other/code--tokens.Own"):
+        hub.trusts_code(folder)
+    (folder / "tokenizer_config.json").unlink()
     (folder / "modeling_own.py").write_text("class Own: evil = True\n")
     with pytest.raises(ValueError, match="not trusted"):
         hub.trusts_code(folder)

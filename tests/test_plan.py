@@ -228,7 +228,7 @@ LOCAL_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "model.name": ("other", set()),
     "model.path": ("/moved/a", set()),  # its content is what counts: see below
     "model.dtype": ("bfloat16", {"kto", *LOGPS, "samples for KL", "plain completions"}),
-    "model.max_length": (256, {"kto", "reference log-probs", "held-out log-probs"}),
+    "model.max_length": (256, {"preferences", "kto", "reference log-probs", "held-out log-probs"}),
     "model.base": ("/models/base", set()),
     "model.attention": ("eager", {"kto", *LOGPS, "samples for KL", "plain completions"}),
     "data.name": ("other", set()),
@@ -325,7 +325,7 @@ def test_own_files_count_by_content_and_not_by_place() -> None:
         return {label for label in old if old[label].key != new[label].key}
 
     assert moved(Sources(Source(Path("/elsewhere"), model.digest), Source(Path("/b"), data.digest))) == set()
-    read = {"reference log-probs", "kto", "reference's log-probs for KL"}  # what reads the start model itself
+    read = {"reference log-probs", "kto", "reference's log-probs for KL", "preferences", "all rows"}  # what reads the start model itself
     assert moved(Sources(Source(model.path, "other weights"), data)) == with_readers(read, LOCAL_GRAPH)
     assert moved(Sources(model, Source(data.path, "other rows"))) == set(LOCAL_GRAPH)
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from bench.preferences import BadRows, Preferences, nested_subset, partners, prompt_key, read_preferences, split_heldout, with_partners
 from bench.records import Message, Pair, Unpaired
+from bench.text_files import HALF_CHARACTER
 
 
 def user(text: str) -> dict[str, str]:
@@ -131,12 +132,14 @@ def test_line_endings_blank_lines_and_a_byte_order_mark_do_no_harm(ending: bytes
 
 # Bad rows ------------------------------------------------------------------------------------------------------------
 
+NULL = "null (or a number that is not finite)"
+TEXT_OR_LIST = "must be text or a list of messages, got"
 OK = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
 FINE = {"prompt": "Why?", "completion": "So.", "label": True}
 BAD: list[tuple[Any, str]] = [
-    ([1], "expected an object with named columns, got list"),
-    ("text", "expected an object with named columns, got str"),
-    (None, "expected an object with named columns, got NoneType"),
+    ([1], "expected an object with named columns, got a list of 1"),
+    ("text", "expected an object with named columns, got the text 'text'"),
+    (None, f"expected an object with named columns, got {NULL}"),
     ({}, "expected columns prompt, chosen, rejected or prompt, completion, label; got none"),
     ({"prompt": "Why?", "chosen": "So."}, "expected columns prompt, chosen, rejected or prompt, completion, label; got prompt, chosen"),
     ({"input": "a", "output": "b"}, "expected columns prompt, chosen, rejected or prompt, completion, label; got input, output"),
@@ -146,13 +149,13 @@ BAD: list[tuple[Any, str]] = [
     ),
     ({"completion": "So.", "label": True}, "plain text needs a prompt column beside completion"),
     (OK | {"prompt": ""}, "prompt is empty"),
-    (OK | {"prompt": 3}, "prompt must be text or a list of messages, got int"),
-    (OK | {"prompt": []}, "prompt must be text or a list of messages, got []"),
+    (OK | {"prompt": 3}, f"prompt {TEXT_OR_LIST} the number 3"),
+    (OK | {"prompt": []}, f"prompt {TEXT_OR_LIST} an empty list"),
     (OK | {"chosen": " \n"}, "chosen is empty"),
     (OK | {"rejected": ""}, "rejected is empty"),
-    (OK | {"chosen": None}, "chosen must be text or a list of messages, got NoneType"),
+    (OK | {"chosen": None}, f"chosen {TEXT_OR_LIST} {NULL}"),
     (OK | {"rejected": "So."}, "chosen and rejected are the same text: nothing to learn; remove the row"),
-    (OK | {"chosen": [bot("So.")]}, "rejected must be text or a list of messages, got str"),
+    (OK | {"chosen": [bot("So.")]}, "chosen is a list and rejected is text: both must be text, or both a list of messages"),
     (
         OK | {"chosen": [bot("So.")], "rejected": [bot("No.")]},
         "chosen and rejected share no first messages, and no prompt of messages is given",
@@ -186,24 +189,50 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": [user("A?")], "chosen": [bot("")], "rejected": [bot("c")]}, "chosen is empty"),
     (
         {"prompt": [{"role": "text", "content": "A?"}], "chosen": [bot("b")], "rejected": [bot("c")]},
-        "prompt holds a message without a known role (system, developer, user, assistant, tool) and content text: "
-        "{'role': 'text', 'content': 'A?'}",
+        "message 1 of prompt: role must be one of system, developer, user, assistant, tool, got the text 'text'",
     ),
     (
         {"prompt": [{"from": "human", "value": "A?"}], "chosen": [bot("b")], "rejected": [bot("c")]},
-        "prompt holds a message without a known role (system, developer, user, assistant, tool) and content text: "
-        "{'from': 'human', 'value': 'A?'}",
+        "message 1 of prompt must have role and content, got an object with from, value",
     ),
     (
         {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "b", "rejected": "c"},
-        "prompt holds a message without a known role (system, developer, user, assistant, tool) and content text: "
-        "{'role': 'user', 'content': [{'type': 'image'}]}",
+        "message 1 of prompt: content must be text, or one part of text, got 1 parts (image)",
     ),
-    (FINE | {"label": 1}, "label must be true (desirable) or false, got 1"),
-    (FINE | {"label": "good"}, "label must be true (desirable) or false, got 'good'"),
-    (FINE | {"label": None}, "label must be true (desirable) or false, got None"),
+    (FINE | {"label": 1}, "label must be true (desirable) or false, got the number 1"),
+    (FINE | {"label": "good"}, "label must be true (desirable) or false, got the text 'good'"),
+    (FINE | {"label": None}, f"label must be true (desirable) or false, got {NULL}"),
     (FINE | {"completion": [bot("So.")]}, "a completion of messages needs a prompt of messages"),
     (FINE | {"completion": ""}, "completion is empty"),
+    (OK | {"rejected": None}, f"rejected {TEXT_OR_LIST} {NULL}"),
+    (OK | {"rejected": float("nan")}, f"rejected {TEXT_OR_LIST} {NULL}"),
+    (OK | {"rejected": {"role": "assistant", "content": "b"}}, f"rejected {TEXT_OR_LIST} an object with role, content"),
+    (OK | {"prompt": True}, f"prompt {TEXT_OR_LIST} true"),
+    (FINE | {"completion": 7}, f"completion {TEXT_OR_LIST} the number 7"),
+    (OK | {"prompt": [user("A?") | {"content": None}]}, f"message 1 of prompt: content must be text, got {NULL}"),
+    (OK | {"prompt": [user("A?") | {"content": {"a": 1}}]}, "message 1 of prompt: content must be text, got an object with a"),
+    (
+        OK | {"prompt": [user("A?") | {"content": [{"type": "text", "text": "A"}, {"type": "image_url", "image_url": "x"}]}]},
+        "message 1 of prompt: content must be text, or one part of text, got 2 parts (text, image_url)",
+    ),
+    (OK | {"prompt": [user("A?") | {"content": []}]}, "message 1 of prompt: content must be text, or one part of text, got 0 parts ()"),
+    (OK | {"prompt": ["A?"]}, "message 1 of prompt must have role and content, got the text 'A?'"),
+    (OK | {"tools": [{"type": "function"}]}, "has tools, which are not trained on: leave the row out"),
+    (OK | {"images": ["a.png"]}, "has images, which are not trained on: leave the row out"),
+    (OK | {"audio": {"path": "a.wav"}}, "has audio, which is not trained on: leave the row out"),
+    (FINE | {"chat_template_kwargs": {"enable_thinking": False}}, "has chat_template_kwargs, which are not trained on: leave the row out"),
+    (
+        {"prompt": [user("A?")], "chosen": [bot("b") | {"reasoning_content": "c"}], "rejected": [bot("c")]},
+        "message 1 of chosen has reasoning_content, which is not trained on: leave the row out",
+    ),
+    (
+        OK | {"prompt": [user("A?"), {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}, user("B?")]},
+        "message 2 of prompt has tool_calls, which are not trained on: leave the row out",
+    ),
+    (
+        {"prompt": [user("A?"), bot("b") | {"weight": 0}, user("B?")], "chosen": "b", "rejected": "c"},
+        "message 2 of prompt has weight=0, which would be learnt from all the same: leave the row out",
+    ),
 ]  # fmt: skip
 
 
@@ -218,11 +247,11 @@ def test_a_bad_row_is_said_with_its_line_and_reason(row: Any, reason: str, tmp_p
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"not json", "not JSON (Expecting value: line 1 column 1 (char 0)); a line holds one object"),
-        (b'{"prompt": "cut', "not JSON (Unterminated string starting at: line 1 column 12 (char 11)); a line holds one object"),
-        ('{"prompt": "größer"}'.encode("latin-1"), "not UTF-8 (invalid start byte at byte 14 of the line): save the file as UTF-8"),
-        (b"\x00\x01", "not JSON (Expecting value: line 1 column 1 (char 0)); a line holds one object"),
-        (b'{"prompt": "\\ud83d"}', r"holds \ud83d, half of a character that takes two: write the whole one, or none"),
+        (b"not json", "not JSON (Expecting value: line 1 column 1 (char 0))"),
+        (b'{"prompt": "cut', "not JSON (Unterminated string starting at: line 1 column 12 (char 11))"),
+        ('{"p": "größer"}'.encode("latin-1"), "expected UTF-8, got other bytes (invalid start byte at byte 9): save the file as UTF-8"),
+        (b"\x00\x01", "not JSON (Expecting value: line 1 column 1 (char 0))"),
+        (b'{"prompt": "\\ud83d"}', HALF_CHARACTER),
     ],
 )
 def test_a_line_that_cannot_be_read_is_said_like_any_bad_row(line: bytes, reason: str, tmp_path: Path) -> None:
@@ -231,6 +260,74 @@ def test_a_line_that_cannot_be_read_is_said_like_any_bad_row(line: bytes, reason
     with pytest.raises(BadRows) as raised:
         read_preferences(file)
     assert str(raised.value) == f"{file}:2: {reason}"
+
+
+@pytest.mark.parametrize("write", [jsonl, parquet])
+def test_what_is_left_aside_of_rows_is_counted(write: Any, tmp_path: Path) -> None:
+    """Columns and fields that say nothing in a row (null, empty) are there in every row of a Parquet file."""
+    rows = [
+        {"prompt": [user("A?") | {"name": "Ann"}], "chosen": [bot("a")], "rejected": [bot("b")], "margin": 0.5, "tools": []},
+        {"prompt": [user("B?") | {"name": None}], "chosen": [bot("c")], "rejected": [bot("d")], "margin": 0.0, "tools": None},
+        {"prompt": [user("C?") | {"name": ""}], "chosen": [bot("e")], "rejected": [bot("f")], "margin": None, "tools": []},
+    ]
+    found = read_preferences(write(tmp_path / f"rows.{write.__name__}", *rows))
+    assert (len(found.pairs), found.noted) == (3, {"with margin, which is not read": 2, "with name in a message, which is not read": 1})
+
+
+@pytest.mark.parametrize("write", [jsonl, parquet])
+def test_one_part_of_text_is_its_text(write: Any, tmp_path: Path) -> None:
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    row = {name: [{"role": role, "content": [{"type": "text", "text": name}]}] for name, role in roles.items()}
+    (found,) = read_preferences(write(tmp_path / f"rows.{write.__name__}", row)).pairs
+    assert (found.prompt, found.chosen, found.rejected) == ([user("prompt")], "chosen", "rejected")
+
+
+OFFSETS = pyarrow.array([0, 2, 4], pyarrow.int32()).buffers()[1]
+ODD_COLUMNS = {
+    "a number that is not finite": (pyarrow.array([1.0, float("nan")]), f"rejected {TEXT_OR_LIST} null"),
+    "bytes": (pyarrow.array([b"ab", b"cd"]), f"rejected {TEXT_OR_LIST} bytes"),
+    "a timestamp beyond Python's": (
+        pyarrow.array([0, 2**62], pyarrow.timestamp("us")), "rejected must be text or a list of messages, got Unreadable (date value out of"
+    ),
+    "bytes that are no UTF-8": (
+        pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, OFFSETS, pyarrow.py_buffer(b"ab\xff\xfe")]),
+        "rejected must be text or a list of messages, got Unreadable ('utf-8' codec can't decode byte 0xff",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD_COLUMNS)
+def test_a_parquet_value_that_is_no_text_is_said_with_its_row_and_column(kind: str, tmp_path: Path) -> None:
+    column, reason = ODD_COLUMNS[kind]
+    table = pyarrow.table({"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": column})
+    pyarrow.parquet.write_table(table, file := tmp_path / "rows.parquet")
+    with pytest.raises(BadRows) as raised:
+        read_preferences(file)
+    assert f"{file}:2: {reason}" in str(raised.value)
+
+
+def test_a_parquet_value_that_nobody_reads_does_no_harm(tmp_path: Path) -> None:
+    column, _ = ODD_COLUMNS["a timestamp beyond Python's"]
+    table = pyarrow.table({"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"], "written": column})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert len(read_preferences(tmp_path / "rows.parquet").pairs) == 2
+
+
+def test_a_parquet_file_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 4, names=["prompt", "chosen", "rejected", "chosen"])
+    pyarrow.parquet.write_table(table, file := tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"rows\.parquet: holds the column 'chosen' twice"):
+        read_preferences(file)
+
+
+ODD_JSON = ['{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}', f'{{"x": {"[" * 200}{"]" * 200}}}', "NaN"]
+
+
+@pytest.mark.parametrize("line", ODD_JSON)
+def test_json_that_two_readers_read_differently_is_said_with_its_line(line: str, tmp_path: Path) -> None:
+    (file := tmp_path / "rows.jsonl").write_text(f"{json.dumps(OK)}\n{line}\n")
+    with pytest.raises(BadRows, match=r"^[^\n]*rows\.jsonl:2: [^\n]*(twice|deeper than|got null)[^\n]*$"):
+        read_preferences(file)
 
 
 VALUES = st.recursive(
@@ -273,7 +370,7 @@ def test_a_file_holds_one_form(tmp_path: Path) -> None:
         ("rows.csv", b"a,b", "expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet"),
         ("rows", b"a,b", "expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet"),
         ("rows.parquet", b"PAR1 no", "cannot be read as Parquet: "),
-        ("rows.json", b'[\n{"prompt": "a"}\n', "begins as a list of objects and is not JSON"),
+        ("rows.json", b'[\n{"prompt": "a"}\n', "not JSON (Expecting ',' delimiter: line 2 column 16 (char 17))"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_by_name(name: str, content: bytes, reason: str, tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from bench.config import DatasetData, TrlRows
 from bench.counts import data_lines
 from bench.door import Opened
 from bench.kinds import ConversationData, DatasetRows, LocalPairData, NextPromptData
+from bench.learnable import looker
 from bench.plan import CellPlan, plan_cell
 from bench.preferences import BadRows, normalised, prompt_group, raw_rows
 from bench.readers.splits import Divided, divide, overlap
 from bench.records import Item, Pair, Unpaired, read_jsonl, read_rows
 from bench.stages import data
 from bench.store import Source, Store
-from bench.tokens import PromptTooLong, fits_in, load_tokenizer, positions, preference_ids, row_ids
+from bench.tokens import PromptTooLong, load_tokenizer, positions, preference_ids, row_ids
 from bench.worker import Progress, StageRun
 
 Open = Callable[..., Opened]
@@ -292,8 +293,8 @@ def long_prompts(tmp_path: Path, tiny_model: Path, *words: str) -> CellPlan:
 
 
 def test_rows_whose_prompt_fills_what_a_model_looks_at_are_dropped_and_counted(tiny_model: Path, tmp_path: Path) -> None:
-    said = data_lines([long_prompts(tmp_path, tiny_model)], Store(tmp_path / "store"))
-    assert "  at least 1 more train rows will be dropped: their prompts alone fill model.max_length=100" in said
+    said = data_lines([long_prompts(tmp_path, tiny_model)], Store(tmp_path / "store")).lines
+    assert "  train of 13 read; dropped: 1 prompt too long" in said
     cell = long_prompts(tmp_path, tiny_model, "data.fraction=0.5")
     preferences = cell.roles["preferences"]
     inputs = {role: source.path for role, source in preferences.inputs.items() if isinstance(source, Source)}
@@ -329,7 +330,7 @@ def test_a_prompt_fits_where_it_can_be_trained_on(most: int, tiny_model: Path) -
             trained = bool(row_ids(tokenizer, prompt, "x", most))
         except PromptTooLong:
             trained = False
-        assert fits_in(tokenizer, most)(prompt) == trained
+        assert (looker(tokenizer, most)(prompt, ["x"]) is None) == trained
 
 
 # Overlap with the judge's items --------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Store:
 
 def screen_of(kind: Any, sweep: Sweep, store: Store, seconds: float | None = None, **console: Any) -> tuple[Any, io.StringIO]:
     plan = make_plan(sweep.cells, store)
-    forecast = {stage: Estimate(seconds, 100, 0.0) for stage in plan.to_do}
+    forecast = {stage: Estimate(seconds, 100) for stage in plan.to_do}
     out = io.StringIO()
     return kind(Console(file=out, width=120, **console), sweep, plan, forecast, 2), out
 
@@ -173,14 +173,14 @@ def _depth(stage: Any) -> int:
 
 def test_a_plan_is_printed_with_what_is_shared(sweep: Sweep, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     plan = make_plan(sweep.cells, store)
-    print_plan(sweep, plan, {stage: Estimate(30.0, 1000, 0.0) for stage in plan.to_do}, 2, {})
+    print_plan(sweep, plan, {stage: Estimate(30.0, 1000) for stage in plan.to_do}, 2, {})
     out = capsys.readouterr().out
     assert "tiny: 6 cells" in out
     assert re.search(r"train +0 +4 +0 +120 +4,000", out)
     assert re.search(r"time +about \d+:\d\d with 2 at a time\n", out)
     assert f"tokens   at most {1000 * len(plan.to_do):,}" in out
     assert "judge    $0.00 (gold)" in out
-    print_plan(sweep, plan, {stage: Estimate(None, 0, 0.0) for stage in plan.to_do}, 2, {})
+    print_plan(sweep, plan, {stage: Estimate(None, 0) for stage in plan.to_do}, 2, {})
     assert "no like stage has run here yet: no forecast" in capsys.readouterr().out
 
 

@@ -78,6 +78,13 @@ def test_outside_the_world_the_whole_conversation_and_the_answer_are_shown(promp
         ("pairwise", "Both are fine. Better: first", 1.0),
         ("pairwise", "The first is longer, the second better.", None),
         ("pairwise", "neither", None),
+        ("additive", "<think>At first Score: 3, but the rest", None),  # cut
+        ("additive", "[THINK]Score: 3[/THINK]Score: 4", 4.0),
+        ("additive", "<thought>Score: 3</thought>It is good.", None),
+        ("criteria", "<think>so far it is 1", None),
+        ("criteria", "analysisso far it is 1assistantfinal0", 0.0),
+        ("multiple_choice", "<think>Choice: A, or</think>C", 3.0),
+        ("pairwise", "◁think▷Better: first◁/think▷second", 0.0),
     ],
 )
 def test_a_reply_is_read_or_it_is_none(prompt: JudgePrompt, reply: str, read: float | None) -> None:

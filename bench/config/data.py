@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bench.config.base import AsList, Count, Fraction, Name, Positive, Probability, Settings
+from bench.config.base import AsList, Count, Fraction, LaterField, Name, Positive, Probability, Settings
 from bench.config.world import Writer
 
 
@@ -23,6 +23,7 @@ class Annotator(Settings):
 
 Form = Literal["paired", "unpaired"]
 Overlap = Literal["report", "drop", "refuse"]
+Unwritable = Literal["refuse", "drop"]
 
 
 class Earlier(Settings):
@@ -64,6 +65,7 @@ class LocalData(Settings):
     undesirable_fraction: Fraction
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)]
     n_kl_prompts: Count
+    unwritable: Annotated[Unwritable, LaterField()] = "refuse"  # rows that the model's chat template cannot write
 
 
 # Public datasets ------------------------------------------------------------------------------------------------------
@@ -153,6 +155,7 @@ class DatasetData(Published):
     desirable_fraction: Fraction
     undesirable_fraction: Fraction
     overlap: Overlap  # what becomes of train rows whose prompt is one of the judge's items
+    unwritable: Annotated[Unwritable, LaterField()] = "refuse"  # rows that the model's chat template cannot write
 
 
 class Sft(Published):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from bench.config.base import AsList, Count, Name, Positive, Settings, misfit
+from bench.config.base import AsList, Count, Name, Positive, Probability, Settings, misfit
 
 LABEL = re.compile(r"[A-Za-z][A-Za-z0-9]*")  # how a jury calls a member: part of names of numbers
 ENDINGS = ("n", "se", "low", "high", "failed")  # which these names have of their own
@@ -67,6 +67,7 @@ class Asking(Settings):
     budget_dollars: Positive | None  # what the judging of a sweep may cost in all, earlier runs of it included
     prices: str | None  # a price file; None: the one that comes with bench
     tokenizer: str | None  # a folder whose tokenizer counts tokens for forecasts
+    max_without_logprobs: Probability = 0.01  # share of the votes to be weighed that may be read from the text, for want of log-probs
 
     @field_validator("base_url")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,13 @@ class Training(Settings):
     weight_decay: float = Field(ge=0)
     max_grad_norm: Positive
 
+    def start_loss(self) -> float | None:
+        """The loss of a policy that is still its own reference, whatever the data; None where it hangs on them."""
+        return None
+
+
+LOG_2 = math.log(2)  # -log σ(0)
+
 
 class NoMethod(Settings):
     """The start model as it is, judged like the others."""
@@ -45,10 +53,16 @@ class Dpo(Training):
     beta: Positive
     sft_weight: Annotated[float, Field(ge=0), LaterField()] = 0.0  # of the mean NLL of the chosen completion, beside the loss
 
+    def start_loss(self) -> float | None:
+        return None if self.sft_weight else LOG_2
+
 
 class Ipo(Training):
     name: Literal["ipo"]
     beta: Positive  # the paper's tau
+
+    def start_loss(self) -> float | None:
+        return 1 / (2 * self.beta) ** 2
 
 
 class Kto(Training):
@@ -66,11 +80,18 @@ class Kto(Training):
             raise misfit(("weight_ratio", f"weight_ratio sets both weights, which must then be 1, got {got}"))
         return self
 
+    def start_loss(self) -> float | None:
+        equal = self.weight_ratio is None and self.desirable_weight == self.undesirable_weight
+        return self.desirable_weight / 2 if equal else None
+
 
 class Cdpo(Training):
     name: Literal["cdpo"]
     beta: Positive
     label_smoothing: FlipRate
+
+    def start_loss(self) -> float | None:
+        return LOG_2
 
 
 class Robust(Training):
@@ -78,15 +99,24 @@ class Robust(Training):
     beta: Positive
     label_smoothing: FlipRate
 
+    def start_loss(self) -> float | None:
+        return LOG_2
+
 
 class IpoSummed(Training):
     name: Literal["ipo_summed"]
     beta: Positive  # the paper's tau
 
+    def start_loss(self) -> float | None:
+        return 1 / (2 * self.beta) ** 2
+
 
 class Hinge(Training):
     name: Literal["hinge"]
     beta: Positive  # 1 / margin
+
+    def start_loss(self) -> float | None:
+        return 1.0
 
 
 class Slic(Training):
@@ -115,6 +145,9 @@ class Cpo(Training):
 class KtoPair(Training):
     name: Literal["kto_pair"]
     beta: Positive
+
+    def start_loss(self) -> float | None:
+        return 0.5
 
 
 class SftChosen(Training):
@@ -299,6 +332,9 @@ class RefinedDpo(Training):
     threshold: Literal["pairs", "batch_means"]
     delay: Probability
     decoupling: Annotated[float, Field(ge=0)]
+
+    def start_loss(self) -> float | None:
+        return LOG_2
 
 
 LOOPS = frozenset({"iterative_dpo", "spa", "spin", "self_rewarding"})

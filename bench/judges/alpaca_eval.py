@@ -346,6 +346,8 @@ def official_lc_win_rate(annotations: Annotations, calibration: Path | None) -> 
     rows = [row for _, row in read_csv(calibration)]
     if missing := [column for column in COLUMNS if not rows or column not in rows[0]]:
         return Unmeasured(f"the package's length control reads df_gamed.csv; {calibration.name} has no {', '.join(missing)}")
+    if any(v.preference is not None and None in (v.policy_length, v.baseline_length) for v in annotations.verdicts):
+        return Unmeasured("the package's length control needs the length of both answers to every item that was scored")
     if (n := len({row["index"] for row in rows})) < len(annotations.verdicts):
         return Unmeasured(f"the package goes by row number, and {len(annotations.verdicts)} rows are more than the calibration's {n}")
     if why := _unlike_the_packages(rows, n):

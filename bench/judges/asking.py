@@ -51,6 +51,7 @@ class Reply(Record):
     latency_s: float | None = None
     dollars: float | None = None
     error: str | None = None  # the endpoint refused this request for good
+    refusal: str | None = None  # why the model would not answer, in its own words
 
 
 class Asker(Protocol):

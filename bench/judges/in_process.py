@@ -16,6 +16,7 @@ import torch
 from bench.engines.hf import Engine
 from bench.judges.asking import Progress, Reply, Request
 from bench.judges.journal import Journal
+from bench.judges.replies import TOO_LONG
 from bench.model_config import positions
 from bench.tokens import guarded_ids, letter_ids
 
@@ -54,7 +55,8 @@ class InProcess:
         need = len(prompt) + request.body["max_tokens"]
         if most is None or need <= most:
             return True
-        why = f"{len(prompt)} tokens of prompt and max_tokens={request.body['max_tokens']} are more than the {most} that the model takes"
+        words = f"{len(prompt)} tokens of prompt and max_tokens={request.body['max_tokens']} are more than the {most} that the model takes"
+        why = f"{TOO_LONG}: {words}"
         self.journal.add(request.digest, Reply("", served=self.name, error=why))
         return False
 

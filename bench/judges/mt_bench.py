@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import CATEGORIES
-from bench.judges.replies import parse_pairwise
 from bench.records import Completion, Item, Verdict
 from bench.text_files import BadFile, describe, id_text, number, optional_text, printable, read_rows, text, whole_number
 from bench.written import turn_text
@@ -208,12 +207,12 @@ def _judge(value: Any, place: str) -> tuple[str, str]:
 
 def compared(model: str, baseline: str, verdict: Verdict) -> Compared:
     """A verdict over both orders as a row of FastChat's: each order's own, where the requests behind it tell them."""
-    orders = {call.policy_first: call.raw or "" for call in verdict.calls}
+    orders = {call.policy_first: call for call in verdict.calls}
     preferences: tuple[float | None, float | None] = (verdict.preference, verdict.preference)
     if orders.keys() >= {True, False}:
-        second = parse_pairwise(orders[False])
-        preferences = (parse_pairwise(orders[True]), None if second is None else 1 - second)
-    texts = (orders.get(True, ""), orders.get(False, ""))
+        preferences = (orders[True].preference, orders[False].preference)
+    first, second = (orders[order].raw or "" if order in orders else "" for order in (True, False))
+    texts = (first, second)
     return Compared((model, baseline), verdict.item_id, verdict.turn, verdict.judge, preferences, texts)
 
 

@@ -4,34 +4,96 @@ weighted     P(m) / (P(m) + P(M)) over the top log-probs of the token that decid
              spelt `m`. Tokens that carry a leading space ("Ġm", "▁m", " m") count too: of several spellings the likeliest is taken, not
              their sum, which would move recorded votes by up to 4e-8.
 by name      every other parser of the alpaca-eval package is called as it is
-rating       the first [[n]], else the first [n] (FastChat); winner: [[A]], [[B]] or [[C]]
+rating       the last [[n]], else the last `Rating: [n]`; winner: the last of [[A]], [[B]], [[C]]. FastChat takes the first, which is often
+             a draft or a quotation; the scores that it recorded are read as they were recorded (mt_bench.py)
 game         the last of [[A>>B]], [[A>B]], [[A=B]], [[B>A]], [[B>>A]], or one of them turned round (Arena-Hard-Auto)
 expected     Σ n p(n) over the ratings 1 to 10 at the place where the rating stands (arXiv 2503.03064)
 
-A reasoning judge's verdict is what follows its thinking. VERSION goes into keys: raise it when a reply comes to be read in another way.
+A reasoning judge's verdict is what follows its thinking (thinking.py). A verdict with words behind it in a reply that was cut is none: it
+may be a draft. VERSION goes into keys: raise it when a reply comes to be read in another way.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 from bench.judges.asking import Reply, Request
 from bench.judges.prompts import package_version
-from bench.records import Call
+from bench.judges.thinking import UNENDED, UNMARKED, after_thinking, said_span
+from bench.records import Call, Verdict
 
-VERSION = 1
+VERSION = 2
+EARLIER_VERSIONS = (1,)  # whose replies are the same: they are read anew, and not asked for again
 LEADING = " \u0120\u2581\n\t\u010a"  # spaces and line ends as tokenizers write them at a token's start
 RATINGS = range(1, 11)
 AMBIGUOUS = 1e-3  # share of "1" that may begin a "10" without an expected rating being refused
 
 
+# Why there is no verdict: how the reason of a judge that was asked begins; any other of its reasons is an unreadable reply.
+REQUEST_REFUSED = "the endpoint refused the request"
+TOO_LONG = "the request does not fit the model"
+REFUSED = "the model refused"
+FILTERED = "the provider's content filter stopped the reply"
+CUT = "the reply was cut at max_tokens"
+EMPTY = "an empty reply"
+REASONS = {
+    "request_refused": REQUEST_REFUSED,
+    "too_long": TOO_LONG,
+    "refused": REFUSED,
+    "filtered": FILTERED,
+    "cut": CUT,
+    "thinking_unended": UNENDED,
+    "thinking_unmarked": UNMARKED,
+    "empty": EMPTY,
+}
+UNREADABLE = "unreadable"
+REFUSAL_LENGTH = 200
+
+
 def parser_version() -> str:
     return f"replies {VERSION}, alpaca-eval {package_version()}"
+
+
+def earlier_parsers(parser: str) -> list[str]:
+    """How a parser's version was written when it was an earlier one."""
+    name, _, package = parser.partition(", ")
+    return [f"replies {version}, {package}" for version in EARLIER_VERSIONS] if name == f"replies {VERSION}" else []
+
+
+def count_reasons(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """Verdicts without a score of a judge that was asked, by the kind of reason."""
+    found = Counter(_kind_of(verdict.unscored) for verdict in verdicts if verdict.unscored is not None and verdict.calls)
+    return {kind: found[kind] for kind in (*REASONS, UNREADABLE) if found[kind]}
+
+
+def _kind_of(reason: str) -> str:
+    return next((kind for kind, beginning in REASONS.items() if reason.startswith(beginning)), UNREADABLE)
+
+
+class FromText(NamedTuple):
+    """Votes that should be weighed by log-probs: those that were read from the text for want of any, and all of them."""
+
+    n_from_text: int
+    n: int
+
+
+def votes_from_text(verdicts: Iterable[Verdict]) -> FromText | None:
+    """None where log-probs were not asked for, or do not decide."""
+    weighed = [v for v in verdicts if v.preference is not None and v.calls and asks_for_weights(v.calls[0].parser, v.calls[0].decoding)]
+    if not weighed:
+        return None
+    return FromText(sum(int((v.details or {}).get("from_text", 0)) for v in weighed), sum(len(v.calls) for v in weighed))
+
+
+def asks_for_weights(parser: str, body: Mapping[str, Any]) -> bool:
+    return parser.partition("/")[0] == "logprob_parser" and bool(body.get("logprobs"))
 
 
 @dataclass(frozen=True)
@@ -46,74 +108,102 @@ class Reading:
     margin: int | None = None  # of a game, for the second answer: 2 a strong win, 1 a win, 0 a tie, and so on down
 
 
+P = ParamSpec("P")
+
+
+def _one_reading(read: Callable[Concatenate[Reply, P], Reading]) -> Callable[Concatenate[Reply, P], Reading]:
+    """Whatever a reader raises over one reply is that reply's reason, and not the end of the stage."""
+
+    @functools.wraps(read)
+    def reading(reply: Reply, *args: P.args, **kwargs: P.kwargs) -> Reading:
+        try:
+            return _no_verdict(reply) or read(reply, *args, **kwargs)
+        except Exception as error:
+            return Reading(why=f"{UNREADABLE}: {type(error).__name__}: {error} in {reply.text[-200:]!r}")
+
+    return reading
+
+
 # The part that decides ------------------------------------------------------------------------------------------------
 
-THOUGHTS = re.compile(r"<(think|thinking)>.*?</\1>", re.DOTALL)
 
-
-def after_thinking(text: str) -> str | None:
-    """What a reply says once its thinking is over; None when it never is. (Some templates open the thinking themselves.)"""
-    said = THOUGHTS.sub("", text)
-    for mark in ("</think>", "</thinking>"):
-        said = said.rpartition(mark)[2]
-    return None if re.search(r"<think(ing)?>", said) else said.strip()
-
-
-def _no_verdict(reply: Reply) -> str | None:
+def _no_verdict(reply: Reply) -> Reading | None:
     """Why there is nothing to read, where there is nothing."""
     if reply.error:
-        return reply.error
-    cut = ": the reply was cut at max_tokens" if reply.finish_reason == "length" else ""
-    said = after_thinking(reply.text)
-    if said is None:
-        return f"its thinking did not end{cut}"
-    return None if said or reply.tokens else f"an empty reply{cut}"
+        return Reading(why=reply.error)
+    if reply.refusal:
+        return Reading(why=f"{REFUSED}: {reply.refusal[:REFUSAL_LENGTH]}")
+    if reply.finish_reason == "content_filter":
+        return Reading(why=FILTERED)
+    span = said_span(reply.text)
+    if isinstance(span, str):
+        return Reading(why=f"{span}: {CUT}" if _was_cut(reply) else span)
+    if after_thinking(reply.text) or (reply.tokens and not reply.thinking):
+        return None
+    if reply.thinking and _was_cut(reply):
+        return Reading(why=f"{UNENDED}: {CUT}")
+    return _unread(reply, EMPTY)
+
+
+def _was_cut(reply: Reply) -> bool:
+    return reply.finish_reason == "length"
+
+
+def _unread(reply: Reply, why: str) -> Reading:
+    """No verdict, where a reply that was cut may have been about to give one."""
+    why = why if reply.text.strip() else EMPTY
+    return Reading(why=f"{CUT}: {why}" if _was_cut(reply) else why)
 
 
 def deciding_token(reply: Reply, last: bool) -> dict[str, Any] | None:
     """The token that is the verdict: the first with a letter or digit after the thinking, or the last one; None without log-probs."""
-    if not reply.tokens:
+    tokens = said_tokens(reply)
+    if not tokens:
         return None
-    tokens = reply.tokens[_start(reply) :] or reply.tokens[-1:]
     spoken = [token for token in tokens if any(c.isalnum() for c in token["token"].strip(LEADING)) and not _special(token["token"])]
     return (spoken[-1] if last else spoken[0]) if spoken else tokens[0]
 
 
 def _special(token: str) -> bool:
-    return token.startswith("<|") or token in ("</s>", "<s>", "<eos>")
+    return token.startswith("<|") or token in ("</s>", "<s>", "<eos>", "<end_of_turn>")
 
 
-def _start(reply: Reply) -> int:
-    """The index of the first token after the thinking, which an endpoint may leave among the tokens and out of the text."""
-    texts = [token["token"] for token in reply.tokens or ()]
-    joined = "".join(texts)
-    begins = max((joined.rfind(mark) + len(mark) for mark in ("</think>", "</thinking>") if mark in joined), default=0)
-    if not begins and reply.thinking and joined.rstrip().endswith(reply.text.strip()):
-        begins = len(joined.rstrip()) - len(reply.text.strip())
-    position = 0
-    for index, text in enumerate(texts):
-        if position >= begins:
-            return index
-        position += len(text)
-    return len(texts)
+def said_tokens(reply: Reply) -> list[dict[str, Any]]:
+    """The tokens after the thinking, which an endpoint may leave among the tokens and out of the text; none where that cannot be told."""
+    tokens = list(reply.tokens or ())
+    joined = "".join(token["token"] for token in tokens)
+    span = said_span(joined)
+    begins = 0 if isinstance(span, str) else span.start
+    if reply.thinking and not begins:
+        while tokens and (_special(tokens[-1]["token"]) or not tokens[-1]["token"].strip()):
+            tokens.pop()
+        joined, said = "".join(token["token"] for token in tokens).rstrip(), reply.text.strip()
+        if not joined.endswith(said):
+            return []
+        begins = len(joined) - len(said)  # a token may hold the end of the one and the beginning of the other
+        return [token for token, start in zip(tokens, _starts(tokens), strict=True) if start + len(token["token"]) > begins]
+    if isinstance(span, str):
+        return []
+    return [token for token, start in zip(tokens, _starts(tokens), strict=True) if start >= begins]
 
 
 # Preferences ----------------------------------------------------------------------------------------------------------
 
 
+@_one_reading
 def read_preference(reply: Reply, parser: str, kwargs: Mapping[str, Any]) -> Reading:
     """How much the second of two answers is preferred, by a parser of the alpaca-eval package."""
-    if why := _no_verdict(reply):
-        return Reading(why=why)
     if parser == "logprob_parser":
         return _weighted(reply, **kwargs)
-    return _by_package(after_thinking(reply.text) or "", parser, kwargs)
+    return _by_package(reply, parser, kwargs)
 
 
 def _weighted(
     reply: Reply, numerator_token: str, denominator_tokens: Sequence[str], is_binarize: bool = True, log_prob_index: Any = "batch"
 ) -> Reading:
     last = log_prob_index == -1
+    if last and _was_cut(reply):
+        return _unread(reply, f"no verdict at the end of {reply.text[-200:]!r}")
     token = deciding_token(reply, last)
     tops = {top["token"]: top["logprob"] for top in (token or {}).get("top_logprobs") or ()}
     letters = _letters(tops, {numerator_token, *denominator_tokens})
@@ -123,7 +213,7 @@ def _weighted(
         if is_binarize:
             return Reading(0.0 if all(first > other for other in others) else 1.0, top_logprobs=tops)
         total = [first, *others] if numerator_token in denominator_tokens else others
-        return Reading(1 - math.exp(first - _logsumexp(total)), top_logprobs=tops)
+        return Reading(min(1.0, max(0.0, 1 - math.exp(first - _logsumexp(total)))), top_logprobs=tops)
     said = (after_thinking(reply.text) or "").strip(" \n\t`'\"*.()[]{}:")
     word = said.split()[-1].strip("`'\"*.()[]{}:") if last and said else said
     if word in (numerator_token, *denominator_tokens):
@@ -150,102 +240,131 @@ def _logsumexp(values: Sequence[float]) -> float:
     return top if math.isinf(top) else top + math.log(sum(math.exp(value - top) for value in values))
 
 
-def _by_package(text: str, parser: str, kwargs: Mapping[str, Any]) -> Reading:
+def _by_package(reply: Reply, parser: str, kwargs: Mapping[str, Any]) -> Reading:
     """1: the first is better, 2: the second, 0: a draw, between 1 and 2: how much the second is preferred."""
     from alpaca_eval import completion_parsers
 
+    text = after_thinking(reply.text) or ""
     try:
         (value,) = getattr(completion_parsers, parser)(text, **copy.deepcopy(dict(kwargs)))
         number = float(value)
     except Exception as error:  # whatever a foreign parser raises over a text that it cannot read
-        return Reading(why=f"{parser} cannot read {text[:200]!r}: {type(error).__name__}: {error}")
+        return _unread(reply, f"{parser} cannot read {text[:200]!r}: {type(error).__name__}: {error}")
     if number == 0:
         return Reading(0.5, from_text=True)
     if not 1 <= number <= 2:  # NaN too
-        return Reading(why=f"{parser} finds no verdict in {text[:200]!r}")
+        return _unread(reply, f"{parser} finds no verdict in {text[:200]!r}")
     return Reading(number - 1, from_text=True)
 
 
 # Ratings --------------------------------------------------------------------------------------------------------------
 
-DOUBLE, SINGLE = re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]")
+DOUBLE = re.compile(r"\[\[([^\[\]]{1,60})\]\]")
+PLACEHOLDERS = ("rating", "score", "verdict", "n")  # of the task's own words, when a reply quotes them
+_RATING = re.compile(r"[\s*_`\"']*(?:(?:rating|score)[\s*_`:=]*)?(\d{1,9}\.?\d{0,9})\s*(?:/\s*10)?[\s*_`\"']*", re.IGNORECASE)
+_SINGLE = re.compile(r"(?:rating|score)[^\w\[]{0,12}\[(\d{1,9}\.?\d{0,9})\](?!\])", re.IGNORECASE)
+_ALONE = re.compile(r"\s*\[(\d{1,9}\.?\d{0,9})\]\s*")
+WINNERS = {"A": 0.0, "B": 1.0, "C": 0.5}  # shares for B
 
 
-def parse_rating(text: str) -> float | None:
-    """The first [[n]], else the first [n], as FastChat reads it; None where there is neither."""
-    found = DOUBLE.search(text) or SINGLE.search(text)
-    return float(found[1]) if found else None
+class Found(NamedTuple):
+    """A verdict in a text: what it says, where that stands, and where its brackets end."""
+
+    text: str
+    start: int
+    end: int
 
 
-def parse_pairwise(text: str) -> float | None:
-    """Preference for the completion shown first: `[[A]]` 1, `[[B]]` 0, `[[C]]` a tie, 0.5, looked for in this order; else None."""
-    return next((value for mark, value in (("[[A]]", 1.0), ("[[B]]", 0.0), ("[[C]]", 0.5)) if mark in text), None)
+def _last_double(text: str) -> re.Match[str] | None:
+    """The last thing in double brackets, unless it is a word of the task."""
+    found = [match for match in DOUBLE.finditer(text) if match[1].strip().lower() not in PLACEHOLDERS]
+    return found[-1] if found else None
 
 
+def find_rating(text: str) -> Found | None:
+    """The last [[n]], [[n/10]] or [[Rating: n]], else the last `Rating: [n]`, else a reply that is [n] alone. None where there is no such
+    thing, or the last double brackets hold something else."""
+    double = _last_double(text)
+    if double:
+        number = _RATING.fullmatch(double[1])
+        return Found(number[1], double.start(1) + number.start(1), double.end()) if number else None
+    single = _ALONE.fullmatch(text) or next(reversed(list(_SINGLE.finditer(text))), None)
+    return Found(single[1], single.start(1), single.end()) if single else None
+
+
+def find_pairwise(text: str) -> Found | None:
+    """The last [[A]], [[B]] or [[C]]; None where there is none, or the last double brackets hold something else."""
+    double = _last_double(text)
+    return Found(double[1].strip(), double.start(1), double.end()) if double and double[1].strip() in WINNERS else None
+
+
+def _maybe_draft(reply: Reply, said: str, end: int) -> bool:
+    """Whether words follow a verdict in a reply that was cut."""
+    return _was_cut(reply) and any(c.isalnum() for c in said[end:])
+
+
+@_one_reading
 def read_rating(reply: Reply) -> Reading:
-    if why := _no_verdict(reply):
-        return Reading(why=why)
     said = after_thinking(reply.text) or ""
-    rating = parse_rating(said)
-    if rating is None:
-        return Reading(why=f"no rating like [[5]] in {said[-200:]!r}")
+    found = find_rating(said)
+    if found is None or _maybe_draft(reply, said, found.end):
+        return _unread(reply, f"no rating like [[5]] in {said[-200:]!r}")
+    rating = float(found.text)
     if not 1 <= rating <= 10:
         return Reading(why=f"a rating of {rating:g}, which is not from 1 to 10")
-    expected, tops = expected_rating(reply)
+    expected, tops = expected_rating(reply, rating)
     return Reading(rating, top_logprobs=tops, from_text=expected is None, expected=expected)
 
 
+@_one_reading
 def read_pairwise(reply: Reply) -> Reading:
     """0 where A is better, 1 where B is, 0.5 for a tie."""
-    if why := _no_verdict(reply):
-        return Reading(why=why)
     said = after_thinking(reply.text) or ""
-    first = parse_pairwise(said)
-    if first is None:
-        return Reading(why=f"neither [[A]], [[B]] nor [[C]] in {said[-200:]!r}")
-    return Reading(1 - first, from_text=True)
+    found = find_pairwise(said)
+    if found is None or _maybe_draft(reply, said, found.end):
+        return _unread(reply, f"neither [[A]], [[B]] nor [[C]] in {said[-200:]!r}")
+    return Reading(WINNERS[found.text], from_text=True)
 
 
-GAME = re.compile(r"\[\[([AB<>=]+)\]\]")
+GAME = re.compile(r"\[\[([AB<>=]+)\]\]", re.IGNORECASE)
 GAMES = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2, "B<<A": 2, "B<A": 1, "B=A": 0, "A<B": -1, "A<<B": -2}
 
 
-def parse_game(text: str) -> int | None:
-    """How clearly the answer shown first wins, 2 to -2: the last verdict in double brackets, as Arena-Hard reads it; None for none, or
-    one that is not among the five."""
-    found = GAME.findall(text.upper())
-    return GAMES.get(found[-1]) if found else None
+def find_game(text: str) -> Found | None:
+    """The last verdict in double brackets, as Arena-Hard reads it; None for none, or one that is not among the five."""
+    last = next(reversed(list(GAME.finditer(text))), None)
+    return Found(last[1].upper(), last.start(1), last.end()) if last and last[1].upper() in GAMES else None
 
 
+@_one_reading
 def read_game(reply: Reply) -> Reading:
     """0 where A is better, 1 where B is, 0.5 for a tie; `margin` says how clearly, for B."""
-    if why := _no_verdict(reply):
-        return Reading(why=why)
     said = after_thinking(reply.text) or ""
-    game = parse_game(said)
-    if game is None:
-        return Reading(why=f"no verdict like [[A>B]] in {said[-200:]!r}")
+    found = find_game(said)
+    if found is None or _maybe_draft(reply, said, found.end):
+        return _unread(reply, f"no verdict like [[A>B]] in {said[-200:]!r}")
+    game = GAMES[found.text]
     return Reading(0.5 if game == 0 else float(game < 0), from_text=True, margin=-game)
 
 
-def expected_rating(reply: Reply) -> tuple[float | None, dict[str, float] | None]:
-    """(Σ n p(n) over 1 to 10 where the rating stands, the log-probs there); None without log-probs there.
+def expected_rating(reply: Reply, rating: float) -> tuple[float | None, dict[str, float] | None]:
+    """(Σ n p(n) over 1 to 10 where the rating that counts stands, the log-probs there); None without log-probs there.
 
     A "1" may begin a "10" of two tokens. Where the reply went that way the next token tells how often; where it did not and "1" holds
     more than a thousandth of the ratings, it cannot be told, and there is no expected rating.
     """
-    tokens = (reply.tokens or [])[_start(reply) :]
-    joined = "".join(token["token"] for token in tokens)
-    found = DOUBLE.search(joined) or SINGLE.search(joined)
-    if not found:
+    tokens = said_tokens(reply)
+    found = find_rating("".join(token["token"] for token in tokens))
+    if found is None or float(found.text) != rating:
         return None, None
-    index, before = _token_at(tokens, found.start(1))
+    index, before = _token_at(tokens, found.start)
     tops = {top["token"]: top["logprob"] for top in tokens[index].get("top_logprobs") or ()}
     prefix = tokens[index]["token"][:before]
     mass = dict.fromkeys(RATINGS, 0.0)
     open_one = 0.0
     for text, logprob in tops.items():
-        if text.startswith(prefix) and (digits := re.match(r"\d+", text[len(prefix) :])) and int(digits[0]) in RATINGS:
+        digits = re.match(r"\d+", text[len(prefix) :]) if text.startswith(prefix) else None
+        if digits and len(digits[0]) <= 2 and int(digits[0]) in RATINGS:
             if digits[0] == "1" and text == prefix + "1":
                 open_one += math.exp(logprob)
             else:
@@ -255,7 +374,7 @@ def expected_rating(reply: Reply) -> tuple[float | None, dict[str, float] | None
         return None, tops or None
     if open_one and tokens[index]["token"] == prefix + "1" and index + 1 < len(tokens):
         following = {top["token"]: math.exp(top["logprob"]) for top in tokens[index + 1].get("top_logprobs") or ()}
-        ten = sum(p for text, p in following.items() if text.startswith("0"))
+        ten = min(1.0, sum(p for text, p in following.items() if text.startswith("0")))
         mass[1], mass[10] = open_one * (1 - ten), mass[10] + open_one * ten
     elif open_one > AMBIGUOUS * total and not mass[10]:
         return None, tops

@@ -18,8 +18,8 @@ choice. A tokenizer that pads with its EOS makes R be read at the token before E
 KL to the start model is not measured (choosing has no log-probabilities); at most log n - (n-1)/n nats (Beirami et al. 2024,
 arXiv 2401.01879).
 
-rewards/accuracies: share of pairs with R(y_w) > R(y_l); rewards/margins: R(y_w) - R(y_l), mean over pairs; min_reward, mean_reward,
-max_reward: of a batch's completions.
+rewards/accuracies: share of pairs with R(y_w) > R(y_l), a tie a half; rewards/margins: R(y_w) - R(y_l), mean over pairs; min_reward,
+mean_reward, max_reward: of a batch's completions.
 """
 
 from __future__ import annotations
@@ -69,9 +69,16 @@ def _rows(job: TrainingJob) -> list[dict[str, Any]]:
 def make_trainer(job: TrainingJob) -> Trainer:
     from trl import RewardConfig, RewardTrainer
 
-    from bench.methods.training import Prepared, training_arguments
+    from bench.methods.training import Prepared, outputs_of, share_right, training_arguments
 
     class BradleyTerryTrainer(Prepared, RewardTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **named: Any) -> Any:
+            with outputs_of(model) as seen:
+                result = super().compute_loss(model, inputs, *args, **named)
+            right = share_right(*seen[0].logits.detach().squeeze(-1).chunk(2))  # TRL counts a tie as wrong
+            self._metrics["train"]["accuracy"][-1] = self.accelerator.gather(right).mean().item()
+            return result
+
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             found = self._metrics["train"]
             for name, usual in (("accuracy", "rewards/accuracies"), ("margin", "rewards/margins")):

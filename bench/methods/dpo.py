@@ -12,7 +12,7 @@ Deviations: the reference's log-probabilities are computed once and shared, not 
 (training.py). Settings other than β and the learning rate come from the scale preset.
 
 rewards/chosen, rewards/rejected: β log π/π_ref, mean over pairs; rewards/margins: their difference; rewards/accuracies: share of
-pairs with a positive margin; logps/*: summed log-probabilities, mean over pairs.
+pairs with a positive margin, a tie a half; logps/*: summed log-probabilities, mean over pairs.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bench import plan
 from bench.config import (
@@ -32,6 +32,7 @@ from bench.config import (
     WorldData,
 )
 from bench.kinds import (
+    TOKENIZER,
     DemonstratedData,
     DrawnData,
     Dtype,
@@ -96,8 +97,8 @@ def unfold(cell: Cell, ground: Ground, method: Method) -> Policy:
         items = method.items(t)
         round_ = Round(t, policy, before, items, _samples(cell, settings, policy, items, method.draws, t))
         data.append(method.labels(round_))
-        pairs = _pairs(cell, settings, data, round_)
-        read = [source for _, source in sorted(pairs.inputs.items())]  # type: ignore[misc]
+        pairs = _pairs(cell, ground, settings, data, round_)
+        read = [source for role, source in sorted(pairs.inputs.items()) if role != TOKENIZER]  # type: ignore[misc]
         reference = ground.start if method.training_reference == "start" else policy
         label = round_.label("reference log-probs")
         logps = plan.preference_logps(cell, Policy(reference, None), pairs, splits=("train",), mismatched=False, label=label)
@@ -141,10 +142,11 @@ def _samples(cell: Cell, loop: Loop, policy: Model, items: Stage, draws: int, t:
     return stage("sample", settings, plan.read_model(policy) | {"items": items}, f"iteration {t} samples")
 
 
-def _pairs(cell: Cell, loop: Loop, data: list[Stage], round_: Round) -> Stage:
+def _pairs(cell: Cell, ground: Ground, loop: Loop, data: list[Stage], round_: Round) -> Stage:
+    look = _look(ground)
     seen = {"fresh": data[-1:], "two_latest": data[-2:], "accumulated": data}[loop.pairs]
-    inputs = {f"{number:02d}": source for number, source in enumerate(seen, len(data) - len(seen))}
-    return stage("data", LoopPairData(seed=cell.seed), inputs, round_.label("pairs"))
+    inputs: dict[str, Model] = {f"{number:02d}": source for number, source in enumerate(seen, len(data) - len(seen))}
+    return stage("data", LoopPairData(seed=cell.seed, max_length=look.max_length), inputs | look.inputs, round_.label("pairs"))
 
 
 # Prompts --------------------------------------------------------------------------------------------------------------
@@ -152,17 +154,30 @@ def _pairs(cell: Cell, loop: Loop, data: list[Stage], round_: Round) -> Stage:
 
 def prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
     """Prompts that nobody has labelled, of the user's file, of the dataset or of the world; t from 1."""
-    return new_prompts(cell, ground, loop, t) if ground.prompts is None else _of_file(ground.prompts, loop, t - 1, t, answers=False)
+    return new_prompts(cell, ground, loop, t) if ground.prompts is None else _of_file(ground.prompts, ground, loop, t - 1, t, answers=False)
 
 
 def demonstrations(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
     """Prompts with somebody's answers, of the user's file or of the world; t from 0."""
-    return demonstrated(cell, loop, t) if ground.prompts is None else _of_file(ground.prompts, loop, t, t, answers=True)
+    return demonstrated(cell, loop, t) if ground.prompts is None else _of_file(ground.prompts, ground, loop, t, t, answers=True)
 
 
-def _of_file(file: Source, loop: Loop, place: int, t: int, *, answers: bool) -> Stage:
-    settings = FilePromptData(after=place * loop.n_prompts, n=loop.n_prompts, answers=answers)
-    return stage("data", settings, {"file": file}, f"iteration {t} {'demonstrations' if answers else 'prompts'}")
+def _of_file(file: Source, ground: Ground, loop: Loop, place: int, t: int, *, answers: bool) -> Stage:
+    look = _look(ground)
+    settings = FilePromptData(after=place * loop.n_prompts, n=loop.n_prompts, answers=answers, max_length=look.max_length)
+    return stage("data", settings, {"file": file} | look.inputs, f"iteration {t} {'demonstrations' if answers else 'prompts'}")
+
+
+class _Look(NamedTuple):
+    """What tells which rows a model learns from: its tokenizer, as the labelled rows were looked at; none of the controlled world's."""
+
+    inputs: dict[str, Model]
+    max_length: int | None
+
+
+def _look(ground: Ground) -> _Look:
+    found = {role: source for role, source in ground.preferences.inputs.items() if role == TOKENIZER}
+    return _Look(found, getattr(ground.preferences.settings, "max_length", None) if found else None)
 
 
 def new_prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:

@@ -32,6 +32,7 @@ from dataclasses import replace
 from bench import plan
 from bench.config import Cell, Decoding, Dpo, SeedTraining, SelfRewarding, SftChosen, Training, WorldData
 from bench.kinds import (
+    SELF_JUDGE_READING,
     DemonstrationData,
     JudgeQuestionData,
     KeptEvaluationData,
@@ -117,7 +118,7 @@ def _evaluations(cell: Cell, ground: Ground, settings: SelfRewarding, instructio
     baseline = _tuned(cell, ground, settings, {"demonstrations": instructions}, "SFT baseline")
     ranked = {"items": instructions, "completions": instructions}
     questions, replies = _judgements(cell, settings, baseline, ranked, "labelled pairs")
-    kept = KeptEvaluationData(prompt=prompt, n=n, seed=seed)
+    kept = KeptEvaluationData(prompt=prompt, n=n, seed=seed, reading=SELF_JUDGE_READING)
     return stage("data", kept, {**ranked, "questions": questions, "replies": replies}, "evaluations that agree with the pairs")
 
 
@@ -143,7 +144,7 @@ def _labels(cell: Cell, ground: Ground, settings: SelfRewarding, round_: loop.Ro
             asked = {"items": round_.items, "completions": round_.samples}
             _, replies = _judgements(cell, settings, round_.policy, asked, f"iteration {round_.t}")
             truth = cell.world.gold if cell.world else None
-            labels = SelfLabels(prompt=settings.judge_prompt, truth=truth)
+            labels = SelfLabels(prompt=settings.judge_prompt, truth=truth, reading=SELF_JUDGE_READING)
             return stage("label", labels, {**asked, "replies": replies}, round_.label("labels (self)"))
         case "gold":
             return loop.gold_labels(cell, round_)
@@ -166,7 +167,8 @@ def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Stage 
         items = completions = _rankings(ground, "heldout")
     ranked = {"items": items, "completions": completions}
     _, replies = _judgements(cell, settings, policy, ranked, "held-out rankings")
-    truth = SelfJudgeSettings(prompt=settings.judge_prompt, truth=cell.world.gold if cell.world else None)
+    gold = cell.world.gold if cell.world else None
+    truth = SelfJudgeSettings(prompt=settings.judge_prompt, truth=gold, reading=SELF_JUDGE_READING)
     return stage("audit", truth, {**ranked, "replies": replies}, "the policy as a judge")
 
 

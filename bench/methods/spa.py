@@ -111,7 +111,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
 
     from bench import losses
     from bench.engines.hf import in_float32, load_model
-    from bench.methods.training import Prepared, method_arguments, outputs_of, paired_rows
+    from bench.methods.training import TiesHalf, method_arguments, outputs_of, paired_rows
     from bench.records import Trust, write_jsonl
 
     assert isinstance(job.settings.method, RefinedDpo)
@@ -122,7 +122,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
             raise ValueError("de-coupled noise detection reads the reference's logits, and the training has no reference_model")
         reference = in_float32(load_model(job.reference_model, job.settings.dtype, job.settings.loading, job.base))
 
-    class RefinedTrainer(Prepared, DPOTrainer):
+    class RefinedTrainer(TiesHalf, DPOTrainer):
         judgements: list[tuple[bool, float]]  # of the latest batch: distrusted, confidence
         trust: list[Trust]
 

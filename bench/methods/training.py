@@ -99,16 +99,18 @@ class Recorder(TrainerCallback):
             return
         now, seconds = time.perf_counter(), time.perf_counter() - self._last
         self._last = now
-        tokens = int(logs.get("num_tokens", 0))
-        speed = {"step": state.global_step, "seconds": seconds, "tokens_per_second": (tokens - self.tokens) / seconds}
-        self.tokens = tokens
+        speed = {"step": state.global_step, "seconds": seconds}
+        pace = {}  # of a trainer that counts its tokens
+        if "num_tokens" in logs:
+            pace = {"tokens_per_second": (int(logs["num_tokens"]) - self.tokens) / seconds}
+            self.tokens = int(logs["num_tokens"])
         numbers = {name: float(value) for name, value in logs.items()}
         for name, value in numbers.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} was {value} at step {state.global_step} of {state.max_steps}: lower the learning rate")
         self.history.append({"step": state.global_step, **numbers})
-        self.speed.append(speed)
-        self.progress(state.global_step, state.max_steps, **numbers, tokens_per_second=speed["tokens_per_second"])
+        self.speed.append(speed | pace)
+        self.progress(state.global_step, state.max_steps, **numbers, **pace)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._last = time.perf_counter()
@@ -245,11 +247,29 @@ def outputs_of(module: torch.nn.Module) -> Iterator[list[Any]]:
         handle.remove()
 
 
+def share_right(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """1 where the chosen reward is the larger one, 0.5 where both are the same, else 0."""
+    return (torch.sign(chosen - rejected) + 1) / 2
+
+
+class TiesHalf(Prepared):
+    """Mixed into TRL's DPOTrainer, which counts a tie of rewards/accuracies as wrong."""
+
+    def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
+        with outputs_of(model) as seen:
+            result = super()._compute_loss(model, inputs, return_outputs)  # type: ignore[misc]
+        references = {name: inputs[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
+        pairs = losses.pair_logps(seen[0].log_probs.detach(), inputs["completion_mask"], **references)
+        right = share_right(pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected)
+        self._metrics["train"]["rewards/accuracies"][-1] = self.accelerator.gather(right).mean().item()  # type: ignore[attr-defined]
+        return result
+
+
 def paired_trainer(job: TrainingJob, **loss: Any) -> Trainer:
     """TRL's DPOTrainer over pairs, with the loss that its keyword arguments name."""
     from trl import DPOConfig, DPOTrainer
 
-    class PairedTrainer(Prepared, DPOTrainer):
+    class PairedTrainer(TiesHalf, DPOTrainer):
         pass
 
     rows = paired_rows(job)
@@ -265,7 +285,7 @@ def own_loss_trainer(
     """
     from trl import DPOConfig, DPOTrainer
 
-    class OwnLossTrainer(Prepared, DPOTrainer):
+    class OwnLossTrainer(TiesHalf, DPOTrainer):
         def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
             with outputs_of(model) as seen:
                 result = super()._compute_loss(model, inputs, return_outputs)  # its metrics; the loss it names (DPO's) is dropped

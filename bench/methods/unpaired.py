@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
 from bench.engines.hf import per_token_logps
-from bench.methods.training import Prepared, TrainingJob, method_arguments, outputs_of
+from bench.methods.training import Prepared, TrainingJob, method_arguments, outputs_of, share_right
 from bench.plan import reward_scale
 from bench.tokens import Ids
 
@@ -118,10 +118,11 @@ class _ZeroGradient(TrainerCallback):
 
 
 def log_accuracy(metrics: dict[str, list[float]], rewards: torch.Tensor, desirable: torch.Tensor) -> None:
-    """rewards/accuracies: share of (desirable, undesirable) row pairs of a batch that the reward orders rightly; none for one label."""
+    """rewards/accuracies: share of (desirable, undesirable) row pairs of a batch that the reward orders rightly; a tie is a half, and one
+    label has none."""
     if desirable.any() and (~desirable).any():
-        right = rewards[desirable][:, None] > rewards[~desirable][None, :]
-        metrics["rewards/accuracies"].append(right.float().mean().item())
+        right = share_right(rewards[desirable][:, None], rewards[~desirable][None, :])
+        metrics["rewards/accuracies"].append(right.mean().item())
 
 
 def _token_logps(model: Any, dataset: Dataset, job: TrainingJob) -> list[list[float]]:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from bench.config import Conversations, Form, Reading
-from bench.kinds import ConversationData
-from bench.preferences import SHOWN_BAD_ROWS, BadRows, raw_rows
+from bench.kinds import ConversationData, DatasetRows
+from bench.preferences import SHOWN_BAD_ROWS, BadRows, check_columns, raw_rows, refusal
 from bench.readers.common import Raw, Tally
 from bench.records import Conversation, Pair, Unpaired
 from bench.store import tree_stamp
+from bench.text_files import describe, printable
 
 PEEK = 50  # rows that the door looks at
 
@@ -61,15 +62,26 @@ def _raws(files: Sequence[Path], split: str, reader: Reader, tally: Tally, names
             place = f"{file}:{number}"
             try:
                 columns = take()
+                noted = check_columns(columns, reader.COLUMNS) if isinstance(columns, Mapping) else []
             except ValueError as error:
-                tally.problems.append(f"{place}: {error}")
+                tally.problems.append(refusal(place, error))
                 continue
+            tally.noted.update(noted)
             lacking = [name for name in reader.COLUMNS if name not in columns] if isinstance(columns, Mapping) else list(reader.COLUMNS)
             if lacking or not isinstance(columns, Mapping):
-                has = ", ".join(map(str, columns)) if isinstance(columns, Mapping) else type(columns).__name__
+                has = printable(", ".join(map(str, columns)))[:200] if isinstance(columns, Mapping) else describe(columns)
                 tally.problems.append(f"{place}: expected columns {', '.join(reader.COLUMNS)}, got {has}")
             else:
                 yield Raw(f"{split}-{next(count)}", place, columns)
+
+
+def place_of(row_id: str, path: Path, dataset: DatasetRows) -> str:
+    """File and number of the row that `_raws` has called so."""
+    split, _, number = row_id.rpartition("-")
+    own = split == "heldout" and path.is_dir() and dataset.heldout_files
+    files = find_files(path, dataset.heldout_files if own else dataset.train_files)
+    places = (f"{file}:{place}" for file in files for place, _ in raw_rows(file))
+    return next(itertools.islice(places, int(number) - 1, None), row_id)
 
 
 def _refuse(tally: Tally) -> None:

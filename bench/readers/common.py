@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from bench import text_files
 from bench.preferences import Unusable
 from bench.records import Message
 
@@ -49,14 +50,19 @@ def drop(reason: str) -> Unusable:
 
 def text(columns: Mapping[str, Any], name: str) -> str:
     """A column that must hold text."""
-    if not isinstance(value := columns.get(name), str):
-        raise ValueError(f"{name} must be text, got {type(value).__name__}")
-    return value
+    return text_files.text(columns.get(name), name)
 
 
 def number(columns: Mapping[str, Any], name: str) -> float:
-    if isinstance(value := columns.get(name), bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} must be a number, got {value!r}")
+    if (value := text_files.number(columns.get(name))) is None:
+        raise ValueError(f"{name} must be a number, got {text_files.describe(columns.get(name))}")
+    return value
+
+
+def one_of(columns: Mapping[str, Any], name: str, values: Sequence[Any]) -> Any:
+    """A column that must hold one of some values."""
+    if isinstance(value := columns.get(name), (list, dict)) or value not in values:
+        raise ValueError(f"{name} must be {' or '.join(map(str, values))}, got {text_files.describe(value)}")
     return value
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bench.preferences import parse_row
-from bench.readers.common import Raw, Tally, each
+from bench.readers.common import Raw, Tally, each, one_of
 from bench.records import Pair, Unpaired
+from bench.text_files import describe
 
 VERSION = 1
 COLUMNS = ("type", "prompt", "label")
@@ -21,17 +22,20 @@ HELDOUT_IN_TRAIN_FILES = True  # rows say themselves which split is theirs
 
 def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair | Unpaired]:
     wanted = "train" if train else "test"
-    yield from each((raw for raw in raws if (raw.columns.get("split") or "train") == wanted), tally, _row)
+    yield from each((raw for raw in each(raws, tally, _placed) if (raw.columns.get("split") or "train") == wanted), tally, _row)
+
+
+def _placed(raw: Raw) -> Raw:
+    one_of(raw.columns, "split", ("train", "test", None, ""))
+    return raw
 
 
 def _row(raw: Raw) -> Pair | Unpaired:
-    columns, label = raw.columns, raw.columns["label"]
-    if label not in (0, 1):
-        raise ValueError(f"label must be 1 or 0, got {label!r}")
+    columns, label = raw.columns, one_of(raw.columns, "label", (1, 0))
     match columns["type"]:
         case "pairwise_feedback":
             chosen, rejected = ("output_A", "output_B") if label == 1 else ("output_B", "output_A")
             return parse_row({"prompt": columns["prompt"], "chosen": columns.get(chosen), "rejected": columns.get(rejected)}, raw.id)
         case "binary_feedback":
             return parse_row({"prompt": columns["prompt"], "completion": columns.get("output"), "label": bool(label)}, raw.id)
-    raise ValueError(f"type must be pairwise_feedback or binary_feedback, got {columns['type']!r}")
+    raise ValueError(f"type must be pairwise_feedback or binary_feedback, got {describe(columns['type'])}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.config import Shp
 from bench.preferences import hash_fraction, make_pair
-from bench.readers.common import Raw, Tally, drop, each, number, text, user
+from bench.readers.common import Raw, Tally, drop, each, number, one_of, text, user
 from bench.records import Pair
 
 VERSION = 1
@@ -28,9 +28,7 @@ def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Ite
 
 
 def _pair(raw: Raw, reading: Shp, train: bool) -> Pair:
-    label = raw.columns["labels"]
-    if label not in (0, 1):
-        raise ValueError(f"labels must be 1 (A is preferred) or 0, got {label!r}")
+    label = one_of(raw.columns, "labels", (1, 0))
     scores = number(raw.columns, "score_A"), number(raw.columns, "score_B")
     if train and max(scores) < reading.min_score_ratio * min(scores):
         raise drop("score ratio too small")

@@ -8,18 +8,16 @@ iteration's disjoint from all before it, as SPA splits UltraFeedback (Kim et al.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.kinds import DatasetRows, LocalPairData
+from bench.learnable import UNWRITABLE, Look
 from bench.preferences import hash_fraction, normalised, prompt_group, prompt_key, read_preferences, split_heldout
-from bench.readers import Splits, read_dataset, row_form
-from bench.records import Item, Message, Pair, Unpaired
-
-Fits = Callable[[Sequence[Message]], bool]  # whether a prompt leaves a place for a completion
-TOO_LONG = "prompt too long"  # why a row is dropped
+from bench.readers import Splits, place_of, read_dataset, row_form
+from bench.records import Item, Pair, Unpaired, own_completions
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,13 @@ class Divided:
     counts: dict[str, int]
 
 
-def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = (), fits: Fits | None = None) -> Divided:
-    """Rows by what they are for. `items`: what the judge asks, where train rows that ask the same are dropped or refused. `fits`: of a
-    dataset, rows whose prompts do not are dropped.
+def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = (), look: Look | None = None) -> Divided:
+    """Rows by what they are for. `items`: what the judge asks, where train rows that ask the same are dropped or refused. `look` tells
+    which rows a model learns from; the others are dropped or refused.
 
-    Raises ValueError where nothing is left of a split, or for an overlap that is refused.
+    Raises ValueError where nothing is left of a split, for an overlap that is refused, and for rows that a template cannot write.
     """
-    found = _of_dataset(settings, settings.dataset, path, fits) if settings.dataset else _of_file(settings, path)
+    found = _of_dataset(settings, settings.dataset, path, look) if settings.dataset else _of_file(settings, path, look)
     train, counts = found.train, found.counts
     if items:
         same = overlap(train, items)
@@ -52,8 +50,8 @@ def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = (), fits
         train = [row for row in train if row.id not in same]
     if (settings.fraction and not train) or not found.heldout:
         raise ValueError(
-            f"{path}: {len(train)} train and {len(found.heldout)} held-out rows at data.heldout_fraction={settings.heldout_fraction:g}; "
-            "both need some: change the fraction or bring more prompts"
+            f"{path}: {len(train)} train and {len(found.heldout)} held-out rows at data.heldout_fraction={settings.heldout_fraction:g}"
+            f"{_dropped(counts)}; both need some: change the fraction or bring more prompts"
         )
     if settings.dataset is None:
         return Divided(train, found.heldout, [], counts)
@@ -70,17 +68,35 @@ def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = (), fits
     )
 
 
-def _of_file(settings: LocalPairData, path: Path) -> Divided:
-    rows: list[Any] = list(read_preferences(path).rows)
+def _dropped(counts: Mapping[str, int]) -> str:
+    """Why there are fewer rows than were read, in words."""
+    found = [f"{n} {name.partition('/dropped/')[2]}" for name, n in counts.items() if "/dropped/" in name]
+    return f" (dropped: {', '.join(found)})" if found else ""
+
+
+FILE = "file"  # begins the counts of a file's rows, before they are split
+
+
+def _of_file(settings: LocalPairData, path: Path, look: Look | None) -> Divided:
+    found = read_preferences(path)
+    rows: list[Any] = list(found.rows)
+    counts = {f"{FILE}/read": len(rows)} | {f"{FILE}/noted/{words}": n for words, n in sorted(found.noted.items())}
+    if look is not None:
+        rows = _learnable(rows, look, settings, path, FILE, counts)
     train, heldout = split_heldout(rows, settings.heldout_fraction)
-    return Divided(train, heldout, [], {})
+    return Divided(train, heldout, [], counts)
 
 
-def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, fits: Fits | None) -> Divided:
+def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, look: Look | None) -> Divided:
     splits = read_dataset(path, dataset.reading, dataset.train_files, dataset.heldout_files)
     counts = dict(splits.counts)
-    if fits is not None:
-        splits = _fitting(splits, fits, counts)
+    if look is not None:
+        of_train, of_heldout = splits.train, splits.heldout
+        splits = Splits(
+            _learnable(of_train, look, settings, path, "train", counts),
+            None if of_heldout is None else _learnable(of_heldout, look, settings, path, "heldout", counts),
+            counts,
+        )
     if splits.heldout is None:
         sides: tuple[list[Any], list[Any]] = ([], [])
         for row in splits.train:
@@ -103,20 +119,27 @@ def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, fits:
     return Divided(train, heldout, [], counts)
 
 
-def _fitting(splits: Splits, fits: Fits, counts: dict[str, int]) -> Splits:
-    """The rows whose prompts fit; the others are counted."""
-    known: dict[str, bool] = {}
-
-    def kept(rows: list[Any], split: str) -> list[Any]:
-        for row in rows:
-            if (key := prompt_key(row.prompt)) not in known:
-                known[key] = fits(row.prompt)
-        fitting = [row for row in rows if known[prompt_key(row.prompt)]]
-        if less := len(rows) - len(fitting):
-            counts[f"{split}/dropped/{TOO_LONG}"] = less
-        return fitting
-
-    return Splits(kept(splits.train, "train"), None if splits.heldout is None else kept(splits.heldout, "heldout"), splits.counts)
+def _learnable(rows: list[Any], look: Look, settings: LocalPairData, path: Path, split: str, counts: dict[str, int]) -> list[Any]:
+    """The rows that something is learnt from; the others are counted. Raises ValueError for rows that the template cannot write, unless
+    they are to be dropped too."""
+    kept, refused = [], []
+    for row in rows:
+        found = look(row.prompt, own_completions(row))
+        if found is None:
+            kept.append(row)
+        elif found.reason == UNWRITABLE and settings.unwritable == "refuse":
+            refused.append((row, found.why))
+        else:
+            name = f"{split}/dropped/{found.reason}"
+            counts[name] = counts.get(name, 0) + 1
+    if refused:
+        row, why = refused[0]
+        place = f"{path}:{row.id}" if settings.dataset is None else place_of(row.id, path, settings.dataset)
+        raise ValueError(
+            f"{len(refused)} of {len(rows)} {'' if split == FILE else f'{split} '}rows cannot be written with the model's chat template, "
+            f"first {place}: {why}; name another model.chat_template, or take data.unwritable=drop to leave them out and count them"
+        )
+    return kept
 
 
 def _shown(row: Any, seed: int) -> Unpaired:

@@ -70,6 +70,7 @@ FACTS = (
     Fact("decoding", ("judge", "engine", "model.dtype", "scale")),
     Fact("items", ("judge", "world", "data")),
     Fact("judge", ("judge", "world")),
+    Fact("votes without log-probs", ("judge", "world")),
 )
 
 
@@ -254,6 +255,8 @@ def known(row: Row, group: Group, axes: Sequence[str], store: Store) -> Known:
         "items": _each(manners, lambda manner: _items(roles.get(f"{manner}_items"), roles[f"{manner}_completions"], store)),
         "judge": _each(manners, lambda manner: _judge(roles.get(f"{manner}_verdicts"), cell.judge.name, store)),
     }
+    if "votes_from_text" in row.metrics:
+        facts["votes without log-probs"] = int(row.metrics["votes_from_text"])
     where = {key: chosen(cell, key) for key in (*axes, "seed", "method.name")}
     return Known(row.cell.key, group.number, group.name, method_name(cell), where, facts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -148,8 +149,8 @@ def _curve(
     y = [100 * pooled.mean for group in members if (pooled := group.pooled("win_rate"))]
     ends = [group.interval("win_rate") for group in members]
     bars = [
-        [max(0.0, m - 100 * e[0]) if e else 0.0 for m, e in zip(y, ends, strict=True)],
-        [max(0.0, 100 * e[1] - m) if e else 0.0 for m, e in zip(y, ends, strict=True)],
+        [max(0.0, m - 100 * e[0]) if e else math.nan for m, e in zip(y, ends, strict=True)],  # nan: no bar; 0 would be a bar of no width
+        [max(0.0, 100 * e[1] - m) if e else math.nan for m, e in zip(y, ends, strict=True)],
     ]
     again, place = divmod(number, len(COLOURS))  # a colour that comes again has another marker: a point has no line to tell it by
     colour, marker = COLOURS[place], MARKERS[(place + again) % len(MARKERS)]

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from bench.kinds import TrainSettings
 from bench.plan import CellPlan
 from bench.report.rows import UNTRAINED, Group, Row, row_words
-from bench.store import Store
+from bench.store import Source, Stage, Store
 
 Curve = Sequence[Mapping[str, float]]
 Metrics = Mapping[str, float]
@@ -43,6 +44,8 @@ Z0_ZERO_NATS = 1e-6
 UNFINISHED_SHARE = 0.05
 # Standard errors that a difference must exceed: 95 %, two-sided.
 Z = 1.96
+# The first step's loss against the value that its method must have there. Rounding in bfloat16 moves it by some thousandths.
+START_LOSS_SHARE = 0.05
 FEWEST_STEPS = 10  # for the first and last tenth of a curve to be a step at least
 
 
@@ -67,6 +70,7 @@ class Evidence:
     metrics: Metrics
     start: Metrics
     method: str = ""
+    start_loss: float | None = None  # that the first step must have; None where nobody knows it
 
 
 def find(evidence: Evidence) -> list[Finding]:
@@ -132,7 +136,8 @@ def nothing_learnt(e: Evidence) -> Finding | None:
             return None
         high = e.metrics[f"{name}_high"]
         numbers = _numbers(e.metrics, name, f"{name}_n", f"{name}_low", f"{name}_high")
-        found = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {e.metrics.get(f'{name}_n', 0):.0f} rows"
+        rows = f" on {e.metrics[f'{name}_n']:.0f} rows" if f"{name}_n" in e.metrics else ""
+        found = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]{rows}"
         if high < 0.5:
             return Finding("ranks wrongly", f"{found}, below 50 %.", 100 * value, "% right", "95 % interval below 50 %", "warning", numbers)
         moved = [side for side in ("chosen", "rejected") if _beyond_zero(e.metrics, f"shift_{side}")]
@@ -156,11 +161,13 @@ def _beyond_zero(metrics: Metrics, name: str) -> bool:
 
 
 def length_drift(e: Evidence) -> Finding | None:
+    """A mean length that is far from the start model's, beyond chance: of one completion nobody knows what chance would do."""
     ours, theirs = e.metrics.get("mean_length"), e.start.get("mean_length")
-    if ours is None or not theirs:
+    our_error, their_error = e.metrics.get("mean_length_se"), e.start.get("mean_length_se")
+    if ours is None or not theirs or our_error is None or their_error is None:
         return None
     ratio = ours / theirs
-    error = (e.metrics.get("mean_length_se", 0.0) ** 2 + e.start.get("mean_length_se", 0.0) ** 2) ** 0.5
+    error = (our_error**2 + their_error**2) ** 0.5
     if 1 / LENGTH_RATIO < ratio < LENGTH_RATIO or abs(ours - theirs) <= Z * error:
         return None
     says = f"Completions are {ratio:.2f} times as long as the start model's: {ours:.1f} characters against {theirs:.1f}."
@@ -173,8 +180,9 @@ def repetition(e: Evidence) -> Finding | None:
     ours, theirs = e.metrics.get("repetition"), e.start.get("repetition")
     distinct, start_distinct = e.metrics.get("distinct"), e.start.get("distinct")
     within = ours is not None and theirs is not None and ours - theirs >= REPETITION_RISE
-    longer = e.metrics.get("mean_length", 0.0) > LENGTH_RATIO * e.start.get("mean_length", float("inf"))  # more text has less that is new
-    across = distinct is not None and bool(start_distinct) and distinct / start_distinct <= DISTINCT_RATIO and not longer  # type: ignore[operator]
+    length, start_length = e.metrics.get("mean_length"), e.start.get("mean_length")
+    as_long = length is not None and start_length is not None and length <= LENGTH_RATIO * start_length  # more text has less that is new
+    across = distinct is not None and bool(start_distinct) and distinct / start_distinct <= DISTINCT_RATIO and as_long  # type: ignore[operator]
     if not (within or across):
         return None
     said = []
@@ -269,7 +277,20 @@ def z0_at_zero(e: Evidence) -> Finding | None:
     return Finding("z0 at 0", says, 100 * share, "% of the steps", threshold, "note", {"share": share, "steps": len(values)})
 
 
+def wrong_start(e: Evidence) -> Finding | None:
+    """A first step whose policy is not its own reference: what the cell measures as moved was never there."""
+    first = next((row["loss"] for row in e.curve if row.get("step") == 1 and "loss" in row), None)
+    if first is None or e.start_loss is None or abs(first - e.start_loss) <= START_LOSS_SHARE * e.start_loss:
+        return None
+    says = f"The loss of the first step is {first:.4f} and must be {e.start_loss:.4f}, since nothing is learnt yet: the reference's "
+    says += "log-probabilities are not the start model's on these tokens (another model, template, date or precision). Rewards, margins "
+    says += "and shifts of this cell are measured from a wrong place, and it was trained against one."
+    threshold = f"more than {100 * START_LOSS_SHARE:g} % from the method's own start"
+    return Finding("start loss", says, first, "at the first step", threshold, "warning", {"first": first, "expected": e.start_loss})
+
+
 CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
+    wrong_start,
     nothing_learnt,
     displacement,
     margin_from_rejected,
@@ -300,6 +321,22 @@ def read_curve(cell: CellPlan, store: Store) -> Curve:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def known_start(cell: CellPlan) -> float | None:
+    """The first loss that a cell's training must have; None where its method has none, or it does not start from its reference."""
+    train = cell.roles.get("train")
+    if train is None or not isinstance(train.settings, TrainSettings):
+        return None
+    logps = train.inputs["reference_logps"]
+    assert isinstance(logps, Stage)
+    start, reference = train.inputs["model"], logps.inputs["model"]
+    goes_on_with_dropout = "base" in train.inputs and train.settings.adapter is not None and train.settings.adapter.dropout > 0
+    return train.settings.method.start_loss() if _name(start) == _name(reference) and not goes_on_with_dropout else None
+
+
+def _name(source: Stage | Source) -> str:
+    return source.key if isinstance(source, Stage) else source.digest
+
+
 def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
     """Findings of every row that has its numbers, by cell key; a start model has only what needs no start model."""
     starts = {(row.group_key, row.cell.cell.seed): row.metrics for row in rows if row.cell.cell.method.name == "none"}
@@ -308,7 +345,7 @@ def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
         if row.done:
             method = row.cell.cell.method.name
             start = starts.get((row.start_key, row.cell.cell.seed), {}) if method not in UNTRAINED else {}
-            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start, method))
+            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start, method, known_start(row.cell)))
     return found
 
 

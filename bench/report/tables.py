@@ -244,6 +244,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         )
         notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
     notes += _ratings_notes(groups) if not scored else []
+    notes += _asked_notes([row for group in groups for row in group.done])
     notes += _judges_notes(groups)
     notes += _tasks_notes(groups)
     notes += _missing([row for group in groups for row in group.done])
@@ -283,6 +284,38 @@ def _ratings_notes(groups: Sequence[Group]) -> list[str]:
     over = "seeds (t), over questions where there is one seed" if seeds else "questions (their turns together)"
     answers = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
     return [f"Rating, 1 to 10: mean over {answers} answers a cell, {unscored} answers unscored. Brackets: 95 % over {over}."]
+
+
+REASONS = {
+    "cut": "cut at max_tokens",
+    "filtered": "stopped by the provider's content filter",
+    "refused": "refused by the model",
+    "request_refused": "requests that the endpoint refused",
+    "too_long": "longer than the model can take",
+    "thinking_unended": "thinking not ended",
+    "thinking_unmarked": "thinking not marked off",
+    "empty": "empty",
+    "unreadable": "unreadable",
+}
+
+
+def _asked_notes(rows: Sequence[Row]) -> list[str]:
+    """Of judges that were asked: replies without a verdict, by reason, and without log-probs."""
+    notes, n = [], {kind: sum(int(row.metrics.get(f"unscored_{kind}", 0)) for row in rows) for kind in REASONS}
+    if any(n.values()):
+        found = ", ".join(f"{n[kind]} {words}" for kind, words in REASONS.items() if n[kind])
+        notes.append(f"Replies of the judge without a verdict: {found}. Such items are not missing at random.")
+    if votes := sum(int(row.metrics.get("votes_from_text", 0)) for row in rows):
+        cells = [row for row in rows if row.metrics.get("votes_from_text")]
+        weighed = sum(int(row.metrics["votes_weighed"]) for row in cells)
+        notes.append(f"{votes} of {weighed} votes of {_cells(len(cells))} read from text, as 0 or 1, without log-probs.")
+    if lacking := sum(int(row.metrics.get("n_without_expected_rating", 0)) for row in rows):
+        notes.append(f"Expected rating: {lacking} rated answers without log-probs have no part in it.")
+    return notes
+
+
+def _cells(n: int) -> str:
+    return "1 cell" if n == 1 else f"{n} cells"
 
 
 def _judges_notes(groups: Sequence[Group]) -> list[str]:

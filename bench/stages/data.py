@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from bench.judges import mt_bench
 from bench.judges.alpaca_eval import read_pairs
 from bench.judges.items import cut, read_items
 from bench.kinds import (
+    TOKENIZER,
     CanaryData,
     ChosenData,
     ConversationData,
@@ -36,9 +38,10 @@ from bench.kinds import (
     TaskFamily,
     WrittenData,
 )
-from bench.preferences import nested_subset, prompt_key, read_prompts, with_partners
+from bench.learnable import Look, look_of_model
+from bench.preferences import BadRows, check_labels, nested_subset, prompt_key, read_prompts, with_partners
 from bench.readers import read_conversations
-from bench.readers.splits import Fits, divide, overlap, overlap_counts
+from bench.readers.splits import divide, overlap, overlap_counts
 from bench.records import (
     Completion,
     Item,
@@ -49,12 +52,14 @@ from bench.records import (
     Shared,
     Unpaired,
     draw_name,
+    own_completions,
     pair_name,
     read_jsonl,
     read_rows,
     write_jsonl,
 )
 from bench.stages import evaluations
+from bench.store import tree_stamp
 from bench.worker import Outcome, StageRun
 from bench.world.corpus import base_rows, demonstrated_items, demonstration_rows, make_items
 from bench.world.tasks import Turn
@@ -80,7 +85,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             found = demonstrated_items(_world(settings.family), settings.writer, settings.after + settings.n, settings.seed)
             return _write(run.out / "items.jsonl", found[settings.after :])
         case FilePromptData():
-            return _write(run.out / "items.jsonl", _file_items(settings, run.inputs["file"]))
+            return _write(run.out / "items.jsonl", _file_items(settings, run))
         case DrawnData():
             asked = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
             items, judged = as_judged(settings, asked, list(read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion)))
@@ -223,7 +228,9 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
     """Pairs of several iterations in their order; a folder holds labels, or the pairs of the data stage that a loop starts from."""
     rows: list[Any] = []
     labelled = ties = unscored = 0
-    for _, folder in sorted(run.inputs.items()):
+    for role, folder in sorted(run.inputs.items()):
+        if role == TOKENIZER:
+            continue
         if not (path := folder / "labels.jsonl").exists():
             rows += read_rows(folder / "train.jsonl")
             continue
@@ -232,10 +239,16 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
         labelled += len(labels)
         unscored += (n := sum(label.unscored is not None for label in labels))
         ties += sum(label.first_preferred is None for label in labels) - n
+    dropped: Counter[str] = Counter()
+    if (look := _look(settings.max_length, run)) is not None:
+        reasons = [look(row.prompt, own_completions(row)) for row in rows]
+        dropped.update(f"train/dropped/{found.reason}" for found in reasons if found is not None)
+        rows = [row for row, found in zip(rows, reasons, strict=True) if found is None]
     if not rows:
-        raise ValueError(f"no pair is left of {labelled} labelled prompts: {ties} were ties, {unscored} unscored")
+        said = "".join(f", {n} {name.rpartition('/')[2]}" for name, n in dropped.items())
+        raise ValueError(f"no pair is left of {labelled} labelled prompts: {ties} were ties, {unscored} unscored{said}")
     _write_rows(run, "train", rows, settings.seed)
-    return Outcome({"train": len(rows), "train_prompts": labelled, "train_ties": ties, "train_unscored": unscored})
+    return Outcome({"train": len(rows), "train_prompts": labelled, "train_ties": ties, "train_unscored": unscored, **dropped})
 
 
 def _kept(rows: list[Any], settings: PairData | LocalPairData) -> list[Any]:
@@ -252,6 +265,8 @@ def _kept(rows: list[Any], settings: PairData | LocalPairData) -> list[Any]:
 
 
 def _write_rows(run: StageRun, split: str, rows: list[Any], seed: int) -> None:
+    if split == "train":
+        check_labels(rows)
     try:
         write_jsonl(run.out / f"{split}.jsonl", with_partners(rows, seed))
     except ValueError as error:
@@ -277,7 +292,7 @@ def _pair(label: Labelled) -> Pair | None:
 
 
 def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
-    found = divide(settings, run.inputs["file"], _asked(run), _fits(settings, run))
+    found = divide(settings, run.inputs["file"], _asked(run), _look(settings.max_length, run))
     if not settings.fraction:
         _write_rows(run, "heldout", found.heldout, settings.seed)
         return Outcome({"train_prompts": 0, **found.counts, "train": 0, "heldout": len(found.heldout)})
@@ -293,19 +308,18 @@ def _asked(run: StageRun) -> list[Item]:
     return list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)) if "items" in run.inputs else []
 
 
-def _fits(settings: LocalPairData, run: StageRun) -> Fits | None:
-    """What tells the prompts that a model can be trained on, or asked; None where no model is given, or it has places for any."""
-    if "tokenizer" not in run.inputs:
+def _look(max_length: int | None, run: StageRun) -> Look | None:
+    """What tells the rows that a model learns from; None where no model is given."""
+    if TOKENIZER not in run.inputs:
         return None
-    from bench.tokens import fits_in, load_tokenizer, positions
+    from bench.tokens import positions
 
-    folder = run.inputs["tokenizer"]
-    most = settings.max_length or positions(folder)
-    return None if most is None else fits_in(load_tokenizer(folder), most)
+    folder = run.inputs[TOKENIZER]
+    return look_of_model(folder, tree_stamp(folder), max_length or positions(folder))
 
 
 def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
-    rows = divide(settings.pairs, run.inputs["file"], _asked(run), _fits(settings.pairs, run)).next_prompts
+    rows = divide(settings.pairs, run.inputs["file"], _asked(run), _look(settings.pairs.max_length, run)).next_prompts
     kept = rows[settings.after : settings.after + settings.n]
     if len(kept) < settings.n:
         needed = settings.after + settings.n
@@ -333,10 +347,14 @@ def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int) -> list[Item
     return list(items.values())
 
 
-def _file_items(settings: FilePromptData, file: Path) -> list[Item]:
+def _file_items(settings: FilePromptData, run: StageRun) -> list[Item]:
+    file, look = run.inputs["file"], _look(settings.max_length, run)
     found = read_prompts(file, settings.answers)[settings.after : settings.after + settings.n]
     if len(found) < settings.n:
         raise ValueError(f"{file}: {settings.n} prompts after the first {settings.after} were asked for, {len(found)} are there")
+    looked = [(row, look(row.prompt, [row.completion] if settings.answers else [])) for row in found] if look else []
+    if problems := [f"{file}:{row.id}: {unusable.why or unusable.reason}" for row, unusable in looked if unusable is not None]:
+        raise BadRows(f"{len(problems)} of {len(found)} prompts cannot be used with this model, first {problems[0]}: leave them out")
     return [_as_item(f"new-{row.id}", row.prompt, [row.completion] if settings.answers else None) for row in found]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bench.judges.preference import AskedPreference
 from bench.judges.prices import price_of
 from bench.judges.prompts import annotator, arena_hard_template, mt_bench_templates
 from bench.judges.rating import AskedRating
+from bench.judges.replies import asks_for_weights, count_reasons, earlier_parsers, read_preference, votes_from_text
 from bench.judges.reward_model import RewardModelPreference, Rewards
 from bench.judges.server import wait_until_ready
 from bench.kinds import (
@@ -31,6 +33,7 @@ from bench.kinds import (
 )
 from bench.plan import member_label
 from bench.records import Completion, Item, Message, Verdict, preference_verdicts, read_jsonl, write_jsonl
+from bench.store import Stage
 from bench.tokens import letter_ids, load_tokenizer, row_ids
 from bench.worker import Outcome, StageRun
 
@@ -41,9 +44,37 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     asked: dict[str, tuple[Request, Reply]] = {}
     judge, against = _judge(settings, items, run, asked)
     verdicts = [*judge.judge(items, completions, against), *_unanswered(items, completions, judge.name)]
+    if isinstance(settings, LanguageJudgeSettings):
+        _check_log_probs(settings, verdicts)
     write_jsonl(run.out / "verdicts.jsonl", verdicts)
     unscored = sum(verdict.unscored is not None for verdict in verdicts)
-    return Outcome({"rows": len(verdicts), "unscored": unscored, **_counts(list(asked.values()))})
+    reasons = {f"unscored_{kind}": n for kind, n in count_reasons(verdicts).items()}
+    return Outcome({"rows": len(verdicts), "unscored": unscored, **reasons, **_counts(list(asked.values()))})
+
+
+def _check_log_probs(settings: LanguageJudgeSettings, verdicts: Sequence[Verdict]) -> None:
+    """Raises where more votes than allowed came without the log-probs that should weigh them: JudgeUnfinished where others have them."""
+    from bench.judges.client import JudgeRefused, JudgeUnfinished
+
+    votes, asking = votes_from_text(verdicts), settings.asking
+    if votes is None or asking is None or votes.n_from_text <= asking.max_without_logprobs * votes.n:
+        return
+    count = f"{votes.n_from_text} of {votes.n} votes came without the log-probs that weigh them"
+    limit = f"more than judge.max_without_logprobs={asking.max_without_logprobs:g}"
+    from_text = "and they count as their text has them, 0 or 1"
+    if votes.n_from_text == votes.n:
+        raise JudgeRefused(
+            f"{count}: the endpoint gives none. The replies are kept: set judge.max_without_logprobs=1, {from_text}; or take an endpoint "
+            "that gives log-probs"
+        )
+    raise JudgeUnfinished(f"{count}, {limit}: the same command asks for those again; or set a larger share, {from_text}")
+
+
+def earlier(stage: Stage) -> list[Stage]:
+    """The stage as it was keyed when replies were read in another way: it asked the same."""
+    settings = stage.settings
+    parsers = earlier_parsers(settings.parser) if isinstance(settings, LanguageJudgeSettings) else []
+    return [replace(stage, settings=settings.model_copy(update={"parser": parser})) for parser in parsers]
 
 
 def _unanswered(items: list[Item], completions: list[Completion], judge: str) -> Iterator[Verdict]:
@@ -57,13 +88,18 @@ def _unanswered(items: list[Item], completions: list[Completion], judge: str) ->
 
 def _counts(asked: Sequence[tuple[Request, Reply]]) -> dict[str, int]:
     """What forecasts learn from. Nothing where nobody was asked, or the endpoint does not count tokens."""
-    if not asked or any(reply.prompt_tokens is None for _, reply in asked if not reply.error):
-        return {"requests": len(asked)} if asked else {}
+    if not asked:
+        return {}
+    answered = [reply for _, reply in asked if not reply.error]
+    prompts = [reply.prompt_tokens for reply in answered if reply.prompt_tokens is not None]
+    completions = [reply.completion_tokens for reply in answered if reply.completion_tokens is not None]
+    if not len(prompts) == len(completions) == len(answered):
+        return {"requests": len(asked)}
     return {
         "requests": len(asked),
-        "prompt_characters": sum(len(message["content"]) for request, _ in asked for message in request.messages),
-        "prompt_tokens": sum(reply.prompt_tokens or 0 for _, reply in asked),
-        "completion_tokens": sum(reply.completion_tokens or 0 for _, reply in asked),
+        "prompt_characters": sum(len(message["content"]) for request, reply in asked if not reply.error for message in request.messages),
+        "prompt_tokens": sum(prompts),
+        "completion_tokens": sum(completions),
     }
 
 
@@ -149,10 +185,10 @@ def request_body(settings: LanguageJudgeSettings, model: str, decoding: Any) -> 
 
 def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Request]) -> Sequence[Reply]:
     """Replies from whoever serves the model, those of the journal first. Raises ServedModelsDiffer when they name two models."""
-    from bench.judges.client import Endpoint, check_served
+    from bench.judges.client import Endpoint, check_served, drop_other_models
 
     assert settings.asking is not None and run.work is not None
-    journal = Journal(run.work)
+    journal = Journal(run.work, [work / "journal.jsonl" for work in run.earlier])
     asker: Asker
     if settings.asking.server == "in_process":
         from bench.judges.in_process import InProcess
@@ -170,10 +206,27 @@ def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Requ
             requests = with_letters(requests, run.inputs["model"], letters(settings))
         price = price_of(settings.model, settings.asking.prices) if settings.model else None
         ledger = Ledger(run.work.parent / "spending.jsonl")
-        asker = Endpoint(settings.asking, base_url, journal, ledger, run.key, run.sharing or (run.key,), price)
+        sharing = (*(run.sharing or (run.key,)), *(work.stem for work in run.earlier))
+        asker = Endpoint(settings.asking, base_url, journal, ledger, run.key, sharing, price)
+    drop_other_models(requests, journal)
+    _drop_without_log_probs(settings, requests, journal)
     replies = asker.ask(requests, run.progress)
-    check_served(replies, journal)
+    check_served(replies, requests, journal)
     return replies
+
+
+def _drop_without_log_probs(settings: LanguageJudgeSettings, requests: Sequence[Request], journal: Journal) -> None:
+    """Votes of an earlier run that lack their log-probs, while others have them, are asked again where they are too many."""
+    assert settings.asking is not None
+    if settings.manner != "alpaca_eval" or not requests or not asks_for_weights(annotator(settings.annotator).parser, requests[0].body):
+        return
+    kwargs = annotator(settings.annotator).parser_kwargs
+    known = {request.digest: journal.replies[request.digest] for request in requests if request.digest in journal.replies}
+    readings = {digest: read_preference(reply, "logprob_parser", kwargs) for digest, reply in known.items()}
+    votes = {digest: reading for digest, reading in readings.items() if reading.value is not None}
+    lacking = [digest for digest, reading in votes.items() if reading.from_text]
+    if len(votes) > len(lacking) > settings.asking.max_without_logprobs * len(votes):
+        journal.drop(lacking, f"{len(lacking)} of {len(votes)} votes came without log-probs: they are dropped and asked for again")
 
 
 def letters(settings: LanguageJudgeSettings) -> list[str]:

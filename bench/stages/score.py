@@ -7,7 +7,7 @@ n_turns_unscored             turns without a verdict of items that another turn 
 rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clustered by question
 expected_rating              the same from the whole distribution over ratings, where the judge lists log-probs
 tasks/TASK/METRIC            of a task of the forgetting check, in the task's own units; standard error and interval over documents
-reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref (paired data)
+reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref; a tie is a half (paired data)
 reward_auc                   chance that a desirable held-out completion has a larger one than an undesirable (unpaired data)
 reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows; logps_chosen, _rejected: summed log-probs (nats)
 shift_chosen, shift_rejected log π/π_ref a token of held-out completions, in nats: how far they rose or fell from the start model
@@ -21,6 +21,9 @@ mean_length, mean_tokens, unfinished   of the evaluation completions: characters
 repetition                   share of a completion's word 3-grams that it has written before (rep-3 of Su et al. 2022), mean over
                              the completions that have any
 judge_*                      the policy as a judge that writes, on held-out rankings (bench/self_judge.py)
+unscored_REASON              replies of a judge that was asked without a verdict, by why (REASONS in bench/judges/replies.py)
+votes_from_text, votes_weighed   votes that came without the log-probs that weigh them, of all that are weighed
+n_without_expected_rating    ratings without log-probs, where others have them
 distinct                     different word 3-grams of all completions over their number (distinct-n of Li et al. 2016); more text, less
 """
 
@@ -37,6 +40,7 @@ import numpy as np
 
 from bench import stats
 from bench.judges import alpaca_eval
+from bench.judges.replies import count_reasons, votes_from_text
 from bench.kinds import ScoreSettings
 from bench.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.plan import member_label
@@ -162,6 +166,7 @@ def _preference(
     numbers.metrics |= {"n_scored": sum(p is not None for p in preferences), "n_unscored": sum(p is None for p in preferences)}
     scored = {v.item_id for v in verdicts if v.preference is not None}
     turns = [v for v in read_jsonl(folder / "verdicts.jsonl", Verdict) if v.item_id in scored]
+    _asked(list(read_jsonl(folder / "verdicts.jsonl", Verdict)), numbers)
     if len(turns) > len(scored):
         numbers.metrics["n_turns_unscored"] = sum(v.preference is None for v in turns)
     for part in ("gold", "content", "constraints", "conciseness", "fluency"):
@@ -170,9 +175,19 @@ def _preference(
             numbers.metrics[part if part == "gold" else f"gold_{part}"] = float(np.mean(values))
 
 
+def _asked(verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
+    """Of a judge that was asked: why it has no verdict, and how many votes came without the log-probs that weigh them."""
+    for kind, n in count_reasons(verdicts).items():
+        numbers.metrics[f"unscored_{kind}"] = numbers.metrics.get(f"unscored_{kind}", 0) + n
+    if votes := votes_from_text(verdicts):
+        for name, n in (("votes_from_text", votes.n_from_text), ("votes_weighed", votes.n)):
+            numbers.metrics[name] = numbers.metrics.get(name, 0) + n
+
+
 def _member(settings: ScoreSettings, label: str, verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
     """A jury's member by itself."""
     _rates(settings, f"_{label}", verdicts, numbers)
+    _asked(verdicts, numbers)
     numbers.metrics[f"n_unscored_{label}"] = sum(v.preference is None for v in verdicts)
 
 
@@ -210,6 +225,9 @@ def _rating(folder: Path | None, preferred: Path | None, numbers: _Numbers) -> N
     expected = _by_item(verdicts, lambda verdict: (verdict.details or {}).get("expected_rating"))
     if any(value is not None for values in expected.values() for value in values):
         numbers.add("expected_rating", stats.rating_mean(expected))
+        if lacking := sum(v.rating is not None and "expected_rating" not in (v.details or {}) for v in verdicts):
+            numbers.metrics["n_without_expected_rating"] = lacking
+    _asked(verdicts, numbers)
     numbers.metrics |= {
         "n_ratings": sum(v.rating is not None for v in verdicts),
         "n_ratings_unscored": sum(v.rating is None for v in verdicts),
@@ -278,7 +296,8 @@ def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numb
         numbers.add(f"shift_{side}", stats.mean_estimate(per_token), "no held-out row of this kind")
     if isinstance(rows[0], Pair):
         numbers.add("reward_margin", stats.mean_estimate((scale * (ratios["chosen"] - ratios["rejected"])).tolist()))
-        numbers.add("reward_accuracy", stats.accuracy([bool(right) for right in ratios["chosen"] > ratios["rejected"]]))
+        right = (np.sign(ratios["chosen"] - ratios["rejected"]) + 1) / 2
+        numbers.add("reward_accuracy", stats.accuracy(right.tolist()))
         numbers.missing["reward_auc"] = "for unpaired data; these are pairs: see reward_accuracy"
         return
     for name in ("reward_margin", "reward_accuracy"):

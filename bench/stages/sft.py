@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.config import Settings
 from bench.kinds import BaseSettings, ConversationSft, SftSettings
+from bench.learnable import check_conversations
 from bench.records import Conversation, Text, read_jsonl
+from bench.templates import read_template
 from bench.worker import Outcome, StageRun
 
 if TYPE_CHECKING:
@@ -83,10 +85,11 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
     from bench.methods.training import ALL_STEPS, Recorder, common_arguments
     from bench.shapes import checkpoints
     from bench.stages.processes import devices_of, train_and_save
-    from bench.tokens import conversation_ids, load_tokenizer
+    from bench.tokens import conversation_ids, load_tokenizer, model_folder
 
     tokenizer = load_tokenizer(run.inputs["model"])
     rows = list(read_jsonl(run.inputs["conversations"] / "rows.jsonl", Conversation))
+    check_conversations(read_template(model_folder(run.inputs["model"])), rows)
     found = [conversation_ids(tokenizer, row.messages, settings.max_length) for row in rows]
     examples = [
         Example(f.ids, [token if answer else -100 for token, answer in zip(f.ids, f.answers, strict=True)]) for f in found if any(f.answers)

@@ -283,6 +283,10 @@ def test_official_length_control_says_what_it_lacks(tmp_path: Path) -> None:
     small.write_text("model,preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline\ng,0.5,0,1.0,0.1,False\n")
     few = official_lc_win_rate(found, small)
     assert isinstance(few, Unmeasured) and "3 rows are more than the calibration's 1" in few.reason
+    scored = next(i for i, v in enumerate(found.verdicts) if v.preference is not None)
+    unmeasured = [replace(v, policy_length=None) if i == scored else v for i, v in enumerate(found.verdicts)]
+    without_length = official_lc_win_rate(replace(found, verdicts=unmeasured), small)
+    assert isinstance(without_length, Unmeasured) and "needs the length of both answers" in without_length.reason
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from bench.config import Asking
 from bench.judges.asking import Reply
 from bench.judges.items import read_items
 from bench.judges.prompts import OWN_GAME, arena_hard_template
-from bench.judges.replies import parse_game, read_game
+from bench.judges.replies import GAMES, find_game, read_game
 from bench.kinds import LanguageJudgeSettings
 from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
 from bench.stages import judge
@@ -123,7 +123,8 @@ def test_an_answer_is_never_read_as_template(endpoint: Endpoint, tmp_path: Path)
     ],
 )
 def test_the_last_verdict_in_double_brackets_counts(text: str, game: int | None) -> None:
-    assert parse_game(text) == game
+    found = find_game(text)
+    assert (GAMES[found.text] if found else None) == game
     reading = read_game(Reply(text))
     assert (reading.margin, reading.why is None) == (None if game is None else -game, game is not None)
 

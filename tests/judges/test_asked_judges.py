@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from tiny import make_model
 
 from bench.config import Asking
 from bench.judges import server
+from bench.judges.asking import Reply, Request
 from bench.judges.client import JudgeRefused, JudgeUnfinished, ServedModelsDiffer
 from bench.judges.preference import policy_first
 from bench.judges.prompts import OWN_PROMPTS
+from bench.judges.replies import parser_version, votes_from_text
 from bench.kinds import LanguageJudgeSettings, stage
 from bench.records import Completion, Item, Verdict, preference_verdicts, read_jsonl, text_digest, write_jsonl
 from bench.stages import judge
@@ -95,6 +98,7 @@ class Room:
         answers: list[Completion] = ANSWERS,
         model: Path | None = None,
         place: ServerPlace | None = None,
+        earlier: tuple[Path, ...] = (),
         **asking: Any,
     ) -> list[Verdict]:
         assert settings.asking is not None
@@ -107,7 +111,7 @@ class Room:
         write_jsonl(inputs["items"] / "items.jsonl", items)
         write_jsonl(inputs["completions"] / "completions.jsonl", answers)
         inputs |= {"model": model} if model else {}
-        run = StageRun(inputs, out, Progress(self.root / "progress"), "key", self.root / "key.work", ("key",), place)
+        run = StageRun(inputs, out, Progress(self.root / "progress"), "key", self.root / "key.work", ("key",), place, earlier=earlier)
         self.outcome: Outcome = judge.run(settings, run)
         self.path = out / "verdicts.jsonl"
         return list(read_jsonl(self.path, Verdict))
@@ -178,9 +182,73 @@ def test_a_request_that_is_refused_is_unscored_with_the_reason(room: Room, serve
 
 
 def test_an_endpoint_without_log_probs_is_read_by_its_text(room: Room, serve: Serve) -> None:
-    verdicts = room.judged(ALPACA, serve(lambda body: Said(fair(body).text)))
+    verdicts = room.judged(ALPACA, serve(lambda body: Said(fair(body).text)), max_without_logprobs=1.0)
     assert {verdict.preference for verdict in verdicts} == {0.0, 1.0}
     assert all(verdict.details == {"from_text": 1.0} for verdict in verdicts)
+
+
+def test_votes_without_log_probs_among_others_are_asked_again_or_counted(room: Room, serve: Serve) -> None:
+    """Two of six: more than one in a hundred."""
+
+    def say(body: Mapping[str, Any]) -> Said:
+        bare = any(f"Question {n}" in body["messages"][-1]["content"] for n in (1, 4))
+        return Said(fair(body).text) if bare else fair(body)
+
+    endpoint = serve(say)
+    with pytest.raises(
+        JudgeUnfinished, match=r"2 of 6 votes came without .* judge\.max_without_logprobs=0\.01: the same command asks for those"
+    ):
+        room.judged(ALPACA, endpoint)
+    counted = room.judged(ALPACA, endpoint, max_without_logprobs=0.5)
+    assert votes_from_text(counted) == (2, 6) and len(endpoint.asked) == 6
+    weighed = room.judged(ALPACA, mended := serve(fair))
+    assert votes_from_text(weighed) == (0, 6) and len(mended.asked) == 2
+    assert [v.preference for v in weighed[2:4]] == [v.preference for v in counted[2:4]]
+
+
+def test_an_endpoint_that_gives_no_log_probs_says_the_way_out_and_loses_nothing(room: Room, serve: Serve) -> None:
+    endpoint = serve(lambda body: Said(fair(body).text))
+    with pytest.raises(JudgeRefused, match=r"6 of 6 votes came without .* the endpoint gives none\. .* set judge\.max_without_logprobs=1"):
+        room.judged(ALPACA, endpoint)
+    assert votes_from_text(room.judged(ALPACA, endpoint, max_without_logprobs=1.0)) == (6, 6) and len(endpoint.asked) == 6
+    asked_for_none = room.judged(ALPACA.model_copy(update={"top_logprobs": 0}), endpoint)
+    assert votes_from_text(asked_for_none) is None and len(endpoint.asked) == 12
+
+
+def test_reasons_are_counted_by_kind(room: Room, serve: Serve) -> None:
+    odd = [
+        Said("", finish="content_filter"),
+        Said("", message={"refusal": "No."}),
+        Said("[[3]] at first, then", finish="length"),
+        Said("Fine."),
+    ]
+    turns = [Item(f"q{n}", "math", ["One?"]) for n in range(5)]
+    answers = [Completion(f"q{n}", ["One?"], [f"a{n}."], [1], [True]) for n in range(5)]
+
+    def say(body: Mapping[str, Any]) -> Said:
+        n = next(n for n in range(5) if f"a{n}." in body["messages"][1]["content"])
+        return odd[n] if n < 4 else Said("[[3]], or [[4]]")
+
+    verdicts = room.judged(MT_BENCH, serve(say), turns, answers)
+    assert [verdict.rating for verdict in verdicts] == [None] * 4 + [4.0]
+    counts = {name: n for name, n in room.outcome.counts.items() if name.startswith("unscored")}
+    assert counts == {"unscored": 4, "unscored_refused": 1, "unscored_filtered": 1, "unscored_cut": 1, "unscored_unreadable": 1}
+
+
+def test_replies_to_an_earlier_reading_are_not_asked_for_again(room: Room, serve: Serve) -> None:
+    """A store of the program before: its journal stands under the key that its reading gave the stage, and has no checksums."""
+    endpoint = serve()
+    before = room.judged(ALPACA, endpoint)
+    rows = [json.loads(line)["row"] for line in (room.root / "key.work" / "journal.jsonl").read_text().splitlines()]
+    (room.root / "old.work").mkdir()
+    (room.root / "old.work" / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.rmtree(room.root / "key.work")
+    assert room.judged(ALPACA, endpoint, earlier=(room.root / "old.work",)) == before and len(endpoint.asked) == 6
+
+    inputs = {"items": Source(Path("i"), "i"), "completions": Source(Path("c"), "c"), "prompts": Source(Path("p"), "p")}
+    now = stage("judge", ALPACA.model_copy(update={"parser": parser_version()}), inputs)
+    then = stage("judge", ALPACA.model_copy(update={"parser": parser_version().replace("replies 2", "replies 1")}), inputs)
+    assert [found.key for found in judge.earlier(now)] == [then.key] != [now.key] and judge.earlier(then) == []
 
 
 def test_what_is_sent_can_be_changed_added_to_and_left_out(room: Room, serve: Serve) -> None:
@@ -286,8 +354,6 @@ def test_a_pair_is_won_in_both_orders_or_tied(room: Room, serve: Serve) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("judge") / "tiny-judge", max_positions=4096, heads=1)
-
-
 
 
 @pytest.fixture(scope="module")
@@ -424,3 +490,24 @@ def test_vllm_itself_serves_and_agrees_with_the_judge_in_process(tmp_path: Path,
         servers.close()
     assert [v.preference for v in ours] == pytest.approx([v.preference for v in theirs], abs=1e-5)
     assert not psutil.pid_exists(found["pid"])
+
+
+@pytest.mark.parametrize(
+    ("replies", "counts"),
+    [
+        ([], {}),
+        (
+            [Reply("a", prompt_tokens=7, completion_tokens=1)],
+            {"requests": 1, "prompt_characters": 3, "prompt_tokens": 7, "completion_tokens": 1},
+        ),
+        ([Reply("a", prompt_tokens=7)], {"requests": 1}),
+        ([Reply("a", completion_tokens=1)], {"requests": 1}),
+        (  # what was refused cost nothing that anybody counted
+            [Reply("a", prompt_tokens=7, completion_tokens=1), Reply("", error="too long")],
+            {"requests": 2, "prompt_characters": 3, "prompt_tokens": 7, "completion_tokens": 1},
+        ),
+    ],
+)
+def test_forecasts_learn_from_tokens_that_were_counted(replies: list[Reply], counts: dict[str, int]) -> None:
+    request = Request([{"role": "user", "content": "abc"}], {})
+    assert judge._counts([(request, reply) for reply in replies]) == counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from bench.judges.mt_bench import (
     write_compared,
     write_rated,
 )
-from bench.judges.replies import parse_pairwise, parse_rating
+from bench.judges.replies import find_pairwise, find_rating
 from bench.records import Call, Completion, Verdict
 from bench.text_files import BadFile
 
@@ -41,6 +42,10 @@ SINGLES = {
     "errors_gpt-4_single": ["Meta-Llama-3-8B-Instruct-Normal", "Meta-Llama-3-8B-Instruct-Griffin"],
     "granite_gpt-4_single": ["granite-7b-lab"],
 }
+
+
+OTHERWISE_READ = 5  # of 1,450: three whose judge goes on to rate an answer that it improved, two that are code (`array[0]`)
+WINNERS = {"A": 1.0, "B": 0.0, "C": 0.5}  # for the completion shown first
 
 
 @functools.cache
@@ -90,15 +95,32 @@ def test_judgements_are_written_as_they_were_read(file: str, tmp_path: Path) -> 
     assert read_judgements(path) == rows
 
 
+def fastchat_rating(text: str) -> float | None:
+    """The first [[n]], else the first [n]."""
+    found = re.search(r"\[\[(\d+\.?\d*)\]\]", text) or re.search(r"\[(\d+\.?\d*)\]", text)
+    return float(found[1]) if found else None
+
+
+def fastchat_winner(text: str) -> float | None:
+    """Preference for the completion shown first."""
+    return next((value for mark, value in (("[[A]]", 1.0), ("[[B]]", 0.0), ("[[C]]", 0.5)) if mark in text), None)
+
+
 @needs_fixtures
-def test_scores_come_back_from_the_judges_text() -> None:
-    """All 1,450 recorded single ratings, and both winners of every pair."""
+def test_recorded_scores_are_those_of_fastchats_rule_and_ours_agrees_where_there_is_one_verdict() -> None:
+    """All 1,450 recorded single ratings, and both winners of every pair. What we ask ourselves is read by the last verdict."""
     rows = [row for file in SINGLES for row in judgements(file)]
     assert len(rows) == 1450
-    assert [parse_rating(row.verdict.raw or "") for row in rows] == [row.score for row in rows]
+    texts = [row.verdict.raw or "" for row in rows]
+    assert [fastchat_rating(text) for text in texts] == [row.score for row in rows]
+    ours = [float(found.text) if (found := find_rating(text)) else None for text in texts]
+    assert sum(a != b.score for a, b in zip(ours, rows, strict=True)) == OTHERWISE_READ
     for row in judgements("phi3_gpt-4_pair"):
-        first, second = map(parse_pairwise, row.judgements)
+        first, second = map(fastchat_winner, row.judgements)
         assert (first, None if second is None else 1 - second) == row.preferences
+        for text, winner in zip(row.judgements, (first, second), strict=True):
+            found = find_pairwise(text)
+            assert (WINNERS[found.text] if found else None) == winner
 
 
 @needs_fixtures
@@ -119,27 +141,12 @@ def test_questions_answers_and_references_are_read_and_answers_written(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("text", "rating"),
-    [
-        ("Rating: [[7]]", 7.0),
-        ("[[6.5]] and later [[9]]", 6.5),
-        ("[3] of [4], so [[8]]", 8.0),  # double brackets first, wherever they stand
-        ("Rating: [5]", 5.0),
-        ("[[x]] Rating: [4.]", 4.0),
-        ("Rating: [[-2]]", None),
-        ("Rating: 7", None),
-        ("", None),
-    ],
+    ("text", "winner"),
+    [("[[A]]", "A"), ("so [[B]].", "B"), ("[[C]]", "C"), ("[[B]] no, [[A]]", "A"), ("[[A]] no, [[Tie]]", None), ("A", None)],
 )
-def test_ratings_are_parsed_as_fastchat_does(text: str, rating: float | None) -> None:
-    assert parse_rating(text) == rating
-
-
-@pytest.mark.parametrize(
-    ("text", "preference"), [("[[A]]", 1.0), ("so [[B]].", 0.0), ("[[C]]", 0.5), ("[[B]] no, [[A]]", 1.0), ("A", None)]
-)
-def test_pairs_are_parsed_as_fastchat_does(text: str, preference: float | None) -> None:
-    assert parse_pairwise(text) == preference
+def test_the_last_winner_counts(text: str, winner: str | None) -> None:
+    found = find_pairwise(text)
+    assert (found.text if found else None) == winner
 
 
 def test_a_reply_without_a_rating_says_why() -> None:
@@ -173,10 +180,10 @@ def test_a_win_takes_both_orders(orders: tuple[float | None, float | None], pref
 
 
 def test_a_verdict_over_both_orders_keeps_each_orders_own_winner() -> None:
-    def call(first: bool, raw: str) -> Call:
-        return Call("j", None, "", "", {}, policy_first=first, raw=raw)
+    def call(first: bool, raw: str, preference: float) -> Call:
+        return Call("j", None, "", "", {}, policy_first=first, raw=raw, preference=preference)
 
-    verdict = Verdict("mt_bench-81", "j", preference=0.5, calls=[call(True, "[[A]]"), call(False, "[[A]]")])
+    verdict = Verdict("mt_bench-81", "j", preference=0.5, calls=[call(True, "[[A]]", 1.0), call(False, "[[A]]", 0.0)])
     row = compared("me", "base", verdict)
     assert row.preferences == (1.0, 0.0) and row.flipped and row.preference == 0.5
     assert compared("me", "base", Verdict("81", "j", preference=1.0)).preferences == (1.0, 1.0)

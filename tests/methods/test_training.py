@@ -89,6 +89,15 @@ def test_a_number_that_is_not_finite_stops_a_training_at_once(tmp_path: Path) ->
     assert len(recorder.history) == 1
 
 
+def test_a_trainer_that_counts_no_tokens_has_no_tokens_a_second(tmp_path: Path) -> None:
+    recorder = Recorder(Progress(tmp_path / "progress"))
+    for step, counted in enumerate(({"num_tokens": 10.0}, {}, {"num_tokens": 30.0}), 1):
+        recorder.on_log(None, SimpleNamespace(global_step=step, max_steps=3), None, {"loss": 0.7, **counted})
+    assert ["tokens_per_second" in row for row in recorder.speed] == [True, False, True]
+    assert recorder.speed[2]["tokens_per_second"] * recorder.speed[2]["seconds"] == pytest.approx(20)
+    assert all(row["seconds"] > 0 for row in recorder.speed)
+
+
 def test_weights_that_did_not_move_or_are_not_finite_are_failures() -> None:
     model: Any = torch.nn.Linear(3, 2)
     before = fingerprint(model)

@@ -42,6 +42,7 @@ DPO = TrainFacts(
 )
 KTO = replace(DPO, order=["b" * 16], steps=143, batch_completions=32, batch_rows=16.0)
 JUDGING = {"decoding": "preference: greedy, 48 tokens", "items": "preference: 1234", "judge": "preference: gold"}
+WEIGHED = {"votes without log-probs": 0}  # of judges that weigh by log-probs, and of no other
 TRAINING = [fact.name for fact in FACTS if fact.of]
 
 
@@ -64,10 +65,17 @@ def found(certificate: Certificate) -> dict[str, tuple[tuple[str, ...], str, str
 
 def test_cells_with_the_same_facts_certify() -> None:
     certificate = certify([start(), cell("dpo", beta=1), cell("ipo", beta=1), cell("dpo", beta=2)], ["method", "method.beta"])
-    assert certificate.same == [fact.name for fact in FACTS]
+    assert certificate.same == [fact.name for fact in FACTS if fact.name not in WEIGHED]
     assert not certificate.differs and not certificate.unknown
     said = f"Same over all cells but the axes (method, beta): {', '.join(certificate.same)}."
     assert certificate.lines() == certificate.short() == [said]
+
+
+def test_cells_whose_votes_came_without_log_probs_are_marked() -> None:
+    cells = [cell("dpo", beta=n, judging={**JUDGING, "votes without log-probs": 3 * (n == 2)}) for n in (1, 2, 3)]
+    assert found(certify(cells, ["method.beta"])) == {"votes without log-probs": (("row 2",), "3", "0")}
+    same = [cell("dpo", beta=n, judging=JUDGING | WEIGHED) for n in (1, 2)]
+    assert certify(same, ["method.beta"]).same == [fact.name for fact in FACTS]
 
 
 def test_a_cell_with_another_batch_is_named_with_both_values() -> None:

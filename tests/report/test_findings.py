@@ -101,6 +101,31 @@ def test_lengths_drift_from_a_quarter_on_and_beyond_noise(length: float, error: 
         assert f"{length / 40:.2f} times" in findings["length drift"].says
 
 
+@pytest.mark.parametrize("error", [(None, 1.0), (1.0, None), (None, None)])
+def test_a_length_without_a_standard_error_drifts_nowhere(error: tuple[float | None, float | None]) -> None:
+    """One completion has a mean length and no standard error: not 0, which would put any ratio beyond noise."""
+    ours, theirs = ({"mean_length": length, "mean_length_se": se} for length, se in zip((90.0, 40.0), error, strict=True))
+    known = [{name: value for name, value in side.items() if value is not None} for side in (ours, theirs)]
+    assert "length drift" not in {f.name for f in find(Evidence(CURVE, *known))}
+    assert "length drift" in {f.name for f in find(Evidence(CURVE, known[0] | {"mean_length_se": 1.0}, known[1] | {"mean_length_se": 1.0}))}
+
+
+@pytest.mark.parametrize("unknown", ["ours", "theirs"])
+def test_fewer_different_grams_say_nothing_where_a_length_is_unknown(unknown: str) -> None:
+    ours, theirs = {"distinct": 0.2, "mean_length": 40.0}, {"distinct": 0.6, "mean_length": 40.0}
+    assert "repetition collapse" in {f.name for f in find(Evidence(CURVE, ours, theirs))}
+    del (ours if unknown == "ours" else theirs)["mean_length"]
+    assert "repetition collapse" not in {f.name for f in find(Evidence(CURVE, ours, theirs))}
+
+
+def test_a_rate_whose_rows_were_not_counted_says_no_number_of_rows() -> None:
+    rate = {"reward_accuracy": 0.5, "reward_accuracy_low": 0.4, "reward_accuracy_high": 0.6}
+    (finding,) = find(Evidence([], rate, {}))
+    assert finding.says.startswith("Held-out reward accuracy is 50.0 % [40.0, 60.0], not shown")
+    (finding,) = find(Evidence([], rate | {"reward_accuracy_n": 97.0}, {}))
+    assert finding.says.startswith("Held-out reward accuracy is 50.0 % [40.0, 60.0] on 97 rows, not shown")
+
+
 @pytest.mark.parametrize(
     ("repeated", "distinct", "collapsed"),
     [(0.13, 0.5, True), (0.11, 0.5, False), (0.03, 0.3, True), (0.03, 0.31, False)],

@@ -80,6 +80,15 @@ def test_unscored_verdicts_and_missing_judges_are_said(rows: list[Row]) -> None:
     notes = comparison_table(pool(rows)).notes
     assert any("18 verdicts unscored" in note for note in notes)  # 2 in each of 9 cells
     assert "rating: no judge is set (judge=none) (9 cells)" in notes
+    assert not any("without a verdict" in note or "log-probs" in note for note in notes)
+    asked = {"unscored_filtered": 3, "unscored_cut": 1, "votes_from_text": 2, "votes_weighed": 40, "n_without_expected_rating": 5}
+    whole = {"votes_from_text": 0, "votes_weighed": 40}
+    some = [replace(row, metrics={**row.metrics, **(asked if i < 2 else whole)}) for i, row in enumerate(rows)]
+    notes = comparison_table(pool(some)).notes
+    reasons = "Replies of the judge without a verdict: 2 cut at max_tokens, 6 stopped by the provider's content filter."
+    assert f"{reasons} Such items are not missing at random." in notes
+    assert "4 of 80 votes of 2 cells read from text, as 0 or 1, without log-probs." in notes
+    assert "Expected rating: 10 rated answers without log-probs have no part in it." in notes
     one = replace(rows[0], missing={"kl": "no row of #1 in 40"})
     assert "kl: no row of #1 in 40 (1 cell)" in comparison_table(pool([one, *rows[1:]])).notes
 

@@ -350,6 +350,12 @@ def test_every_metric_by_hand(room: Room, cell: dict[str, Path]) -> None:
     assert metrics["win_rate_low"] < 0.5 < metrics["win_rate_high"]
 
 
+def test_a_tie_of_rewards_is_half_right(room: Room, cell: dict[str, Path]) -> None:
+    """A policy that has not moved ranks nothing: neither right nor wrong."""
+    metrics, _ = result(room, {**cell, "policy_logps": cell["reference_logps"]})
+    assert (metrics["reward_accuracy"], metrics["reward_accuracy_n"], metrics["reward_margin"]) == (0.5, 2, 0.0)
+
+
 def test_unpaired_rows_have_an_area_and_no_pairs(room: Room, cell: dict[str, Path]) -> None:
     """Rewards 2 and -4 desirable, -3 and -1 undesirable: of four comparisons 2 > -3, 2 > -1 are right."""
     prompt = [{"role": "user", "content": "?"}]

@@ -1,0 +1,190 @@
+"""What a chat completion must be to become a reply. It is checked before anything is kept, and again when a journal is read.
+
+What does not fit is no chat completion, and is asked for again. A log-prob that is null or not finite is a probability of 0: that token is
+left out of the alternatives. A usage that is no count is unknown. Arguments of a function that come as an object are their JSON text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from bench import secrets
+from bench.judges.asking import Reply
+from bench.text_files import HALF_CHARACTER, BadFile, describe, number, parse_json, printable
+
+MOST_TOKENS = 10**9  # of one request; more is no count
+MOST_LOGPROB = 0.01  # rounding; a probability above 1 is none
+NAME_LENGTH = 200
+
+
+class NotACompletion(ValueError):
+    """What came is no chat completion."""
+
+
+def read_body(body: str | bytes, where: str = "the reply") -> Any:
+    """JSON, with a question mark for half a surrogate pair: a reply that was cut in the middle of a character can hold one.
+    Raises NotACompletion."""
+    try:
+        try:
+            return parse_json(body, where)
+        except BadFile as error:
+            if HALF_CHARACTER not in str(error):
+                raise
+        return parse_json(json.dumps(json.loads(body), ensure_ascii=False).encode(errors="replace"), where)
+    except BadFile as error:
+        raise NotACompletion(str(error)) from error
+
+
+def reply_of(body: Any) -> Reply:
+    """What a chat completion says. Raises NotACompletion for anything else."""
+    chat = _object(body, "the body")
+    choices = chat.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise NotACompletion(f"choices must be a list of one or more, got {describe(choices)}")
+    choice = _object(choices[0], "choices[0]")
+    message = _object(choice.get("message"), "message")
+    said, thought, refused = _content(message.get("content"))
+    apart = [message.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
+    usage = chat["usage"] if isinstance(chat.get("usage"), Mapping) else {}
+    return Reply(
+        _arguments(message.get("tool_calls")) or said,
+        served=_name(chat.get("model")),
+        thinking=next((text for text in apart if isinstance(text, str) and text), thought),
+        tokens=_listed(choice.get("logprobs")),
+        finish_reason=_optional_text(choice.get("finish_reason"), "finish_reason"),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+        refusal=_optional_text(message.get("refusal"), "refusal") or refused,
+    )
+
+
+def reply_from_row(row: Any) -> Reply:
+    """A reply as a journal holds it. Raises NotACompletion for anything else."""
+    fields = _object(row, "the reply")
+    if unknown := fields.keys() - {field.name for field in dataclasses.fields(Reply)}:
+        raise NotACompletion(f"unknown fields {printable(', '.join(sorted(unknown)))}")
+    if not isinstance(fields.get("text"), str):
+        raise NotACompletion(f"text must be text, got {describe(fields.get('text'))}")
+    checked: dict[str, Any] = {"text": fields["text"], "served": _name(fields.get("served"))}
+    checked["tokens"] = None if fields.get("tokens") is None else _tokens(fields["tokens"])
+    checked |= {name: _optional_text(fields.get(name), name) for name in ("thinking", "finish_reason", "error", "refusal")}
+    checked |= {name: _count(fields.get(name)) for name in ("prompt_tokens", "completion_tokens")}
+    checked |= {name: _amount(fields.get(name), name) for name in ("latency_s", "dollars")}
+    return Reply(**checked)
+
+
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+def _object(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise NotACompletion(f"{what} must be an object, got {describe(value)}")
+    return value
+
+
+def _optional_text(value: Any, what: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise NotACompletion(f"{what} must be text, got {describe(value)}")
+    return value or None
+
+
+def _name(value: Any) -> str | None:
+    """Of the model that was served, as it can be shown."""
+    name = _optional_text(value, "model")
+    return printable(name)[:NAME_LENGTH] if name else None
+
+
+def _content(content: Any) -> tuple[str, str | None, str | None]:
+    """(what is said, what is thought, a refusal) of a message's content, which some endpoints send in parts."""
+    if content is None or isinstance(content, str):
+        return content or "", None, None
+    if not isinstance(content, list):
+        raise NotACompletion(f"content must be text or a list of parts, got {describe(content)}")
+    texts: dict[str, list[str]] = {"text": [], "thinking": [], "refusal": []}
+    for part in (_object(part, "a part of the content") for part in content):
+        if (kind := part.get("type")) in texts:
+            inner = part.get(kind)
+            texts[kind].append(_content(inner)[0] if kind == "thinking" else _optional_text(inner, f"{kind} of a part") or "")
+    said, thought, refused = ("".join(found) for found in texts.values())
+    return said, thought or None, refused or None
+
+
+def _arguments(calls: Any) -> str:
+    """The arguments of the first function that is called."""
+    if not calls:
+        return ""
+    if not isinstance(calls, list):
+        raise NotACompletion(f"tool_calls must be a list, got {describe(calls)}")
+    arguments = _object(_object(calls[0], "tool_calls[0]").get("function"), "function").get("arguments")
+    if isinstance(arguments, Mapping):
+        return json.dumps(arguments, ensure_ascii=False)
+    return _optional_text(arguments, "arguments") or ""
+
+
+def _listed(logprobs: Any) -> list[dict[str, Any]] | None:
+    """Of each token its text, log-prob and likeliest others; None where none are listed."""
+    if not logprobs:
+        return None
+    content = _object(logprobs, "logprobs").get("content")
+    return thin(_without_secrets(_tokens(content))) if content else None
+
+
+def _without_secrets(tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tokens of a text that repeats a key say it together: those that hold a part of it say nothing, nor do the others in their place."""
+    cleaned = secrets.clean_pieces([token["token"] for token in tokens])
+    return [
+        token if text == token["token"] else {**token, "token": text, "top_logprobs": []}
+        for token, text in zip(tokens, cleaned, strict=True)
+    ]
+
+
+def _tokens(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise NotACompletion(f"log-probs must be a list of tokens, got {describe(value)}")
+    return [_token(_object(token, "a token")) for token in value]
+
+
+def _token(token: Mapping[str, Any]) -> dict[str, Any]:
+    tops = token.get("top_logprobs") or []
+    if not isinstance(tops, list):
+        raise NotACompletion(f"top_logprobs must be a list, got {describe(tops)}")
+    listed = [_spelt(_object(top, "one of top_logprobs")) for top in tops]
+    return {**_spelt(token), "top_logprobs": [top for top in listed if top["logprob"] is not None]}
+
+
+def _spelt(token: Mapping[str, Any]) -> dict[str, Any]:
+    text, logprob = token.get("token"), token.get("logprob")
+    if not isinstance(text, str):
+        raise NotACompletion(f"a token must be text, got {describe(text)}")
+    value = number(logprob)
+    if isinstance(logprob, float) and value is None:  # not finite
+        logprob = None
+    if logprob is not None and (value is None or value > MOST_LOGPROB):
+        raise NotACompletion(f"a log-prob must be a number up to 0, got {describe(logprob)}")
+    return {"token": text, "logprob": value}
+
+
+def thin(tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tokens with their likeliest others only where a verdict can stand: at either end, at digits and just behind them."""
+    last = len(tokens) - 32
+
+    def kept(i: int) -> bool:
+        return i < 8 or i >= last or any(c.isdigit() for c in tokens[i]["token"] + tokens[i - 1]["token"])
+
+    return [token if kept(i) else {**token, "top_logprobs": []} for i, token in enumerate(tokens)]
+
+
+def _count(value: Any) -> int | None:
+    """A whole number of tokens; None for anything else."""
+    found = number(value)
+    return int(found) if found is not None and 0 <= found <= MOST_TOKENS and found.is_integer() else None
+
+
+def _amount(value: Any, what: str) -> float | None:
+    found = number(value)
+    if value is not None and (found is None or found < 0):
+        raise NotACompletion(f"{what} must be a number from 0, got {describe(value)}")
+    return found
