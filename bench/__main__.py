@@ -89,10 +89,10 @@ def _hydra(opened: Opened | None) -> None:
 
     @hydra.main(config_path=str(sweep_files.CONF), config_name="config", version_base="1.3")
     def task(_: Any) -> None:
-        from bench.commands import run
+        from bench.commands import carry_out
 
         assert opened is not None
-        sys.exit(run.main(opened))
+        sys.exit(carry_out(opened))
 
     task()
 

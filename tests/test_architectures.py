@@ -21,10 +21,11 @@ from bench.cli.folders import CHAT_TEMPLATES
 from bench.engines.hf import Engine, check_fit, load_model
 from bench.forecast import compute_table
 from bench.models.tokenize import load_tokenizer, prompt_ids, row_ids
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.records import Completion, read_jsonl, read_logps
 from bench.runner.worker import describe, run_stage
-from bench.store.store import Stage, Store
+from bench.store.keys import Stage
+from bench.store.store import Store
 
 torch.set_num_threads(1)
 

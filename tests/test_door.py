@@ -17,7 +17,7 @@ from bench import methods
 from bench.cli.compose import Opened, open_door
 from bench.cli.folders import with_template
 from bench.config import NAME_WORDS
-from bench.store.store import tree_stamp
+from bench.store.keys import tree_stamp
 
 ROOT = Path(__file__).parent.parent
 

@@ -36,7 +36,7 @@ from tiny import (
     smoke_folder,
 )
 
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.store.store import Store
 
 ONE_WORKER = "hydra.launcher.workers=1"

@@ -15,7 +15,8 @@ from tiny import Ran, bench, copy_results, make_model, make_preferences, smoke, 
 
 from bench.records import Completion, read_jsonl, read_logps
 from bench.runner import evict
-from bench.store.store import Stage, Store
+from bench.store.keys import Stage
+from bench.store.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ from bench.cli.compose import Opened, open_door
 from bench.planning.cells import plan_cell
 from bench.records import Completion, Verdict, read_jsonl, write_jsonl
 from bench.scoring import numbers
+from bench.store.keys import file_digest
 from bench.store.stage_settings import ScoreSettings
-from bench.store.store import FileFacts, file_digest, files_digest
+from bench.store.store import FileFacts, files_digest
 
 # The smoke sweep's cell of KTO at beta 0.1, stage for stage, under another judge.
 SMOKE = yaml.safe_load((ROOT / "sweeps" / "smoke.yaml").read_text())

@@ -14,9 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_store import Plain, state
 from tiny import bench, copy_results, smoke, smoke_cell, smoke_cells
 
-from bench.planning.cells import CellPlan, make_plan
+from bench.planning.inputs import CellPlan
+from bench.planning.to_do import make_plan
 from bench.runner import evict
-from bench.store.store import Stage, Store
+from bench.store.keys import Stage
+from bench.store.store import Store
 
 
 def trained(value: float, store: Store, **inputs: Stage) -> Stage:

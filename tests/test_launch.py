@@ -20,10 +20,12 @@ from fake_stage import HERE, Fake, attempts, fake
 
 from bench.config import LocalLauncher
 from bench.machine import _cpu_quota, visible_gpus
-from bench.runner.local_pool import Pool, Report, chain_lengths, pool_size
+from bench.runner.launcher import Report, chain_lengths
+from bench.runner.local_pool import Pool, pool_size
 from bench.runner.worker import describe
 from bench.store import stage_settings
-from bench.store.store import Stage, Store
+from bench.store.keys import Stage
+from bench.store.store import Store
 
 PATIENCE_S = 60.0
 

@@ -13,13 +13,14 @@ from tiny import CHATML, make_model, plans, write_rows
 from bench.config import Settings
 from bench.forecast.row_counts import data_lines
 from bench.models.tokenize import load_tokenizer
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.readers.learnable import SAME_TOKENS, TOO_LONG, UNWRITABLE, looker
 from bench.records import Labelled, read_rows, write_jsonl
 from bench.stages import data
+from bench.store.keys import Source
 from bench.store.stage_run import Outcome, Progress, StageRun
 from bench.store.stage_settings import FilePromptData, LocalPairData, LoopPairData
-from bench.store.store import Source, Store
+from bench.store.store import Store
 
 N = 40
 ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

@@ -18,11 +18,14 @@ import pytest
 
 from bench import methods
 from bench.cli.compose import Opened, open_door
-from bench.commands.run import with_start_cells
+from bench.commands.planned_sweep import with_start_cells
 from bench.config import Cell
 from bench.forecast.stage_time import estimates, token_bound
-from bench.planning.cells import CellPlan, Sources, make_plan, plan_cell, readable_name, start_cell
-from bench.store.store import Source, Stage, Store
+from bench.planning.cells import plan_cell, readable_name, start_cell
+from bench.planning.inputs import CellPlan, Sources
+from bench.planning.to_do import make_plan
+from bench.store.keys import Source, Stage
+from bench.store.store import Store
 
 GOLDEN = Path(__file__).parent / "golden" / "keys.json"
 SOURCES = Sources(Source(Path("/models/a"), "digest of a model"), Source(Path("/data/a.jsonl"), "digest of a file"))

@@ -17,15 +17,17 @@ from bench.cli.compose import Opened
 from bench.config import DatasetData, TrlRows
 from bench.forecast.row_counts import data_lines
 from bench.models.tokenize import PromptTooLong, load_tokenizer, positions, preference_ids, row_ids
-from bench.planning.cells import CellPlan, plan_cell
+from bench.planning.cells import plan_cell
+from bench.planning.inputs import CellPlan
 from bench.readers.learnable import looker
 from bench.readers.rows import BadRows, normalised, prompt_group, raw_rows
 from bench.readers.splits import Divided, divide, overlap
 from bench.records import Item, Pair, Unpaired, read_jsonl, read_rows
 from bench.stages import data
+from bench.store.keys import Source
 from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import ConversationData, DatasetRows, LocalPairData, NextPromptData
-from bench.store.store import Source, Store
+from bench.store.store import Store
 
 Open = Callable[..., Opened]
 READ = sorted(name for name in PUBLISHED if name != "ultrachat_200k")

@@ -16,7 +16,8 @@ from tiny import ROOT, Ran, bench, copy_results, plans, smoke, smoke_folder
 from bench.cli.compose import BadConfig
 from bench.commands.rescore import rescore_files, show
 from bench.config import Rescore
-from bench.store.store import FileFacts, Store, file_digest, files_digest
+from bench.store.keys import file_digest
+from bench.store.store import FileFacts, Store, files_digest
 
 Row = dict[str, str]
 

@@ -19,12 +19,16 @@ from fake_stage import HERE, Fake, attempts, fake
 
 from bench import methods
 from bench.cli.compose import BadConfig, open_door
-from bench.commands.run import Scheduler, all_stages, check_devices
 from bench.config import LocalLauncher
-from bench.planning.cells import CellPlan, plan_cell
-from bench.runner.local_pool import Pool, Report, chain_lengths
+from bench.planning.cells import plan_cell
+from bench.planning.inputs import CellPlan
+from bench.runner.launcher import Report, chain_lengths
+from bench.runner.local_pool import Pool
+from bench.runner.preflight import check_devices
+from bench.runner.scheduler import Scheduler, all_stages
 from bench.store import stage_settings
-from bench.store.store import Stage, Store
+from bench.store.keys import Stage
+from bench.store.store import Store
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import plans
 
+from bench.commands.cell_states import cell_state
+from bench.commands.plan import print_plan
+from bench.commands.status import print_status
 from bench.forecast.stage_time import Estimate
-from bench.planning.cells import make_plan
+from bench.planning.to_do import make_plan
 from bench.report import Sweep
-from bench.runner.progress_view import LiveScreen, PlainScreen, _makespan_s, cell_state, make_screen, print_plan, print_status
+from bench.runner.progress_view import LiveScreen, PlainScreen, make_screen, makespan_s
 from bench.runner.slurm import JobState
 from bench.store.store import Store
 
@@ -161,10 +164,10 @@ def test_time_left_counts_workers_and_chains(sweep: Sweep, store: Store) -> None
     half = len(stages) * 60 / 2
     assert screen._time_left() == f"{len(stages)} stages left, about {int(half) // 60}:{int(half) % 60:02}"
     a, b, *_ = stages
-    assert _makespan_s({a: 4.0, b: 6.0}, 2) == 6.0
+    assert makespan_s({a: 4.0, b: 6.0}, 2) == 6.0
     chain = sweep.cells[1].stages
-    assert _makespan_s(dict.fromkeys(chain, 1.0), 1000) == max(_depth(stage) for stage in chain)
-    assert _makespan_s({}, 2) == 0
+    assert makespan_s(dict.fromkeys(chain, 1.0), 1000) == max(_depth(stage) for stage in chain)
+    assert makespan_s({}, 2) == 0
 
 
 def _depth(stage: Any) -> int:

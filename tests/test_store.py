@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from bench.store.store import BIG_FILE, LaterField, Source, Stage, Store, canonical_json, hash_key, hash_long, tree_digest, tree_stamp
+from bench.store.keys import Source, Stage, canonical_json, hash_key, hash_long, tree_digest, tree_stamp
+from bench.store.store import BIG_FILE, LaterField, Store
 
 ROOT = Path(__file__).parent.parent
 

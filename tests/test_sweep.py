@@ -15,9 +15,10 @@ from tiny import make_model
 from bench import methods
 from bench.cli.compose import BadConfig, Opened
 from bench.cli.sweep_files import parse_command_line, question, replace_axes, unfold, varied
-from bench.commands.run import with_start_cells
+from bench.commands.planned_sweep import with_start_cells
 from bench.planning.cells import plan_cell
-from bench.report.rows import matches, seedless
+from bench.report.groups import matches
+from bench.report.rows import seedless
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("**/*.yaml"))

@@ -19,7 +19,8 @@ from tiny import smoke, smoke_cell, smoke_cells
 
 from bench.cli.compose import BadConfig, open_door
 from bench.commands import bundle, run
-from bench.store.store import Stage, Store, read_manifest, write_manifest
+from bench.store.keys import Stage
+from bench.store.store import Store, read_manifest, write_manifest
 
 Command = Callable[..., tuple[int, str]]
 CELL = ("kto", 0.1)

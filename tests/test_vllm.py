@@ -20,7 +20,7 @@ from tiny import ROOT, bench, make_model, make_preferences, plans
 
 from bench.config import Adapter, Decoding, Serving
 from bench.records import Completion, read_jsonl
-from bench.store.store import keyed_settings
+from bench.store.keys import keyed_settings
 
 GREEDY = Decoding(temperature=0.0, top_p=1.0, max_new_tokens=12)
 WARM = Decoding(temperature=0.9, top_p=0.95, max_new_tokens=12)

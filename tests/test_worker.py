@@ -16,8 +16,9 @@ from fake_stage import Fake, fake
 from bench.runner import worker
 from bench.runner.worker import describe, environment, run_stage
 from bench.store import stage_settings
+from bench.store.keys import Stage
 from bench.store.stage_run import Progress, reason
-from bench.store.store import Stage, Store
+from bench.store.store import Store
 
 
 @pytest.fixture(autouse=True)

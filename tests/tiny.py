@@ -20,9 +20,11 @@ from typing import Any
 
 from bench import methods
 from bench.cli.compose import open_door
-from bench.commands.run import with_start_cells
-from bench.planning.cells import CellPlan, plan_cell
-from bench.store.store import Stage, Store
+from bench.commands.planned_sweep import with_start_cells
+from bench.planning.cells import plan_cell
+from bench.planning.inputs import CellPlan
+from bench.store.keys import Stage
+from bench.store.store import Store
 
 ROOT = Path(__file__).parent.parent
 

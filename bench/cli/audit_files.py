@@ -7,9 +7,9 @@ from pathlib import Path
 
 from bench.config import Audit, user_path
 from bench.judges.formats import alpaca_eval, mt_bench
-from bench.planning.cells import Manner
+from bench.planning.inputs import Manner
 from bench.records import read_labels
-from bench.store.store import Source, tree_digest, tree_stamp
+from bench.store.keys import Source, tree_digest, tree_stamp
 
 
 def human_manner(path: Path) -> Manner:

@@ -54,7 +54,8 @@ from bench.config.errors import BadConfig
 from bench.engines.lm_eval import INSTALL
 from bench.machine import cores, visible_gpus
 from bench.models import hub
-from bench.planning.cells import Sources, judge_manners
+from bench.planning.inputs import Sources
+from bench.planning.judging import judge_manners
 
 CELL_SECTIONS = tuple(Cell.model_fields)
 SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")

@@ -48,12 +48,12 @@ from bench.judges.asked.replies import parser_version
 from bench.models import hub
 from bench.models.hub import read_config
 from bench.models.model_config import has_position_table, positions
-from bench.planning.cells import JudgeSources, Sources
+from bench.planning.inputs import JudgeSources, Sources
 from bench.readers import Shown, check, find_files, shown_by
 from bench.readers.completions_file import read_written
 from bench.readers.rows import read_preferences, read_prompts
 from bench.records import Pair, Text, Unpaired
-from bench.store.store import Source, file_digest, hash_long, tree_digest, tree_stamp
+from bench.store.keys import Source, file_digest, hash_long, tree_digest, tree_stamp
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from bench.models.templates import (
     read_template,
     special_tokens,
 )
-from bench.store.store import hash_long
+from bench.store.keys import hash_long
 from bench.text_files import read_text
 
 CHAT_TEMPLATES = PACKAGE / "models" / "chat_templates"

@@ -14,7 +14,7 @@ from bench.judges.asked.prompts import OWN_GAME, OWN_PROMPTS, annotator, arena_h
 from bench.judges.formats.alpaca_eval import read_calibration
 from bench.judges.formats.items import hub_file, read_items
 from bench.models.templates import look, read_template
-from bench.store.store import Source
+from bench.store.keys import Source
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,37 @@
-"""One file for each command, as conf/do/ names them."""
+"""One file for each command, as conf/do/ names them; each is imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from bench.store.store import Unsound
+from bench.terminal import say
+
+if TYPE_CHECKING:
+    from bench.cli.compose import Opened
+
+OK, SOME_FAILED, OVER_BUDGET = 0, 3, 4  # exit codes
+
+COMMANDS = {
+    "run": "bench.commands.run",
+    "plan": "bench.commands.plan",
+    "report": "bench.commands.report",
+    "status": "bench.commands.status",
+    "rescore": "bench.commands.rescore",
+    "audit": "bench.commands.audit",
+    "why": "bench.commands.why",
+    "export": "bench.commands.export",
+    "bundle": "bench.commands.bundle",
+    "verify": "bench.commands.verify",
+    "conformance": "bench.commands.conformance",
+}
+
+
+def carry_out(opened: Opened) -> int:
+    """Carry out a command that passed the checks; returns the exit code."""
+    try:
+        return import_module(COMMANDS[opened.session.do.name]).main(opened)
+    except Unsound as error:
+        say(str(error))
+        return SOME_FAILED

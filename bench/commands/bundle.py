@@ -10,7 +10,6 @@ stage has written them. A file that holds the value of a key from the environmen
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gzip
 import importlib.metadata
@@ -31,16 +30,21 @@ from pydantic import TypeAdapter
 from bench import report, secrets
 from bench.cli.compose import BadConfig, Opened
 from bench.cli.sweep_files import sweep_path
+from bench.commands import OK, SOME_FAILED
+from bench.commands.cell_states import BUNDLE_FILE
+from bench.commands.faults import say_wrong
+from bench.commands.planned_sweep import sweep_of
 from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name, user_path
-from bench.planning.cells import CellPlan, Sources
+from bench.planning.inputs import CellPlan, Sources
 from bench.records import size_words
 from bench.report import PASSPORTS
 from bench.runner.evict import WEIGHTS
 from bench.runner.worker import environment
-from bench.store.store import Source, Store, write_manifest
-from bench.text_files import BadFile, describe, read_csv, read_object, text
+from bench.store.keys import Source
+from bench.store.store import Store, write_manifest
+from bench.terminal import say
+from bench.text_files import describe, read_object, text
 
-NAME = "bundle.json"
 FORMAT = 1
 
 _SOURCES = TypeAdapter(Sources)
@@ -58,13 +62,21 @@ and prompts as text. Weights and the rows that training reads are left out; thei
 """
 
 
+def main(opened: Opened) -> int:
+    do, results = opened.session.do, opened.session.results_dir
+    assert isinstance(do, Bundle)
+    store, sweep = Store(results / "store"), sweep_of(opened)
+    say("\n".join(write(do, opened, sweep, store, sweep_of)))
+    return SOME_FAILED if say_wrong(sweep, store, results) else OK
+
+
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
 def opened_from(opened: Opened) -> Opened:
     """The command, with the cells of a bundle where its results folder is one and it names no cells; else as it is."""
     results = opened.session.results_dir
-    if opened.sweep or opened.replaced or not (results / NAME).is_file():
+    if opened.sweep or opened.replaced or not (results / BUNDLE_FILE).is_file():
         return opened
     return read(results, opened)
 
@@ -72,7 +84,7 @@ def opened_from(opened: Opened) -> Opened:
 def read(results: Path, opened: Opened) -> Opened:
     """Raises BadConfig for a bundle of another version of bench, or one that is not as bench writes them."""
     try:
-        told = read_object(results / NAME)
+        told = read_object(results / BUNDLE_FILE)
         if told["format"] != FORMAT:
             raise ValueError(f"format {told['format']}, and this bench reads {FORMAT}")
         sweep, replaced, axes = told["sweep"], told["replaced"], told["axes"]
@@ -88,8 +100,8 @@ def read(results: Path, opened: Opened) -> Opened:
         expectations = tuple(Expectation.model_validate(item) for item in told["expectations"])
         varied = tuple(text(axis, "each of axes") for axis in axes)
     except (ValueError, KeyError, TypeError) as error:
-        said = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / NAME}: ")
-        raise BadConfig([f"{results / NAME} cannot be read by this version of bench: {' '.join(said.split())[:300]}"]) from error
+        said = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / BUNDLE_FILE}: ")
+        raise BadConfig([f"{results / BUNDLE_FILE} cannot be read by this version of bench: {' '.join(said.split())[:300]}"]) from error
     own = replace(opened, sweep=sweep, replaced=replaced, title=title, command=command, axes=varied)
     return replace(own, cells=cells, sources=sources, expectations=expectations)
 
@@ -106,18 +118,6 @@ def _placed(value: Any, results: Path) -> Any:
             item = str(results / item)
         placed[key] = _placed(item, results)
     return placed
-
-
-def made_cells(sweep: report.Sweep, results: Path) -> set[str]:
-    """Keys of cells that had their numbers: a run has left them in the cell's folder, or a table or the bundle says so."""
-    made = {cell.key for cell in sweep.cells if (results / "cells" / cell.name / "result.json").is_file()}
-    with contextlib.suppress(BadFile):
-        rows = read_csv(results / "sweeps" / sweep.name / "table.csv", ("key", "status"))
-        made |= {row["key"] for _, row in rows if row["status"] == "done"}
-    with contextlib.suppress(BadFile):
-        done = read_object(results / NAME).get("done", [])
-        made |= {key for key in done if isinstance(key, str)} if isinstance(done, list) else set()
-    return made
 
 
 # Without folders of this machine --------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sw
         root = Path(aside) / f"bundle-{sweep.name}"
         left_out = _stages(sweep.cells, store, root)
         copied = _copy_sources(sweep.cells, root)
-        _write_json(root / NAME, _told(opened, copied, sweep.cells, store))
+        _write_json(root / BUNDLE_FILE, _told(opened, copied, sweep.cells, store))
         _write_json(root / "environment.json", environment() | {"distributions": _distributions()})
         if opened.sweep and (path := sweep_path(opened.sweep, ())).is_file():
             shutil.copyfile(path, root / "sweep.yaml")

@@ -20,16 +20,24 @@ from typing import Any
 
 import yaml
 
-from bench.cli.compose import BadConfig
-from bench.commands import why
+from bench.cli.compose import BadConfig, Opened
+from bench.commands import OK, why
 from bench.commands.bundle import nameless, nameless_command
 from bench.config import Export, user_path
 from bench.models.tokenize import model_folder
 from bench.records import Result
 from bench.store.store import Manifest, Store, Unsound
+from bench.terminal import say
 from bench.text_files import BadFile, read_object, read_yaml
 
 NOT_NUMBERS = ("_low", "_high", "_se")  # ends of names that belong to another number
+
+
+def main(opened: Opened) -> int:
+    do, results = opened.session.do, opened.session.results_dir
+    assert isinstance(do, Export)
+    say("\n".join(export(do, results, Store(results / "store"))))
+    return OK
 
 
 @dataclass(frozen=True)

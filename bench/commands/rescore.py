@@ -18,24 +18,42 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bench import report
-from bench.cli.compose import BadConfig
+from bench.cli.compose import BadConfig, Opened
+from bench.commands import OK, SOME_FAILED, bundle
+from bench.commands.faults import say_wrong
+from bench.commands.planned_sweep import sweep_of
 from bench.config import FITTED, Rescore, user_path
 from bench.judges.formats import alpaca_eval, mt_bench
 from bench.output_files import why, write_where_asked
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.records import Item, Result, Verdict, read_jsonl
 from bench.scoring.calibration import fitted, fitted_on, recalibrated
 from bench.scoring.numbers import score
 from bench.stats.estimates import Estimate, Unmeasured, rating_mean
 from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
+from bench.store.keys import Stage
 from bench.store.stage_settings import ScoreSettings
-from bench.store.store import Stage, Store, Unsound
+from bench.store.store import Store, Unsound
 from bench.terminal import say
 
 BOOTSTRAP_SEED = 0
 EXPORT_AGAIN = "do=report +sweep=... of its sweep makes it again"
 Line = dict[str, Any]
 T = TypeVar("T")
+
+
+def main(opened: Opened) -> int:
+    do = opened.session.do
+    assert isinstance(do, Rescore)
+    if do.judgements is not None:
+        found = rescore_files(do)
+        written = show(found, do)
+        return SOME_FAILED if found.refused or not written else OK
+    opened = bundle.opened_from(opened)
+    results = opened.session.results_dir
+    store, sweep = Store(results / "store"), sweep_of(opened)
+    written = rescore_sweep(do, sweep, store)
+    return SOME_FAILED if say_wrong(sweep, store, results) or not written else OK
 
 
 @dataclass

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import report
-from bench.cli.compose import BadConfig
+from bench.cli.compose import BadConfig, Opened
+from bench.commands import OK, SOME_FAILED
 from bench.commands.why import read_cell
 from bench.judges.asked import journal
 from bench.output_files import ASIDE, why
@@ -23,6 +24,11 @@ from bench.terminal import say
 
 RUN_AGAIN = "the same command makes it again"
 REPORT_AGAIN = "do=report +sweep=... of its sweep writes it again"
+
+
+def main(opened: Opened) -> int:
+    results = opened.session.results_dir
+    return OK if show(results, Store(results / "store")) else SOME_FAILED
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench.cli.compose import BadConfig
+from bench.cli.compose import BadConfig, Opened
+from bench.commands import OK
 from bench.config import Why, is_name
 from bench.records import read_detections
 from bench.store.stage_settings import TOKENIZER
@@ -19,6 +20,13 @@ from bench.text_files import read_object
 
 SHORT = 8  # digits of a key, for people
 FEWEST = 4  # digits that name a cell
+
+
+def main(opened: Opened) -> int:
+    do, results = opened.session.do, opened.session.results_dir
+    assert isinstance(do, Why)
+    explain(do, results, Store(results / "store"))
+    return OK
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from bench.conformance.references import (
     spa,
 )
 from bench.methods import load
-from bench.planning.cells import reward_scale
+from bench.planning.judging import reward_scale
 from bench.records import Logps, Message, Pair
 from bench.store.stage_settings import TrainSettings
 from bench.training import losses

@@ -23,8 +23,8 @@ from bench.engines.base import ADAPTER, Progress, Vocabulary, Written, silent
 from bench.engines.vllm_server import CPU_ENVIRONMENT, ENVIRONMENT
 from bench.models.hub import read_config
 from bench.models.tokenize import Ids, check_rendering, model_folder
+from bench.store.keys import hash_key, tree_stamp
 from bench.store.stage_run import AT_REST, VERSIONS
-from bench.store.store import hash_key, tree_stamp
 from bench.text_files import whole_number
 
 CHILD = Path(__file__).with_name("vllm_child.py")

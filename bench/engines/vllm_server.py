@@ -25,9 +25,9 @@ import psutil
 
 from bench import secrets
 from bench.machine import ROOT
+from bench.store.keys import Stage, hash_key
 from bench.store.stage_run import ServerPlace
 from bench.store.stage_settings import LanguageJudgeSettings
-from bench.store.store import Stage, hash_key
 
 START_S = 1200.0  # a large model is read from a slow disk
 STOP_S = 15.0

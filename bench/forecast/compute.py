@@ -23,8 +23,9 @@ from bench.forecast.stage_time import answers_asked, token_bound
 from bench.models.hub import read_config
 from bench.models.model_size import BYTES, Memory, Shape, checkpoints, read_shape, scoring_memory, training_memory, writing_memory
 from bench.models.token_counts import Messages, counter_or_none
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.records import Conversation, Item, completion_columns, read_jsonl, read_rows
+from bench.store.keys import Source, Stage
 from bench.store.stage_settings import (
     BaseSettings,
     ConversationSft,
@@ -37,7 +38,7 @@ from bench.store.stage_settings import (
     SftSettings,
     TrainSettings,
 )
-from bench.store.store import Source, Stage, Store
+from bench.store.store import Store
 from bench.training.devices import Spread, share_of
 
 VLLM_SEQUENCES = 256  # that vLLM writes at once, by default

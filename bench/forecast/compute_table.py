@@ -9,9 +9,10 @@ from bench.config import Hardware, Keep, LocalModel, WorldModel
 from bench.forecast.compute import Sized, Sizes, model_folder, shape_of
 from bench.forecast.row_counts import SAMPLE
 from bench.models.model_size import Shape
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.records import size_words
-from bench.store.store import Manifest, Stage, Store
+from bench.store.keys import Stage
+from bench.store.store import Manifest, Store
 
 
 def wanted(cells: Sequence[CellPlan], size: str) -> list[CellPlan]:

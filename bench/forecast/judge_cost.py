@@ -22,13 +22,14 @@ from bench.forecast.stage_time import Estimate
 from bench.judges.asked.prices import price_of
 from bench.judges.asked.request import Request
 from bench.models.token_counts import counter
-from bench.planning.cells import labels_samples
+from bench.planning.judging import labels_samples
 from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
 from bench.stages import data, generate
 from bench.stages.judge import language_judge
+from bench.store.keys import Source, Stage
 from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import GenerateSettings, LanguageJudgeSettings, SampleSettings
-from bench.store.store import Source, Stage, Store
+from bench.store.store import Store
 
 CHARACTERS_A_TOKEN = 4.0
 TIKTOKEN_S = 5.0  # it loads an encoding over the network the first time

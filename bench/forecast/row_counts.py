@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 from bench.models.templates import read_template
 from bench.models.token_counts import Count, Messages, counter_or_none
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.readers.learnable import check_conversations
 from bench.readers.splits import FILE
 from bench.records import Conversation, Pair, Unpaired, completion_columns, read_jsonl, read_rows
 from bench.stages import data
+from bench.store.keys import Source, Stage
 from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import TOKENIZER, ConversationData, ConversationSft, LocalPairData
-from bench.store.store import Source, Stage, Store
+from bench.store.store import Store
 
 SAMPLE = 200  # rows whose tokens are counted
 

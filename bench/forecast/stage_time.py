@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from bench.config import Settings
+from bench.store.keys import Source, Stage, keyed_settings
 from bench.store.stage_settings import (
     SETTINGS,
     BaseSettings,
@@ -39,7 +40,7 @@ from bench.store.stage_settings import (
     WrittenPromptData,
     stage,
 )
-from bench.store.store import Manifest, Source, Stage, Store, keyed_settings
+from bench.store.store import Manifest, Store
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from bench.config import BestOfN, Cell, Loop, NoMethod, Written
-from bench.planning import cells
-from bench.planning.cells import Ground, Policy
+from bench.planning import pieces
+from bench.planning.inputs import Ground, Policy
 from bench.store.stage_settings import stage
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
 def one_shot(cell: Cell, ground: Ground) -> Policy:
     """One train stage from the start model, on the preference rows, against the start model's log-probs."""
     assert not isinstance(cell.method, NoMethod | Written | BestOfN | Loop)
-    settings = cells.train_settings(cell, cell.method)
+    settings = pieces.train_settings(cell, cell.method)
     inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
     trained = stage("train", settings, inputs, cell.method.name)
     return Policy(trained, trained)

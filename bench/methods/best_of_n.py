@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 from bench.config import BestOfN, Cell, RewardModel, Training
 from bench.models.tokenize import preference_ids
-from bench.planning import cells
-from bench.planning.cells import Ground, Policy
+from bench.planning import pieces
+from bench.planning.inputs import Ground, Policy
 from bench.records import Pair
+from bench.store.keys import Stage
 from bench.store.stage_settings import RewardModelSettings, stage
-from bench.store.store import Stage
 from bench.training.training_record import Example
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
 
 def _reward_model(cell: Cell, training: Training, ground: Ground) -> Stage:
     method = RewardModel(**training.model_dump(include=set(Training.model_fields)))
-    settings = RewardModelSettings(method=method, **cells.trained_as(cell))
+    settings = RewardModelSettings(method=method, **pieces.trained_as(cell))
     return stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
     from bench.config import Cell
-    from bench.planning.cells import Ground, Policy
+    from bench.planning.inputs import Ground, Policy
     from bench.training.trainers import TrainingJob
 
 GOOD, BAD = "<|good|>", "<|bad|>"

@@ -30,8 +30,9 @@ from bench.config import (
     Training,
     WorldData,
 )
-from bench.planning import cells
-from bench.planning.cells import Ground, Policy
+from bench.planning import judging, pieces
+from bench.planning.inputs import Ground, Policy
+from bench.store.keys import Source, Stage
 from bench.store.stage_settings import (
     TOKENIZER,
     DemonstratedData,
@@ -49,7 +50,6 @@ from bench.store.stage_settings import (
     RewardScoreSettings,
     stage,
 )
-from bench.store.store import Source, Stage
 
 Model = Stage | Source
 
@@ -101,7 +101,7 @@ def unfold(cell: Cell, ground: Ground, method: Method) -> Policy:
         read = [source for role, source in sorted(pairs.inputs.items()) if role != TOKENIZER]  # type: ignore[misc]
         reference = ground.start if method.training_reference == "start" else policy
         label = round_.label("reference log-probs")
-        logps = cells.preference_logps(cell, Policy(reference, None), pairs, splits=("train",), mismatched=False, label=label)
+        logps = pieces.preference_logps(cell, Policy(reference, None), pairs, splits=("train",), mismatched=False, label=label)
         inputs: dict[str, Model] = {"model": policy, "preferences": pairs, "reference_logps": logps}
         if method.with_reference_model(t):
             inputs["reference_model"] = reference
@@ -133,13 +133,13 @@ def _training(cell: Cell) -> dict[str, Any]:
 
 
 def _trained(cell: Cell, training: Trained | RefinedDpo, inputs: dict[str, Model], label: str) -> Stage:
-    return stage("train", cells.train_settings(cell, training), cells.read_model(inputs["model"]) | inputs, label)
+    return stage("train", pieces.train_settings(cell, training), pieces.read_model(inputs["model"]) | inputs, label)
 
 
 def _samples(cell: Cell, loop: Loop, policy: Model, items: Stage, draws: int, t: int) -> Stage:
     decoding = Decoding(temperature=loop.sample_temperature, top_p=1.0, max_new_tokens=loop.sample_max_new_tokens)
-    settings = cells.sample_settings(cell, decoding, draws, cell.seed)
-    return stage("sample", settings, cells.read_model(policy) | {"items": items}, f"iteration {t} samples")
+    settings = pieces.sample_settings(cell, decoding, draws, cell.seed)
+    return stage("sample", settings, pieces.read_model(policy) | {"items": items}, f"iteration {t} samples")
 
 
 def _pairs(cell: Cell, ground: Ground, loop: Loop, data: list[Stage], round_: Round) -> Stage:
@@ -189,7 +189,7 @@ def new_prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
         return stage("data", of_dataset, ground.preferences.inputs, f"iteration {t} prompts")
     assert isinstance(cell.data, WorldData)
     after = cell.data.n_prompts + (t - 1) * loop.n_prompts
-    settings = NewPromptData(family=cells.family(cell), after=after, n=loop.n_prompts, seed=cell.seed)
+    settings = NewPromptData(family=pieces.family(cell), after=after, n=loop.n_prompts, seed=cell.seed)
     return stage("data", settings, label=f"iteration {t} prompts")
 
 
@@ -197,7 +197,7 @@ def demonstrated(cell: Cell, loop: Loop, t: int) -> Stage:
     """Prompts of the start model's demonstrations, with their answers; t from 0."""
     assert isinstance(cell.data, WorldData)
     settings = DemonstratedData(
-        family=cells.family(cell), writer=cell.data.demonstrations, after=t * loop.n_prompts, n=loop.n_prompts, seed=cell.seed
+        family=pieces.family(cell), writer=cell.data.demonstrations, after=t * loop.n_prompts, n=loop.n_prompts, seed=cell.seed
     )
     return stage("data", settings, label=f"iteration {t} demonstrations")
 
@@ -218,8 +218,8 @@ def implicit_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     reference = {"start": ground.start, "previous": round_.before, "base": ground.base}[settings.judging_reference]
     assert reference is not None  # config.Cell
     logps = {
-        f"{role}_logps": cells.completion_logps(
-            cell, Policy(model, None), round_.samples, round_.label(f"log-probs of the {words}"), max_length=cells.max_length(cell)
+        f"{role}_logps": pieces.completion_logps(
+            cell, Policy(model, None), round_.samples, round_.label(f"log-probs of the {words}"), max_length=pieces.max_length(cell)
         )
         for role, model, words in (("policy", round_.policy, "policy"), ("reference", reference, "judging reference"))
     }
@@ -231,16 +231,16 @@ def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: Seed
     assert isinstance(cell.method, IterativeDpo | SelfRewarding)
     learning_rate, fraction = cell.method.reward_learning_rate, getattr(cell.method, "reward_fraction", None)
     method = RewardModel(**_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate})
-    settings = RewardModelSettings(method=method, **cells.trained_as(cell))
+    settings = RewardModelSettings(method=method, **pieces.trained_as(cell))
     pairs = ground.preferences
     if fraction is not None and isinstance(pairs.settings, PairData | LocalPairData):
         pairs = stage("data", pairs.settings.model_copy(update={"fraction": fraction}), pairs.inputs, "the reward model's pairs")
     model = stage("train", settings, {"model": ground.start, "preferences": pairs}, "reward model")
-    return _ranked(cell, round_, "reward_model", {"rewards": _rewards(cell, round_, model, cells.dtype(cell))})
+    return _ranked(cell, round_, "reward_model", {"rewards": _rewards(cell, round_, model, pieces.dtype(cell))})
 
 
 def _rewards(cell: Cell, round_: Round, model: Model, dtype: Dtype) -> Stage:
-    length = cells.max_length(cell)
+    length = pieces.max_length(cell)
     scoring = RewardScoreSettings(splits=(), max_length=length, batch_size=cell.engine.batch_size, dtype=dtype, rows="completions")
     return stage("logps", scoring, {"model": model, **_sampled(round_)}, round_.label("rewards"))
 
@@ -256,7 +256,7 @@ def judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     assert judge is not None
     rated = isinstance(judge, MtBenchJudge) and judge.mode == "single"
     drawn = stage("data", DrawnData(form="each" if rated else "pairs"), _sampled(round_), round_.label("samples to judge"))
-    settings, read = cells.judging_by(judge, cell, "rating" if rated else "preference", sources)
+    settings, read = judging.judging_by(judge, cell, "rating" if rated else "preference", sources)
     inputs: dict[str, Model] = {"items": drawn, "completions": drawn, **read}
     verdicts = stage("judge", settings, inputs, round_.label(f"verdicts of {Path(judge.model).name} ({judge.name})"))
     return _ranked(cell, round_, "judge", {"verdicts": verdicts})

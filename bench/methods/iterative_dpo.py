@@ -25,8 +25,8 @@ from functools import partial
 
 from bench.config import Cell, IterativeDpo
 from bench.methods import iterations
-from bench.planning.cells import Ground, Policy
-from bench.store.store import Stage
+from bench.planning.inputs import Ground, Policy
+from bench.store.keys import Stage
 
 
 def chain(cell: Cell, ground: Ground) -> Policy:

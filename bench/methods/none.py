@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.config import Cell
-from bench.planning.cells import Ground, Policy
+from bench.planning.inputs import Ground, Policy
 
 
 def chain(cell: Cell, ground: Ground) -> Policy:

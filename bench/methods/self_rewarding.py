@@ -31,8 +31,9 @@ from dataclasses import replace
 
 from bench.config import Cell, Decoding, Dpo, SeedTraining, SelfRewarding, SftChosen, Training, WorldData
 from bench.methods import iterations
-from bench.planning import cells
-from bench.planning.cells import Ground, Policy
+from bench.planning import pieces
+from bench.planning.inputs import Ground, Policy
+from bench.store.keys import Source, Stage
 from bench.store.stage_settings import (
     SELF_JUDGE_READING,
     DemonstrationData,
@@ -48,7 +49,6 @@ from bench.store.stage_settings import (
     WrittenPromptData,
     stage,
 )
-from bench.store.store import Source, Stage
 
 RANKED = 4  # samples of a held-out prompt
 N_KNOWN, N_WRITTEN = 6, 2  # examples of a request for a new prompt
@@ -93,14 +93,14 @@ def _first(cell: Cell, ground: Ground, settings: SelfRewarding) -> Stage:
 
 
 def _tuned(cell: Cell, ground: Ground, settings: SelfRewarding, texts: Mapping[str, Stage], label: str) -> Stage:
-    training = SftSettings(training=settings.first_training, max_length=cells.max_length(cell), seed=cell.seed)
+    training = SftSettings(training=settings.first_training, max_length=pieces.max_length(cell), seed=cell.seed)
     return stage("sft", training, {"model": ground.start, **texts}, label)
 
 
 def _instructions(cell: Cell, ground: Ground) -> Stage:
     if not isinstance(cell.data, WorldData):
         return _rankings(ground, "train")
-    data = DemonstrationData(family=cells.family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed)
+    data = DemonstrationData(family=pieces.family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed)
     return stage("data", data, label="demonstrations")
 
 
@@ -133,7 +133,7 @@ def _judgements(cell: Cell, settings: SelfRewarding, judge: Stage | Source, aske
 
 
 def _written(cell: Cell, model: Stage | Source, items: Stage, decoding: Decoding, draws: int, label: str) -> Stage:
-    return stage("sample", cells.sample_settings(cell, decoding, draws, cell.seed), cells.read_model(model) | {"items": items}, label)
+    return stage("sample", pieces.sample_settings(cell, decoding, draws, cell.seed), pieces.read_model(model) | {"items": items}, label)
 
 
 def _labels(cell: Cell, ground: Ground, settings: SelfRewarding, round_: iterations.Round) -> Stage:

@@ -38,7 +38,7 @@ import numpy as np
 
 from bench.config import Cell, RefinedDpo, Spa, Training, scheduled
 from bench.methods import iterations
-from bench.planning.cells import Ground, Policy
+from bench.planning.inputs import Ground, Policy
 
 if TYPE_CHECKING:
     import torch

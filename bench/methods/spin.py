@@ -23,7 +23,7 @@ from functools import partial
 
 from bench.config import Cell, Dpo, SftChosen, Spin, Training, scheduled
 from bench.methods import iterations
-from bench.planning.cells import Ground, Policy
+from bench.planning.inputs import Ground, Policy
 
 
 def chain(cell: Cell, ground: Ground) -> Policy:

@@ -17,8 +17,8 @@ from bench.config import Conversations, Form, Reading
 from bench.readers.common import Raw, Tally
 from bench.readers.rows import SHOWN_BAD_ROWS, BadRows, check_columns, raw_rows, refusal
 from bench.records import Conversation, Pair, Unpaired
+from bench.store.keys import tree_stamp
 from bench.store.stage_settings import ConversationData, DatasetRows
-from bench.store.store import tree_stamp
 from bench.text_files import describe, printable
 
 PEEK = 50  # rows that the door looks at

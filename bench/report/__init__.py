@@ -1,8 +1,10 @@
 """From the store to what a person reads: tables, figures, sample completions. Loads no torch and runs no judge."""
 
 from bench.report.benchmark_files import export, export_faults
+from bench.report.csv_rows import flat_rows
+from bench.report.groups import Group, Pooled, pool
 from bench.report.passports import PASSPORTS
-from bench.report.rows import Group, Pooled, Rescored, Row, Sweep, collect, flat_rows, pool, stored_result
+from bench.report.rows import Rescored, Row, Sweep, collect, stored_result
 from bench.report.tables import Table
 from bench.report.write import Paths, csv_text, print_comparison, print_report, print_table, write_files
 

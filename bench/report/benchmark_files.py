@@ -18,9 +18,10 @@ from pathlib import Path
 from bench.config import as_name
 from bench.judges.formats import alpaca_eval, mt_bench
 from bench.output_files import OutputFiles
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.records import Completion, Item, Verdict, read_jsonl
-from bench.store.store import Stage, Store, file_digest
+from bench.store.keys import Stage, file_digest
+from bench.store.store import Store
 from bench.text_files import BadFile, read_object
 
 BASELINE = "baseline"  # what items bring is one fixed opponent without a name of its own

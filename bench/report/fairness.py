@@ -18,9 +18,11 @@ from itertools import groupby
 from typing import Any, TypeGuard
 
 from bench.records import Verdict, read_jsonl
-from bench.report.rows import Group, Row, chosen, method_name, row_words
+from bench.report.groups import Group, chosen, method_name, row_words
+from bench.report.rows import Row
+from bench.store.keys import Stage, hash_key, keyed_settings
 from bench.store.stage_settings import GenerateSettings
-from bench.store.store import Stage, Store, hash_key, keyed_settings
+from bench.store.store import Store
 from bench.training.training_record import TrainFacts
 
 Value = str | int | float

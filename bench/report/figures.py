@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench.report.rows import Group, Pooled, line_names
+from bench.report.groups import Group, Pooled, line_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

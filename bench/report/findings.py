@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from bench.planning.cells import CellPlan
-from bench.report.rows import UNTRAINED, Group, Row, row_words
+from bench.planning.inputs import CellPlan
+from bench.report.groups import UNTRAINED, Group, row_words
+from bench.report.rows import Row
+from bench.store.keys import Source, Stage
 from bench.store.stage_settings import TrainSettings
-from bench.store.store import Source, Stage, Store
+from bench.store.store import Store
 
 Curve = Sequence[Mapping[str, float]]
 Metrics = Mapping[str, float]

@@ -13,11 +13,13 @@ from typing import Any
 
 from bench.config import GoldJudge, LanguageJudge
 from bench.output_files import OutputFiles
-from bench.planning.cells import CellPlan, judge_key
+from bench.planning.inputs import CellPlan
+from bench.planning.judging import judge_key
 from bench.records import Item, Verdict, read_jsonl
 from bench.report import passport_page
 from bench.report.passport_page import Line, Number, Section
-from bench.store.store import Stage, Store
+from bench.store.keys import Stage
+from bench.store.store import Store
 from bench.terminal import say
 
 SMALL_SHARE = 0.02  # a bias that moves fewer verdicts is passed over, however sure it is

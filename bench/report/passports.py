@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import GoldJudge, JuryJudge
-from bench.planning.cells import judge_key, judge_name, member_label
+from bench.planning.judging import judge_key, judge_name, member_label
 from bench.report.rows import Sweep
 from bench.text_files import BadFile, read_object
 

@@ -9,7 +9,8 @@ from functools import partial
 
 from bench.config import FITTED, Expectation, JuryJudge
 from bench.records import task_number
-from bench.report.rows import ALPHA, Group, Pooled, Row, Verified, method_name, settings, short_name, verify
+from bench.report.groups import Group, Pooled, Verified, method_name, settings, short_name, verify
+from bench.report.rows import ALPHA, Row
 from bench.scoring import reasons
 from bench.stats import estimates
 

@@ -15,8 +15,10 @@ from rich.table import Table as RichTable
 from bench.output_files import OutputFiles
 from bench.report import fairness, figures, findings
 from bench.report.completions import samples
+from bench.report.csv_rows import flat_rows
+from bench.report.groups import Group, Pooled, method_name, pool
 from bench.report.passports import passport_lines
-from bench.report.rows import Group, Pooled, Row, Sweep, flat_rows, method_name, pool
+from bench.report.rows import Row, Sweep
 from bench.report.tables import Table, comparison_table, latex, markdown
 from bench.stats import estimates
 from bench.store.store import Store

@@ -19,10 +19,12 @@ from typing import Any, Literal, Protocol, cast, get_args
 
 from bench import output_files, secrets
 from bench.config import ClusterLauncher, LocalLauncher, Resources
-from bench.runner.local_pool import Outcome, Pool, Report
+from bench.runner.launcher import Outcome, Report
+from bench.runner.local_pool import Pool
+from bench.store.keys import Stage
 from bench.store.stage_run import reason
 from bench.store.stage_settings import Need, needs
-from bench.store.store import Stage, Store
+from bench.store.store import Store
 from bench.text_files import BadFile, read_object
 
 ANSWER_S = 15.0  # a shared file system may show a file so much later than the scheduler says that its job has ended

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from bench.config import Keep
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.records import size_words
-from bench.store.store import Manifest, Stage, Store
+from bench.store.keys import Stage
+from bench.store.store import Manifest, Store
 
 WEIGHTS = ".safetensors"
 ADAPTER = "adapter_model"  # begins PEFT's files of an adapter's weights

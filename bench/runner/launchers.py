@@ -9,12 +9,13 @@ from pathlib import Path
 from bench.cli.compose import BadConfig
 from bench.config import ClusterLauncher, LocalLauncher, RayLauncher, SlurmLauncher
 from bench.runner.cluster_queue import QueueLauncher, queued
-from bench.runner.local_pool import Launcher, Pool
+from bench.runner.launcher import Launcher
+from bench.runner.local_pool import Pool
 from bench.runner.ray_tasks import RayQueue
 from bench.runner.ray_tasks import check as check_ray
 from bench.runner.slurm import SlurmQueue
 from bench.runner.slurm import check as check_slurm
-from bench.store.store import Stage
+from bench.store.keys import Stage
 
 AnyLauncher = LocalLauncher | SlurmLauncher | RayLauncher
 

@@ -15,16 +15,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from bench.config import ClusterLauncher, LocalLauncher
 from bench.machine import ROOT, cores, visible_gpus
+from bench.runner.launcher import Report
 from bench.runner.worker import ANSWERS, IMPORTS, PARENT
 from bench.store.stage_settings import Need
-from bench.store.store import Stage
 
 # Set before torch is imported: idle threads sleep (they would steal the other worker's core), nothing phones home.
 WORKER_ENVIRONMENT = {
@@ -41,36 +41,6 @@ WORKER_ENVIRONMENT = {
 # A shell that has run `accelerate launch` leaves these behind: they would change precision or sharding, unkeyed.
 FOREIGN = ("ACCELERATE_", "FSDP_", "DEEPSPEED_", "MEGATRON_", "PARALLELISM_CONFIG_")
 DEATH_S = 5.0  # the longest that a worker may take to go once it has closed its pipe
-
-
-Outcome = Literal["done", "failed", "over_budget", "lost", "late"]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What became of a stage: `lost` when its worker died, so that trying again makes sense."""
-
-    key: str
-    outcome: Outcome
-    error: str = ""
-
-
-class Launcher(Protocol):
-    def takes(self, needs: Need) -> bool:
-        """Whether it can take one more stage with these needs now."""
-        ...
-
-    def start(self, job: Mapping[str, Any], log: Path) -> None:
-        """Take a stage as `describe` puts it; it runs soon, and others may be handed in before it does."""
-        ...
-
-    def reports(self, timeout_s: float) -> Sequence[Report]:
-        """What became of stages since the last call; waits up to `timeout_s` for the first."""
-        ...
-
-    def close(self) -> None:
-        """End what still runs."""
-        ...
 
 
 @dataclass
@@ -220,17 +190,6 @@ def _write(worker: _Worker, line: bytes) -> bool:
     except OSError:
         return False
     return worker.process.poll() is None
-
-
-def chain_lengths(stages: Sequence[Stage], seconds: Callable[[Stage], float]) -> dict[Stage, float]:
-    """Seconds from the start of each stage to the end of the longest chain of stages that waits for it; inputs come first."""
-    after: dict[Stage, float] = {}
-    for stage in reversed(stages):
-        after[stage] = after.get(stage, 0.0) + seconds(stage)
-        for source in stage.inputs.values():
-            if isinstance(source, Stage):
-                after[source] = max(after.get(source, 0.0), after[stage])
-    return {stage: after[stage] for stage in stages}
 
 
 def pool_size(settings: LocalLauncher | ClusterLauncher, devices: int = 1) -> int:

@@ -28,8 +28,9 @@ from bench import secrets
 from bench.config import Accelerate
 from bench.machine import PACKAGE, die_with_parent
 from bench.store import stage_settings
+from bench.store.keys import Source, Stage, tree_stamp
 from bench.store.stage_run import AT_REST, VERSIONS, Outcome, OverBudget, Progress, ServerPlace, StageRun, reason
-from bench.store.store import Source, Stage, Store, tree_stamp
+from bench.store.store import Store
 
 # What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
 ANSWERS, PARENT, IMPORTS = "BENCH_ANSWERS_FD", "BENCH_PARENT_PID", "BENCH_IMPORTS"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.config import FITTED
 from bench.judges.formats import alpaca_eval
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.records import Result, Verdict, preference_verdicts
 from bench.scoring.numbers import calibration_of, lc_numbers
 from bench.stats.estimates import Unmeasured

@@ -40,7 +40,7 @@ import numpy as np
 
 from bench.judges.asked.replies import count_reasons, votes_from_text
 from bench.judges.formats import alpaca_eval
-from bench.planning.cells import member_label
+from bench.planning.judging import member_label
 from bench.records import (
     Completion,
     Item,

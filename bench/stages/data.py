@@ -36,6 +36,7 @@ from bench.records import (
     write_jsonl,
 )
 from bench.stages import self_judging_data
+from bench.store.keys import tree_stamp
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import (
     TOKENIZER,
@@ -60,7 +61,6 @@ from bench.store.stage_settings import (
     TaskFamily,
     WrittenData,
 )
-from bench.store.store import tree_stamp
 from bench.world.corpus import base_rows, demonstrated_items, demonstration_rows, make_items
 from bench.world.tasks import Turn
 from bench.world.writers import write

@@ -25,8 +25,9 @@ from bench.judges.preference import AskedPreference
 from bench.judges.rating import AskedRating
 from bench.judges.reward_model import RewardModelPreference, Rewards
 from bench.models.tokenize import letter_ids, load_tokenizer, row_ids
-from bench.planning.cells import member_label
+from bench.planning.judging import member_label
 from bench.records import Completion, Item, Message, Verdict, preference_verdicts, read_jsonl, write_jsonl
+from bench.store.keys import Stage
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import (
     GoldPreferenceSettings,
@@ -36,7 +37,6 @@ from bench.store.stage_settings import (
     PairRankerSettings,
     RewardJudgeSettings,
 )
-from bench.store.store import Stage
 
 
 def run(settings: Settings, run: StageRun) -> Outcome:

@@ -39,7 +39,8 @@ from bench.config import (
     Unwritable,
     Writer,
 )
-from bench.store.store import LaterField, Source, Stage, Unkeyed
+from bench.store.keys import Source, Stage
+from bench.store.store import LaterField, Unkeyed
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
 VERSIONS = {

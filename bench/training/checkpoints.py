@@ -18,7 +18,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from bench.records import Trust
-from bench.store.store import file_digest
+from bench.store.keys import file_digest
 from bench.training.trainers import Recorder
 
 MARK = "whole.json"

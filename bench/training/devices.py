@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from bench.config import ClusterLauncher, Session, SftEpochs, Training
 from bench.machine import visible_gpus
+from bench.store.keys import Stage
 from bench.store.stage_settings import ConversationSft, RewardModelSettings, TrainSettings
-from bench.store.store import Stage
 
 Spread = TrainSettings | RewardModelSettings | ConversationSft  # settings of a training that several devices may share
 

@@ -26,8 +26,8 @@ from bench.config import Accelerate
 from bench.engines.adapters import is_adapted, save_model
 from bench.machine import ROOT
 from bench.store import stage_settings
+from bench.store.keys import tree_stamp
 from bench.store.stage_run import Outcome, Progress, StageRun, follow, reason
-from bench.store.store import tree_stamp
 from bench.training.checkpoints import Checkpoints
 from bench.training.devices import Spread, learning, share_of
 from bench.training.trainers import Recorder, check_weights, fingerprint

@@ -20,7 +20,7 @@ from transformers.training_args import OptimizerNames
 from bench.engines.adapters import check_finite, is_adapted
 from bench.models.model_size import checkpoints
 from bench.models.tokenize import preference_ids
-from bench.planning.cells import reward_scale
+from bench.planning.judging import reward_scale
 from bench.records import Logps, Pair, Unpaired
 from bench.store.stage_run import Progress
 from bench.store.stage_settings import RewardModelSettings, TrainSettings

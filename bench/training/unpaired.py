@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from bench.engines.hf import per_token_logps
 from bench.models.tokenize import Ids
-from bench.planning.cells import reward_scale
+from bench.planning.judging import reward_scale
 from bench.training.trainers import Prepared, TrainingJob, method_arguments, outputs_of, share_right
 
 

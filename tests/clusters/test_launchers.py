@@ -15,10 +15,12 @@ from fake_stage import attempts, fake
 
 from bench.config import LocalLauncher
 from bench.runner.cluster_queue import QueueLauncher
+from bench.runner.launcher import Launcher, Report
 from bench.runner.launchers import check, make_launcher
-from bench.runner.local_pool import Launcher, Pool, Report
+from bench.runner.local_pool import Pool
 from bench.runner.worker import describe
-from bench.store.store import Stage, Store
+from bench.store.keys import Stage
+from bench.store.store import Store
 
 PATIENCE_S = 90.0
 Make = Callable[[], Launcher]

@@ -16,7 +16,7 @@ from bench.cli.compose import BadConfig, open_door
 from bench.config import ResourceChanges, Resources
 from bench.runner import launchers
 from bench.runner.cluster_queue import NodeJob, QueueLauncher
-from bench.runner.local_pool import Report
+from bench.runner.launcher import Report
 from bench.runner.worker import describe
 from bench.store.stage_settings import GoldPreferenceSettings, LanguageJudgeSettings, needs
 from bench.store.store import Store

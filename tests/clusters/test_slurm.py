@@ -13,8 +13,8 @@ from test_launchers import start
 
 from bench.cli.compose import BadConfig
 from bench.config import SlurmResources
+from bench.runner.launcher import Report
 from bench.runner.launchers import check, make_launcher
-from bench.runner.local_pool import Report
 from bench.runner.slurm import JobState, SlurmQueue, ask_squeue, how_it_ended, outside_of_jobs
 from bench.store.store import Store
 

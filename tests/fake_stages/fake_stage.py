@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bench.config import Settings
 from bench.store import stage_settings
+from bench.store.keys import Stage
 from bench.store.stage_run import Outcome, StageRun
-from bench.store.store import Stage
 
 HERE = Path(__file__).parent
 MEETING_S = 60.0

@@ -30,9 +30,9 @@ from bench.judges.asked.request import Reply, Request
 from bench.judges.preference import policy_first
 from bench.records import Completion, Item, Verdict, preference_verdicts, read_jsonl, text_digest, write_jsonl
 from bench.stages import judge
+from bench.store.keys import Source, keyed_settings
 from bench.store.stage_run import Outcome, OverBudget, Progress, ServerPlace, StageRun
 from bench.store.stage_settings import LanguageJudgeSettings, stage
-from bench.store.store import Source, keyed_settings
 
 ROOT = Path(__file__).parent.parent.parent
 ASKING = Asking(

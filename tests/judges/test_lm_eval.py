@@ -18,12 +18,13 @@ from tiny import bench, make_model, make_preferences, plans
 from bench.config import Loading
 from bench.engines.lm_eval import _answers, _results, answer, by_shots, faults
 from bench.records import Result, TaskAnswer, TaskResult, read_jsonl, write_jsonl
-from bench.report.rows import Group, Row
+from bench.report.groups import Group
+from bench.report.rows import Row
 from bench.report.tables import _tasks_notes, tasks
 from bench.scoring.numbers import _Numbers, _tasks
+from bench.store.keys import tree_stamp
 from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import TaskSettings, needs
-from bench.store.store import tree_stamp
 
 QUESTIONS = [
     ("please name one good", ["apple", "lemon", "the river and the garden"], 1),

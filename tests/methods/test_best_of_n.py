@@ -20,15 +20,18 @@ from bench.engines.hf import Engine
 from bench.engines.reward import Scorer
 from bench.forecast.stage_time import token_bound
 from bench.models.tokenize import conversation, load_tokenizer, prompt_ids, row_ids
-from bench.planning.cells import CellPlan, Sources, make_plan, plan_cell
+from bench.planning.cells import plan_cell
+from bench.planning.inputs import CellPlan, Sources
+from bench.planning.to_do import make_plan
 from bench.records import Completion, Item, read_jsonl, read_logps, read_rewards, read_rows
 from bench.runner.worker import describe, run_stage
 from bench.stages import generate as generate_stage
 from bench.stages import train as train_stage
 from bench.stages.generate import best_of, draw_seed
+from bench.store.keys import Source, Stage
 from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import GenerateSettings
-from bench.store.store import Source, Stage, Store
+from bench.store.store import Store
 
 
 def smoke_plan(n: int) -> CellPlan:
@@ -93,7 +96,8 @@ def test_a_cells_name_tells_n_and_its_tokens_count_every_sample() -> None:
 
 
 def test_the_varied_n_is_named_once_in_a_table(store: Store) -> None:
-    from bench.report.rows import Sweep, collect, pool
+    from bench.report.groups import pool
+    from bench.report.rows import Sweep, collect
 
     pooled = pool(collect(Sweep("s", "", "", [smoke_plan(2), smoke_plan(4)]), store, {}))
     assert pooled.varied == ["method.n"]

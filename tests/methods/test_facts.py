@@ -11,7 +11,7 @@ from tiny import smoke_cell, smoke_folder
 
 from bench.models.tokenize import Ids, load_tokenizer, preference_ids
 from bench.records import Pair, read_rows
-from bench.store.store import Stage
+from bench.store.keys import Stage
 from bench.training.trainers import LengthBatches
 from bench.training.training_record import Example, Fed, TrainFacts, digest
 

@@ -19,18 +19,23 @@ from transformers import AutoModelForCausalLM
 from bench import methods
 from bench.cli.compose import BadConfig, Opened
 from bench.commands import why
-from bench.commands.run import write_cell
 from bench.config import Cell, Dpo, IterativeDpo, Loop, SeedTraining, Spa, Spin, Training, Why
 from bench.forecast.stage_time import token_bound
 from bench.models.tokenize import load_tokenizer, model_folder, preference_ids
-from bench.planning.cells import CellPlan, Sources, make_plan, plan_cell
+from bench.planning.cells import plan_cell
+from bench.planning.inputs import CellPlan, Sources
+from bench.planning.to_do import make_plan
 from bench.records import Item, Labelled, Trust, read_jsonl, read_logps, read_rows
-from bench.report.rows import Sweep, collect, flat_rows, pool
+from bench.report.csv_rows import flat_rows
+from bench.report.groups import pool
+from bench.report.rows import Sweep, collect
 from bench.report.tables import comparison_table
+from bench.runner.cell_folders import write_cell
 from bench.runner.worker import describe, run_stage
 from bench.store import stage_settings
+from bench.store.keys import Stage, keyed_settings
 from bench.store.stage_settings import TrainSettings
-from bench.store.store import Stage, Store, keyed_settings
+from bench.store.store import Store
 
 SMALL: dict[str, Any] = {"n_prompts": 24, "sample_temperature": 1.0, "sample_max_new_tokens": 12, "pairs": "fresh", "batch_size": 4}
 SEED = SeedTraining(beta=0.1, learning_rate=1e-3, num_train_epochs=1.0, batch_size=32)

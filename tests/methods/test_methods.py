@@ -10,8 +10,8 @@ from tiny import plans
 
 from bench import methods
 from bench.config import LOOPS, NEEDS_PAIRS
-from bench.planning.cells import CellPlan
-from bench.store.store import Stage, canonical_json
+from bench.planning.inputs import CellPlan
+from bench.store.keys import Stage, canonical_json
 
 TRAINED = [name for name in methods.NAMES if name != "none"]
 ONE_SHOT = [name for name in TRAINED if name not in LOOPS]

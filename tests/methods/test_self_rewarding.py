@@ -13,15 +13,19 @@ from tiny import copy_results, smoke, smoke_cell
 
 from bench import methods
 from bench.commands import why
-from bench.commands.run import write_cell
 from bench.config import Cell, SelfRewarding, SftTraining, Training, Writer
 from bench.judges.self_judge import add_up, questions
-from bench.planning.cells import CellPlan, Sources, make_plan, plan_cell
+from bench.planning.cells import plan_cell
+from bench.planning.inputs import CellPlan, Sources
+from bench.planning.to_do import make_plan
 from bench.records import Completion, Item, Labelled, Result, Text, draw_name, read_jsonl, read_rows
-from bench.report.rows import Sweep, collect, flat_rows
+from bench.report.csv_rows import flat_rows
+from bench.report.rows import Sweep, collect
+from bench.runner.cell_folders import write_cell
 from bench.runner.worker import describe, run_stage
+from bench.store.keys import Source, Stage
 from bench.store.stage_settings import SftSettings, TrainSettings
-from bench.store.store import Source, Stage, Store
+from bench.store.store import Store
 
 GIVEN: dict[str, Any] = {
     "name": "self_rewarding",

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from bench.engines.hf import load_model
 from bench.methods import load
 from bench.models.tokenize import load_tokenizer, preference_ids
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.records import Logps, Pair, completion_columns
 from bench.report.findings import Evidence, known_start, wrong_start
 from bench.store.stage_settings import TrainSettings

@@ -16,11 +16,13 @@ from tiny import make_model, make_preferences
 from bench import methods
 from bench.cli.compose import open_door
 from bench.cli.sweep_files import SWEEPS
-from bench.commands.run import with_start_cells
+from bench.commands.planned_sweep import with_start_cells
 from bench.config import Expectation
-from bench.planning.cells import CellPlan, plan_cell, start_cell
+from bench.planning.cells import plan_cell, start_cell
+from bench.planning.inputs import CellPlan
 from bench.report import Row, Sweep, figures, flat_rows, pool, write_files
-from bench.report.rows import matches, row_words, seedless
+from bench.report.groups import matches, row_words
+from bench.report.rows import seedless
 from bench.report.tables import comparison_table, latex, markdown
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from tiny import smoke, smoke_cell, smoke_cells, smoke_folder
 
 from bench.models.tokenize import PromptTooLong, load_tokenizer
-from bench.planning.cells import CellPlan
+from bench.planning.inputs import CellPlan
 from bench.records import Completion, Item, Pair, read_jsonl, read_logps, read_rows
 from bench.stages import logps as logps_stage
+from bench.store.keys import Stage
 from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import GenerateSettings, SampleSettings
-from bench.store.store import Stage
 
 
 def stage_of(cell: CellPlan, kind: str, label: str) -> Stage:

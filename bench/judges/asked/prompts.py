@@ -19,7 +19,7 @@ from typing import Any
 from bench.config import user_path
 from bench.machine import PACKAGE
 from bench.records import Message
-from bench.store.store import canonical_json, hash_key
+from bench.store.keys import canonical_json, hash_key
 from bench.text_files import BadFile, describe, number, optional_text, printable, read_rows, read_text, read_yaml, text, whole_number
 
 OWN_PROMPTS = PACKAGE / "judges" / "asked" / "mt_bench_prompts.jsonl"

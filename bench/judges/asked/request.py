@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bench.records import Message, Record
-from bench.store.store import hash_long
+from bench.store.keys import hash_long
 
 Progress = Callable[[int, int], None]
 

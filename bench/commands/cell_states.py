@@ -1,0 +1,90 @@
+"""The state of each cell, from what lies in the store: done, running, queued, failed, lost, damaged, stale, absent, interrupted, to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import report
+from bench.planning.inputs import CellPlan
+from bench.planning.to_do import make_plan
+from bench.report import Sweep
+from bench.runner.cluster_queue import job_of
+from bench.runner.progress_view import stage_words
+from bench.runner.slurm import OVER, JobState, queue_states
+from bench.store.store import Store
+from bench.text_files import BadFile, read_csv, read_object
+
+WRONG = ("failed", "lost", "damaged", "stale", "absent")  # states of a cell that the same command, or a person, has to mend
+
+
+def wrong_cells(sweep: Sweep, store: Store, made: Container[str] = ()) -> list[str]:
+    """A line for each reason that cells have failed or are lost, damaged, stale or absent."""
+    jobs = _jobs(store)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for cell in sweep.cells:
+        state, why = cell_state(cell, store, jobs, made)
+        if state in WRONG:
+            reasons.setdefault((state, why), []).append(cell.name)
+    lines = []
+    for (state, why), names in reasons.items():
+        more = f" and {len(names) - 1} more cells" if len(names) > 1 else ""
+        lines.append(f"{state.upper():<8} {why if state == 'damaged' else f'{names[0]}{more}: {why}'}")
+    return lines
+
+
+def _jobs(store: Store) -> Mapping[str, JobState]:
+    return queue_states() if any(store.root.glob("*/*.job.json")) else {}
+
+
+def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made: Container[str] = ()) -> tuple[str, str]:
+    """(state, why) of a cell from what lies in the store, and from what SLURM says of its jobs, by id."""
+    needed = make_plan([cell], store).to_do
+    if not needed:
+        return "done", ""
+    was_made = cell.key in made or store.status(cell.score).state in ("done", "stale", "damaged")
+    pending: dict[str, Any] = {}
+    for stage in needed:
+        status = store.held(stage)
+        if error := store.failure(stage):
+            return "failed", f"{stage_words(stage)}: {error.splitlines()[0]}"
+        held, handed_in = store.is_locked(stage), job_of(stage, store)
+        job = jobs.get(handed_in["id"]) if handed_in else None
+        if handed_in and job and job.state not in OVER:
+            place = f"waits ({job.reason})" if job.waits else f"on {job.node}"
+            alone = "" if held else "; no command waits for it, the same command takes it up"
+            pending["queued" if job.waits else "running"] = f"{stage_words(stage)}: job {handed_in['id']} {place}{alone}"
+        elif held:
+            pending["running"] = stage_words(stage) + (f": {handed_in['queue']} job {handed_in['id']}" if handed_in else "")
+        elif store.was_interrupted(stage):
+            pending.setdefault("interrupted", f"{stage_words(stage)}: the command was interrupted; the same command runs it again")
+        elif handed_in or store.was_begun(stage):
+            pending.setdefault("lost", f"{stage_words(stage)}: begun, and nobody is at it; the same command runs it again")
+        elif status.state in ("damaged", "stale"):
+            pending.setdefault(status.state, status.why)
+        elif was_made and not status.why:
+            gone = f"{stage.kind}/{stage.key} ({stage.label}) is not in the store any more: the same command makes it again"
+            pending.setdefault("absent", gone)
+        elif status.why:
+            pending.setdefault("to do", status.why)
+    for state in ("running", "queued", "lost", "interrupted", "damaged", "stale", "absent", "to do"):
+        if state in pending:
+            return state, pending[state]
+    return "to do", ""
+
+
+BUNDLE_FILE = "bundle.json"
+
+
+def made_cells(sweep: report.Sweep, results: Path) -> set[str]:
+    """Keys of cells that had their numbers: a run has left them in the cell's folder, or a table or the bundle says so."""
+    made = {cell.key for cell in sweep.cells if (results / "cells" / cell.name / "result.json").is_file()}
+    with contextlib.suppress(BadFile):
+        rows = read_csv(results / "sweeps" / sweep.name / "table.csv", ("key", "status"))
+        made |= {row["key"] for _, row in rows if row["status"] == "done"}
+    with contextlib.suppress(BadFile):
+        done = read_object(results / BUNDLE_FILE).get("done", [])
+        made |= {key for key in done if isinstance(key, str)} if isinstance(done, list) else set()
+    return made

@@ -1,0 +1,11 @@
+"""`do=conformance`: every method against its paper's equation. Loads torch."""
+
+from __future__ import annotations
+
+from bench.cli.compose import Opened
+from bench.commands import OK, SOME_FAILED
+from bench.conformance.table import print_table
+
+
+def main(opened: Opened) -> int:
+    return OK if print_table() else SOME_FAILED

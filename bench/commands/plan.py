@@ -1,0 +1,169 @@
+"""`do=plan`: what a command would run, and what that takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from bench.cli.compose import Opened
+from bench.commands import OK
+from bench.commands.planned_sweep import sweep_of
+from bench.config import PlanVerb, WorldData
+from bench.config.errors import BadConfig
+from bench.forecast import compute_table
+from bench.forecast.compute_table import CELL_COLUMNS, STAGE_COLUMNS
+from bench.forecast.compute_table import Report as Sizes
+from bench.forecast.judge_cost import JudgeCost, judge_costs, with_costs
+from bench.forecast.row_counts import data_lines
+from bench.forecast.stage_time import Estimate, estimates
+from bench.planning.judging import labels_samples
+from bench.planning.to_do import Plan, make_plan
+from bench.report import Sweep
+from bench.runner.local_pool import pool_size
+from bench.runner.progress_view import clock, makespan_s
+from bench.store.keys import Stage
+from bench.store.store import Store
+from bench.terminal import Terminal
+
+
+def main(opened: Opened) -> int:
+    session = opened.session
+    store = Store(session.results_dir / "store")
+    sweep = sweep_of(opened)
+    plan = make_plan(sweep.cells, store)
+    costs = judge_costs(plan.to_do, store)
+    data = data_lines(sweep.cells, store)
+    workers = pool_size(session.launcher, session.accelerate.gpus)
+    print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data.lines)
+    assert isinstance(session.do, PlanVerb)
+    print_sizes(compute_table.report(sweep.cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
+    if data.refusals:
+        raise BadConfig(data.refusals)
+    return OK
+
+
+def print_plan(
+    sweep: Sweep,
+    plan: Plan,
+    forecast: Mapping[Stage, Estimate],
+    workers: int,
+    costs: Mapping[Stage, JudgeCost],
+    data: Sequence[str] = (),
+) -> None:
+    """Cells, unique stages by kind with what is done, forecasts of time, tokens and judge cost; `data`: lines on the rows."""
+    console = Terminal(soft_wrap=True)
+    cells = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("cell", "to do", "done"):
+        cells.add_column(column, no_wrap=True, justify="left" if column == "cell" else "right")
+    to_do = set(plan.to_do)
+    for cell in sweep.cells:
+        n = sum(stage in to_do for stage in cell.stages)
+        cells.add_row(cell.name, str(n), str(len(cell.stages) - n))
+    console.print(cells)
+    kinds = Table(title="unique stages", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("kind", "done or not needed", "to do", "shared by cells", "seconds", "tokens at most"):
+        kinds.add_column(column, no_wrap=True, justify="left" if column == "kind" else "right")
+    uses = Counter(stage for cell in sweep.cells for stage in cell.stages)
+    for kind in dict.fromkeys(stage.kind for stage in uses):
+        of_kind = [stage for stage in uses if stage.kind == kind]
+        waiting = [stage for stage in of_kind if stage in to_do]
+        kinds.add_row(
+            kind,
+            str(len(of_kind) - len(waiting)),
+            str(len(waiting)),
+            str(sum(uses[stage] > 1 for stage in of_kind)),
+            _seconds([forecast[stage].seconds for stage in waiting]),
+            f"{sum(forecast[stage].tokens for stage in waiting):,}",
+        )
+    console.print(kinds)
+    for status in plan.statuses.values():
+        if status.why:
+            console.print(status.why, style="yellow", highlight=False, markup=False)
+    known = {stage: estimate.seconds for stage, estimate in forecast.items() if estimate.seconds is not None}
+    unknown = len(forecast) - len(known)
+    time_words = "no like stage has run here yet: no forecast"
+    if known or not forecast:
+        time_words = f"about {clock(makespan_s(known, workers)).strip()} with {workers} at a time"
+        time_words += f" and {unknown} stages of which no like has run here" if unknown else ""
+    console.print(f"time     {time_words}", highlight=False)
+    console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{_uncounted(sweep)}", highlight=False)
+    names = ", ".join(sorted({cell.cell.judge.name for cell in sweep.cells}))
+    of_labels = [cost for stage, cost in costs.items() if labels_samples(stage)]
+    evaluating = {stage: cost for stage, cost in costs.items() if not labels_samples(stage)}
+    console.print(f"judge    {_cost_words(list(evaluating.values()))} ({names})", highlight=False)
+    by_label: dict[str, list[JudgeCost]] = {}
+    for stage, cost in evaluating.items():
+        by_label.setdefault(stage.label, []).append(cost)
+    for label, some in by_label.items() if len(by_label) > 1 else ():  # a jury's members
+        console.print(f"         {label}: {_cost_words(some)}", highlight=False)
+    if of_labels:
+        console.print(f"labels   {_cost_words(of_labels)}", highlight=False)
+    for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
+        console.print(f"         counted from {how}", highlight=False)
+    for place, line in enumerate(data):
+        console.print(f"{'' if place else 'data':<9}{line}", highlight=False, markup=False)
+
+
+def print_sizes(found: Sizes | None) -> None:
+    """What models of size take; nothing where there is nothing to say."""
+    console = Terminal(soft_wrap=True)
+    tables = {"work of models, to do": (STAGE_COLUMNS, found.stages), "by cell": (CELL_COLUMNS, found.cells)} if found else {}
+    for title, (columns, rows) in tables.items():
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for place, column in enumerate(columns):
+            table.add_column(column, no_wrap=True, justify="right" if place else "left")
+        for row in rows:
+            table.add_row(*row)
+        if rows:
+            Terminal(width=max(Terminal(width=10_000).measure(table).maximum, console.width)).print(table, highlight=False)
+    for place, line in enumerate(found.lines if found else ()):
+        console.print(f"{'' if place else 'size':<9}{line}", highlight=False, markup=False)
+
+
+def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
+    """What an audit would ask, line by line, and what that costs."""
+    console = Terminal(soft_wrap=True)
+    table = Table(title="to be asked", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("judge", "about", "requests", "tokens sent", "tokens back", "$"):
+        table.add_column(column, no_wrap=True, justify="left" if column in ("judge", "about") else "right")
+    for cell in plan.cells:
+        for role in cell.roles.values():
+            if cost := costs.get(role):
+                dollars = "?" if cost.dollars is None else f"{cost.dollars:.2f}"
+                numbers = (f"{n:,}" for n in (cost.requests, cost.prompt_tokens, cost.completion_tokens))
+                table.add_row(cell.name, role.label, *numbers, dollars)
+    if table.row_count:
+        width = Terminal(width=10_000).measure(table).maximum
+        Terminal(width=max(width, console.width)).print(table, highlight=False)
+    names = ", ".join(sorted({cell.cell.judge.name for cell in plan.cells}))
+    console.print(f"judge    {_cost_words(list(costs.values()))} ({names})", highlight=False)
+    for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
+        console.print(f"         counted from {how}", highlight=False)
+    budgets = [budget for cell in plan.cells if (budget := getattr(cell.cell.judge, "budget_dollars", None)) is not None]
+    if budgets and sum(cost.dollars for cost in costs.values() if cost.dollars is not None) > min(budgets):
+        console.print(f"         more than judge.budget_dollars={min(budgets):g}: it stops there (exit 4), and goes on once that is raised")
+
+
+def _cost_words(costs: Sequence[JudgeCost]) -> str:
+    known = sum(cost.dollars for cost in costs if cost.dollars is not None)
+    if not costs:
+        return "$0.00"
+    requests = sum(cost.requests for cost in costs)
+    tokens = f"{sum(cost.prompt_tokens for cost in costs):,} + {sum(cost.completion_tokens for cost in costs):,} tokens"
+    unknown = any(cost.dollars is None for cost in costs)
+    dollars = f"${known:.2f}" if known or not unknown else "no price known (judge.prices)"
+    return f"{dollars}{' and a model without a price' if known and unknown else ''}: {requests:,} requests, {tokens}"
+
+
+def _uncounted(sweep: Sweep) -> str:
+    local = any(not isinstance(cell.cell.data, WorldData) for cell in sweep.cells)
+    return ", not counting rows of your file" if local else ""
+
+
+def _seconds(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not values:
+        return ""
+    return "?" if not known else f"{sum(known):,.0f}" + ("+?" if len(known) < len(values) else "")

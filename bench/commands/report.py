@@ -1,0 +1,60 @@
+"""`do=report`: tables and figures again, from the store."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from bench import report
+from bench.cli.compose import BadConfig, Opened
+from bench.commands import OK, SOME_FAILED, bundle
+from bench.commands.faults import wrong_lines
+from bench.commands.planned_sweep import sweep_of
+from bench.planning.inputs import CellPlan
+from bench.runner.cell_folders import write_cell
+from bench.runner.preflight import make_results
+from bench.store.store import Store
+from bench.terminal import say
+
+
+def main(opened: Opened) -> int:
+    opened = bundle.opened_from(opened)
+    results = opened.session.results_dir
+    make_results(results, store=False)
+    return _report_again(sweep_of(opened), Store(results / "store"), results)
+
+
+def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
+    """Tables and figures from the store; a table that was another one before is said. Raises BadConfig where a table of somebody's runs
+    would be emptied, as in a clone that has no store."""
+    rows = report.collect(sweep, store, {})
+    table = results / "sweeps" / sweep.name / "table.csv"
+    before = _content(table)
+    if not any(row.done for row in rows) and any(row["status"] == "done" for row in _csv_rows(before)):
+        raise BadConfig([f"no cell of {sweep.name} was run in {results}: {table.parent} stays as it is"])
+    wrong = wrong_lines(sweep, store, results)  # first: it may be told from the table as it was
+    exported = [line for row in rows if row.done and _has_folder(row.cell, results) for line in write_cell(row.cell, store, results, None)]
+    paths = report.write_files(sweep, rows, results)
+    notes = [f"CHANGED  {table} was another table before"] if before not in (b"", _content(table)) else []
+    report.print_report(sweep, paths, [*notes, *exported], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
+    for line in wrong:
+        say(line)
+    return SOME_FAILED if wrong or exported or paths.unwritten or any(row.failed for row in rows) else OK
+
+
+def _content(path: Path) -> bytes:
+    """Empty where there is no file that can be read."""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError:
+        return b""
+
+
+def _csv_rows(content: bytes) -> list[dict[str, str]]:
+    rows = csv.DictReader(content.decode(errors="replace").splitlines())
+    return [row for row in rows if row.get("status")]
+
+
+def _has_folder(cell: CellPlan, results: Path) -> bool:
+    """Whether a run has left the cell's folder here: a bundle has none."""
+    return (results / "cells" / cell.name / "stages.json").is_file()

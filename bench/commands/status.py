@@ -1,0 +1,48 @@
+"""`do=status`: what is done, running, failed or lost, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container
+
+from rich.table import Table
+
+from bench.cli.compose import Opened
+from bench.commands import OK, SOME_FAILED, bundle
+from bench.commands.cell_states import WRONG, _jobs, cell_state, made_cells
+from bench.commands.faults import say_damaged
+from bench.commands.planned_sweep import sweep_of
+from bench.report import Sweep
+from bench.runner.evict import evicted
+from bench.store.store import Store
+from bench.terminal import Terminal
+
+
+def main(opened: Opened) -> int:
+    opened = bundle.opened_from(opened)
+    results = opened.session.results_dir
+    store, sweep = Store(results / "store"), sweep_of(opened)
+    made = made_cells(sweep, results)
+    return SOME_FAILED if print_status(sweep, store, made) or say_damaged(sweep, store) else OK
+
+
+def print_status(sweep: Sweep, store: Store, made: Container[str] = ()) -> bool:
+    """Cells by state: done, running, queued, failed, lost (begun, and nobody is at it), damaged, stale, absent (gone since it was made),
+    interrupted, to do. True when one has failed or is lost, damaged, stale or absent. `made`: keys of cells that had their numbers."""
+    console = Terminal(soft_wrap=True)
+    table = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("cell", "state", "stages", "why"):
+        table.add_column(column, no_wrap=column != "why")
+    states = []
+    jobs = _jobs(store)
+    for cell in sweep.cells:
+        state, why = cell_state(cell, store, jobs, made)
+        states.append(state)
+        done = sum(store.status(stage).state == "done" for stage in cell.stages)
+        table.add_row(cell.name, state, f"{done}/{len(cell.stages)}", why)
+    # A table wider than the terminal runs on into the next line: a reason that is cut is none.
+    Terminal(width=max(Terminal(width=10_000).measure(table).maximum, console.width)).print(table)
+    console.print(", ".join(f"{n} {state}" for state, n in Counter(states).items()), highlight=False)
+    if gone := evicted(sweep.cells, store).words():
+        console.print(gone, highlight=False)
+    return any(state in WRONG for state in states)

@@ -1,0 +1,146 @@
+"""How a cell is judged: the judge stages of each judge and each member of a jury."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.config import (
+    AlpacaEvalJudge,
+    ArenaHardJudge,
+    Asking,
+    Cell,
+    GoldJudge,
+    JuryJudge,
+    LanguageJudge,
+    Member,
+    MtBenchJudge,
+    NoJudge,
+    PairRankerJudge,
+    Settings,
+    Training,
+    as_name,
+)
+from bench.planning.inputs import JudgeSources, Manner, Sources
+from bench.store.keys import Source, Stage, canonical_json, hash_key
+from bench.store.stage_settings import (
+    DrawnData,
+    GoldPreferenceSettings,
+    GoldRatingSettings,
+    LanguageJudgeSettings,
+    PairRankerSettings,
+    RewardJudgeSettings,
+    stage,
+)
+
+MEMBER = "member_"  # begins the role of a jury's member, whose label follows
+
+
+def member_role(label: str) -> str:
+    return f"{MEMBER}{label}_verdicts"
+
+
+def member_label(role: str) -> str | None:
+    """The member that a role is of; None where it is of none."""
+    return role.removeprefix(MEMBER).removesuffix("_verdicts") if role.startswith(MEMBER) else None
+
+
+def _members(cell: Cell, jury: JuryJudge, sources: Sources, items: Stage, completions: Stage) -> dict[str, Stage]:
+    """Each member's stage: the very one that it would be if it judged alone."""
+    assert sources.judge is not None
+    found = {}
+    for label, judge in jury.judges.items():
+        settings, read = judging_by(judge, cell, "preference", sources.judge.members.get(label))
+        inputs: dict[str, Stage | Source] = {"items": items, "completions": completions, **read}
+        found[member_role(label)] = stage("judge", settings, inputs, f"verdicts of {label}")
+    return found
+
+
+def reward_scale(method: Training) -> float:
+    """What turns log-ratios into rewards: beta, or 1 (nats) for a method without one."""
+    return getattr(method, "beta", 1.0)
+
+
+def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[str, Source]]:
+    """(settings, what is read beside items and completions) of a stage that judges."""
+    assert not isinstance(cell.judge, (NoJudge, JuryJudge))
+    return judging_by(cell.judge, cell, manner, sources.judge)
+
+
+def judging_by(judge: Member | MtBenchJudge, cell: Cell, manner: str, sources: JudgeSources | None) -> tuple[Settings, dict[str, Source]]:
+    """The same by a judge that may be one of several, or label samples."""
+    if isinstance(judge, GoldJudge):
+        return _gold_judging(cell, judge, manner), {}
+    assert sources is not None
+    if isinstance(judge, LanguageJudge):
+        assert sources.prompts is not None
+        return _language_judging(judge, sources), {"prompts": sources.prompts} | ({"model": sources.model} if sources.model else {})
+    assert sources.model is not None
+    if isinstance(judge, PairRankerJudge):
+        settings = PairRankerSettings(batch_size=cell.engine.batch_size, dtype=judge.dtype, template=judge.template)
+        return settings, {"model": sources.model}
+    return RewardJudgeSettings(batch_size=cell.engine.batch_size, dtype=judge.dtype), {"model": sources.model}
+
+
+def _language_judging(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge, sources: JudgeSources) -> LanguageJudgeSettings:
+    verdict = judge.verdict
+    return LanguageJudgeSettings(
+        manner=judge.name,
+        mode=_mode(judge),
+        model=None if sources.model else judge.model,
+        provider=judge.provider if judge.server == "endpoint" else judge.server,
+        dtype=judge.dtype,
+        server_args=judge.server_args,
+        temperature=verdict.temperature,
+        top_p=verdict.top_p,
+        max_tokens=verdict.max_tokens,
+        top_logprobs=verdict.top_logprobs,
+        request=canonical_json(verdict.request),
+        parser=sources.parser,
+        annotator=judge.annotator if isinstance(judge, AlpacaEvalJudge) else "",
+        asking=Asking.model_validate(judge.model_dump(include=set(Asking.model_fields))),
+    )
+
+
+def labels_samples(stage: Stage) -> bool:
+    """Whether a judge's stage is asked for labels, and not for an evaluation."""
+    items = stage.inputs.get("items")
+    return isinstance(items, Stage) and isinstance(items.settings, DrawnData)
+
+
+def _mode(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge) -> Literal["official", "both", "single", "pairwise"]:
+    if isinstance(judge, ArenaHardJudge):
+        return "both"
+    return judge.order if isinstance(judge, AlpacaEvalJudge) else judge.mode
+
+
+def _gold_judging(cell: Cell, judge: GoldJudge, manner: str) -> Settings:
+    assert cell.world is not None
+    if manner == "preference":
+        return GoldPreferenceSettings(gold=cell.world.gold, temperature=judge.preference.temperature)
+    return GoldRatingSettings(gold=cell.world.gold)
+
+
+def judge_manners(judge: Settings) -> tuple[Manner, ...]:
+    """What kinds of verdict a judge gives."""
+    if isinstance(judge, GoldJudge):
+        return "preference", "rating"
+    return ("rating",) if isinstance(judge, MtBenchJudge) and judge.mode == "single" else ("preference",)
+
+
+def judge_key(verdicts: Stage) -> str:
+    """Who gave a stage's verdicts, whatever was judged: its key without items and completions, in both orders, asked once."""
+    settings: Any = verdicts.settings
+    if isinstance(settings, LanguageJudgeSettings):
+        mode: Any = "both" if settings.mode == "official" else settings.mode
+        settings = settings.model_copy(update={"mode": mode, "repeat": 0})
+    own = {role: source for role, source in verdicts.inputs.items() if role not in ("items", "completions")}
+    members = {role: judge_key(s) if isinstance(s, Stage) and s.kind == "judge" else s.key for role, s in own.items()}
+    return hash_key({"judge": stage("judge", settings).key, "inputs": members})
+
+
+def judge_name(judge: Settings, manner: Manner) -> str:
+    """How folders and tables call a judge: what it is, which model, and what it gives where it could give several things."""
+    model = getattr(judge, "model", None)
+    parts = [str(getattr(judge, "name", "judge")), *([as_name(Path(model).name)] if isinstance(model, str) else [])]
+    return "-".join([*parts, *([manner] if isinstance(judge, GoldJudge | MtBenchJudge) else [])])

@@ -1,0 +1,302 @@
+"""The stages that a cell is built from, and their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from bench.config import (
+    Adapter,
+    ArenaHardJudge,
+    Cell,
+    DatasetData,
+    Decoding,
+    JuryJudge,
+    LanguageJudge,
+    Loading,
+    LocalData,
+    LocalModel,
+    ModelJudge,
+    MtBenchJudge,
+    NoModel,
+    RefinedDpo,
+    Serving,
+    SftTraining,
+    Trained,
+    Vllm,
+    WorldData,
+    WorldModel,
+    Writer,
+)
+from bench.planning.inputs import Policy, Sources
+from bench.readers import version
+from bench.store.keys import Source, Stage
+from bench.store.stage_settings import (
+    TOKENIZER,
+    BaseSettings,
+    ConversationData,
+    ConversationSft,
+    CorpusData,
+    DatasetRows,
+    DemonstrationData,
+    Dtype,
+    GenerateSettings,
+    GoldLabels,
+    JudgeItemData,
+    LocalPairData,
+    LogpsSettings,
+    PromptData,
+    RewardScoreSettings,
+    SampleSettings,
+    SftSettings,
+    Split,
+    TaskFamily,
+    TrainSettings,
+    WrittenData,
+    stage,
+)
+
+
+def family(cell: Cell) -> TaskFamily:
+    assert cell.world is not None  # config.Cell: data=world brings it
+    return TaskFamily(categories=cell.world.categories, constraint_counts=cell.world.constraint_counts)
+
+
+def dtype(cell: Cell) -> Dtype:
+    return cell.model.dtype if isinstance(cell.model, LocalModel) else "float32"
+
+
+def loading(cell: Cell) -> Loading:
+    return Loading(attention=getattr(cell.model, "attention", "auto"), quantized="nf4" if cell.adapter.name == "qlora" else None)
+
+
+def adapter(cell: Cell) -> Adapter | None:
+    return cell.adapter if isinstance(cell.adapter, Adapter) else None
+
+
+def train_settings(cell: Cell, method: Trained | RefinedDpo) -> TrainSettings:
+    return TrainSettings(method=method, adapter=adapter(cell), loading=loading(cell), **trained_as(cell))
+
+
+def trained_as(cell: Cell) -> dict[str, Any]:
+    """What every training of a cell's model shares."""
+    checkpointing = cell.model.gradient_checkpointing if isinstance(cell.model, LocalModel) else "auto"
+    return {"max_length": max_length(cell), "dtype": dtype(cell), "seed": cell.seed, "gradient_checkpointing": checkpointing}
+
+
+def read_model(model: Stage | Source) -> dict[str, Stage | Source]:
+    """Inputs of a stage that reads a model: itself, and of one that is an adapter the `base` that it was trained beside."""
+    base = model
+    while isinstance(base, Stage) and getattr(base.settings, "adapter", None) is not None:
+        base = base.inputs["model"]
+    return {"model": model} | ({} if base is model else {"base": base})
+
+
+def max_length(cell: Cell) -> int:
+    """Tokens of prompt and completion that log-probs look at; the reference looks at what training looks at."""
+    assert not isinstance(cell.model, NoModel)
+    return cell.model.max_length
+
+
+FILES = (LocalData, DatasetData)
+
+
+def _kept(data: WorldData | LocalData | DatasetData) -> dict[str, Any]:
+    """Which shares of the labelled train rows are used."""
+    return data.model_dump(include={"fraction", "desirable_fraction", "undesirable_fraction"})
+
+
+def pair_settings(cell: Cell) -> LocalPairData:
+    """How the rows of a file or a public dataset are divided."""
+    data = cell.data
+    assert isinstance(data, FILES)
+    if isinstance(data, LocalData):
+        return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **_looked_at(cell, data), **_kept(data))
+    own = {name: getattr(data, name) for name in DatasetRows.model_fields.keys() - {"version"}}
+    rows = DatasetRows(version=version(data.reading.reader), **own)
+    overlap = data.overlap if cell.judge.name not in ("none", "gold") else "report"  # with held-out prompts there is none
+    of_rows: dict[str, Any] = {"dataset": rows, "overlap": overlap, **_looked_at(cell, data)}
+    return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **of_rows, **_kept(data))
+
+
+def _looked_at(cell: Cell, data: LocalData | DatasetData) -> dict[str, Any]:
+    """How rows are looked at through the model's tokenizer."""
+    length = cell.model.max_length if isinstance(cell.model, LocalModel) else None
+    return {"max_length": length, "unwritable": data.unwritable, "version": 2}
+
+
+def rows_read(cell: Cell, sources: Sources) -> dict[str, Stage | Source]:
+    """What rows are read from, and the judge's items where train rows that ask the same are left out."""
+    items = _asked(cell, sources) if pair_settings(cell).overlap != "report" else None
+    return _file(cell, sources) | ({} if items is None else {"items": items})
+
+
+def _file(cell: Cell, sources: Sources) -> dict[str, Stage | Source]:
+    """The file or dataset, and the model whose tokenizer and chat template say which rows something is learnt from."""
+    if sources.data is None:
+        raise ValueError(f"data={cell.data.name}: no source given")
+    found: dict[str, Stage | Source] = {"file": sources.data}
+    return found if sources.model is None else found | {TOKENIZER: sources.model}
+
+
+def _asked(cell: Cell, sources: Sources) -> Stage | None:
+    """Items that a judge brings; the others' are held-out prompts."""
+    if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge)) and sources.judge and sources.judge.files:
+        return _judge_items(cell, cell.judge, sources)
+    return None
+
+
+def _whole(cell: Cell, sources: Sources) -> Stage:
+    """All rows of the file: which prompts are answered depends neither on how much is labelled nor on the replicate."""
+    whole = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0, "seed": 0, "overlap": "report", "max_length": None}
+    return stage("data", pair_settings(cell).model_copy(update=whole), _file(cell, sources), "all rows")
+
+
+def _tuned(cell: Cell, sources: Sources) -> Stage | Source | None:
+    """The user's model, or what supervised fine-tuning makes of it."""
+    if cell.sft is None or sources.model is None:
+        return sources.model
+    if sources.conversations is None:
+        raise ValueError(f"sft={cell.sft.name}: no source given")
+    of_rows = ConversationData(version=version("conversations"), files=cell.sft.train_files, fraction=cell.sft.fraction, seed=cell.seed)
+    conversations = stage("data", of_rows, {"file": sources.conversations}, "conversations")
+    settings = ConversationSft(training=cell.sft.training, **trained_as(cell))
+    return stage("sft", settings, {"model": sources.model, "conversations": conversations}, "start model")
+
+
+def _world_start(cell: Cell, model: WorldModel) -> Stage:
+    assert isinstance(cell.data, WorldData)
+    data, training = cell.data, model.pretraining
+    corpus = CorpusData(family=family(cell), n=training.steps * training.batch_size, seed=training.seed)
+    architecture = model.model_dump(include={"hidden_size", "num_layers", "num_heads", "intermediate_size", "max_length"})
+    base = stage("sft", BaseSettings(**architecture, pretraining=training), {"corpus": stage("data", corpus, label="corpus")}, "base model")
+
+    def tuned(model_before: Stage, writer: Writer, sft: SftTraining, name: str) -> Stage:
+        demonstrations = DemonstrationData(family=family(cell), writer=writer, n=data.n_demonstrations, seed=cell.seed)
+        inputs = {"model": model_before, "demonstrations": stage("data", demonstrations, label=f"{name}demonstrations")}
+        return stage("sft", SftSettings(training=sft, max_length=model.max_length, seed=cell.seed), inputs, f"{name}start model")
+
+    if data.earlier:
+        sft = model.sft.model_copy(update={"steps": data.earlier.steps})
+        base = tuned(base, data.earlier.demonstrations, sft, "earlier ")
+    return tuned(base, data.demonstrations, model.sft, "")
+
+
+def _prompts(cell: Cell, split: Split, n: int, *, seed: int, n_turns: Literal[1, 2] = 1, reference: Writer | None = None) -> Stage:
+    settings = PromptData(family=family(cell), split=split, n=n, n_turns=n_turns, reference=reference, seed=seed)
+    return stage("data", settings, label=f"{split} prompts{', two turns' if n_turns == 2 else ''}")
+
+
+def _labels(cell: Cell, data: WorldData, split: Split, tuned: Stage | Source | None, *, n: int = 0, seed: int | None = None) -> Stage:
+    """Two completions of each prompt of a split, by the fine-tuned model or the demonstrations' writer, and which the annotator chose."""
+    assert cell.world is not None
+    seed = cell.seed if seed is None else seed
+    sizes = {"train": data.n_prompts, "heldout": data.n_heldout_prompts}
+    prompts = _prompts(cell, split, sizes.get(split, n), seed=seed)
+    if data.completions_by == "writer":
+        written = WrittenData(writer=data.demonstrations, draws=2, seed=seed)
+        samples = stage("data", written, {"items": prompts}, f"{split} completions by the writer")
+    else:
+        assert tuned is not None
+        decoding = Decoding(temperature=data.sample_temperature, top_p=1.0, max_new_tokens=data.sample_max_new_tokens)
+        sampling = sample_settings(cell, decoding, draws=2, seed=seed)
+        samples = stage("sample", sampling, {"model": tuned, "items": prompts}, f"{split} samples")
+    gold = GoldLabels(gold=cell.world.gold, annotator=data.annotator, seed=seed)
+    return stage("label", gold, {"items": prompts, "completions": samples}, f"{split} labels")
+
+
+def sample_settings(cell: Cell, decoding: Decoding, draws: int, seed: int) -> SampleSettings:
+    engine = cell.engine
+    return SampleSettings(
+        engine=engine.name,
+        decoding=decoding,
+        draws=draws,
+        batch_size=engine.batch_size,
+        dtype=dtype(cell),
+        seed=seed,
+        loading=loading(cell),
+        serving=_serving(cell),
+    )
+
+
+def _serving(cell: Cell) -> Serving | None:
+    engine = cell.engine
+    return Serving.model_validate(engine.model_dump(include=set(Serving.model_fields))) if isinstance(engine, Vllm) else None
+
+
+def preference_logps(cell: Cell, policy: Policy, preferences: Stage, *, splits: Sequence[str], mismatched: bool, label: str = "") -> Stage:
+    settings = LogpsSettings(
+        rows="preferences",
+        splits=tuple(splits),
+        mismatched=mismatched,
+        max_length=max_length(cell),
+        batch_size=cell.engine.batch_size,
+        dtype=dtype(cell),
+        control=policy.control,
+        loading=loading(cell),
+    )
+    label = label or ("reference log-probs" if mismatched else "held-out log-probs")
+    return stage("logps", settings, read_model(policy.model) | {"preferences": preferences}, label)
+
+
+def _preference_rewards(cell: Cell, reward_model: Stage | Source, preferences: Stage) -> Stage:
+    settings = RewardScoreSettings(splits=("heldout",), max_length=max_length(cell), batch_size=cell.engine.batch_size, dtype=dtype(cell))
+    return stage("logps", settings, {"model": reward_model, "preferences": preferences}, "held-out rewards")
+
+
+def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str, max_length: int | None = None) -> Stage:
+    by_vllm = isinstance(cell.engine, Vllm) and cell.engine.logps == "vllm"
+    settings = LogpsSettings(
+        rows="completions",
+        splits=(),
+        mismatched=False,
+        max_length=max_length,
+        batch_size=cell.engine.batch_size,
+        dtype=dtype(cell),
+        control=policy.control,
+        engine="vllm" if by_vllm else "transformers",
+        serving=_serving(cell) if by_vllm else None,
+        loading=loading(cell),
+    )
+    inputs = read_model(policy.model) | {"completions": completions, "items": completions.inputs["items"]}
+    return stage("logps", settings, inputs, label)
+
+
+def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str, answers: bool = False) -> Stage:
+    """`answers`: to the judge's items, whose categories may have temperatures of their own."""
+    settings = GenerateSettings(
+        engine=cell.engine.name,
+        decoding=decoding,
+        batch_size=cell.engine.batch_size,
+        dtype=dtype(cell),
+        seed=cell.seed,
+        best_of=policy.best_of,
+        control=policy.control,
+        loading=loading(cell),
+        temperatures=cell.judge.temperatures if answers and isinstance(cell.judge, MtBenchJudge) else {},
+        serving=_serving(cell),
+    )
+    inputs = read_model(policy.model) | {"items": items} | ({} if policy.reward_model is None else {"reward_model": policy.reward_model})
+    return stage("generate", settings, inputs, label)
+
+
+def _kl_decoding(cell: Cell) -> Decoding:
+    """The policy's own distribution, as long as the judge lets it write."""
+    judged = cell.judge.preference.decoding if cell.judge.name == "gold" else cell.judge.decoding
+    return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=judged.max_new_tokens)
+
+
+def _judge_items(cell: Cell, judge: LanguageJudge | ModelJudge | JuryJudge, sources: Sources) -> Stage:
+    """The items of the user's file, or the world's own evaluation prompts with its reference writer as the opponent."""
+    n_turns: Literal[1, 2] = 2 if isinstance(judge, MtBenchJudge) else 1
+    if sources.judge is None or not sources.judge.files:
+        assert cell.world is not None and judge.n_items is not None
+        return _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed, n_turns=n_turns, reference=cell.world.reference)
+    n = min(judge.n_items or sources.judge.n_items, sources.judge.n_items)
+    return stage("data", JudgeItemData(form=_form(judge), n=n, n_turns=n_turns), sources.judge.files, f"{cell.judge.name} items")
+
+
+def _form(judge: LanguageJudge | ModelJudge | JuryJudge) -> Literal["alpaca_eval", "mt_bench", "arena_hard"]:
+    if isinstance(judge, ArenaHardJudge) and judge.baseline is not None:
+        return "arena_hard"
+    return "mt_bench" if isinstance(judge, MtBenchJudge) else "alpaca_eval"

@@ -1,0 +1,52 @@
+"""The folder of a cell under results/cells: its config, result, history and log, and its files in other formats."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from bench import report, secrets
+from bench.output_files import OutputFiles
+from bench.output_files import why as why_not
+from bench.planning.inputs import CellPlan
+from bench.store.store import Store
+
+
+def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) -> list[str]:
+    """`cells/<name>-<key>/`: what the cell is, its numbers or why it has none, what it wrote and how it was judged in the formats
+    of AlpacaEval and FastChat, and the logs of its stages. Returns lines on what could not be written."""
+    folder, out = results / "cells" / cell.name, OutputFiles(results)
+    out.write(folder / "config.yaml", yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False))
+    stages = {s.key: {"kind": s.kind, "label": s.label, "folder": str(store.folder(s).relative_to(results))} for s in cell.stages}
+    out.write(folder / "stages.json", json.dumps({"key": cell.key, "failed": reason, "stages": stages}, indent=1))
+    try:
+        if reason is None:
+            out.write(folder / "result.json", (store.folder(cell.score) / "result.json").read_bytes())
+        else:
+            out.remove(folder / "result.json")
+        report.export(cell, store, out, folder)
+    except OSError as error:  # of what is read
+        out.refused[folder] = why_not(error)
+    logs = []
+    for stage in cell.stages:
+        with contextlib.suppress(OSError):  # made in another store, or by a command that logs now
+            written = secrets.clean(store.beside(stage, "log").read_text("utf-8", "replace"))
+            logs.append(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
+    out.write(folder / "log.txt", "".join(logs))
+    return out.lines()
+
+
+def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
+    """The stored curve of a cell's training, with the speeds measured when it ran."""
+    if "train" not in cell.roles or store.status(cell.roles["train"]).state != "done":
+        return
+    folder = store.folder(cell.roles["train"])
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in ("history.jsonl", "speed.jsonl")}
+    rows = {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
+    speeds = {row["step"]: row for row in rows["speed.jsonl"]}
+    for row in rows["history.jsonl"]:
+        yield row | {name: speed for name, speed in speeds[row["step"]].items() if name == "tokens_per_second"}

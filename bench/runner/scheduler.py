@@ -1,0 +1,247 @@
+"""Stages on a launcher: what may run next, what became of it, and what one failure takes with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from bench import report, secrets
+from bench.config import Accelerate, Session
+from bench.engines.vllm_server import Servers
+from bench.forecast.stage_time import Estimate
+from bench.planning.inputs import CellPlan
+from bench.planning.judging import labels_samples
+from bench.planning.to_do import Plan, make_plan
+from bench.runner import launchers
+from bench.runner.launcher import Launcher, Report, chain_lengths
+from bench.runner.progress_view import Screen
+from bench.runner.worker import HEAVY_IMPORTS, describe
+from bench.store.keys import Stage
+from bench.store.stage_settings import needs
+from bench.store.store import Store
+from bench.training.devices import is_spread
+
+POLL_S = 0.25
+
+
+def run_stages(
+    session: Session,
+    sweep: report.Sweep,
+    plan: Plan,
+    store: Store,
+    screen: Screen,
+    forecast: Mapping[Stage, Estimate],
+    failures: dict[Stage, str],
+    ended: Callable[[], None] = lambda: None,
+    progressed: Callable[[Stage, Sequence[dict[str, float]]], None] | None = None,
+) -> bool:
+    """Run what is to do on a launcher; `failures` takes up what failed. Whether a judge has stopped at its budget."""
+    if not plan.to_do:
+        return False
+    imports = dict.fromkeys(module for stage in plan.to_do for module in HEAVY_IMPORTS.get(stage.kind, ()))
+    servers = contextlib.closing(Servers(store.root / "judge"))
+    jobs, devices = session.results_dir / "jobs", session.accelerate.gpus
+    launching = launchers.make_launcher(session.launcher, list(imports), jobs, screen.say, devices)
+    with servers as judges, contextlib.closing(launching) as launcher:
+        ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))
+        followed = progressed or (lambda stage, rows: screen.progress(stage, rows[-1]))
+        shared: dict[str, Any] = {"servers": judges, "accelerate": session.accelerate}
+        scheduler = Scheduler(store, launcher, screen, session.launcher.retries, failures, ranks, ended, followed, **shared)
+        scheduler.run(sweep.cells)
+        return scheduler.over_budget
+
+
+def failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
+    """Why a cell cannot have its numbers: the first of its stages that failed."""
+    return next((f"{stage.label or stage.kind}: {failures[stage]}" for stage in cell.stages if stage in failures), None)
+
+
+# Seconds that are assumed of a stage whose like has not run in this store: only their proportion matters.
+GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0, "tasks": 30.0}
+
+
+def _expected_s(stage: Stage, forecast: Mapping[Stage, Estimate]) -> float:
+    known = forecast[stage].seconds if stage in forecast else None
+    return GUESSED_S.get(stage.kind, 0.1) if known is None else known
+
+
+def all_stages(cells: Sequence[CellPlan]) -> list[Stage]:
+    """Every stage of the cells, each once, inputs before what reads them."""
+    return list(dict.fromkeys(stage for cell in cells for stage in cell.stages))
+
+
+@dataclass
+class _Running:
+    stage: Stage
+    lock: filelock.BaseFileLock
+    progress: Path
+    offset: int = 0
+
+
+@dataclass
+class Scheduler:
+    """Starts stages whose inputs are done, those with the longest chain behind them first (`ranks`), so that no worker is idle at
+    the end. A stage that another command computes is waited for."""
+
+    store: Store
+    launcher: Launcher
+    screen: Screen
+    retries: int
+    failures: dict[Stage, str]
+    ranks: Mapping[Stage, float]
+    on_end: Callable[[], None]
+    on_progress: Callable[[Stage, Sequence[dict[str, float]]], None]
+    running: dict[str, _Running] = field(default_factory=dict)
+    losses: Counter[Stage] = field(default_factory=Counter)
+    said: set[str] = field(default_factory=set)
+    servers: Servers | None = None  # of models that judge
+    accelerate: Accelerate | None = None  # how trainings are spread over devices
+    over_budget: bool = False  # a judge has stopped at its budget
+    judges: list[Stage] = field(default_factory=list)  # those of evaluations share a budget, and those that label
+    readers: dict[Stage, list[Stage]] = field(default_factory=dict)
+
+    def run(self, cells: Sequence[CellPlan]) -> None:
+        """Until every cell has its numbers or cannot have them. Stages made stale on the way are run again."""
+        self.judges = [stage for stage in all_stages(cells) if stage.kind == "judge"]
+        for stage in all_stages(cells):
+            for source in stage.inputs.values():
+                if isinstance(source, Stage):
+                    self.readers.setdefault(source, []).append(stage)
+        try:
+            while True:
+                for stage in self._startable(cells):
+                    if self.launcher.takes(needs(stage)):
+                        self._start(stage)
+                if not self.running:
+                    if not self._waiting(cells):
+                        return
+                    self._say_once("waiting for stages that another command computes")
+                answers = self.launcher.reports(POLL_S)
+                self._follow()  # first: a stage that has ended has written its last row
+                for answer in answers:
+                    self._took(answer)
+        except KeyboardInterrupt:
+            for running in self.running.values():
+                self.store.record_interruption(running.stage)
+            raise
+        finally:
+            for running in self.running.values():
+                running.lock.release()
+
+    def _needed(self, cells: Sequence[CellPlan]) -> list[Stage]:
+        """Stages to do of the cells that can still have their numbers: nothing is spent on one that has failed."""
+        cells = [cell for cell in cells if failure_of(cell, self.failures) is None]
+        return [stage for stage in make_plan(cells, self.store).to_do if stage not in self.failures]
+
+    def _startable(self, cells: Sequence[CellPlan]) -> list[Stage]:
+        ready = [stage for stage in self._needed(cells) if stage.key not in self.running and self._ready(stage)]
+        return sorted(ready, key=lambda stage: -self.ranks.get(stage, 0.0))
+
+    def _waiting(self, cells: Sequence[CellPlan]) -> bool:
+        return any(not any(ancestor in self.failures for ancestor in stage.walk()) for stage in self._needed(cells))
+
+    def _ready(self, stage: Stage) -> bool:
+        return all(not isinstance(source, Stage) or self.store.held(source).state == "done" for source in stage.inputs.values())
+
+    def _start(self, stage: Stage) -> None:
+        """Begin a stage. Where the file system does not let it, it has failed, and the others go on."""
+        try:
+            self._begin(stage)
+        except OSError as error:
+            if (running := self.running.pop(stage.key, None)) is not None:
+                running.lock.release()
+            self.failures[stage] = reason = f"could not begin: {error.filename or self.store.root}: {error.strerror or error}"
+            self.store.record_failure(stage, reason)
+            self.screen.stage_ended(stage, "failed", reason)
+            self.on_end()
+
+    def _begin(self, stage: Stage) -> None:
+        lock = self.store.try_lock(stage)
+        if lock is None:
+            return  # another command is at it, and holds the lock until it is done
+        self.store.forget(stage)  # it may have been done there a moment ago
+        if self.store.held(stage).state == "done":
+            lock.release()
+            self.store.beside(stage, "lock").unlink(missing_ok=True)
+            self._reconsider(stage)
+            self.screen.stage_ended(stage, "elsewhere")
+            self.on_end()
+            return
+        progress = self.store.beside(stage, "progress.jsonl")
+        self.running[stage.key] = _Running(stage, lock, progress)
+        progress.unlink(missing_ok=True)  # of a command that was killed
+        if self.store.was_interrupted(stage):
+            self.store.sweep(stage.kind, stage.key, elsewhere=True)
+        self.store.clear_marks(stage)
+        self.screen.stage_started(stage)
+        more: dict[str, Any] = {}
+        if stage.kind == "judge":
+            sharing = [other.key for other in self.judges if labels_samples(other) == labels_samples(stage)]
+            more = {"sharing": sharing, "server": self.servers and self.servers.place(stage)}
+        elif is_spread(stage) and self.accelerate is not None:
+            more = {"accelerate": self.accelerate.model_dump()}
+        self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
+
+    def _took(self, answer: Report) -> None:
+        running = self.running.pop(answer.key)
+        stage, outcome, error = running.stage, answer.outcome, secrets.shown(answer.error)
+        if stage.kind == "judge" and labels_samples(stage):
+            error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)  # keys as they are typed
+        self.store.forget(stage)
+        if outcome == "done" and self.store.status(stage).state != "done":
+            outcome, error = "failed", f"its folder did not pass its check: {self.store.status(stage).why}"
+        elif self.store.status(stage).state == "done":  # it died after it had finished, or somebody else made the same
+            outcome, error = "done", ""
+        running.lock.release()
+        with contextlib.suppress(OSError):
+            running.progress.unlink(missing_ok=True)
+        if outcome in ("lost", "late"):
+            self.store.sweep(stage.kind, stage.key, elsewhere=True)
+        if outcome == "lost" and self.losses[stage] < self.retries:
+            self.losses[stage] += 1
+            self.screen.stage_ended(stage, "retried", error)
+            return
+        if outcome == "done":
+            self.store.beside(stage, "lock").unlink(missing_ok=True)
+            self._reconsider(stage)
+        else:
+            self.over_budget |= outcome == "over_budget"
+            self.failures[stage] = error
+            self.store.record_failure(stage, error)
+            secrets.clean_file(self.store.beside(stage, "log"))  # a worker that died has not done so itself
+        self.screen.stage_ended(stage, outcome, error, self.store.beside(stage, "log"))
+        self.on_end()
+
+    def _reconsider(self, stage: Stage) -> None:
+        """A stage was made again: say it where something was computed from other bytes of it, and has to be again."""
+        for reader in self.readers.get(stage, ()):
+            if why := self.store.status(reader).why:
+                self._say_once(why)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            self.screen.say(text)
+
+    def _follow(self) -> None:
+        """Pass on the progress that running stages have written since the last look."""
+        for running in self.running.values():
+            rows = []
+            with contextlib.suppress(OSError), running.progress.open("rb") as file:
+                file.seek(running.offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    running.offset += len(line)
+                    with contextlib.suppress(ValueError):  # a line that a full disk has cut
+                        rows.append(json.loads(line))
+            if rows:
+                self.on_progress(running.stage, rows)
