@@ -87,7 +87,8 @@ def plan(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> Callable[..
     """do=plan over a dataset of the hub, with a cache and a lock file of the test's own."""
 
     def run(url: str, *words: str, do: str = "plan", **environment: str) -> Any:
-        own = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "2"} | environment
+        own = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+        own |= {"HF_HUB_OFFLINE": "0"} | environment
         model = ("model=local", f"model.path={model_folder}", "data=ultrafeedback_binarized", "method=dpo", f"do={do}")
         return run_bench(*model, f"results={tmp_path / 'results'}", *words, **own)
 
