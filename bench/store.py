@@ -379,6 +379,8 @@ class Store:
     def _check(self, stage: Stage) -> Status:
         folder = self.folder(stage)
         if not folder.exists():
+            if folder.parent.exists() and not folder.parent.is_dir():
+                return Status("damaged", f"{folder.parent} is a file, and should be a folder: move it away")
             return Status("absent")
         try:
             manifest = self.intact(folder)

@@ -188,19 +188,20 @@ def decode(content: bytes, where: str) -> str:
 @contextlib.contextmanager
 def open_binary(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a regular file, unpacked where it is .gz. Raises BadFile for anything else, also while it is read."""
+    shown = printable(str(path))
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise BadFile(f"{path}: expected a file, got {'a folder' if path.is_dir() else 'a pipe or a device'}")
+            raise BadFile(f"{shown}: expected a file, got {'a folder' if path.is_dir() else 'a pipe or a device'}")
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             yield file  # type: ignore[misc]  # gzip's own class of binary file
     except BROKEN_GZIP as error:
-        raise BadFile(f"{path}: not a whole gzip file ({printable(str(error))})") from error
+        raise BadFile(f"{shown}: not a whole gzip file ({printable(str(error))})") from error
     except OSError as error:
-        raise BadFile(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise BadFile(f"{shown}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         if isinstance(error, BadFile) or "null byte" not in str(error):
             raise
-        raise BadFile(f"{printable(str(path))}: no name of a file") from error
+        raise BadFile(f"{shown}: no name of a file") from error
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------

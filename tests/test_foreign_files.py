@@ -34,6 +34,7 @@ from bench.written import matched, read_written
 TEXT = st.text(max_size=6)
 NAME = st.text("abcü😀 _-.", min_size=1, max_size=4)
 NUMBER = st.integers(0, 10**6)
+NUL = "\0"  # a text that begins with it is taken for UTF-16
 ODD = st.one_of(
     st.none(), st.booleans(), st.floats(), st.integers(-3, 11), st.just(10**400), TEXT, st.just("cut \ud83d"), st.lists(TEXT, max_size=2),
     st.builds(lambda text: {"content": text}, TEXT | st.none()), st.dictionaries(TEXT, TEXT, max_size=2),
@@ -211,7 +212,7 @@ def annotators(draw: st.DrawFn) -> dict[str, Any]:
     kwargs = {"model_name": draw(NAME), "max_tokens": draw(st.integers(0, 99)), "temperature": draw(st.floats(0, 2)), "logprobs": True}
     config = {"prompt_template": "mine/p.txt", "fn_completion_parser": "regex_parser", "completions_kwargs": kwargs}
     config |= {"completion_parser_kwargs": {"outputs_to_match": {"1": draw(TEXT)}}}
-    return {"configs.yaml": {"mine": config}, "p.txt": f"{draw(TEXT)} {{instruction}} {{output_1}} {{output_2}}"}
+    return {"configs.yaml": {"mine": config}, "p.txt": f"{draw(TEXT).lstrip(NUL)} {{instruction}} {{output_1}} {{output_2}}"}
 
 
 def read_annotator(folder: Path) -> Found:
@@ -220,7 +221,7 @@ def read_annotator(folder: Path) -> Found:
     for path in (mine / "configs.yaml", mine / "p.txt"):
         path.write_bytes((folder / path.name).read_bytes())
     found = annotator(str(mine))
-    numbers = [value for value in found.decoding.values() if value is not True and number(value) not in (0.7, 1.0, 2048)]
+    numbers = [value for value in found.decoding.values() if number(value) not in (None, 0.7, 1.0, 2048)]
     return Found([found.model, found.parser], numbers)
 
 
@@ -378,7 +379,8 @@ def check(reader: Reader, folder: Path) -> None:
     for text in found.texts:
         assert text is None or text in texts | reader.own or text.strip() in {one.strip() for one in texts}, repr(text)
     for value in found.numbers:
-        assert value is None or (math.isfinite(value) and any(math.isclose(value, one, abs_tol=1e-12) for one in numbers)), value
+        whole = type(value) is int and value in there  # of any length
+        assert value is None or whole or any(math.isclose(value, one, abs_tol=1e-12) for one in numbers), value
     return None
 
 

@@ -250,8 +250,8 @@ def test_a_bad_row_is_said_with_its_line_and_reason(row: Any, reason: str, tmp_p
         (b"not json", "not JSON (Expecting value: line 1 column 1 (char 0))"),
         (b'{"prompt": "cut', "not JSON (Unterminated string starting at: line 1 column 12 (char 11))"),
         ('{"p": "größer"}'.encode("latin-1"), "expected UTF-8, got other bytes (invalid start byte at byte 9): save the file as UTF-8"),
-        (b"\x00\x01", "not JSON (Expecting value: line 1 column 1 (char 0))"),
-        (b'{"prompt": "\\ud83d"}', HALF_CHARACTER),
+        (b"\x00\x01", "expected UTF-8, got UTF-16: save the file as UTF-8"),
+        (b'{"prompt": "\\ud83d"}', f"prompt: {HALF_CHARACTER}"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_said_like_any_bad_row(line: bytes, reason: str, tmp_path: Path) -> None:

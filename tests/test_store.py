@@ -333,6 +333,12 @@ def test_a_file_that_cannot_be_opened_is_damage_with_its_reason(tmp_path: Path) 
     assert os.read(read, 1000).decode().endswith("out.txt cannot be read (Permission denied): taken as absent")
 
 
+def test_a_file_where_the_folder_of_a_kind_should_be_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    assert Store(tmp_path).status(stage()).why == f"{tmp_path}/data is a file, and should be a folder: move it away"
+    assert state(stage(), tmp_path) == "damaged"
+
+
 def test_what_is_recorded_and_why_it_failed_are_none_where_their_files_are_odd(tmp_path: Path) -> None:
     store, made = Store(tmp_path), stage()
     finish(made, store)

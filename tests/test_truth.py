@@ -287,10 +287,9 @@ def test_a_full_disk_ends_in_lines_and_loses_nothing(full: Path, results: Path, 
     table = (results / "sweeps" / "smoke" / "table.csv").read_bytes()
     shutil.rmtree(folder_of(full, "score"))
     (full / "sweeps" / "smoke" / "findings.md").unlink()
-    with (full / "filler").open("wb") as filler, pytest.raises(OSError):
+    with (full / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
         while True:
             filler.write(b"\0" * 4096)
-            filler.flush()
     assert run.main(open_door([*words, "do=run"])) == 3
     told = capsys.readouterr()
     assert "No space left on device" in told.out + told.err
