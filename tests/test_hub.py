@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from published import PUBLISHED, publish, ultrafeedback, write
+from tiny import make_model
 
 from bench.models import hub
 
@@ -82,14 +83,20 @@ def served(tmp_path: Path) -> Iterator[Hub]:
     server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("of_hub") / "model")
+
+
 @pytest.fixture
-def plan(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> Callable[..., Any]:
+def plan(run_bench: RunBench, model: Path, tmp_path: Path) -> Callable[..., Any]:
     """do=plan over a dataset of the hub, with a cache and a lock file of the test's own."""
 
     def run(url: str, *words: str, do: str = "plan", **environment: str) -> Any:
-        own = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "2"} | environment
-        model = ("model=local", f"model.path={model_folder}", "data=ultrafeedback_binarized", "method=dpo", f"do={do}")
-        return run_bench(*model, f"results={tmp_path / 'results'}", *words, **own)
+        own = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+        own |= {"HF_HUB_OFFLINE": "0"} | environment
+        start = ("model=local", f"model.path={model}", "data=ultrafeedback_binarized", "method=dpo", f"do={do}")
+        return run_bench(*start, f"results={tmp_path / 'results'}", *words, **own)
 
     return run
 

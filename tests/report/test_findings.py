@@ -54,6 +54,7 @@ def test_every_finding_has_numbers_and_a_threshold_with_its_unit() -> None:
     curve = [{"step": i, "loss": 0.7, "entropy": 1.0 if i < 10 else 0.1, "kl": 0.0} for i in range(20)]
     all_of_them = found(curve, **bad)
     all_of_them |= found(curve, kl=0.001)  # no policy blows up and stays
+    all_of_them |= {f.name: f for f in find(Evidence(curve, HEALTHY, START, "kto", start_loss=0.5))}
     assert len(all_of_them) == len(CHECKS)
     for finding in all_of_them.values():
         assert finding.numbers
