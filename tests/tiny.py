@@ -13,17 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel
 
 from bench import methods
 from bench.cli.compose import open_door
 from bench.commands.planned_sweep import with_start_cells
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan
-from bench.store.keys import Stage
+from bench.store.keys import LaterField, Stage
 from bench.store.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -181,3 +184,31 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+# For tests of stages and stores ----------------------------------------------------------------------------------------------
+
+
+class Plain(BaseModel):
+    value: float = 0
+    dropout: Annotated[float, LaterField()] = 0.0
+
+
+def state(stage: Stage, root: Path) -> str:
+    """As a new command sees it."""
+    return Store(root).status(stage).state
+
+
+SMOKE = yaml.safe_load((ROOT / "sweeps" / "smoke.yaml").read_text(encoding="utf-8"))
+CELL = ["method=kto", "method.beta=0.1"]
+
+
+def _words(tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _words(value, f"{prefix}.{key}")
+        else:
+            yield f"{prefix}.{key}={value}"
+
+
+CELL += [word for section in ("model", "data") for word in _words(SMOKE[section], section)]

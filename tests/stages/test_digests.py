@@ -1,4 +1,4 @@
-"""Golden outputs of the stages that need no models: if one moves, its kind's version in kinds.VERSIONS must move with it.
+"""Golden outputs of the stages that need no models: if one moves, its kind's version in stage_settings.VERSIONS must move with it.
 
 Otherwise a store that holds the old output would be read as if it held the new one. `UPDATE_GOLDEN=1 pytest tests/stages/test_digests.py`
 writes what is found now. Texts, whole numbers, names and their order are compared by digest, floats by value: the last digits of a sum
@@ -315,7 +315,8 @@ def test_outputs_move_only_with_their_version(kind: str, tmp_path: Path) -> None
     moved = sorted((known.keys() | found.keys()) - same)
     assert not moved, (
         f"the output of {kind} stages has changed ({', '.join(moved)}). If their numbers mean something else now, raise "
-        f"VERSIONS[{kind!r}] in kinds.py, so that nothing old is taken for new; then UPDATE_GOLDEN=1 pytest {Path(__file__).name}, and "
+        f"VERSIONS[{kind!r}] in store/stage_settings.py, so that nothing old is taken for new; then "
+        f"UPDATE_GOLDEN=1 pytest {Path(__file__).name}, and "
         "say in the commit what moved"
     )
 

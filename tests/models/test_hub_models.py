@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from published import publish
 from tiny import make_model, make_preferences, plans
@@ -24,7 +24,7 @@ from bench.models import hub
 from bench.store.store import Store
 
 Problems = Callable[..., list[str]]
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 

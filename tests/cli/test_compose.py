@@ -19,7 +19,7 @@ from bench.cli.folders import with_template
 from bench.config import NAME_WORDS
 from bench.store.keys import tree_stamp
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 RunBench = Callable[..., "subprocess.CompletedProcess[str]"]
 Problems = Callable[..., list[str]]
@@ -36,7 +36,7 @@ def write_sweep(folder: Path, text: str, name: str = "mine") -> str:
 # The real command ----------------------------------------------------------------------------------------------------
 
 
-MODELS = (Path(__file__).parent.parent / "conf" / "model").glob("*.yaml")
+MODELS = (Path(__file__).parent.parent.parent / "conf" / "model").glob("*.yaml")
 
 
 def test_four_faults_at_once_are_four_lines_and_exit_code_2(run_bench: RunBench) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "fake_stages"))
 
 from fake_stage import HERE, Fake, attempts, fake
 
@@ -243,7 +243,7 @@ while pool.free == 0:
 print(*[worker.process.pid for worker in pool.workers], flush=True)
 time.sleep(60)
 """
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{Path(__file__).parent.parent}"}
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{Path(__file__).parent.parent.parent}"}
     command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     assert command.stdout is not None
     pids = [int(pid) for pid in command.stdout.readline().split()]

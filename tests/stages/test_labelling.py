@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from endpoint import Answer, Endpoint, Said, fair
-from test_judging import CELL
-from tiny import Ran, bench, copy_results, make_model, make_preferences, plans, smoke, write_rows
+from tiny import CELL, Ran, bench, copy_results, make_model, make_preferences, plans, smoke, write_rows
 
 from bench.records import Completion, Labelled, Verdict, read_jsonl
 from bench.runner.worker import describe, run_stage

@@ -1,6 +1,7 @@
 """Cells to stages: what a setting moves and what it leaves alone, keys that stay, what a sweep shares, needs and costs.
 
-`python tests/test_plan.py` writes the golden keys anew. Every stored result under an old key is then out of reach: say so in the commit.
+`python tests/planning/test_cells.py` writes the golden keys anew. Every stored result under an old key is then out of reach: say so in
+the commit.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bench.planning.to_do import make_plan
 from bench.store.keys import Source, Stage
 from bench.store.store import Store
 
-GOLDEN = Path(__file__).parent / "golden" / "keys.json"
+GOLDEN = Path(__file__).parent.parent / "golden" / "keys.json"
 SOURCES = Sources(Source(Path("/models/a"), "digest of a model"), Source(Path("/data/a.jsonl"), "digest of a file"))
 
 RunBench = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -342,7 +343,8 @@ def test_answered_prompts_depend_neither_on_the_fraction_nor_on_the_seed() -> No
 
 @pytest.mark.parametrize("variant", GRAPHS)
 def test_keys_stay_what_they_were(variant: str) -> None:
-    """A key that moves puts stored results out of reach: see the head of this file. `UPDATE_GOLDEN=1 pytest tests/test_plan.py` writes
+    """A key that moves puts stored results out of reach: see the head of this file.
+    `UPDATE_GOLDEN=1 pytest tests/planning/test_cells.py` writes
     what is found now; the commit says what moved."""
     golden, cell = json.loads(GOLDEN.read_text()), plan(golden_cell(variant))
     found = {"stages": {label: stage.key for label, stage in by_label(cell).items()}, "key": cell.key, "name": cell.name}

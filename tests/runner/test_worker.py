@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "fake_stages"))
 
 import fake_stage
 from fake_stage import Fake, fake

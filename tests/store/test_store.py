@@ -12,22 +12,18 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from tiny import Plain, state
 
 from bench.store.keys import Source, Stage, canonical_json, hash_key, hash_long, tree_digest, tree_stamp
-from bench.store.store import BIG_FILE, LaterField, Store
+from bench.store.store import BIG_FILE, Store
 
-ROOT = Path(__file__).parent.parent
-
-
-class Plain(BaseModel):
-    value: float = 0
-    dropout: Annotated[float, LaterField()] = 0.0
+ROOT = Path(__file__).parent.parent.parent
 
 
 class Dirty(BaseModel):
@@ -49,11 +45,6 @@ def finish(stage: Stage, store: Store, text: str = "content", **more: Any) -> No
         stage, built, counts={"rows": 1}, timings={"wall_s": 1.5}, recorded={"revision": "abc"},
         recorded_files=frozenset({"speed.jsonl"}), input_digests=digests, **more,
     )  # fmt: skip
-
-
-def state(stage: Stage, root: Path) -> str:
-    """As a new command sees it."""
-    return Store(root).status(stage).state
 
 
 # Keys ----------------------------------------------------------------------------------------------------------------

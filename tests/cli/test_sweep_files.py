@@ -20,7 +20,7 @@ from bench.planning.cells import plan_cell
 from bench.report.groups import matches
 from bench.report.rows import seedless
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("**/*.yaml"))
 
 Open = Callable[..., Opened]

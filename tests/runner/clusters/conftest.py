@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "fake_stages"))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "fake_stages"))
 
 from fake_stage import HERE, Fake
 
@@ -32,7 +32,7 @@ OWN = {"threads": 1, "stage_timeout_s": 60.0, "retries": 1, "max_jobs": 8, "queu
 def _known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(stage_settings.SETTINGS, "fake", (Fake,))
     monkeypatch.setitem(stage_settings.VERSIONS, "fake", 1)
-    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{Path(__file__).parent.parent.parent}")
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{Path(__file__).parent.parent.parent.parent}")
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     up = subprocess.run([str(SCRIPT), "up", str(folder)], capture_output=True, text=True, timeout=600)
     try:
         if up.returncode:
-            pytest.skip(f"no SLURM could be brought up here (tests/clusters/slurm.sh): {(up.stdout + up.stderr)[-500:]}")
+            pytest.skip(f"no SLURM could be brought up here (tests/runner/clusters/slurm.sh): {(up.stdout + up.stderr)[-500:]}")
         yield folder
     finally:
         subprocess.run([str(SCRIPT), "down", str(folder)], timeout=60)

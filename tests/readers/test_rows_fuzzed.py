@@ -1,6 +1,6 @@
 """Generated rows through every reader and form of file: a refusal that names file and row, or the right value; nothing in between.
 
-`BENCH_FUZZ_EXAMPLES=20000 pytest -n 0 tests/test_rows_fuzzed.py` looks longer; the plain run looks at a few of each.
+`BENCH_FUZZ_EXAMPLES=20000 pytest -n 0 tests/readers/test_rows_fuzzed.py` looks longer; the plain run looks at a few of each.
 """
 
 from __future__ import annotations

@@ -8,14 +8,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from endpoint import Answer, Endpoint, Said, fair
-from tiny import ROOT, bench, copy_results, make_model, smoke
+from tiny import CELL, ROOT, bench, copy_results, make_model, smoke
 
 from bench.cli.compose import Opened, open_door
 from bench.planning.cells import plan_cell
@@ -25,22 +23,8 @@ from bench.store.keys import file_digest
 from bench.store.stage_settings import ScoreSettings
 from bench.store.store import FileFacts, files_digest
 
+
 # The smoke sweep's cell of KTO at beta 0.1, stage for stage, under another judge.
-SMOKE = yaml.safe_load((ROOT / "sweeps" / "smoke.yaml").read_text())
-CELL = ["method=kto", "method.beta=0.1"]
-
-
-def _words(tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _words(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}={value}"
-
-
-CELL += [word for section in ("model", "data") for word in _words(SMOKE[section], section)]
-
-
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     """Results that hold what the smoke run trained."""

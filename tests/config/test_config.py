@@ -17,7 +17,7 @@ from bench import config
 from bench.cli.compose import Opened
 from bench.config import Cell, Session, misfits
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CONF, SWEEPS = ROOT / "conf", ROOT / "sweeps"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from tiny import Ran, bench, command_line, environment, smoke, smoke_cells
 

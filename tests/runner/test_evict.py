@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from test_store import Plain, state
-from tiny import bench, copy_results, smoke, smoke_cell, smoke_cells
+from tiny import Plain, bench, copy_results, smoke, smoke_cell, smoke_cells, state
 
 from bench.planning.inputs import CellPlan
 from bench.planning.to_do import make_plan

@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "fake_stages"))
 
 from fake_stage import HERE, Fake, attempts, fake
 

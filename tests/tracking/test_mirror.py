@@ -80,7 +80,7 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def test_importing_loads_neither_wandb_nor_torch() -> None:
     code = "import sys, bench.tracking.mirror; assert not {'wandb', 'torch'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_no_tracker_does_nothing(tmp_path: Path) -> None:
