@@ -33,6 +33,7 @@ from bench.plan import CellPlan, Plan, Sources, judge_key, judge_manners, labels
 from bench.screen import Screen, make_screen, print_costs, print_plan, print_sizes, print_status, wrong_cells
 from bench.store import Source, Stage, Store, Unsound, hash_key
 from bench.terminal import say
+from bench.text_files import open_regular
 from bench.tracking import Tracker, open_tracker
 from bench.worker import HEAVY_IMPORTS, describe
 
@@ -570,7 +571,8 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
     logs = []
     for stage in cell.stages:
         with contextlib.suppress(OSError):  # made in another store, or by a command that logs now
-            written = secrets.clean(store.beside(stage, "log").read_text("utf-8", "replace"))
+            with open_regular(store.beside(stage, "log")) as log:
+                written = secrets.clean(log.read().decode("utf-8", "replace"))
             logs.append(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
     out.write(folder / "log.txt", "".join(logs))
     return out.lines()
