@@ -500,6 +500,23 @@ def test_pipes_and_links_where_files_and_folders_should_be_are_named_and_not_wai
         assert line in said, (line, said)
 
 
+def test_a_report_of_cells_that_are_all_damaged_or_gone_says_so_and_keeps_the_table(results: Path, command: Command) -> None:
+    before = contents(results / "sweeps")
+    gone, *damaged = smoke_cells()
+    shutil.rmtree(Store(results / "store").folder(gone.score))
+    for cell in damaged:
+        flip(Store(results / "store").folder(cell.score) / "result.json")
+    code, said = command("do=report")
+    assert code == 3 and "has its numbers any more" in said and contents(results / "sweeps") == before
+    for cell in damaged:
+        assert f"DAMAGED  {Store(results / 'store').folder(cell.score)}/result.json" in said, said
+    assert gone.score.key in said
+    shutil.rmtree(results / "cells")
+    shutil.rmtree(results / "store")
+    code, said = command("do=report")
+    assert (code, contents(results / "sweeps")) == (2, before) and "was run in" in said
+
+
 def test_a_store_of_before_checksums_runs_nothing_again(results: Path, command: Command) -> None:
     for path in results.glob("store/*/*/manifest.json"):
         told = json.loads(path.read_text())
