@@ -33,6 +33,7 @@ from bench.plan import CellPlan, Plan, Sources, judge_key, judge_manners, labels
 from bench.screen import Screen, make_screen, print_costs, print_plan, print_sizes, print_status, wrong_cells
 from bench.store import Source, Stage, Store, Unsound, hash_key
 from bench.terminal import say
+from bench.text_files import open_regular
 from bench.tracking import Tracker, open_tracker
 from bench.worker import HEAVY_IMPORTS, describe
 
@@ -105,12 +106,15 @@ def _carry_out(opened: Opened) -> int:
 
 
 def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
-    """Tables and figures from the store; a table that was another one before is said. Raises BadConfig where a table of somebody's runs
-    would be emptied, as in a clone that has no store."""
+    """Tables and figures from the store; a table that was another one before is said. A table of somebody's runs is never emptied: raises
+    BadConfig in a clone that has no store, and says what is wrong with the cells where they were run here."""
     rows = report.collect(sweep, store, {})
     table = results / "sweeps" / sweep.name / "table.csv"
     before = _content(table)
     if not any(row.done for row in rows) and any(row["status"] == "done" for row in _csv_rows(before)):
+        if any(_has_folder(row.cell, results) for row in rows) and _say_wrong(sweep, store, results):
+            say(f"no cell of {sweep.name} has its numbers any more: {table.parent} stays as it is")
+            return SOME_FAILED
         raise BadConfig([f"no cell of {sweep.name} was run in {results}: {table.parent} stays as it is"])
     wrong = _wrong(sweep, store, results)  # first: it may be told from the table as it was
     exported = [line for row in rows if row.done and _has_folder(row.cell, results) for line in write_cell(row.cell, store, results, None)]
@@ -570,7 +574,8 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
     logs = []
     for stage in cell.stages:
         with contextlib.suppress(OSError):  # made in another store, or by a command that logs now
-            written = secrets.clean(store.beside(stage, "log").read_text("utf-8", "replace"))
+            with open_regular(store.beside(stage, "log")) as log:
+                written = secrets.clean(log.read().decode("utf-8", "replace"))
             logs.append(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
     out.write(folder / "log.txt", "".join(logs))
     return out.lines()
