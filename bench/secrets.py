@@ -16,6 +16,7 @@ import base64
 import configparser
 import contextlib
 import functools
+import html
 import itertools
 import netrc
 import os
@@ -27,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from bench.text_files import open_regular
 
 REDACTED = "[redacted]"
 SHORTEST, SHORTEST_WORD = 8, 16  # characters of a secret; of one that is a number or one word
@@ -220,6 +223,7 @@ def _forms(value: str) -> Iterator[_Form]:
 class _Cleaner:
     forms: tuple[tuple[str, _Form], ...]  # (name, form) of every secret, the longest first
     pattern: re.Pattern[str]
+    values: tuple[tuple[str, str], ...]  # (name, value)
 
     def holders(self, text: str) -> set[str]:
         return {name for name, form in self.forms if _may_hold(text, form) and re.search(form.pattern, text)}
@@ -243,7 +247,8 @@ def _cleaner_of(environment: tuple[tuple[str, str], ...], _: frozenset[str]) -> 
     for value, name in _secrets(environment):
         names.setdefault(value, name)
     forms = tuple((names[value], form) for value in sorted(names, key=len, reverse=True) for form in _forms(value))
-    return _Cleaner(forms, re.compile("|".join(form.pattern for _, form in forms) or r"(?!)"))
+    values = tuple((name, value) for value, name in names.items())
+    return _Cleaner(forms, re.compile("|".join(form.pattern for _, form in forms) or r"(?!)"), values)
 
 
 # Cleaning -------------------------------------------------------------------------------------------------------------
@@ -278,9 +283,45 @@ def _escaped(c: str) -> str:
 
 
 def excerpt(text: str, length: int) -> str:
-    """The beginning of a text in one line, cleaned before it is cut: half a key is not recognised."""
-    line = " ".join(shown(text[: max(100_000, length)]).split())
+    """The beginning of a text of somebody else's in one line, cleaned before it is cut: half a key is not recognised. A text that
+    holds a secret in a writing that `clean` does not know is left out."""
+    line = shown(text[: max(100_000, length)])
+    if hidden := _hidden(line):
+        return f"{REDACTED}: the text holds the value of {hidden} in another writing"
+    line = " ".join(line.split())
     return line if len(line) <= length else f"{line[:length]}..."
+
+
+_ESCAPED = re.compile(r"\\+(?:u([0-9a-f]{4})|x([0-9a-f]{2})|([0-7]{3}))|[%=]([0-9a-f]{2})", re.IGNORECASE)
+_LINE_ENDS, _TAGS, _NO_KEY = re.compile(r"\\+[nrt]"), re.compile(r"<[^<>]{0,200}>"), re.compile(r"[\W_]+")
+HIDDEN_LENGTH = 16  # letters and digits of a secret that is looked for in other writings; shorter ones could be words by chance
+
+
+def _hidden(text: str) -> str | None:
+    """The name of a secret whose letters and digits a text has one after the other, either way round, whatever stands between them
+    (zero bytes, spaces, tags) and in whatever way they are escaped."""
+    plain = _ESCAPED.sub(_unescaped, html.unescape(unquote(text)))
+    plain = _bare(_TAGS.sub("", _LINE_ENDS.sub("", plain)))
+    unbroken = _LINE_ENDS.sub("", "".join(text.split()))
+    for name, form in _cleaner().forms:
+        if _may_hold(unbroken, form) and re.search(form.pattern, unbroken):
+            return name
+    return next((name for name, bare in _bare_secrets(_cleaner()) if bare in plain or bare[::-1] in plain), None)
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    sixteen, eight = match[1] or match[2] or match[4], match[3]
+    return chr(int(sixteen, 16) if sixteen else int(eight, 8))
+
+
+def _bare(text: str) -> str:
+    return _NO_KEY.sub("", text).casefold()
+
+
+def _bare_secrets(cleaner: _Cleaner) -> Iterator[tuple[str, str]]:
+    for name, value in cleaner.values:
+        if len(bare := _bare(value)) >= HIDDEN_LENGTH:
+            yield name, bare
 
 
 def clean_value(value: Any, *, secret: bool = False) -> Any:
@@ -436,7 +477,7 @@ def clean_file(path: Path) -> None:
     """Clean a log in place; one that is clean, or gone, is left as it is."""
     aside = path.with_name(f"{path.name}.clean-{os.getpid()}")
     with contextlib.suppress(OSError):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if all(_clean_bytes(chunk) == chunk for chunk in _chunks(file)):
                 return
             file.seek(0)

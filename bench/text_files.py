@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import errno
 import gzip
 import io
 import json
@@ -24,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import yaml
 
@@ -183,6 +184,18 @@ def decode(content: bytes, where: str) -> str:
         return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadFile(f"{where}: expected UTF-8, got other bytes ({error.reason} at byte {error.start}): save the file as UTF-8") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The bytes of a regular file. A pipe is not waited for. Raises OSError for anything else."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(file).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(file, "rb")
+    os.close(file)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "expected a file, got a pipe or a device: move it away", str(path))
 
 
 @contextlib.contextmanager

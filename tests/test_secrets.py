@@ -250,6 +250,38 @@ def test_an_excerpt_is_cleaned_before_it_is_cut(monkeypatch: pytest.MonkeyPatch)
     assert secrets.excerpt("one\n two\x1b[2J \x9b1m\u202e", 100) == "one two\\x1b[2J \\x9b1m\\u202e"
 
 
+OTHER_WRITINGS: dict[str, Callable[[str], str]] = {
+    "JSON's escapes of every character": lambda key: "".join(f"\\u{ord(c):04x}" for c in key),
+    "HTML's": lambda key: "".join(f"&#x{ord(c):06X};" for c in key),
+    "a URL's": lambda key: "".join(f"%{ord(c):02x}" for c in key),
+    "mail's": lambda key: "".join(f"={ord(c):02X}" for c in key),
+    "octal": lambda key: "".join(f"\\{ord(c):03o}" for c in key),
+    "UTF-16 that was read as UTF-8": lambda key: key.encode("utf-16-le").decode(),
+    "UTF-32 that was read as UTF-8": lambda key: key.encode("utf-32-be").decode(),
+    "spaces": " ".join,
+    "spaces of no width": "\u200b".join,
+    "a place to break a line": lambda key: f"{key[:9]}<wbr>{key[9:]}",
+    "a line end": lambda key: json.dumps(json.dumps(f"{key[:9]}\n{key[9:]}")),
+    "capitals": str.upper,
+    "backwards": lambda key: key[::-1],
+    "base64 in short lines": lambda key: json.dumps(re.sub("(.{9})", "\\1\n", base64.b64encode(f"Bearer {key}".encode()).decode())),
+}
+
+
+@pytest.mark.parametrize("writing", OTHER_WRITINGS)
+def test_a_page_that_hides_a_key_in_another_writing_is_left_out(writing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "live-a8F3kQz71LmT09xw")
+    written = OTHER_WRITINGS[writing]("live-a8F3kQz71LmT09xw")
+    left_out = "[redacted]: the text holds the value of SOME_API_KEY in another writing"
+    assert secrets.excerpt(f"a page: {written} ends", 1000) == left_out
+
+
+@pytest.mark.parametrize("page", ["<p>The model is busy: 100 % of live-a8F3</p>", 'quota \\"x\\" =20 of %41 \\u0041 &amp; done', "a b c"])
+def test_any_other_page_is_shown(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "live-a8F3kQz71LmT09xw")
+    assert secrets.excerpt(page, 1000) == page
+
+
 def test_what_a_process_prints_is_cleaned(tmp_path: Path) -> None:
     """Its own prints and tracebacks by its streams; libraries' and children's by whoever keeps the log."""
     code = "from bench import secrets; import os, sys, logging; secrets.guard_streams(); k = os.environ['OPENAI_API_KEY'];"

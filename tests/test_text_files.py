@@ -24,6 +24,7 @@ from bench.text_files import (
     id_text,
     lines,
     number,
+    open_regular,
     optional_text,
     parse_json,
     parse_yaml,
@@ -99,6 +100,16 @@ def test_other_bytes_are_refused_with_their_place(tmp_path: Path) -> None:
     expected = "expected UTF-8, got other bytes (invalid continuation byte at byte"
     assert refused(lambda: list(read_rows(path))).startswith(f"{path}:2: {expected} 10)")
     assert refused(read_text, path).startswith(f"{path}: {expected} 19)")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="expected a file, got a pipe or a device: move it away"):
+        open_regular(tmp_path / "pipe")
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+    with open_regular(written(tmp_path, b"a")) as file:
+        assert file.read() == b"a"
 
 
 def test_what_is_no_readable_file_is_refused(tmp_path: Path) -> None:

@@ -474,6 +474,49 @@ def test_verify_names_each_fault_of_a_store_and_what_would_mend_it(results: Path
     assert not list(store.rglob("*.lock")) or {path.name for path in store.rglob("*.lock")} == {"spending.jsonl.lock"}
 
 
+def test_pipes_and_links_where_files_and_folders_should_be_are_named_and_not_waited_for(results: Path, command: Command) -> None:
+    """A report needs no log, and says where it cannot write."""
+    for pipe in (Path(f"{folder_of(results, 'score')}.log"), results / "store" / "judge" / "abc.work" / "journal.jsonl"):
+        pipe.parent.mkdir(exist_ok=True)
+        pipe.unlink(missing_ok=True)
+        os.mkfifo(pipe)
+    (cell_folder(results) / "result.json").unlink()
+    os.mkfifo(cell_folder(results) / "result.json")
+    (results / "store" / "judge" / "odd\x1b[2J\nname").mkdir()
+    assert command("do=report")[0] == 0
+    cell_folder(results).rename(results / "elsewhere")
+    cell_folder(results).symlink_to(results / "elsewhere")
+    shutil.copytree(results / "sweeps", results / "sweeps of before")
+    shutil.rmtree(results / "sweeps")
+    (results / "sweeps").write_text("")
+    code, said = command("do=verify", sweep=None)
+    assert code == 3
+    for line in (
+        f"DAMAGED  {pipe} cannot be read (expected a file, got a pipe or a device",
+        f"DAMAGED  {cell_folder(results)} is a link, and nothing is written through one: move it away",
+        f"DAMAGED  {results}/sweeps is a file, and should be a folder: move it away",
+        f"DAMAGED  {results}/store/judge/odd\\x1b[2J\\nname has no manifest",
+    ):
+        assert line in said, (line, said)
+
+
+def test_a_report_of_cells_that_are_all_damaged_or_gone_says_so_and_keeps_the_table(results: Path, command: Command) -> None:
+    before = contents(results / "sweeps")
+    gone, *damaged = smoke_cells()
+    shutil.rmtree(Store(results / "store").folder(gone.score))
+    for cell in damaged:
+        flip(Store(results / "store").folder(cell.score) / "result.json")
+    code, said = command("do=report")
+    assert code == 3 and "has its numbers any more" in said and contents(results / "sweeps") == before
+    for cell in damaged:
+        assert f"DAMAGED  {Store(results / 'store').folder(cell.score)}/result.json" in said, said
+    assert gone.score.key in said
+    shutil.rmtree(results / "cells")
+    shutil.rmtree(results / "store")
+    code, said = command("do=report")
+    assert (code, contents(results / "sweeps")) == (2, before) and "was run in" in said
+
+
 def test_a_store_of_before_checksums_runs_nothing_again(results: Path, command: Command) -> None:
     for path in results.glob("store/*/*/manifest.json"):
         told = json.loads(path.read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench import report
 from bench.cli.compose import BadConfig, Opened
 from bench.commands import OK, SOME_FAILED, bundle
-from bench.commands.faults import wrong_lines
+from bench.commands.faults import say_wrong, wrong_lines
 from bench.commands.planned_sweep import sweep_of
 from bench.planning.inputs import CellPlan
 from bench.runner.cell_folders import write_cell
@@ -25,12 +25,15 @@ def main(opened: Opened) -> int:
 
 
 def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
-    """Tables and figures from the store; a table that was another one before is said. Raises BadConfig where a table of somebody's runs
-    would be emptied, as in a clone that has no store."""
+    """Tables and figures from the store; a table that was another one before is said. A table of somebody's runs is never emptied: raises
+    BadConfig in a clone that has no store, and says what is wrong with the cells where they were run here."""
     rows = report.collect(sweep, store, {})
     table = results / "sweeps" / sweep.name / "table.csv"
     before = _content(table)
     if not any(row.done for row in rows) and any(row["status"] == "done" for row in _csv_rows(before)):
+        if any(_has_folder(row.cell, results) for row in rows) and say_wrong(sweep, store, results):
+            say(f"no cell of {sweep.name} has its numbers any more: {table.parent} stays as it is")
+            return SOME_FAILED
         raise BadConfig([f"no cell of {sweep.name} was run in {results}: {table.parent} stays as it is"])
     wrong = wrong_lines(sweep, store, results)  # first: it may be told from the table as it was
     exported = [line for row in rows if row.done and _has_folder(row.cell, results) for line in write_cell(row.cell, store, results, None)]

@@ -8,6 +8,7 @@ the next command that ends well deletes it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ from bench.output_files import ASIDE, why
 from bench.store.stage_settings import VERSIONS
 from bench.store.store import Manifest, Store, Unsound
 from bench.terminal import say
+from bench.text_files import open_regular, printable
 
 RUN_AGAIN = "the same command makes it again"
+NAME = re.compile(r".+-[0-9a-f]{8}", re.DOTALL)  # of a cell's or a sweep's folder
 REPORT_AGAIN = "do=report +sweep=... of its sweep writes it again"
 
 
@@ -38,7 +41,7 @@ class Fault:
     mend: str
 
     def line(self) -> str:
-        return f"{self.kind:<8} {self.what}: {self.mend}"
+        return f"{self.kind:<8} {printable(self.what)}: {self.mend}"
 
 
 def show(results: Path, store: Store) -> bool:
@@ -46,7 +49,7 @@ def show(results: Path, store: Store) -> bool:
     if not store.root.is_dir():
         raise BadConfig([f"no store in {results}: set results=DIR or BENCH_RESULTS to a folder that a command has written to"])
     stages = StagesLookedAt(store)
-    found = [*stages.faults(), *_of_journals(store), *_of_cells(results, store)]
+    found = [*stages.faults(), *_of_journals(store), *_of_places(results), *_of_cells(results, store)]
     for fault in found:
         say(fault.line())
     left = [*_left(results, store), *stages.earlier()]
@@ -100,6 +103,15 @@ def _of_journals(store: Store) -> Iterator[Fault]:
             yield Fault("DAMAGED", fault, mend)
 
 
+def _of_places(results: Path) -> Iterator[Fault]:
+    """Where a folder should be that a command writes into, and is none."""
+    ours = [path for path in sorted([*results.glob("cells/*"), *results.glob("sweeps/*")]) if NAME.fullmatch(path.name)]
+    for place in (results / "cells", results / "sweeps", *ours):
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            what = "a link, and nothing is written through one" if place.is_symlink() else "a file, and should be a folder"
+            yield Fault("DAMAGED", f"{place} is {what}", "move it away")
+
+
 def _of_cells(results: Path, store: Store) -> Iterator[Fault]:
     for folder in sorted(path.parent for path in results.glob("cells/*/stages.json")):
         try:
@@ -116,7 +128,8 @@ def _of_cells(results: Path, store: Store) -> Iterator[Fault]:
 
 def _same(one: Path, other: Path) -> bool:
     try:
-        return one.read_bytes() == other.read_bytes()
+        with open_regular(one) as first, open_regular(other) as second:
+            return first.read() == second.read()
     except OSError:
         return False
 

@@ -14,6 +14,7 @@ from bench.output_files import OutputFiles
 from bench.output_files import why as why_not
 from bench.planning.inputs import CellPlan
 from bench.store.store import Store
+from bench.text_files import open_regular
 
 
 def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) -> list[str]:
@@ -34,7 +35,8 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
     logs = []
     for stage in cell.stages:
         with contextlib.suppress(OSError):  # made in another store, or by a command that logs now
-            written = secrets.clean(store.beside(stage, "log").read_text("utf-8", "replace"))
+            with open_regular(store.beside(stage, "log")) as log:
+                written = secrets.clean(log.read().decode("utf-8", "replace"))
             logs.append(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
     out.write(folder / "log.txt", "".join(logs))
     return out.lines()

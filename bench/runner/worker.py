@@ -8,6 +8,7 @@ followed in the same way.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import functools
 import gc
@@ -16,6 +17,7 @@ import json
 import os
 import select
 import shutil
+import stat
 import sys
 import time
 import traceback
@@ -214,8 +216,17 @@ def _lines() -> Iterator[str]:
         yield line
 
 
+def _mode(path: str) -> int:
+    try:
+        return os.lstat(path).st_mode
+    except FileNotFoundError:
+        return 0
+
+
 def _log_to(path: str) -> None:
-    """Send what is printed from now on to a stage's log. Raises OSError, also for a link, through which nothing is written."""
+    """Send what is printed from now on to a stage's log. Raises OSError, also for a link, through which nothing is written, or a pipe."""
+    if stat.S_ISFIFO(_mode(path)):  # to open one waits for a reader
+        raise OSError(errno.EINVAL, "expected a file, got a pipe: move it away", path)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

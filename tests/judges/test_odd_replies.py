@@ -116,6 +116,9 @@ NO_COMPLETIONS: dict[str, Any] = {
     "log-probs in text": chat(logprobs="-0.1"),
     "log-probs of an object": chat(logprobs={"content": {"m": -0.1}}),
     "a finish that is a number": {**chat(), "choices": [{"message": {"content": "m"}, "finish_reason": 1}]},
+    "a reply that was broken off": {**chat(), "choices": [{"message": {"content": "[[3]] at first"}, "finish_reason": "error"}]},
+    "a reply of a busy provider": {**chat(), "choices": [{"message": {"content": ""}, "finish_reason": "insufficient_system_resource"}]},
+    "an error in a choice": {**chat(), "choices": [{"message": {"content": ""}, "error": {"code": 502, "message": "upstream"}}]},
     "arguments that are a number": chat(called(5)),
     "a call of null": chat({"content": None, "tool_calls": [None]}),
     "a call without a function": chat({"content": None, "tool_calls": [{"id": "1"}]}),
@@ -140,6 +143,22 @@ def test_what_is_no_chat_completion_is_asked_again_and_never_kept(serve: Serve, 
     well = True
     assert [reply.text for reply in asker(endpoint.url, tmp_path).ask(requests(2), silent)] == ["q0", "q1"]
     assert len(endpoint.asked) == 4
+
+
+@pytest.mark.parametrize("word", ["length", "model_length", "MAX_TOKENS"])
+def test_a_draft_is_no_verdict_whatever_word_says_that_a_reply_was_cut(serve: Serve, tmp_path: Path, word: str) -> None:
+    """Mistral ends a full context in model_length, Gemini a full reply in MAX_TOKENS."""
+    cut = {**chat(), "choices": [{"message": {"content": "It looks like [[3]], but then"}, "finish_reason": word}]}
+    (reply,) = asker(serve(lambda _: Answer(body=json.dumps(cut))).url, tmp_path).ask(requests(1), silent)
+    reading = read_rating(reply)
+    assert reading.value is None and reading.why and reading.why.startswith("the reply was cut at max_tokens")
+
+
+@pytest.mark.parametrize("word", ["SAFETY", "recitation"])
+def test_a_reply_that_is_filtered_under_another_word_is_filtered(serve: Serve, tmp_path: Path, word: str) -> None:
+    filtered = {**chat(), "choices": [{"message": {"content": "It looks like [[3]]"}, "finish_reason": word}]}
+    (reply,) = asker(serve(lambda _: Answer(body=json.dumps(filtered))).url, tmp_path).ask(requests(1), silent)
+    assert read_rating(reply).why == "the provider's content filter stopped the reply"
 
 
 USAGES = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -79,6 +80,12 @@ def test_progress_begins_anew_and_each_row_is_a_line_at_once(tmp_path: Path) -> 
     progress(1, 4, loss=0.5)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1, "total": 4, "loss": 0.5}]
     progress.close()
+
+
+def test_a_log_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key.log")
+    with pytest.raises(OSError, match="expected a file, got a pipe: move it away"):
+        worker._log_to(str(tmp_path / "key.log"))
 
 
 def test_the_device_is_asked_for_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """What a chat completion must be to become a reply. It is checked before anything is kept, and again when a journal is read.
 
-What does not fit is no chat completion, and is asked for again. A log-prob that is null or not finite is a probability of 0: that token is
-left out of the alternatives. A usage that is no count is unknown. Arguments of a function that come as an object are their JSON text.
+What does not fit is no chat completion, and is asked for again; so is a reply that its provider broke off. Other providers' words for
+"length" and "content_filter" become these. A log-prob that is null or not finite is a probability of 0: that token is left out of the
+alternatives. A usage that is no count is unknown. Arguments of a function that come as an object are their JSON text.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from bench.text_files import HALF_CHARACTER, BadFile, describe, number, parse_js
 MOST_TOKENS = 10**9  # of one request; more is no count
 MOST_LOGPROB = 0.01  # rounding; a probability above 1 is none
 NAME_LENGTH = 200
+# Why a reply ended, by providers and servers that do not keep to OpenAI's words (Mistral, Gemini, Anthropic, DeepSeek, OpenRouter, vLLM).
+CUT = ("length", "model_length", "max_tokens", "max_output_tokens", "model_context_window_exceeded")
+FILTERED = ("content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content", "spii")
+BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "insufficient_system_resource")
 
 
 class NotACompletion(ValueError):
@@ -45,6 +50,8 @@ def reply_of(body: Any) -> Reply:
     if not isinstance(choices, list) or not choices:
         raise NotACompletion(f"choices must be a list of one or more, got {describe(choices)}")
     choice = _object(choices[0], "choices[0]")
+    if error := choice.get("error"):
+        raise NotACompletion(f"choices[0] holds an error: {_error(error)}")
     message = _object(choice.get("message"), "message")
     said, thought, refused = _content(message.get("content"))
     apart = [message.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
@@ -54,7 +61,7 @@ def reply_of(body: Any) -> Reply:
         served=_name(chat.get("model")),
         thinking=next((text for text in apart if isinstance(text, str) and text), thought),
         tokens=_listed(choice.get("logprobs")),
-        finish_reason=_optional_text(choice.get("finish_reason"), "finish_reason"),
+        finish_reason=_finish_reason(choice.get("finish_reason")),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
         refusal=_optional_text(message.get("refusal"), "refusal") or refused,
@@ -89,6 +96,19 @@ def _optional_text(value: Any, what: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise NotACompletion(f"{what} must be text, got {describe(value)}")
     return value or None
+
+
+def _error(error: Any) -> str:
+    told = error.get("message") if isinstance(error, Mapping) else error
+    return secrets.excerpt(told, NAME_LENGTH) if isinstance(told, str) else describe(error)
+
+
+def _finish_reason(value: Any) -> str | None:
+    """Why the reply ended, in OpenAI's words. Raises NotACompletion for one that was broken off: it may end in a draft."""
+    reason = _optional_text(value, "finish_reason")
+    if (word := (reason or "").lower()) in BROKEN_OFF:
+        raise NotACompletion(f"the reply was broken off (finish_reason {word})")
+    return "length" if word in CUT else "content_filter" if word in FILTERED else reason
 
 
 def _name(value: Any) -> str | None:

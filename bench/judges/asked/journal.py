@@ -20,7 +20,7 @@ import filelock
 from bench.judges.asked.chat_completion import NotACompletion, reply_from_row
 from bench.judges.asked.request import Reply
 from bench.store.stage_run import OverBudget
-from bench.text_files import BadFile, describe, number, parse_json, printable
+from bench.text_files import BadFile, describe, number, open_regular, parse_json, printable
 
 FORMAT = 1
 
@@ -197,7 +197,7 @@ class Ledger:
     def _new_lines(self) -> list[bytes]:
         if not self.path.exists():
             return []
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self.offset)
             new = file.read()
         self.offset += len(new)
@@ -207,7 +207,9 @@ class Ledger:
 def check(path: Path) -> list[str]:
     """What is wrong with a journal or a ledger, a text for each line; a last line that a kill cut short is no fault."""
     faults = []
-    for place, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    with open_regular(path) as file:
+        content = file.read()
+    for place, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
             if line.strip():
                 decode(line)
@@ -229,5 +231,5 @@ def append(path: Path, row: dict[str, Any]) -> None:
 def _lines(path: Path) -> Iterator[bytes]:
     """Lines that are not blank, split at \\n alone: texts may hold other line ends."""
     if path.exists():
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             yield from (line for line in file if line.strip())
