@@ -18,7 +18,7 @@ import yaml
 from bench import bundle, clusters, export, keep, methods, passport, report, rescore, secrets, size_table, verify, why
 from bench.audit_files import audit_sources
 from bench.config import Accelerate, Audit, Bundle, Export, PlanVerb, Rescore, Session, Why, user_path
-from bench.costs import judge_costs, with_costs
+from bench.costs import JudgeCost, judge_costs, with_costs
 from bench.counts import data_lines
 from bench.devices import is_spread, spread_faults
 from bench.door import BadConfig, Opened
@@ -33,6 +33,7 @@ from bench.plan import CellPlan, Plan, Sources, judge_key, judge_manners, labels
 from bench.screen import Screen, make_screen, print_costs, print_plan, print_sizes, print_status, wrong_cells
 from bench.store import Source, Stage, Store, Unsound, hash_key
 from bench.terminal import say
+from bench.text_files import BadFile
 from bench.tracking import Tracker, open_tracker
 from bench.worker import HEAVY_IMPORTS, describe
 
@@ -84,7 +85,7 @@ def _carry_out(opened: Opened) -> int:
         return SOME_FAILED if _say_wrong(sweep, store, session.results_dir) or not written else OK
     match session.do.name:
         case "plan":
-            costs = judge_costs(plan.to_do, store)
+            costs = _costs(plan, store)
             data = data_lines(cells, store)
             print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data.lines)
             assert isinstance(session.do, PlanVerb)
@@ -102,6 +103,14 @@ def _carry_out(opened: Opened) -> int:
     check_devices(session, plan.to_do)
     clusters.check(session.launcher, plan.to_do)
     return run_sweep(session, sweep, plan, store)
+
+
+def _costs(plan: Plan, store: Store) -> dict[Stage, JudgeCost]:
+    """What judges would cost. Raises BadConfig for a file of completions that does not answer what they ask."""
+    try:
+        return judge_costs(plan.to_do, store)
+    except BadFile as error:
+        raise BadConfig(str(error).splitlines()) from error
 
 
 def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
@@ -190,7 +199,7 @@ def _audit(do: Audit, opened: Opened, store: Store) -> int:
     cells = list(audits.values())
     sweep = report.Sweep("audit", opened.title, opened.command, cells)
     plan = make_plan(cells, store)
-    costs = judge_costs(plan.to_do, store)
+    costs = _costs(plan, store)
     if do.plan or costs:
         print_costs(plan, costs)
     if do.plan:
