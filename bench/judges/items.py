@@ -23,7 +23,7 @@ def read_alpaca_eval(path: Path) -> list[Item]:
     items = []
     for number, (place, row) in enumerate(read_objects(path, "objects with instruction and output")):
         _has(row, place, "instruction", "output")
-        asked, answer = _question(row["instruction"], f"{place}: instruction"), text(row["output"], f"{place}: output")
+        asked, answer = (text(row[key], f"{place}: {key}") for key in ("instruction", "output"))
         items.append(Item(f"alpaca_eval-{number}", optional_text(row.get("dataset"), f"{place}: dataset"), [asked], baseline=[answer]))
     return items
 
@@ -39,7 +39,7 @@ def read_mt_bench(questions: Path, references: Path | None = None, answers: Path
             raise BadFile(f"{place}: turns must be a list of texts, got {describe(row['turns'])}")
         key, turns = (
             id_text(row["question_id"], f"{place}: question_id"),
-            [_question(turn, f"{place}: turns[{n}]") for n, turn in enumerate(row["turns"])],
+            [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(row["turns"])],
         )
         if answers and key not in theirs:
             raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}")
@@ -72,19 +72,12 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
     items = []
     for place, row in read_rows(questions):
         _has(row, place, "uid", "prompt")
-        key, prompt = id_text(row["uid"], f"{place}: uid"), _question(row["prompt"], f"{place}: prompt")
+        key, prompt = id_text(row["uid"], f"{place}: uid"), text(row["prompt"], f"{place}: prompt")
         if key not in theirs:
             raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}")
         category = optional_text(row.get("category"), f"{place}: category")
         items.append(Item(f"arena_hard-{key}", category, [prompt], baseline=[theirs[key]]))
     return _each_once(questions, items)
-
-
-def _question(value: Any, what: str) -> str:
-    """What is asked. Raises BadFile for a text of nothing."""
-    if not (asked := turn_text(value, what)).strip():
-        raise BadFile(f"{what} is empty: leave the row out")
-    return asked
 
 
 def _has(row: Mapping[str, Any], place: str, *names: str) -> None:

@@ -109,14 +109,6 @@ def test_turns_that_are_no_texts_are_refused_by_their_line(tmp_path: Path, quest
             read_mt_bench(questions, references, baseline)
 
 
-def test_questions_without_text_are_refused_by_their_line(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match=r"q\.jsonl:1: turns\[1\] is empty: leave the row out"):
-        read_mt_bench(lines(tmp_path / "q.jsonl", {"question_id": 1, "turns": ["a", " "]}))
-    (tmp_path / "items.json").write_text('[{"instruction": "", "output": "x"}]')
-    with pytest.raises(BadFile, match=r"items\.json: row 0: instruction is empty"):
-        read_alpaca_eval(tmp_path / "items.json")
-
-
 def test_a_file_of_references_is_one_of_these_questions(tmp_path: Path) -> None:
     questions = lines(tmp_path / "q.jsonl", {"question_id": 1, "turns": ["a"]}, {"question_id": 2, "turns": ["b"]})
     assert [item.reference for item in read_mt_bench(questions, lines(tmp_path / "r.jsonl", answered(2, "x")))] == [None, ["x"]]
