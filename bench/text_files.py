@@ -40,6 +40,7 @@ TOO_DEEP = f"nested deeper than {MAX_DEPTH} lists and objects"
 HALF_CHARACTER = r"half a surrogate pair (an escape like \ud83d by itself) is no character: the text was cut in the middle of one"
 OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 CSV_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")  # float() takes 1_000 and other digits
+GZIP = b"\x1f\x8b"  # begins a gzip file
 BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
@@ -205,7 +206,10 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadFile(f"{shown}: expected a file, got {'a folder' if path.is_dir() else 'a pipe or a device'}")
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        packed = path.suffix.lower() == ".gz"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            if not packed and file.peek(2)[:2] == GZIP:
+                raise BadFile(f"{shown}: holds gzip: give it a name that ends in .gz")
             yield file  # type: ignore[misc]  # gzip's own class of binary file
     except BROKEN_GZIP as error:
         raise BadFile(f"{shown}: not a whole gzip file ({printable(str(error))})") from error

@@ -117,11 +117,13 @@ def test_what_is_no_readable_file_is_refused(tmp_path: Path) -> None:
     cut.write_bytes(gzip.compress(os.urandom(9000))[:-2000])
     spoiled = written(tmp_path, b"no gzip", "plain")
     spoiled = spoiled.rename(tmp_path / "f.gz")
+    packed = written(tmp_path, gzip.compress(b"{}"), "rows.jsonl")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path, why in (
         (cut, "not a whole gzip file (Compressed file ended before the end-of-stream marker was reached)"),
         (spoiled, "not a whole gzip file (Not a gzipped file (b'no'))"),
+        (packed, "holds gzip: give it a name that ends in .gz"),
         (pipe, "expected a file, got a pipe or a device"),
         (tmp_path, "expected a file, got a folder"),
         (tmp_path / "none", "cannot be read (No such file or directory)"),

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from bench.config import Bounds, user_path
 from bench.machine import PACKAGE
-from bench.models.model_config import check_rows, check_shards, check_sizes
+from bench.models.model_config import check_rows, check_shards, check_sizes, check_whole
 from bench.models.templates import (
     TEMPLATE,
     TEMPLATE_DATE,
@@ -54,10 +54,12 @@ def model_folder(text: str, bounds: Bounds, key: str = "model.path", what: str =
 
 
 def check_model(folder: Path, bounds: Bounds, weights: bool) -> None:
-    """Raises ValueError for sizes beyond the bounds, tokens without an embedding, and missing files of its `weights`."""
+    """Raises ValueError for sizes beyond the bounds, tokens without an embedding, damaged files of weights, and missing ones where it
+    needs its `weights`."""
     check_rows(folder, check_sizes(folder, bounds))
     if weights:
         check_shards(folder)
+    check_whole(folder)
 
 
 def no_template(folder: Path, way_out: str) -> str | None:

@@ -6,9 +6,9 @@ from bench import report
 from bench.cli.audit_files import audit_sources
 from bench.cli.compose import Opened
 from bench.commands import OK, OVER_BUDGET, SOME_FAILED
-from bench.commands.plan import print_costs
+from bench.commands.plan import costs_of, print_costs
 from bench.config import Audit, user_path
-from bench.forecast.judge_cost import judge_costs, with_costs
+from bench.forecast.judge_cost import with_costs
 from bench.forecast.stage_time import estimates
 from bench.planning.audits import plan_audit
 from bench.planning.inputs import CellPlan
@@ -41,7 +41,7 @@ def main(opened: Opened) -> int:
     cells = list(audits.values())
     sweep = report.Sweep("audit", opened.title, opened.command, cells)
     plan = make_plan(cells, store)
-    costs = judge_costs(plan.to_do, store)
+    costs = costs_of(plan, store)
     if do.plan or costs:
         print_costs(plan, costs)
     if do.plan:

@@ -26,6 +26,7 @@ from bench.runner.progress_view import clock, makespan_s
 from bench.store.keys import Stage
 from bench.store.store import Store
 from bench.terminal import Terminal
+from bench.text_files import BadFile
 
 
 def main(opened: Opened) -> int:
@@ -33,7 +34,7 @@ def main(opened: Opened) -> int:
     store = Store(session.results_dir / "store")
     sweep = sweep_of(opened)
     plan = make_plan(sweep.cells, store)
-    costs = judge_costs(plan.to_do, store)
+    costs = costs_of(plan, store)
     data = data_lines(sweep.cells, store)
     workers = pool_size(session.launcher, session.accelerate.gpus)
     print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data.lines)
@@ -42,6 +43,14 @@ def main(opened: Opened) -> int:
     if data.refusals:
         raise BadConfig(data.refusals)
     return OK
+
+
+def costs_of(plan: Plan, store: Store) -> dict[Stage, JudgeCost]:
+    """What judges would cost. Raises BadConfig for a file of completions that does not answer what they ask."""
+    try:
+        return judge_costs(plan.to_do, store)
+    except BadFile as error:
+        raise BadConfig(str(error).splitlines()) from error
 
 
 def print_plan(

@@ -7,6 +7,7 @@ float32 weights. AdamW on bfloat16 weights loses its updates: at 5e-7, 100 steps
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,11 @@ from bench.engines.base import ADAPTER, USUAL, Progress, Vocabulary, Written, by
 from bench.models.hub import trusts_code
 from bench.models.model_config import positions
 from bench.models.tokenize import Ids, check_rendering, model_folder
+
+# Masks and angles that older transformers saved and that a model computes: GPT-2's kin, GPT-Neo and GPT-J, rotary embeddings.
+OLD_BUFFERS = re.compile(r"\.(masked_bias|attn\.(attention\.)?bias|rotary_emb\.inv_freq)$")
+
+COPY_AGAIN = "copy the whole folder again, or save the model with save_pretrained"
 
 # Names of tables of positions: of GPT-2 and its kin, OPT and GPT-J, BERT and its kin.
 POSITION_TABLES = ("wpe", "positions_embed", "embed_positions", "position_embeddings", "pos_encoding")
@@ -66,9 +72,15 @@ def load_tensors(of: Any, folder: Path, dtype: str, *, new_head: bool = False, s
         use_safetensors=True,
         trust_remote_code=trusts_code(folder),
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
         **ways,
     )
     body = f"{model.base_model_prefix}."
+    if misshaped := sorted(one for one in found["mismatched_keys"] if not new_head or one[0].startswith(body)):
+        name, came, expected = misshaped[0]
+        more = f", and {len(misshaped) - 1} more tensors" if len(misshaped) > 1 else ""
+        why = f"{name} must have the sizes {list(expected)}, got {list(came)}{more}"
+        raise ValueError(f"the weights in {folder} are not those of its config.json: {why}; {COPY_AGAIN}")
     missing, unexpected = (
         {name for name in found[kind] if not new_head or name.startswith(body)} for kind in ("missing_keys", "unexpected_keys")
     )
@@ -79,11 +91,11 @@ def load_tensors(of: Any, folder: Path, dtype: str, *, new_head: bool = False, s
 def check_arrived(folder: Path, missing: Collection[str], unexpected: Collection[str]) -> None:
     """Raises ValueError for tensors of a model that its folder lacks, which transformers would draw at random, and for tensors of the
     folder that the model has no place for: it would be another model than the one that was saved. transformers names neither tied weights
-    nor buffers that it computes itself."""
+    nor most buffers that it computes itself; OLD_BUFFERS are the others."""
+    unexpected = [name for name in unexpected if not OLD_BUFFERS.search(name)]
     found = [f"{what} {_some(names)}" for what, names in (("it lacks", missing), ("the model has no place for", unexpected)) if names]
     if found:
-        way_out = "copy the whole folder again, or save the model with save_pretrained"
-        raise ValueError(f"the weights in {folder} are not those of its config.json: {' and '.join(found)}; {way_out}")
+        raise ValueError(f"the weights in {folder} are not those of its config.json: {' and '.join(found)}; {COPY_AGAIN}")
 
 
 def check_weights(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from bench.config import Bounds
 from bench.models.hub import read_config
 from bench.text_files import BadFile, describe, printable, read_object
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+MOST_HEADER = 100_000_000  # bytes, as in the safetensors library
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")  # of models that read images too
 
 # Names of a size in the configs of different architectures, by what bounds it.
@@ -79,6 +81,32 @@ def check_shards(folder: Path) -> None:
     if lacking := sorted(name for name in set(names.values()) if not (folder / name).is_file()):
         some = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
         raise BadFile(f"{path}: it names {printable(some)}, which is not there: copy the whole folder again")
+
+
+def check_whole(folder: Path) -> None:
+    """Raises BadFile where a file of weights is not as long as its own header says: cut short, or the pointer that Git LFS leaves."""
+    indexed = read_object(path).get("weight_map") if (path := folder / INDEX).is_file() else None
+    for name in sorted(set(indexed.values())) if isinstance(indexed, dict) else [WEIGHTS]:
+        if (path := folder / name).is_file() and (why := _damage(path)):
+            raise BadFile(f"{path}: {why}")
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file of safetensors, told from its header; None where nothing is."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start == b"version ":
+            return "a pointer of Git LFS, and not the weights: run `git lfs pull` in its folder"
+        length = int.from_bytes(start, "little")
+        content = file.read(length) if len(start) == 8 and length <= min(size - 8, MOST_HEADER) else b""
+    try:
+        entries = json.loads(content)
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
+        return f"no safetensors file, or one that was cut short ({size:,} bytes): copy it again"
+    return None if size == whole else f"cut short: its header speaks of {whole:,} bytes, and it has {size:,}: copy it again"
 
 
 def check_rows(folder: Path, config: Mapping[str, Any]) -> None:

@@ -291,9 +291,12 @@ def _probed(template: Template) -> dict[str, dict[str, str]]:
     refuses, loses = {}, {}
     for name, messages in PROBES.items():
         try:
-            longest = max(len(template.render(messages)), len(template.render(messages[:-1], opens=True)))
+            whole = template.render(messages)
+            longest = max(len(whole), len(template.render(messages[:-1], opens=True)))
             if longest > LONGEST:
                 raise TemplateFailed(f"it writes {longest:,} characters for a short conversation")
+            if CLOCK not in variables(template.text) and template.render(messages) != whole:
+                raise TemplateFailed("it writes the same conversation in another way each time (by `random`, say)")
             if (role := template.loses(messages)) is not None:
                 loses[name] = role
         except TemplateFailed as error:

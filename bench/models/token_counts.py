@@ -20,6 +20,8 @@ def counter(folder: Path) -> Count:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()  # which a training may have left in the file, and which transformers sets anew with each call
+    tokenizer.no_padding()
     template = without_clock(found) if (found := read_template(folder)) else None
     begin = tokenizer.encode("").ids[:1]
     if begin != [tokenizer.token_to_id(special_tokens(folder).get("bos_token", ""))]:

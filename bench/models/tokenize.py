@@ -17,6 +17,7 @@ from bench.models import model_config
 from bench.models.hub import read_config, trusts_code
 from bench.models.templates import PROBES, Template, TemplateFailed, read_template, without_clock
 from bench.records import Item, Message, Pair, Unpaired, completion_columns, text_digest
+from bench.text_files import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,13 +49,17 @@ def positions(path: Path) -> int | None:
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, padding with EOS where it names no pad token. Its chat template never asks the clock.
 
-    Raises ValueError without an EOS token.
+    Raises ValueError without an EOS token, and for a tokenizer that transformers cannot read.
     """
     from transformers import AutoTokenizer
 
     folder = model_folder(path)
     code = (folder / "config.json").exists() and trusts_code(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
+    except Exception as error:  # of transformers and its libraries, whose errors have many lines and name no folder
+        why = printable(" ".join(str(error).split()))[:300]
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {why}; copy the whole folder again") from error
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer in {folder} has no EOS token: completions would never end; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token is None:

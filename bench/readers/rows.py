@@ -40,6 +40,7 @@ THOUGHTS = frozenset({"reasoning_content", "reasoning", "thinking"})  # refused 
 # What a row says as well without; how many rows have it is counted.
 NOT_READ = THOUGHTS | {
     "margin", "weight", "weights", "score", "score_chosen", "score_rejected", "chosen_score", "rejected_score", "ref_logps",
+    "system", "system_prompt", "history",  # of other trainers, which put them before the prompt
     "ref_chosen_logps", "ref_rejected_logps",
 }  # fmt: skip
 NOT_READ_IN_MESSAGES = frozenset({"name", "weight", "train"})
@@ -130,6 +131,8 @@ def read_preferences(path: Path) -> Preferences:
             raw = read()
             row = parse_row(raw, str(number))
             noted.update(check_columns(raw))
+            if isinstance(row, Pair):
+                noted.update(f"with {name}, which is not read of a pair" for name in ("completion", "label") if _is_filled(raw.get(name)))
         except ValueError as error:
             problems.append(refusal(f"{path}:{number}", error))
         else:

@@ -15,6 +15,7 @@ from bench.readers.completions_file import matched, read_written
 from bench.records import Completion, Item, Message, Reward, read_jsonl, write_jsonl
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import GenerateSettings, WrittenCompletions
+from bench.text_files import BadFile
 
 if TYPE_CHECKING:
     from bench.engines.base import Written
@@ -31,12 +32,13 @@ def run(settings: Settings, run: StageRun) -> Outcome:
 
 
 def _from_file(run: StageRun) -> Outcome:
-    items, rows = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)), read_written(run.inputs["file"])
+    path = run.inputs["file"]
+    items, rows = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)), read_written(path)
     completions = matched(rows, items)
     if not completions and all(len(item.turns) == 1 for item in items):
         asked = f"item {items[0].id} asks {items[0].turns[0]!r}"
-        why = f"none of the file's {len(rows)} rows answers one of the {len(items)} prompts; {asked}, the first row"
-        raise ValueError(f"{why} answers {rows[0].asked!r}")
+        why = f"{path}: none of its {len(rows)} rows answers one of the {len(items)} prompts; {asked}, the first row"
+        raise BadFile(f"{why} answers {rows[0].asked!r}")
     write_jsonl(run.out / "completions.jsonl", completions)
     return Outcome({"rows": len(completions), "missing": len(items) - len(completions), "in_file": len(rows)})
 

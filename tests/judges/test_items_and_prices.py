@@ -109,6 +109,13 @@ def test_turns_that_are_no_texts_are_refused_by_their_line(tmp_path: Path, quest
             read_mt_bench(questions, references, baseline)
 
 
+def test_a_file_of_references_is_one_of_these_questions(tmp_path: Path) -> None:
+    questions = lines(tmp_path / "q.jsonl", {"question_id": 1, "turns": ["a"]}, {"question_id": 2, "turns": ["b"]})
+    assert [item.reference for item in read_mt_bench(questions, lines(tmp_path / "r.jsonl", answered(2, "x")))] == [None, ["x"]]
+    with pytest.raises(BadFile, match=r"r\.jsonl has no reference for any of the 2 questions of .*q\.jsonl: take the file that belongs"):
+        read_mt_bench(questions, lines(tmp_path / "r.jsonl", answered(3, "x")))
+
+
 def test_answers_of_two_models_are_no_opponent(tmp_path: Path) -> None:
     questions = lines(tmp_path / "q.jsonl", *({"question_id": n, "turns": ["a"]} for n in (1, 2)))
     answers = lines(tmp_path / "a.jsonl", answered(1, "x"), answered(2, "y", model_id="other"))

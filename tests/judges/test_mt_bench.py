@@ -189,6 +189,9 @@ def test_a_verdict_over_both_orders_keeps_each_orders_own_winner() -> None:
     assert compared("me", "base", Verdict("81", "j", preference=1.0)).preferences == (1.0, 1.0)
 
 
+AGAINST_ITSELF = {"question_id": 1, "turn": 1, "judge": "j", "model_1": "m", "model_2": "m", "g1_winner": "tie", "g2_winner": "tie"}
+
+
 def test_files_that_are_no_judgements_say_where(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     for text, says in (
@@ -197,6 +200,7 @@ def test_files_that_are_no_judgements_say_where(tmp_path: Path) -> None:
         ('{"question_id": 1, "turn": 1, "judge": "j"}\n', "single .`score`. or pairwise"),
         ('{"question_id": 1, "turn": 1, "judge": "j", "score": "x", "model": "m"}\n', r"j\.jsonl:1: score must be a number from 0, or -1"),
         ("not json\n", r"j\.jsonl:1: not JSON"),
+        (json.dumps(AGAINST_ITSELF), r"j\.jsonl:1: model_1 and model_2 must be two models, got the text 'm' twice: leave the row out"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=says):

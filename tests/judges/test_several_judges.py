@@ -68,6 +68,14 @@ def table(ran: Ran) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_a_file_that_answers_no_item_is_one_line_of_a_plan(files: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "else.jsonl"
+    file.write_text('{"prompt": "Else?", "completion": "x"}\n')
+    ran = bench(f"completions={file}", *files[1:], "judge=alpaca_eval", "judge.model=m", "do=plan", results=tmp_path / "results")
+    assert (ran.code, len(ran.err.strip().splitlines())) == (2, 1), ran.err
+    assert f"{file}: none of its 1 rows answers one of the {N} prompts; item alpaca_eval-0 asks 'Say 0'" in ran.err
+
+
 def verdicts(results: Path) -> dict[str, list[Verdict]]:
     """By judge, or for a jury's members by the model that was asked."""
     found: dict[str, list[Verdict]] = {}

@@ -22,7 +22,7 @@ from bench.config import Bounds, Decoding
 from bench.engines.base import load_config
 from bench.engines.hf import Engine, check_weights, has_position_table, load_model
 from bench.engines.reward import Scorer, new_reward_model
-from bench.models.model_config import check_rows, check_shards, check_sizes, positions
+from bench.models.model_config import check_rows, check_shards, check_sizes, check_whole, positions
 from bench.models.tokenize import check_rendering, load_tokenizer, prompt_ids
 from bench.planning.cells import plan_cell
 from bench.text_files import BadFile
@@ -87,6 +87,55 @@ def test_tied_weights_and_old_buffers_are_not_missed(whole: Path, tmp_path: Path
     check_weights(tied)
     old = changed(whole, tmp_path / "old", lambda t: t | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)})
     load_model(old, "float32")
+
+
+def test_masks_that_older_transformers_saved_are_no_part_of_a_model(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "gpt2")
+    config = GPT2Config(vocab_size=400, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 16, 16), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
+    load_model(changed(folder, tmp_path / "old", lambda t: t | masks), "float32")
+
+
+def test_a_tensor_of_other_sizes_is_refused_by_name(whole: Path, tmp_path: Path) -> None:
+    folder = changed(whole, tmp_path / "other", lambda t: t | {"model.norm.weight": torch.ones(3)})
+    with pytest.raises(ValueError, match=rf"in {folder} are not .*: model.norm.weight must have the sizes \[\d+\], got \[3\]; copy"):
+        load_model(folder, "float32")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1000\n"
+
+
+@pytest.mark.parametrize(
+    ("damaged", "why"),
+    [
+        (lambda whole: whole[:-100], "cut short: its header speaks of"),
+        (lambda whole: whole[:100], "no safetensors file, or one that was cut short \\(100 bytes\\): copy it again"),
+        (lambda _: b"", "no safetensors file"),
+        (lambda _: (2).to_bytes(8, "little") + b"[]", "no safetensors file"),
+        (lambda _: POINTER, "a pointer of Git LFS, and not the weights: run `git lfs pull`"),
+    ],
+    ids=["cut", "cut in the header", "empty", "of a list", "pointer"],
+)
+@pytest.mark.parametrize("index", [False, True])
+def test_damaged_files_of_weights_are_told_from_their_headers(
+    damaged: Callable[[bytes], bytes], why: str, index: bool, whole: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "m")
+    check_whole(folder)
+    name = "model-00001-of-00001.safetensors" if index else "model.safetensors"
+    (folder / name).write_bytes(damaged((folder / "model.safetensors").read_bytes()))
+    if index:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(BadFile, match=f"{name}: {why}"):
+        check_whole(folder)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_one_line_with_its_folder(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=rf"^the tokenizer in {folder} cannot be read: .*; copy the whole folder again$"):
+        load_tokenizer(folder)
 
 
 def test_an_adapter_that_lacks_tensors_is_refused_by_name(whole: Path, tmp_path: Path) -> None:

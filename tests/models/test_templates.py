@@ -13,6 +13,7 @@ import pytest
 import transformers.utils.chat_template_utils as renderer
 import trl
 from architectures import ARCHITECTURES, make_tokenizer
+from tokenizers import Tokenizer
 
 from bench.models.templates import (
     CLOCK,
@@ -115,6 +116,7 @@ BROKEN = {
     "{% for i in range(99999) %}{{ 'a' * 1000000 }}{% endfor %}": "more than 2 GiB of memory",
     CHATML + "{{ 'a' * 9000000 }}": "it writes 9,000,",
     "{% for m in messages %}{{ m['content'][0].text }}{% endfor %}": "it leaves out what the user says",
+    CHATML + "{{ range(99999) | random }}": "it writes the same conversation in another way each time",
     "Hello.": "it leaves out what the user says",
 }
 
@@ -197,3 +199,15 @@ def test_every_template_that_trl_ships_gives_plan_and_run_the_same_tokens(tokeni
     assert {name for template, name in refused if template == "gemma"} >= {"a system message"}
     if tokenizer.bos_token:  # some templates write one, whatever the tokenizer
         assert {template for template, _ in refused} == {"gemma", "llava_next"}
+
+
+def test_a_plan_counts_whole_texts_though_a_tokenizers_file_cuts_and_pads(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Trainings leave their truncation and padding in tokenizer.json; transformers sets both anew with each call."""
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "cutting")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for content in ("a", "a " * 40):
+        messages = [{"role": "text", "content": content}]
+        assert counter(folder)(messages, True) == len(load_tokenizer(folder)(content)["input_ids"])

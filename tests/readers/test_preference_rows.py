@@ -274,6 +274,15 @@ def test_what_is_left_aside_of_rows_is_counted(write: Any, tmp_path: Path) -> No
     assert (len(found.pairs), found.noted) == (3, {"with margin, which is not read": 2, "with name in a message, which is not read": 1})
 
 
+def test_columns_that_other_trainers_read_are_counted(tmp_path: Path) -> None:
+    """LLaMA-Factory and Axolotl put `system` and `history` before the prompt; a file may hold both of TRL's forms at once."""
+    pair = {"prompt": "A?", "chosen": "a", "rejected": "b"}
+    others = [{"system": "Be brief."}, {"system": "", "history": [["B?", "c"]]}, {"completion": "d", "label": False}]
+    noted = read_preferences(jsonl(tmp_path / "rows.jsonl", *(pair | other for other in others))).noted
+    of_pairs = {f"with {name}, which is not read of a pair": 1 for name in ("completion", "label")}
+    assert noted == {"with system, which is not read": 1, "with history, which is not read": 1, **of_pairs}
+
+
 @pytest.mark.parametrize("write", [jsonl, parquet])
 def test_one_part_of_text_is_its_text(write: Any, tmp_path: Path) -> None:
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}

@@ -48,6 +48,9 @@ def read_mt_bench(questions: Path, references: Path | None = None, answers: Path
                 raise BadFile(f"{path}: question {printable(key)} has {len(turns)} turns, and {len(found)} answers here")
         category = optional_text(row.get("category"), f"{place}: category")
         items.append(Item(f"mt_bench-{key}", category, turns, baseline=theirs.get(key), reference=right.get(key)))
+    if references and items and not any(item.reference for item in items):
+        none = f"{references} has no reference for any of the {len(items)} questions of {questions}"
+        raise BadFile(f"{none}: take the file that belongs to them")
     return _each_once(questions, items)
 
 

@@ -163,6 +163,8 @@ def _rated(row: Mapping[str, Any], place: str) -> Rated:
 def _compared(row: Mapping[str, Any], place: str) -> Compared:
     _has(row, place, ("model_1", "model_2", "g1_winner", "g2_winner"))
     question, model, baseline = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model_1", "model_2"))
+    if model == baseline:
+        raise BadFile(f"{place}: model_1 and model_2 must be two models, got {describe(model)} twice: leave the row out")
     judge, prompt_name = _judge(row["judge"], place)
     for key in ("g1_winner", "g2_winner"):
         if not isinstance(row[key], str) or row[key] not in (*WINNERS, NO_WINNER):
