@@ -1,5 +1,7 @@
-"""`python -m bench`: the door. Checks every cell, then lets Hydra start the sweep. Exit codes: 0 well, 2 bad config, 3 some cells
-failed, 4 over budget, 130 interrupted; 1 only for a bug of ours."""
+"""`python -m bench`: checks every cell of a command, then carries it out; Hydra answers its own flags.
+
+Exit codes: 0 well, 2 bad config, 3 some cells failed, 4 over budget, 130 interrupted; 1 only for a bug of ours.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +10,17 @@ import io
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from bench import secrets
-from bench.machine import PACKAGE
-
-if TYPE_CHECKING:
-    from bench.cli.compose import Opened
 
 BAD_CONFIG, SOME_FAILED, INTERRUPTED = 2, 3, 130
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
-PLUGINS = str(PACKAGE / "_plugins")
 # Hydra answers these by itself: help, shell completion, the composed config.
 HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 
 def main() -> NoReturn:
-    sys.path.append(PLUGINS)  # Hydra finds our sweeper there
     secrets.guard_streams()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, as some parents leave it, every child seems to end well
@@ -61,10 +57,9 @@ def _run(words: list[str]) -> None:
 
     try:
         opened = open_door(words)
-        # Hydra composes once more before it calls our sweeper, and would stumble over keys that only some cells have.
-        sys.argv[1:] = opened.hydra
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # what goes wrong from here on is no error of the user's
-        _hydra(opened)
+        from bench.commands import carry_out
+
+        sys.exit(carry_out(opened))
     except BadConfig as error:
         for problem in error.problems:
             say(problem, error=True)
@@ -72,29 +67,17 @@ def _run(words: list[str]) -> None:
 
 
 def _ask_hydra() -> None:
-    sys.argv = [word for word in sys.argv if word not in ("-m", "--multirun")]  # Hydra takes one flag; ours always sweeps
-    try:
-        _hydra(None)
-    except SystemExit as leaving:
-        sys.exit(BAD_CONFIG if leaving.code == 1 else leaving.code)
-
-
-def _hydra(opened: Opened | None) -> None:
-    """Hydra's own main. It multiruns (conf/config.yaml), so our sweeper gets the task and calls it once, with the opened command."""
+    """Help, shell completion and the composed config, by Hydra's own main: it never calls the task."""
     import hydra
 
     from bench.cli import sweep_files
 
+    sys.argv = [word for word in sys.argv if word not in ("-m", "--multirun")]  # Hydra takes one flag; ours always sweeps
     sweep_files.register_sweeps()
-
-    @hydra.main(config_path=str(sweep_files.CONF), config_name="config", version_base="1.3")
-    def task(_: Any) -> None:
-        from bench.commands import carry_out
-
-        assert opened is not None
-        sys.exit(carry_out(opened))
-
-    task()
+    try:
+        hydra.main(config_path=str(sweep_files.CONF), config_name="config", version_base="1.3")(lambda _: None)()
+    except SystemExit as leaving:
+        sys.exit(BAD_CONFIG if leaving.code == 1 else leaving.code)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,6 @@ class Opened:
     command: str  # the words that make these cells
     cells: list[Cell]
     sources: list[Sources]  # of each cell
-    hydra: tuple[str, ...]  # words that are Hydra's own business
     expectations: tuple[Expectation, ...] = ()  # that the sweep file names
     axes: tuple[str, ...] = ()  # keys and groups that the cells differ in on purpose
 
@@ -154,8 +153,8 @@ class _Door:
         sources = [self.files.sources(cell) for cell in cells]
         self._refuse_copies(sources)
         words = self.command.cell_words
-        hydra, axes = self.command.hydra, sweeps.varied(asked)
-        return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, hydra, expectations, axes)
+        axes = sweeps.varied(asked)
+        return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, expectations, axes)
 
     def _asked(self, grids: Sequence[sweeps.Grid], given: Mapping[str, Sequence[Any]], most: int) -> list[sweeps.Point]:
         """The points of the command; none where there are too many."""

@@ -81,9 +81,3 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     store.tidy()
     wrong = bool(failures or unwritten or paths.unwritten) or any(row.failed or not row.done for row in rows)
     return OVER_BUDGET if over_budget else SOME_FAILED if wrong else OK
-
-
-# Stages on a launcher -------------------------------------------------------------------------------------------------
-
-
-# A cell's folder and its run ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ z0 = max(0, mean over the batch of [log π/π_ref](y'|x)), y' the completion of 
 
 Pairs become two rows: chosen desirable, rejected undesirable. Deviation from TRL: y' is fixed for each row by the data stage
 (seeded, always of another prompt) and not the batch's neighbour, so that one reference pass serves every β, order and batch; a
-batch holds rows of like length (training.py), which z0 is a mean over.
+batch holds rows of like length (trainers.py), which z0 is a mean over.
 
 Weights: λ_D n_D / (λ_U n_U) is to lie in [1, 3/2] (v1 of the paper: [1, 4/3]; its study of imbalance: 4/3). `weight_ratio` sets both λ for
 it from the counts of the train rows; the curve then holds them as desirable_weight and undesirable_weight.

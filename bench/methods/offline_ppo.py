@@ -16,7 +16,7 @@ sign of behaviour cloning: it raises the data's likelihood, of undesirable compl
 
 Deviations: the reference's log-probabilities are needed token by token and the store keeps sums; the trainer computes them from the start
 model by one pass before its first step, through its own forward: no second model in memory, no per-token files in the store. A batch holds
-rows of like length (training.py). HALOs trains by RMSprop with 150 steps of warm-up; optimizer and schedule here are the scale preset's.
+rows of like length (trainers.py). HALOs trains by RMSprop with 150 steps of warm-up; optimizer and schedule here are the scale preset's.
 
 rewards/*: log π/π_ref in nats (no β); logps/*, rewards/accuracies as for KTO. ppo/policy_loss, ppo/value_loss: L_π, L_V; kl: KL.
 """

@@ -146,7 +146,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
     found = {name: text for name in named if name.endswith("_token") and (text := _token(named[name]))}
     if config.get("tokenizer_class") not in WITHOUT_TOKENS:
         found = {**{name: "" for name in ("bos_token", "eos_token") if name not in named}, **found}
-    return {"pad_token": found["eos_token"], **found} if "eos_token" in found else found  # as tokens.py pads
+    return {"pad_token": found["eos_token"], **found} if "eos_token" in found else found  # as tokenize.py pads
 
 
 def _token(value: Any) -> str | None:

@@ -37,7 +37,7 @@ def counter(folder: Path) -> Count:
         except TemplateFailed as error:
             raise TemplateFailed(f"the chat template in {folder} cannot write a conversation: {error}") from error
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-        return len(ids) if ids[:1] == begin else len(begin + ids)  # as tokens.py begins it
+        return len(ids) if ids[:1] == begin else len(begin + ids)  # as tokenize.py begins it
 
     return count
 

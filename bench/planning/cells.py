@@ -1,4 +1,4 @@
-"""Cells to stages: how a cell's stages hang together, and what of them is done."""
+"""Cells to stages: how a cell's stages hang together."""
 
 from __future__ import annotations
 
@@ -197,9 +197,3 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
         assert cell.world is not None
         items = _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed)
     return [("plain", items, judge.decoding)]
-
-
-# Audits ---------------------------------------------------------------------------------------------------------------
-
-
-# What is done ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""TRL's forms (see preferences.py), of any dataset of the hub or a copy of one; empty and equal completions are dropped and counted."""
+"""TRL's forms (see rows.py), of any dataset of the hub or a copy of one; empty and equal completions are dropped and counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells to rows, and rows that differ by seed only to groups with pooled numbers and comparisons."""
+"""Cells to rows: the numbers of a cell, read from the store, and what stands beside them."""
 
 from __future__ import annotations
 
@@ -165,9 +165,3 @@ def _by_item(
     verdicts = calibrations.verdicts_of(cell, store)
     lc = calibration if isinstance(calibration, estimates.Unmeasured) else contributions_of_verdicts(verdicts, calibration)
     return {v.item_id: v.preference for v in verdicts}, {} if isinstance(lc, estimates.Unmeasured) else lc
-
-
-# Seeds pooled ---------------------------------------------------------------------------------------------------------
-
-
-# One row a cell, flat --------------------------------------------------------------------------------------------------

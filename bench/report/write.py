@@ -122,7 +122,7 @@ def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _against_start(group: Group) -> dict[str, Any]:
-    """Every interval of a group's difference to its start model; stats.py says what each speaks about."""
+    """Every interval of a group's difference to its start model; bench/stats/estimates.py says what each speaks about."""
     found = group.against_start
     assert found is not None
     row = {

@@ -1,4 +1,4 @@
-"""Launchers beyond one machine: jobs of SLURM and tasks of Ray behind the interface of bench/runner/local_pool.py."""
+"""Launchers beyond one machine: jobs of SLURM and tasks of Ray behind the interface of bench/runner/launcher.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where stages run. A launcher takes stages whose inputs are done and tells what became of each.
 
 `local`: a pool of long-lived worker processes on this machine. A dead worker is one lost stage and, by the caller, one retry.
-`slurm` and `ray` are in bench/clusters.
+`slurm` and `ray` have files of their own (slurm.py, ray_tasks.py, cluster_queue.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live view in a terminal, plain lines elsewhere; and the plan and status verbs."""
+"""What a person sees while a sweep runs: a live view in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -190,6 +190,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:3}:{rest:02}"
-
-
-# Verbs that run nothing -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ drift             second half of the items in the order asked less the first hal
 rank_correlation  Spearman's, of rating and truth
 pair_agreement    share of pairs of items, the same turn, whose truths differ and which the judge ranks alike; a tie of its own is a half
 mean_difference   mean (rating - truth)
-corrected_rating  mean rating + mean (truth - rating) over the labelled items (prediction-powered; see audit.py)
+corrected_rating  mean rating + mean (truth - rating) over the labelled items (prediction-powered; see judge_bias.py)
 canaries          mean (rating of the canary - rating of the honest answer to the same item)
 
 Intervals are 95 %, clustered by item: t where a mean is meant, sandwich errors for slopes, bootstrap over items for agreement; that of

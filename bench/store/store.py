@@ -1,4 +1,4 @@
-"""Finished stages by key: identity, folders built aside and moved into place, manifests, checksums, locks.
+"""Finished stages by key: folders built aside and moved into place, manifests, checksums, locks (identity: keys.py).
 
 A stage's key hashes its kind, the version of that kind's meaning, its settings and the keys of its inputs. Nothing reads a
 folder without a manifest; a wrong checksum means absent; an input made again with other bytes makes its dependants stale.
@@ -35,12 +35,6 @@ from bench.store.keys import Source, Stage, _made_key, file_digest, hash_long, k
 from bench.text_files import BadFile, read_object
 
 BIG_FILE = 64 * 2**20  # bytes; from here on a file as old as its checksum is trusted: a sweep of 7B models is a terabyte
-
-
-# Digests -------------------------------------------------------------------------------------------------------------
-
-
-# The store -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def _records() -> Iterator[type[BaseModel]]:
 
 
 def _choices() -> list[tuple[str, str]]:
-    return [(str(path.parent.relative_to(CONF)), path.stem) for path in sorted(CONF.rglob("*/*.yaml")) if "sweeper" not in path.parts]
+    return [(str(path.parent.relative_to(CONF)), path.stem) for path in sorted(CONF.rglob("*/*.yaml"))]
 
 
 @pytest.mark.parametrize(("group", "choice"), _choices(), ids="=".join)

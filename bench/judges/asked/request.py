@@ -1,4 +1,4 @@
-"""A request to a judging model, its reply, and who can be asked: an endpoint (client.py) or a model in this process (in_process.py)."""
+"""A request to a judging model, its reply, and who can be asked: an endpoint (endpoint.py) or a model in this process (in_process.py)."""
 
 from __future__ import annotations
 
