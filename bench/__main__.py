@@ -21,12 +21,12 @@ HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--in
 
 
 def main() -> NoReturn:
-    secrets.guard_streams()
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, as some parents leave it, every child seems to end well
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal whose encoding lacks a character is no reason to end
+    secrets.guard_streams()
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, as some parents leave it, every child seems to end well
     try:
         if any(word.split("=")[0] in HYDRA_FLAGS for word in sys.argv[1:]):
             _ask_hydra()

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tiny import make_preferences, write_rows
+from tiny import make_model, make_preferences, write_rows
 
 from bench import methods
 from bench.cli.compose import Opened, open_door
@@ -183,7 +183,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["hydra.launcher.wrokers=2"],
             [
                 "unknown key 'hydra.launcher.wrokers' (hydra.launcher.wrokers=2 on the command line); did you mean hydra.launcher.workers? "
-                "known in hydra.launcher: name, retries, stage_timeout_s, threads, workers"
+                "known in hydra.launcher: name, retries, stage_timeout_s, threads, workers, workers_per_core"
             ],
         ),
         (
@@ -486,11 +486,13 @@ def test_rows_of_messages_need_a_chat_template_before_anything_runs(
     assert problem.startswith(f"{model_folder} {why}")
 
 
-def test_a_plan_reads_and_shows_texts_of_any_language_in_any_locale(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:
+def test_a_plan_reads_and_shows_texts_of_any_language_in_any_locale(run_bench: RunBench, tmp_path: Path) -> None:
     """ASCII is what Python takes for text where the locale is C and nothing else is said."""
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    words = ("model=local", f"model.path={model_folder}", "method=dpo", "do=plan")
-    (model_folder / "chat_template.jinja").write_text("{{ messages[0].content }} β", encoding="utf-8")
+    model = make_model(tmp_path / "model")
+    words = ("model=local", f"model.path={model}", "method=dpo", "do=plan")
+    template = (model / "chat_template.jinja").read_text(encoding="utf-8")
+    (model / "chat_template.jinja").write_text(f"{template}{{# β #}}", encoding="utf-8")
     rows = [{"prompt": f"é{i}", "chosen": "日本", "rejected": "ß"} for i in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     done = run_bench(*words, "data=local", "data.path=rows.jsonl", **ascii_only)

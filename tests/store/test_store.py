@@ -525,7 +525,8 @@ def test_what_cannot_be_written_as_json_leaves_no_finished_folder(tmp_path: Path
 
 def python(code: str, root: Path, **kwargs: Any) -> subprocess.Popen[str]:
     """A process with a store, a stage and what the tests above define."""
-    start = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nfrom test_store import *\n"
+    places = [str(place) for place in (ROOT, ROOT / "tests", ROOT / "tests" / "store")]
+    start = f"import sys; sys.path[:0] = {places!r}\nfrom test_store import *\n"
     start += f"store, made = Store(Path({str(root)!r})), stage()\n"
     return subprocess.Popen([sys.executable, "-c", start + textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, **kwargs)
 
