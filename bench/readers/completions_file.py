@@ -20,6 +20,7 @@ from bench.text_files import BadFile, NotJson, begins_as_list, describe, id_text
 EXPECTED = "expected id, prompt or turns, and completion (text) or completions (a text a turn)"
 FORMS = f"{EXPECTED}; or AlpacaEval's instruction and output; or FastChat's question_id and choices"
 SHOWN_BAD_ROWS = 20
+FAILED_REQUEST = "$ERROR$"
 OF_FASTCHAT = re.compile(r"^(mt_bench|arena_hard)-")  # what an item of such a question is called before its number
 
 
@@ -91,7 +92,10 @@ def _parsed(path: Path) -> Iterator[Written | BadFile]:
 
 def _written_or_bad(raw: Any, place: str) -> Written | BadFile:
     try:
-        return _row(raw, place)
+        found = _row(raw, place)
+        if FAILED_REQUEST in found.texts:
+            raise BadFile(f"{place}: the completion is {FAILED_REQUEST}, FastChat's mark of a request that failed: leave it out")
+        return found
     except BadFile as error:
         return error
 

@@ -16,6 +16,7 @@ import pytest
 from endpoint import Answer, Endpoint, Said, tops
 
 from bench.config import Asking
+from bench.judges.asked import chat_completion
 from bench.judges.asked import endpoint as client
 from bench.judges.asked.endpoint import JudgeRefused, JudgeUnfinished, ServedModelsDiffer, check_served, drop_other_models
 from bench.judges.asked.journal import Journal, Ledger, append, encode
@@ -595,3 +596,8 @@ def test_an_id_twice_counts_once_and_a_usage_that_is_none_costs_what_was_counted
     assert batched(endpoint, tmp_path) == ["q0", "q1"]
     assert Ledger(tmp_path / "spending.jsonl").total(["s"]) == pytest.approx(9.0 + 0.5)
     assert math.isfinite(Ledger(tmp_path / "spending.jsonl").total(["s"]))
+
+
+def test_the_first_choice_is_the_one_of_index_0_wherever_it_stands() -> None:
+    choices = [{"index": n, "message": {"content": f"[[{n}]]"}} for n in (1, 0)]
+    assert chat_completion.reply_of({"model": "x", "choices": choices}).text == "[[0]]"

@@ -170,3 +170,10 @@ def test_two_answers_to_one_prompt_and_an_empty_file_are_refused(tmp_path: Path)
         read_written(write(tmp_path / "f.jsonl", row, row))
     with pytest.raises(ValueError, match="no rows"):
         read_written(write(tmp_path / "g.jsonl"))
+
+
+def test_fastchats_mark_of_a_failed_request_is_no_completion(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"id": "a", "completion": "$ERROR$ is a shell variable"}\n{"id": "b", "completion": "$ERROR$"}\n')
+    with pytest.raises(BadFile, match=r"answers.jsonl:2: the completion is \$ERROR\$, FastChat's mark of a request that failed"):
+        read_written(path)

@@ -49,7 +49,8 @@ def reply_of(body: Any) -> Reply:
     choices = chat.get("choices")
     if not isinstance(choices, list) or not choices:
         raise NotACompletion(f"choices must be a list of one or more, got {describe(choices)}")
-    choice = _object(choices[0], "choices[0]")
+    first = next((one for one in choices if isinstance(one, dict) and one.get("index") == 0), choices[0])  # they may come in any order
+    choice = _object(first, "choices[0]")
     if error := choice.get("error"):
         raise NotACompletion(f"choices[0] holds an error: {_error(error)}")
     message = _object(choice.get("message"), "message")
