@@ -412,7 +412,8 @@ def test_a_server_ends_when_its_command_is_killed(tmp_path: Path) -> None:
     (tmp_path / "v1" / "models").write_text("{}")
     words = ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
     code = (
-        "import sys, time; from pathlib import Path; from bench.engines import vllm_server as server; from bench.store.stage_run import ServerPlace\n"
+        "import sys, time; from pathlib import Path; from bench.engines import vllm_server as server\n"
+        "from bench.store.stage_run import ServerPlace\n"
         f"process = server.start([sys.executable, *{words!r}], Path({str(tmp_path / 'log')!r}))\n"
         f"server.wait_until_ready(ServerPlace('http://127.0.0.1:{port}/v1', process.pid, ''), 120)\n"
         "print(process.pid, flush=True); time.sleep(60)"
