@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bench.cli.compose import BadConfig
 from bench.commands.rescore import rescore_files, show
 from bench.config import Rescore
 from bench.store.keys import file_digest
-from bench.store.store import FileFacts, Store, files_digest
+from bench.store.store import FileFacts, Store, files_digest, read_manifest, write_manifest
 
 Row = dict[str, str]
 
@@ -178,17 +179,16 @@ def test_numbers_that_moved_are_named_and_cells_without_inputs_stay_as_they_were
     right = result["metrics"]["win_rate"]
     result["metrics"] |= {"win_rate": 0.75}
     (folder / "result.json").write_text(json.dumps(result))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    facts = manifest["files"]["result.json"]
-    facts |= {"sha256": file_digest(folder / "result.json"), "size": (folder / "result.json").stat().st_size}
-    manifest["digest"] = files_digest({"result.json": FileFacts(**facts)})
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(folder / "manifest.json")
+    of_result = FileFacts(file_digest(folder / "result.json"), (folder / "result.json").stat().st_size, 0)
+    files = {"result.json": of_result}
+    write_manifest(folder / "manifest.json", replace(manifest, files=files, digest=files_digest(files)))
     for stage in (gone.score, unjudged.roles["preference_verdicts"]):
         for path in store.folder(stage).iterdir():
             path.unlink()
         store.folder(stage).rmdir()
     ran = bench("+sweep=smoke", "do=rescore", f"out={tmp_path / 'out.csv'}", results=results)
-    assert ran.code == 0, ran.err
+    assert ran.code == 3 and "is not in the store any more: the same command makes it again" in ran.out, ran.err
     assert f"{edited.name} moved: win_rate 0.75 -> {right:.6g}" in ran.out
     assert f"{gone.name} had no stored numbers" in ran.out
     assert f"{unjudged.name} is as it was stored, for the store has no preference verdicts" in ran.out

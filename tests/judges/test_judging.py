@@ -21,7 +21,7 @@ from bench.records import Completion, Verdict, read_jsonl, write_jsonl
 from bench.scoring import numbers
 from bench.store.keys import file_digest
 from bench.store.stage_settings import ScoreSettings
-from bench.store.store import FileFacts, files_digest
+from bench.store.store import FileFacts, files_digest, read_manifest, write_manifest
 
 
 # The smoke sweep's cell of KTO at beta 0.1, stage for stage, under another judge.
@@ -79,17 +79,16 @@ def _two_served_models_are_not_pooled(trained: Path, words: list[str]) -> None:
     other = bench(*words, "do=report", results=trained)
     assert other.code == 0
     folder = path.parent
-    manifest = json.loads((folder / "manifest.json").read_text())
     path.write_text(path.read_text().replace("served-model", "another-model"))
-    facts = FileFacts(file_digest(path), path.stat().st_size, path.stat().st_mtime_ns)
-    manifest["files"]["verdicts.jsonl"] = dataclasses.asdict(facts)
-    manifest["digest"] = files_digest({"verdicts.jsonl": facts})
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(folder / "manifest.json")
+    files = manifest.files | {"verdicts.jsonl": FileFacts(file_digest(path), path.stat().st_size, path.stat().st_mtime_ns)}
+    manifest = dataclasses.replace(manifest, files=files, digest=files_digest(files))
+    write_manifest(folder / "manifest.json", manifest)
     for made in trained.glob("store/score/*/manifest.json"):
-        inputs = json.loads(made.read_text())
-        if inputs["inputs"]["preference_verdicts"]["key"] == folder.name:
-            inputs["inputs"]["preference_verdicts"]["digest"] = manifest["digest"]
-            made.write_text(json.dumps(inputs))
+        score = read_manifest(made)
+        if (facts := score.inputs["preference_verdicts"])["key"] == folder.name:
+            inputs = score.inputs | {"preference_verdicts": {**facts, "digest": manifest.digest}}
+            write_manifest(made, dataclasses.replace(score, inputs=inputs))
     reports = [bench(*words, f"judge.order={order}", "do=report", results=trained) for order in ("official", "both")]
     assert sorted(report.code for report in reports) == [0, 3]
     assert any("verdicts of two models are not pooled" in report.out for report in reports)

@@ -292,7 +292,7 @@ def test_a_model_of_this_machine_is_audited_without_a_key_or_a_training(tmp_path
     ("words", "said"),
     [
         (["judge=none"], "do=audit needs a judge, got judge=none"),
-        (["human=nowhere.jsonl"], "human must be a file, got nowhere.jsonl: no such file"),
+        (["human=nowhere.jsonl"], "nowhere.jsonl: no such file (human=nowhere.jsonl on the command line)"),
         (["recorded=nowhere"], "recorded must be a folder that holds MODEL/ANNOTATOR/annotations.json"),
         (["n_items=2"], "do.n_items must be >= 4"),
     ],
