@@ -164,9 +164,9 @@ def test_a_folder_that_cannot_be_written_costs_no_cell(tmp_path: Path) -> None:
     results = copy_results(smoke(), tmp_path / "results")
     (results / "cells").write_text("in the way")
     ran = bench("+sweep=smoke", results=results)
-    assert ran.code == 0, ran.err
-    assert "the folder of cell start-" in ran.err
-    assert "could not be written" in ran.err
+    assert ran.code == 3, ran.err
+    assert f"not written: {results / 'cells'}/start-" in ran.err
+    assert f"{results / 'cells'} is a file, and should be a folder: move it away" in ran.err
     assert ran.table() == smoke().table()
 
 

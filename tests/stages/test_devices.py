@@ -150,8 +150,9 @@ stage.run(settings, StageRun(inputs, root / "killed", Progress(root / "killed.pr
 """
 
 
-def kill_in_the_middle(root: Path, config: Spread, run: StageRun, steps: int = 2) -> None:
-    """The same stage in a process of its own, ended by SIGKILL once it has taken some steps; only its work folder is of use."""
+def kill_in_the_middle(root: Path, config: Spread, run: StageRun, steps: int = 2, whole: int = 0) -> None:
+    """The same stage in a process of its own, ended by SIGKILL once it has taken some steps and `whole` of its checkpoints are; only its
+    work folder is of use. It is stopped while checkpoints are counted, so that what was counted is what it leaves."""
     import pickle
 
     (root / "job.pickle").write_bytes(pickle.dumps((config, dict(run.inputs), run.accelerate)))
@@ -166,6 +167,12 @@ def kill_in_the_middle(root: Path, config: Spread, run: StageRun, steps: int = 2
             assert process.poll() is None, (root / "killed.log").read_text()[-2000:]
             assert time.monotonic() < until
             time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGSTOP)
+        while len(list((root / "work" / "checkpoints").glob("checkpoint-*/whole.json"))) < whole:
+            os.killpg(process.pid, signal.SIGCONT)
+            time.sleep(0.01)
+            assert process.poll() is None, (root / "killed.log").read_text()[-2000:]
+            os.killpg(process.pid, signal.SIGSTOP)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (root / "killed" / "model").exists()
@@ -220,7 +227,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(damage: str, tmp
     train_stage.run(settings(), undisturbed)
     run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6))
     (tmp_path / "killed").mkdir()
-    kill_in_the_middle(tmp_path, settings(), run, steps=4)
+    kill_in_the_middle(tmp_path, settings(), run, steps=4, whole=2)
     marks = (tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json")
     older, newest = sorted(marks, key=lambda mark: mark.stat().st_mtime_ns)[-2:]
     weights = newest.parent / "model.safetensors"
