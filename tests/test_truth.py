@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny import smoke, smoke_cell, smoke_cells
 
 from bench.cli.compose import BadConfig, open_door
-from bench.commands import bundle, run
+from bench.commands import bundle, carry_out
+from bench.runner import evict
 from bench.store.keys import Stage
 from bench.store.store import Store, read_manifest, write_manifest
 
@@ -31,7 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smoke sweep's results without weights, evicted as keep=numbers evicts them."""
     results = tmp_path_factory.mktemp("whole") / "results"
     shutil.copytree(smoke().results, results)
-    run.keep.evict("numbers", smoke_cells(), Store(results / "store"))
+    evict.evict("numbers", smoke_cells(), Store(results / "store"))
     return results
 
 
@@ -45,16 +46,16 @@ def results(whole: Path, tmp_path: Path) -> Path:
 def command(results: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     """A command of the smoke sweep in this process: (exit code, what it printed)."""
 
-    def carry_out(*words: str, sweep: str | None = "smoke") -> tuple[int, str]:
+    def ran(*words: str, sweep: str | None = "smoke") -> tuple[int, str]:
         asked = [*([f"+sweep={sweep}"] if sweep else []), *words, f"results={results}", "tracker=none", "keep=numbers"]
         try:
-            code = run.main(open_door(asked))
+            code = carry_out(open_door(asked))
         except BadConfig as error:
             return 2, str(error)
         told = capsys.readouterr()
         return code, told.out + told.err
 
-    return carry_out
+    return ran
 
 
 def folder_of(results: Path, role: str) -> Path:
@@ -147,7 +148,7 @@ def test_a_cell_that_was_never_run_is_no_fault(results: Path, command: Command) 
 def test_a_bundle_remembers_which_cells_were_done(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(folder_of(foreign, "score"))
     for _ in range(2):
-        assert run.main(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 3
+        assert carry_out(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 3
         assert "is not in the store any more" in " ".join(capsys.readouterr().out.split())
 
 
@@ -256,16 +257,16 @@ def read_only(results: Path, tmp_path: Path) -> Iterator[Path]:
 def test_results_that_may_only_be_read_are_shown(read_only: Path, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["+sweep=smoke", f"results={read_only}", "tracker=none", "keep=numbers"]
     for do in ("do=run", "do=report", "do=status", "do=rescore"):
-        assert run.main(open_door([*words, do])) == 0, do  # all of it lies there already
+        assert carry_out(open_door([*words, do])) == 0, do  # all of it lies there already
     (results / "sweeps" / "smoke" / "table.md").unlink()
     shutil.rmtree(results / "cells")
     for do in ("do=run", "do=report"):
-        assert run.main(open_door([*words, do])) == 3
+        assert carry_out(open_door([*words, do])) == 3
         told = capsys.readouterr()
         out = " ".join((told.out + told.err).split())
         assert "not written: " in out and "Read-only file system" in out and "win rate" in out
     shutil.rmtree(folder_of(results, "score"))
-    assert run.main(open_door([*words, "do=run"])) == 3
+    assert carry_out(open_door([*words, "do=run"])) == 3
     told = capsys.readouterr()
     assert "could not begin: " in told.err and "Read-only file system" in told.err
 
@@ -291,12 +292,12 @@ def test_a_full_disk_ends_in_lines_and_loses_nothing(full: Path, results: Path, 
     with (full / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
         while True:
             filler.write(b"\0" * 4096)
-    assert run.main(open_door([*words, "do=run"])) == 3
+    assert carry_out(open_door([*words, "do=run"])) == 3
     told = capsys.readouterr()
     assert "No space left on device" in told.out + told.err
-    assert run.main(open_door([*words, "do=report"])) == 3
+    assert carry_out(open_door([*words, "do=report"])) == 3
     (full / "filler").unlink()
-    assert run.main(open_door([*words, "do=run"])) == 0
+    assert carry_out(open_door([*words, "do=run"])) == 0
     assert (full / "sweeps" / "smoke" / "table.csv").read_bytes() == table
 
 
@@ -377,7 +378,7 @@ def test_a_bundle_writes_through_none_of_its_links(foreign: Path, tmp_path: Path
             path.rename(kept)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(mine)
-        assert run.main(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 3
+        assert carry_out(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 3
         assert "is a link, and nothing is written through one" in " ".join(capsys.readouterr().out.split())
         assert {found.name: found.read_text() for found in mine.iterdir()} == {"file": "of the reader's"}
         path.unlink()
@@ -387,7 +388,7 @@ def test_a_bundle_writes_through_none_of_its_links(foreign: Path, tmp_path: Path
         path = foreign / "sweeps" / "smoke" / name
         path.unlink(missing_ok=True)
         path.symlink_to(mine / "file")
-    assert run.main(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 0
+    assert carry_out(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 0
     assert (mine / "file").read_text() == "of the reader's" and len(list(mine.iterdir())) == 1
     assert not any((foreign / "sweeps" / "smoke" / name).is_symlink() for name in FILES)
 
@@ -437,7 +438,7 @@ def test_a_bundles_sources_lie_in_it() -> None:
 def test_a_bundles_title_cannot_move_the_cursor(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = foreign / "bundle.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"title": "\x1b[2J\x1b]0;x\x07is it so", "command": "a\rb\x1b[1A"}))
-    assert run.main(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 0
+    assert carry_out(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 0
     out = capsys.readouterr().out
     assert r"\x1b[2J\x1b]0;x\x07is it so" in out and "\x1b" not in out and "\r" not in out
     assert "\x1b" not in (foreign / "sweeps" / "smoke" / "table.md").read_text()
