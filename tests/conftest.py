@@ -6,8 +6,10 @@ import contextlib
 import json
 import locale
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +34,19 @@ from bench.config import Cell
 ROOT = Path(__file__).parent.parent
 settings.register_profile("bench", deadline=None, derandomize=True, database=None)  # the same everywhere, on busy machines too
 settings.load_profile("bench")
+
+SHARED = "BENCH_TESTS_SHARED"  # the variable that names a folder of this run of the tests, for all of its processes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="bench-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(SHARED), ignore_errors=True)
+
 
 EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"  # the length of its header, and the header
 
