@@ -84,7 +84,8 @@ def open_door(words: Sequence[str]) -> Opened:
     command = sweeps.parse_command_line(words)
     if command.refused:
         raise BadConfig(command.refused)
-    sweeps.register_sweeps()
+    if command.sweep is not None:
+        sweeps.register_sweeps()
     with initialize_config_dir(str(sweeps.CONF), version_base="1.3"):
         return _Door(command, list(command.problems)).open()
 

@@ -8,6 +8,7 @@ that only some grids make picks those grids.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import math
@@ -273,10 +274,12 @@ def _read_environment(name: str, *default: Any) -> Any:
 OmegaConf.register_new_resolver("oc.env", _read_environment, replace=True)
 
 
+SourcesRegistry.instance().register(ForeignConfigs)
+
+
+@functools.cache
 def register_sweeps(folder: Path = SWEEPS) -> None:
-    """Make each file of the folder an option of Hydra's group `sweep`; a broken one is left out and spoils only itself. Hydra learns to
-    read the user's folders."""
-    SourcesRegistry.instance().register(ForeignConfigs)
+    """Make each file of the folder an option of Hydra's group `sweep`; a broken one is left out and spoils only itself."""
     for path in sorted(folder.glob("*.yaml")):
         with contextlib.suppress(BadSweep):  # the door says why when it is asked for
             ConfigStore.instance().store(group="sweep", name=path.stem, node=load_sweep(path), package="_global_", provider=path.name)

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats as scipy_stats
 
 from bench.config import JudgePrompt
 from bench.judges.asked.thinking import after_thinking
@@ -244,5 +243,7 @@ def _sign(x: float) -> int:
 def _correlation(name: Literal["spearman", "kendall"], scores: Sequence[float], truths: Sequence[float]) -> float:
     if len(set(scores)) == 1:
         return 0.0
-    of = scipy_stats.spearmanr if name == "spearman" else scipy_stats.kendalltau
+    from scipy import stats
+
+    of = stats.spearmanr if name == "spearman" else stats.kendalltau
     return float(np.asarray(of(scores, truths).statistic))

@@ -28,7 +28,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats as distributions
+from scipy import special
 
 from bench.records import Verdict
 from bench.stats import estimates
@@ -187,7 +187,7 @@ def length_slope(verdicts: Sequence[Verdict], truth: Truth | None) -> Found:
     if fitted is None:
         return Unmeasured("length and truth tell wins from losses without an error: the slope has no end")
     slope, error = fitted
-    z = float(distributions.t.ppf(0.975, len(rows) - x.shape[1]))
+    z = float(special.stdtrit(len(rows) - x.shape[1], 0.975))
     return Estimate(slope, error, slope - z * error, slope + z * error, len(rows), len(verdicts) - len(rows))
 
 
@@ -239,7 +239,7 @@ def sum_of_means(parts: Sequence[tuple[float, Array]], n_unscored: int) -> Estim
     if variance <= 1e-24:
         return Estimate(value, 0.0, None, None, n, n_unscored)
     df = variance**2 / math.fsum(v**2 / df for v, df in variances)
-    margin = float(distributions.t.ppf(0.975, df)) * math.sqrt(variance)
+    margin = float(special.stdtrit(df, 0.975)) * math.sqrt(variance)
     return Estimate(value, math.sqrt(variance), value - margin, value + margin, n, n_unscored)
 
 

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy import stats as distributions
+from scipy import special
 
 from bench.records import Verdict
 from bench.stats import estimates
@@ -116,7 +116,7 @@ def noise_sd(first: Sequence[Verdict], second: Sequence[Verdict] | None) -> Foun
     value, error = variance.value, variance.standard_error
     if not error or value <= 0:
         return Estimate(math.sqrt(max(0.0, value)), error, None, None, variance.n)
-    factor = math.exp(float(distributions.t.ppf(0.975, max(1, len(pairs) - 1))) * error / value)
+    factor = math.exp(float(special.stdtrit(max(1, len(pairs) - 1), 0.975)) * error / value)
     return Estimate(math.sqrt(value), error / (2 * math.sqrt(value)), math.sqrt(value / factor), math.sqrt(value * factor), variance.n)
 
 
@@ -153,7 +153,7 @@ def length_slope(verdicts: Sequence[Verdict], truth: Truth | None) -> Found:
     (n, k), c = x.shape, len(items)
     covariance = bread @ (sums.T @ sums) @ bread * c / (c - 1) * (n - 1) / (n - k)
     slope, error = float(coefficients[0]), math.sqrt(max(0.0, float(covariance[0, 0])))
-    margin = float(distributions.t.ppf(0.975, c - k)) * error
+    margin = float(special.stdtrit(c - k, 0.975)) * error
     return Estimate(slope, error, slope - margin, slope + margin, n, len(verdicts) - n)
 
 
