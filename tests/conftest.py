@@ -27,6 +27,7 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 from endpoint import Endpoint
+from warm import SHARED
 
 from bench.cli.compose import BadConfig, Opened, open_door
 from bench.config import Cell
@@ -35,12 +36,10 @@ ROOT = Path(__file__).parent.parent
 settings.register_profile("bench", deadline=None, derandomize=True, database=None)  # the same everywhere, on busy machines too
 settings.load_profile("bench")
 
-SHARED = "BENCH_TESTS_SHARED"  # the variable that names a folder of this run of the tests, for all of its processes
-
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        os.environ[SHARED] = tempfile.mkdtemp(prefix="bench-tests-")
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="bench-tests-", suffix=f"-{os.getpid()}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -62,7 +62,11 @@ def test_planning_and_reading_load_nothing_heavy() -> None:
     assert out.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [["ruff", "check", "bench", "tests"], ["mypy"]], ids=lambda command: command[0])
+RUFF = pytest.param(["ruff", "check", "bench", "tests"], id="ruff")
+MYPY = pytest.param(["mypy"], id="mypy", marks=[pytest.mark.slow, pytest.mark.essential])
+
+
+@pytest.mark.parametrize("command", [RUFF, MYPY])
 def test_linter_and_type_checker_are_clean(command: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

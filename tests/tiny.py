@@ -69,19 +69,14 @@ def bench(*words: str, results: Path, timeout_s: float = 300, cold: bool = False
     if cold:
         done = subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, env=environ, cwd=results.parent)
     else:
-        done = _warm().run(line[3:], results.parent, environ, timeout_s)
+        done = warm.run("bench", *line[3:], folder=results.parent, environ=environ, timeout_s=timeout_s)
     return Ran(results, done.returncode, done.stdout, done.stderr, time.monotonic() - began)
-
-
-@functools.cache
-def _warm() -> warm.Warm:
-    return warm.Warm()
 
 
 @functools.cache
 def smoke() -> Ran:
     """The real smoke sweep, from nothing, once for all tests: whichever process of xdist comes first runs it."""
-    folder = Path(os.environ["BENCH_TESTS_SHARED"])
+    folder = Path(os.environ[warm.SHARED])
     with FileLock(folder / "smoke.lock"):
         if not (said := folder / "smoke.json").exists():
             ran = bench("+sweep=smoke", results=folder / "results", cold=True)

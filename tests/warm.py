@@ -1,15 +1,15 @@
-"""`python -m bench ...` without the seconds that its imports take: a process that has imported what a command and its workers need
-forks one that carries the command out. Its workers are forked in turn.
+"""`python -m bench ...` without the seconds that its imports take: a server that has imported what commands and their workers need forks
+one that carries the command out, whose workers are forked in turn. One server serves all processes of a run of the tests.
 
-What a command does, its arguments, folder, streams, exit code and process tree are as ever; only `import` finds everything loaded. What
-tests ask of the imports themselves, of signals or of variables that are read at import start a process of its own (tiny.py, `cold`).
+Arguments, folder, streams, exit code and the tree of processes are as ever; only `import` finds everything loaded. Tests that ask about
+the imports themselves, about signals or about variables that are read at import start a Python of their own (tiny.py: `cold`).
 """
 
 from __future__ import annotations
 
-import array
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -27,116 +27,124 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
-COMMAND, WORKER = "bench", "bench.runner.worker"
-LENGTH = 8  # bytes of a message's length
+WORKER = "bench.runner.worker"
+SHARED = "BENCH_TESTS_SHARED"  # the variable that names a folder of this run of the tests, for all of its processes
 POSSIBLE = sys.platform == "linux"  # elsewhere a fork after imports like torch's is not safe
+SIZE = 8  # bytes of a number that is sent
 
 
-def environment() -> dict[str, str]:
-    """What the server is started with: the variables of this process, and of workers those that packages read at import."""
-    from bench.runner.local_pool import WORKER_ENVIRONMENT
+class Started:
+    """A process that the server has started in a session of its own; `poll` and `wait` as of a Popen."""
 
-    workers = {name: value for name, value in WORKER_ENVIRONMENT.items() if name != "WANDB_MODE"}
-    return {**os.environ, **workers, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    def __init__(self, asked: Mapping[str, Any], out: int, err: int):
+        self.line = socket.socket(socket.AF_UNIX)
+        self.line.connect(_address())
+        said = json.dumps(asked).encode()
+        socket.send_fds(self.line, [len(said).to_bytes(SIZE, "big")], [out, err])
+        self.line.sendall(said)
+        self.pid = int.from_bytes(_receive(self.line, SIZE), "big")
+        self.returncode: int | None = None
 
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
 
-class Warm:
-    """A client of a server of its own, which ends with this process."""
-
-    def __init__(self) -> None:
-        self.ours, theirs = socket.socketpair()
-        line = [sys.executable, "-P", __file__, str(theirs.fileno())]
-        self.process = subprocess.Popen(line, env=environment(), pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
-        theirs.close()
-        self.lock = threading.Lock()
-        atexit.register(self.close)
-
-    def close(self) -> None:
-        self.ours.close()
-        self.process.wait()
-
-    def run(self, words: Sequence[str], folder: Path, environ: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-        """As subprocess.run of `python -m bench` with both streams captured."""
-        with self.lock:
-            return self._run(words, folder, environ, timeout_s)
-
-    def _run(self, words: Sequence[str], folder: Path, environ: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-        streams = [os.pipe(), os.pipe()]
-        asked = json.dumps({"words": list(words), "folder": str(folder), "environ": dict(environ)}).encode()
-        fds = array.array("i", [write for _, write in streams])
-        self.ours.sendmsg([len(asked).to_bytes(LENGTH, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-        self.ours.sendall(asked)
-        for _, write in streams:
-            os.close(write)
-        pid = int.from_bytes(_read(self.ours, LENGTH), "big")
-        said = [b"", b""]
-
-        def listen(i: int) -> None:
-            with open(streams[i][0], "rb") as file:
-                said[i] = file.read()
-
-        listeners = [threading.Thread(target=listen, args=(i,), daemon=True) for i in range(2)]
-        for listener in listeners:
-            listener.start()
-        self.ours.settimeout(timeout_s)
-        try:
-            code = int.from_bytes(_read(self.ours, LENGTH), "big", signed=True)
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            self.ours.settimeout(None)
-            _read(self.ours, LENGTH)
-            raise subprocess.TimeoutExpired([*words], timeout_s, said[0], said[1]) from None
-        finally:
-            self.ours.settimeout(None)
-        for listener in listeners:
-            listener.join()
-        out, err = (text.decode().replace("\r\n", "\n") for text in said)
-        return subprocess.CompletedProcess(["bench", *words], code, out, err)
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises subprocess.TimeoutExpired."""
+        if self.returncode is None:
+            self.line.settimeout(timeout)
+            try:
+                self.returncode = int.from_bytes(_receive(self.line, SIZE), "big", signed=True)
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired("a forked process", timeout or 0) from None
+            self.line.close()
+        return self.returncode
 
 
-def _read(source: socket.socket, n: int) -> bytes:
+def start(code: str, *words: str, folder: Path, environ: Mapping[str, str], log: int) -> Started:
+    """As Popen of `python -c code words`, with both streams in a log."""
+    return Started({"code": code, "words": words, "folder": str(folder), "environ": dict(environ)}, log, log)
+
+
+def run(module: str, *words: str, folder: Path, environ: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run of `python -m module words` with both streams captured."""
+    pipes = [os.pipe(), os.pipe()]
+    asked = {"module": module, "words": words, "folder": str(folder), "environ": dict(environ)}
+    process = Started(asked, *(write for _, write in pipes))
+    said = [b"", b""]
+
+    def listen(i: int) -> None:
+        with open(pipes[i][0], "rb") as file:
+            said[i] = file.read()
+
+    listeners = [threading.Thread(target=listen, args=(i,), daemon=True) for i in range(2)]
+    for listener, (_, write) in zip(listeners, pipes, strict=True):
+        os.close(write)
+        listener.start()
+    try:
+        code = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    for listener in listeners:
+        listener.join()
+    out, err = (text.decode().replace("\r\n", "\n") for text in said)
+    return subprocess.CompletedProcess([module, *words], code, out, err)
+
+
+def _receive(source: socket.socket, n: int) -> bytes:
     found = b""
     while len(found) < n:
-        more = source.recv(n - len(found))
-        if not more:
+        if not (more := source.recv(n - len(found))):
             raise EOFError("the server of tests/warm.py has ended")
         found += more
     return found
 
 
+@functools.cache
+def _address() -> str:
+    """Of the server of this run of the tests, started by whoever asks first."""
+    from filelock import FileLock
+
+    from bench.runner.local_pool import WORKER_ENVIRONMENT
+
+    path = Path(os.environ[SHARED]) / "warm.socket"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            # what packages read at import: the variables of the tests and of workers
+            workers = {name: value for name, value in WORKER_ENVIRONMENT.items() if name != "WANDB_MODE"}
+            environment = {**os.environ, **workers, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "start_new_session": True}
+            server = subprocess.Popen([sys.executable, "-P", __file__, str(path)], env=environment, **streams)  # type: ignore[call-overload]
+            while not path.exists():
+                assert server.poll() is None, "the server of tests/warm.py has ended"
+                time.sleep(0.05)
+    return str(path)
+
+
 # The server -----------------------------------------------------------------------------------------------------------
 
 
-def serve(source: socket.socket) -> None:
-    """Carry out one command after another, until the client leaves."""
+def serve(path: Path) -> None:
+    """Start what is asked for until the folder of the tests is removed or their process is gone."""
     _import()
-    while True:
-        try:
-            head, control, *_ = source.recvmsg(LENGTH, socket.CMSG_SPACE(2 * array.array("i").itemsize))
-        except ConnectionError:
-            return
-        if not head:
-            return
-        fds = array.array("i", control[0][2])
-        asked = json.loads(_read(source, int.from_bytes(head + _read(source, LENGTH - len(head)), "big")))
-        pid = os.fork()
-        if not pid:
-            source.close()
-            for i, fd in enumerate(fds, start=1):
-                os.dup2(fd, i)
-                os.close(fd)
-            os.chdir(asked["folder"])
-            os.environ.clear()
-            os.environ.update(asked["environ"])
-            sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-            sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-            _fork_workers()
-            _carry_out(COMMAND, asked["words"], asked["folder"])
-        for fd in fds:
-            os.close(fd)
-        with contextlib.suppress(ConnectionError):
-            source.sendall(pid.to_bytes(LENGTH, "big"))
-            source.sendall(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]).to_bytes(LENGTH, "big", signed=True))
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(f"{path}.new")
+    door.listen(16)
+    door.settimeout(1.0)
+    os.rename(f"{path}.new", path)
+    tests = int(path.parent.name.rpartition("-")[2])
+    while path.exists() and Path(f"/proc/{tests}").exists():
+        with contextlib.suppress(TimeoutError):
+            line, _ = door.accept()
+            if not os.fork():
+                door.close()
+                _handle(line)
+            line.close()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
 def _import() -> None:
@@ -150,49 +158,86 @@ def _import() -> None:
     gc.freeze()
 
 
-def _carry_out(module: str, words: Sequence[str], folder: str) -> NoReturn:
-    """As `python -m module words`, in a process that has just been forked."""
-    sys.argv = [module, *words]
-    sys.path[:] = [folder, *sys.path] if folder else sys.path
-    code = 1
+def _handle(line: socket.socket) -> NoReturn:
+    """Fork what is asked for, say its process and in the end its exit code."""
+    line.settimeout(None)
+    size, streams, *_ = socket.recv_fds(line, SIZE, 2)
+    asked = json.loads(_receive(line, int.from_bytes(size, "big")))
+    if pid := os.fork():
+        for fd in streams:
+            os.close(fd)
+        with contextlib.suppress(OSError):  # whoever asked may have left
+            line.sendall(pid.to_bytes(SIZE, "big"))
+            line.sendall(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]).to_bytes(SIZE, "big", signed=True))
+        os._exit(0)
+    line.close()
+    os.setsid()
+    for i, fd in enumerate(streams, start=1):
+        os.dup2(fd, i)
+    for fd in streams:
+        os.close(fd)
+    os.chdir(asked["folder"])
+    _become(asked["environ"])
+    _fork_workers()
+    sys.path.insert(0, asked["folder"])
+    sys.argv = [asked.get("module", "-c"), *asked["words"]]
+    _carry_out(asked.get("module"), asked.get("code"))
+
+
+def _become(environ: Mapping[str, str]) -> None:
+    """Take variables and streams, as a Python that starts does."""
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+
+
+def _carry_out(module: str | None, code: str | None) -> NoReturn:
+    """As `python -m module` or `python -c code`, in a process that has just been forked."""
+    status: Any = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-        code = 0
+        if module:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            exec(compile(code or "", "<string>", "exec"), {"__name__": "__main__"})
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
-        if isinstance(leaving.code, str):
-            print(leaving.code, file=sys.stderr)
+        status = leaving.code
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
     except BaseException:
+        status = 1
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-    finally:
-        with contextlib.suppress(Exception):
-            threading._shutdown()  # type: ignore[attr-defined]
-            atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(code)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status if isinstance(status, int) else 0 if status is None else 1)
+
+
+# Workers --------------------------------------------------------------------------------------------------------------
 
 
 def _fork_workers() -> None:
     from bench.runner import local_pool
 
+    def begin(line: Sequence[str], **how: Any) -> Any:
+        return _Worker(**how) if list(line) == [sys.executable, "-P", "-m", WORKER] else subprocess.Popen(line, **how)
+
     names = ("PIPE", "DEVNULL", "TimeoutExpired")
-    local_pool.subprocess = SimpleNamespace(Popen=_start, **{name: getattr(subprocess, name) for name in names})  # type: ignore[attr-defined]
-
-
-def _start(line: Sequence[str], **how: Any) -> Any:
-    worker = [sys.executable, "-P", "-m", WORKER]
-    return _Worker(**how) if list(line) == worker else subprocess.Popen(line, **how)
+    local_pool.subprocess = SimpleNamespace(Popen=begin, **{name: getattr(subprocess, name) for name in names})  # type: ignore[attr-defined]
 
 
 class _Worker:
-    """A forked worker, as much of a Popen as the pool asks for. Its streams: a pipe to read jobs from, and the null device."""
+    """A forked worker, as much of a Popen as the pool asks for: it reads jobs from a pipe and prints to the null device."""
 
     def __init__(self, pass_fds: Sequence[int], env: Mapping[str, str], **_: Any):
         read, write = os.pipe()
-        self.stdin = open(write, "wb")
+        self.stdin = os.fdopen(write, "wb")
         self.returncode: int | None = None
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         self.pid = os.fork()
         if not self.pid:
             os.setsid()
@@ -200,19 +245,15 @@ class _Worker:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            kept = {0, 1, 2, *pass_fds}
-            for name in os.listdir("/proc/self/fd"):
-                if (fd := int(name)) not in kept:
-                    with contextlib.suppress(OSError):
-                        os.close(fd)
+            for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, *pass_fds}:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
-            os.environ.clear()
-            os.environ.update(env)
-            sys.stdin = open(0, encoding="utf-8", closefd=False)
-            sys.stdout, sys.stderr = (open(i, "w", encoding="utf-8", closefd=False) for i in (1, 2))
+            _become(env)
+            sys.argv = [WORKER]
             gc.freeze()
-            _carry_out(WORKER, [], "")
+            _carry_out(WORKER, None)
         os.close(read)
 
     def poll(self) -> int | None:
@@ -233,4 +274,4 @@ class _Worker:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(Path(sys.argv[1]))
