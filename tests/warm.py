@@ -153,7 +153,8 @@ def _import() -> None:
     for folder in ("commands", "stages", "methods", "judges"):
         for path in sorted((ROOT / "bench" / folder).glob("*.py")):
             importlib.import_module(f"bench.{folder}.{path.stem}".removesuffix(".__init__"))
-    for name in sorted({name for names in HEAVY_IMPORTS.values() for name in names}):
+    of_figures = ("matplotlib.pyplot", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg")
+    for name in sorted({name for names in (*HEAVY_IMPORTS.values(), of_figures) for name in names}):
         importlib.import_module(name)
     gc.freeze()
 

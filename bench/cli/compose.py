@@ -85,7 +85,7 @@ def open_door(words: Sequence[str]) -> Opened:
     if command.refused:
         raise BadConfig(command.refused)
     if command.sweep is not None:
-        sweeps.register_sweeps()
+        sweeps.register_sweeps(command.sweep)
     with initialize_config_dir(str(sweeps.CONF), version_base="1.3"):
         return _Door(command, list(command.problems)).open()
 

@@ -278,9 +278,11 @@ SourcesRegistry.instance().register(ForeignConfigs)
 
 
 @functools.cache
-def register_sweeps(folder: Path = SWEEPS) -> None:
-    """Make each file of the folder an option of Hydra's group `sweep`; a broken one is left out and spoils only itself."""
-    for path in sorted(folder.glob("*.yaml")):
+def register_sweeps(asked: str | None = None) -> None:
+    """Make each file of ours an option of Hydra's group `sweep`, or the one that is asked for alone: none needs another, and Hydra copies
+    all that are registered again and again. A broken one is left out and spoils only itself."""
+    paths = sorted(SWEEPS.glob("*.yaml"))
+    for path in [path for path in paths if path.stem == asked] or paths:
         with contextlib.suppress(BadSweep):  # the door says why when it is asked for
             ConfigStore.instance().store(group="sweep", name=path.stem, node=load_sweep(path), package="_global_", provider=path.name)
 
