@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from recorded import PUBLISHED_NUMBERS
 from safetensors.torch import load_file
 from tiny import make_model, smoke_cell, smoke_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback
@@ -30,7 +31,7 @@ from bench.store.stage_settings import LogpsSettings, TrainSettings
 from bench.training import losses
 from bench.training.trainers import Recorder, TrainingJob
 
-IMBALANCE = Path("/work/shared/published/kto_data_imbalance.yaml")
+IMBALANCE = PUBLISHED_NUMBERS / "kto_data_imbalance.yaml"
 LEARNING = {"learning_rate": 1e-3, "batch_size": 16, "max_grad_norm": 1.0}
 
 
