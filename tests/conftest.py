@@ -26,8 +26,8 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import warm
 from endpoint import Endpoint
-from warm import SHARED
 
 from bench.cli.compose import BadConfig, Opened, open_door
 from bench.config import Cell
@@ -39,12 +39,17 @@ settings.load_profile("bench")
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        os.environ[SHARED] = tempfile.mkdtemp(prefix="bench-tests-", suffix=f"-{os.getpid()}")
+        os.environ[warm.SHARED] = tempfile.mkdtemp(prefix="bench-tests-", suffix=f"-{os.getpid()}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests carry out whole commands come first: they take longest, and the others even out what is left at the end."""
+    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "bench"))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ.pop(SHARED), ignore_errors=True)
+        shutil.rmtree(os.environ.pop(warm.SHARED), ignore_errors=True)
 
 
 EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"  # the length of its header, and the header
@@ -61,15 +66,20 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture
 def run_bench(tmp_path: Path) -> RunBench:
-    """`python -m bench ...` in an empty folder; results land there too."""
+    """`python -m bench ...` in an empty folder, or the same forked from a warm process; results land there too."""
 
-    def run(*words: str, python: Sequence[str] = ("-m", "bench"), **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str, python: Sequence[str] = ("-m", "bench"), cold: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         variables = {key: value for key, value in os.environ.items() if key != "BENCH_RESULTS"}
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**variables, "PYTHONPATH": path, **environment}
+        if warm.POSSIBLE and not cold:
+            return warm.run("bench", *words, folder=tmp_path, environ=environment, timeout_s=120)
         return subprocess.run(
             [sys.executable, *python, *words],
             cwd=tmp_path,
-            env={**variables, "PYTHONPATH": path, **environment},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=120,

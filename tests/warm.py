@@ -187,8 +187,11 @@ def _handle(line: socket.socket) -> NoReturn:
 
 def _become(environ: Mapping[str, str]) -> None:
     """Take variables and streams, as a Python that starts does."""
+    hub = {name: value for name, value in os.environ.items() if name.startswith("HF_")}
     os.environ.clear()
     os.environ.update(environ)
+    if hub != {name: value for name, value in environ.items() if name.startswith("HF_")}:
+        importlib.reload(sys.modules["huggingface_hub.constants"])  # where its variables are read, and its other modules look them up
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)

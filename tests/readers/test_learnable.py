@@ -229,7 +229,8 @@ def test_a_plan_of_data_that_a_run_refuses_ends_with_2_and_no_traceback(
     models: Mapping[str, Path], tmp_path: Path, run_bench: Callable[..., Any]
 ) -> None:
     file = write_rows(tmp_path / "one.jsonl", [pair(0)])
-    done = run_bench("do=plan", "model=local", f"model.path={models['chatml']}", "data=local", f"data.path={file}", "method=dpo,ipo")
+    words = ("model=local", f"model.path={models['chatml']}", "data=local", f"data.path={file}", "method=dpo,ipo")
+    done = run_bench("do=plan", *words, cold=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "held-out rows at data.heldout_fraction=0.1; both need some" in done.stderr
 
