@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose tests carry out whole commands come first: they take longest, and the others even out what is left at the end."""
-    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "bench"))
+    items.sort(key=lambda item: not {"bench", "smoke", "smoke_cell"} & set(dir(getattr(item, "module", None))))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
