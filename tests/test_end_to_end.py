@@ -173,6 +173,8 @@ def test_a_folder_that_cannot_be_written_costs_no_cell(tmp_path: Path) -> None:
 # Death ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.essential
 def test_ctrl_c_and_sigkill_change_nothing(tmp_path: Path) -> None:
     """From the preference rows on: Ctrl-C while a stage runs, SIGKILL while policies are trained, then the same command to its end."""
     later = ("logps", "train", "generate", "judge", "score")
@@ -230,6 +232,7 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.essential
 def test_the_same_sweep_in_two_stores_has_the_same_digests_everywhere(tmp_path: Path) -> None:
     other = bench("+sweep=smoke", ONE_WORKER, results=tmp_path / "results")
     assert digests(other.results, smoke_cells()) == digests(smoke().results, smoke_cells())
