@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,6 +129,7 @@ def _address() -> str:
 
 def serve(path: Path) -> None:
     """Start what is asked for until the folder of the tests is removed or their process is gone."""
+    warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)  # Python 3.12 counts threads of native libraries
     _import()
     door = socket.socket(socket.AF_UNIX)
     door.bind(f"{path}.new")
