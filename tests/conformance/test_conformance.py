@@ -61,6 +61,8 @@ def test_rows_of_kto_are_coupled_through_their_batch(trainers: Bench, name: str)
     assert abs(whole - halves) > 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.essential
 def test_every_mutant_of_the_losses_is_killed(trainers: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     found = list(mutants.make_mutants(Path(losses.__file__).read_text()))
     survivors = [mutant.name for mutant in found if not mutants.killed(mutant, trainers)]
