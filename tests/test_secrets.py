@@ -30,7 +30,8 @@ from endpoint import Answer, Endpoint, Said, listed
 from fake_stage import HERE, Fake, fake
 
 from bench import secrets
-from bench.cli.sweep_files import SWEEPS, BadSweep, load_sweep
+from bench.cli.sweep_files import BadSweep, load_sweep
+from bench.cli.words import SWEEPS
 from bench.config import Cell, LocalLauncher, Serving, Session
 from bench.engines import vllm_server
 from bench.engines.vllm import Child, VllmFailed

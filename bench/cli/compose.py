@@ -21,6 +21,7 @@ from bench.cli.checks import problems_of
 from bench.cli.files import Fetches, Files
 from bench.cli.messages import GROUPS, MEMBERS, Tree, Where, in_words, leaves, one_line, short, unknown
 from bench.cli.sweep_files import CommandLine, is_session
+from bench.cli.words import CONF, SWEEPS
 from bench.config import (
     MAX_CELLS,
     NAME_WORDS,
@@ -66,7 +67,7 @@ def open_door(words: Sequence[str]) -> Opened:
     if command.refused:
         raise BadConfig(command.refused)
     sweeps.register_sweeps()
-    with initialize_config_dir(str(sweeps.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return _Door(command, list(command.problems)).open()
 
 
@@ -150,7 +151,7 @@ class _Door:
         if not path.exists():
             self.problems.append(unknown("sweep", name, self._options("sweep"), f"+sweep={name} on the command line"))
             return
-        if path.parent != sweeps.SWEEPS and (sweeps.SWEEPS / path.name).exists():
+        if path.parent != SWEEPS and (SWEEPS / path.name).exists():
             why = "is called like a sweep that comes with bench, and would write over its table: give it another name"
             self.problems.append(f"{path} {why}")
             return

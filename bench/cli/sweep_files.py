@@ -32,12 +32,9 @@ from omegaconf.grammar_parser import parse
 from omegaconf.resolvers import oc
 
 from bench import secrets
+from bench.cli.words import SWEEPS, with_commands
 from bench.config import MAX_CELLS, VERB_KEYS, as_name, user_path
-from bench.machine import PACKAGE, ROOT
 from bench.text_files import parse_yaml, read_text
-
-CONF = next(path for path in (PACKAGE / "_conf", ROOT / "conf") if path.is_dir())
-SWEEPS = next(path for path in (PACKAGE / "_sweeps", ROOT / "sweeps") if path.is_dir())
 
 COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
 LABELLING_JUDGE = "judge@method.labelling_judge"  # a choice of conf/judge/ that labels, in a method's section
@@ -104,7 +101,8 @@ def _max_cells(words: Sequence[str]) -> int:
 
 def parse_command_line(words: Sequence[str]) -> CommandLine:
     """Read Hydra's override grammar; what cannot be read becomes a problem, not an exception."""
-    reading, parser, rest = _Reading(max_cells=_max_cells(words)), OverridesParser.create(), iter(words)
+    words, problems = with_commands(words)
+    reading, parser, rest = _Reading(problems=problems, max_cells=_max_cells(words)), OverridesParser.create(), iter(words)
     for word in rest:
         if word in ("--config-dir", "-cd"):
             _read_folder(next(rest, ""), reading)

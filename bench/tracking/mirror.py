@@ -82,8 +82,8 @@ class WandbMirror:
         self._send(
             op="open",
             directory=str(directory),
-            project=settings.project,
-            entity=settings.entity,
+            project=settings.project or account.project or "bench",
+            entity=settings.entity or account.entity,
             mode=mode,
             base_url=secrets.clean(account.base_url),  # said and kept in the ledger; wandb reads its own
             timeout_s=settings.timeout_s,
@@ -295,6 +295,8 @@ class Account(NamedTuple):
     base_url: str
     has_key: bool
     mode: str | None  # of WANDB_MODE or `wandb offline`
+    project: str | None  # of WANDB_PROJECT
+    entity: str | None  # of WANDB_ENTITY
 
 
 def configured_account() -> Account:
@@ -309,7 +311,7 @@ def configured_account() -> Account:
 
     base_url = (setting("base_url") or "https://api.wandb.ai").rstrip("/")
     has_key = bool(setting("api_key") or setting("identity_token_file") or _netrc_has(urlsplit(base_url).netloc))
-    return Account(base_url, has_key, setting("mode"))
+    return Account(base_url, has_key, setting("mode"), setting("project"), setting("entity"))
 
 
 def _netrc_has(host: str) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from fake_wandb_server import FakeWandb
 
 from bench.config import NoTracker, WandbTracker
+from bench.tracking.mirror import configured_account
 from bench.tracking.tracker import Tracker, open_tracker
 from bench.tracking.values import cleaned
 
@@ -142,6 +143,20 @@ def test_offline_runs_hold_what_was_reported(tmp_path: Path, monkeypatch: pytest
     assert any("wandb sync results/wandb/offline-run-*" in note for note in tracker.notes)
     assert any("1 of 2 files" in note for note in tracker.notes)
     assert {path.name for path in tmp_path.iterdir()} <= {"results", "table.csv", "home"}
+
+
+@pytest.mark.parametrize(("project", "expected"), [(None, "of-the-shell"), ("given", "given")])
+def test_project_and_entity_of_the_environment_hold_where_none_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: str | None, expected: str
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "of-the-shell")
+    monkeypatch.setenv("WANDB_ENTITY", "my-team")
+    settings = WandbTracker(name="wandb", project=project, entity=None, mode="offline", timeout_s=30.0)
+    tracker = open_tracker(settings, tmp_path / "results" / "wandb")
+    tracker.cell(**ended())
+    tracker.close()
+    assert summaries(tmp_path)["dpo-k0"]["project"] == expected
+    assert configured_account().entity == "my-team"
 
 
 def test_what_was_written_is_not_written_again(tmp_path: Path) -> None:
