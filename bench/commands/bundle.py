@@ -152,7 +152,7 @@ def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sw
         root = Path(aside) / f"bundle-{sweep.name}"
         left_out = _stages(sweep.cells, store, root)
         copied = _copy_sources(sweep.cells, root)
-        _write_json(root / BUNDLE_FILE, _told(opened, copied, sweep.cells, store))
+        _write_json(root / BUNDLE_FILE, told_of(opened, copied, sweep.cells, store))
         _write_json(root / "environment.json", environment() | {"distributions": _distributions()})
         if opened.sweep and (path := sweep_path(opened.sweep, ())).is_file():
             shutil.copyfile(path, root / "sweep.yaml")
@@ -218,7 +218,7 @@ def _copy_sources(cells: Sequence[CellPlan], root: Path) -> dict[str, str]:
     return copied
 
 
-def _told(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store) -> dict[str, Any]:
+def told_of(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store) -> dict[str, Any]:
     def placed(value: Any) -> Any:
         if isinstance(value, dict) and value.keys() >= {"path", "digest"}:
             return {"path": copied.get(value["digest"], Path(value["path"]).name), "digest": value["digest"]}
