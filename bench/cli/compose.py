@@ -191,8 +191,8 @@ class _Door:
     def _grids(self, tree: Tree) -> list[sweeps.Grid]:
         """The sweep file's grids. Axes may be read from the scale preset by interpolation."""
         try:
-            config = OmegaConf.create({key: tree[key] for key in ("axes", "grids", "scale") if key in tree})
-            grids = sweeps.read_grids(OmegaConf.to_container(config, resolve=True), self.sweep_file)  # type: ignore[arg-type]
+            config = sweeps.resolved({key: tree[key] for key in ("axes", "grids", "scale") if key in tree})
+            grids = sweeps.read_grids(config, self.sweep_file)
         except (sweeps.BadSweep, OmegaConfBaseException) as error:
             self.problems.append(one_line(error))
             return [{}]
@@ -315,7 +315,10 @@ class _Door:
     def _resolved(self, tree: Tree, where: Where) -> Tree | None:
         """A part of a composed config with its interpolations resolved."""
         try:
-            return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[return-value]
+            return sweeps.resolved(tree)
+        except sweeps.BadSweep as error:
+            self.problems.append(f"{error} ({where.of(str(error).partition(':')[0].partition(' ')[0])})")
+            return None
         except OmegaConfBaseException as error:
             key = error.full_key or "the config"
             self.problems.append(f"{key}: {str(error).splitlines()[0]} ({where.of(key)})")
