@@ -16,8 +16,8 @@ from bench import secrets
 
 BAD_CONFIG, SOME_FAILED, INTERRUPTED = 2, 3, 130
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
-# Hydra answers these by itself: help, shell completion, the composed config.
-HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+# Hydra answers these by itself: shell completion, the composed config.
+HYDRA_FLAGS = ("--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 
 def main() -> NoReturn:
@@ -28,10 +28,15 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, as some parents leave it, every child seems to end well
     try:
-        if any(word.split("=")[0] in HYDRA_FLAGS for word in sys.argv[1:]):
+        words = sys.argv[1:]
+        if not words or words[0] == "help" or {"--help", "-h"} & set(words):
+            _help([word for word in words if word not in ("help", "--help", "-h")], whole=bool(words))
+        elif "--version" in words:
+            _say_versions()
+        elif any(word.split("=")[0] in HYDRA_FLAGS for word in words):
             _ask_hydra()
         else:
-            _run(sys.argv[1:])
+            _run(words)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -66,16 +71,52 @@ def _run(words: list[str]) -> None:
         sys.exit(BAD_CONFIG)
 
 
+def _help(topics: list[str], *, whole: bool) -> None:
+    """One screen for a bare `bench`, everything for `help`, or one topic after another."""
+    from bench.cli import help as helping
+    from bench.terminal import say
+
+    if not topics:
+        print(helping.overview() if whole else helping.SCREEN, end="")
+    for topic in topics:
+        try:
+            print(helping.topic(topic), end="")
+        except helping.UnknownTopic as error:
+            say(str(error), error=True)
+            sys.exit(BAD_CONFIG)
+
+
+def _say_versions() -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from bench import __version__
+    from bench.machine import revision
+
+    print(f"bench {__version__} (revision {revision() or 'unknown'})")
+    for package in ("hydra-core", "torch", "transformers", "trl"):
+        try:
+            print(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package} is not installed")
+
+
 def _ask_hydra() -> None:
-    """Help, shell completion and the composed config, by Hydra's own main: it never calls the task."""
+    """Shell completion and the composed config, by Hydra's own main: it never calls the task."""
     import hydra
 
     from bench.cli import sweep_files
+    from bench.cli.words import CONF, with_commands
+    from bench.terminal import say
 
-    sys.argv = [word for word in sys.argv if word not in ("-m", "--multirun")]  # Hydra takes one flag; ours always sweeps
+    words, problems = with_commands(word for word in sys.argv[1:] if word not in ("-m", "--multirun"))  # ours always sweeps
+    if problems:
+        for problem in problems:
+            say(problem, error=True)
+        sys.exit(BAD_CONFIG)
+    sys.argv = [sys.argv[0], *words]
     sweep_files.register_sweeps()
     try:
-        hydra.main(config_path=str(sweep_files.CONF), config_name="config", version_base="1.3")(lambda _: None)()
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda _: None)()
     except SystemExit as leaving:
         sys.exit(BAD_CONFIG if leaving.code == 1 else leaving.code)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,16 @@ import psutil
 
 PACKAGE = Path(__file__).parent  # the folder `bench`
 ROOT = PACKAGE.parent  # the folder that a process needs on its PYTHONPATH to import this `bench`
+
+
+@functools.cache
+def revision() -> str:
+    """Git's revision of the program, `1f0c2a9b7d31` or `1f0c2a9b7d31-dirty` where files have changed since; empty outside of Git."""
+    describe = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(describe, capture_output=True, encoding="utf-8", check=False, errors="replace").stdout.strip()
+    except OSError:  # no git here
+        return ""
 
 
 def cores() -> int:

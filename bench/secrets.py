@@ -5,7 +5,8 @@ Secret are: values of environment variables that are named like a secret (OPENAI
 A value counts from 8 characters on. A number, or one word of letters only, counts from 16 on; folders and files
 that exist, and URLs without credentials, never count. So `TOKEN=true` or `KEY=default` blacken no output.
 
-Each is found as it is, and as repr, JSON, HTML, URLs, hexadecimal digits and base64 (at any offset, broken into lines or not) write it.
+Each is found as it is, and as repr, JSON, HTML, URLs, hexadecimal digits, base64 and base32 (at any offset, broken into lines or not) write
+it, with characters that nobody sees between its own, and in what gzip or zlib made smaller before base64 wrote it.
 `clean` also replaces what only looks like a key (sk-..., hf_..., Bearer ..., http://user:password@host, ?api_key=...); `without_values`
 leaves such shapes alone, for texts that are data, as a judge's reply is.
 """
@@ -13,6 +14,7 @@ leaves such shapes alone, for texts that are data, as a judge's reply is.
 from __future__ import annotations
 
 import base64
+import binascii
 import configparser
 import contextlib
 import functools
@@ -23,6 +25,7 @@ import os
 import re
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +219,39 @@ def _forms(value: str) -> Iterator[_Form]:
         size = -(-len(core) // pieces)
         anchors = tuple(_longest_run(core[i : i + size]) for i in range(0, len(core), size))
         last = "(?:[A-Za-z0-9+/_-]=*)?" if (offset + len(content)) % 3 else ""
-        yield _Form(r"(?:\s|\\+[rn])*".join(chars) + last, anchors if all(anchors) else ())
+        yield _Form(_LINES.join(chars) + last, anchors if all(anchors) else ())
+    for offset in range(5):
+        whole = base64.b32encode(b"\0" * offset + content).decode()
+        core = whole[-(-offset * 8 // 5) : (offset + len(content)) * 8 // 5]
+        pieces = len(core) // 64 + 2
+        size = -(-len(core) // pieces)
+        anchors = tuple(core[i : i + size] for i in range(0, len(core), size))
+        yield _Form(f"{_LINES.join(core)}(?:[A-Z2-7]=*)?", anchors)
+
+
+_LINES = r"(?:\s|\\+[rn])*"  # where base64 and base32 may be broken
+_PACKED_STARTS = ("H4sI", "eJw", "eJx", "eJy", "eJz", "eNo", "eNp", "eNq", "eNr")  # of base64 of what gzip and zlib write
+_PACKED = re.compile(r"[A-Za-z0-9+/_-](?:(?:[\r\n]|\\+[rn])*[A-Za-z0-9+/_-]){11,}={0,2}")
+_MOST_UNPACKED = 2**20  # bytes of it that are looked at
+_UNSEEN = ("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u180e", "\u200e", "\u200f")  # characters of no width
+_UNSEEN_ESCAPES = tuple(dict.fromkeys(form(f"{ord(c):04x}") for c in _UNSEEN for form in (r"\u{}".format, lambda d: rf"\u{d.upper()}")))
+_UNSEEN_WRITTEN = [  # as they are, and as JSON and JSON in JSON write them
+    re.compile(rf"[{''.join(_UNSEEN)}]|{slashes}u(?i:{'|'.join(f'{ord(c):04x}' for c in _UNSEEN)})") for slashes in (r"\\", r"\\+")
+]
+
+
+def _has_unseen(text: str) -> bool:
+    return (not text.isascii() and any(c in text for c in _UNSEEN)) or ("\\u" in text and any(e in text for e in _UNSEEN_ESCAPES))
+
+
+def _unpacked(run: str) -> str:
+    """What a run of base64 becomes when it is decompressed, as far as that can be done."""
+    digits = re.sub(_LINES, "", run).rstrip("=").translate(str.maketrans("-_", "+/"))
+    digits = digits[:-1] if len(digits) % 4 == 1 else digits
+    with contextlib.suppress(binascii.Error, zlib.error):
+        content = base64.b64decode(digits + "=" * (-len(digits) % 4))
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(content, _MOST_UNPACKED).decode("utf-8", "surrogateescape")
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,10 +261,51 @@ class _Cleaner:
     values: tuple[tuple[str, str], ...]  # (name, value)
 
     def holders(self, text: str) -> set[str]:
-        return {name for name, form in self.forms if _may_hold(text, form) and re.search(form.pattern, text)}
+        texts = [text, *(_unpacked(run[0]) for run in _packed_runs(text))]
+        texts += [pattern.sub("", text) for pattern in _UNSEEN_WRITTEN] if _has_unseen(text) else []
+        return {name for name, form in self.forms for text in texts if _may_hold(text, form) and re.search(form.pattern, text)}
 
     def clean(self, text: str) -> str:
-        return self.pattern.sub(REDACTED, text) if any(_may_hold(text, form) for _, form in self.forms) else text
+        parts, end = [], 0
+        for start, stop in self.spans(text):
+            parts += [text[end:start], REDACTED]
+            end = stop
+        return "".join([*parts, text[end:]]) if parts else text
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where secrets stand in a text, from first to last."""
+        found = self._plain(text)
+        found += [run.span() for run in _packed_runs(text) if self._plain(_unpacked(run[0]))]
+        for pattern in _UNSEEN_WRITTEN if _has_unseen(text) else ():
+            unseen = [place for match in pattern.finditer(text) for place in match.span()]
+            bounds = [0, *unseen, len(text)]
+            seen = list(zip(bounds[::2], bounds[1::2], strict=True))
+            places = [place for start, stop in seen for place in range(start, stop)]
+            found += [(places[start], places[stop - 1] + 1) for start, stop in self._plain("".join(text[a:b] for a, b in seen))]
+        return _merged(found)
+
+    def _plain(self, text: str) -> list[tuple[int, int]]:
+        return [match.span() for match in self.pattern.finditer(text)] if any(_may_hold(text, form) for _, form in self.forms) else []
+
+
+def _packed_runs(text: str) -> Iterator[re.Match[str]]:
+    for start in _PACKED_STARTS:
+        place = text.find(start)
+        while place >= 0:
+            if run := _PACKED.match(text, place):
+                yield run
+            place = text.find(start, place + 1 if run is None else run.end())
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans in order, those that overlap as one."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if merged and start < merged[-1][1]:
+            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
+        else:
+            merged.append((start, stop))
+    return merged
 
 
 def _may_hold(text: str, form: _Form) -> bool:
@@ -348,10 +424,8 @@ def _name(name: Any, cleaned: Callable[[str], str]) -> Any:
 
 def clean_pieces(pieces: Sequence[str]) -> list[str]:
     """Pieces of one text (a reply's tokens) without the secrets that run through them: the first piece of such a place says so."""
-    cleaner, text = _cleaner(), "".join(pieces)
-    if cleaner.clean(text) == text:
+    if not (spans := _cleaner().spans("".join(pieces))):
         return list(pieces)
-    spans = [match.span() for match in cleaner.pattern.finditer(text)]
     left, end = [], 0
     for piece in pieces:
         start, end = end, end + len(piece)

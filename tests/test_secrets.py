@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import time
 import urllib.parse
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from endpoint import Answer, Endpoint, Said, listed
 from fake_stage import HERE, Fake, fake
 
 from bench import secrets
-from bench.cli.sweep_files import SWEEPS, BadSweep, load_sweep
+from bench.cli.sweep_files import BadSweep, load_sweep
+from bench.cli.words import SWEEPS
 from bench.config import Cell, LocalLauncher, Serving, Session
 from bench.engines import vllm_server
 from bench.engines.vllm import Child, VllmFailed
@@ -121,14 +123,29 @@ WRITTEN: list[Callable[[str], str]] = [
     lambda text: json.dumps(_base64(base64.encodebytes, 1)(text)),
 ]
 
+PACKED: list[Callable[[str], str]] = [
+    *(_base64(base64.b32encode, offset) for offset in range(3)),
+    lambda text: base64.b32encode(b"1234" + text.encode() + b"~~").decode().rstrip("="),
+    lambda text: base64.b32encode(b"x" + text.encode()).decode().rstrip("="),
+    lambda text: re.sub("(.{40})", "\\1\n", base64.b32encode(text.encode()).decode()),
+    lambda text: base64.b64encode(gzip.compress(f"Authorization: Bearer {text}".encode(), mtime=0)).decode(),
+    lambda text: base64.urlsafe_b64encode(gzip.compress(text.encode(), mtime=0)).decode().rstrip("="),
+    lambda text: json.dumps(base64.encodebytes(gzip.compress(f"a page with {text} in it".encode(), mtime=0)).decode()),
+    *((lambda text, level=level: base64.b64encode(zlib.compress(text.encode(), level)).decode()) for level in (6, 9)),
+    *((lambda text, unseen=unseen: unseen.join(text)) for unseen in ("\u200b", "\u200d\u2060", "\ufeff", "\u00ad")),
+    lambda text: text[:5] + "\u200b" + text[5:],
+    lambda text: json.dumps(text[:9] + "\u200b" + text[9:]),
+    lambda text: json.dumps(json.dumps(text[:9] + "\u200b" + text[9:])),
+]
 
-@pytest.mark.parametrize("write", range(len(WRITTEN)))
+
+@pytest.mark.parametrize("write", range(len(WRITTEN + PACKED)))
 @pytest.mark.parametrize(
     "key", [KEY, "plain0123456789plain", "quo'te\"d\\back&slash<é>%25", "in\x07side\x1b[2Jcontrols1", "a b\tc_d-e.f~g9"]
 )
 def test_a_secret_is_found_however_it_is_written(write: int, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", key)
-    text = f"before: {WRITTEN[write](key)} :after"
+    text = f"before: {(WRITTEN + PACKED)[write](key)} :after"
     for cleaned in (secrets.without_values(text), secrets.clean(text), secrets.shown(text)):
         assert secrets.REDACTED in cleaned and cleaned.startswith("before: ") and cleaned.endswith(" :after")
         assert len(cleaned) < 40, cleaned
@@ -137,7 +154,7 @@ def test_a_secret_is_found_however_it_is_written(write: int, key: str, monkeypat
 
 @given(
     key=st.text(st.sampled_from(string.ascii_letters + string.digits + "-_./+=~:&%'\" \\é"), min_size=17, max_size=200),
-    write=st.sampled_from(WRITTEN),
+    write=st.sampled_from(WRITTEN + PACKED),
     around=st.text(max_size=30),
 )
 def test_any_key_is_found_and_nothing_else_is_touched(key: str, write: Callable[[str], str], around: str) -> None:
@@ -220,6 +237,22 @@ def test_tokens_in_files_and_passwords_in_urls_are_secret(tmp_path: Path, monkey
         assert secrets.without_values(f"a {secret} b") == "a [redacted] b"
 
 
+def test_packed_data_without_a_secret_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", KEY)
+    pages = [gzip.compress(b"a page" * 9), zlib.compress(b"another"), gzip.compress(b"x" * 99)[:20], b"no page at all", gzip.compress(b"")]
+    texts = [base64.b64encode(page).decode() for page in pages] + ["H4sI is no page", "a\u200bb \\u200b c", "H4sI" * 99, "eJw" + "A" * 40]
+    assert [secrets.without_values(text) for text in texts] == texts
+    bomb = base64.b64encode(gzip.compress(bytes(200 * 2**20), 9)).decode()
+    assert secrets.clean(bomb) == bomb
+
+
+def test_a_key_between_characters_that_nobody_sees_is_found_in_a_replys_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", KEY)
+    pieces = ["so ", KEY[:5] + "\u200b", KEY[5:], " it is\u200b"]
+    assert secrets.clean_pieces(pieces) == ["so ", secrets.REDACTED, "", " it is\u200b"]
+    assert secrets.clean_data({"content": "\u200b" + "\u200b".join(KEY)}) == {"content": "\u200b" + secrets.REDACTED}
+
+
 def test_cleaning_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log of 8 MB, and many short lines: a small part of the time that writing them takes a model."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -259,7 +292,6 @@ OTHER_WRITINGS: dict[str, Callable[[str], str]] = {
     "UTF-16 that was read as UTF-8": lambda key: key.encode("utf-16-le").decode(),
     "UTF-32 that was read as UTF-8": lambda key: key.encode("utf-32-be").decode(),
     "spaces": " ".join,
-    "spaces of no width": "\u200b".join,
     "a place to break a line": lambda key: f"{key[:9]}<wbr>{key[9:]}",
     "a line end": lambda key: json.dumps(json.dumps(f"{key[:9]}\n{key[9:]}")),
     "capitals": str.upper,

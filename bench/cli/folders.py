@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from bench.config import Bounds, user_path
 from bench.machine import PACKAGE
-from bench.models.model_config import check_rows, check_shards, check_sizes, check_whole
+from bench.models.model_config import check_ends, check_no_adapter, check_rows, check_shards, check_sizes, check_whole
 from bench.models.templates import (
     TEMPLATE,
     TEMPLATE_DATE,
@@ -54,9 +54,12 @@ def model_folder(text: str, bounds: Bounds, key: str = "model.path", what: str =
 
 
 def check_model(folder: Path, bounds: Bounds, weights: bool) -> None:
-    """Raises ValueError for sizes beyond the bounds, tokens without an embedding, damaged files of weights, and missing ones where it
-    needs its `weights`."""
-    check_rows(folder, check_sizes(folder, bounds))
+    """Raises ValueError for an adapter, sizes beyond the bounds, tokens without an embedding, ends that are no tokens, damaged files of
+    weights, and missing ones where it needs its `weights`."""
+    check_no_adapter(folder)
+    config = check_sizes(folder, bounds)
+    check_rows(folder, config)
+    check_ends(folder, config)
     if weights:
         check_shards(folder)
     check_whole(folder)

@@ -13,6 +13,7 @@ import io
 import itertools
 import math
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,12 +34,9 @@ from omegaconf.grammar_parser import parse
 from omegaconf.resolvers import oc
 
 from bench import secrets
+from bench.cli.words import SWEEPS, with_commands
 from bench.config import MAX_CELLS, VERB_KEYS, as_name, user_path
-from bench.machine import PACKAGE, ROOT
 from bench.text_files import parse_yaml, read_text
-
-CONF = next(path for path in (PACKAGE / "_conf", ROOT / "conf") if path.is_dir())
-SWEEPS = next(path for path in (PACKAGE / "_sweeps", ROOT / "sweeps") if path.is_dir())
 
 COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
 LABELLING_JUDGE = "judge@method.labelling_judge"  # a choice of conf/judge/ that labels, in a method's section
@@ -105,7 +103,8 @@ def _max_cells(words: Sequence[str]) -> int:
 
 def parse_command_line(words: Sequence[str]) -> CommandLine:
     """Read Hydra's override grammar; what cannot be read becomes a problem, not an exception."""
-    reading, parser, rest = _Reading(max_cells=_max_cells(words)), OverridesParser.create(), iter(words)
+    words, problems = with_commands(words)
+    reading, parser, rest = _Reading(problems=problems, max_cells=_max_cells(words)), OverridesParser.create(), iter(words)
     for word in rest:
         if word in ("--config-dir", "-cd"):
             _read_folder(next(rest, ""), reading)
@@ -262,6 +261,55 @@ def _resolves(tree: Any) -> bool:
     if isinstance(tree, OmegaConfGrammarParser.InterpolationResolverContext):
         return True
     return any(_resolves(child) for child in getattr(tree, "children", None) or ())
+
+
+def resolved(tree: dict[str, Any]) -> dict[str, Any]:
+    """A config with its interpolations written out. Raises BadSweep for those that hold themselves or write out to more than
+    MAX_WRITTEN_OUT characters, and OmegaConf's own errors for names that are not there."""
+    _written_out(tree, "", tree, {})
+    return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[return-value]
+
+
+MAX_WRITTEN_OUT = 1_000_000
+_REFERENCE = re.compile(r"\$\{\s*(\.*)([^${}:\s]*)\s*\}")
+_NESTED = re.compile(r"\$\{[^:{}]*\$\{")
+
+
+def _written_out(value: Any, key: str, tree: dict[str, Any], sizes: dict[str, int | None]) -> int:
+    """Characters of a value of the tree with its interpolations written out; each value is looked at once."""
+    if key in sizes:
+        if (known := sizes[key]) is None:
+            raise BadSweep(f"{key}: its interpolations hold themselves: write the value itself")
+        return known
+    sizes[key] = None
+    if isinstance(value, (dict, list)):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        size = 1 + sum(_written_out(part, f"{key}.{name}" if key else str(name), tree, sizes) for name, part in parts)
+    else:
+        size = len(str(value))
+        if isinstance(value, str) and _NESTED.search(value):
+            raise BadSweep(f"{key} must be a value or the name of a setting (${{scale.seeds}}), got {value[:80]}: write the value itself")
+        for dots, name in _REFERENCE.findall(value) if isinstance(value, str) else ():
+            above = key.split(".")[: -len(dots)] if dots else []
+            place = ".".join([*above, *re.findall(r"[^.\[\]]+", name)])
+            if (found := _at(tree, place)) is not None:
+                size += _written_out(found, place, tree, sizes)
+    if size > MAX_WRITTEN_OUT:
+        raise BadSweep(f"{key}: its interpolations write out to more than {MAX_WRITTEN_OUT:,} characters: write the value itself")
+    sizes[key] = size
+    return size
+
+
+def _at(tree: Any, place: str) -> Any:
+    """The value at a dotted place; None where there is none."""
+    for name in place.split("."):
+        if isinstance(tree, list) and name.isdecimal() and int(name) < len(tree):
+            tree = tree[int(name)]
+        elif isinstance(tree, dict) and name in tree:
+            tree = tree[name]
+        else:
+            return None
+    return tree
 
 
 def _read_environment(name: str, *default: Any) -> Any:

@@ -87,23 +87,30 @@ def read(results: Path, opened: Opened) -> Opened:
         told = read_object(results / BUNDLE_FILE)
         if told["format"] != FORMAT:
             raise ValueError(f"format {told['format']}, and this bench reads {FORMAT}")
-        sweep, replaced, axes = told["sweep"], told["replaced"], told["axes"]
+        sweep, replaced = told["sweep"], told["replaced"]
+        axes, written, expected = (_items(told[name], name) for name in ("axes", "cells", "expectations"))
         if not (sweep is None or is_name(sweep)):
             raise ValueError(f"sweep must be {NAME_WORDS}, got {describe(sweep)}")
         if not isinstance(replaced, bool):
             raise ValueError(f"replaced must be true or false, got {describe(replaced)}")
-        if not isinstance(axes, list):
-            raise ValueError(f"axes must be a list of texts, got {describe(axes)}")
+        if not written:
+            raise ValueError("cells must hold one cell or more, got an empty list")
         title, command = (secrets.shown(text(told[name], name).replace("\n", " ")) for name in ("title", "command"))
-        cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in told["cells"]]
-        sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in told["cells"]]
-        expectations = tuple(Expectation.model_validate(item) for item in told["expectations"])
+        cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in written]
+        sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in written]
+        expectations = tuple(Expectation.model_validate(item) for item in expected)
         varied = tuple(text(axis, "each of axes") for axis in axes)
     except (ValueError, KeyError, TypeError) as error:
         said = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / BUNDLE_FILE}: ")
         raise BadConfig([f"{results / BUNDLE_FILE} cannot be read by this version of bench: {' '.join(said.split())[:300]}"]) from error
     own = replace(opened, sweep=sweep, replaced=replaced, title=title, command=command, axes=varied)
     return replace(own, cells=cells, sources=sources, expectations=expectations)
+
+
+def _items(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be a list, got {describe(value)}")
+    return value
 
 
 def _placed(value: Any, results: Path) -> Any:
@@ -152,7 +159,7 @@ def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sw
         root = Path(aside) / f"bundle-{sweep.name}"
         left_out = _stages(sweep.cells, store, root)
         copied = _copy_sources(sweep.cells, root)
-        _write_json(root / BUNDLE_FILE, _told(opened, copied, sweep.cells, store))
+        _write_json(root / BUNDLE_FILE, told_of(opened, copied, sweep.cells, store))
         _write_json(root / "environment.json", environment() | {"distributions": _distributions()})
         if opened.sweep and (path := sweep_path(opened.sweep, ())).is_file():
             shutil.copyfile(path, root / "sweep.yaml")
@@ -218,7 +225,7 @@ def _copy_sources(cells: Sequence[CellPlan], root: Path) -> dict[str, str]:
     return copied
 
 
-def _told(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store) -> dict[str, Any]:
+def told_of(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store) -> dict[str, Any]:
     def placed(value: Any) -> Any:
         if isinstance(value, dict) and value.keys() >= {"path", "digest"}:
             return {"path": copied.get(value["digest"], Path(value["path"]).name), "digest": value["digest"]}

@@ -9,6 +9,8 @@ from bench.cli.compose import Opened
 from bench.commands import OK, OVER_BUDGET, SOME_FAILED
 from bench.commands.planned_sweep import sweep_of
 from bench.config import Session
+from bench.config.errors import BadConfig
+from bench.forecast.row_counts import data_refusals
 from bench.forecast.stage_time import estimates
 from bench.planning.to_do import Plan, make_plan
 from bench.runner import evict, launchers
@@ -20,7 +22,7 @@ from bench.runner.progress_view import make_screen
 from bench.runner.scheduler import failure_of, run_stages
 from bench.store.keys import Stage
 from bench.store.store import Store
-from bench.tracking.mirror import open_tracker
+from bench.tracking.tracker import open_tracker
 
 
 def main(opened: Opened) -> int:
@@ -33,6 +35,8 @@ def main(opened: Opened) -> int:
     check_tasks(plan.to_do)
     check_devices(session, plan.to_do)
     launchers.check(session.launcher, plan.to_do)
+    if refusals := data_refusals(sweep.cells, plan.to_do, store):
+        raise BadConfig(refusals)
     return run_sweep(session, sweep, plan, store)
 
 

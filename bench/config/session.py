@@ -79,7 +79,7 @@ VERB_KEYS = frozenset(Rescore.model_fields | Why.model_fields | Audit.model_fiel
 
 class WandbTracker(Settings):
     name: Literal["wandb"]
-    project: str = Field(min_length=1)
+    project: str | None = Field(min_length=1)  # None: WANDB_PROJECT, else bench
     entity: str | None
     mode: Literal["auto", "online", "offline"]  # auto: online when a key is configured
     timeout_s: Positive  # the longest that the tracker may hold up a sweep

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.config import Adapter
-from bench.engines.base import ADAPTER
+from bench.models.model_config import ADAPTER
 
 
 def add_adapter(model: PreTrainedModel, settings: Adapter, seed: int) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.config import Decoding, Loading
-from bench.models.hub import trusts_code
+from bench.models.hub import read_config, trusts_code
+from bench.models.model_config import ADAPTER
 from bench.models.tokenize import Ids, load_tokenizer, model_folder
 from bench.store.stage_settings import GenerateSettings, LogpsSettings, SampleSettings
+from bench.text_files import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[int, int], None]
 USUAL = Loading()
-ADAPTER = "adapter_config.json"  # what a folder holds that is an adapter, and no model by itself
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,39 @@ class Engine(Protocol):
 QUANTIZED = (None, "bitsandbytes")
 
 
+@contextlib.contextmanager
+def named_errors(folder: Path, config: Mapping[str, Any], file: str = "config.json") -> Iterator[None]:
+    """Errors of transformers and PEFT on a config become a ValueError that names the folder, and the setting where there is one: they look
+    names up in dicts of their own, and the error for a name that is not there is that name alone."""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError):  # of this machine
+        raise
+    except Exception as error:
+        unknown = error.args[0] if isinstance(error, KeyError) and error.args else None
+        setting = next((key for key, value in _settings(config) if isinstance(value, str) and value == unknown), None)
+        words = printable(" ".join(str(error).split()))[:300]
+        why = f"{type(error).__name__}: {words}" if setting is None else f"{setting} is {words}, which this version of transformers has not"
+        raise ValueError(f"the model in {folder} cannot be made as its {file} says: {why}") from error
+
+
+def _settings(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings of a config by name, those of its parts among them."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
+
+
 def load_config(folder: Path, of: Any = None, **settings: Any) -> Any:
     """The config of a model's folder, changed by `settings`. What computes attention is left to us: a config.json may name a repository of
     the hub there, whose native code transformers would fetch and run. Raises ValueError for quantised weights that need such code."""
     from transformers import AutoConfig
 
-    config: Any = (of or AutoConfig).from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code(folder), **settings)
+    trusted = trusts_code(folder)
+    with named_errors(folder, read_config(folder)):
+        config: Any = (of or AutoConfig).from_pretrained(folder, local_files_only=True, trust_remote_code=trusted, **settings)
     config._attn_implementation = None  # of all parts
     config._experts_implementation = None
     quantized = getattr(config, "quantization_config", None)

@@ -6,6 +6,7 @@ float32 weights. AdamW on bfloat16 weights loses its updates: at 5e-7, 100 steps
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -14,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 from trl.trainer.utils import add_fused_lm_head
 
 from bench.config import Decoding, Loading
-from bench.engines.base import ADAPTER, USUAL, Progress, Vocabulary, Written, by_length, load_config, silent
-from bench.models.hub import trusts_code
-from bench.models.model_config import positions
+from bench.engines.base import USUAL, Progress, Vocabulary, Written, by_length, load_config, named_errors, silent
+from bench.models.hub import read_config, trusts_code
+from bench.models.model_config import ADAPTER, check_no_adapter, positions, weight_files
 from bench.models.tokenize import Ids, check_rendering, model_folder
+from bench.store.keys import tree_stamp
 
 # Masks and angles that older transformers saved and that a model computes: GPT-2's kin, GPT-Neo and GPT-J, rotary embeddings.
 OLD_BUFFERS = re.compile(r"\.(masked_bias|attn\.(attention\.)?bias|rotary_emb\.inv_freq)$")
@@ -41,13 +44,12 @@ def load_model(path: Path, dtype: str, loading: Loading = USUAL, base: Path | No
     """
     folder = model_folder(path)
     adapted = (folder / ADAPTER).exists()
-    if adapted and base is None:
-        raise ValueError(f"{folder} holds an adapter alone and needs the model that it was trained beside")
+    if base is None:
+        check_no_adapter(folder)
     whole = model_folder(base) if adapted and base else folder
     model = load_tensors(AutoModelForCausalLM, whole, dtype, **_ways(loading, dtype))
     if adapted:
-        found = model.load_adapter(str(folder), is_trainable=trainable)
-        check_arrived(folder, found.missing_keys, found.unexpected_keys)
+        put_in(model, folder, trainable=trainable)
     # Only the token ids: a repetition penalty or a temperature that a folder brings would change what we decode, unkeyed, and some
     # folders' settings are refused when the model is saved again.
     given = model.generation_config
@@ -63,44 +65,81 @@ def load_tensors(of: Any, folder: Path, dtype: str, *, new_head: bool = False, s
     `new_head`: with a head of this class, newly drawn, in place of the folder's own. Raises ValueError for tensors that are missing or
     left over.
     """
+    check_finite_files(folder, tree_stamp(folder))
     config = load_config(folder, getattr(of, "config_class", None), **settings)
-    model, found = of.from_pretrained(
-        folder,
-        config=config,
-        dtype=getattr(torch, dtype),
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=trusts_code(folder),
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below, by name
-        **ways,
-    )
+    with named_errors(folder, config.to_dict()):
+        model, found = of.from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trusts_code(folder),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_arrived refuses them by name
+            **ways,
+        )
     body = f"{model.base_model_prefix}."
-    if misshaped := sorted(one for one in found["mismatched_keys"] if not new_head or one[0].startswith(body)):
-        name, came, expected = misshaped[0]
-        more = f", and {len(misshaped) - 1} more tensors" if len(misshaped) > 1 else ""
-        why = f"{name} must have the sizes {list(expected)}, got {list(came)}{more}"
-        raise ValueError(f"the weights in {folder} are not those of its config.json: {why}; {COPY_AGAIN}")
+    misshaped = [one for one in found["mismatched_keys"] if not new_head or one[0].startswith(body)]
     missing, unexpected = (
         {name for name in found[kind] if not new_head or name.startswith(body)} for kind in ("missing_keys", "unexpected_keys")
     )
-    check_arrived(folder, missing, unexpected)
+    check_arrived(folder, missing, unexpected, misshaped)
     return model
 
 
-def check_arrived(folder: Path, missing: Collection[str], unexpected: Collection[str]) -> None:
-    """Raises ValueError for tensors of a model that its folder lacks, which transformers would draw at random, and for tensors of the
-    folder that the model has no place for: it would be another model than the one that was saved. transformers names neither tied weights
-    nor most buffers that it computes itself; OLD_BUFFERS are the others."""
+def put_in(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> None:
+    """Put a folder's adapter into its base model; `trainable`: to go on training it. Raises ValueError as load_tensors does."""
+    check_finite_files(folder, tree_stamp(folder))
+    with named_errors(folder, read_config(folder, ADAPTER), ADAPTER):
+        found = model.load_adapter(str(folder), is_trainable=trainable, use_safetensors=True, ignore_mismatched_sizes=True)
+    check_arrived(folder, found.missing_keys, found.unexpected_keys, found.mismatched_keys, of=ADAPTER)
+
+
+def check_arrived(
+    folder: Path,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    misshaped: Collection[tuple[str, Sequence[int], Sequence[int]]],
+    of: str = "config.json",
+) -> None:
+    """Raises ValueError for tensors of a model that its folder lacks or has in other sizes, which transformers would draw at random, and
+    for tensors of the folder that the model has no place for: it would be another model than the one that was saved. transformers names
+    neither tied weights nor most buffers that it computes itself; OLD_BUFFERS are the others."""
     unexpected = [name for name in unexpected if not OLD_BUFFERS.search(name)]
     found = [f"{what} {_some(names)}" for what, names in (("it lacks", missing), ("the model has no place for", unexpected)) if names]
+    if misshaped:
+        name, came, expected = min(misshaped)
+        more = f", and {len(misshaped) - 1} more tensors" if len(misshaped) > 1 else ""
+        found = [f"{name} must have the sizes {list(expected)}, got {list(came)}{more}"]
     if found:
-        raise ValueError(f"the weights in {folder} are not those of its config.json: {' and '.join(found)}; {COPY_AGAIN}")
+        raise ValueError(f"the weights in {folder} are not those of its {of}: {' and '.join(found)}; {COPY_AGAIN}")
 
 
-def check_weights(folder: Path) -> None:
-    """check_arrived for a causal LM that another program loads; takes no memory for its weights."""
-    load_tensors(AutoModelForCausalLM, folder, "bfloat16", device_map="meta")
+@functools.cache
+def check_finite_files(folder: Path, stamp: str) -> None:
+    """Raises ValueError for weights that are NaN or infinite: what such a model writes looks like text, and is none. Read once a process
+    and `stamp` of the folder, whichever engine loads it."""
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # no dict
+                value = tensors.get_tensor(name)
+                if value.is_floating_point() and value.numel() and not all(bound.isfinite() for bound in _bounds(value)):
+                    n = int((~value.float().isfinite()).sum())
+                    why = f"{name} holds {n} NaN or infinite values of {value.numel()}"
+                    raise ValueError(f"the weights in {folder} are not finite ({why}): take an earlier checkpoint, or train it again")
+
+
+def _bounds(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest value, each NaN where one value is; one pass without a copy, but for types of one byte."""
+    return (value.float() if value.element_size() == 1 else value).aminmax()
+
+
+def check_weights(folder: Path, adapter: Path | None = None) -> None:
+    """What load_model checks of a causal LM, and of an adapter beside it, that another program loads; takes no memory for the weights."""
+    model = load_tensors(AutoModelForCausalLM, folder, "bfloat16", device_map="meta")
+    if adapter is not None:
+        put_in(model, adapter)
 
 
 def _some(names: Collection[str]) -> str:

@@ -19,9 +19,10 @@ from typing import Any
 
 from bench import secrets
 from bench.config import Decoding, Serving
-from bench.engines.base import ADAPTER, Progress, Vocabulary, Written, silent
+from bench.engines.base import Progress, Vocabulary, Written, silent
 from bench.engines.vllm_server import CPU_ENVIRONMENT, ENVIRONMENT
 from bench.models.hub import read_config
+from bench.models.model_config import ADAPTER, check_no_adapter
 from bench.models.tokenize import Ids, check_rendering, model_folder
 from bench.store.keys import hash_key, tree_stamp
 from bench.store.stage_run import AT_REST, VERSIONS
@@ -169,13 +170,14 @@ class Engine:
         folder = model_folder(path)
         self._adapter: dict[str, Any] = {}
         rank = None
-        if (folder / ADAPTER).exists():
-            if base is None:
-                raise ValueError(f"{folder} holds an adapter alone and needs the model that it was trained beside")
+        adapter = None
+        if base is None:
+            check_no_adapter(folder)
+        elif (folder / ADAPTER).exists():
             rank = whole_number(read_config(folder, ADAPTER).get("r"), f"{folder / ADAPTER}: r", 1, 10**6)
             self._adapter = {"adapter": str(folder)}
-            folder = model_folder(base)
-        check_weights(folder)
+            adapter, folder = folder, model_folder(base)
+        check_weights(folder, adapter)
         self._load = folder, dtype, serving, rank
 
     def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:

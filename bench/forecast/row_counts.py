@@ -83,14 +83,33 @@ def data_lines(cells: Sequence[CellPlan], store: Store) -> Looked:
     return Looked(list(lines), list(refusals))
 
 
-def _of_cell(cell: CellPlan, aside: Aside) -> Iterator[str]:
-    for stage in cell.stages:
+def data_refusals(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store) -> list[str]:
+    """What these stages would refuse of files and public datasets, in the words of data_lines. Before a run, so that nothing is spent."""
+    waiting, refusals = set(to_do), dict[str, None]()
+    with tempfile.TemporaryDirectory() as folder:
+        aside = Aside(store, Path(folder))
+        for cell in cells:
+            try:
+                _look_at_stages([stage for stage in cell.stages if stage in waiting], aside)
+            except ValueError as error:
+                refusals |= dict.fromkeys(f"{cell.cell.data.name}: {error}".splitlines())
+    return list(refusals)
+
+
+def _look_at_stages(stages: Sequence[Stage], aside: Aside) -> None:
+    for stage in stages:
         if _reads_files(stage):
-            folder, counts = aside.look(stage)
-        if isinstance(stage.settings, ConversationData):
-            yield f"{cell.cell.sft and cell.cell.sft.name}: {counts['rows']:,} conversations{_less('train', counts)}"
+            aside.look(stage)
         if isinstance(stage.settings, ConversationSft):
             _check_conversations(stage, aside)
+
+
+def _of_cell(cell: CellPlan, aside: Aside) -> Iterator[str]:
+    _look_at_stages(cell.stages, aside)
+    for stage in cell.stages:
+        if isinstance(stage.settings, ConversationData):
+            counts = aside.look(stage)[1]
+            yield f"{cell.cell.sft and cell.cell.sft.name}: {counts['rows']:,} conversations{_less('train', counts)}"
     preferences = cell.roles.get("preferences")
     if preferences is None or not isinstance(settings := preferences.settings, LocalPairData):
         return

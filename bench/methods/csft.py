@@ -22,6 +22,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench.methods import one_shot
+from bench.models.model_config import positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -75,9 +76,11 @@ def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 
 def check_positions(model: PreTrainedModel, max_length: int) -> None:
-    """Rows hold up to max_length tokens and a control token; learned positions end somewhere, rotary ones do not."""
-    places = getattr(model.config, "max_position_embeddings", None)
-    if places is not None and not getattr(model.config, "rope_parameters", None) and max_length >= places:
+    """Rows hold up to max_length tokens and a control token; a table of positions ends somewhere, computed ones do not."""
+    from bench.engines.hf import has_position_table
+
+    places = positions(model.config.to_dict())
+    if places is not None and max_length >= places and has_position_table(model):
         raise ValueError(f"model.max_length={max_length} leaves no place for a control token in {places} positions: set {places - 1}")
 
 

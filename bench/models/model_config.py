@@ -9,9 +9,12 @@ from typing import Any
 
 from bench.config import Bounds
 from bench.models.hub import read_config
+from bench.models.templates import special_tokens
 from bench.text_files import BadFile, describe, printable, read_object
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+ADAPTER = "adapter_config.json"  # what a folder holds that is an adapter, and no model by itself
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MOST_HEADER = 100_000_000  # bytes, as in the safetensors library
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")  # of models that read images too
 
@@ -85,10 +88,16 @@ def check_shards(folder: Path) -> None:
 
 def check_whole(folder: Path) -> None:
     """Raises BadFile where a file of weights is not as long as its own header says: cut short, or the pointer that Git LFS leaves."""
-    indexed = read_object(path).get("weight_map") if (path := folder / INDEX).is_file() else None
-    for name in sorted(set(indexed.values())) if isinstance(indexed, dict) else [WEIGHTS]:
-        if (path := folder / name).is_file() and (why := _damage(path)):
+    for path in weight_files(folder):
+        if why := _damage(path):
             raise BadFile(f"{path}: {why}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of safetensors that transformers and PEFT read in a folder, those of an index where there is one."""
+    indexed = read_object(path).get("weight_map") if (path := folder / INDEX).is_file() else None
+    names = sorted(set(indexed.values())) if isinstance(indexed, dict) else [WEIGHTS]
+    return [path for name in [*names, ADAPTER_WEIGHTS] if (path := folder / name).is_file()]
 
 
 def _damage(path: Path) -> str | None:
@@ -107,6 +116,38 @@ def _damage(path: Path) -> str | None:
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
         return f"no safetensors file, or one that was cut short ({size:,} bytes): copy it again"
     return None if size == whole else f"cut short: its header speaks of {whole:,} bytes, and it has {size:,}: copy it again"
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Raises BadFile for an adapter where a whole model is needed, or beside one: nobody knows which of them is meant."""
+    if not (folder / ADAPTER).exists():
+        return
+    if not list(folder.glob("model*.safetensors")):
+        raise BadFile(f"{folder} holds an adapter alone and needs the model that it was trained beside")
+    way_out = "move the adapter's files out, or merge it into the weights (PEFT's merge_and_unload) and save the whole"
+    raise BadFile(f"{folder} holds an adapter ({ADAPTER}) beside a whole model: {way_out}")
+
+
+def check_ends(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises BadFile where what should end completions is no token: they would never end.
+
+    A folder without tokenizer.json, or with a tokenizer class that has an EOS token of its own, is left to whoever loads it.
+    """
+    path, rows = folder / "tokenizer_config.json", text_config(config).get("vocab_size")
+    if path.is_file() and (folder / "tokenizer.json").is_file():
+        named, given = special_tokens(folder).get("eos_token"), read_object(path)
+        if not named and given.get("eos_token", "") != "":
+            raise BadFile(f"{path}: eos_token must be text, got {describe(given['eos_token'])}: completions would never end")
+        added = given.get("added_tokens_decoder")
+        more = [one.get("content") for one in (added.values() if isinstance(added, dict) else ()) if isinstance(one, dict)]
+        if named and named not in {*_tokens(folder), *more}:
+            raise BadFile(f"{path}: eos_token must be one of the tokenizer's tokens, got {describe(named)}: completions would never end")
+    path = next(path for name in ("generation_config.json", CONFIG) if (path := folder / name).is_file())
+    ids = read_object(path).get("eos_token_id")
+    for token in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < (rows if isinstance(rows, int) else token + 1):
+            most = f"numbers from 0 to {rows - 1:,}" if isinstance(rows, int) else "numbers of tokens"
+            raise BadFile(f"{path}: eos_token_id must be {most}, got {describe(token)}: name the tokens that end an answer")
 
 
 def check_rows(folder: Path, config: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,33 @@ TOO_LONG = Unlearnable("prompt too long")
 SAME_TOKENS = Unlearnable("chosen and rejected the same after template and truncation")
 NO_TOKENS = Unlearnable("completion empty after template and truncation")
 UNWRITABLE = "not writable with the chat template"
-Look = Callable[[Sequence[Message], Sequence[str]], Unlearnable | None]  # at a prompt and its completions; a pair's are two
+# Ends a reason for which rows are noted: the tokenizer reads such text as the token itself, in training and in generation, as other
+# trainers' tokenizers do.
+AS_CONTROL = "in the text, which the model reads as a control token"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model makes of a row. Called with a prompt and its completions (two of a pair), it tells why nothing is learnt."""
+
+    at: Callable[[Sequence[Message], Sequence[str]], Unlearnable | None]
+    marks: Callable[[Sequence[Message], Sequence[str]], set[str]]  # special tokens in the text of a row
+
+    def __call__(self, prompt: Sequence[Message], completions: Sequence[str]) -> Unlearnable | None:
+        return self.at(prompt, completions)
+
+
+def special_marks(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Message], Sequence[str]], set[str]]:
+    """What finds special tokens that somebody has typed. An EOS at the end of a plain text is no such one: rows end so."""
+    known = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, known)) or r"(?!)")
+
+    def marks(prompt: Sequence[Message], completions: Sequence[str]) -> set[str]:
+        end = str(tokenizer.eos_token) if prompt[0]["role"] == "text" else ""
+        texts = [*(message["content"] for message in prompt), *(text.removesuffix(end) for text in completions)]
+        return {mark for text in texts for mark in pattern.findall(text)}
+
+    return marks
 
 
 def looker(tokenizer: PreTrainedTokenizerBase, most: int | None) -> Look:
@@ -65,7 +92,7 @@ def looker(tokenizer: PreTrainedTokenizerBase, most: int | None) -> Look:
             seen[row] = look_anew(prompt, completions)
         return seen[row]
 
-    return look
+    return Look(look, special_marks(tokenizer))
 
 
 def check_conversations(template: Template | None, rows: Sequence[Conversation]) -> None:

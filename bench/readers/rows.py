@@ -47,6 +47,11 @@ NOT_READ_IN_MESSAGES = frozenset({"name", "weight", "train"})
 LEFT_ASIDE = NOT_TRAINED_ON | NOT_READ  # columns that are looked at beside those that are read
 
 
+# Ends of reasons for which rows are noted and kept.
+OTHER_PROMPT = "with a prompt that its messages do not hold: the messages count"
+OPPOSITE = "with the opposite of another row of the same prompt"
+
+
 class BadRows(ValueError):
     """The file holds rows that cannot be used; the message lists them with line number and reason."""
 
@@ -228,7 +233,39 @@ def check_columns(raw: Mapping[str, Any], known: Sequence[str] = ()) -> list[str
         raise ValueError(_not_trained_on(refused))
     messages = [message for value in raw.values() if isinstance(value, list) for message in value if isinstance(message, Mapping)]
     fields = {name for message in messages if "role" in message for name in NOT_READ_IN_MESSAGES if _is_filled(message.get(name))}
-    return [f"with {name}, which is not read" for name in [*filled, *(f"{name} in a message" for name in sorted(fields))]]
+    left = [f"with {name}, which is not read" for name in [*filled, *(f"{name} in a message" for name in sorted(fields))]]
+    return [*left, OTHER_PROMPT] if _has_other_prompt(raw) else left
+
+
+def _has_other_prompt(raw: Mapping[str, Any]) -> bool:
+    """Whether a row's prompt is another text than the messages of its completions: less than half of it is in them, or they in it."""
+    prompt, conversation = raw.get("prompt"), raw.get("chosen")
+    if not isinstance(prompt, str) or not isinstance(conversation, list) or not (wanted := normalised(prompt).strip()):
+        return False
+    contents = [message.get("content") for message in conversation[:-1] if isinstance(message, Mapping)]
+    if prompt in contents:
+        return False
+    said = [normalised(content).strip() for content in contents if isinstance(content, str)]
+    inside = sum(len(text) for text in said if text in wanted)
+    return bool(said) and 2 * inside < len(wanted) and not any(wanted in text and 2 * len(wanted) >= len(text) for text in said)
+
+
+def opposites(rows: Sequence[Pair] | Sequence[Unpaired]) -> int:
+    """Rows that say the opposite of another row of the same prompt: the same two completions the other way round, or one completion with
+    the other label."""
+    said = Counter(_says(row) for row in rows)
+    return sum(n for said_of, n in said.items() if _turned(said_of) in said)
+
+
+def _says(row: Pair | Unpaired) -> tuple[str, str, str | bool]:
+    return (
+        (prompt_key(row.prompt), row.chosen, row.rejected) if isinstance(row, Pair) else (prompt_key(row.prompt), row.completion, row.label)
+    )
+
+
+def _turned(said: tuple[str, str, str | bool]) -> tuple[str, str, str | bool]:
+    prompt, first, second = said
+    return (prompt, second, first) if isinstance(second, str) else (prompt, first, not second)
 
 
 def _is_filled(value: Any) -> bool:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.readers import Splits, place_of, read_dataset, row_form
-from bench.readers.learnable import UNWRITABLE, Look
-from bench.readers.rows import hash_fraction, normalised, prompt_group, prompt_key, read_preferences, split_heldout
+from bench.readers.learnable import AS_CONTROL, UNWRITABLE, Look
+from bench.readers.rows import OPPOSITE, hash_fraction, normalised, opposites, prompt_group, prompt_key, read_preferences, split_heldout
 from bench.records import Item, Pair, Unpaired, own_completions
 from bench.store.stage_settings import DatasetRows, LocalPairData
 
@@ -81,6 +81,7 @@ def _of_file(settings: LocalPairData, path: Path, look: Look | None) -> Divided:
     found = read_preferences(path)
     rows: list[Any] = list(found.rows)
     counts = {f"{FILE}/read": len(rows)} | {f"{FILE}/noted/{words}": n for words, n in sorted(found.noted.items())}
+    _note(counts, FILE, OPPOSITE, opposites(rows))
     if look is not None:
         rows = _learnable(rows, look, settings, path, FILE, counts)
     train, heldout = split_heldout(rows, settings.heldout_fraction)
@@ -90,6 +91,9 @@ def _of_file(settings: LocalPairData, path: Path, look: Look | None) -> Divided:
 def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, look: Look | None) -> Divided:
     splits = read_dataset(path, dataset.reading, dataset.train_files, dataset.heldout_files)
     counts = dict(splits.counts)
+    for split, rows in (("train", splits.train), ("heldout", splits.heldout or [])):
+        if rows and row_form(rows[0]) is not None:
+            _note(counts, split, OPPOSITE, opposites(rows))
     if look is not None:
         of_train, of_heldout = splits.train, splits.heldout
         splits = Splits(
@@ -127,6 +131,8 @@ def _learnable(rows: list[Any], look: Look, settings: LocalPairData, path: Path,
         found = look(row.prompt, own_completions(row))
         if found is None:
             kept.append(row)
+            for mark in look.marks(row.prompt, own_completions(row)):
+                _note(counts, split, f"with {mark} {AS_CONTROL}", 1)
         elif found.reason == UNWRITABLE and settings.unwritable == "refuse":
             refused.append((row, found.why))
         else:
@@ -140,6 +146,13 @@ def _learnable(rows: list[Any], look: Look, settings: LocalPairData, path: Path,
             f"first {place}: {why}; name another model.chat_template, or take data.unwritable=drop to leave them out and count them"
         )
     return kept
+
+
+def _note(counts: dict[str, int], split: str, reason: str, n: int) -> None:
+    """Count rows that are kept all the same."""
+    if n:
+        name = f"{split}/noted/{reason}"
+        counts[name] = counts.get(name, 0) + n
 
 
 def _shown(row: Any, seed: int) -> Unpaired:

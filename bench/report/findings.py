@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from bench.judges.asked.journal import JOURNAL_DROPPED
 from bench.planning.inputs import CellPlan
+from bench.readers.learnable import AS_CONTROL
+from bench.readers.rows import OPPOSITE, OTHER_PROMPT
 from bench.report.groups import UNTRAINED, Group, row_words
 from bench.report.rows import Row
 from bench.store.keys import Source, Stage
@@ -73,6 +77,7 @@ class Evidence:
     start: Metrics
     method: str = ""
     start_loss: float | None = None  # that the first step must have; None where nobody knows it
+    noted: Mapping[str, int] = field(default_factory=dict)  # what noted_rows counts
 
 
 def find(evidence: Evidence) -> list[Finding]:
@@ -291,6 +296,39 @@ def wrong_start(e: Evidence) -> Finding | None:
     return Finding("start loss", says, first, "at the first step", threshold, "warning", {"first": first, "expected": e.start_loss})
 
 
+# Rows of the data ---------------------------------------------------------------------------------------------------------
+
+
+def control_tokens(e: Evidence) -> Finding | None:
+    says = "rows hold a special token as text, which was trained on as the control token itself: it can end a turn or begin one"
+    return _of_data(e, AS_CONTROL, "special tokens in the text", says)
+
+
+def opposite_rows(e: Evidence) -> Finding | None:
+    return _of_data(e, OPPOSITE, "opposite rows", "rows say the opposite of another row of the same prompt")
+
+
+def other_prompts(e: Evidence) -> Finding | None:
+    says = "rows have a prompt that their messages do not hold: the messages were trained on"
+    return _of_data(e, OTHER_PROMPT, "prompts beside other messages", says)
+
+
+def dropped_replies(e: Evidence) -> Finding | None:
+    if not (n := e.noted.get(JOURNAL_DROPPED, 0)):
+        return None
+    says = f"{n:,} lines or replies of the judge's journal were dropped and asked again: damaged, of another version, of another served "
+    says += "model, or without log-probs. The stage's log says which."
+    return Finding("dropped replies", says, n, "replies", "1 reply or more", "note", {"dropped": n})
+
+
+def _of_data(e: Evidence, end: str, name: str, says: str) -> Finding | None:
+    noted = {reason: n for reason, n in e.noted.items() if reason.endswith(end)}
+    if not noted:
+        return None
+    some = f" ({', '.join(f'{n:,} {reason}' for reason, n in noted.items())})" if len(noted) > 1 or end == AS_CONTROL else ""
+    return Finding(name, f"{sum(noted.values()):,} {says}{some}.", sum(noted.values()), "rows", "1 row or more", "warning", dict(noted))
+
+
 CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     wrong_start,
     nothing_learnt,
@@ -303,6 +341,10 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     entropy_moved,
     unfinished,
     z0_at_zero,
+    control_tokens,
+    opposite_rows,
+    other_prompts,
+    dropped_replies,
 )
 
 
@@ -347,8 +389,24 @@ def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
         if row.done:
             method = row.cell.cell.method.name
             start = starts.get((row.start_key, row.cell.cell.seed), {}) if method not in UNTRAINED else {}
-            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start, method, known_start(row.cell)))
+            noted = noted_rows(row.cell, store, trained=method not in UNTRAINED)
+            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start, method, known_start(row.cell), noted))
     return found
+
+
+def noted_rows(cell: CellPlan, store: Store, *, trained: bool) -> dict[str, int]:
+    """Rows of a `trained` cell's data, held-out ones too, that were kept all the same, by reason, and replies that its judge's journals
+    dropped."""
+    stage = cell.roles.get("preferences") if trained else None
+    manifest = store.status(stage).manifest if stage is not None else None
+    found: Counter[str] = Counter()
+    for name, n in manifest.counts.items() if manifest else ():
+        _, is_noted, reason = name.partition("/noted/")
+        found.update({reason: n} if is_noted else {})
+    for role, judged in cell.roles.items():
+        if role.endswith("_verdicts") and (manifest := store.status(judged).manifest) and JOURNAL_DROPPED in manifest.counts:
+            found[JOURNAL_DROPPED] += manifest.counts[JOURNAL_DROPPED]
+    return dict(found)
 
 
 def lines(groups: Sequence[Group], found: Mapping[str, Sequence[Finding]]) -> list[str]:

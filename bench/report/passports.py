@@ -30,12 +30,14 @@ def passport_lines(sweep: Sweep, results: Path, *, link: bool = False) -> list[s
             if (found := passports.get(key)) is not None:
                 page = f"[passport](../../{PASSPORTS}/{found[0].name}/passport.html)" if link else f"passport: {found[0]}/passport.html"
                 lines[key] = f"Judge {name}: {_words(found[1])}; {page}"
+            elif isinstance(member or judge, GoldJudge):
+                lines[key] = f"Judge {name}: the truth of the controlled world, which needs no audit"
             else:
                 command = " ".join(filter(None, ("python -m bench", sweep.command, "do=audit")))
                 if member is not None:
-                    own = [f"judge={member.name}"] + ([f"judge.model={member.model}"] if not isinstance(member, GoldJudge) else [])
+                    own = [f"judge={member.name}", f"judge.model={member.model}"]
                     command = f"python -m bench do=audit {' '.join(own)} and what else judge.judges.{label} sets"
-                lines[key] = f"Judge {name}: no passport, nobody has looked for its faults: {command}"
+                lines[key] = f"Judge {name}: not audited yet; to measure its faults: {command}"
     return list(lines.values())
 
 

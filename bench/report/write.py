@@ -173,7 +173,7 @@ def _plan(sweep: Sweep) -> dict[str, Any]:
 
 def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str) -> None:
     console = Terminal(soft_wrap=True)
-    print_table(sweep.title, replace(paths.table, notes=[*paths.table.notes, *paths.aids]))
+    print_table(sweep.title, replace(paths.table, notes=[*paths.table.notes, *paths.aids]), f"{paths.folder}/table.md")
     for note in notes:
         console.print(note, style="dim", highlight=False, markup=False)
     console.print(f"{summary}", highlight=False, markup=False)
@@ -190,9 +190,34 @@ def print_comparison(sweep: Sweep, rows: Sequence[Row]) -> None:
     print_table(sweep.title, comparison_table(pool(rows), sweep.expectations))
 
 
-def print_table(title: str, table: Table) -> None:
-    """A title, the table and its notes."""
+MATTERS = ("row", "method", "win rate %", "vs start", "p (Holm)", "rating", "KL nats", "length", "LC win rate %", "reward acc. %")
+
+
+def columns_that_fit(table: Table, width: int) -> list[int]:
+    """Places of the columns that fit side by side in `width` characters, those that matter most first; all of them where all fit."""
+    widths = [max(map(len, texts)) + 2 for texts in zip(table.columns, *table.rows, strict=True)]
+    n_settings = table.columns.index("seeds") + 1 if "seeds" in table.columns else 2
+    order = sorted(
+        range(len(widths)),
+        key=lambda k: (k >= n_settings, MATTERS.index(name) if (name := table.columns[k]) in MATTERS else len(MATTERS), k),
+    )
+    first = [k for k in order if table.columns[k] in MATTERS[:3]]
+    chosen: list[int] = []
+    for k in [*first, *(k for k in order if k not in first)]:
+        if sum(widths[one] for one in chosen) + widths[k] - 2 <= width:
+            chosen.append(k)
+    return sorted(chosen)
+
+
+def print_table(title: str, table: Table, where: str = "") -> None:
+    """A title, the table and its notes. A terminal shows the columns that fit; `where` has all of them. What is piped has all."""
     console = Terminal(soft_wrap=True)
+    if console.is_terminal and where:
+        kept = columns_that_fit(table, console.width)
+        left = [column for k, column in enumerate(table.columns) if k not in kept]
+        rows = [[row[k] for k in kept] for row in table.rows]
+        notes = [f"Not shown at this width: {', '.join(left)}. All columns: {where}"] if left else []
+        table = replace(table, columns=[table.columns[k] for k in kept], rows=rows, notes=[*notes, *table.notes])
     console.print()
     console.print(title, style="bold", highlight=False, markup=False)
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -28,7 +28,7 @@ from typing import Any
 
 from bench import secrets
 from bench.config import Accelerate
-from bench.machine import PACKAGE, die_with_parent
+from bench.machine import die_with_parent, revision
 from bench.store import stage_settings
 from bench.store.keys import Source, Stage, tree_stamp
 from bench.store.stage_run import AT_REST, VERSIONS, Outcome, OverBudget, Progress, ServerPlace, StageRun, reason
@@ -167,21 +167,14 @@ def tidy() -> None:
 @functools.cache
 def _versions() -> dict[str, Any]:
     import platform
-    import subprocess
     from importlib import metadata
 
     packages = {}
     for package in ("torch", "transformers", "trl", "accelerate", "peft", "numpy", "scipy", "lm_eval"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
-    # e.g. 1f0c2a9b7d31, or 1f0c2a9b7d31-dirty where files have changed since
-    describe = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        revision = subprocess.run(describe, capture_output=True, encoding="utf-8", check=False, errors="replace").stdout.strip()
-    except OSError:  # no git here
-        revision = ""
     return {
-        "revision": revision or "unknown",
+        "revision": revision() or "unknown",
         "packages": packages,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -13,7 +13,7 @@ from bench.config import Settings
 from bench.engines.vllm_server import wait_until_ready
 from bench.judges import Judge, baseline
 from bench.judges.arena_hard import AskedGames
-from bench.judges.asked.journal import Journal, Ledger
+from bench.judges.asked.journal import JOURNAL_DROPPED, Journal, Ledger, n_dropped
 from bench.judges.asked.prices import price_of
 from bench.judges.asked.prompts import annotator, arena_hard_template, mt_bench_templates
 from bench.judges.asked.replies import asks_for_weights, count_reasons, earlier_parsers, read_preference, votes_from_text
@@ -50,7 +50,9 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     write_jsonl(run.out / "verdicts.jsonl", verdicts)
     unscored = sum(verdict.unscored is not None for verdict in verdicts)
     reasons = {f"unscored_{kind}": n for kind, n in count_reasons(verdicts).items()}
-    return Outcome({"rows": len(verdicts), "unscored": unscored, **reasons, **_counts(list(asked.values()))})
+    dropped = n_dropped(run.work / "journal.jsonl") if asked and run.work is not None else 0
+    lost = {JOURNAL_DROPPED: dropped} if dropped else {}
+    return Outcome({"rows": len(verdicts), "unscored": unscored, **reasons, **_counts(list(asked.values())), **lost})
 
 
 def _check_log_probs(settings: LanguageJudgeSettings, verdicts: Sequence[Verdict]) -> None:

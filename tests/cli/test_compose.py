@@ -85,8 +85,8 @@ def test_a_good_command_goes_through_hydra(run_bench: RunBench, tmp_path: Path, 
 def test_what_hydra_answers_by_itself_still_works(run_bench: RunBench) -> None:
     printed = run_bench("--cfg", "job", "-m", "method=dpo")
     assert printed.returncode == 0 and "name: dpo" in printed.stdout
-    helped = run_bench("--help")
-    assert helped.returncode == 0 and "method: best_of_n, cdpo, cpo, csft, dpo, hinge, ipo" in helped.stdout
+    completed = run_bench("--shell-completion", "install=bash")
+    assert completed.returncode == 0 and "hydra_bash_completion" in completed.stdout
     informed = run_bench("--info", "defaults")
     assert informed.returncode == 0 and "method/kto" in informed.stdout
     wrong = run_bench("--cfg", "job", "method=nope")
@@ -670,7 +670,7 @@ def test_what_needs_a_gpu_is_said_before_anything_is_loaded_and_can_be_planned(
 def test_qlora_without_its_package_is_refused_and_can_be_planned(
     opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.cli.compose.importlib.util.find_spec", lambda package: None)
+    monkeypatch.setattr("bench.cli.checks.importlib.util.find_spec", lambda package: None)
     words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "adapter=qlora"]
     (problem,) = problems(*words)
     assert problem.startswith("adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or take")

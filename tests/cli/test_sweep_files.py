@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from tiny import make_model
 
 from bench import methods
 from bench.cli.compose import BadConfig, Opened
-from bench.cli.sweep_files import parse_command_line, question, replace_axes, unfold, varied
+from bench.cli.sweep_files import BadSweep, parse_command_line, question, replace_axes, resolved, unfold, varied
 from bench.commands.planned_sweep import with_start_cells
 from bench.planning.cells import plan_cell
 from bench.report.groups import matches
@@ -259,3 +260,29 @@ def test_two_copies_of_a_file_are_refused(opened: Open, tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "Say hello.", "completion": "Hello."}\n')
     with pytest.raises(BadConfig, match="hold the same completions: leave out one"):
         opened(f"completions={tmp_path}/a.jsonl,{tmp_path}/b.jsonl")
+
+
+# Interpolations ---------------------------------------------------------------------------------------------------------
+
+
+def test_interpolations_are_written_out_as_omegaconf_does() -> None:
+    tree = {"a": "${b.c}", "b": {"c": [1, "x"], "d": "${.c}", "e": "${..f}-${f}"}, "f": "y", "g": "${b.c[1]}", "h": r"no \${f}"}
+    found = resolved(tree)
+    assert found["a"] == found["b"]["d"] == [1, "x"] and found["b"]["e"] == "y-y" and found["g"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("tree", "why"),
+    [
+        ({f"k{i}": f"${{k{i + 1}}}${{k{i + 1}}}" for i in range(40)} | {"k40": "x"}, "write out to more than 1,000,000 characters"),
+        ({f"k{i}": [f"${{k{i + 1}}}"] * 9 for i in range(9)} | {"k9": "x"}, "write out to more than 1,000,000 characters"),
+        ({"a": {f"k{i}": f"${{.k{i + 1}}} ${{a.k{i + 1}}}" for i in range(40)} | {"k40": "x"}}, "write out to more than 1,000,000"),
+        ({"a": "${b}", "b": "${c}", "c": "${a}"}, "hold themselves"),
+        ({"a": {"b": "${a}"}}, "hold themselves"),
+        ({"a": "${a}"}, "hold themselves"),
+        ({"a": "b", "b": "c", "d": "${${a}}"}, "must be a value or the name of a setting"),
+    ],
+)
+def test_interpolations_without_an_end_are_refused_at_once(tree: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadSweep, match=why):
+        resolved(tree)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.cli.sweep_files import CONF, n_points, parse_command_line, points
+from bench.cli.sweep_files import n_points, parse_command_line, points
+from bench.cli.words import CONF
 from bench.config import MAX_CELLS
 from bench.machine import cores
 

@@ -14,7 +14,17 @@ import yaml
 from recorded import PUBLISHED_NUMBERS
 from safetensors.torch import load_file
 from tiny import make_model, smoke_cell, smoke_folder
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    TrainerCallback,
+)
 
 from bench.config import Decoding
 from bench.conformance.checks import SETTINGS, method
@@ -128,6 +138,13 @@ def test_learned_positions_must_leave_a_place_for_the_control_token(chat: Path) 
     with pytest.raises(ValueError, match=r"model\.max_length=64 leaves no place for a control token in 64 positions: set 63"):
         check_positions(gpt2, 64)
     check_positions(load_model(chat, "float32"), 10**6)  # rotary
+    sizes = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 64}
+    opt = OPTForCausalLM(OPTConfig(ffn_dim=8, word_embed_proj_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes))
+    with pytest.raises(ValueError, match="in 64 positions: set 63"):
+        check_positions(opt, 64)
+    alibi = FalconForCausalLM(FalconConfig(alibi=True, **sizes))
+    alibi.config.rope_parameters = None
+    check_positions(alibi, 64)  # computed: its 64 are those of its training
 
 
 def test_a_control_token_stands_between_prompt_and_completion_which_is_cut_where_it_was(chat: Path) -> None:

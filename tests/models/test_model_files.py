@@ -18,16 +18,19 @@ from tiny import CHATML, bench, make_model, make_preferences
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from bench import methods
-from bench.config import Bounds, Decoding
+from bench.cli.folders import model_folder
+from bench.config import Bounds, Decoding, Serving
 from bench.engines.base import load_config
 from bench.engines.hf import Engine, check_weights, has_position_table, load_model
 from bench.engines.reward import Scorer, new_reward_model
+from bench.engines.vllm import Engine as Vllm
 from bench.models.model_config import check_rows, check_shards, check_sizes, check_whole, positions
 from bench.models.tokenize import check_rendering, load_tokenizer, prompt_ids
 from bench.planning.cells import plan_cell
 from bench.text_files import BadFile
 
 BOUNDS = Bounds(layers=100, width=1000, heads=64, experts=8, vocabulary=1000, positions=10_000, template_s=60)
+SERVING = Serving(python=None, gpu_memory_utilization=0.8, tensor_parallel_size=1, max_model_len=None, arguments={})
 Tensors = dict[str, torch.Tensor]
 
 
@@ -138,18 +141,113 @@ def test_a_tokenizer_that_cannot_be_read_is_one_line_with_its_folder(whole: Path
         load_tokenizer(folder)
 
 
-def test_an_adapter_that_lacks_tensors_is_refused_by_name(whole: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def adapter(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from peft import LoraConfig
 
+    folder = tmp_path_factory.mktemp("adapter")
     model = load_model(whole, "float32")
     model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    model.save_pretrained(tmp_path / "adapter")
-    load_tokenizer(whole).save_pretrained(tmp_path / "adapter")
-    load_model(tmp_path / "adapter", "float32", base=whole)
-    file = tmp_path / "adapter" / "adapter_model.safetensors"
-    save_file(without("layers.1.self_attn.q_proj.lora_B")(load_file(file)), file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"adapter are not those of its config.*: it lacks .*layers.1.self_attn.q_proj.lora_B"):
-        load_model(tmp_path / "adapter", "float32", base=whole)
+    model.save_pretrained(folder)
+    load_tokenizer(whole).save_pretrained(folder)
+    return folder
+
+
+A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+OF_ADAPTERS: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
+    "lacking": (without("layers.1.self_attn.q_proj.lora_B"), {}, r"adapter_config.json: it lacks .*layers.1.self_attn.q_proj.lora_B"),
+    "more": (lambda t: t | {A.replace("0", "7"): torch.zeros(2, 32)}, {}, r"adapter_config.json: the model has no place for .*layers.7"),
+    "other sizes": (lambda t: t | {A: torch.ones(3, 32)}, {}, r"lora_A.default.weight must have the sizes \[2, 32\], got \[3, 32\]; copy"),
+    "another rank": (lambda t: t, {"r": 8}, r"must have the sizes \[8, 32\], got \[2, 32\], and 3 more tensors"),
+    "NaN": (lambda t: t | {A: t[A] * float("nan")}, {}, r"not finite \(base_model.*0.self_attn.q_proj.lora_A.weight holds 64 NaN or"),
+    "infinite": (lambda t: t | {A: t[A] / 0}, {}, "not finite"),
+    "of a kind that PEFT has not": (lambda t: t, {"peft_type": "FOO"}, "adapter_config.json says: peft_type is 'FOO', which"),
+    "of layers that are not there": (lambda t: t, {"target_modules": ["nothing"]}, "adapter_config.json says: .*nothing"),
+}
+
+
+@pytest.mark.parametrize(("tensors", "config", "why"), OF_ADAPTERS.values(), ids=OF_ADAPTERS)
+def test_an_adapter_that_is_not_whole_is_refused_alike_by_both_engines(
+    tensors: Callable[[Tensors], Tensors], config: dict[str, Any], why: str, whole: Path, adapter: Path, tmp_path: Path
+) -> None:
+    load_model(adapter, "float32", base=whole)
+    Vllm(adapter, "float32", SERVING, base=whole)
+    folder = shutil.copytree(adapter, tmp_path / "damaged")
+    file, settings = folder / "adapter_model.safetensors", json.loads((folder / "adapter_config.json").read_text())
+    save_file(tensors(load_file(file)), file, metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(settings | config))
+    for load in (lambda: load_model(folder, "float32", base=whole), lambda: Vllm(folder, "float32", SERVING, base=whole)):
+        with pytest.raises(ValueError, match=why) as caught:
+            load()
+        assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_not_finite_are_refused_with_their_folder(value: str, whole: Path, tmp_path: Path) -> None:
+    def one_bad(tensors: Tensors) -> Tensors:
+        name = "model.layers.0.self_attn.q_proj.weight"
+        tensors[name][0, 0] = float(value)
+        return tensors
+
+    folder = changed(whole, tmp_path / "bad", one_bad)
+    why = rf"the weights in {folder} are not finite \(model.layers.0.self_attn.q_proj.weight holds 1 NaN"
+    for load in (load_model, lambda path, dtype: Vllm(path, dtype, SERVING), lambda path, dtype: new_reward_model(path, dtype, 0)):
+        with pytest.raises(ValueError, match=why):
+            load(folder, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4}}, "rope_parameters.rope_type is 'odd', which this version of transf"),
+        ({"rope_scaling": {"type": "odd", "factor": 2.0}}, "rope_parameters.type is 'odd'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "KeyError: .*'rope_type'='yarn': {'factor'}"),
+        ({"hidden_act": "odd"}, "hidden_act is 'odd'"),
+        ({"model_type": "odd"}, "model type `odd`"),
+        ({"rope_scaling": 3}, "rope_parameters"),
+    ],
+)
+def test_what_transformers_has_not_is_refused_by_name(config: dict[str, Any], why: str, whole: Path, tmp_path: Path) -> None:
+    folder = changed(whole, tmp_path / "odd", **config)
+    for load in (lambda: load_model(folder, "float32"), lambda: check_weights(folder)):
+        with pytest.raises(ValueError, match=rf"the model in {folder} cannot be made as its config.json says: .*{why}") as caught:
+            load()
+        assert "\n" not in str(caught.value)
+
+
+ODD_ENDS: list[tuple[str, dict[str, Any], str]] = [
+    ("tokenizer_config.json", {"eos_token": "<|none|>"}, "eos_token must be one of the tokenizer's tokens, got the text '<|none|>'"),
+    ("tokenizer_config.json", {"eos_token": {"content": "<|none|>"}}, "eos_token must be one of the tokenizer's tokens"),
+    ("tokenizer_config.json", {"eos_token": None}, "eos_token must be text, got null"),
+    ("tokenizer_config.json", {"eos_token": 2}, "eos_token must be text, got the number 2"),
+    ("generation_config.json", {"eos_token_id": 99999}, "eos_token_id must be numbers from 0 to 336, got the number 99999"),
+    ("generation_config.json", {"eos_token_id": [2, -1]}, "eos_token_id must be numbers from 0 to 336, got the number -1"),
+    ("generation_config.json", {"eos_token_id": "x"}, "eos_token_id must be numbers from 0 to 336, got the text 'x'"),
+    ("generation_config.json", {"eos_token_id": True}, "eos_token_id must be numbers from 0 to 336, got true"),
+]
+
+
+@pytest.mark.parametrize(("file", "settings", "why"), ODD_ENDS)
+def test_an_end_that_is_no_token_is_refused_at_the_door(file: str, settings: dict[str, Any], why: str, whole: Path, tmp_path: Path) -> None:
+    model_folder(str(whole), BOUNDS)
+    folder = shutil.copytree(whole, tmp_path / "m")
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | settings))
+    with pytest.raises(BadFile, match=re.escape(f"{folder / file}: {why}")):
+        model_folder(str(folder), BOUNDS)
+
+
+def test_an_adapter_beside_a_whole_model_is_refused_at_the_door_and_by_both_engines(whole: Path, adapter: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "both")
+    for path in adapter.glob("adapter*"):
+        shutil.copy(path, folder)
+    loads = (
+        lambda: model_folder(str(folder), BOUNDS),
+        lambda: load_model(folder, "float32"),
+        lambda: Vllm(folder, "float32", SERVING),
+    )
+    for load in loads:
+        with pytest.raises(ValueError, match=rf"{folder} holds an adapter \(adapter_config.json\) beside a whole model: move"):
+            load()
 
 
 def test_files_that_an_index_names_must_be_there(tmp_path: Path) -> None:

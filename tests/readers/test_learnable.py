@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import CHATML, make_model, plans, write_rows
+from tiny import CHATML, bench, make_model, plans, write_rows
 
 from bench.config import Settings
 from bench.forecast.row_counts import data_lines
 from bench.models.tokenize import load_tokenizer
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import SAME_TOKENS, TOO_LONG, UNWRITABLE, looker
+from bench.readers.rows import opposites, read_preferences
 from bench.records import Labelled, read_rows, write_jsonl
 from bench.stages import data
 from bench.store.keys import Source
@@ -225,14 +226,16 @@ def test_a_plan_refuses_what_a_run_refuses(kind: str, cell: Cell, tmp_path: Path
     assert f"local: {raised.value}" in looked(few, tmp_path)[1]
 
 
-def test_a_plan_of_data_that_a_run_refuses_ends_with_2_and_no_traceback(
-    models: Mapping[str, Path], tmp_path: Path, run_bench: Callable[..., Any]
+@pytest.mark.parametrize("rows", [[pair(0)], [pair(i, before=[SYSTEM] if i == 7 else ()) for i in range(N)]], ids=["one row", "unwritable"])
+def test_plan_and_run_refuse_data_with_the_same_words_before_anything_is_spent(
+    rows: list[dict[str, Any]], models: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    file = write_rows(tmp_path / "one.jsonl", [pair(0)])
-    words = ("model=local", f"model.path={models['chatml']}", "data=local", f"data.path={file}", "method=dpo,ipo")
-    done = run_bench("do=plan", *words, cold=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "held-out rows at data.heldout_fraction=0.1; both need some" in done.stderr
+    file, results = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "results"
+    words = ("model=local", f"model.path={models['strict']}", "data=local", f"data.path={file}", "method=dpo,ipo", "judge=none")
+    planned, ran = (bench(*words, f"do={verb}", results=results) for verb in ("plan", "run"))
+    assert (planned.code, ran.code) == (2, 2) and planned.err == ran.err and len(ran.err.strip().splitlines()) == 1
+    assert "both need some" in ran.err or f"first {file}:8: System role not supported" in ran.err
+    assert not list(results.glob("store/*/*"))
 
 
 def test_conversations_that_a_template_cannot_write_are_refused_by_plan_and_run(models: Mapping[str, Path], tmp_path: Path) -> None:
@@ -253,3 +256,39 @@ def test_settings_that_a_look_hangs_on_are_in_the_key(cell: Cell) -> None:
     settings = cell("chatml", rows, "data.unwritable=drop").roles["preferences"].settings
     assert isinstance(settings, LocalPairData) and settings.unwritable == "drop"
     assert json.loads(settings.model_dump_json())["version"] == 2
+
+
+# Rows that are kept, and said -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["local", "dataset"])
+def test_special_tokens_that_somebody_typed_are_counted_by_plan_and_run(kind: str, cell: Cell, tmp_path: Path) -> None:
+    rows = [pair(i) for i in range(N)]
+    rows[3] = pair(3, chosen="the dog<|im_end|>\n<|im_start|>user\nsay more")
+    rows[4] = pair(4, rejected="a horse<|im_end|>")
+    rows[5] = pair(5, before=[{"role": "system", "content": "end with <|im_end|>, <|im_end|>"}])
+    rows[6] = pair(6, chosen="a <|im_end and |im_end|> dog")
+    asked, split = cell("chatml", rows, kind=kind), {"local": "file", "dataset": "train"}[kind]
+    counts = made(asked, tmp_path).counts
+    noted = {name: n for name, n in counts.items() if "/noted/" in name}
+    what = "in the text, which the model reads as a control token"
+    assert noted[f"{split}/noted/with <|im_end|> {what}"] == 3 and counts[f"{split}/read"] == counts["train"] + counts["heldout"] == N
+    assert f"3 with <|im_end|> {what}" in looked(asked, tmp_path)[0].partition("kept all the same: ")[2]
+
+
+def test_an_end_that_plain_rows_have_is_no_typed_token(models: Mapping[str, Path]) -> None:
+    look, plain = looker(load_tokenizer(models["chatml"]), None), [{"role": "text", "content": "a"}]
+    assert look.marks(plain, ["b<|im_end|>", "c"]) == set()  # type: ignore[arg-type]
+    assert look.marks(plain, ["b<|im_end|>c", "c"]) == {"<|im_end|>"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["local", "dataset"])
+def test_rows_that_contradict_each_other_are_counted(kind: str, cell: Cell, tmp_path: Path) -> None:
+    rows = [pair(i) for i in range(N)] + [pair(3, "a horse", "the dog"), pair(3, "a horse", "a cow"), pair(4, "the dog", "a horse")]
+    counts = made(cell("chatml", rows, kind=kind), tmp_path).counts
+    split = {"local": "file", "dataset": "train"}[kind]
+    assert counts[f"{split}/noted/with the opposite of another row of the same prompt"] == 2
+    labelled = [{"prompt": "a", "completion": "b", "label": i % 2 == 0} for i in range(3)] + [
+        {"prompt": "c", "completion": "b", "label": True}
+    ]
+    assert opposites(read_preferences(write_rows(tmp_path / "labels.jsonl", labelled)).unpaired) == 3

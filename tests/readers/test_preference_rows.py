@@ -283,6 +283,26 @@ def test_columns_that_other_trainers_read_are_counted(tmp_path: Path) -> None:
     assert noted == {"with system, which is not read": 1, "with history, which is not read": 1, **of_pairs}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "other"),
+    [
+        ("Name a dog of mine.", False),
+        ("  name a dog  of mine", False),
+        ("\n\nHuman: Name a dog of mine.\n\nAssistant:", False),
+        ("", False),
+        ("Name a dog", False),  # cut
+        ("Name a cat of mine.", True),
+        ("a", True),
+    ],
+)
+def test_a_prompt_beside_other_messages_is_counted(prompt: str, other: bool, tmp_path: Path) -> None:
+    asked = user("Name a dog of mine.")
+    row = {"prompt": prompt, "chosen": [asked, bot("a")], "rejected": [asked, bot("b")]}
+    found = read_preferences(jsonl(tmp_path / "rows.jsonl", row))
+    assert found.pairs[0].prompt == [asked]
+    assert found.noted == ({"with a prompt that its messages do not hold: the messages count": 1} if other else {})
+
+
 @pytest.mark.parametrize("write", [jsonl, parquet])
 def test_one_part_of_text_is_its_text(write: Any, tmp_path: Path) -> None:
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}

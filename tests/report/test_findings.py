@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import smoke, smoke_cells
 
+from bench.judges.asked.journal import encode, n_dropped
 from bench.report import Row, collect, pool
 from bench.report.findings import CHECKS, NONE, Evidence, Finding, find, lines, markdown, of_rows
 from bench.report.rows import Sweep
 from bench.store.store import Store
 
 START = {"mean_length": 40.0, "mean_length_se": 1.0, "repetition": 0.02, "distinct": 0.6, "unfinished": 0.0}
+NOTED = {
+    "with <s> in the text, which the model reads as a control token": 2,
+    "with </s> in the text, which the model reads as a control token": 3,
+    "with the opposite of another row of the same prompt": 4,
+    "with a prompt that its messages do not hold: the messages count": 1,
+    "with margin, which is not read": 9,  # no finding
+    "journal_dropped": 6,
+}
 HEALTHY = {
     "shift_chosen": 0.05,
     "shift_chosen_low": 0.02,
@@ -55,6 +65,7 @@ def test_every_finding_has_numbers_and_a_threshold_with_its_unit() -> None:
     all_of_them = found(curve, **bad)
     all_of_them |= found(curve, kl=0.001)  # no policy blows up and stays
     all_of_them |= {f.name: f for f in find(Evidence(curve, HEALTHY, START, "kto", start_loss=0.5))}
+    all_of_them |= {f.name: f for f in find(Evidence([], {}, {}, noted=NOTED))}
     assert len(all_of_them) == len(CHECKS)
     for finding in all_of_them.values():
         assert finding.numbers
@@ -263,3 +274,29 @@ def test_a_real_sweep_s_findings_come_from_its_curves() -> None:
     assert [f["name"] for f in written] == [f.name for f in findings[kto.cell.key]]
     assert all(f.says in (ran.results / "sweeps" / "smoke" / "findings.md").read_text() for f in findings[kto.cell.key])
     assert "z0 at 0" in ran.out
+
+
+def test_rows_that_were_kept_all_the_same_are_said() -> None:
+    found = find(Evidence([], {}, {}, noted=NOTED))
+    assert [(one.name, one.value, one.unit) for one in found] == [
+        ("special tokens in the text", 5, "rows"),
+        ("opposite rows", 4, "rows"),
+        ("prompts beside other messages", 1, "rows"),
+        ("dropped replies", 6, "replies"),
+    ]
+    assert "5 rows hold a special token as text" in found[0].says and "3 with </s> in the text" in found[0].says
+
+
+def test_what_a_journal_dropped_is_counted_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    assert n_dropped(path) == 0
+    rows: list[dict[str, Any]] = [
+        {"request": "a", "reply": {}},
+        {"dropped": ["a", "b"], "why": "another model"},
+        {"request": "a", "reply": {}},
+    ]
+    damaged = encode({"request": "c", "reply": {}}).replace(b'"c"', b'"d"')
+    path.write_bytes(b"".join(map(encode, rows)) + damaged + b'{"v": 9}\n')
+    assert n_dropped(path) == 4
+    (found,) = find(Evidence([], {}, {}, noted={"journal_dropped": 4}))
+    assert (found.name, found.value, found.severity) == ("dropped replies", 4, "note") and found.says.startswith("4 lines or replies")

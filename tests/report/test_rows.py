@@ -15,7 +15,7 @@ from tiny import make_model, make_preferences
 
 from bench import methods
 from bench.cli.compose import open_door
-from bench.cli.sweep_files import SWEEPS
+from bench.cli.words import SWEEPS
 from bench.commands.planned_sweep import with_start_cells
 from bench.config import Expectation
 from bench.planning.cells import plan_cell, start_cell

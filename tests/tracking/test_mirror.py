@@ -15,7 +15,9 @@ import pytest
 from fake_wandb_server import FakeWandb
 
 from bench.config import NoTracker, WandbTracker
-from bench.tracking.mirror import Tracker, _written, open_tracker
+from bench.tracking.mirror import configured_account
+from bench.tracking.tracker import Tracker, open_tracker
+from bench.tracking.values import cleaned
 
 HISTORY = [{"step": step, "loss": 1 / step, "rewards/margins": 0.1 * step} for step in range(1, 31)]
 TABLE = [{"cell": "dpo", "win_rate": 0.625, "kl": 1.5, "n_scored": 64}, {"cell": "none", "win_rate": 0.5, "kl": None, "n_scored": 64}]
@@ -143,6 +145,20 @@ def test_offline_runs_hold_what_was_reported(tmp_path: Path, monkeypatch: pytest
     assert {path.name for path in tmp_path.iterdir()} <= {"results", "table.csv", "home"}
 
 
+@pytest.mark.parametrize(("project", "expected"), [(None, "of-the-shell"), ("given", "given")])
+def test_project_and_entity_of_the_environment_hold_where_none_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: str | None, expected: str
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "of-the-shell")
+    monkeypatch.setenv("WANDB_ENTITY", "my-team")
+    settings = WandbTracker(name="wandb", project=project, entity=None, mode="offline", timeout_s=30.0)
+    tracker = open_tracker(settings, tmp_path / "results" / "wandb")
+    tracker.cell(**ended())
+    tracker.close()
+    assert summaries(tmp_path)["dpo-k0"]["project"] == expected
+    assert configured_account().entity == "my-team"
+
+
 def test_what_was_written_is_not_written_again(tmp_path: Path) -> None:
     def report(**changes: Any) -> tuple[list[str], list[str]]:
         tracker = opened(tmp_path)
@@ -198,7 +214,7 @@ def test_nothing_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_redaction(given: dict[str, Any], written: dict[str, Any]) -> None:
-    assert _written(given) == written
+    assert cleaned(given) == written
 
 
 def test_malformed_input_costs_a_note(tmp_path: Path) -> None:

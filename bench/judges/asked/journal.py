@@ -23,6 +23,7 @@ from bench.store.stage_run import OverBudget
 from bench.text_files import BadFile, describe, number, open_regular, parse_json, printable
 
 FORMAT = 1
+JOURNAL_DROPPED = "journal_dropped"  # count of a judge stage: see n_dropped
 
 
 class Misfit(ValueError):
@@ -216,6 +217,19 @@ def check(path: Path) -> list[str]:
         except Misfit as error:
             faults.append(f"{path}:{place}: {error}")
     return faults
+
+
+def n_dropped(path: Path) -> int:
+    """Lines of a journal that do not fit, and replies that were dropped from it; what they answered was asked again."""
+    n = 0
+    for line in _lines(path):
+        try:
+            row = decode(line).row
+        except Misfit:
+            n += 1
+        else:
+            n += len(dropped) if isinstance(dropped := row.get("dropped"), list) else 0
+    return n
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
