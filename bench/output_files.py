@@ -56,6 +56,8 @@ class OutputFiles:
 
 def why(error: OSError) -> str:
     """What the file system said, without the path."""
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, and should be a file: move it away"
     return printable(error.strerror or str(error))
 
 

@@ -279,7 +279,7 @@ class TaskResult(Record):
     n: int
     higher_is_better: bool | None
     shots: int | None
-    version: str  # of the task
+    version: str | None  # of the task; a group may have none
     harness: str  # version of lm_eval
     asked: str | None
     shown: bool

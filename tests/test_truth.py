@@ -475,6 +475,34 @@ def test_verify_names_each_fault_of_a_store_and_what_would_mend_it(results: Path
     assert not list(store.rglob("*.lock")) or {path.name for path in store.rglob("*.lock")} == {"spending.jsonl.lock"}
 
 
+def test_verify_tells_copies_of_stages_from_damaged_ones(results: Path, command: Command) -> None:
+    """A copy is deleted; no command makes it again."""
+    store, score = results / "store", folder_of(results, "score")
+    copies = [store / "score" / ("0" * 16), store / "score" / "mine", store / "data" / score.name, store / "backup" / score.name]
+    for copy in copies:
+        shutil.copytree(score, copy)
+    (store / "score" / "notes").mkdir()
+    code, said = command("do=verify", sweep=None)
+    assert code == 3
+    for copy in copies:
+        assert f"DAMAGED  {copy}/manifest.json is of stage score/{score.name}, and lies in another folder: no stage of this place, " in said
+    assert f"DAMAGED  {store}/score/notes has no manifest, so it was not finished: no stage of this place, delete it or move it away" in said
+    for folder in (*copies, store / "score" / "notes"):
+        shutil.rmtree(folder)
+    assert command("do=verify", sweep=None)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["differences.csv", "table.md", "figures/win_rate_by_kl.png"])
+def test_a_folder_where_a_table_should_be_is_said_with_the_way_out(results: Path, command: Command, name: str) -> None:
+    place = results / "sweeps" / "smoke" / name
+    place.unlink()
+    (place / "inside").mkdir(parents=True)
+    code, said = command("do=report")
+    assert code == 3 and f"not written: {place}: is a folder, and should be a file: move it away" in said
+    shutil.rmtree(place)
+    assert command("do=report")[0] == 0 and place.is_file()
+
+
 def test_pipes_and_links_where_files_and_folders_should_be_are_named_and_not_waited_for(results: Path, command: Command) -> None:
     """A report needs no log, and says where it cannot write."""
     for pipe in (Path(f"{folder_of(results, 'score')}.log"), results / "store" / "judge" / "abc.work" / "journal.jsonl"):
