@@ -264,6 +264,11 @@ class HumanLabel(Record):
             value = getattr(self, name)
             if value is not None and ((found := number(value)) is None or not low <= found <= high):
                 raise ValueError(f"label of {self.item_id}: {name} must be in [{low}, {high}], got {value!r}")
+        last = 0 if self.rating is None else 1
+        if not 0 <= self.turn <= last:
+            raise ValueError(
+                f"label of {self.item_id}: turn must be {'0 or 1' if last else '0, a preference is of the whole item'}, got {self.turn}"
+            )
 
 
 @dataclass(frozen=True)

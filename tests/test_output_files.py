@@ -79,6 +79,15 @@ def test_what_stands_in_the_way_is_said_and_the_rest_is_written(tmp_path: Path) 
     assert (tmp_path / "a").read_text() == "a file where a folder should be"
 
 
+def test_a_file_where_the_folder_to_write_to_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("mine")
+    for root in (tmp_path / "a", tmp_path / "a" / "deeper"):
+        out = OutputFiles(root)
+        assert not out.write(root / "x" / "y", "z")
+        assert out.lines() == [f"not written: {root}/x/y: {tmp_path}/a is a file, and should be a folder: move it away"]
+    assert (tmp_path / "a").read_text() == "mine"
+
+
 def test_a_disk_without_room_keeps_the_old_file(tmp_path: Path) -> None:
     """A limit on the size of files is an EFBIG where a full disk is an ENOSPC: the write fails half-way."""
     (tmp_path / "table.md").write_text("old")

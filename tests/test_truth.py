@@ -486,7 +486,9 @@ def test_verify_tells_copies_of_stages_from_damaged_ones(results: Path, command:
     assert code == 3
     for copy in copies:
         assert f"DAMAGED  {copy}/manifest.json is of stage score/{score.name}, and lies in another folder: no stage of this place, " in said
-    assert f"DAMAGED  {store}/score/notes has no manifest, so it was not finished: no stage of this place, delete it or move it away" in said
+    assert (
+        f"DAMAGED  {store}/score/notes has no manifest, so it was not finished: no stage of this place, delete it or move it away" in said
+    )
     for folder in (*copies, store / "score" / "notes"):
         shutil.rmtree(folder)
     assert command("do=verify", sweep=None)[0] == 0

@@ -256,6 +256,8 @@ def test_prices_that_are_none_are_one_line(tmp_path: Path, source: str, says: st
         ([{"item_id": "a", "rating": "7"}], ":1: not a HumanLabel: label of a: rating must be in .1, 10., got '7'"),
         ([{"item_id": None, "rating": 7}], ":1: not a HumanLabel: item_id must be a text or a whole number, got null"),
         ([{"item_id": "a", "rating": 7, "turn": True}], ":1: not a HumanLabel: turn must be a whole number from 0 to 1000000, got true"),
+        ([{"item_id": "a", "rating": 7, "turn": 2}], ":1: not a HumanLabel: label of a: turn must be 0 or 1, got 2"),
+        ([{"item_id": "a", "preference": 1, "turn": 1}], ":1: not a HumanLabel: label of a: turn must be 0, a preference is of the whole"),
         ([{"item_id": "a", "rating": 7, "who": "me"}], ":1: not a HumanLabel: HumanLabel has no who; known: item_id, preference"),
         ([{"item_id": "a", "rating": 7}, {"item_id": "a", "rating": 8}], r":2: labels item a again, after .*l\.jsonl:1"),
         ([3], ":1: expected an object, got the number 3"),

@@ -198,11 +198,12 @@ def _annotated_item(row: Mapping[str, Any], place: str, reference: Outputs | Non
 
 
 def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
-    """Every scored pair of a folder in AlpacaEval's layout with both its texts, named `<model>/<item>`.
+    """Every scored pair of a folder in AlpacaEval's layout with both its texts, named `<model>/<item>`; of a repeated one the last row.
 
     Raises ValueError where there are none, or verdicts of several annotators, which are no one judge's.
     """
-    pairs, annotators = [], set()
+    pairs: dict[str, tuple[Item, Completion, list[Verdict]]] = {}
+    annotators = set()
     for path in find_annotations(folder):
         outputs = read_outputs(found) if (found := find_outputs(path)) else None
         read, model = read_annotations(path, outputs), path.parent.parent.name
@@ -212,16 +213,17 @@ def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
         texts = outputs.texts if outputs else {}
         for (_, row), verdict in zip(read_objects(path), read.verdicts, strict=True):
             theirs, ours = row.get("output_1"), row.get("output_2") or texts.get(verdict.item_id, row.get("output_2"))
+            pair = f"{model}/{verdict.item_id}"
+            pairs.pop(pair, None)
             if verdict.preference is None or theirs is None or ours is None:
                 continue
-            pair = f"{model}/{verdict.item_id}"
             item = Item(pair, verdict.category, [row["instruction"]], baseline=[theirs])
-            pairs.append((item, Completion(pair, item.turns, [ours], [], []), [replace(verdict, item_id=pair)]))
+            pairs[pair] = item, Completion(pair, item.turns, [ours], [], []), [replace(verdict, item_id=pair)]
     if not pairs:
-        raise ValueError(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts")
+        raise BadFile(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts")
     if len(annotators) > 1:
-        raise ValueError(f"{folder} holds verdicts of {', '.join(sorted(annotators))}: lay out those of one annotator")
-    return pairs
+        raise BadFile(f"{folder} holds verdicts of {', '.join(sorted(annotators))}: lay out those of one annotator")
+    return list(pairs.values())
 
 
 def _preference(value: Any) -> tuple[float | None, str | None]:
