@@ -20,7 +20,7 @@ from tiny import smoke, smoke_cell, smoke_cells
 from bench.cli.compose import BadConfig, open_door
 from bench.commands import bundle, carry_out
 from bench.runner import evict
-from bench.store.keys import Stage
+from bench.store.keys import Stage, file_digest
 from bench.store.store import Store, read_manifest, write_manifest
 
 Command = Callable[..., tuple[int, str]]
@@ -405,7 +405,8 @@ def test_a_bundle_writes_through_none_of_its_links(foreign: Path, tmp_path: Path
         ({"axes": "seed"}, "axes must be a list of texts"),
         ({"axes": [1]}, "each of axes must be text"),
         ({"replaced": "yes"}, "replaced must be true or false"),
-        ({"cells": None}, "cannot be read by this version"),
+        ({"cells": None}, "cells must be a list of at least one, got null"),
+        ({"cells": []}, "cells must be a list of at least one, got a list of 0"),
         ({"expectations": 3}, "cannot be read by this version"),
         ({"format": 2}, "format 2, and this bench reads 1"),
     ],
@@ -433,6 +434,34 @@ def test_a_bundles_sources_lie_in_it() -> None:
             bundle._placed({"calibration": {"path": path, "digest": "0"}}, Path("results"))
     placed = bundle._placed({"a": {"path": "sources/x", "digest": "0"}, "b": None}, Path("/r"))
     assert placed == {"a": {"path": "/r/sources/x", "digest": "0"}, "b": None}
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_a_bundles_calibration_is_the_one_that_it_was_made_with(
+    foreign: Path, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = foreign / "sources" / "key" / "calibration.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("item_id,instruction_difficulty\na,0.5\n")
+    told = json.loads((foreign / "bundle.json").read_text())
+    source = {"path": "sources/key/calibration.csv", "digest": file_digest(path), "stamp": ""}
+    for cell in told["cells"]:
+        cell["sources"]["judge"] = {"prompts": None, "parser": "1", "calibration": source}
+    (foreign / "bundle.json").write_text(json.dumps(told))
+    opened = open_door(["do=rescore", f"results={foreign}", "tracker=none"])
+    assert bundle.opened_from(opened).cells
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_text("item_id,instruction_difficulty\na,0.9\n")
+    assert carry_out(opened) == 3
+    said = "is not the file that the bundle was made with" if damage == "changed" else "cannot be read (No such file or directory)"
+    assert f"DAMAGED  {path} {said}: unpack the bundle again" in " ".join(told_of(capsys).split())
+
+
+def told_of(capsys: pytest.CaptureFixture[str]) -> str:
+    out = capsys.readouterr()
+    return out.out + out.err
 
 
 def test_a_bundles_title_cannot_move_the_cursor(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:

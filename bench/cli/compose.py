@@ -190,7 +190,8 @@ class _Door:
             self.problems.append(f"judgements must be {what}, got {do.judgements}: no such file or folder ({where.of('do.judgements')})")
         for name, path in files.items():
             if path is not None and not user_path(path).is_file():
-                self.problems.append(f"{name} must be a file, got {path}: no such file ({where.of(f'do.{name}')})")
+                what = "a folder" if user_path(path).is_dir() else "no such file"
+                self.problems.append(f"{name} must be a file, got {path}: {what} ({where.of(f'do.{name}')})")
         for name in ("reference_outputs", "calibration"):
             if foreign and judgements.is_file() and getattr(do, name) is not None:
                 self.problems.append(f"{name} is for AlpacaEval's verdicts, judgements={do.judgements} are FastChat's: leave it out")
