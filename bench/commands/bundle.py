@@ -97,12 +97,12 @@ def read(results: Path, opened: Opened) -> Opened:
         if not isinstance(axes, list):
             raise ValueError(f"axes must be a list of texts, got {describe(axes)}")
         title, command = (secrets.shown(text(told[name], name).replace("\n", " ")) for name in ("title", "command"))
-        if not isinstance(told["cells"], list) or not told["cells"]:
-            raise ValueError(f"cells must be a list of at least one, got {describe(told['cells'])}")
         cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in told["cells"]]
         sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in told["cells"]]
         expectations = tuple(Expectation.model_validate(item) for item in told["expectations"])
         varied = tuple(text(axis, "each of axes") for axis in axes)
+        if not cells:
+            raise ValueError("cells must be a list of at least one, got a list of 0")
     except (ValueError, KeyError, TypeError) as error:
         said = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / BUNDLE_FILE}: ")
         raise BadConfig([f"{results / BUNDLE_FILE} cannot be read by this version of bench: {' '.join(said.split())[:300]}"]) from error
