@@ -56,6 +56,8 @@ class OutputFiles:
 
 def why(error: OSError) -> str:
     """What the file system said, without the path."""
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, and should be a file: move it away"
     return printable(error.strerror or str(error))
 
 
@@ -103,7 +105,7 @@ def _folder(root: Path, path: Path, *, make: bool) -> Iterator[tuple[int, str]]:
     """(descriptor of the folder that holds a file, the file's name), found from `root` down without following a link."""
     *folders, name = _parts(root, path)
     if make:
-        root.mkdir(parents=True, exist_ok=True)
+        _make_root(root)
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for n, part in enumerate(folders, 1):
@@ -116,6 +118,14 @@ def _folder(root: Path, path: Path, *, make: bool) -> Iterator[tuple[int, str]]:
         yield folder, name
     finally:
         os.close(folder)
+
+
+def _make_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        place = next(path for path in (root, *root.parents) if path.exists())
+        raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file, and should be a folder: move it away", str(place)) from error
 
 
 def _parts(root: Path, path: Path) -> tuple[str, ...]:

@@ -264,6 +264,11 @@ class HumanLabel(Record):
             value = getattr(self, name)
             if value is not None and ((found := number(value)) is None or not low <= found <= high):
                 raise ValueError(f"label of {self.item_id}: {name} must be in [{low}, {high}], got {value!r}")
+        last = 0 if self.rating is None else 1
+        if not 0 <= self.turn <= last:
+            raise ValueError(
+                f"label of {self.item_id}: turn must be {'0 or 1' if last else '0, a preference is of the whole item'}, got {self.turn}"
+            )
 
 
 @dataclass(frozen=True)
@@ -279,7 +284,7 @@ class TaskResult(Record):
     n: int
     higher_is_better: bool | None
     shots: int | None
-    version: str  # of the task
+    version: str | None  # of the task; a group may have none
     harness: str  # version of lm_eval
     asked: str | None
     shown: bool

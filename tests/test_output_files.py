@@ -73,10 +73,19 @@ def test_what_stands_in_the_way_is_said_and_the_rest_is_written(tmp_path: Path) 
     assert [out.write(tmp_path / name, "x") for name in ("a/one", "a/two", "b", "c")] == [False, False, False, True]
     assert out.lines() == [
         f"not written: {tmp_path}/a/one and 1 more files: {tmp_path}/a is a file, and should be a folder: move it away",
-        f"not written: {tmp_path}/b: Is a directory",
+        f"not written: {tmp_path}/b: is a folder, and should be a file: move it away",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
     assert (tmp_path / "a").read_text() == "a file where a folder should be"
+
+
+def test_a_file_where_the_folder_to_write_to_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("mine")
+    for root in (tmp_path / "a", tmp_path / "a" / "deeper"):
+        out = OutputFiles(root)
+        assert not out.write(root / "x" / "y", "z")
+        assert out.lines() == [f"not written: {root}/x/y: {tmp_path}/a is a file, and should be a folder: move it away"]
+    assert (tmp_path / "a").read_text() == "mine"
 
 
 def test_a_disk_without_room_keeps_the_old_file(tmp_path: Path) -> None:

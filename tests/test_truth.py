@@ -21,7 +21,7 @@ from tiny import smoke, smoke_cell, smoke_cells
 from bench.cli.compose import BadConfig, Opened, open_door
 from bench.commands import bundle, carry_out
 from bench.runner import evict
-from bench.store.keys import Stage
+from bench.store.keys import Stage, file_digest
 from bench.store.store import Store, read_manifest, write_manifest
 
 Command = Callable[..., tuple[int, str]]
@@ -418,6 +418,7 @@ def test_a_bundle_writes_through_none_of_its_links(foreign: Path, tmp_path: Path
         ({"axes": [1]}, "each of axes must be text"),
         ({"replaced": "yes"}, "replaced must be true or false"),
         ({"cells": None}, "cannot be read by this version"),
+        ({"cells": []}, "cells must be a list of at least one, got a list of 0"),
         ({"expectations": 3}, "cannot be read by this version"),
         ({"format": 2}, "format 2, and this bench reads 1"),
     ],
@@ -445,6 +446,34 @@ def test_a_bundles_sources_lie_in_it() -> None:
             bundle._placed({"calibration": {"path": path, "digest": "0"}}, Path("results"))
     placed = bundle._placed({"a": {"path": "sources/x", "digest": "0"}, "b": None}, Path("/r"))
     assert placed == {"a": {"path": "/r/sources/x", "digest": "0"}, "b": None}
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_a_bundles_calibration_is_the_one_that_it_was_made_with(
+    foreign: Path, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = foreign / "sources" / "key" / "calibration.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("item_id,instruction_difficulty\na,0.5\n")
+    told = json.loads((foreign / "bundle.json").read_text())
+    source = {"path": "sources/key/calibration.csv", "digest": file_digest(path), "stamp": ""}
+    for cell in told["cells"]:
+        cell["sources"]["judge"] = {"prompts": None, "parser": "1", "calibration": source}
+    (foreign / "bundle.json").write_text(json.dumps(told))
+    opened = open_door(["do=rescore", f"results={foreign}", "tracker=none"])
+    assert bundle.opened_from(opened).cells
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_text("item_id,instruction_difficulty\na,0.9\n")
+    assert carry_out(opened) == 3
+    said = "is not the file that the bundle was made with" if damage == "changed" else "cannot be read (No such file or directory)"
+    assert f"DAMAGED  {path} {said}: unpack the bundle again" in " ".join(told_of(capsys).split())
+
+
+def told_of(capsys: pytest.CaptureFixture[str]) -> str:
+    out = capsys.readouterr()
+    return out.out + out.err
 
 
 def test_a_bundles_title_cannot_move_the_cursor(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -485,6 +514,36 @@ def test_verify_names_each_fault_of_a_store_and_what_would_mend_it(results: Path
     code, said = command("do=verify", sweep=None)
     assert (code, "LEFT" in said, leftover.exists()) == (0, False, False), said
     assert not list(store.rglob("*.lock")) or {path.name for path in store.rglob("*.lock")} == {"spending.jsonl.lock"}
+
+
+def test_verify_tells_copies_of_stages_from_damaged_ones(results: Path, command: Command) -> None:
+    """A copy is deleted; no command makes it again."""
+    store, score = results / "store", folder_of(results, "score")
+    copies = [store / "score" / ("0" * 16), store / "score" / "mine", store / "data" / score.name, store / "backup" / score.name]
+    for copy in copies:
+        shutil.copytree(score, copy)
+    (store / "score" / "notes").mkdir()
+    code, said = command("do=verify", sweep=None)
+    assert code == 3
+    for copy in copies:
+        assert f"DAMAGED  {copy}/manifest.json is of stage score/{score.name}, and lies in another folder: no stage of this place, " in said
+    assert (
+        f"DAMAGED  {store}/score/notes has no manifest, so it was not finished: no stage of this place, delete it or move it away" in said
+    )
+    for folder in (*copies, store / "score" / "notes"):
+        shutil.rmtree(folder)
+    assert command("do=verify", sweep=None)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["differences.csv", "table.md", "figures/win_rate_by_kl.png"])
+def test_a_folder_where_a_table_should_be_is_said_with_the_way_out(results: Path, command: Command, name: str) -> None:
+    place = results / "sweeps" / "smoke" / name
+    place.unlink()
+    (place / "inside").mkdir(parents=True)
+    code, said = command("do=report")
+    assert code == 3 and f"not written: {place}: is a folder, and should be a file: move it away" in said
+    shutil.rmtree(place)
+    assert command("do=report")[0] == 0 and place.is_file()
 
 
 def test_pipes_and_links_where_files_and_folders_should_be_are_named_and_not_waited_for(results: Path, command: Command) -> None:

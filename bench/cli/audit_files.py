@@ -25,6 +25,7 @@ def human_manner(path: Path) -> Manner:
 def recorded_manner(path: Path) -> Manner:
     """What recorded verdicts are. Raises ValueError for what is neither a folder in AlpacaEval's layout nor FastChat's judgements."""
     if path.is_dir() and alpaca_eval.find_annotations(path):
+        alpaca_eval.read_pairs(path)
         return "preference"
     if not path.is_file():
         what = "a folder that holds MODEL/ANNOTATOR/annotations.json, as AlpacaEval lays them out, or a file of FastChat's judgements"

@@ -72,7 +72,8 @@ def _check_rescore(do: Rescore, command: CommandLine, where: Where) -> Iterator[
         yield f"judgements must be {what}, got {do.judgements}: no such file or folder ({where.of('do.judgements')})"
     for name, path in files.items():
         if path is not None and not user_path(path).is_file():
-            yield f"{name} must be a file, got {path}: no such file ({where.of(f'do.{name}')})"
+            found = "a folder" if user_path(path).is_dir() else "no such file"
+            yield f"{name} must be a file, got {path}: {found} ({where.of(f'do.{name}')})"
     for name in ("reference_outputs", "calibration"):
         if foreign and judgements.is_file() and getattr(do, name) is not None:
             yield f"{name} is for AlpacaEval's verdicts, judgements={do.judgements} are FastChat's: leave it out"

@@ -15,6 +15,7 @@ from bench.judges.formats.alpaca_eval import read_calibration
 from bench.judges.formats.items import hub_file, read_items
 from bench.models.templates import look, read_template
 from bench.store.keys import Source
+from bench.text_files import BadFile
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,12 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
     if "items" not in files and files:
         raise ValueError(f"judge.{next(iter(files))} goes with judge.items, which is not set")
     form = "alpaca_eval" if judge["name"] == "arena_hard" and "baseline" not in files else judge["name"]
-    items = read_items(form, files) if files else []
+    try:
+        items = read_items(form, files) if files else []
+    except BadFile as error:
+        if form == judge["name"]:
+            raise
+        raise BadFile(f"{error}; Arena-Hard's question.jsonl goes with judge.baseline, a model_answer file, which is not set") from error
     if judge.get("mode") == "pairwise" and files and "baseline" not in files:
         raise ValueError("judge.mode=pairwise compares with a model's answers: name FastChat's file of them as judge.baseline")
     return JudgeFiles(prompts, model, files, len(items))

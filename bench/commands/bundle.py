@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -35,15 +36,16 @@ from bench.commands.cell_states import BUNDLE_FILE
 from bench.commands.faults import say_wrong
 from bench.commands.planned_sweep import sweep_of
 from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name, user_path
+from bench.output_files import why
 from bench.planning.inputs import CellPlan, Sources
 from bench.records import size_words
 from bench.report import PASSPORTS
 from bench.runner.evict import WEIGHTS
 from bench.runner.worker import environment
 from bench.store.keys import Source
-from bench.store.store import Store, write_manifest
+from bench.store.store import Store, Unsound, write_manifest
 from bench.terminal import say
-from bench.text_files import describe, read_object, text
+from bench.text_files import describe, open_regular, printable, read_object, text
 
 FORMAT = 1
 
@@ -103,6 +105,8 @@ def read(results: Path, opened: Opened) -> Opened:
     except (ValueError, KeyError, TypeError) as error:
         said = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / BUNDLE_FILE}: ")
         raise BadConfig([f"{results / BUNDLE_FILE} cannot be read by this version of bench: {' '.join(said.split())[:300]}"]) from error
+    for source in (found.judge.calibration for found in sources if found.judge and found.judge.calibration):
+        _check_source(source)
     own = replace(opened, sweep=sweep, replaced=replaced, title=title, command=command, axes=varied)
     return replace(own, cells=cells, sources=sources, expectations=expectations)
 
@@ -111,6 +115,18 @@ def _items(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{name} must be a list, got {describe(value)}")
     return value
+
+
+def _check_source(source: Source) -> None:
+    """Raises Unsound for a file of a bundle that numbers are computed with, and that is not the one it was made with."""
+    try:
+        with open_regular(source.path) as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == source.digest
+        fault = None if same else "is not the file that the bundle was made with"
+    except OSError as error:
+        fault = f"cannot be read ({why(error)})"
+    if fault:
+        raise Unsound(f"DAMAGED  {printable(str(source.path))} {fault}: unpack the bundle again")
 
 
 def _placed(value: Any, results: Path) -> Any:
@@ -189,8 +205,8 @@ def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
     read_by_tables = {stage for cell in cells for stage in [cell.score, *cell.roles.values(), *cell.score.inputs.values()]}
     left_out = 0
     for stage in dict.fromkeys(stage for cell in cells for stage in cell.stages):
-        if why := store.failure(stage):
-            failed = {"kind": stage.kind, "key": stage.key, "error": _here(why)}
+        if reason := store.failure(stage):
+            failed = {"kind": stage.kind, "key": stage.key, "error": _here(reason)}
             _write_json(root / "store" / stage.kind / f"{stage.key}.failed.json", failed)
         if store.status(stage).state != "done":
             continue

@@ -155,8 +155,8 @@ class _Annotated:
 
 def _alpaca_eval(folder: Path, do: Rescore) -> Rescores:
     reference, path, calibration = _reference_and_calibration(do)
-    models, changed = _read(_read_models, folder, reference)
-    rows = [_refused_row(path, faults) for path, faults in changed.items()]
+    models, refused = _read(_read_models, folder, reference)
+    rows = [_refused_row(path, reason) for path, reason in refused.items()]
     for model in models:
         own = _fitted_without(model, models) if do.calibration == FITTED else calibration
         rows.append(_alpaca_eval_row(model, reference, path, own, do.max_unscored))
@@ -164,18 +164,23 @@ def _alpaca_eval(folder: Path, do: Rescore) -> Rescores:
 
 
 def _read_models(folder: Path, reference: alpaca_eval.Outputs | None) -> tuple[list[_Annotated], dict[Path, str]]:
-    """Models as annotated, and why files that bench itself has exported are not read: they were changed, or the store has others now."""
-    models, changed = [], {}
+    """Models as annotated, and why others are refused: bench itself has exported them and they were changed, or the store has others now;
+    or they are about other texts than the files beside them."""
+    models, refused = [], {}
     store = Store(folder.parent / "store")
     for path in alpaca_eval.find_annotations(folder):
         if faults := report.export_faults(path.parent.parent, store):
-            changed[path] = f"{faults[0]}: {EXPORT_AGAIN}"
+            refused[path] = f"{faults[0]}: {EXPORT_AGAIN}"
             continue
         outputs = alpaca_eval.read_outputs(found) if (found := alpaca_eval.find_outputs(path)) else None
-        models.append(_Annotated(path.parent.parent.name, alpaca_eval.read_annotations(path, outputs, reference), outputs))
-    if not models and not changed:
+        annotations = alpaca_eval.read_annotations(path, outputs, reference)
+        if why := alpaca_eval.contradiction(annotations, outputs, reference):
+            refused[path] = f"{path}: {why}"
+        else:
+            models.append(_Annotated(path.parent.parent.name, annotations, outputs))
+    if not models and not refused:
         raise ValueError(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, as AlpacaEval lays them out")
-    return models, changed
+    return models, refused
 
 
 def _refused_row(path: Path, why: str) -> Line:
@@ -273,6 +278,8 @@ def _alpaca_eval_notes(rows: Sequence[Line], do: Rescore) -> list[str]:
     ]
     if len({row["annotator"] for row in rows}) > 1:
         notes.append("Rows of several annotators: each is another metric.")
+    if repeated := [f"{row['model']} {row['n_repeated']}" for row in rows if row["n_repeated"]]:
+        notes.append(f"Rows that repeat an instruction: {', '.join(repeated)}. The package counts each; LC win rate the last.")
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row["reason"] and not row["refused"]:

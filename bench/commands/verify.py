@@ -19,13 +19,16 @@ from bench.commands import OK, SOME_FAILED
 from bench.commands.why import read_cell
 from bench.judges.asked import journal
 from bench.output_files import ASIDE, why
+from bench.store.keys import KEY_LENGTH
 from bench.store.stage_settings import VERSIONS
-from bench.store.store import Manifest, Store, Unsound
+from bench.store.store import Manifest, Misplaced, Store, Unsound
 from bench.terminal import say
 from bench.text_files import open_regular, printable
 
 RUN_AGAIN = "the same command makes it again"
+NOT_HERE = "no stage of this place, delete it or move it away; a command that needs one here makes it"
 NAME = re.compile(r".+-[0-9a-f]{8}", re.DOTALL)  # of a cell's or a sweep's folder
+KEY = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}")  # of a stage's folder
 REPORT_AGAIN = "do=report +sweep=... of its sweep writes it again"
 
 
@@ -76,7 +79,8 @@ class StagesLookedAt:
                 try:
                     self.sound[folder.name] = self.store.intact(folder)
                 except ValueError as error:
-                    yield Fault("DAMAGED", str(error), RUN_AGAIN)
+                    foreign = isinstance(error, Misplaced) or kind.name not in VERSIONS or not KEY.fullmatch(folder.name)
+                    yield Fault("DAMAGED", str(error), NOT_HERE if foreign else RUN_AGAIN)
         for manifest in self.sound.values():
             for role, read in manifest.inputs.items():
                 source = self.sound.get(read.get("key", ""))

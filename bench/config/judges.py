@@ -191,6 +191,11 @@ class JuryJudge(Settings):
         found = [f"a jury is two judges or more, got {len(self.judges)}"] if len(self.judges) < 2 else []
         what = f"must be letters and digits, and none of {', '.join(ENDINGS)}"
         found += [f"a label {what}, got {label}" for label in self.judges if not LABEL.fullmatch(label) or label in ENDINGS]
+        labels = list(self.judges)
+        twins = [(one, two) for n, two in enumerate(labels) for one in labels[:n] if self.judges[one] == self.judges[two]]
+        found += [
+            f"{one} and {two} are one judge, whose vote would count twice: leave {two} out, or set what differs" for one, two in twins
+        ]
         if found:
             raise misfit(*(("judges", text) for text in found))
         return self

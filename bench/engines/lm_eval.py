@@ -173,7 +173,7 @@ def _results(task: str, found: Mapping[str, Any], shown: bool) -> Iterator[TaskR
             n=int(numbers["sample_len"]),
             higher_is_better=found["higher_is_better"].get(task, {}).get(metric),
             shots=found["n-shot"].get(task),
-            version=str(found["versions"].get(task)),
+            version=None if (version := found["versions"].get(task)) is None else str(version),
             harness=found["lm_eval_version"],
             asked=_asked(found["samples"].get(task, ())),
             shown=shown,

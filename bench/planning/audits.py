@@ -99,7 +99,7 @@ def _audited_completions(cell: Cell, sources: Sources, items: Stage) -> Stage:
     """Of the user's file where there is one; in the world the demonstrations' writer's, who differs from the reference writer in
     quality; else the start model's."""
     if sources.completions is not None:
-        return stage("generate", WrittenCompletions(), {"file": sources.completions, "items": items}, "completions")
+        return stage("generate", WrittenCompletions(alone=True), {"file": sources.completions, "items": items}, "completions")
     if _brings_tasks(cell, sources):
         assert isinstance(cell.data, WorldData) and cell.world is not None
         writing = WrittenData(writer=cell.data.demonstrations, draws=1, seed=cell.world.eval_seed)

@@ -90,13 +90,14 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
 def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str, Stage], inputs: dict[str, Stage]) -> CellPlan:
     """The rest of a cell's graph: the completions of a policy, or of a file where there is none, their verdicts and numbers."""
     read_too: dict[str, Stage | Source] = {}  # by the score
-    for manner, items, decoding in _questions(cell, sources):
+    questions = _questions(cell, sources)
+    for manner, items, decoding in questions:
         if policy is not None:
             completions = generate(cell, policy, items, decoding, f"{manner} completions", answers=True)
         else:
             assert sources.completions is not None
             inputs_of: dict[str, Stage | Source] = {"file": sources.completions, "items": items}
-            completions = stage("generate", WrittenCompletions(), inputs_of, f"{manner} completions")
+            completions = stage("generate", WrittenCompletions(alone=len(questions) == 1), inputs_of, f"{manner} completions")
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
         if isinstance(cell.judge, JuryJudge):

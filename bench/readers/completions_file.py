@@ -159,9 +159,9 @@ def turn_text(value: Any, what: str) -> str:
 def matched(rows: Iterable[Written], items: Sequence[Item]) -> list[Completion]:
     """The completions of the items that the rows answer, in the items' order; items without one are left out.
 
-    A row is an item's by its id, if what else it names is not another's; else by FastChat's question; else by all its messages; else by
-    its turns, where no messages stand before them. Raises BadFile for a row with another number of texts than its item has turns, but
-    FastChat's answers may have more: the first turns of a question are asked without the later ones.
+    A row is an item's by its id; else by FastChat's question; else by all its messages; else by its turns, where no messages stand before
+    them. Raises BadFile for a row that by its id is one item's and by its prompt another's, and for one with another number of texts
+    than its item has turns, but FastChat's answers may have more: the first turns of a question are asked without the later ones.
     """
     rows = list(rows)
     by_id, by_messages, by_turns, by_question = (
@@ -171,8 +171,9 @@ def matched(rows: Iterable[Written], items: Sequence[Item]) -> list[Completion]:
     for item in items:
         turns, messages = tuple(item.turns), _messages(item)
         row = by_id.get(item.id)
-        if row is not None and (row.turns not in (None, turns) or row.messages not in (None, messages)):
-            row = None
+        if row is not None and (row.messages not in (None, messages) or not _agree(row.turns or (), turns)):
+            told = f"item {printable(item.id)} asks {describe(' / '.join(item.turns))}, and the row answers {describe(row.asked)}"
+            raise BadFile(f"{row.place}: id and prompt are of two items: {told}; leave the ids out where the prompts are right")
         row = row or by_question.get(item.id) or by_question.get(OF_FASTCHAT.sub("", item.id))
         row = row or by_messages.get(messages) or (None if item.context else by_turns.get(turns))
         if row is None:
@@ -183,6 +184,11 @@ def matched(rows: Iterable[Written], items: Sequence[Item]) -> list[Completion]:
             raise BadFile(f"{row.place}: {texts} written, and item {item.id} asks {n} turn{'s' * (n != 1)}: one text a turn is expected")
         found.append(Completion(item.id, item.turns, list(row.texts[:n]), [], []))
     return found
+
+
+def _agree(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether turns are the same, as far as both go."""
+    return all(one == other for one, other in zip(some, others, strict=False))
 
 
 def _messages(item: Item) -> Messages:

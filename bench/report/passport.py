@@ -302,5 +302,5 @@ def show(passport: Passport, root: Path, folder: Path) -> bool:
     home, unwritten = write_passport(passport, root, folder)
     notes = [f"FAULT {fault}" for fault in passport.faults] or ["no fault found"]
     passport_page.show(f"Judge passport: {passport.name}", sections(passport), [*notes, "; ".join(facts_words(passport.facts))])
-    say("\n".join([*unwritten, f"passport {home}/passport.html .md .json"]))
+    say("\n".join(unwritten or [f"passport {home}/passport.html .md .json"]))
     return not unwritten

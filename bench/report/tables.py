@@ -101,17 +101,23 @@ def _of_task(column: str, number: str, group: Group) -> str:
 
 def _tasks_notes(groups: Sequence[Group]) -> list[str]:
     """What the tasks of the forgetting check are, and which cells were asked others."""
-    asked: dict[str, dict[tuple[str | None, str, int | None, int], None]] = {}
+    asked: dict[str, dict[tuple[str | None, str | None, int | None, int], None]] = {}
     for result in (result for group in groups for row in group.done for result in row.tasks):
         asked.setdefault(result.task, {})[result.asked, result.version, result.shots, result.n] = None
     if not asked:
         return []
     notes = []
-    words = [f"{task} ({shots} shots, {n} documents, version {version})" for task, ((_, version, shots, n), *_) in asked.items()]
+    words = [f"{task} ({_how_asked(version, shots, n)})" for task, ((_, version, shots, n), *_) in asked.items()]
     where = "over seeds (t) where there are several, else over documents"
     notes.append(f"Tasks of lm-evaluation-harness, beside the judge and no part of a win rate: {', '.join(words)}. Brackets: 95 % {where}.")
     unlike = [task for task, ways in asked.items() if len(ways) > 1]
     return notes + [f"{task} was not asked of all cells alike: other documents, prompts or versions." for task in unlike]
+
+
+def _how_asked(version: str | None, shots: int | None, n: int) -> str:
+    """A group of tasks may have neither shots nor a version of its own."""
+    known = ["" if shots is None else f"{shots} shots", f"{n} documents", "" if version is None else f"version {version}"]
+    return ", ".join(filter(None, known))
 
 
 def members(groups: Sequence[Group]) -> list[str]:

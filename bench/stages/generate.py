@@ -27,15 +27,15 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case GenerateSettings():
             return _by_policy(settings, run)
         case WrittenCompletions():
-            return _from_file(run)
+            return _from_file(settings, run)
     raise TypeError(f"no generate stage for {type(settings).__name__}")
 
 
-def _from_file(run: StageRun) -> Outcome:
+def _from_file(settings: WrittenCompletions, run: StageRun) -> Outcome:
     path = run.inputs["file"]
     items, rows = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)), read_written(path)
     completions = matched(rows, items)
-    if not completions and all(len(item.turns) == 1 for item in items):
+    if not completions and (settings.alone or all(len(item.turns) == 1 for item in items)):
         asked = f"item {items[0].id} asks {items[0].turns[0]!r}"
         why = f"{path}: none of its {len(rows)} rows answers one of the {len(items)} prompts; {asked}, the first row"
         raise BadFile(f"{why} answers {rows[0].asked!r}")

@@ -436,9 +436,10 @@ class GenerateSettings(Settings):
 
 
 class WrittenCompletions(Settings):
-    """Completions of the items that a user's file brings."""
+    """Completions of the items that a user's file brings. `alone`: these items are all that it is asked for."""
 
     source: Literal["file"] = "file"
+    alone: Annotated[bool, Unkeyed()] = False
 
 
 class GoldPreferenceSettings(Settings):

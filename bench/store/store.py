@@ -74,6 +74,10 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         os.fsync(file.fileno())
 
 
+class Misplaced(ValueError):
+    """A stage's folder was copied or moved to a place that is not its own."""
+
+
 def read_manifest(path: Path) -> Manifest:
     """A manifest that is as it was written. Raises ValueError, which says what is wrong with it."""
     if not path.is_symlink() and not path.exists():
@@ -95,8 +99,10 @@ def read_manifest(path: Path) -> Manifest:
     names = {**manifest.files, **manifest.recorded_files}
     if outside := [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]:
         raise ValueError(f"{path} names a file outside of its folder: {outside[0]}")
-    if (manifest.kind, manifest.key) != (path.parent.parent.name, path.parent.name) or manifest.digest != files_digest(manifest.files):
-        raise ValueError(f"{path} contradicts itself or its folder's name")
+    if (manifest.kind, manifest.key) != (path.parent.parent.name, path.parent.name):
+        raise Misplaced(f"{path} is of stage {manifest.kind}/{manifest.key}, and lies in another folder")
+    if manifest.digest != files_digest(manifest.files):
+        raise ValueError(f"{path} contradicts itself: its files do not make its digest")
     if manifest.key != _made_key(manifest.kind, manifest.version, manifest.settings, {r: i.get("key") for r, i in manifest.inputs.items()}):
         raise ValueError(f"{path} contradicts itself: its version, settings and inputs do not make its key")
     return manifest

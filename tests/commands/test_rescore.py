@@ -45,6 +45,65 @@ def command(tmp_path: Path, *words: str) -> Ran:
     return bench("do=rescore", *words, results=tmp_path / "results")
 
 
+def annotated(i: int, **other: Any) -> dict[str, Any]:
+    names = {"generator_1": "b", "generator_2": "m", "annotator": "a"}
+    return {"instruction": f"Say {i}", "output_1": "theirs", "output_2": f"ours {i}", "preference": 1.5, **names, **other}
+
+
+def output(i: int, text: str, model: str) -> dict[str, Any]:
+    return {"instruction": f"Say {i}", "output": text, "generator": model}
+
+
+def small_layout(folder: Path, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> Path:
+    """Annotations of one model, and a reference beside the folder."""
+    (folder / "all" / "m" / "a").mkdir(parents=True)
+    (folder / "all" / "m" / "a" / "annotations.json").write_text(json.dumps(rows))
+    (folder / "all" / "m" / "model_outputs.json").write_text(json.dumps(outputs))
+    (folder / "reference.json").write_text(json.dumps([output(i, "theirs", "other name") for i in range(6)]))
+    return folder / "all"
+
+
+OURS = [output(i, f"ours {i}", "m") for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "said"),
+    [
+        ([annotated(i) for i in range(6)], OURS, None),
+        ([annotated(i) for i in range(6)], [row | {"generator": "renamed"} for row in OURS], None),
+        (
+            [annotated(i, output_2="rewritten since") for i in range(6)],
+            OURS,
+            "6 of 6 rows have another output_2 than the model_outputs.json",
+        ),
+        ([annotated(0), annotated(1, output_1="x")], OURS, "1 of 2 rows have another output_1 than the reference (first: row 1)"),
+        ([annotated(9)], OURS, "1 of 1 rows ask what the model_outputs.json does not answer (first: row 0)"),
+        ([annotated(8)], [output(8, "ours 8", "m")], "1 of 1 rows ask what the reference does not answer (first: row 0)"),
+        ([annotated(0, output_1="ours 0", output_2="theirs")], OURS, "another output_2 than the model_outputs.json"),
+    ],
+)
+def test_annotations_of_other_texts_than_the_files_beside_them_are_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], outputs: list[dict[str, Any]], said: str | None
+) -> None:
+    folder = small_layout(tmp_path, rows, outputs)
+    (row,) = rescore_files(asked(folder, reference_outputs=tmp_path / "reference.json")).rows
+    assert row["refused"] == (said is not None)
+    assert row["win_rate"] == (50 if said is None else None)
+    assert said is None or (said in row["reason"] and "annotations.json" in row["reason"]), row["reason"]
+
+
+def test_texts_of_another_model_do_not_stand_in_for_those_that_rows_lack(tmp_path: Path) -> None:
+    folder = small_layout(tmp_path, [annotated(i, output_2=None) for i in range(6)], [row | {"generator": "other"} for row in OURS])
+    with pytest.raises(BadConfig, match="row 0: output_2 is not in the row, and the file that should bring it is of the text 'other'"):
+        rescore_files(asked(folder))
+
+
+def test_repeated_rows_are_counted_under_the_table(tmp_path: Path) -> None:
+    found = rescore_files(asked(small_layout(tmp_path, [annotated(i) for i in range(6)] + [annotated(0, preference=2)], OURS)))
+    assert found.rows[0]["n_repeated"] == 1
+    assert any(note.startswith("Rows that repeat an instruction: m 1. The package counts each") for note in found.notes)
+
+
 # AlpacaEval's layout --------------------------------------------------------------------------------------------------
 
 

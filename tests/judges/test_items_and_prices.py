@@ -26,6 +26,55 @@ def test_the_official_files_are_read_whole() -> None:
     assert {item.category for item in questions if item.reference} == {"reasoning", "math", "coding"}
 
 
+def arena_answer(uid: str, answer: str, *before: dict[str, Any]) -> dict[str, Any]:
+    return {"uid": uid, "model": "o3", "messages": [*before, {"role": "assistant", "content": {"answer": answer}}]}
+
+
+def lines_of(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+QUESTIONS = [{"uid": "a", "prompt": "Count.", "category": "hard"}, {"uid": "b", "prompt": "Name a fruit.", "category": "hard"}]
+
+
+def asked(prompt: str) -> dict[str, str]:
+    return {"role": "user", "content": prompt}
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([], r"a\.jsonl has no answer to question a of .*q\.jsonl"),
+        (
+            [arena_answer("a", "x", asked("Count.")), arena_answer("b", "y", asked("Name a river."))],
+            r"a\.jsonl:2: answers the text 'Name a river\.', and question b of .*q\.jsonl is the text 'Name a fruit\.': take the answers",
+        ),
+        ([arena_answer("a", ""), arena_answer("b", " \n")], r"a\.jsonl: each of its 2 answers is empty"),
+        ([arena_answer("a", "x"), arena_answer("b", "$ERROR$")], r"a\.jsonl:2: the answer is \$ERROR\$"),
+    ],
+)
+def test_a_baseline_of_no_answers_or_of_other_questions_is_refused(tmp_path: Path, answers: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(BadFile, match=said):
+        read_arena_hard(lines_of(tmp_path / "q.jsonl", *QUESTIONS), lines_of(tmp_path / "a.jsonl", *answers))
+
+
+def test_a_baseline_may_have_one_empty_answer_and_messages_before_the_question(tmp_path: Path) -> None:
+    answers = [arena_answer("a", "", {"role": "system", "content": "Be brief."}, asked("Count.\n")), arena_answer("b", "y")]
+    items = read_arena_hard(lines_of(tmp_path / "q.jsonl", *QUESTIONS), lines_of(tmp_path / "a.jsonl", *answers))
+    assert [item.baseline for item in items] == [[""], ["y"]]
+
+
+def test_other_opponents_who_never_said_anything_are_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "items.json").write_text(json.dumps([{"instruction": text, "output": ""} for text in "ab"]))
+    with pytest.raises(BadFile, match=r"items\.json: each of its 2 answers is empty"):
+        read_alpaca_eval(tmp_path / "items.json")
+    questions = lines_of(tmp_path / "q.jsonl", {"question_id": 1, "turns": ["a"]})
+    for turn, said in ((" ", r"a\.jsonl: each of its 1 answers is empty"), ("$ERROR$", r"a\.jsonl:1: the answer is \$ERROR\$")):
+        with pytest.raises(BadFile, match=said):
+            read_mt_bench(questions, None, lines_of(tmp_path / "a.jsonl", {"question_id": 1, "choices": [{"turns": [turn]}]}))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -206,6 +255,8 @@ def test_prices_that_are_none_are_one_line(tmp_path: Path, source: str, says: st
         ([{"item_id": "a", "rating": "7"}], ":1: not a HumanLabel: label of a: rating must be in .1, 10., got '7'"),
         ([{"item_id": None, "rating": 7}], ":1: not a HumanLabel: item_id must be a text or a whole number, got null"),
         ([{"item_id": "a", "rating": 7, "turn": True}], ":1: not a HumanLabel: turn must be a whole number from 0 to 1000000, got true"),
+        ([{"item_id": "a", "rating": 7, "turn": 2}], ":1: not a HumanLabel: label of a: turn must be 0 or 1, got 2"),
+        ([{"item_id": "a", "preference": 1, "turn": 1}], ":1: not a HumanLabel: label of a: turn must be 0, a preference is of the whole"),
         ([{"item_id": "a", "rating": 7, "who": "me"}], ":1: not a HumanLabel: HumanLabel has no who; known: item_id, preference"),
         ([{"item_id": "a", "rating": 7}, {"item_id": "a", "rating": 8}], r":2: labels item a again, after .*l\.jsonl:1"),
         ([3], ":1: expected an object, got the number 3"),

@@ -63,6 +63,7 @@ TWO = "judge.judges={truth: {judge: gold}, asked: {judge: alpaca_eval, model: m}
         (("judge.judges={a: {judge: gold}, b: {judge: alpaca_eval, model: m, n_items: 3}}",), "judge.judges.b.n_items is the jury's"),
         (("judge.judges={a: {judge: gold}, b: {judge: reward_model, model: nowhere}}",), "got nowhere: no such folder (judge.judges="),
         ((TWO, "judge.judges.asked.concurrency=0"), "judge.judges.asked.concurrency must be >= 1, got 0"),
+        (("judge.judges={a: {judge: gold}, b: {judge: gold}}",), "a and b are one judge, whose vote would count twice: leave b out"),
         ((TWO, "do=audit"), "do=audit asks one judge, got judge=jury; audit its members one by one"),
     ],
 )

@@ -20,7 +20,7 @@ from bench.engines.lm_eval import _answers, _results, answer, by_shots, faults
 from bench.records import Result, TaskAnswer, TaskResult, read_jsonl, write_jsonl
 from bench.report.groups import Group
 from bench.report.rows import Row
-from bench.report.tables import _tasks_notes, tasks
+from bench.report.tables import _how_asked, _tasks_notes, tasks
 from bench.scoring.numbers import _Numbers, _tasks
 from bench.store.keys import tree_stamp
 from bench.store.stage_run import Progress, StageRun
@@ -344,3 +344,11 @@ def test_a_sweep_asks_the_tasks_beside_its_judge(place: Path, tmp_path: Path) ->
     assert "fruit (0 shots, 5 documents, version 3.0)" in table
     for path in (tmp_path / "results" / "store" / "score").glob("*/result.json"):
         assert 0 <= Result.from_json(json.loads(path.read_text())).metrics["tasks/fruit/acc"] <= 1
+
+
+def test_a_group_without_a_version_or_shots_says_neither() -> None:
+    found = {"results": {"g": {"acc,none": 0.5, "sample_len": 4}}, "lm_eval_version": "0"}
+    (result,) = _results("g", found | {name: {} for name in ("higher_is_better", "n-shot", "versions", "samples")}, True)
+    assert (result.version, result.shots) == (None, None)
+    assert _how_asked(result.version, result.shots, result.n) == "4 documents"
+    assert _how_asked("1.0", 5, 4) == "5 shots, 4 documents, version 1.0"

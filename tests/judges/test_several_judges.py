@@ -76,6 +76,15 @@ def test_a_file_that_answers_no_item_is_one_line_of_a_plan(files: list[str], tmp
     assert f"{file}: none of its 1 rows answers one of the {N} prompts; item alpaca_eval-0 asks 'Say 0'" in ran.err
 
 
+def test_a_file_that_answers_no_question_of_several_turns_is_one_line_of_a_plan_too(files: list[str], tmp_path: Path) -> None:
+    questions = tmp_path / "question.jsonl"
+    questions.write_text("".join(json.dumps({"question_id": i, "turns": [f"Count {i}.", "Again."]}) + "\n" for i in range(4)))
+    words = [files[0].split(",")[0], f"judge.items={questions}", "judge=mt_bench", "judge.model=m", "do=plan"]
+    ran = bench(*words, results=tmp_path / "results")
+    assert (ran.code, len(ran.err.strip().splitlines())) == (2, 1), ran.err
+    assert f"none of its {N} rows answers one of the 4 prompts; item mt_bench-0 asks 'Count 0.'" in ran.err
+
+
 def verdicts(results: Path) -> dict[str, list[Verdict]]:
     """By judge, or for a jury's members by the model that was asked."""
     found: dict[str, list[Verdict]] = {}

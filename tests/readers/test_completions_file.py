@@ -61,8 +61,25 @@ def test_texts_may_hold_any_line_break_of_unicode(tmp_path: Path) -> None:
         read_written(path)
 
 
-def test_a_row_of_another_prompt_answers_nothing(tmp_path: Path) -> None:
-    assert matched(read_written(write(tmp_path / "f.jsonl", {"prompt": "Say goodbye.", "id": "a", "completion": "Bye."})), ITEMS) == []
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "a", "prompt": "Say goodbye.", "completion": "Bye."},
+        {"id": "a", "prompt": "Name a fruit.", "completion": "Pear."},
+        {"id": "b", "turns": ["Count.", "Name a fruit."], "completions": ["One.", "Pear."]},
+        {"id": "c", "prompt": [{"role": "system", "content": "Be brief."}, user("Name a fruit.")], "completion": "Pear."},
+    ],
+)
+def test_an_id_that_contradicts_its_prompt_is_refused(tmp_path: Path, row: Any) -> None:
+    path = write(tmp_path / "f.jsonl", row)
+    with pytest.raises(BadFile, match=rf"f\.jsonl:1: id and prompt are of two items: item {row['id']} asks .*leave the ids out where the"):
+        matched(read_written(path), ITEMS)
+
+
+def test_the_first_turn_is_prompt_enough_beside_an_id(tmp_path: Path) -> None:
+    row = {"id": "b", "prompt": "Count.", "completions": ["One.", "Two."]}
+    (found,) = matched(read_written(write(tmp_path / "f.jsonl", row)), ITEMS)
+    assert (found.id, found.completions) == ("b", ["One.", "Two."])
 
 
 @pytest.mark.parametrize("row", [{"id": "b", "completion": "One."}, {"turns": ["Count.", "Again."], "completions": ["1", "2", "3"]}])

@@ -18,6 +18,7 @@ from tiny import Ran, bench, make_model, plans
 from bench.judges.asked.prompts import OWN_PROMPTS, mt_bench_templates
 from bench.judges.asked.request import Reply
 from bench.judges.canaries import CANARIES, make_canaries
+from bench.judges.formats.alpaca_eval import read_pairs
 from bench.judges.formats.mt_bench import Rated, read_judgements, read_prompt
 from bench.judges.rating import AskedRating
 from bench.planning.judging import judge_key
@@ -300,6 +301,28 @@ def test_a_model_of_this_machine_is_audited_without_a_key_or_a_training(tmp_path
 def test_an_audit_that_cannot_be_is_said_at_the_door(problems: Callable[..., list[str]], words: list[str], said: str) -> None:
     found = problems("do=audit", *words)
     assert any(said in problem for problem in found), found
+
+
+def test_recorded_verdicts_without_a_scored_pair_are_said_at_the_door(problems: Callable[..., list[str]], tmp_path: Path) -> None:
+    folder = tmp_path / "m" / "a"
+    folder.mkdir(parents=True)
+    row = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": None}
+    (folder / "annotations.json").write_text(json.dumps([row]))
+    found = problems("do=audit", f"recorded={tmp_path}", "judge=alpaca_eval", "judge.model=m")
+    assert any("with scored pairs of two texts" in problem for problem in found), found
+    (folder / "annotations.json").write_text(json.dumps([row | {"preference": 1.5}]))
+    (folder.parent / "model_outputs.json").write_text(json.dumps([{"instruction": "q", "output": "c", "generator": "m"}]))
+    found = problems("do=audit", f"recorded={tmp_path}", "judge=alpaca_eval", "judge.model=m")
+    assert any("1 of 1 rows have another output_2 than the model_outputs.json" in problem for problem in found), found
+
+
+def test_of_a_repeated_recorded_pair_the_last_row_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "m" / "a"
+    folder.mkdir(parents=True)
+    rows = [{"instruction": "q", "output_1": "a", "output_2": "b", "preference": preference} for preference in (1.0, 2.0)]
+    (folder / "annotations.json").write_text(json.dumps(rows))
+    ((_, _, (verdict,)),) = read_pairs(tmp_path)
+    assert verdict.preference == 1
 
 
 def test_a_bad_label_and_items_without_answers_are_said_at_the_door(problems: Callable[..., list[str]], tmp_path: Path) -> None:

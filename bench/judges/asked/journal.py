@@ -181,7 +181,8 @@ class Ledger:
                 self._take(line)
         if self.n_unread > known:
             say(f"{self.path}: {self.n_unread} lines cannot be read; each counts as ${max(self.largest, unread_dollars):.4f}")
-        return sum(self.spent.get(stage, 0.0) for stage in stages) + self.n_unread * max(self.largest, unread_dollars)
+        # what was reserved is given back, never more: a stage below 0 is a damaged line, and frees nothing
+        return sum(max(0.0, self.spent.get(stage, 0.0)) for stage in stages) + self.n_unread * max(self.largest, unread_dollars)
 
     def _take(self, line: bytes) -> None:
         try:

@@ -48,6 +48,7 @@ from bench.text_files import (
 )
 
 GAMED_WEIGHT = 0.2  # lambda of the package's `length_controlled_v1`, shared by the gamed versions of the baseline
+NO_GENERATOR = "(no generator)"  # of outputs that do not name their model
 NO_VOTE = "no vote was read from the judge's reply"
 
 
@@ -125,11 +126,13 @@ class Annotations:
 def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outputs | None = None) -> Annotations:
     """`annotations.json`, plain or .gz; texts that its rows lack come from `outputs` and `reference`, by instruction.
 
-    Raises BadFile where a row has a vote and a text is in neither, and for several models or annotators in one file.
+    Raises BadFile where a row has a vote and a text is in neither, or only in a file of another model, and for several models or
+    annotators in one file.
     """
     verdicts: list[Verdict] = []
     names: dict[tuple[str, str, str], None] = {}
-    beside = {"output_1": reference.texts if reference else {}, "output_2": outputs.texts if outputs else {}}
+    files = {"output_1": reference, "output_2": outputs}
+    beside = {side: file.texts if file else {} for side, file in files.items()}
     for place, row in read_objects(path, "annotations (instruction, output_1, output_2, preference)"):
         item = _annotated_item(row, place, reference)
         shown = {side: optional_text(row.get(side), f"{place}: {side}") for side in beside}
@@ -140,6 +143,10 @@ def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outp
         baseline, policy = pair
         model, base, annotator = (_named(row, key, place) for key in ("generator_2", "generator_1", "annotator"))
         names[model, base, annotator] = None
+        for side, name in (("output_1", row.get("generator_1")), ("output_2", row.get("generator_2"))):
+            file = files[side]
+            if file and shown[side] is None and item in beside[side] and name is not None and file.model not in (name, NO_GENERATOR):
+                raise BadFile(f"{place}: {side} is not in the row, and the file that should bring it is of {describe(file.model)}")
         raw = row.get("preference_raw_completion", row.get("raw_completion"))
         verdicts.append(
             Verdict(
@@ -161,6 +168,26 @@ def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outp
     return Annotations(*next(iter(names)), verdicts)
 
 
+def contradiction(annotations: Annotations, outputs: Outputs | None, reference: Outputs | None) -> str | None:
+    """Why annotations are not about the texts of the files beside them; None where they are."""
+    sides: tuple[tuple[str, str, Outputs | None], ...] = (("output_2", "model_outputs.json", outputs), ("output_1", "reference", reference))
+    for side, name, file in sides:
+        if file is None:
+            continue
+        digests = {item: text_digest(text) for item, text in file.texts.items()}
+        judged = [(v.item_id, v.policy_digest if side == "output_2" else v.baseline_digest) for v in annotations.verdicts]
+        absent = [row for row, (item, _) in enumerate(judged) if item not in digests]
+        other = [row for row, (item, digest) in enumerate(judged) if digest is not None and digests.get(item, digest) != digest]
+        if absent or other:
+            what = f"ask what the {name} does not answer" if absent else f"have another {side} than the {name}"
+            rows = absent or other
+            return (
+                f"{len(rows)} of {len(judged)} rows {what} (first: row {rows[0]}): bring the {name} that was judged, or leave it out where "
+                "the rows hold both texts"
+            )
+    return None
+
+
 def _annotated_item(row: Mapping[str, Any], place: str, reference: Outputs | None) -> str:
     """By its instruction, or by its number in the reference."""
     if row.get("instruction") is not None or reference is None or row.get("index") is None:
@@ -171,28 +198,32 @@ def _annotated_item(row: Mapping[str, Any], place: str, reference: Outputs | Non
 
 
 def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
-    """Every scored pair of a folder in AlpacaEval's layout with both its texts, named `<model>/<item>`.
+    """Every scored pair of a folder in AlpacaEval's layout with both its texts, named `<model>/<item>`; of a repeated one the last row.
 
     Raises ValueError where there are none, or verdicts of several annotators, which are no one judge's.
     """
-    pairs, annotators = [], set()
+    pairs: dict[str, tuple[Item, Completion, list[Verdict]]] = {}
+    annotators = set()
     for path in find_annotations(folder):
         outputs = read_outputs(found) if (found := find_outputs(path)) else None
         read, model = read_annotations(path, outputs), path.parent.parent.name
+        if why := contradiction(read, outputs, None):
+            raise BadFile(f"{path}: {why}")
         annotators.add(read.annotator)
         texts = outputs.texts if outputs else {}
         for (_, row), verdict in zip(read_objects(path), read.verdicts, strict=True):
             theirs, ours = row.get("output_1"), row.get("output_2") or texts.get(verdict.item_id, row.get("output_2"))
+            pair = f"{model}/{verdict.item_id}"
+            pairs.pop(pair, None)
             if verdict.preference is None or theirs is None or ours is None:
                 continue
-            pair = f"{model}/{verdict.item_id}"
             item = Item(pair, verdict.category, [row["instruction"]], baseline=[theirs])
-            pairs.append((item, Completion(pair, item.turns, [ours], [], []), [replace(verdict, item_id=pair)]))
+            pairs[pair] = item, Completion(pair, item.turns, [ours], [], []), [replace(verdict, item_id=pair)]
     if not pairs:
-        raise ValueError(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts")
+        raise BadFile(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts")
     if len(annotators) > 1:
-        raise ValueError(f"{folder} holds verdicts of {', '.join(sorted(annotators))}: lay out those of one annotator")
-    return pairs
+        raise BadFile(f"{folder} holds verdicts of {', '.join(sorted(annotators))}: lay out those of one annotator")
+    return list(pairs.values())
 
 
 def _preference(value: Any) -> tuple[float | None, str | None]:

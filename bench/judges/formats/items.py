@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.readers.completions_file import first_choice, turn_text
+from bench.readers.completions_file import FAILED_REQUEST, first_choice, turn_text
 from bench.records import Item
 from bench.text_files import BadFile, describe, id_text, optional_text, printable, read_objects, read_rows, text
 
@@ -25,6 +25,7 @@ def read_alpaca_eval(path: Path) -> list[Item]:
         _has(row, place, "instruction", "output")
         asked, answer = (text(row[key], f"{place}: {key}") for key in ("instruction", "output"))
         items.append(Item(f"alpaca_eval-{number}", optional_text(row.get("dataset"), f"{place}: dataset"), [asked], baseline=[answer]))
+    _check_baseline(path, items)
     return items
 
 
@@ -51,6 +52,7 @@ def read_mt_bench(questions: Path, references: Path | None = None, answers: Path
     if references and items and not any(item.reference for item in items):
         none = f"{references} has no reference for any of the {len(items)} questions of {questions}"
         raise BadFile(f"{none}: take the file that belongs to them")
+    _check_baseline(answers, items)
     return _each_once(questions, items)
 
 
@@ -58,13 +60,18 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
     """Items of Arena-Hard-Auto's question.jsonl (uid, category, prompt), each with the baseline model's answer of its model_answer
     file (uid, messages). Raises BadFile with the line of a row that cannot be used, or the question that has no answer."""
     theirs: dict[str, str] = {}
+    asked: dict[str, tuple[str, str]] = {}  # by question: (place, prompt) of the answer's own messages
     models: dict[str | None, None] = {}
     for place, row in read_rows(answers):
         _has(row, place, "uid", "messages")
         match row["messages"]:
-            case [*_, {"role": "assistant", "content": content}]:
+            case [*before, {"role": "assistant", "content": content}]:
                 answer = content.get("answer") if isinstance(content, dict) else content
-                theirs[id_text(row["uid"], f"{place}: uid")] = text(answer, f"{place}: the last message's answer")
+                key = id_text(row["uid"], f"{place}: uid")
+                theirs[key] = _answer(text(answer, f"{place}: the last message's answer"), place)
+                prompts = [message.get("content") for message in before if isinstance(message, dict) and message.get("role") == "user"]
+                if prompts and isinstance(prompts[-1], str):
+                    asked[key] = place, prompts[-1]
             case other:
                 raise BadFile(f"{place}: messages must end in the assistant's (role, content), got {describe(other)}")
         models[_model(row, "model", place)] = None
@@ -75,14 +82,37 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
         key, prompt = id_text(row["uid"], f"{place}: uid"), text(row["prompt"], f"{place}: prompt")
         if key not in theirs:
             raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}")
+        if key in asked and asked[key][1].strip() != prompt.strip():
+            there, other = asked[key]
+            raise BadFile(
+                f"{there}: answers {describe(other)}, and question {printable(key)} of {questions} is {describe(prompt)}: take the answers "
+                "that belong to these questions"
+            )
         category = optional_text(row.get("category"), f"{place}: category")
         items.append(Item(f"arena_hard-{key}", category, [prompt], baseline=[theirs[key]]))
+    _check_baseline(answers, items)
     return _each_once(questions, items)
 
 
 def _has(row: Mapping[str, Any], place: str, *names: str) -> None:
     if any(key not in row for key in names):
         raise BadFile(f"{place}: expected {' and '.join(names)}, got {describe(row)}")
+
+
+def _answer(answer: str, place: str) -> str:
+    """An answer of a file. Raises BadFile for the mark of a request that failed."""
+    if answer == FAILED_REQUEST:
+        failed = f"{place}: the answer is {FAILED_REQUEST}, FastChat's mark of a request that failed"
+        raise BadFile(f"{failed}: ask again, or leave the question out")
+    return answer
+
+
+def _check_baseline(path: Path | None, items: Sequence[Item]) -> None:
+    """Raises BadFile for an opponent who never said anything: it would lose every time."""
+    answers = [text for item in items for text in item.baseline or ()]
+    if answers and not any(answer.strip() for answer in answers):
+        empty = f"{path}: each of its {len(answers)} answers is empty"
+        raise BadFile(f"{empty}, and an opponent who says nothing always loses: take another file")
 
 
 def _each_once(path: Path, items: list[Item]) -> list[Item]:
@@ -100,7 +130,7 @@ def _answers(path: Path) -> dict[str, list[str]]:
     models: dict[str | None, None] = {}
     for place, row in read_rows(path):
         _has(row, place, "question_id", "choices")
-        found[id_text(row["question_id"], f"{place}: question_id")] = first_choice(row, place)
+        found[id_text(row["question_id"], f"{place}: question_id")] = [_answer(turn, place) for turn in first_choice(row, place)]
         models[_model(row, "model_id", place)] = None
     _of_one_model(path, models)
     return found
