@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 import yaml
 
@@ -187,7 +187,7 @@ def decode(content: bytes, where: str) -> str:
         raise BadFile(f"{where}: expected UTF-8, got other bytes ({error.reason} at byte {error.start}): save the file as UTF-8") from error
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """The bytes of a regular file. A pipe is not waited for. Raises OSError for anything else."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     mode = os.fstat(file).st_mode

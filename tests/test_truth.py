@@ -418,7 +418,7 @@ def test_a_bundle_writes_through_none_of_its_links(foreign: Path, tmp_path: Path
         ({"axes": [1]}, "each of axes must be text"),
         ({"replaced": "yes"}, "replaced must be true or false"),
         ({"cells": None}, "cannot be read by this version"),
-        ({"cells": []}, "cells must be a list of at least one, got a list of 0"),
+        ({"cells": []}, "cells must hold one cell or more, got an empty list"),
         ({"expectations": 3}, "cannot be read by this version"),
         ({"format": 2}, "format 2, and this bench reads 1"),
     ],

@@ -34,7 +34,7 @@ def passport_lines(sweep: Sweep, results: Path, *, link: bool = False) -> list[s
                 lines[key] = f"Judge {name}: the truth of the controlled world, which needs no audit"
             else:
                 command = " ".join(filter(None, ("python -m bench", sweep.command, "do=audit")))
-                if member is not None:
+                if member is not None and not isinstance(member, GoldJudge):
                     own = [f"judge={member.name}", f"judge.model={member.model}"]
                     command = f"python -m bench do=audit {' '.join(own)} and what else judge.judges.{label} sets"
                 lines[key] = f"Judge {name}: not audited yet; to measure its faults: {command}"
