@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PAIRS, write_rows
 from published import shp
+from tiny import write_rows
 
 from bench.cli.compose import BadConfig, open_door
 from bench.conformance.table import FACTS, NAMES
@@ -43,7 +43,7 @@ COMMANDS = sorted({line for path in READMES for line in command_lines(path)})
 @pytest.fixture
 def own(tmp_path: Path, model_folder: Path, pairs_file: Path) -> dict[str, str]:
     """What stands for each placeholder: a word, or a small file of the right kind."""
-    completions = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
+    completions = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in map(json.loads, pairs_file.read_text().splitlines())]
     question = {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]}
     answer = {"question_id": 81, "model_id": "m", "choices": [{"index": 0, "turns": ["A.", "B."]}]}
     text = [{"role": "user", "content": "Write."}, {"role": "assistant", "content": {"answer": "A."}}]
