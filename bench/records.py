@@ -14,6 +14,8 @@ from bench import text_files
 from bench.text_files import BadFile, id_text, number, printable, whole_number
 
 R = TypeVar("R", bound="Record")
+K, V = TypeVar("K"), TypeVar("V")
+Named = TypeVar("Named", "Item", "Completion", "Labelled")
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}, as chat templates read it
 
@@ -313,15 +315,13 @@ class Result(Record):
         return {name: value for name, value in super().to_json().items() if name != "calibration" or value is not None}
 
 
-def preference_verdicts(path: Path) -> list[Verdict]:
+def preference_verdicts(folder: Path) -> list[Verdict]:
     """One verdict an item: where turns were judged one by one, the mean and summed lengths of those that were scored."""
-    return over_turns(read_jsonl(path, Verdict))
+    return over_turns(read_verdicts(folder))
 
 
 def over_turns(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    by_item: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        by_item.setdefault(verdict.item_id, []).append(verdict)
+    by_item = grouped((verdict.item_id, verdict) for verdict in verdicts)
     return [turns[0] if len(turns) == 1 else _mean_turn(turns) for turns in by_item.values()]
 
 
@@ -383,6 +383,18 @@ def read_labels(path: Path) -> list[HumanLabel]:
     return labels
 
 
+def read_items(folder: Path) -> list[Item]:
+    return list(read_jsonl(folder / "items.jsonl", Item))
+
+
+def read_completions(folder: Path) -> list[Completion]:
+    return list(read_jsonl(folder / "completions.jsonl", Completion))
+
+
+def read_verdicts(folder: Path) -> list[Verdict]:
+    return list(read_jsonl(folder / "verdicts.jsonl", Verdict))
+
+
 def read_logps(folder: Path) -> dict[str, Logps]:
     """A logps stage's sums by row name."""
     return {row.id: row for row in read_jsonl(folder / "logps.jsonl", Logps)}
@@ -398,6 +410,19 @@ def read_rows(path: Path) -> list[Pair] | list[Unpaired]:
     with path.open(encoding="utf-8") as file:
         paired = '"chosen"' in file.readline()
     return list(read_jsonl(path, Pair)) if paired else list(read_jsonl(path, Unpaired))
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """The values of each key, keys and values in the order in which they come."""
+    found: dict[K, list[V]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def by_id(records: Iterable[Named]) -> dict[str, Named]:
+    """Records by their ids; of equal ids the last counts."""
+    return {record.id: record for record in records}
 
 
 def size_words(size: float) -> str:

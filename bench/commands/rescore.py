@@ -26,7 +26,7 @@ from bench.config import FITTED, Rescore, user_path
 from bench.judges.formats import alpaca_eval, mt_bench
 from bench.output_files import why, write_where_asked
 from bench.planning.inputs import CellPlan
-from bench.records import Item, Result, Verdict, read_jsonl
+from bench.records import Result, Verdict, read_items
 from bench.scoring.calibration import fitted, fitted_on, recalibrated
 from bench.scoring.numbers import score
 from bench.stats.estimates import Estimate, Unmeasured, rating_mean
@@ -436,7 +436,7 @@ def _of_cells(do: Rescore, cells: Sequence[CellPlan], store: Store) -> Mapping[s
     assert whole is not None
     roles = ("preference_verdicts", "preference_items")
     ready = [cell for cell in cells if all(role in cell.roles and _done(cell.roles[role], store) for role in roles)]
-    items = {cell.key: read_jsonl(store.folder(cell.roles["preference_items"]) / "items.jsonl", Item) for cell in ready}
+    items = {cell.key: read_items(store.folder(cell.roles["preference_items"])) for cell in ready}
     return {key: alpaca_eval.for_items(whole, found) for key, found in items.items()}
 
 

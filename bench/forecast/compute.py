@@ -24,7 +24,7 @@ from bench.models.hub import read_config
 from bench.models.model_size import BYTES, Memory, Shape, checkpoints, read_shape, scoring_memory, training_memory, writing_memory
 from bench.models.token_counts import Messages, counter_or_none
 from bench.planning.inputs import CellPlan
-from bench.records import Conversation, Item, completion_columns, read_jsonl, read_rows
+from bench.records import Conversation, Item, completion_columns, read_items, read_jsonl, read_rows
 from bench.store.keys import Source, Stage
 from bench.store.stage_settings import (
     BaseSettings,
@@ -169,7 +169,7 @@ class Sizes:
             folder, _ = self.aside.look(items)
         except (AttributeError, OSError, ValueError):  # its own inputs are written by a model
             return 0.0
-        asked = list(read_jsonl(folder / "items.jsonl", Item))
+        asked = read_items(folder)
         return self._mean(cell, items.key, map(_asked, _some(asked)), cell.cell.model.max_length, opens=True)
 
     def _mean(self, cell: CellPlan, what: str, rows: Iterable[Messages], most: int, opens: bool = False) -> float:

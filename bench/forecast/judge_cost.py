@@ -23,7 +23,7 @@ from bench.judges.asked.prices import price_of
 from bench.judges.asked.request import Request
 from bench.models.token_counts import counter
 from bench.planning.judging import labels_samples
-from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
+from bench.records import Completion, Item, read_completions, read_items, read_verdicts, write_jsonl
 from bench.stages import data, generate
 from bench.stages.judge import language_judge
 from bench.store.keys import Source, Stage
@@ -69,9 +69,9 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
     assert settings.asking is not None
     with tempfile.TemporaryDirectory() as aside:
         whose: list[str] = []
-        items = list(read_jsonl(_made(stage.inputs["items"], store, Path(aside), whose) / "items.jsonl", Item))
+        items = read_items(_made(stage.inputs["items"], store, Path(aside), whose))
         folder = _made(stage.inputs["completions"], store, Path(aside), whose)
-        answers = list(read_jsonl(folder / "completions.jsonl", Completion))
+        answers = read_completions(folder)
     written = "the policy's answers" if getattr(stage.inputs["completions"], "kind", "") == "generate" else "the texts that are judged"
     if labels_samples(stage):
         written = "the policy's samples"
@@ -103,7 +103,7 @@ def _made(source: Stage | Source, store: Store, aside: Path, whose: list[str]) -
     out.mkdir(parents=True)
     inputs = {role: _made(s, store, aside, whose) for role, s in source.inputs.items() if role in ("items", "completions")}
     if isinstance(source.settings, GenerateSettings | SampleSettings):
-        items = list(read_jsonl(inputs["items"] / "items.jsonl", Item))
+        items = read_items(inputs["items"])
         answers, words = _stand_ins(source, source.settings, items, store)
         whose.append(words)
         write_jsonl(out / "completions.jsonl", answers)
@@ -144,7 +144,7 @@ def _like_answers(source: Stage, store: Store) -> list[Completion] | None:
         return None
     decoding = source.settings.decoding.model_dump(mode="json")
     best = max(likes, key=lambda m: (m.settings.get("decoding") == decoding, m.key))
-    return list(read_jsonl(store.root / best.kind / best.key / "completions.jsonl", Completion))
+    return read_completions(store.root / best.kind / best.key)
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def _reply_tokens(stage: Stage, requests: Sequence[Request], store: Store) -> tu
         for manifest in store.history()
         if manifest.kind == "judge" and manifest.settings.get("manner") == stage.settings.manner
         if manifest.settings.get("model") == stage.settings.model
-        for verdict in read_jsonl(store.root / manifest.kind / manifest.key / "verdicts.jsonl", Verdict)
+        for verdict in read_verdicts(store.root / manifest.kind / manifest.key)
         for call in verdict.calls
         if call.completion_tokens is not None
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.records import Completion, Item, Verdict, read_jsonl
+from bench.records import Completion, Item, Verdict, by_id, read_completions, read_items, read_verdicts
 from bench.report.rows import Row
 from bench.store.store import Store
 
@@ -21,13 +21,13 @@ def _samples(row: Row, store: Store, manner: str) -> str:
     roles = row.cell.roles
     if f"{manner}_completions" not in roles or store.status(roles[f"{manner}_completions"]).state != "done":
         return ""
-    items = {item.id: item for item in read_jsonl(store.folder(roles[f"{manner}_items"]) / "items.jsonl", Item)}
+    items = by_id(read_items(store.folder(roles[f"{manner}_items"])))
     verdicts: dict[tuple[str, int], Verdict] = {}
     if f"{manner}_verdicts" in roles and store.status(roles[f"{manner}_verdicts"]).state == "done":
-        for verdict in read_jsonl(store.folder(roles[f"{manner}_verdicts"]) / "verdicts.jsonl", Verdict):
+        for verdict in read_verdicts(store.folder(roles[f"{manner}_verdicts"])):
             verdicts[verdict.item_id, verdict.turn] = verdict
     shown: list[str] = []
-    for completion in read_jsonl(store.folder(roles[f"{manner}_completions"]) / "completions.jsonl", Completion):
+    for completion in read_completions(store.folder(roles[f"{manner}_completions"])):
         if len(shown) == SHOWN:
             break
         shown.append("\n".join(_turns(items[completion.id], completion, verdicts)))

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, TypeGuard
 
-from bench.records import Verdict, read_jsonl
+from bench.records import read_verdicts
 from bench.report.groups import Group, chosen, method_name, row_words
 from bench.report.rows import Row
 from bench.store.keys import Stage, hash_key, keyed_settings
@@ -306,7 +306,7 @@ def _judge(stage: Stage | None, name: str, store: Store) -> str | None:
         return None
     members = [source for source in stage.inputs.values() if isinstance(source, Stage) and source.kind == "judge"]  # of a jury
     asked = [found for found in (stage, *members) if _done(found, store)]
-    verdicts = [verdict for found in asked for verdict in read_jsonl(store.folder(found) / "verdicts.jsonl", Verdict)]
+    verdicts = [verdict for found in asked for verdict in read_verdicts(store.folder(found))]
     served = sorted({call.served for verdict in verdicts for call in verdict.calls if call.served})
     return ", ".join([f"{name} ({hash_key(_asked(stage))[:DIGITS]})", *served])
 

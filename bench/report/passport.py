@@ -15,7 +15,7 @@ from bench.config import GoldJudge, LanguageJudge
 from bench.output_files import OutputFiles
 from bench.planning.inputs import CellPlan
 from bench.planning.judging import judge_key
-from bench.records import Item, Verdict, read_jsonl
+from bench.records import read_items, read_verdicts
 from bench.report import passport_page
 from bench.report.passport_page import Line, Number, Section
 from bench.store.keys import Stage
@@ -56,7 +56,7 @@ def _facts(audit: CellPlan, store: Store) -> dict[str, Any]:
     if not isinstance(judge, GoldJudge):
         facts |= judge.model_dump(mode="json", include={"model", "provider", "server", "annotator", "mode", "items"})
     by_role = {role: stage for role, stage in audit.roles.items() if stage.kind == "judge" and role != "gold"}
-    calls = [c for stage in by_role.values() for v in read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict) for c in v.calls]
+    calls = [c for stage in by_role.values() for v in read_verdicts(store.folder(stage)) for c in v.calls]
     if isinstance(judge, LanguageJudge):
         facts |= {
             "served": sorted({call.served for call in calls if call.served}),
@@ -65,7 +65,7 @@ def _facts(audit: CellPlan, store: Store) -> dict[str, Any]:
             "requests": len(calls),
             "dollars": sum(known) if (known := [c.dollars for c in calls if c.dollars is not None]) else None,
         }
-    items = list(read_jsonl(store.folder(audit.roles["verdicts"].inputs["items"]) / "items.jsonl", Item))
+    items = read_items(store.folder(audit.roles["verdicts"].inputs["items"]))
     completions = audit.roles["verdicts"].inputs["completions"]
     facts |= {"n_items": len(items), "judged": completions.label if isinstance(completions, Stage) else ""}
     return facts

@@ -57,7 +57,7 @@ def fitted_on(others: Sequence[Sequence[Verdict]], none: str) -> Calibration | U
 
 
 def verdicts_of(cell: CellPlan, store: Store) -> list[Verdict]:
-    return preference_verdicts(store.folder(cell.roles["preference_verdicts"]) / "verdicts.jsonl")
+    return preference_verdicts(store.folder(cell.roles["preference_verdicts"]))
 
 
 def recalibrated(result: Result, cell: CellPlan, store: Store, calibration: Calibration | Unmeasured) -> Result:

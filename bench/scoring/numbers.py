@@ -43,7 +43,6 @@ from bench.judges.formats import alpaca_eval
 from bench.planning.judging import member_label
 from bench.records import (
     Completion,
-    Item,
     Labelled,
     Pair,
     Result,
@@ -51,11 +50,14 @@ from bench.records import (
     Unpaired,
     Verdict,
     preference_verdicts,
+    read_completions,
     read_detections,
+    read_items,
     read_jsonl,
     read_logps,
     read_rewards,
     read_rows,
+    read_verdicts,
     task_number,
 )
 from bench.scoring import reasons
@@ -91,10 +93,10 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
     _preference(settings, preferred, rated, calibration, numbers)
     for role in sorted(inputs):
         if (label := member_label(role)) is not None:
-            _member(settings, label, preference_verdicts(inputs[role] / "verdicts.jsonl"), numbers)
+            _member(settings, label, preference_verdicts(inputs[role]), numbers)
     _rating(rated, preferred, numbers)
     completions = next(inputs[role] for role in COMPLETIONS if role in inputs)
-    _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
+    _completions(read_completions(completions), numbers)
     if "rewards" in inputs:
         chosen = read_rewards(completions)
         numbers.add("reward_best", estimates.mean_estimate([reward for name, reward in chosen.items() if name.endswith("/0")]))
@@ -121,7 +123,7 @@ def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:
     """What the input `calibration`, a file of the user's, says of the judged items; None where there is none."""
     if "calibration" not in inputs:
         return None
-    items = list(read_jsonl(inputs["preference_items"] / "items.jsonl", Item))
+    items = read_items(inputs["preference_items"])
     return alpaca_eval.for_items(alpaca_eval.read_calibration(inputs["calibration"], items), items)
 
 
@@ -145,7 +147,7 @@ def _preference(
         for name in ("win_rate", "lc_win_rate"):
             numbers.missing[name] = reasons.NO_JUDGE if rated is None else reasons.ONLY_RATINGS
         return
-    verdicts = preference_verdicts(folder / "verdicts.jsonl")
+    verdicts = preference_verdicts(folder)
     preferences = [v.preference for v in verdicts]
     _rates(settings, "", verdicts, numbers)
     controlled = lc_numbers(settings, verdicts, calibration)
@@ -153,8 +155,8 @@ def _preference(
     numbers.missing |= controlled.missing
     numbers.metrics |= {"n_scored": sum(p is not None for p in preferences), "n_unscored": sum(p is None for p in preferences)}
     scored = {v.item_id for v in verdicts if v.preference is not None}
-    turns = [v for v in read_jsonl(folder / "verdicts.jsonl", Verdict) if v.item_id in scored]
-    _asked(list(read_jsonl(folder / "verdicts.jsonl", Verdict)), numbers)
+    turns = [v for v in read_verdicts(folder) if v.item_id in scored]
+    _asked(read_verdicts(folder), numbers)
     if len(turns) > len(scored):
         numbers.metrics["n_turns_unscored"] = sum(v.preference is None for v in turns)
     for part in ("gold", "content", "constraints", "conciseness", "fluency"):
@@ -201,7 +203,7 @@ def _rating(folder: Path | None, preferred: Path | None, numbers: _Numbers) -> N
     if folder is None:
         numbers.missing["rating"] = reasons.NO_JUDGE if preferred is None else reasons.ONLY_PREFERENCES
         return
-    verdicts = list(read_jsonl(folder / "verdicts.jsonl", Verdict))
+    verdicts = read_verdicts(folder)
     turns = sorted({v.turn for v in verdicts})
     numbers.add("rating", estimates.rating_mean(_by_item(verdicts)))
     for turn in turns:

@@ -14,7 +14,7 @@ from bench.config import GoldWeights, Settings, World, Writer
 from bench.judges.canaries import make_canaries
 from bench.judges.formats import mt_bench
 from bench.judges.formats.alpaca_eval import read_pairs
-from bench.judges.formats.items import cut, read_items
+from bench.judges.formats.items import cut, read_benchmark_items
 from bench.readers import read_conversations
 from bench.readers.learnable import Look, look_of_model
 from bench.readers.rows import BadRows, check_labels, nested_subset, prompt_key, read_prompts, with_partners
@@ -28,9 +28,12 @@ from bench.records import (
     Record,
     Shared,
     Unpaired,
+    by_id,
     draw_name,
     own_completions,
     pair_name,
+    read_completions,
+    read_items,
     read_jsonl,
     read_rows,
     write_jsonl,
@@ -87,8 +90,8 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case FilePromptData():
             return _write(run.out / "items.jsonl", _file_items(settings, run))
         case DrawnData():
-            asked = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
-            items, judged = as_judged(settings, asked, list(read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion)))
+            asked = read_items(run.inputs["items"])
+            items, judged = as_judged(settings, asked, read_completions(run.inputs["completions"]))
             write_jsonl(run.out / "completions.jsonl", judged)
             return _write(run.out / "items.jsonl", items)
         case LoopPairData():
@@ -107,7 +110,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case OverlapData():
             return _overlap(run)
         case JudgeItemData():
-            return _write(run.out / "items.jsonl", cut(read_items(settings.form, run.inputs), settings.n, settings.n_turns))
+            return _write(run.out / "items.jsonl", cut(read_benchmark_items(settings.form, run.inputs), settings.n, settings.n_turns))
         case LocalPromptData():
             return _write(run.out / "items.jsonl", _local_items(read_rows(run.inputs["preferences"] / "heldout.jsonl"), settings.n))
         case CanaryData():
@@ -169,7 +172,7 @@ def as_judged(settings: DrawnData, items: Sequence[Item], samples: Sequence[Comp
 def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
     completions = []
     for draw in range(settings.draws):
-        for item in read_jsonl(items / "items.jsonl", Item):
+        for item in read_items(items):
             rng = random.Random(f"written/{settings.seed}/{draw}/{item.id}")
             texts = [write(Turn.from_json(turn), settings.writer, rng) for turn in item.task or []]
             completions.append(Completion(item.id, item.turns, texts, [], [True] * len(texts), draw))
@@ -178,10 +181,10 @@ def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
 
 def _canaries(settings: CanaryData, run: StageRun) -> Outcome:
     """Honest answers are the items' baselines, or the completions where items have none."""
-    items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))[: settings.n]
+    items = read_items(run.inputs["items"])[: settings.n]
     honest = None
     if settings.honest:
-        written = {c.id: c.completions for c in read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion)}
+        written = {c.id: c.completions for c in read_completions(run.inputs["completions"])}
         answers = {item.id: item.baseline or written.get(item.id) for item in items}
         items = [item for item in items if answers[item.id]]
         honest = {item: texts[0] for item, texts in answers.items() if texts}
@@ -199,12 +202,12 @@ def _recorded(settings: RecordedData, run: StageRun) -> Outcome:
 
 
 def _with_chosen(items: Path, labels: Path) -> list[Item]:
-    labelled = {label.id: label for label in read_jsonl(labels / "labels.jsonl", Labelled)}
+    labelled = by_id(read_jsonl(labels / "labels.jsonl", Labelled))
 
     def chosen(label: Labelled) -> str:
         return label.second if label.first_preferred is False else label.first
 
-    return [replace(item, baseline=[chosen(labelled[item.id])]) for item in read_jsonl(items / "items.jsonl", Item)]
+    return [replace(item, baseline=[chosen(labelled[item.id])]) for item in read_items(items)]
 
 
 def _from_labels(settings: PairData, run: StageRun) -> Outcome:
@@ -305,7 +308,7 @@ def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
 
 def _asked(run: StageRun) -> list[Item]:
     """The judge's items, where train rows that ask the same are left out."""
-    return list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)) if "items" in run.inputs else []
+    return read_items(run.inputs["items"]) if "items" in run.inputs else []
 
 
 def _look(max_length: int | None, run: StageRun) -> Look | None:
@@ -332,7 +335,7 @@ def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
 
 def _overlap(run: StageRun) -> Outcome:
     rows = read_rows(run.inputs["preferences"] / "train.jsonl")
-    same = overlap(rows, list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)))
+    same = overlap(rows, read_items(run.inputs["items"]))
     write_jsonl(run.out / "overlap.jsonl", [Shared(id, how) for id, how in same.items()])
     return Outcome({"rows": len(rows), **overlap_counts("items", same)})
 

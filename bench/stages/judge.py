@@ -26,7 +26,7 @@ from bench.judges.rating import AskedRating
 from bench.judges.reward_model import RewardModelPreference, Rewards
 from bench.models.tokenize import letter_ids, load_tokenizer, row_ids
 from bench.planning.judging import member_label
-from bench.records import Completion, Item, Message, Verdict, preference_verdicts, read_jsonl, write_jsonl
+from bench.records import Completion, Item, Message, Verdict, preference_verdicts, read_completions, read_items, write_jsonl
 from bench.store.keys import Stage
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import (
@@ -40,8 +40,8 @@ from bench.store.stage_settings import (
 
 
 def run(settings: Settings, run: StageRun) -> Outcome:
-    items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
-    completions = list(read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion))
+    items = read_items(run.inputs["items"])
+    completions = read_completions(run.inputs["completions"])
     asked: dict[str, tuple[Request, Reply]] = {}
     judge, against = _judge(settings, items, run, asked)
     verdicts = [*judge.judge(items, completions, against), *_unanswered(items, completions, judge.name)]
@@ -120,7 +120,7 @@ def _judge(
             return RankedPreference(_compare(settings, run), run.inputs["model"].name, digest), baseline(items)
         case JurySettings():
             roles = {label: path for role, path in run.inputs.items() if (label := member_label(role))}
-            return Jury({label: preference_verdicts(path / "verdicts.jsonl") for label, path in roles.items()}), None
+            return Jury({label: preference_verdicts(path) for label, path in roles.items()}), None
         case LanguageJudgeSettings():
 
             def ask(requests: Sequence[Request]) -> Sequence[Reply]:

@@ -18,7 +18,20 @@ from bench.config import GoldWeights, Settings
 from bench.judges.gold import GoldAnnotator
 from bench.judges.self_judge import add_up
 from bench.models.tokenize import conversation
-from bench.records import Completion, Item, Labelled, Verdict, draw_name, pair_name, read_jsonl, read_logps, read_rewards, write_jsonl
+from bench.records import (
+    Completion,
+    Item,
+    Labelled,
+    Verdict,
+    draw_name,
+    pair_name,
+    read_completions,
+    read_items,
+    read_logps,
+    read_rewards,
+    read_verdicts,
+    write_jsonl,
+)
 from bench.stages import self_judging_data
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import GoldLabels, RankLabels, SelfLabels
@@ -29,9 +42,9 @@ Scores = Mapping[str, float]  # by draw_name
 
 
 def run(settings: Settings, run: StageRun) -> Outcome:
-    items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
+    items = read_items(run.inputs["items"])
     draws: dict[str, list[Completion]] = {item.id: [] for item in items}
-    for completion in read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion):
+    for completion in read_completions(run.inputs["completions"]):
         draws[completion.id].append(completion)
     more: dict[str, int] = {}
     match settings:
@@ -55,7 +68,7 @@ def _asked(run: StageRun) -> dict[str, int]:
     """What a judge was asked for the labels, and how much of it has no verdict."""
     if "verdicts" not in run.inputs:
         return {}
-    verdicts = list(read_jsonl(run.inputs["verdicts"] / "verdicts.jsonl", Verdict))
+    verdicts = read_verdicts(run.inputs["verdicts"])
     unscored = sum(verdict.unscored is not None for verdict in verdicts)
     return {"asked": sum(len(verdict.calls) for verdict in verdicts), "unscored_verdicts": unscored}
 
@@ -109,7 +122,7 @@ def _label(item: Item, verdict: Verdict, first: str, second: str, settings: Gold
 
 def _by_score(settings: RankLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]], run: StageRun) -> list[Labelled]:
     if settings.labeller == "judge":
-        verdicts = {verdict.item_id: verdict for verdict in read_jsonl(run.inputs["verdicts"] / "verdicts.jsonl", Verdict)}
+        verdicts = {verdict.item_id: verdict for verdict in read_verdicts(run.inputs["verdicts"])}
         return [_by_judge(settings, item, draws[item.id], verdicts) for item in items]
     if settings.labeller == "human":
         return [_ranked(settings, item, (item.baseline or [])[0], draws[item.id][0].completions[0], 1.0, 0.0) for item in items]

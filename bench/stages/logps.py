@@ -13,7 +13,7 @@ from bench.config import Settings
 from bench.engines.base import open_engine
 from bench.engines.reward import Scorer
 from bench.models.tokenize import Ids, PromptTooLong, conversation, preference_ids, prompt_ids, row_ids
-from bench.records import Completion, Item, Logps, Reward, draw_name, read_jsonl, read_rows, write_jsonl
+from bench.records import Logps, Reward, draw_name, read_completions, read_items, read_rows, write_jsonl
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import LogpsSettings, RewardScoreSettings
 
@@ -95,14 +95,13 @@ def _preferences(
 
 def _texts(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, max_length: int) -> Iterator[tuple[str, Ids]]:
     """(name, ids) of the texts of every draw, as pairs of them are tokenised and cut for training."""
-    by_id = {item.id: item for item in read_jsonl(items / "items.jsonl", Item)}
-    for completion in read_jsonl(folder / "completions.jsonl", Completion):
-        prompt = conversation(by_id[completion.id], [])
-        yield draw_name(completion), row_ids(tokenizer, prompt, completion.completions[0], max_length)
+    prompts = {item.id: conversation(item, []) for item in read_items(items)}
+    for completion in read_completions(folder):
+        yield draw_name(completion), row_ids(tokenizer, prompts[completion.id], completion.completions[0], max_length)
 
 
 def _drawn(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, control: str | None) -> Iterator[tuple[str, Ids]]:
     """(item id, ids) of what a policy drew: its very tokens, without an EOS where it was cut."""
-    by_id = {item.id: item for item in read_jsonl(items / "items.jsonl", Item)}
-    for completion in read_jsonl(folder / "completions.jsonl", Completion):
-        yield completion.id, Ids(prompt_ids(tokenizer, conversation(by_id[completion.id], []), control), completion.ids[0])
+    prompts = {item.id: conversation(item, []) for item in read_items(items)}
+    for completion in read_completions(folder):
+        yield completion.id, Ids(prompt_ids(tokenizer, prompts[completion.id], control), completion.ids[0])

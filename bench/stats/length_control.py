@@ -219,7 +219,6 @@ def lc_win_rate(
     difficulty: Sequence[float] | None = None,
     gamed: Sequence[Sequence[Gamed]] | None = None,
     n_resamples: int = 500,
-    level: float = 0.95,
 ) -> LcWinRate | Unmeasured:
     """The length-controlled win rate of the module's first lines, in [0, 1].
 
@@ -235,7 +234,7 @@ def lc_win_rate(
     n, n_unscored = int(rows.preferences.size), len(preferences) - int(rows.preferences.size)
     if rows.preferences[-1] == 0 or rows.preferences[0] == 1:
         value = float(rows.preferences[0])
-        return LcWinRate(value, 0.0, *wilson(value * n, n, level), n, n_unscored)
+        return LcWinRate(value, 0.0, *wilson(value * n, n), n, n_unscored)
 
     fit = _fits(rows, np.arange(n)[None])
     if fit.failed[0]:
@@ -245,7 +244,7 @@ def lc_win_rate(
     draws = np.concatenate([refit.lc[~refit.failed] for refit in refits])
     n_failed = n_resamples - draws.size
     trusted = n_failed <= 0.05 * n_resamples
-    low, high = percentile_interval(draws, level) if trusted else (None, None)
+    low, high = percentile_interval(draws) if trusted else (None, None)
     w = fit.coefficients[0]
     return LcWinRate(
         value=float(fit.lc[0]),
@@ -270,7 +269,7 @@ def lc_contributions(
 ) -> list[float | None] | Unmeasured:
     """One number an item whose mean is `lc_win_rate` and whose spread is its sampling error; None for unscored items.
 
-    With these in place of preferences `paired_difference` and `compare` work on length-controlled rates. They are the rate plus each
+    With these in place of preferences `paired_difference` and `compare_table` work on length-controlled rates. They are the rate plus each
     item's influence on it, sigmoid_i + n c' H^-1 sum x (y - p) over the item's rows, c the rate's gradient; sd(g) is taken as known.
     Single values may lie outside [0, 1].
     """

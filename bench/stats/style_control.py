@@ -111,9 +111,7 @@ def has_games(verdicts: Sequence[Verdict]) -> bool:
 # Numbers --------------------------------------------------------------------------------------------------------------
 
 
-def arena_win_rate(
-    verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95
-) -> Estimate | Unmeasured:
+def arena_win_rate(verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 2000) -> Estimate | Unmeasured:
     """Mean outcome over all battles, in [0, 1]; standard error and interval over items, each with all its battles."""
     rows = _rows(verdicts)
     n, n_unscored = len(rows.outcomes), len(verdicts) - len(rows.outcomes)
@@ -123,10 +121,10 @@ def arena_win_rate(
     if n == 1:
         return Estimate(value, None, None, None, n, n_unscored)
     if value in (0, 1):
-        return Estimate(value, 0.0, *wilson(value * n, n, level), n, n_unscored)
+        return Estimate(value, 0.0, *wilson(value * n, n), n, n_unscored)
     take = rng.integers(n, size=(n_resamples, n))
     draws = (rows.outcomes * rows.weights)[take].sum(axis=1) / rows.weights[take].sum(axis=1)
-    return Estimate(value, float(draws.std(ddof=1)), *percentile_interval(draws, level), n, n_unscored)
+    return Estimate(value, float(draws.std(ddof=1)), *percentile_interval(draws), n, n_unscored)
 
 
 @dataclass(frozen=True)
@@ -137,9 +135,7 @@ class StyleWinRate(Estimate):
     n_failed_refits: int = 0
 
 
-def style_win_rate(
-    verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 500, level: float = 0.95
-) -> StyleWinRate | Unmeasured:
+def style_win_rate(verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 500) -> StyleWinRate | Unmeasured:
     """The style-controlled win rate of the module's first lines, in [0, 1].
 
     All lost or all won: 0 or 1, with Wilson's interval. Unmeasured where items are no more than coefficients, or the fit has no finite
@@ -154,7 +150,7 @@ def style_win_rate(
         return Unmeasured(f"{n} scored items cannot carry {1 + len(differ)} coefficients")
     if rows.outcomes[-1] == 0 or rows.outcomes[0] == 1:
         value = float(rows.outcomes[0])
-        return StyleWinRate(value, 0.0, *wilson(value * n, n, level), n, n_unscored)
+        return StyleWinRate(value, 0.0, *wilson(value * n, n), n, n_unscored)
     x = rows.styles[:, differ] / rows.styles[:, differ].std(axis=0, ddof=1)
     w, failed = fit_logistic(_sample(x, rows, np.arange(n)[None]))
     if failed[0]:
@@ -166,7 +162,7 @@ def style_win_rate(
     draws = np.where(one_sided, rows.outcomes[take[:, 0]], expit(fitted))[~lost | one_sided]
     n_failed = n_resamples - draws.size
     trusted = n_failed <= 0.05 * n_resamples
-    low, high = percentile_interval(draws, level) if trusted else (None, None)
+    low, high = percentile_interval(draws) if trusted else (None, None)
     named = dict(zip([STYLES[j] for j in differ], np.delete(w[0], 1).tolist(), strict=False))
     return StyleWinRate(
         value=float(expit(w[0, 1])),

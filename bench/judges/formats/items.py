@@ -115,7 +115,7 @@ def _of_one_model(path: Path, models: Mapping[str | None, None]) -> None:
         raise BadFile(f"{path}: expected the answers of one model, got {printable(', '.join(named[:5]))}")
 
 
-def read_items(form: str, files: Mapping[str, Path]) -> list[Item]:
+def read_benchmark_items(form: str, files: Mapping[str, Path]) -> list[Item]:
     """Items of one of the forms; `files` by role: items, references, baseline."""
     if form == "alpaca_eval":
         return read_alpaca_eval(files["items"])
