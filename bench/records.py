@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from bench import text_files
 from bench.text_files import BadFile, id_text, number, printable, whole_number
 
 R = TypeVar("R", bound="Record")
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 Named = TypeVar("Named", "Item", "Completion", "Labelled")
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}, as chat templates read it
@@ -315,6 +317,13 @@ class Result(Record):
         return {name: value for name, value in super().to_json().items() if name != "calibration" or value is not None}
 
 
+def about_texts(policy: str, baseline: str | None = None) -> dict[str, Any]:
+    """What a verdict holds of the texts that it is about: their lengths and digests."""
+    theirs = None if baseline is None else len(baseline), None if baseline is None else text_digest(baseline)
+    facts = (len(policy), theirs[0], text_digest(policy), theirs[1])
+    return dict(zip(("policy_length", "baseline_length", "policy_digest", "baseline_digest"), facts, strict=True))
+
+
 def preference_verdicts(folder: Path) -> list[Verdict]:
     """One verdict an item: where turns were judged one by one, the mean and summed lengths of those that were scored."""
     return over_turns(read_verdicts(folder))
@@ -423,6 +432,10 @@ def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 def by_id(records: Iterable[Named]) -> dict[str, Named]:
     """Records by their ids; of equal ids the last counts."""
     return {record.id: record for record in records}
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))  # a large x of either sign is no overflow
 
 
 def size_words(size: float) -> str:

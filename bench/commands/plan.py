@@ -17,7 +17,7 @@ from bench.forecast.compute_table import CELL_COLUMNS, STAGE_COLUMNS
 from bench.forecast.compute_table import Report as Sizes
 from bench.forecast.judge_cost import JudgeCost, judge_costs, with_costs
 from bench.forecast.row_counts import data_lines
-from bench.forecast.stage_time import Estimate, estimates
+from bench.forecast.stage_time import StageForecast, estimates
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.report import Sweep
@@ -56,7 +56,7 @@ def costs_of(plan: Plan, store: Store) -> dict[Stage, JudgeCost]:
 def print_plan(
     sweep: Sweep,
     plan: Plan,
-    forecast: Mapping[Stage, Estimate],
+    forecast: Mapping[Stage, StageForecast],
     workers: int,
     costs: Mapping[Stage, JudgeCost],
     data: Sequence[str] = (),

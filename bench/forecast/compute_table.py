@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.config import Hardware, Keep, LocalModel, WorldModel
-from bench.forecast.compute import Sized, Sizes, model_folder, shape_of
-from bench.forecast.row_counts import SAMPLE
+from bench.forecast.compute import Sized, Sizes, shape_of
+from bench.forecast.row_counts import SAMPLE, model_folder
 from bench.models.model_size import Shape
 from bench.planning.inputs import CellPlan
 from bench.records import size_words

@@ -169,7 +169,7 @@ def language_judge(
         return AskedGames(body, f"game/{settings.parser}", ask, arena_hard_template(inputs["prompts"]))
     decoding = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048, "top_logprobs": 20}
     parser = f"{'rating' if settings.mode == 'single' else 'winner'}/{settings.parser}"
-    return AskedRating(mt_bench_templates(inputs["prompts"]), settings.mode, request_body(settings, model, decoding), parser, ask)
+    return AskedRating(request_body(settings, model, decoding), parser, ask, mt_bench_templates(inputs["prompts"]), settings.mode)
 
 
 def request_body(settings: LanguageJudgeSettings, model: str, decoding: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ any verdict is left out, and a prompt with fewer than two others is unscored.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from bench.records import (
     read_logps,
     read_rewards,
     read_verdicts,
+    sigmoid,
     write_jsonl,
 )
 from bench.stages import self_judging_data
@@ -225,7 +225,3 @@ def _by_itself(
         p_first = 0.5 if preferred is None else float(preferred)
         labels.append(Labelled(item.id, prompt, first, second, p_first, preferred, _right(preferred, item, first, second, settings.truth)))
     return labels, {"judgements": judged.replies, "unparsed": judged.unparsed}
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))  # far-off rewards make large x

@@ -245,8 +245,11 @@ def win_rate(preferences: Sequence[float | None], rng: np.random.Generator, n_re
     if y.size == 0:
         return None
     mean, n = float(y.mean()), int(y.size)
-    low, high = wilson(mean * n, n) if mean in (0, 1) else percentile_interval(_bootstrap_means(y, rng, n_resamples))
-    return Estimate(mean, _standard_error(y), *((low, high) if n > 1 else (None, None)), n, len(preferences) - n)
+    low: float | None = None
+    high: float | None = None
+    if n > 1:
+        low, high = wilson(mean * n, n) if mean in (0, 1) else percentile_interval(_bootstrap_means(y, rng, n_resamples))
+    return Estimate(mean, _standard_error(y), low, high, n, len(preferences) - n)
 
 
 # ---- ratings --------------------------------------------------------------------------------------------------------

@@ -1,22 +1,27 @@
-"""What judges share that are shown two answers to an item: what they are asked, and which replies are about which item."""
+"""What judges share that ask a language model about items: what they are asked, and which replies are about which turn of an item."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from bench.judges.asked.replies import Reading, make_call
 from bench.judges.asked.request import Ask, Reply, Request
-from bench.records import Completion, Item, Message, Verdict
+from bench.records import Call, Completion, Item, Message, Verdict, by_id, grouped
+
+NO_BASELINE = "the item has no baseline completion to compare with"
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One request about an item: which answer stands first."""
+    """One request about a turn of an item. `policy_first`: which answer stands first; None where there is no opponent."""
 
     item_id: str
-    policy_first: bool
+    turn: int
+    policy_first: bool | None
+    prompt_digest: str
     request: Request
 
 
@@ -24,43 +29,44 @@ Replies = Sequence[tuple[Shown, Reply]]
 
 
 @dataclass(frozen=True)
-class AskedPairs(ABC):
+class AskingJudge(ABC):
     """`body` is what a request holds beside its messages; `parser` names what reads the replies, with its version."""
 
     body: dict[str, Any]
     parser: str
     ask: Ask
+    most_turns: ClassVar[int] = 1
 
     @abstractmethod
-    def orders(self, item: Item) -> Sequence[bool]:
-        """Whether the policy's answer stands first, of each time that the pair is shown."""
+    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterable[Shown]:
+        """What is asked about a turn: nothing about equal answers, nor where a baseline is needed and the item has none."""
 
     @abstractmethod
-    def messages(self, item: Item, first: str, second: str) -> Sequence[Message]:
-        """What is asked about two answers."""
+    def verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Replies) -> Verdict:
+        """What the replies about a turn say."""
 
-    @abstractmethod
-    def verdict(self, item: Item, ours: str, replies: Replies) -> Verdict:
-        """What the replies about an item say; there are none about equal answers, nor where the item has no baseline."""
+    def _turns(self, items: Sequence[Item], completions: Sequence[Completion]) -> Iterator[tuple[Item, Sequence[str], int]]:
+        known = by_id(items)
+        for completion in completions:
+            for turn in range(min(self.most_turns, len(completion.completions))):
+                yield known[completion.id], completion.completions, turn
 
     def requests(self, items: Sequence[Item], completions: Sequence[Completion]) -> list[Shown]:
-        """What has to be asked: nothing about equal answers."""
-        by_id = {item.id: item for item in items}
-        shown = []
-        for completion in completions:
-            item, ours = by_id[completion.id], completion.completions[0]
-            if item.baseline is None or ours == (theirs := item.baseline[0]):
-                continue
-            for policy_first in self.orders(item):
-                answers = (ours, theirs) if policy_first else (theirs, ours)
-                shown.append(Shown(item.id, policy_first, Request(self.messages(item, *answers), self.body)))
-        return shown
+        """What has to be asked."""
+        return [shown for turn in self._turns(items, completions) for shown in self.show(*turn)]
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
         shown = self.requests(items, completions)
-        replies: dict[str, list[tuple[Shown, Reply]]] = {}
-        for asked, reply in zip(shown, self.ask([asked.request for asked in shown]), strict=True):
-            replies.setdefault(asked.item_id, []).append((asked, reply))
-        by_id = {item.id: item for item in items}
-        for completion in completions:
-            yield self.verdict(by_id[completion.id], completion.completions[0], replies.get(completion.id, []))
+        asked = zip(shown, self.ask([one.request for one in shown]), strict=True)
+        replies = grouped(((one.item_id, one.turn), (one, reply)) for one, reply in asked)
+        for item, ours, turn in self._turns(items, completions):
+            yield self.verdict(item, ours, turn, replies.get((item.id, turn), []))
+
+    def shown(self, item: Item, turn: int, policy_first: bool | None, messages: Sequence[Message], digest: str) -> Shown:
+        return Shown(item.id, turn, policy_first, digest, Request(messages, self.body))
+
+    def calls(self, replies: Replies, readings: Sequence[Reading]) -> list[Call]:
+        return [
+            make_call(asked.request, reply, reading, asked.prompt_digest, self.parser, asked.policy_first)
+            for (asked, reply), reading in zip(replies, readings, strict=True)
+        ]

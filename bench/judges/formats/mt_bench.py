@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import CATEGORIES
-from bench.readers.completions_file import turn_text
-from bench.records import Completion, Item, Verdict
+from bench.records import Completion, Item, Verdict, grouped
 from bench.text_files import BadFile, describe, id_text, number, optional_text, printable, read_rows, text, whole_number
 
 API_ERROR = "$ERROR$"  # what FastChat writes where a request failed
@@ -48,50 +47,9 @@ def category_of(question: str) -> str | None:
     return CATEGORIES[place // QUESTIONS_A_CATEGORY] if 0 <= place < QUESTIONS_A_CATEGORY * len(CATEGORIES) else None
 
 
-# Questions and answers ------------------------------------------------------------------------------------------------
-
-
-def read_questions(path: Path) -> list[Item]:
-    """`question.jsonl` as items of two turns."""
-    items = []
-    for place, row in _rows(path, ("question_id", "turns")):
-        question, category = id_text(row["question_id"], f"{place}: question_id"), optional_text(row.get("category"), f"{place}: category")
-        items.append(Item(question, category, _turns(row, place)))
-    return items
-
-
-def _turns(row: Mapping[str, Any], place: str) -> list[str]:
-    if not isinstance(row.get("turns"), list):
-        raise BadFile(f"{place}: turns must be a list of texts, got {describe(row.get('turns'))}")
-    return [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(row["turns"])]
-
-
-def read_answers(path: Path, questions: Sequence[Item] = ()) -> dict[str, list[Completion]]:
-    """`model_answer/*.jsonl` or `reference_answer/*.jsonl`: completions by model; a question answered again keeps its last answer."""
-    turns = {item.id: item.turns for item in questions}
-    found: dict[str, dict[tuple[str, int], Completion]] = {}
-    for place, row in _rows(path, ("question_id", "model_id", "choices")):
-        question, model = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model_id"))
-        if not isinstance(row["choices"], list) or not all(isinstance(choice, dict) for choice in row["choices"]):
-            raise BadFile(f"{place}: choices must be a list of objects, got {describe(row['choices'])}")
-        for choice in row["choices"]:
-            draw = whole_number(choice.get("index", 0), f"{place}: index of a choice", 0, 10**6)
-            completion = Completion(question, turns.get(question, []), _turns(choice, place), [], [], draw)
-            found.setdefault(model, {})[question, draw] = completion
-    return {model: list(by_key.values()) for model, by_key in found.items()}
-
-
 def write_answers(path: Path, model: str, completions: Iterable[Completion]) -> None:
-    by_question: dict[str, list[Completion]] = {}
-    for completion in completions:
-        by_question.setdefault(completion.id, []).append(completion)
-    _write(
-        path,
-        (
-            {"question_id": _number(question), "model_id": model, "choices": [{"index": c.draw, "turns": c.completions} for c in draws]}
-            for question, draws in by_question.items()
-        ),
-    )
+    by_question = grouped((completion.id, {"index": completion.draw, "turns": completion.completions}) for completion in completions)
+    _write(path, ({"question_id": _number(question), "model_id": model, "choices": given} for question, given in by_question.items()))
 
 
 # Judgements -----------------------------------------------------------------------------------------------------------
@@ -226,7 +184,7 @@ def write_rated(path: Path, rows: Iterable[Rated]) -> None:
             "judge": [row.verdict.judge, row.prompt_name],
             "user_prompt": row.user_prompt,
             "judgment": row.verdict.raw or "",
-            "score": -1 if row.score is None else _whole(row.score),
+            "score": -1 if row.score is None else int(row.score) if row.score.is_integer() else row.score,
             "turn": row.verdict.turn + 1,
         } | _stamp(row.tstamp)
 
@@ -427,10 +385,6 @@ def _number(question: str) -> int | str:
     """FastChat's questions are numbers; items that came from its files may say so in their name."""
     question = question.removeprefix("mt_bench-")
     return int(question) if re.fullmatch("[0-9]{1,9}", question) else question
-
-
-def _whole(score: float) -> float:
-    return int(score) if score.is_integer() else score
 
 
 def _stamp(tstamp: float | None) -> dict[str, float]:
