@@ -110,7 +110,7 @@ def _measured_lines(trainings: Mapping[Stage, Sized], store: Store) -> Iterator[
     """What trainings that are done were fed and how fast they were, beside what the forecast says of them."""
     by_device: dict[str, list[tuple[Sized, Manifest]]] = {}
     for stage, sized in trainings.items():
-        manifest = store.manifest(stage) if store.status(stage).state == "done" else None
+        manifest = store.manifest(stage) if store.is_done(stage) else None
         if manifest is not None and "tokens" in manifest.counts and sized.work.trained:
             by_device.setdefault(str(manifest.recorded.get("device", "?")), []).append((sized, manifest))
     for device, found in by_device.items():

@@ -18,20 +18,14 @@ def samples(row: Row, store: Store) -> str | None:
 
 
 def _samples(row: Row, store: Store, manner: str) -> str:
-    roles = row.cell.roles
-    if f"{manner}_completions" not in roles or store.status(roles[f"{manner}_completions"]).state != "done":
+    roles = {what: row.cell.roles.get(f"{manner}_{what}") for what in ("items", "completions", "verdicts")}
+    folders = {what: store.folder(stage) for what, stage in roles.items() if store.is_done(stage)}
+    if "completions" not in folders:
         return ""
-    items = by_id(read_items(store.folder(roles[f"{manner}_items"])))
-    verdicts: dict[tuple[str, int], Verdict] = {}
-    if f"{manner}_verdicts" in roles and store.status(roles[f"{manner}_verdicts"]).state == "done":
-        for verdict in read_verdicts(store.folder(roles[f"{manner}_verdicts"])):
-            verdicts[verdict.item_id, verdict.turn] = verdict
-    shown: list[str] = []
-    for completion in read_completions(store.folder(roles[f"{manner}_completions"])):
-        if len(shown) == SHOWN:
-            break
-        shown.append("\n".join(_turns(items[completion.id], completion, verdicts)))
-    return f"## {manner}\n\n" + "\n\n".join(shown) + "\n"
+    items = by_id(read_items(folders["items"]))
+    verdicts = {(v.item_id, v.turn): v for v in (read_verdicts(folders["verdicts"]) if "verdicts" in folders else ())}
+    first = read_completions(folders["completions"])[:SHOWN]
+    return f"## {manner}\n\n" + "\n\n".join("\n".join(_turns(items[c.id], c, verdicts)) for c in first) + "\n"
 
 
 def _turns(item: Item, completion: Completion, verdicts: dict[tuple[str, int], Verdict]) -> Iterator[str]:

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from bench.planning.inputs import CellPlan
+from bench.records import grouped
 from bench.report.groups import UNTRAINED, Group, row_words
 from bench.report.rows import Row
-from bench.store.keys import Source, Stage
+from bench.store.keys import Stage
 from bench.store.stage_settings import TrainSettings
 from bench.store.store import Store
 
@@ -87,22 +88,18 @@ def displacement(e: Evidence) -> Finding | None:
     shift, high = e.metrics.get("shift_chosen"), e.metrics.get("shift_chosen_high")
     if shift is None or high is None or shift > -DISPLACEMENT_NATS or high >= 0:
         return None
+    rejected = e.metrics.get("shift_rejected")
     interval = f"[{e.metrics['shift_chosen_low']:+.2f}, {high:+.2f}]"
     says = f"Chosen completions became less likely: {shift:+.2f} nats a token on held-out rows {interval}"
     return Finding(
         "displacement",
-        f"{says}{_rejected(e)}.",
+        f"{says}{'' if rejected is None else f'; rejected ones {rejected:+.2f}'}.",
         shift,
         "nats a token",
         f"fell by {DISPLACEMENT_NATS:g} nats a token and beyond its 95 % interval",
         "warning",
         _numbers(e.metrics, "shift_chosen", "shift_chosen_low", "shift_chosen_high", "shift_rejected"),
     )
-
-
-def _rejected(e: Evidence) -> str:
-    shift = e.metrics.get("shift_rejected")
-    return "" if shift is None else f"; rejected ones {shift:+.2f}"
 
 
 def margin_from_rejected(e: Evidence) -> Finding | None:
@@ -318,7 +315,7 @@ NONE = "nothing conspicuous"
 def read_curve(cell: CellPlan, store: Store) -> Curve:
     """Of a cell's training; empty where there is none."""
     train = cell.roles.get("train")
-    if train is None or store.status(train).state != "done" or not (path := store.folder(train) / "history.jsonl").exists():
+    if not store.is_done(train) or not (path := store.folder(train) / "history.jsonl").exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -330,13 +327,9 @@ def known_start(cell: CellPlan) -> float | None:
         return None
     logps = train.inputs["reference_logps"]
     assert isinstance(logps, Stage)
-    start, reference = train.inputs["model"], logps.inputs["model"]
+    same = train.inputs["model"].key == logps.inputs["model"].key
     goes_on_with_dropout = "base" in train.inputs and train.settings.adapter is not None and train.settings.adapter.dropout > 0
-    return train.settings.method.start_loss() if _name(start) == _name(reference) and not goes_on_with_dropout else None
-
-
-def _name(source: Stage | Source) -> str:
-    return source.key if isinstance(source, Stage) else source.digest
+    return train.settings.method.start_loss() if same and not goes_on_with_dropout else None
 
 
 def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
@@ -371,9 +364,7 @@ def _in_short(name: str, having: Sequence[tuple[Group, Sequence[Finding], int]])
     """`displacement, -0.135 to -0.118 nats a token: rows 2 to 4 (2 of 3 seeds), row 9.`"""
     values = sorted(finding.value for _, same, _ in having for finding in same)
     span = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (values[0], values[-1])))
-    by_seeds: dict[str, list[int]] = {}
-    for group, same, n_seeds in having:
-        by_seeds.setdefault(f" ({len(same)} of {n_seeds} seeds)" if len(same) < n_seeds else "", []).append(group.number)
+    by_seeds = grouped((f" ({len(same)} of {n} seeds)" if len(same) < n else "", group.number) for group, same, n in having)
     return f"{name}, {span} {having[0][1][0].unit}: {', '.join(f'{row_words(rows)}{seeds}' for seeds, rows in by_seeds.items())}."
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.config import Cell, Expectation, Written
+from bench.records import grouped
 from bench.report.rows import ALPHA, Row, seedless
 from bench.stats import estimates
 
@@ -57,13 +58,13 @@ class Group:
         if self.n_seeds(metric) == 1:
             only = next(row.metrics for row in self.done if metric in row.metrics)
             low, high = only.get(f"{metric}_low"), only.get(f"{metric}_high")
-            return None if low is None or high is None else (low, high)
-        pooled = self.pooled(metric)
-        return None if pooled is None or pooled.low is None or pooled.high is None else (pooled.low, pooled.high)
+        else:
+            low, high = (pooled.low, pooled.high) if (pooled := self.pooled(metric)) else (None, None)
+        return None if low is None or high is None else (low, high)
 
 
 @dataclass(frozen=True)
-class Pooled:
+class Grid:
     """The groups of a sweep, and every pair of them compared by win rate (first minus second; p Holm-corrected over all pairs).
 
     `varied`: settings that tell groups apart and have no column of their own (see `varied_settings`).
@@ -74,11 +75,9 @@ class Pooled:
     pairs: Mapping[tuple[str, str], estimates.Comparison | None]
 
 
-def pool(rows: Sequence[Row]) -> Pooled:
+def pool(rows: Sequence[Row]) -> Grid:
     """Rows pooled over seeds, in the order of the sweep, each compared with its start model seed by seed and item by item."""
-    members: dict[str, list[Row]] = {}
-    for row in rows:
-        members.setdefault(row.group_key, []).append(row)
+    members = grouped((row.group_key, row) for row in rows)
     pairs = _all_pairs(members)
     best = _among_best(members, pairs)
     plain, lc = _against_start(members, "preferences"), _against_start(members, "lc")
@@ -88,7 +87,7 @@ def pool(rows: Sequence[Row]) -> Pooled:
         Group(key, number, names[key], group[0].cell.cell, group, plain.get(key), lc.get(key), key in best)
         for number, (key, group) in enumerate(members.items(), 1)
     ]
-    return Pooled(found, varied, pairs)
+    return Grid(found, varied, pairs)
 
 
 UNTRAINED = ("none", "completions")  # start models and files of completions: beside the grid, not in it
@@ -190,7 +189,7 @@ class Verified(NamedTuple):
     why: str = ""
 
 
-def verify(expectation: Expectation, pooled: Pooled) -> Verified:
+def verify(expectation: Expectation, pooled: Grid) -> Verified:
     """Compare the two groups that an expectation names, each of which must be one group of the sweep."""
     sides = (expectation.better, expectation.worse)
     first, second = (_choice_words(side) for side in sides)
@@ -204,19 +203,16 @@ def verify(expectation: Expectation, pooled: Pooled) -> Verified:
     if (comparison := pooled.pairs.get((better, worse))) is not None:
         return Verified(first, second, comparison.lead, comparison.p_holm)
     if (comparison := pooled.pairs.get((worse, better))) is not None:
-        return Verified(first, second, _turned(comparison.lead), comparison.p_holm)
+        lead = comparison.lead
+        low, high, t = (None if end is None else -end for end in (lead.high, lead.low, lead.t))
+        turned = replace(lead, value=-lead.value, low=low, high=high, t=t)
+        return Verified(first, second, turned, comparison.p_holm)
     return Verified(first, second, why="one of them was not judged")
 
 
 def _choice_words(choice: Mapping[str, Any]) -> str:
     """`{"method": "kto", "method.beta": 0.1}` as `kto beta 0.1`."""
     return " ".join(f"{key.removeprefix('method.')} {value}" for key, value in choice.items()).removeprefix("method ")
-
-
-def _turned(d: estimates.Difference) -> estimates.Difference:
-    """Second minus first."""
-    low, high, t = (None if end is None else -end for end in (d.high, d.low, d.t))
-    return replace(d, value=-d.value, low=low, high=high, t=t)
 
 
 def matches(cell: Cell, choice: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from bench.report.figures import COLOURS, STYLE
-from bench.terminal import Terminal
+from bench.report.tables import print_titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,9 +57,6 @@ class Page:
 
 
 def show(title: str, sections: Sequence[Section], notes: Sequence[str]) -> None:
-    console = Terminal(soft_wrap=True)
-    console.print()
-    console.print(title, style="bold", highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for justify in ("left", "right", "right", "right", "left", "left"):
         table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -69,12 +66,7 @@ def show(title: str, sections: Sequence[Section], notes: Sequence[str]) -> None:
         for line in section.lines:
             meaning = line.meaning or section.title.partition(": ")[2]
             table.add_row(*[f"  {line.what}", *line.cells[1:5], meaning], style="red" if line.mark == "FAULT" else "")
-    width = Terminal(width=10_000).measure(table).maximum
-    Terminal(width=max(width, console.width)).print(table, highlight=False)
-    for note in notes:
-        style = "red" if note.startswith("FAULT") else "dim"
-        console.print(note, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
-    console.print()
+    print_titled(title, table, notes)
 
 
 # Markdown -------------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: M
 
 def stored_result(cell: CellPlan, store: Store) -> Result | None:
     """A cell's numbers as they were stored; None where it has none."""
-    if store.status(cell.score).state != "done":
+    if not store.is_done(cell.score):
         return None
     return Result.from_json(json.loads((store.folder(cell.score) / "result.json").read_text(encoding="utf-8")))
 
@@ -151,7 +151,7 @@ def _row(
 
 def _tasks(cell: CellPlan, store: Store) -> list[TaskResult]:
     stage = cell.roles.get("tasks")
-    if stage is None or store.status(stage).state != "done":
+    if not store.is_done(stage):
         return []
     return [result for result in read_jsonl(store.folder(stage) / "results.jsonl", TaskResult) if result.shown]
 
@@ -160,7 +160,7 @@ def _by_item(
     cell: CellPlan, store: Store, calibration: Calibration | estimates.Unmeasured | None
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
     stage = cell.roles.get("preference_verdicts")
-    if stage is None or store.status(stage).state != "done":
+    if not store.is_done(stage):
         return {}, {}
     verdicts = calibrations.verdicts_of(cell, store)
     lc = calibration if isinstance(calibration, estimates.Unmeasured) else contributions_of_verdicts(verdicts, calibration)
