@@ -46,9 +46,9 @@ def test_sigmoid_ignores_label_smoothing(trainers: Bench) -> None:
     """Which is why cDPO is a loss of ours."""
     rows = random_rows(random.Random(1), 4)
     m = method("dpo", {"beta": 0.37})  # a trainer of this test's own
-    plain = trainers.prescribed(m, rows)[0].item()
+    plain = trainers.prescribed(m, rows).loss
     trainers.prepared(m).label_smoothing = 0.3
-    assert trainers.prescribed(m, rows)[0].item() == plain
+    assert trainers.prescribed(m, rows).loss == plain
 
 
 def test_sft_pools_the_tokens_of_a_batch(trainers: Bench) -> None:
@@ -57,8 +57,8 @@ def test_sft_pools_the_tokens_of_a_batch(trainers: Bench) -> None:
     m = method("dpo", {"beta": 0.73})
     trainer = trainers.prepared(m)
     trainer.loss_types = ["sft"]
-    assert trainers.prescribed(m, rows)[0].item() == pytest.approx(62 / 21)
-    assert trainers.prescribed(method("sft_chosen", {}), rows)[0].item() == pytest.approx(2.5)
+    assert trainers.prescribed(m, rows).loss == pytest.approx(62 / 21)
+    assert trainers.prescribed(method("sft_chosen", {}), rows).loss == pytest.approx(2.5)
 
 
 def test_kto_refuses_batches_of_one_and_logs_no_accuracies() -> None:
