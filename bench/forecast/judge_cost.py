@@ -76,7 +76,7 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
     if labels_samples(stage):
         written = "the policy's samples"
     paths = {role: store.folder(source) for role, source in stage.inputs.items()}
-    asked = [shown.request for shown in language_judge(settings, paths).requests(items, answers)]
+    asked = [shown.request for shown in language_judge(settings, paths, lambda _: []).requests(items, answers)]
     requests = list({request.digest: request for request in asked}.values())
     count, counter = _counter(stage, settings, store)
     prompt = sum(count(request) for request in requests)

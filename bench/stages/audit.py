@@ -15,6 +15,7 @@ import numpy as np
 from bench.judges.canaries import HONEST, canary_of
 from bench.judges.self_judge import Ranking, add_up, judge_quality
 from bench.records import HumanLabel, Result, Verdict, draw_name, grouped, read_labels, read_rewards, read_verdicts
+from bench.scoring.numbers import Numbers
 from bench.stages import self_judging_data
 from bench.stats import estimates, judge_bias
 from bench.stats.judge_bias import Found, Manner, Truth
@@ -146,25 +147,19 @@ def _of_itself(settings: SelfJudgeSettings, run: StageRun) -> Outcome:
             for item, draws in rankings
             for draw in draws
         }
-    result = Result({"judge_parse_rate": 1 - judged.unparsed / judged.replies} if judged.replies else {}, {})
+    numbers = Numbers({"judge_parse_rate": 1 - judged.unparsed / judged.replies} if judged.replies else {})
     ours, shorter = [], []
     for _, draws in rankings:
         names, values = [draw_name(draw) for draw in draws], [truths[draw_name(draw)] for draw in draws]
         ours.append(Ranking([judged.scores.get(name) for name in names], values, [name in judged.perfect for name in names]))
         shorter.append(Ranking([-float(count_words(draw.completions[0])) for draw in draws], values, [False] * len(draws)))
     for name, estimate in judge_quality(ours):
-        _add(result, f"judge_{name}", estimate, f"no ranking with a judgement that could be read ({judged.unparsed} unparsed)")
-    _add(result, "judge_shorter_accuracy", dict(judge_quality(shorter))["pair_accuracy"], "no two completions differ in truth")
+        numbers.add(f"judge_{name}", estimate, f"no ranking with a judgement that could be read ({judged.unparsed} unparsed)")
+    numbers.add("judge_shorter_accuracy", dict(judge_quality(shorter))["pair_accuracy"], "no two completions differ in truth")
     read = sum(judged.histogram.values())
-    result.metrics.update({f"judge_share_{value}": n / read for value, n in judged.histogram.items()})
-    (run.out / "judge.json").write_text(json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
+    numbers.metrics |= {f"judge_share_{value}": n / read for value, n in judged.histogram.items()}
+    (run.out / "judge.json").write_text(
+        json.dumps(Result(numbers.metrics, numbers.missing).to_json(), indent=1, sort_keys=True, allow_nan=False), encoding="utf-8"
+    )
     counts = {"rankings": len(rankings), "judgements": judged.replies, "unparsed": judged.unparsed}
     return Outcome(counts | {f"judged_{value}": n for value, n in judged.histogram.items()})
-
-
-def _add(result: Result, name: str, estimate: estimates.Estimate | None, why: str) -> None:
-    if estimate is None:
-        result.missing[name] = why
-        return
-    found = {"": estimate.value, "_se": estimate.standard_error, "_low": estimate.low, "_high": estimate.high, "_n": estimate.n}
-    result.metrics.update({f"{name}{suffix}": value for suffix, value in found.items() if value is not None})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bench.config import Settings
 from bench.models.tokenize import conversation, prompt_ids, row_ids
 from bench.readers.completions_file import matched, read_written
-from bench.records import Completion, Item, Message, Reward, read_items, write_jsonl
+from bench.records import Completion, Item, Message, Reward, grouped, read_items, write_jsonl
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import GenerateSettings, WrittenCompletions
 from bench.text_files import BadFile
@@ -108,8 +108,6 @@ def _rewards(scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Se
 
 def _by_temperature(settings: GenerateSettings, items: Sequence[Item], turn: int) -> dict[float, list[int]]:
     """Indices of the items that have this turn, by the temperature at which their category is answered."""
-    found: dict[float, list[int]] = {}
-    for i, item in enumerate(items):
-        if len(item.turns) > turn:
-            found.setdefault(settings.temperatures.get(item.category or "", settings.decoding.temperature), []).append(i)
-    return found
+    usual = settings.decoding.temperature
+    asked = [i for i, item in enumerate(items) if len(item.turns) > turn]
+    return grouped((settings.temperatures.get(items[i].category or "", usual), i) for i in asked)

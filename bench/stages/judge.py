@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,15 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     completions = read_completions(run.inputs["completions"])
     asked: dict[str, tuple[Request, Reply]] = {}
     judge, against = _judge(settings, items, run, asked)
-    verdicts = [*judge.judge(items, completions, against), *_unanswered(items, completions, judge.name)]
+    # A file of completions need not answer every item; what is not there is unscored, not lost.
+    answered, why = {completion.id for completion in completions}, "the policy has no completion of it"
+    missing = [
+        Verdict(item.id, judge.name, turn, item.category, unscored=why)
+        for item in items
+        if item.id not in answered
+        for turn in range(len(item.turns))
+    ]
+    verdicts = [*judge.judge(items, completions, against), *missing]
     if isinstance(settings, LanguageJudgeSettings):
         _check_log_probs(settings, verdicts)
     write_jsonl(run.out / "verdicts.jsonl", verdicts)
@@ -76,15 +84,6 @@ def earlier(stage: Stage) -> list[Stage]:
     settings = stage.settings
     parsers = earlier_parsers(settings.parser) if isinstance(settings, LanguageJudgeSettings) else []
     return [replace(stage, settings=settings.model_copy(update={"parser": parser})) for parser in parsers]
-
-
-def _unanswered(items: list[Item], completions: list[Completion], judge: str) -> Iterator[Verdict]:
-    """A file of completions need not answer every item; what is not there is unscored, not lost."""
-    answered = {completion.id for completion in completions}
-    for item in items:
-        if item.id not in answered:
-            for turn in range(len(item.turns)):
-                yield Verdict(item.id, judge, turn, item.category, unscored="the policy has no completion of it")
 
 
 def _counts(asked: Sequence[tuple[Request, Reply]]) -> dict[str, int]:
@@ -151,13 +150,7 @@ def _compare(settings: PairRankerSettings, run: StageRun) -> Compare:
     return lambda pairs: ranker.logits(pairs, run.progress)
 
 
-def _ask_nobody(_: Sequence[Request]) -> Sequence[Reply]:
-    raise RuntimeError("this judge was made to say what it would ask")
-
-
-def language_judge(
-    settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask = _ask_nobody
-) -> AskedPreference | AskedRating | AskedGames:
+def language_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask) -> AskedPreference | AskedRating | AskedGames:
     """The judge that settings and inputs describe; forecasts make one too, for its requests."""
     model = settings.model or inputs["model"].name
     if settings.manner == "alpaca_eval":

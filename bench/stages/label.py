@@ -23,6 +23,7 @@ from bench.records import (
     Labelled,
     Verdict,
     draw_name,
+    grouped,
     pair_name,
     read_completions,
     read_items,
@@ -43,9 +44,7 @@ Scores = Mapping[str, float]  # by draw_name
 
 def run(settings: Settings, run: StageRun) -> Outcome:
     items = read_items(run.inputs["items"])
-    draws: dict[str, list[Completion]] = {item.id: [] for item in items}
-    for completion in read_completions(run.inputs["completions"]):
-        draws[completion.id].append(completion)
+    draws = grouped((completion.id, completion) for completion in read_completions(run.inputs["completions"]))
     more: dict[str, int] = {}
     match settings:
         case GoldLabels():
@@ -127,12 +126,7 @@ def _by_score(settings: RankLabels, items: Sequence[Item], draws: Mapping[str, S
     if settings.labeller == "human":
         return [_ranked(settings, item, (item.baseline or [])[0], draws[item.id][0].completions[0], 1.0, 0.0) for item in items]
     scores = _scores(settings, [c for item in items for c in draws[item.id]], run)
-    labels = []
-    for item in items:
-        first, second = extremes(draws[item.id], scores)
-        score, other = scores[draw_name(first)], scores[draw_name(second)]
-        labels.append(_ranked(settings, item, first.completions[0], second.completions[0], score, other))
-    return labels
+    return [_between(settings, item, extremes(draws[item.id], scores), scores) for item in items]
 
 
 def _by_judge(settings: RankLabels, item: Item, draws: Sequence[Completion], verdicts: Mapping[str, Verdict]) -> Labelled:
@@ -155,10 +149,9 @@ def _by_judge(settings: RankLabels, item: Item, draws: Sequence[Completion], ver
         reason = why[0] if why else "the judge said nothing"
         texts = draws[0].completions[0], draws[1].completions[0]
         return Labelled(item.id, conversation(item, []), *texts, p_first=None, first_preferred=None, unscored=reason)
-    first, second = extremes(scored, scores)
-    score, other_score = scores[draw_name(first)], scores[draw_name(second)]
-    label = _ranked(settings, item, first.completions[0], second.completions[0], score, other_score)
-    return replace(label, p_first=0.5 + (score - other_score) / 2) if preferring else label  # of two samples the preference itself
+    pair = extremes(scored, scores)
+    label, (first, second) = _between(settings, item, pair, scores), (scores[draw_name(draw)] for draw in pair)
+    return replace(label, p_first=0.5 + (first - second) / 2) if preferring else label  # of two samples the preference itself
 
 
 def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageRun) -> Scores:
@@ -182,12 +175,16 @@ def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageR
     raise ValueError(f"{settings.labeller} has no scores")
 
 
-def _ranked(settings: RankLabels, item: Item, first: str, second: str, score: float, other: float) -> Labelled:
+def _between(settings: RankLabels | SelfLabels, item: Item, pair: Sequence[Completion], scores: Scores) -> Labelled:
+    return _ranked(settings, item, *(draw.completions[0] for draw in pair), *(scores[draw_name(draw)] for draw in pair))  # type: ignore[arg-type]
+
+
+def _ranked(settings: RankLabels | SelfLabels, item: Item, first: str, second: str, score: float, other: float) -> Labelled:
     """The larger score is preferred; equal scores or texts are a tie. Only rewards say how sure one is."""
     prompt = conversation(item, [])
     preferred = None if score == other or first == second else score > other
     sure = {"implicit": sigmoid(score - other), "reward_model": sigmoid(score - other), "random": 0.5}
-    p_first = sure.get(settings.labeller, 0.5 if preferred is None else float(preferred))
+    p_first = sure.get(getattr(settings, "labeller", ""), 0.5 if preferred is None else float(preferred))
     return Labelled(item.id, prompt, first, second, p_first, preferred, _right(preferred, item, first, second, settings.truth))
 
 
@@ -212,16 +209,10 @@ def _by_itself(
     labels = []
     for item in items:
         scored = [completion for completion in draws[item.id] if draw_name(completion) in judged.scores]
-        pair = extremes(scored, judged.scores) if len(scored) > 1 else draws[item.id][:2]
-        first, second = (completion.completions[0] for completion in pair)
-        prompt = conversation(item, [])
-        if len(scored) < 2:
-            equal = len({completion.completions[0] for completion in draws[item.id]}) == 1  # nothing to ask about pairs
-            unscored, p_first = (None, 0.5) if equal else (TOO_FEW, None)
-            labels.append(Labelled(item.id, prompt, first, second, p_first, None, unscored=unscored))
+        if len(scored) > 1:
+            labels.append(_between(settings, item, extremes(scored, judged.scores), judged.scores))
             continue
-        score, other = (judged.scores[draw_name(completion)] for completion in pair)
-        preferred = None if score == other or first == second else score > other
-        p_first = 0.5 if preferred is None else float(preferred)
-        labels.append(Labelled(item.id, prompt, first, second, p_first, preferred, _right(preferred, item, first, second, settings.truth)))
+        texts = [completion.completions[0] for completion in draws[item.id]]
+        unscored, p_first = (None, 0.5) if len(set(texts)) == 1 else (TOO_FEW, None)  # of equal texts nothing is asked about pairs
+        labels.append(Labelled(item.id, conversation(item, []), texts[0], texts[1], p_first, None, unscored=unscored))
     return labels, {"judgements": judged.replies, "unparsed": judged.unparsed}

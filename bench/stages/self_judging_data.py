@@ -15,11 +15,13 @@ from bench.readers.rows import nested_subset, prompt_key
 from bench.records import (
     Completion,
     Item,
+    Message,
     Pair,
     Reward,
     Text,
     by_id,
     draw_name,
+    grouped,
     read_completions,
     read_items,
     read_rewards,
@@ -47,7 +49,11 @@ def make(settings: Settings, run: StageRun) -> Outcome:
         case RankedData():
             return _rankings(settings, run)
         case JudgeQuestionData():
-            asked = [_as_item(question) for item, draws in with_draws(run.inputs) for question in questions(settings.prompt, item, draws)]
+            asked = [
+                as_item(question.name, question.messages)
+                for item, draws in with_draws(run.inputs)
+                for question in questions(settings.prompt, item, draws)
+            ]
             write_jsonl(run.out / "items.jsonl", asked)
             return Outcome({"rows": len(asked)})
         case TrueEvaluationData():
@@ -63,10 +69,8 @@ def make(settings: Settings, run: StageRun) -> Outcome:
 
 def with_draws(inputs: Mapping[str, Path]) -> list[tuple[Item, list[Completion]]]:
     """Each item with its completions, in the order in which they were drawn."""
-    found: dict[str, tuple[Item, list[Completion]]] = {item.id: (item, []) for item in read_items(inputs["items"])}
-    for completion in read_completions(inputs["completions"]):
-        found[completion.id][1].append(completion)
-    return list(found.values())
+    draws = grouped((completion.id, completion) for completion in read_completions(inputs["completions"]))
+    return [(item, draws.get(item.id, [])) for item in read_items(inputs["items"])]
 
 
 def read_replies(folder: Path) -> Iterator[tuple[str, int, str]]:
@@ -75,9 +79,10 @@ def read_replies(folder: Path) -> Iterator[tuple[str, int, str]]:
         yield reply.id, reply.draw, reply.completions[0]
 
 
-def _as_item(question: Question) -> Item:
-    *context, last = question.messages
-    return Item(question.name, None, [last["content"]], context=context)
+def as_item(name: str, prompt: Sequence[Message], baseline: list[str] | None = None) -> Item:
+    """A prompt to answer: earlier messages are context, the last one is asked."""
+    *context, last = prompt
+    return Item(name, None, [last["content"]], baseline=baseline, context=context, plain=last["role"] == "text")
 
 
 # Rankings -------------------------------------------------------------------------------------------------------------
@@ -88,8 +93,7 @@ def _rankings(settings: RankedData, run: StageRun) -> Outcome:
     items, completions, rewards, best = [], [], [], []
     for row in rows:
         assert isinstance(row, Pair)
-        *context, last = row.prompt
-        item = Item(f"{settings.split}-{row.id}", None, [last["content"]], context=context, plain=last["role"] == "text")
+        item = as_item(f"{settings.split}-{row.id}", row.prompt)
         drawn = [Completion(item.id, item.turns, [text], [], [], draw) for draw, text in enumerate((row.chosen, row.rejected))]
         items.append(item)
         completions += drawn
