@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,24 +59,24 @@ class Calibration:
     digest: str
 
 
-class Known(NamedTuple):
+class CalibrationColumns(NamedTuple):
     """A calibration's columns for some items; None where there is no calibration, or one without gamed rows."""
 
     difficulty: list[float] | None
     gamed: list[Sequence[Gamed]] | None
 
 
-def known(calibration: Calibration | None, items: Sequence[str]) -> Known | Unmeasured:
+def known(calibration: Calibration | None, items: Sequence[str]) -> CalibrationColumns | Unmeasured:
     """What a calibration says of these items, one entry an item; Unmeasured where it lacks some."""
     if calibration is None:
-        return Known(None, None)
+        return CalibrationColumns(None, None)
     if lacking := [item for item in items if item not in calibration.difficulty]:
         return Unmeasured(f"the calibration {calibration.digest} has no difficulty for {len(lacking)} of {len(items)} items")
     gamed = [calibration.gamed.get(item, ()) for item in items] if calibration.gamed else None
-    return Known([calibration.difficulty[item] for item in items], gamed)
+    return CalibrationColumns([calibration.difficulty[item] for item in items], gamed)
 
 
-class _Rows(NamedTuple):
+class LengthRows(NamedTuple):
     """Items with a preference, sorted so that the caller's order cannot matter."""
 
     preferences: Array  # (n,)
@@ -134,7 +134,7 @@ def _rows(
     baseline_lengths: Sequence[int | None],
     difficulty: Sequence[float] | None,
     gamed: Sequence[Sequence[Gamed]] | None,
-) -> tuple[_Rows, list[int]]:
+) -> tuple[LengthRows, list[int]]:
     """The scored rows, and where each came from."""
     columns: list[Sequence[object]] = [policy_lengths, baseline_lengths, *(column for column in (difficulty, gamed) if column is not None)]
     if any(len(column) != len(preferences) for column in columns):
@@ -155,7 +155,7 @@ def _rows(
     games = np.array([[*row[3], *[(0.0, 0.0, 0.0)] * (most - len(row[3]))] for row in rows], dtype=float).reshape(len(rows), most, 3)
     if not (np.isfinite(table).all() and np.isfinite(games).all()):
         raise ValueError("a length, difficulty or gamed row is NaN or infinite")
-    return _Rows(table[:, 0], table[:, 1], None if difficulty is None else table[:, 2], games), [row[4] for row in rows]
+    return LengthRows(table[:, 0], table[:, 1], None if difficulty is None else table[:, 2], games), [row[4] for row in rows]
 
 
 def fit_logistic(sample: Sample, tolerance: float = 1e-10, n_iterations: int = 50) -> tuple[Array, NDArray[np.bool_]]:
@@ -189,7 +189,7 @@ def _hessian(x: Array, curvature: Array, n: int) -> Array:
     return np.matmul((x * curvature[..., None]).swapaxes(-1, -2), x) + 1e-12 * n * np.eye(x.shape[-1])
 
 
-def _fits(rows: _Rows, items: NDArray[np.int_]) -> _Fit:
+def _fits(rows: LengthRows, items: NDArray[np.int_]) -> _Fit:
     """R length-controlled rates. Items all lost or all won are 0 or 1, the limit, and not failed."""
     sample = rows.take(items)
     w, failed = fit_logistic(sample)
@@ -198,7 +198,7 @@ def _fits(rows: _Rows, items: NDArray[np.int_]) -> _Fit:
     return _Fit(w, np.where(one_sided, y[:, 0], sample.at_equal_length(w).mean(axis=1)), failed & ~one_sided)
 
 
-def _problem(rows: _Rows) -> Unmeasured | None:
+def _problem(rows: LengthRows) -> Unmeasured | None:
     n_coefficients = 2 if rows.difficulty is None else 3
     if rows.preferences.size == 0:
         return Unmeasured("no item was scored")
@@ -242,22 +242,25 @@ def lc_win_rate(
     take = rng.integers(n, size=(n_resamples, n))
     refits = [_fits(rows, take[i : i + REFITS_AT_ONCE]) for i in range(0, n_resamples, REFITS_AT_ONCE)]
     draws = np.concatenate([refit.lc[~refit.failed] for refit in refits])
-    n_failed = n_resamples - draws.size
-    trusted = n_failed <= 0.05 * n_resamples
-    low, high = percentile_interval(draws) if trusted else (None, None)
     w = fit.coefficients[0]
     return LcWinRate(
         value=float(fit.lc[0]),
-        standard_error=float(draws.std(ddof=1)) if trusted else None,
-        low=low,
-        high=high,
         n=n,
         n_unscored=n_unscored,
         length_coefficient=float(w[0]) if np.ptp(rows.gaps) > 0 else None,
         model_coefficient=float(w[1]),
         difficulty_coefficient=None if rows.difficulty is None else float(w[2]),
-        n_failed_refits=n_failed,
+        **of_refits(draws, n_resamples),
     )
+
+
+def of_refits(draws: Array, n_resamples: int) -> dict[str, Any]:
+    """Standard error and interval of an estimate from the refits that did not fail; none where more than 5 % did."""
+    n_failed = n_resamples - draws.size
+    if n_failed > 0.05 * n_resamples:
+        return {"standard_error": None, "low": None, "high": None, "n_failed_refits": n_failed}
+    low, high = percentile_interval(draws)
+    return {"standard_error": float(draws.std(ddof=1)), "low": low, "high": high, "n_failed_refits": n_failed}
 
 
 def lc_contributions(
@@ -299,7 +302,7 @@ def lc_contributions(
 # ---- of verdicts -----------------------------------------------------------------------------------------------------
 
 
-class Judged(NamedTuple):
+class Columns(NamedTuple):
     """One policy's verdicts as columns, one entry an item."""
 
     items: list[str]
@@ -308,9 +311,9 @@ class Judged(NamedTuple):
     baseline_lengths: list[int | None]
 
 
-def judged(verdicts: Sequence[Verdict]) -> Judged:
+def judged(verdicts: Sequence[Verdict]) -> Columns:
     """Preference verdicts of one policy as columns."""
-    return Judged(
+    return Columns(
         [v.item_id for v in verdicts],
         [v.preference for v in verdicts],
         [v.policy_length for v in verdicts],
@@ -334,14 +337,14 @@ def contributions_of_verdicts(verdicts: Sequence[Verdict], calibration: Calibrat
 # ---- difficulty ------------------------------------------------------------------------------------------------------
 
 
-def _scored(policy: Judged) -> Iterator[tuple[str, float, float]]:
+def _scored(policy: Columns) -> Iterator[tuple[str, float, float]]:
     """(item, preference, baseline length - policy length) of the scored items."""
     for item, preference, length, opposite in zip(*policy, strict=True):
         if preference is not None and length is not None and opposite is not None:
             yield item, preference, float(opposite - length)
 
 
-def fit_difficulty(policies: Sequence[Judged]) -> dict[str, float]:
+def fit_difficulty(policies: Sequence[Columns]) -> dict[str, float]:
     """Difficulties of the items that several policies were judged on, with their policies' strength and length taken out.
 
         logit P(policy m wins on item i) = a_m + b_m tanh(g_mi / sd(g_m)) + d_i        d_i ~ N(0, 1)
