@@ -28,6 +28,10 @@ class Record:
         return dataclasses.asdict(self)
 
     @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+    @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
         names = {field.name for field in dataclasses.fields(cls)}
         unknown = set(row) - names

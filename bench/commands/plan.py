@@ -14,7 +14,7 @@ from bench.config import PlanVerb, WorldData
 from bench.config.errors import BadConfig
 from bench.forecast import compute_table
 from bench.forecast.compute_table import CELL_COLUMNS, STAGE_COLUMNS
-from bench.forecast.compute_table import Report as Sizes
+from bench.forecast.compute_table import SizeReport as Sizes
 from bench.forecast.judge_cost import JudgeCost, judge_costs, with_costs
 from bench.forecast.row_counts import data_lines
 from bench.forecast.stage_time import StageForecast, estimates

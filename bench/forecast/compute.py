@@ -24,7 +24,7 @@ from bench.models.hub import read_config
 from bench.models.model_size import BYTES, Memory, Shape, checkpoints, read_shape, scoring_memory, training_memory, writing_memory
 from bench.models.token_counts import Messages, counter_or_none
 from bench.planning.inputs import CellPlan
-from bench.records import Conversation, Item, completion_columns, read_items, read_jsonl, read_rows
+from bench.records import Conversation, completion_columns, read_items, read_jsonl, read_rows
 from bench.store.keys import Source, Stage
 from bench.store.stage_settings import (
     BaseSettings,
@@ -103,7 +103,7 @@ class Sizes:
         for stage in cell.stages:
             if stage not in self._known:
                 work = self._work(cell, stage)
-                self._known[stage] = self._sized(cell, stage, work, shape) if work.tokens else None
+                self._known[stage] = self._sized(stage, work, shape) if work.tokens else None
         return {stage: sized for stage in cell.stages if (sized := self._known[stage])}
 
     def _work(self, cell: CellPlan, stage: Stage) -> Work:
@@ -112,8 +112,9 @@ class Sizes:
             case BaseSettings() | SftSettings():
                 return Work(trained=token_bound(stage), context=settings.max_length)
             case ConversationSft():
-                rows = _conversations(self.aside.look(_stage(inputs["conversations"]))[0])
-                mean = self._mean(cell, _stage(inputs["conversations"]).key, sample(rows), settings.max_length)
+                path = next(iter(sorted(self.aside.folder(inputs["conversations"]).glob("*.jsonl"))))
+                rows = [row.messages for row in read_jsonl(path, Conversation)]
+                mean = self._mean(cell, inputs["conversations"].key, sample(rows), settings.max_length)
                 return Work(trained=len(rows) * mean * settings.training.num_train_epochs, context=mean)
             case TrainSettings() | RewardModelSettings():
                 n, mean = self._rows(cell, stage, ("train",), settings.max_length)
@@ -164,8 +165,11 @@ class Sizes:
             folder, _ = self.aside.look(items)
         except (AttributeError, OSError, ValueError):  # its own inputs are written by a model
             return 0.0
-        asked = read_items(folder)
-        return self._mean(cell, items.key, map(_asked, sample(asked)), cell.cell.model.max_length, opens=True)
+        asked = [
+            [*item.context, *({"role": "text" if item.plain else "user", "content": turn} for turn in item.turns)]
+            for item in sample(read_items(folder))
+        ]
+        return self._mean(cell, items.key, asked, cell.cell.model.max_length, opens=True)
 
     def _mean(self, cell: CellPlan, what: str, rows: Iterable[Messages], most: int, opens: bool = False) -> float:
         """Mean tokens of rows, each cut at `most`; `most` where the model's tokenizer cannot be had without torch."""
@@ -179,7 +183,7 @@ class Sizes:
 
     # Work to time and memory
 
-    def _sized(self, cell: CellPlan, stage: Stage, work: Work, shape: Shape) -> Sized:
+    def _sized(self, stage: Stage, work: Work, shape: Shape) -> Sized:
         settings: Any = stage.settings
         dtype, gpu, weights = getattr(settings, "dtype", "float32"), self.hardware, 0
         set_to = _adapter(stage)
@@ -237,15 +241,7 @@ def _paired(stage: Stage) -> bool:
     return isinstance(preferences, Stage) and not unpaired and getattr(preferences.settings, "form", "paired") == "paired"
 
 
-def _asked(item: Item) -> Messages:
-    return [*item.context, *({"role": "text" if item.plain else "user", "content": turn} for turn in item.turns)]
-
-
-def _conversations(folder: Path) -> list[Messages]:
-    return [row.messages for row in read_jsonl(next(iter(sorted(folder.glob("*.jsonl")))), Conversation)]
-
-
-def shape_of(cell: CellPlan, store: Store) -> Shape:
+def shape_of(cell: CellPlan) -> Shape:
     """Raises ValueError for a model whose sizes cannot be read."""
     model = cell.cell.model
     if isinstance(model, LocalModel):

@@ -10,7 +10,6 @@ choice of those, and within a seed where the seed draws the fact, the most commo
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -239,7 +238,7 @@ def known(row: Row, group: Group, axes: Sequence[str], store: Store) -> CellFact
         train = roles.get("train")
         measured = None
         if train is not None and store.is_done(train) and (path := store.folder(train) / "facts.json").exists():
-            measured = TrainFacts.from_json(json.loads(path.read_text(encoding="utf-8")))
+            measured = TrainFacts.read(path)
         facts = {fact.name: fact.of(measured) if measured else None for fact in FACTS if fact.of}
     manners = [manner for manner in MANNERS if f"{manner}_completions" in roles]
     facts |= {

@@ -192,7 +192,9 @@ class Verified(NamedTuple):
 def verify(expectation: Expectation, pooled: Grid) -> Verified:
     """Compare the two groups that an expectation names, each of which must be one group of the sweep."""
     sides = (expectation.better, expectation.worse)
-    first, second = (_choice_words(side) for side in sides)
+    # `{"method": "kto", "method.beta": 0.1}` as `kto beta 0.1`
+    words = (" ".join(f"{key.removeprefix('method.')} {value}" for key, value in side.items()) for side in sides)
+    first, second = (text.removeprefix("method ") for text in words)
     keys = []
     for side, name in zip(sides, (first, second), strict=True):
         found = [group.key for group in pooled.groups if matches(group.cell, side)]
@@ -208,11 +210,6 @@ def verify(expectation: Expectation, pooled: Grid) -> Verified:
         turned = replace(lead, value=-lead.value, low=low, high=high, t=t)
         return Verified(first, second, turned, comparison.p_holm)
     return Verified(first, second, why="one of them was not judged")
-
-
-def _choice_words(choice: Mapping[str, Any]) -> str:
-    """`{"method": "kto", "method.beta": 0.1}` as `kto beta 0.1`."""
-    return " ".join(f"{key.removeprefix('method.')} {value}" for key, value in choice.items()).removeprefix("method ")
 
 
 def matches(cell: Cell, choice: Mapping[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -123,7 +122,7 @@ def stored_result(cell: CellPlan, store: Store) -> Result | None:
     """A cell's numbers as they were stored; None where it has none."""
     if not store.is_done(cell.score):
         return None
-    return Result.from_json(json.loads((store.folder(cell.score) / "result.json").read_text(encoding="utf-8")))
+    return Result.read(store.folder(cell.score) / "result.json")
 
 
 def _row(
@@ -132,36 +131,21 @@ def _row(
     if result is None:
         failed = failed or next((f"{s.label or s.kind}: {why}" for s in cell.stages if (why := store.failure(s))), None)
         return Row(cell, failed, False, {}, {"win_rate": failed or "not run yet"})
-    preferences, lc = _by_item(cell, store, calibration)
+    verdicts = calibrations.verdicts_of(cell, store) if store.is_done(cell.roles.get("preference_verdicts")) else []
+    lc = calibration if isinstance(calibration, estimates.Unmeasured) else contributions_of_verdicts(verdicts, calibration)
     data = store.status(cell.roles["preferences"]).manifest if "preferences" in cell.roles else None
+    tasks = cell.roles.get("tasks")
+    shown = list(read_jsonl(store.folder(tasks) / "results.jsonl", TaskResult)) if store.is_done(tasks) else []
     return Row(
         cell,
         None,
         True,
         result.metrics,
         result.missing,
-        preferences,
-        lc,
+        {v.item_id: v.preference for v in verdicts},
+        {} if isinstance(lc, estimates.Unmeasured) else lc,
         data.counts.get("train") if data else None,
         [store.recorded(stage) for stage in cell.stages],
         result.calibration,
-        _tasks(cell, store),
+        [task for task in shown if task.shown],
     )
-
-
-def _tasks(cell: CellPlan, store: Store) -> list[TaskResult]:
-    stage = cell.roles.get("tasks")
-    if not store.is_done(stage):
-        return []
-    return [result for result in read_jsonl(store.folder(stage) / "results.jsonl", TaskResult) if result.shown]
-
-
-def _by_item(
-    cell: CellPlan, store: Store, calibration: Calibration | estimates.Unmeasured | None
-) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    stage = cell.roles.get("preference_verdicts")
-    if not store.is_done(stage):
-        return {}, {}
-    verdicts = calibrations.verdicts_of(cell, store)
-    lc = calibration if isinstance(calibration, estimates.Unmeasured) else contributions_of_verdicts(verdicts, calibration)
-    return {v.item_id: v.preference for v in verdicts}, {} if isinstance(lc, estimates.Unmeasured) else lc

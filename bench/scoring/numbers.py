@@ -30,7 +30,6 @@ distinct                     different word 3-grams of all completions over thei
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,7 +111,7 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
             estimate = None if task.value is None else estimates.estimate_of(task.value, task.standard_error, task.n)
             numbers.add(task_number(task.task, task.metric), estimate, reasons.TASK_NOT_FINITE)
     if "self_judge" in inputs:
-        judge = Result.from_json(json.loads((inputs["self_judge"] / "judge.json").read_text(encoding="utf-8")))
+        judge = Result.read(inputs["self_judge"] / "judge.json")
         numbers.metrics |= judge.metrics
         numbers.missing |= judge.missing
     return Result(numbers.metrics, dict(sorted(numbers.missing.items())), calibration.digest if calibration and preferred else None)

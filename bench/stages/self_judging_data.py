@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.config import JudgePrompt, Settings
-from bench.judges.self_judge import Question, add_up, questions, read_reply
+from bench.judges.self_judge import JudgeQuestion, add_up, questions, read_reply
 from bench.models.tokenize import conversation
 from bench.readers.new_prompts import few_shot, new_ones
 from bench.readers.rows import nested_subset, prompt_key
@@ -121,7 +121,7 @@ def _true_evaluations(settings: TrueEvaluationData, run: StageRun) -> Outcome:
     return _written(found, settings.n, settings.seed, run.out)
 
 
-def _true_reply(settings: TrueEvaluationData, turn: Turn, question: Question) -> str | None:
+def _true_reply(settings: TrueEvaluationData, turn: Turn, question: JudgeQuestion) -> str | None:
     texts = [completion.completions[0] for completion in question.about]
     match settings.prompt:
         case "criteria":
