@@ -321,11 +321,11 @@ class Result(Record):
         return {name: value for name, value in super().to_json().items() if name != "calibration" or value is not None}
 
 
-def about_texts(policy: str, baseline: str | None = None) -> dict[str, Any]:
+def about_texts(policy: str | None, baseline: str | None = None) -> dict[str, Any]:
     """What a verdict holds of the texts that it is about: their lengths and digests."""
-    theirs = None if baseline is None else len(baseline), None if baseline is None else text_digest(baseline)
-    facts = (len(policy), theirs[0], text_digest(policy), theirs[1])
-    return dict(zip(("policy_length", "baseline_length", "policy_digest", "baseline_digest"), facts, strict=True))
+    texts = {"policy": policy, "baseline": baseline}
+    lengths = {f"{side}_length": None if text is None else len(text) for side, text in texts.items()}
+    return lengths | {f"{side}_digest": None if text is None else text_digest(text) for side, text in texts.items()}
 
 
 def preference_verdicts(folder: Path) -> list[Verdict]:

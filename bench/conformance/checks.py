@@ -29,7 +29,7 @@ from bench.conformance.judged import OUTSIDE, SIDES, csft_rows, passes_through, 
 from bench.conformance.references import (
     REFERENCES,
     SPA_THRESHOLD,
-    Row,
+    PrescribedPair,
     extrapolated,
     judged,
     kto_weights,
@@ -88,11 +88,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "spa": [{"beta": 0.1, "alpha": 0.1, **REFINED}, {"beta": 1.0, "alpha": 0.4, **REFINED}],
 }
 # log-probabilities -20 and -30, the reference's -22 and -28, lengths 10 and 12, a KL of 3
-GOLDEN_ROW = Row(
+GOLDEN_ROW = PrescribedPair(
     -20, -30, -22, -28, 10, 12, mismatched_chosen=-40, mismatched_rejected=-40, ref_mismatched_chosen=-43, ref_mismatched_rejected=-43
 )
 # Ratios 1.5 and 2.25 of two desirable tokens, 0.4 of an undesirable one; values 0.1, 0.2 and 0.4
-PPO_ROW = Row(
+PPO_ROW = PrescribedPair(
     -3.0, -2.0, -3.0 - 3 * math.log(1.5), -2.0 - math.log(0.4), 2, 1, value_chosen=0.3, value_rejected=0.4
 )  # fmt: skip
 GOLDEN = {
@@ -119,7 +119,7 @@ GOLDEN = {
 }
 
 
-def _at_first_step(name: str, m: Any, rows: Sequence[Row]) -> float:
+def _at_first_step(name: str, m: Any, rows: Sequence[PrescribedPair]) -> float:
     """The loss while the policy is the reference."""
     match name:
         case "dpo":
@@ -225,7 +225,7 @@ class StatesOfValues(torch.nn.Module):
 class LogpsOfTable(torch.nn.Module):
     """A model whose completions have the summed log-probabilities of a table (pairs, 4), spread unevenly over their tokens."""
 
-    def __init__(self, rows: Sequence[Row]):
+    def __init__(self, rows: Sequence[PrescribedPair]):
         super().__init__()
         self.table = torch.nn.Parameter(torch.tensor([[getattr(row, whose) for whose in WHOSE] for row in rows], dtype=torch.float64))
         self.values = torch.tensor([[row.value_chosen, row.value_rejected, 0.0, 0.0] for row in rows], dtype=torch.float64)
@@ -242,7 +242,7 @@ class LogpsOfTable(torch.nn.Module):
         return SimpleNamespace(log_probs=per_token, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
 
 
-def _pair_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+def _pair_features(rows: Sequence[PrescribedPair]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     features = [
         {"prompt_ids": [FIRST_PROMPT + i], "chosen_ids": [1] * row.chosen_length, "rejected_ids": [2] * row.rejected_length}
         for i, row in enumerate(rows)
@@ -250,7 +250,7 @@ def _pair_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str,
     return features, {"ref_chosen_logps": [row.ref_chosen for row in rows], "ref_rejected_logps": [row.ref_rejected for row in rows]}
 
 
-def _kto_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+def _kto_features(rows: Sequence[PrescribedPair]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     features = token_features(rows, FIRST_PROMPT, (0, 1))
     features = [feature | {"KL_completion_ids": [3 if feature["label"] else 4] * 7} for feature in features]
     own = [value for row in rows for value in (row.ref_chosen, row.ref_rejected)]
@@ -258,7 +258,7 @@ def _kto_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, 
     return features, {"ref_logps": own, "ref_KL_logps": partners}
 
 
-def random_rows(rng: random.Random, n: int, *, spread: float = 3.0, drift: float = 0.0, kind: str = "any") -> list[Row]:
+def random_rows(rng: random.Random, n: int, *, spread: float = 3.0, drift: float = 0.0, kind: str = "any") -> list[PrescribedPair]:
     """Pairs of some length whose policy is `drift` ± `spread` nats above the reference."""
     found = []
     for _ in range(n):
@@ -269,7 +269,7 @@ def random_rows(rng: random.Random, n: int, *, spread: float = 3.0, drift: float
             references = [-20.0] * 4
         numbers = dict(zip((*WHOSE, *(f"ref_{whose}" for whose in WHOSE)), (*sums, *references), strict=True))
         values = {f"value_{side}": rng.gauss(0, 1) * length for side, length in zip(SIDES, lengths, strict=True)}
-        found.append(Row(**numbers, **values, chosen_length=lengths[0], rejected_length=lengths[1]))
+        found.append(PrescribedPair(**numbers, **values, chosen_length=lengths[0], rejected_length=lengths[1]))
     return found
 
 
@@ -367,7 +367,7 @@ class Bench:
     def model(self, seed: int) -> Any:
         return new_model(TINY.model_copy(update={"pretraining": TINY.pretraining.model_copy(update={"seed": seed})}), self.tokenizer)
 
-    def _by_hand(self) -> list[Row]:
+    def _by_hand(self) -> list[PrescribedPair]:
         """Log-probabilities of policy (seed 0) and reference (seed 1): one row at a time, unpadded, float64, the plain forward."""
         models = [self.model(seed).double().eval() for seed in (0, 1)]
         ended = set()
@@ -381,7 +381,7 @@ class Bench:
                     numbers[f"{prefix}{column}"] = math.fsum(self.token_logps(model, prompt, completion))
                 if column in SIDES:
                     numbers[f"{column}_length"] = len(completion)
-            rows.append(Row(**numbers))
+            rows.append(PrescribedPair(**numbers))
         if ended != {True, False} or len({row.chosen_length for row in rows}) < 4:
             raise AssertionError("the real batch must hold completions with EOS, ones that are cut, and padding")
         return rows
@@ -436,7 +436,7 @@ class Bench:
                 passes_through(trainer.critic.module)
         return self._prescribed[settings]
 
-    def prescribed(self, settings: Any, rows: Sequence[Row], sides: Sequence[int] = (0, 1)) -> Computed:
+    def prescribed(self, settings: Any, rows: Sequence[PrescribedPair], sides: Sequence[int] = (0, 1)) -> Computed:
         """What the method's trainer computes at prescribed log-probabilities, a table (pairs, 4).
 
         `sides`: which completions of the pairs csft and offline_ppo see, chosen (0) or rejected (1).
@@ -516,7 +516,7 @@ def first_step(bench: Bench, name: str) -> Check:
     return Check("loss", "reference plays no part" if name in REFERENCE_FREE else "policy = reference", worst_of(found), EXACT)
 
 
-def _runs(name: str, saturated: bool = False) -> Iterator[tuple[Any, list[Row]]]:
+def _runs(name: str, saturated: bool = False) -> Iterator[tuple[Any, list[PrescribedPair]]]:
     """Each settings with one pair, and policies above and below the reference, where clamps do and do not bite; `saturated`: also with
     log-ratios that saturate everything. offline_ppo's do not: a ratio of e^3000 is no number."""
     for settings in SETTINGS[name]:

@@ -32,7 +32,7 @@ from bench.conformance.checks import (
     quiet,
     worst_of,
 )
-from bench.conformance.references import Rewards, Row, bradley_terry
+from bench.conformance.references import PrescribedPair, Rewards, bradley_terry
 from bench.engines.reward import new_reward_model
 from bench.methods import load
 from bench.store.stage_settings import RewardModelSettings
@@ -171,7 +171,7 @@ def logged(rewards: RewardBench) -> Check:
 def reduces(rewards: RewardBench, text: str, name: str, settings: dict[str, float]) -> Check:
     """A preference loss whose log-ratios are the rewards."""
     rows = _batches()[1]
-    logps = [Row(chosen, rejected, 0.0, 0.0, 10, 12) for chosen, rejected in rows]
+    logps = [PrescribedPair(chosen, rejected, 0.0, 0.0, 10, 12) for chosen, rejected in rows]
     other = rewards.bench.prescribed(method(name, settings), logps).loss
     return Check("loss", text, deviation(rewards.prescribed(rows).loss, other), EXACT)
 

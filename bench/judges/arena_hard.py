@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.judges.asked.asked_pairs import NO_BASELINE, AskingJudge, Replies, Shown
-from bench.judges.asked.prompts import Template
+from bench.judges.asked.asked_pairs import NO_BASELINE, AskingJudge, Replies, ShownRequest
+from bench.judges.asked.prompts import PromptTemplate
 from bench.judges.asked.replies import read_game
 from bench.records import Item, Verdict, about_texts
 from bench.stats.style_control import battles, game_facts
@@ -24,10 +24,10 @@ POLICY_FIRST = (True, False)  # the games of an item
 
 @dataclass(frozen=True)
 class AskedGames(AskingJudge):
-    template: Template
+    template: PromptTemplate
     name: str = "arena_hard"
 
-    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[Shown]:
+    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
         if item.baseline is None or ours[0] == item.baseline[0]:
             return
         for first in POLICY_FIRST:

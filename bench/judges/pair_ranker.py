@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.judges import compared
-from bench.judges.asked.prompts import Template
+from bench.judges.asked.prompts import PromptTemplate
 from bench.models.tokenize import conversation
 from bench.records import Call, Completion, Item, Message, Verdict, about_texts, sigmoid
 
@@ -24,11 +24,11 @@ PARSER = "pair ranker 1"
 Compare = Callable[[Sequence[tuple[str, str, str]]], Sequence[float]]  # of (prompt, first, second): logits that the first is better
 
 
-def pair_template(text: str) -> Template:
-    return Template("pair", (("user", text),))
+def pair_template(text: str) -> PromptTemplate:
+    return PromptTemplate("pair", (("user", text),))
 
 
-def pair_text(template: Template, pair: tuple[str, str, str]) -> str:
+def pair_text(template: PromptTemplate, pair: tuple[str, str, str]) -> str:
     """What a classifier reads; nothing in a prompt or an answer is taken for a place of the template."""
     (message,) = template.fill(dict(zip(("prompt", "first", "second"), pair, strict=True)))
     return message["content"]

@@ -13,8 +13,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.judges.asked.asked_pairs import NO_BASELINE, AskingJudge, Replies, Shown
-from bench.judges.asked.prompts import Annotator
+from bench.judges.asked.asked_pairs import NO_BASELINE, AskingJudge, Replies, ShownRequest
+from bench.judges.asked.prompts import PackageAnnotator
 from bench.judges.asked.replies import read_preference
 from bench.records import Item, Verdict, about_texts
 
@@ -26,11 +26,11 @@ def policy_first(instruction: str) -> bool:
 
 @dataclass(frozen=True)
 class AskedPreference(AskingJudge):
-    annotator: Annotator
+    annotator: PackageAnnotator
     order: str
     name: str = "alpaca_eval"
 
-    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[Shown]:
+    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
         if item.baseline is None or ours[0] == item.baseline[0]:
             return
         asked = item.turns[0]

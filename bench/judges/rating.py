@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.judges.asked.asked_pairs import NO_BASELINE, AskingJudge, Replies, Shown
-from bench.judges.asked.prompts import Template
+from bench.judges.asked.asked_pairs import NO_BASELINE, AskingJudge, Replies, ShownRequest
+from bench.judges.asked.prompts import PromptTemplate
 from bench.judges.asked.replies import Reading, read_pairwise, read_rating
 from bench.records import Item, Verdict, about_texts
 
@@ -23,12 +23,12 @@ from bench.records import Item, Verdict, about_texts
 class AskedRating(AskingJudge):
     """`templates` by FastChat's names."""
 
-    templates: Mapping[str, Template]
+    templates: Mapping[str, PromptTemplate]
     mode: str
     name: str = "mt_bench"
     most_turns: ClassVar[int] = 2
 
-    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[Shown]:
+    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
         math, later = "-math-v1" if item.reference else "", "-multi-turn" if turn else ""
         if self.mode == "single":
             yield self._one(f"single{math or '-v1'}{later}", item, turn, None, {"answer": ours})
@@ -39,7 +39,7 @@ class AskedRating(AskingJudge):
             answers = (ours, item.baseline) if first else (item.baseline, ours)
             yield self._one(f"pair{math or '-v2'}{later}", item, turn, first, {"answer_a": answers[0], "answer_b": answers[1]})
 
-    def _one(self, name: str, item: Item, turn: int, first: bool | None, answers: Mapping[str, Sequence[str]]) -> Shown:
+    def _one(self, name: str, item: Item, turn: int, first: bool | None, answers: Mapping[str, Sequence[str]]) -> ShownRequest:
         """The first turn's prompts take `question` and `answer`, the second's `question_1`, `question_2` and so on."""
         told = {"question": item.turns, **answers}
         texts = {key: values[0] for key, values in told.items()} if turn == 0 else {}

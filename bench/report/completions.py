@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bench.records import Completion, Item, Verdict, by_id, read_completions, read_items, read_verdicts
-from bench.report.rows import Row
+from bench.report.rows import CellRow
 from bench.store.store import Store
 
 SHOWN = 16
 
 
-def samples(row: Row, store: Store) -> str | None:
+def samples(row: CellRow, store: Store) -> str | None:
     """The first prompts of each manner of evaluation, as Markdown; None for a cell without completions."""
     parts = [part for manner in ("preference", "rating", "plain") if (part := _samples(row, store, manner))]
     return f"# {row.cell.name}\n\n" + "\n".join(parts) if parts else None
 
 
-def _samples(row: Row, store: Store, manner: str) -> str:
+def _samples(row: CellRow, store: Store, manner: str) -> str:
     roles = {what: row.cell.roles.get(f"{manner}_{what}") for what in ("items", "completions", "verdicts")}
     folders = {what: store.folder(stage) for what, stage in roles.items() if store.is_done(stage)}
     if "completions" not in folders:

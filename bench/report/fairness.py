@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.records import grouped, read_verdicts
 from bench.report.groups import Group, chosen, method_name, row_words
-from bench.report.rows import Row
+from bench.report.rows import CellRow
 from bench.store.keys import Stage, hash_key, keyed_settings
 from bench.store.stage_settings import GenerateSettings
 from bench.store.store import Store
@@ -230,7 +230,7 @@ def _who(found: Sequence[CellFacts], cells: Sequence[CellFacts]) -> tuple[str, .
 # From the store -------------------------------------------------------------------------------------------------------
 
 
-def known(row: Row, group: Group, axes: Sequence[str], store: Store) -> CellFacts:
+def known(row: CellRow, group: Group, axes: Sequence[str], store: Store) -> CellFacts:
     """What the store knows of one cell of a group."""
     cell, roles = row.cell.cell, row.cell.roles
     facts: dict[str, Value | None] = {}

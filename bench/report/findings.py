@@ -15,7 +15,7 @@ from typing import Any, Literal
 from bench.planning.inputs import CellPlan
 from bench.records import grouped
 from bench.report.groups import UNTRAINED, Group, row_words
-from bench.report.rows import Row
+from bench.report.rows import CellRow
 from bench.store.keys import Stage
 from bench.store.stage_settings import TrainSettings
 from bench.store.store import Store
@@ -332,7 +332,7 @@ def known_start(cell: CellPlan) -> float | None:
     return train.settings.method.start_loss() if same and not goes_on_with_dropout else None
 
 
-def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
+def of_rows(rows: Sequence[CellRow], store: Store) -> dict[str, list[Finding]]:
     """Findings of every row that has its numbers, by cell key; a start model has only what needs no start model."""
     starts = {(row.group_key, row.cell.cell.seed): row.metrics for row in rows if row.cell.cell.method.name == "none"}
     found = {}
@@ -368,7 +368,7 @@ def _in_short(name: str, having: Sequence[tuple[Group, Sequence[Finding], int]])
     return f"{name}, {span} {having[0][1][0].unit}: {', '.join(f'{row_words(rows)}{seeds}' for seeds, rows in by_seeds.items())}."
 
 
-def markdown(title: str, rows: Sequence[Row], found: Mapping[str, Sequence[Finding]]) -> str:
+def markdown(title: str, rows: Sequence[CellRow], found: Mapping[str, Sequence[Finding]]) -> str:
     """findings.md: every cell, every finding with its numbers and threshold."""
     opening = "What curves and numbers of each cell say. `bench/report/findings.py` says why the thresholds are where they are."
     parts = [f"# {title}", "", opening, ""]

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.config import Cell, Expectation, Written
 from bench.records import grouped
-from bench.report.rows import ALPHA, Row, seedless
+from bench.report.rows import ALPHA, CellRow, seedless
 from bench.stats import estimates
 
 
@@ -25,7 +25,7 @@ class Group:
     number: int  # its line in the table, from 1
     name: str
     cell: Cell
-    rows: Sequence[Row]
+    rows: Sequence[CellRow]
     against_start: estimates.Comparison | None
     lc_against_start: estimates.Comparison | None
     among_best: bool  # by win rate: the best group, or not to be told apart from it
@@ -39,11 +39,11 @@ class Group:
         return self.cell.method.name not in UNTRAINED
 
     @property
-    def done(self) -> list[Row]:
+    def done(self) -> list[CellRow]:
         return [row for row in self.rows if row.done]
 
     @property
-    def failed(self) -> list[Row]:
+    def failed(self) -> list[CellRow]:
         return [row for row in self.rows if row.failed]
 
     def pooled(self, metric: str) -> estimates.Pooled | None:
@@ -75,7 +75,7 @@ class Grid:
     pairs: Mapping[tuple[str, str], estimates.Comparison | None]
 
 
-def pool(rows: Sequence[Row]) -> Grid:
+def pool(rows: Sequence[CellRow]) -> Grid:
     """Rows pooled over seeds, in the order of the sweep, each compared with its start model seed by seed and item by item."""
     members = grouped((row.group_key, row) for row in rows)
     pairs = _all_pairs(members)
@@ -225,11 +225,11 @@ def chosen(cell: Cell, key: str) -> Any:
     return list(value) if isinstance(value, tuple) else getattr(value, "name", value)
 
 
-def _values(group: Sequence[Row], of: str) -> dict[int, Mapping[str, float | None]]:
+def _values(group: Sequence[CellRow], of: str) -> dict[int, Mapping[str, float | None]]:
     return {row.cell.cell.seed: getattr(row, of) for row in group if getattr(row, of)}
 
 
-def _against_start(members: Mapping[str, Sequence[Row]], of: str) -> dict[str, estimates.Comparison | None]:
+def _against_start(members: Mapping[str, Sequence[CellRow]], of: str) -> dict[str, estimates.Comparison | None]:
     pairs = {}
     for key, group in members.items():
         start = members.get(group[0].start_key)
@@ -251,7 +251,7 @@ def _bootstrapped(found: estimates.Comparison | None, ours: estimates.BySeed, th
     return found if again is None else replace(found, prompts=again)
 
 
-def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], estimates.Comparison | None]:
+def _all_pairs(members: Mapping[str, Sequence[CellRow]]) -> dict[tuple[str, str], estimates.Comparison | None]:
     """Every pair of groups that one judge judged, over the seeds that both have; a file of completions is the same for every seed."""
     values = {key: by_seed for key, group in members.items() if (by_seed := _values(group, "preferences"))}
     seedless_ones = {key: next(iter(values[key].values())) for key in values if isinstance(members[key][0].cell.cell.method, Written)}
@@ -269,7 +269,7 @@ def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], es
     return estimates.compare_table(pairs)
 
 
-def _among_best(members: Mapping[str, Sequence[Row]], pairs: Mapping[tuple[str, str], estimates.Comparison | None]) -> frozenset[str]:
+def _among_best(members: Mapping[str, Sequence[CellRow]], pairs: Mapping[tuple[str, str], estimates.Comparison | None]) -> frozenset[str]:
     """Groups that cannot be told apart from the one with the highest win rate; two judges' rates are never held against each other."""
     by_judge: dict[Any, dict[str, float | None]] = {}
     for key, group in members.items():

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from bench.config import FITTED, Expectation, JuryJudge
 from bench.records import grouped, task_number
 from bench.report.groups import Grid, Group, Verified, method_name, settings, short_name, verify
-from bench.report.rows import ALPHA, Row
+from bench.report.rows import ALPHA, CellRow
 from bench.scoring import reasons
 from bench.stats import estimates
 from bench.terminal import Terminal
@@ -234,7 +234,7 @@ def _span(counts: Sequence[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _missing(rows: Sequence[Row]) -> list[str]:
+def _missing(rows: Sequence[CellRow]) -> list[str]:
     """A line for each reason why numbers are missing, with those numbers and how many cells lack them; reasons that differ in a count only
     are one."""
     lacking = [(name, why, row.cell.key) for row in rows for name, why in row.missing.items() if why not in reasons.BY_DESIGN]
@@ -273,7 +273,7 @@ REASONS = {
 }
 
 
-def _asked_notes(rows: Sequence[Row]) -> list[str]:
+def _asked_notes(rows: Sequence[CellRow]) -> list[str]:
     """Of judges that were asked: replies without a verdict, by reason, and without log-probs."""
     notes, n = [], {kind: sum(int(row.metrics.get(f"unscored_{kind}", 0)) for row in rows) for kind in REASONS}
     if any(n.values()):

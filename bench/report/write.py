@@ -18,7 +18,7 @@ from bench.report.completions import samples
 from bench.report.csv_rows import flat_rows
 from bench.report.groups import Grid, Group, method_name, pool
 from bench.report.passports import passport_lines
-from bench.report.rows import Row, Sweep
+from bench.report.rows import CellRow, Sweep
 from bench.report.tables import Table, comparison_table, latex, markdown, print_titled
 from bench.stats import estimates
 from bench.store.store import Store
@@ -42,7 +42,7 @@ class Paths:
         return [self.folder / "table.md", self.folder / "table.csv", *self.figures]
 
 
-def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
+def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     """table.md .csv .tex, differences.csv, pairs.csv, cells.parquet, plan.json, fairness.json, findings.md, figures/ and completions/,
     and each cell's findings.json; same rows, same bytes."""
     folder, out = results / "sweeps" / sweep.name, OutputFiles(results)
@@ -172,7 +172,7 @@ def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str)
     console.plain(f"samples  {paths.folder}/completions/")
 
 
-def print_comparison(sweep: Sweep, rows: Sequence[Row]) -> None:
+def print_comparison(sweep: Sweep, rows: Sequence[CellRow]) -> None:
     print_table(sweep.title, comparison_table(pool(rows), sweep.expectations))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bench import methods
 from bench.conformance.checks import COUPLED, GOLDEN_ROW, HALOS, KINDS, PPO_ROW, SETTINGS, Bench, Check, method
-from bench.conformance.references import REFERENCES, Row
+from bench.conformance.references import REFERENCES, PrescribedPair
 from bench.conformance.table import FACTS, NAMES, checks_of, print_table
 from bench.training import losses
 
@@ -54,7 +54,7 @@ def test_a_number_that_is_none_does_not_pass() -> None:
 @pytest.mark.parametrize("name", sorted(COUPLED))
 def test_rows_of_kto_are_coupled_through_their_batch(trainers: Bench, name: str) -> None:
     """Which is why batch size and accumulation are part of them: the mean over two halves is another number."""
-    rows = [Row(-20, -30, -26, -28, 10, 12, -40, -40, -43, -43), Row(-20, -30, -18, -39, 9, 4, -40, -40, -42, -31)]
+    rows = [PrescribedPair(-20, -30, -26, -28, 10, 12, -40, -40, -43, -43), PrescribedPair(-20, -30, -18, -39, 9, 4, -40, -40, -42, -31)]
     m = method(name, SETTINGS[name][0])
     whole = trainers.prescribed(m, rows).loss
     halves = sum(trainers.prescribed(m, [row]).loss for row in rows) / 2

@@ -19,7 +19,7 @@ from bench.config import Loading
 from bench.engines.lm_eval import _answers, _results, answer, by_shots, faults
 from bench.records import Result, TaskAnswer, TaskResult, read_jsonl, write_jsonl
 from bench.report.groups import Group
-from bench.report.rows import Row
+from bench.report.rows import CellRow
 from bench.report.tables import _tasks_notes, tasks
 from bench.scoring.numbers import _Numbers, _tasks
 from bench.store.keys import tree_stamp
@@ -203,7 +203,7 @@ def test_a_number_that_is_none_is_missing_and_the_others_stay(tmp_path: Path) ->
 
 def group(place: Path, *rows: TaskResult) -> Group:
     cell = plans(*asked(place, "do=plan"))[1]
-    row = Row(cell, None, True, {}, {}, tasks=rows)
+    row = CellRow(cell, None, True, {}, {}, tasks=rows)
     return Group("k", 1, "dpo", cell.cell, [row], None, None, False)
 
 

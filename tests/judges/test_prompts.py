@@ -15,7 +15,7 @@ from bench.judges.asked.prompts import (
     OWN_PROMPTS,
     PAIRWISE,
     SINGLE,
-    Template,
+    PromptTemplate,
     annotator,
     annotator_names,
     arena_hard_template,
@@ -247,7 +247,7 @@ def test_a_file_that_lacks_a_prompt_or_a_place_is_refused(tmp_path: Path) -> Non
         mt_bench_templates(path)
 
 
-def asked(item: Item, answers: list[str], mode: str, templates: dict[str, Template] | None = None) -> list[tuple[str, str]]:
+def asked(item: Item, answers: list[str], mode: str, templates: dict[str, PromptTemplate] | None = None) -> list[tuple[str, str]]:
     """(name of the prompt, user message) of everything that is asked about an item."""
     prompts = templates or mt_bench_templates(OWN_PROMPTS)
     names = {template.digest: name for name, template in prompts.items()}

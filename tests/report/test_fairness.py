@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny import copy_results, plans, smoke
 
-from bench.report import Row, Sweep, collect, pool, write_files
+from bench.report import CellRow, Sweep, collect, pool, write_files
 from bench.report.fairness import FACTS, MARK, CellFacts, Certificate, certify, excused, known
 from bench.store.store import Store
 from bench.training.training_record import TrainFacts
@@ -213,7 +213,7 @@ def test_an_axis_excuses_what_it_sets(axis: str, moved_by: Sequence[str], excuse
 def test_completions_of_a_file_have_no_known_training_and_decoding(tmp_path: Path) -> None:
     (tmp_path / "theirs.jsonl").write_text('{"id": "1", "completion": "yes"}\n')
     (cell,) = plans(f"completions={tmp_path / 'theirs.jsonl'}")
-    row = Row(cell, None, True, {}, {})
+    row = CellRow(cell, None, True, {}, {})
     facts = known(row, pool([row]).groups[0], [], Store(tmp_path / "store")).facts
     assert {name for name, value in facts.items() if value is None} >= {*TRAINING, "decoding"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny import smoke, smoke_cells
 
-from bench.report import Row, collect, pool
+from bench.report import CellRow, collect, pool
 from bench.report.findings import CHECKS, NONE, Evidence, Finding, find, lines, markdown, of_rows
 from bench.report.rows import Sweep
 from bench.store.store import Store
@@ -221,7 +221,7 @@ def test_unpaired_data_are_read_by_their_auc() -> None:
 # Under a table ------------------------------------------------------------------------------------------------------------
 
 
-def rows() -> list[Row]:
+def rows() -> list[CellRow]:
     sweep = Sweep("smoke", "", "+sweep=smoke", smoke_cells())
     return collect(sweep, Store(smoke().results / "store"), {})
 

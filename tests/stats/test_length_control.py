@@ -14,7 +14,7 @@ from bench.stats.estimates import Unmeasured, mean_estimate
 from bench.stats.length_control import (
     Calibration,
     Gamed,
-    Judged,
+    Columns,
     LcWinRate,
     contributions_of_verdicts,
     fit_difficulty,
@@ -275,7 +275,7 @@ def test_a_calibration_that_lacks_items_measures_nothing():
 # ---- difficulties from several policies
 
 
-def planted(n_policies: int = 8, n: int = 300) -> tuple[list[Judged], np.ndarray]:
+def planted(n_policies: int = 8, n: int = 300) -> tuple[list[Columns], np.ndarray]:
     g = rng(11)
     difficulty, names = g.normal(size=n), [f"i{k}" for k in range(n)]
     policies = []
@@ -284,7 +284,7 @@ def planted(n_policies: int = 8, n: int = 300) -> tuple[list[Judged], np.ndarray
         policy = np.maximum(1, baseline + g.normal(200, 400, size=n).astype(int))
         gap = baseline - policy
         p = 1 / (1 + np.exp(-(0.4 * m - 1.5 - np.tanh(gap / gap.std(ddof=1)) + difficulty)))
-        policies.append(Judged(names, (g.random(n) < p).astype(float).tolist(), policy.tolist(), baseline.tolist()))
+        policies.append(Columns(names, (g.random(n) < p).astype(float).tolist(), policy.tolist(), baseline.tolist()))
     return policies, difficulty
 
 
@@ -314,10 +314,10 @@ def test_difficulties_solve_their_penalised_equations():
 def test_difficulties_do_not_depend_on_the_order_and_take_items_that_some_policies_lack():
     policies, _ = planted(4, 50)
     order = rng(5).permutation(50)
-    shuffled = [Judged(*([column[i] for i in order] for column in policy)) for policy in policies]
+    shuffled = [Columns(*([column[i] for i in order] for column in policy)) for policy in policies]
     assert fit_difficulty(shuffled[::-1]) == fit_difficulty(policies)
     first = policies[0]
-    partly = Judged(first.items[:30], [None, *first.preferences[1:30]], first.policy_lengths[:30], first.baseline_lengths[:30])
+    partly = Columns(first.items[:30], [None, *first.preferences[1:30]], first.policy_lengths[:30], first.baseline_lengths[:30])
     assert len(fit_difficulty([partly, *policies[1:]])) == 50
-    lost = Judged(first.items, [0.0] * 50, first.policy_lengths, first.baseline_lengths)
+    lost = Columns(first.items, [0.0] * 50, first.policy_lengths, first.baseline_lengths)
     assert all(math.isfinite(value) and value < 0 for value in fit_difficulty([lost]).values())

@@ -15,7 +15,7 @@ NO_BASELINE = "the item has no baseline completion to compare with"
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownRequest:
     """One request about a turn of an item. `policy_first`: which answer stands first; None where there is no opponent."""
 
     item_id: str
@@ -25,7 +25,7 @@ class Shown:
     request: Request
 
 
-Replies = Sequence[tuple[Shown, Reply]]
+Replies = Sequence[tuple[ShownRequest, Reply]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AskingJudge(ABC):
     most_turns: ClassVar[int] = 1
 
     @abstractmethod
-    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterable[Shown]:
+    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterable[ShownRequest]:
         """What is asked about a turn: nothing about equal answers, nor where a baseline is needed and the item has none."""
 
     @abstractmethod
@@ -51,7 +51,7 @@ class AskingJudge(ABC):
             for turn in range(min(self.most_turns, len(completion.completions))):
                 yield known[completion.id], completion.completions, turn
 
-    def requests(self, items: Sequence[Item], completions: Sequence[Completion]) -> list[Shown]:
+    def requests(self, items: Sequence[Item], completions: Sequence[Completion]) -> list[ShownRequest]:
         """What has to be asked."""
         return [shown for turn in self._turns(items, completions) for shown in self.show(*turn)]
 
@@ -62,8 +62,8 @@ class AskingJudge(ABC):
         for item, ours, turn in self._turns(items, completions):
             yield self.verdict(item, ours, turn, replies.get((item.id, turn), []))
 
-    def shown(self, item: Item, turn: int, policy_first: bool | None, messages: Sequence[Message], digest: str) -> Shown:
-        return Shown(item.id, turn, policy_first, digest, Request(messages, self.body))
+    def shown(self, item: Item, turn: int, policy_first: bool | None, messages: Sequence[Message], digest: str) -> ShownRequest:
+        return ShownRequest(item.id, turn, policy_first, digest, Request(messages, self.body))
 
     def calls(self, replies: Replies, readings: Sequence[Reading]) -> list[Call]:
         return [

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,10 @@ class Compared:
 
 def read_judgements(path: Path) -> list[Rated] | list[Compared]:
     """FastChat's single or pairwise judgements, told apart by their first row. Raises BadFile for anything else."""
-    rows = list(_rows(path, ("question_id", "turn", "judge")))
+    rows = []
+    for place, row in read_rows(path):
+        _has(row, place, ("question_id", "turn", "judge"))
+        rows.append((place, row))
     if not rows:
         raise BadFile(f"{path} is empty; expected FastChat's judgements")
     first = rows[0][1]
@@ -168,12 +171,10 @@ def _judge(value: Any, place: str) -> tuple[str, str]:
 def compared(model: str, baseline: str, verdict: Verdict) -> Compared:
     """A verdict over both orders as a row of FastChat's: each order's own, where the requests behind it tell them."""
     orders = {call.policy_first: call for call in verdict.calls}
-    preferences: tuple[float | None, float | None] = (verdict.preference, verdict.preference)
-    if orders.keys() >= {True, False}:
-        preferences = (orders[True].preference, orders[False].preference)
+    told = orders.keys() >= {True, False}
+    one, two = (orders[order].preference if told else verdict.preference for order in (True, False))
     first, second = (orders[order].raw or "" if order in orders else "" for order in (True, False))
-    texts = (first, second)
-    return Compared((model, baseline), verdict.item_id, verdict.turn, verdict.judge, preferences, texts)
+    return Compared((model, baseline), verdict.item_id, verdict.turn, verdict.judge, (one, two), (first, second))
 
 
 def write_rated(path: Path, rows: Iterable[Rated]) -> None:
@@ -238,7 +239,7 @@ SHOWN = [
 
 
 @dataclass(frozen=True)
-class Shown:
+class RecordedPrompt:
     """What a recorded prompt showed the judge: each a text a turn."""
 
     turns: list[str]
@@ -247,7 +248,7 @@ class Shown:
     references: list[str] | None
 
 
-def read_prompt(prompt: str) -> Shown | None:
+def read_prompt(prompt: str) -> RecordedPrompt | None:
     """Questions and answers of a prompt of FastChat's templates, from between their marks; None for another prompt."""
     for pattern in SHOWN:
         if found := pattern.search(prompt):
@@ -261,7 +262,7 @@ def read_prompt(prompt: str) -> Shown | None:
                 )
             )
             turns = [texts[name] for name in ("question", "question_1", "question_2") if texts.get(name) is not None]
-            return Shown(turns, own, others or None, references or None)
+            return RecordedPrompt(turns, own, others or None, references or None)
     return None
 
 
@@ -272,12 +273,12 @@ def read_judged(path: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
     read or of which more than a tenth has no verdict, or that holds those of several judges.
     """
     rows = read_judgements(path)
-    singles = [row for row in rows if isinstance(row, Rated)]
     last: dict[tuple[str, str, int], Rated | Compared] = {}
-    for single in singles:
-        last[single.model, single.verdict.item_id, single.verdict.turn] = single
-    for pair in (row for row in rows if isinstance(row, Compared)):
-        last[" vs ".join(pair.models), pair.question, pair.turn] = pair
+    for row in rows:
+        if isinstance(row, Rated):
+            last[row.model, row.verdict.item_id, row.verdict.turn] = row
+        else:
+            last[" vs ".join(row.models), row.question, row.turn] = row
     if len(judges := {row.verdict.judge if isinstance(row, Rated) else row.judge for row in last.values()}) > 1:
         raise ValueError(f"{path} holds judgements of {', '.join(sorted(judges))}: keep those of one judge")
     if later := next((key for key in last if key[2] > 1), None):
@@ -298,10 +299,8 @@ def read_judged(path: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
 def _recorded_verdict(row: Rated | Compared, name: str) -> Verdict:
     if isinstance(row, Rated):
         return replace(row.verdict, item_id=name)
-    about: dict[str, Any] = {"turn": row.turn, "category": category_of(row.question)}
-    if row.preference is None:
-        return Verdict(name, row.judge, unscored="an order has no verdict", **about)
-    return Verdict(name, row.judge, preference=row.preference, **about)
+    unscored = "an order has no verdict" if row.preference is None else None
+    return Verdict(name, row.judge, row.turn, category_of(row.question), preference=row.preference, unscored=unscored)
 
 
 def _judged(
@@ -360,13 +359,6 @@ def preference_for(row: Compared, model: str) -> float | None:
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
-
-
-def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of JSONL, plain or .gz. Raises BadFile for a line that is no JSON object with the needed fields."""
-    for place, row in read_rows(path):
-        _has(row, place, needed)
-        yield place, row
 
 
 def _has(row: Mapping[str, Any], place: str, needed: Sequence[str]) -> None:
