@@ -21,7 +21,7 @@ from bench.records import Result, TaskAnswer, TaskResult, read_jsonl, write_json
 from bench.report.groups import Group
 from bench.report.rows import CellRow
 from bench.report.tables import _tasks_notes, tasks
-from bench.scoring.numbers import _Numbers, _tasks
+from bench.scoring.numbers import Numbers, _tasks
 from bench.store.keys import tree_stamp
 from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import TaskSettings, needs
@@ -173,7 +173,7 @@ def test_a_tasks_numbers_are_told_with_their_errors_and_its_parts_are_not(tmp_pa
     share = result("arc_easy", "acc", 0.2, (0.2 * 0.8 / 99) ** 0.5)
     rows = [result("arc", "acc", 0.5), result("arc", "acc_norm", 0.6, None), result("arc_part", "acc", 0.1, shown=False), share]
     write_jsonl(tmp_path / "results.jsonl", rows)
-    numbers = _Numbers()
+    numbers = Numbers()
     _tasks(tmp_path, numbers)
     assert [numbers.metrics[f"tasks/arc_easy/acc_{end}"] for end in ("low", "high")] == pytest.approx([0.1333, 0.2888], abs=1e-4)
     assert {name: value for name, value in numbers.metrics.items() if "arc_easy" not in name} == {
@@ -193,7 +193,7 @@ def test_a_number_that_is_none_is_missing_and_the_others_stay(tmp_path: Path) ->
     about = {"results": {"wiki": numbers}, "higher_is_better": {}, "n-shot": {}, "versions": {}}
     rows = list(_results("wiki", about | {"samples": {}, "lm_eval_version": "0.4.13"}, True))
     write_jsonl(tmp_path / "results.jsonl", rows)
-    found = _Numbers()
+    found = Numbers()
     _tasks(tmp_path, found)
     assert found.missing == {"tasks/wiki/word_perplexity": "lm_eval gives no finite number"}
     assert found.metrics == {"tasks/wiki/acc": 0.5, "tasks/wiki/acc_n": 9}
