@@ -185,7 +185,7 @@ def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
         if why := store.failure(stage):
             failed = {"kind": stage.kind, "key": stage.key, "error": _here(why)}
             _write_json(root / "store" / stage.kind / f"{stage.key}.failed.json", failed)
-        if store.status(stage).state != "done":
+        if not store.is_done(stage):
             continue
         manifest, folder, there = store.manifest(stage), store.folder(stage), root / "store" / stage.kind / stage.key
         there.mkdir(parents=True)
@@ -237,7 +237,7 @@ def _told(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan]
         "axes": list(opened.axes),
         "expectations": [item.model_dump(mode="json") for item in opened.expectations],
         "cells": cells,
-        "done": sorted(cell.key for cell in planned if store.status(cell.score).state == "done"),
+        "done": sorted(cell.key for cell in planned if store.is_done(cell.score)),
     }
 
 

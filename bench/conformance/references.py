@@ -56,13 +56,18 @@ def mean(values: Sequence[float]) -> float:
 def dpo(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2305.18290, eq. 7, plus the SFT term of 2404.19733"""
     preference = mean([minus_log_sigmoid(m.beta * row.delta) for row in rows])
-    return preference - m.sft_weight * mean([row.chosen / row.chosen_length for row in rows])
+    return preference + m.sft_weight * sft_chosen(rows, m)
 
 
 def cdpo(rows: Sequence[PrescribedPair], m: Any) -> float:
     """Mitchell 2023: cross-entropy between the label's probability 1 - eps and sigma(beta delta)"""
     eps = m.label_smoothing
-    return mean([(1 - eps) * minus_log_sigmoid(m.beta * row.delta) + eps * minus_log_sigmoid(-m.beta * row.delta) for row in rows])
+    return mean([cross_entropy(eps, m.beta * row.delta) for row in rows])
+
+
+def cross_entropy(eps: float, margin: float) -> float:
+    """Of a label that is right with probability 1 - eps."""
+    return (1 - eps) * minus_log_sigmoid(margin) + eps * minus_log_sigmoid(-margin)
 
 
 SPA_THRESHOLD = 0.6  # the confidence below which checks have it distrust a label
@@ -70,11 +75,8 @@ SPA_THRESHOLD = 0.6  # the confidence below which checks have it distrust a labe
 
 def spa(rows: Sequence[PrescribedPair], m: Any, threshold: float = SPA_THRESHOLD) -> float:
     """2406.04412, eq. 9 and 10: a share alpha of the label moves to the other side where the policy's confidence is low"""
-    found = []
-    for row in rows:
-        share = m.alpha if sigmoid(m.beta * row.delta) < threshold else 0.0
-        found.append((1 - share) * minus_log_sigmoid(m.beta * row.delta) + share * minus_log_sigmoid(-m.beta * row.delta))
-    return mean(found)
+    margins = [m.beta * row.delta for row in rows]
+    return mean([cross_entropy(m.alpha if sigmoid(margin) < threshold else 0.0, margin) for margin in margins])
 
 
 def extrapolated(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], tokens: Sequence[int], extent: float) -> float:
@@ -130,15 +132,14 @@ def _odds(mean_logps: float) -> float:
 
 def orpo(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2403.07691, eq. 6 and 7: NLL + lambda · L_OR"""
-    nll = mean([-row.chosen / row.chosen_length for row in rows])
     ratios = [_odds(row.chosen / row.chosen_length) / _odds(row.rejected / row.rejected_length) for row in rows]
-    return nll + m.lambda_or * mean([minus_log_sigmoid(math.log(ratio)) for ratio in ratios])
+    return sft_chosen(rows, m) + m.lambda_or * mean([minus_log_sigmoid(math.log(ratio)) for ratio in ratios])
 
 
 def cpo(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2401.08417: L_prefer + alpha · L_NLL"""
     prefer = mean([minus_log_sigmoid(m.beta * row.chosen - m.beta * row.rejected) for row in rows])
-    return prefer + m.alpha * mean([-row.chosen / row.chosen_length for row in rows])
+    return prefer + m.alpha * sft_chosen(rows, m)
 
 
 def kto(rows: Sequence[PrescribedPair], m: Any) -> float:
@@ -246,21 +247,7 @@ def offline_ppo(rows: Sequence[PrescribedPair], m: Any) -> float:
     return ppo_total(ppo_parts(judged(rows), m), m)
 
 
-REFERENCES: dict[str, Callable[[Sequence[PrescribedPair], Any], float]] = {
-    "sft_chosen": sft_chosen,
-    "dpo": dpo,
-    "cdpo": cdpo,
-    "robust": robust,
-    "ipo": ipo,
-    "ipo_summed": ipo_summed,
-    "hinge": hinge,
-    "slic": slic,
-    "simpo": simpo,
-    "orpo": orpo,
-    "cpo": cpo,
-    "kto": kto,
-    "kto_pair": kto_pair,
-    "csft": csft,
-    "offline_ppo": offline_ppo,
-    "spa": spa,
-}
+METHODS: tuple[Callable[[Sequence[PrescribedPair], Any], float], ...] = (
+    sft_chosen, dpo, cdpo, robust, ipo, ipo_summed, hinge, slic, simpo, orpo, cpo, kto, kto_pair, csft, offline_ppo, spa,
+)  # fmt: skip
+REFERENCES = {method.__name__: method for method in METHODS}

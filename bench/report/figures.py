@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -90,14 +91,8 @@ def _lines(groups: Sequence[Group], varied: Sequence[str], axis: Axis) -> dict[s
 
 
 def _pictures(name: str, plot: Callable[[Any], None], title: str) -> dict[str, bytes]:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     drawn = {}
-    with mpl.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(6.4, 4.0))
+    with drawing(figsize=(6.4, 4.0)) as (figure, ax):
         plot(ax)
         ax.set_title(title, fontsize=10, loc="left", wrap=True)
         for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
@@ -105,8 +100,21 @@ def _pictures(name: str, plot: Callable[[Any], None], title: str) -> dict[str, b
             # The picture grows with its legend; a layout that made room for it would squeeze the axes.
             figure.savefig(content, format=ending, metadata=metadata, bbox_inches="tight")
             drawn[f"{name}.{ending}"] = content.getvalue()
-        plt.close(figure)
     return drawn
+
+
+@contextlib.contextmanager
+def drawing(**options: Any) -> Iterator[tuple[Any, Axes]]:
+    """A figure in our style, and its axes."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with mpl.rc_context(STYLE):
+        figure, ax = plt.subplots(**options)
+        yield figure, ax
+        plt.close(figure)
 
 
 def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> None:

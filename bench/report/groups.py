@@ -230,15 +230,8 @@ def _values(group: Sequence[CellRow], of: str) -> dict[int, Mapping[str, float |
 
 
 def _against_start(members: Mapping[str, Sequence[CellRow]], of: str) -> dict[str, estimates.Comparison | None]:
-    pairs = {}
-    for key, group in members.items():
-        start = members.get(group[0].start_key)
-        if start is None or group[0].start_key == key:
-            continue
-        ours, theirs = _values(group, of), _values(start, of)
-        seeds = ours.keys() & theirs.keys()
-        if seeds:
-            pairs[key] = ({s: ours[s] for s in seeds}, {s: theirs[s] for s in seeds})
+    starts = {key: members.get(group[0].start_key, ()) for key, group in members.items() if group[0].start_key != key}
+    pairs = {key: (_values(members[key], of), _values(start, of)) for key, start in starts.items()}
     return {key: _bootstrapped(found, *pairs[key]) for key, found in estimates.compare_table(pairs).items()}
 
 
@@ -246,7 +239,7 @@ def _bootstrapped(found: estimates.Comparison | None, ours: estimates.BySeed, th
     """With one seed the interval is the paired bootstrap over prompts; the p-value stays that of the paired t."""
     if found is None or found.n_seeds > 1:
         return found
-    seed = next(iter(ours))
+    (seed,) = found.per_seed
     again = estimates.paired_difference(ours[seed], theirs[seed], np.random.default_rng(0))
     return found if again is None else replace(found, prompts=again)
 
@@ -264,8 +257,7 @@ def _all_pairs(members: Mapping[str, Sequence[CellRow]]) -> dict[tuple[str, str]
             ours = dict.fromkeys(theirs, seedless_ones[a])
         elif b in seedless_ones and a not in seedless_ones:
             theirs = dict.fromkeys(ours, seedless_ones[b])
-        if seeds := ours.keys() & theirs.keys():
-            pairs[a, b] = ({s: ours[s] for s in seeds}, {s: theirs[s] for s in seeds})
+        pairs[a, b] = ours, theirs
     return estimates.compare_table(pairs)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from bench.report.figures import COLOURS, STYLE
+from bench.report.figures import COLOURS, drawing
 from bench.report.tables import print_titled
 
 if TYPE_CHECKING:
@@ -224,17 +224,10 @@ def figures(numbers: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _svg(plot: Callable[[Axes], None]) -> str:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     out = io.StringIO()
-    with mpl.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(5.2, 2.9), layout="constrained")
+    with drawing(figsize=(5.2, 2.9), layout="constrained") as (figure, ax):
         plot(ax)
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-        plt.close(figure)
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 

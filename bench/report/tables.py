@@ -101,10 +101,10 @@ def tasks(groups: Sequence[Group]) -> dict[str, str]:
     return {f"{task} {metric}{' %' if metric.startswith(RATES) else ''}": task_number(task, metric) for task, metric in first.items()}
 
 
-def _tasks_notes(groups: Sequence[Group]) -> list[str]:
+def _tasks_notes(done: Sequence[CellRow]) -> list[str]:
     """What the tasks of the forgetting check are, and which cells were asked others."""
     asked: dict[str, dict[tuple[str | None, str, int | None, int], None]] = {}
-    for result in (result for group in groups for row in group.done for result in row.tasks):
+    for result in (result for row in done for result in row.tasks):
         asked.setdefault(result.task, {})[result.asked, result.version, result.shots, result.n] = None
     if not asked:
         return []
@@ -202,14 +202,14 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     seeds = max((len(group.done) for group in groups), default=0)
     if scored:
         n = [int(row.metrics["n_scored"]) for row in scored]
-        unscored = sum(int(row.metrics["n_unscored"]) for row in scored)
-        ratings = sum(int(row.metrics.get("n_ratings_unscored", 0)) for row in scored)
+        unscored = _sum(scored, "n_unscored")
+        ratings = _sum(scored, "n_ratings_unscored")
         pooled = ", the variance between seeds pooled over the rows" if seeds > 1 else ""
         over = "seeds and prompts, then over seeds (t) and over prompts alone" if seeds > 1 else "prompts (paired bootstrap)"
         brackets = "95 % over seeds (t)" if seeds > 1 else "95 % over prompts (bootstrap); one seed says nothing of another training"
         if seeds > 1 and any(len(group.done) == 1 for group in groups):
             brackets += ", over prompts where one seed is left"
-        turns = sum(int(row.metrics.get("n_turns_unscored", 0)) for row in scored)
+        turns = _sum(scored, "n_turns_unscored")
         unrated = (f" and {ratings} ratings" if ratings else "") + (f" and {turns} turns of others" if turns else "")
         notes.append(f"Judged on {_span(n)} prompts a cell, {unscored} verdicts{unrated} unscored. Brackets: {brackets}.")
         notes.append(
@@ -217,16 +217,20 @@ def _notes(groups: Sequence[Group]) -> list[str]:
             f"errors{pooled}; p: two-sided, Holm-corrected over the table."
         )
         notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
-    notes += _ratings_notes(groups) if not scored else []
+    notes += _ratings_notes(done, seeds) if not scored else []
     notes += _asked_notes(done)
-    notes += _judges_notes(groups)
-    notes += _tasks_notes(groups)
+    notes += _judges_notes(done, members(groups))
+    notes += _tasks_notes(done)
     notes += _missing(done)
     absent = [row for group in groups for row in group.rows if not row.done]
     why = grouped((f"FAILED ({row.failed.splitlines()[0]})" if row.failed else "not run", row.cell.name) for row in absent)
     notes += [f"{reason}: {', '.join(names)}" for reason, names in why.items()]
-    notes += _mixed(groups)
+    notes += _mixed(done)
     return notes
+
+
+def _sum(rows: Sequence[CellRow], metric: str) -> int:
+    return sum(int(row.metrics.get(metric, 0)) for row in rows)
 
 
 def _span(counts: Sequence[int]) -> str:
@@ -248,15 +252,14 @@ def _missing(rows: Sequence[CellRow]) -> list[str]:
     return [f"{', '.join(some)}: {why}" for why, some in names.items()]
 
 
-def _ratings_notes(groups: Sequence[Group]) -> list[str]:
+def _ratings_notes(done: Sequence[CellRow], seeds: int) -> list[str]:
     """Of a judge that rates and compares with nobody."""
-    rated = [row for group in groups for row in group.done if "n_ratings" in row.metrics]
+    rated = [row for row in done if "n_ratings" in row.metrics]
     if not rated:
         return []
     n = [int(row.metrics["n_ratings"]) for row in rated]
-    unscored = sum(int(row.metrics["n_ratings_unscored"]) for row in rated)
-    seeds = any(len(group.done) > 1 for group in groups)
-    over = "seeds (t), over questions where there is one seed" if seeds else "questions (their turns together)"
+    unscored = _sum(rated, "n_ratings_unscored")
+    over = "seeds (t), over questions where there is one seed" if seeds > 1 else "questions (their turns together)"
     return [f"Rating, 1 to 10: mean over {_span(n)} answers a cell, {unscored} answers unscored. Brackets: 95 % over {over}."]
 
 
@@ -275,26 +278,26 @@ REASONS = {
 
 def _asked_notes(rows: Sequence[CellRow]) -> list[str]:
     """Of judges that were asked: replies without a verdict, by reason, and without log-probs."""
-    notes, n = [], {kind: sum(int(row.metrics.get(f"unscored_{kind}", 0)) for row in rows) for kind in REASONS}
+    notes, n = [], {kind: _sum(rows, f"unscored_{kind}") for kind in REASONS}
     if any(n.values()):
         found = ", ".join(f"{n[kind]} {words}" for kind, words in REASONS.items() if n[kind])
         notes.append(f"Replies of the judge without a verdict: {found}. Such items are not missing at random.")
-    if votes := sum(int(row.metrics.get("votes_from_text", 0)) for row in rows):
+    if votes := _sum(rows, "votes_from_text"):
         cells = [row for row in rows if row.metrics.get("votes_from_text")]
-        weighed = sum(int(row.metrics["votes_weighed"]) for row in cells)
+        weighed = _sum(cells, "votes_weighed")
         notes.append(
             f"{votes} of {weighed} votes of {len(cells)} cell{'s' if len(cells) > 1 else ''} read from text, as 0 or 1, without log-probs."
         )
-    if lacking := sum(int(row.metrics.get("n_without_expected_rating", 0)) for row in rows):
+    if lacking := _sum(rows, "n_without_expected_rating"):
         notes.append(f"Expected rating: {lacking} rated answers without log-probs have no part in it.")
     return notes
 
 
-def _judges_notes(groups: Sequence[Group]) -> list[str]:
+def _judges_notes(done: Sequence[CellRow], labels: Sequence[str]) -> list[str]:
     """What a jury's, an Arena-Hard judge's and a calibrated number is."""
-    done, notes = [row for group in groups for row in group.done], []
-    if labels := members(groups):
-        lost = {label: sum(int(row.metrics.get(f"n_unscored_{label}", 0)) for row in done) for label in labels}
+    notes = []
+    if labels:
+        lost = {label: _sum(done, f"n_unscored_{label}") for label in labels}
         silent = f" Unscored by: {', '.join(f'{label} {n}' for label, n in lost.items())}." if done else ""
         notes.append(f"Win rate by a jury: the median of its members' verdicts, whose own rates stand beside it.{silent}")
     if any("arena_win_rate" in row.metrics for row in done):
@@ -309,11 +312,10 @@ def _judges_notes(groups: Sequence[Group]) -> list[str]:
     return notes
 
 
-def _mixed(groups: Sequence[Group]) -> list[str]:
+def _mixed(done: Sequence[CellRow]) -> list[str]:
     """Says when the stages behind one table ran with different code, packages or devices."""
-    recorded = [facts for group in groups for row in group.done for facts in row.recorded if facts]
     values: dict[str, set[str]] = {}
-    for facts in recorded:
+    for facts in (facts for row in done for facts in row.recorded if facts):
         for name, value in {**facts, **facts.get("packages", {})}.items():
             if not isinstance(value, dict):
                 values.setdefault(name, set()).add(str(value))

@@ -196,9 +196,9 @@ class Scheduler:
         if stage.kind == "judge" and labels_samples(stage):
             error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)  # keys as they are typed
         self.store.forget(stage)
-        if outcome == "done" and self.store.status(stage).state != "done":
+        if outcome == "done" and not self.store.is_done(stage):
             outcome, error = "failed", f"its folder did not pass its check: {self.store.status(stage).why}"
-        elif self.store.status(stage).state == "done":  # it died after it had finished, or somebody else made the same
+        elif self.store.is_done(stage):  # it died after it had finished, or somebody else made the same
             outcome, error = "done", ""
         running.lock.release()
         with contextlib.suppress(OSError):

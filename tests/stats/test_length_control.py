@@ -13,8 +13,8 @@ from bench.records import Verdict
 from bench.stats.estimates import Unmeasured, mean_estimate
 from bench.stats.length_control import (
     Calibration,
-    Gamed,
     Columns,
+    Gamed,
     LcWinRate,
     contributions_of_verdicts,
     fit_difficulty,
