@@ -75,6 +75,10 @@ class Evidence:
     method: str = ""
     start_loss: float | None = None  # that the first step must have; None where nobody knows it
 
+    def both(self, name: str) -> tuple[float | None, float | None]:
+        """A metric of the cell, and of its start model."""
+        return self.metrics.get(name), self.start.get(name)
+
 
 def find(evidence: Evidence) -> list[Finding]:
     """Every finding, in a fixed order."""
@@ -139,7 +143,8 @@ def nothing_learnt(e: Evidence) -> Finding | None:
         found = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]{rows}"
         if high < 0.5:
             return Finding("ranks wrongly", f"{found}, below 50 %.", 100 * value, "% right", "95 % interval below 50 %", "warning", numbers)
-        moved = [side for side in ("chosen", "rejected") if _beyond_zero(e.metrics, f"shift_{side}")]
+        shifts = {side: (e.metrics.get(f"shift_{side}_low"), e.metrics.get(f"shift_{side}_high")) for side in ("chosen", "rejected")}
+        moved = [side for side, (lower, upper) in shifts.items() if lower is not None and upper is not None and (lower > 0 or upper < 0)]
         called = "ranking not learnt" if moved else "nothing learnt"
         says = f"{found}, not shown to be above 50 %" + (f"; log-probs of {' and '.join(moved)} completions moved" if moved else "")
         return Finding(called, f"{says}.", 100 * value, "% right", "95 % interval reaches 50 %", "warning", numbers)
@@ -151,18 +156,13 @@ def nothing_learnt(e: Evidence) -> Finding | None:
     return Finding("nothing learnt", f"{says}.", ends.last - ends.first, "of loss", threshold, "warning", numbers)
 
 
-def _beyond_zero(metrics: Metrics, name: str) -> bool:
-    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-    return low is not None and high is not None and (low > 0 or high < 0)
-
-
 # What the policy writes -------------------------------------------------------------------------------------------------
 
 
 def length_drift(e: Evidence) -> Finding | None:
     """A mean length that is far from the start model's, beyond chance: of one completion nobody knows what chance would do."""
-    ours, theirs = e.metrics.get("mean_length"), e.start.get("mean_length")
-    our_error, their_error = e.metrics.get("mean_length_se"), e.start.get("mean_length_se")
+    ours, theirs = e.both("mean_length")
+    our_error, their_error = e.both("mean_length_se")
     if ours is None or not theirs or our_error is None or their_error is None:
         return None
     ratio = ours / theirs
@@ -176,10 +176,10 @@ def length_drift(e: Evidence) -> Finding | None:
 
 
 def repetition(e: Evidence) -> Finding | None:
-    ours, theirs = e.metrics.get("repetition"), e.start.get("repetition")
-    distinct, start_distinct = e.metrics.get("distinct"), e.start.get("distinct")
+    ours, theirs = e.both("repetition")
+    distinct, start_distinct = e.both("distinct")
     within = ours is not None and theirs is not None and ours - theirs >= REPETITION_RISE
-    length, start_length = e.metrics.get("mean_length"), e.start.get("mean_length")
+    length, start_length = e.both("mean_length")
     as_long = length is not None and start_length is not None and length <= LENGTH_RATIO * start_length  # more text has less that is new
     across = distinct is not None and bool(start_distinct) and distinct / start_distinct <= DISTINCT_RATIO and as_long  # type: ignore[operator]
     if not (within or across):
@@ -201,7 +201,7 @@ def repetition(e: Evidence) -> Finding | None:
 
 
 def unfinished(e: Evidence) -> Finding | None:
-    ours, theirs = e.metrics.get("unfinished"), e.start.get("unfinished")
+    ours, theirs = e.both("unfinished")
     if ours is None or ours <= UNFINISHED_SHARE:
         return None
     beside = "" if theirs is None else f" (start model {100 * theirs:.1f} %)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +33,8 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
     engine = open_engine(settings, run.inputs)
     if settings.rows == "preferences":
         assert settings.max_length is not None, "preference rows are cut where training cuts them"
-        where = run.inputs["preferences"], settings.splits
-        cut = partial(_preferences, engine.tokenizer, *where, max_length=settings.max_length)
-        named = list(cut(mismatched=settings.mismatched, control=settings.control))
+        where, how = (run.inputs["preferences"], settings.splits), (settings.mismatched, settings.control)
+        named = list(_preferences(engine.tokenizer, *where, settings.max_length, *how))
     else:
         if settings.max_length is not None and settings.control is not None:
             raise ValueError(f"texts are scored as training sees them, which is without {settings.control}")
@@ -58,7 +56,7 @@ def _rewards(settings: RewardScoreSettings, run: StageRun) -> Outcome:
         named = list(_texts(scorer.tokenizer, run.inputs["completions"], run.inputs["items"], settings.max_length))
     else:
         where = run.inputs["preferences"], settings.splits
-        named = list(_preferences(scorer.tokenizer, *where, max_length=settings.max_length, mismatched=False))
+        named = list(_preferences(scorer.tokenizer, *where, settings.max_length, mismatched=False))
     rewards = scorer.rewards([ids for _, ids in named], run.progress)
     write_jsonl(run.out / "rewards.jsonl", [Reward(name, reward) for (name, _), reward in zip(named, rewards, strict=True)])
     return _outcome(named)
@@ -72,7 +70,6 @@ def _preferences(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     splits: Sequence[str],
-    *,
     max_length: int,
     mismatched: bool,
     control: str | None = None,
