@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.judges.asked.asked_pairs import NO_BASELINE, AskingJudge, Replies, ShownRequest
+from bench.judges.asked.asking_judge import NO_BASELINE, AskingJudge, Replies, ShownRequest
 from bench.judges.asked.prompts import PackageAnnotator
 from bench.judges.asked.replies import read_preference
 from bench.records import Item, Verdict, about_texts

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.judges.asked.asked_pairs import NO_BASELINE, AskingJudge, Replies, ShownRequest
+from bench.judges.asked.asking_judge import NO_BASELINE, AskingJudge, Replies, ShownRequest
 from bench.judges.asked.prompts import PromptTemplate
 from bench.judges.asked.replies import Reading, read_pairwise, read_rating
 from bench.records import Item, Verdict, about_texts
