@@ -106,15 +106,20 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
     _heldout(settings, inputs, numbers)
     _kl(settings, inputs, numbers)
     _labels(inputs, numbers)
-    for task in read_jsonl(inputs["tasks"] / "results.jsonl", TaskResult) if "tasks" in inputs else ():
-        if task.shown:
-            estimate = None if task.value is None else estimates.estimate_of(task.value, task.standard_error, task.n)
-            numbers.add(task_number(task.task, task.metric), estimate, reasons.TASK_NOT_FINITE)
+    if "tasks" in inputs:
+        _tasks(inputs["tasks"], numbers)
     if "self_judge" in inputs:
         judge = Result.read(inputs["self_judge"] / "judge.json")
         numbers.metrics |= judge.metrics
         numbers.missing |= judge.missing
     return Result(numbers.metrics, dict(sorted(numbers.missing.items())), calibration.digest if calibration and preferred else None)
+
+
+def _tasks(folder: Path, numbers: Numbers) -> None:
+    for task in read_jsonl(folder / "results.jsonl", TaskResult):
+        if task.shown:
+            estimate = None if task.value is None else estimates.estimate_of(task.value, task.standard_error, task.n)
+            numbers.add(task_number(task.task, task.metric), estimate, reasons.TASK_NOT_FINITE)
 
 
 def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:
