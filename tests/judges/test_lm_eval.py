@@ -220,11 +220,11 @@ def test_a_task_has_one_column_of_its_usual_metric(place: Path) -> None:
 
 def test_cells_that_were_asked_other_documents_are_named(place: Path) -> None:
     same, other = group(place, result("arc", "acc", 0.5)), group(place, result("arc", "acc", 0.4, asked="cd"))
-    assert _tasks_notes([same, same]) == [
+    assert _tasks_notes([*same.done, *same.done]) == [
         "Tasks of lm-evaluation-harness, beside the judge and no part of a win rate: arc (5 shots, 100 documents, version 1.0). "
         "Brackets: 95 % over seeds (t) where there are several, else over documents."
     ]
-    assert _tasks_notes([same, other])[1:] == ["arc was not asked of all cells alike: other documents, prompts or versions."]
+    assert _tasks_notes([*same.done, *other.done])[1:] == ["arc was not asked of all cells alike: other documents, prompts or versions."]
 
 
 # The package itself ---------------------------------------------------------------------------------------------------
