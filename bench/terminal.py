@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from bench import secrets
@@ -17,6 +18,14 @@ class Terminal(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(shown(text), **options)
+
+    def plain(self, text: str, style: str | None = None, **options: Any) -> None:
+        """A text as it is: neither markup nor highlighted numbers."""
+        self.print(text, style=style, highlight=False, markup=False, **options)
+
+    def whole(self, table: Table) -> None:
+        """A table, wider than the screen where it must be: it runs on into the next line, for cut numbers would be no numbers."""
+        Terminal(width=max(Terminal(width=10_000).measure(table).maximum, self.width)).print(table, highlight=False)
 
 
 def shown(text: str) -> str:

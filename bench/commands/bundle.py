@@ -208,7 +208,7 @@ def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
         if reason := store.failure(stage):
             failed = {"kind": stage.kind, "key": stage.key, "error": _here(reason)}
             _write_json(root / "store" / stage.kind / f"{stage.key}.failed.json", failed)
-        if store.status(stage).state != "done":
+        if not store.is_done(stage):
             continue
         manifest, folder, there = store.manifest(stage), store.folder(stage), root / "store" / stage.kind / stage.key
         there.mkdir(parents=True)
@@ -260,7 +260,7 @@ def told_of(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPla
         "axes": list(opened.axes),
         "expectations": [item.model_dump(mode="json") for item in opened.expectations],
         "cells": cells,
-        "done": sorted(cell.key for cell in planned if store.status(cell.score).state == "done"),
+        "done": sorted(cell.key for cell in planned if store.is_done(cell.score)),
     }
 
 

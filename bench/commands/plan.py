@@ -14,10 +14,10 @@ from bench.config import PlanVerb, WorldData
 from bench.config.errors import BadConfig
 from bench.forecast import compute_table
 from bench.forecast.compute_table import CELL_COLUMNS, STAGE_COLUMNS
-from bench.forecast.compute_table import Report as Sizes
+from bench.forecast.compute_table import SizeReport as Sizes
 from bench.forecast.judge_cost import JudgeCost, judge_costs, with_costs
 from bench.forecast.row_counts import data_lines
-from bench.forecast.stage_time import Estimate, estimates
+from bench.forecast.stage_time import StageForecast, estimates
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.report import Sweep
@@ -56,7 +56,7 @@ def costs_of(plan: Plan, store: Store) -> dict[Stage, JudgeCost]:
 def print_plan(
     sweep: Sweep,
     plan: Plan,
-    forecast: Mapping[Stage, Estimate],
+    forecast: Mapping[Stage, StageForecast],
     workers: int,
     costs: Mapping[Stage, JudgeCost],
     data: Sequence[str] = (),
@@ -89,7 +89,7 @@ def print_plan(
     console.print(kinds)
     for status in plan.statuses.values():
         if status.why:
-            console.print(status.why, style="yellow", highlight=False, markup=False)
+            console.plain(status.why, "yellow")
     known = {stage: estimate.seconds for stage, estimate in forecast.items() if estimate.seconds is not None}
     unknown = len(forecast) - len(known)
     time_words = "no like stage has run here yet: no forecast"
@@ -112,7 +112,7 @@ def print_plan(
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}", highlight=False)
     for place, line in enumerate(data):
-        console.print(f"{'' if place else 'data':<9}{line}", highlight=False, markup=False)
+        console.plain(f"{'' if place else 'data':<9}{line}")
 
 
 def print_sizes(found: Sizes | None) -> None:
@@ -126,9 +126,9 @@ def print_sizes(found: Sizes | None) -> None:
         for row in rows:
             table.add_row(*row)
         if rows:
-            Terminal(width=max(Terminal(width=10_000).measure(table).maximum, console.width)).print(table, highlight=False)
+            console.whole(table)
     for place, line in enumerate(found.lines if found else ()):
-        console.print(f"{'' if place else 'size':<9}{line}", highlight=False, markup=False)
+        console.plain(f"{'' if place else 'size':<9}{line}")
 
 
 def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
@@ -144,8 +144,7 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
                 numbers = (f"{n:,}" for n in (cost.requests, cost.prompt_tokens, cost.completion_tokens))
                 table.add_row(cell.name, role.label, *numbers, dollars)
     if table.row_count:
-        width = Terminal(width=10_000).measure(table).maximum
-        Terminal(width=max(width, console.width)).print(table, highlight=False)
+        console.whole(table)
     names = ", ".join(sorted({cell.cell.judge.name for cell in plan.cells}))
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})", highlight=False)
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):

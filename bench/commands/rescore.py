@@ -26,7 +26,7 @@ from bench.config import FITTED, Rescore, user_path
 from bench.judges.formats import alpaca_eval, mt_bench
 from bench.output_files import why, write_where_asked
 from bench.planning.inputs import CellPlan
-from bench.records import Item, Result, Verdict, read_jsonl
+from bench.records import Result, Verdict, grouped, read_items
 from bench.scoring.calibration import fitted, fitted_on, recalibrated
 from bench.scoring.numbers import score
 from bench.stats.estimates import Estimate, Unmeasured, rating_mean
@@ -314,9 +314,13 @@ def _single_row(model: str, judge: str, rows: Sequence[mt_bench.Rated], max_unsc
     last = mt_bench.last_ratings(rows)
     unscored = sum(v.rating is None for v in last)
     refusal = _refusal(unscored, len(last), max_unscored)
-    ours = None if refusal else rating_mean(_by_question(last))
+    ours = None if refusal else rating_mean(grouped((v.item_id, v.rating) for v in last))
     categories = {v.category: None for v in last if v.category}
-    means = {} if refusal else {c: rating_mean(_by_question([v for v in last if v.category == c])) for c in categories}
+    means = (
+        {}
+        if refusal
+        else {c: rating_mean(grouped((v.item_id, v.rating) for v in [v for v in last if v.category == c])) for c in categories}
+    )
     return {
         "model": model,
         "judge": judge,
@@ -333,18 +337,9 @@ def _single_row(model: str, judge: str, rows: Sequence[mt_bench.Rated], max_unsc
     }
 
 
-def _by_question(verdicts: Sequence[Verdict]) -> dict[str, list[float | None]]:
-    ratings: dict[str, list[float | None]] = {}
-    for verdict in verdicts:
-        ratings.setdefault(verdict.item_id, []).append(verdict.rating)
-    return ratings
-
-
 def _pair_row(model: str, judge: str, rows: Sequence[mt_bench.Compared], max_unscored: float) -> Line:
     last = mt_bench.last_comparisons(rows)
-    preferences: dict[str, list[float | None]] = {}
-    for row in last:
-        preferences.setdefault(row.question, []).append(mt_bench.preference_for(row, model))
+    preferences = grouped((row.question, mt_bench.preference_for(row, model)) for row in last)
     unscored = sum(row.preference is None for row in last)
     refusal = _refusal(unscored, len(last), max_unscored)
     return {
@@ -423,7 +418,7 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> bool:
 
 
 def _done(stage: object, store: Store) -> bool:
-    return not isinstance(stage, Stage) or store.status(stage).state == "done"
+    return not isinstance(stage, Stage) or store.is_done(stage)
 
 
 def _scored(cell: CellPlan, store: Store, calibration: Calibration | Unmeasured | None) -> Result:
@@ -443,7 +438,7 @@ def _of_cells(do: Rescore, cells: Sequence[CellPlan], store: Store) -> Mapping[s
     assert whole is not None
     roles = ("preference_verdicts", "preference_items")
     ready = [cell for cell in cells if all(role in cell.roles and _done(cell.roles[role], store) for role in roles)]
-    items = {cell.key: read_jsonl(store.folder(cell.roles["preference_items"]) / "items.jsonl", Item) for cell in ready}
+    items = {cell.key: read_items(store.folder(cell.roles["preference_items"])) for cell in ready}
     return {key: alpaca_eval.for_items(whole, found) for key, found in items.items()}
 
 

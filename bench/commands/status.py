@@ -38,7 +38,7 @@ def print_status(sweep: Sweep, store: Store, made: Container[str] = ()) -> bool:
     for cell in sweep.cells:
         state, why = cell_state(cell, store, jobs, made)
         states.append(state)
-        done = sum(store.status(stage).state == "done" for stage in cell.stages)
+        done = sum(store.is_done(stage) for stage in cell.stages)
         table.add_row(cell.name, state, f"{done}/{len(cell.stages)}", why)
     # A table wider than the terminal runs on into the next line: a reason that is cut is none.
     Terminal(width=max(Terminal(width=10_000).measure(table).maximum, console.width)).print(table)

@@ -39,6 +39,7 @@ import numpy as np
 from bench.config import Cell, RefinedDpo, Spa, Training, scheduled
 from bench.methods import iterations
 from bench.planning.inputs import Ground, Policy
+from bench.records import sigmoid
 
 if TYPE_CHECKING:
     import torch
@@ -92,17 +93,13 @@ class RunningThreshold:
 
     def distrusts(self, margins: Sequence[float]) -> list[bool]:
         """Of pairs with these margins βΔ̃, which then join the window."""
-        threshold, confidences = self.value, [_sigmoid(margin) for margin in margins]
+        threshold, confidences = self.value, [sigmoid(margin) for margin in margins]
         if self.of == "batch_means":
             self.seen.append(math.fsum(margins) / len(margins))
             assert threshold is not None
             return [not margin > threshold for margin in margins]
         self.seen.extend(confidences)
         return [threshold is not None and confidence < threshold for confidence in confidences]
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
 
 
 def make_trainer(job: TrainingJob) -> Trainer:

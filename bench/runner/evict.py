@@ -50,7 +50,7 @@ def evict(keep: Keep, cells: Sequence[CellPlan], store: Store) -> Evicted:
     needed = {stage for cell in cells if not _has_numbers(cell, store) for stage in cell.stages}
     for stage in _stages(cells):
         manifest = store.status(stage).manifest if stage not in needed else None
-        if manifest is None or store.status(stage).state != "done":
+        if manifest is None or not store.is_done(stage):
             continue
         names = [name for name in weight_files(manifest) if keep == "numbers" or not is_adapter(name)]
         names = [name for name in names if name not in manifest.evicted or (store.folder(stage) / name).exists()]
@@ -73,7 +73,7 @@ def evicted(cells: Sequence[CellPlan], store: Store) -> Evicted:
 
 def _has_numbers(cell: CellPlan, store: Store) -> bool:
     """Whether nothing of a cell is still to be made."""
-    return all(store.status(stage).state == "done" for stage in [cell.score, *cell.roles.values()])
+    return all(store.is_done(stage) for stage in [cell.score, *cell.roles.values()])
 
 
 def _stages(cells: Iterable[CellPlan]) -> Iterator[Stage]:

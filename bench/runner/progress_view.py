@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from bench import secrets
-from bench.forecast.stage_time import Estimate
+from bench.forecast.stage_time import StageForecast
 from bench.planning.inputs import CellPlan
 from bench.planning.to_do import Plan
 from bench.report import Sweep
@@ -34,7 +34,7 @@ class Screen(Protocol):
     def summary(self) -> str: ...
 
 
-def make_screen(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int) -> Screen:
+def make_screen(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, StageForecast], workers: int) -> Screen:
     console = Terminal(stderr=True)
     kind = LiveScreen if console.is_interactive else PlainScreen
     return kind(console, sweep, plan, forecast, workers)
@@ -46,7 +46,7 @@ QUIET_S = 30.0  # without a line, after which plain output says how far a stage 
 class PlainScreen:
     """One line a stage that ends and a cell that is complete; where nothing ends for long, how far a stage is."""
 
-    def __init__(self, console: Terminal, sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int):
+    def __init__(self, console: Terminal, sweep: Sweep, plan: Plan, forecast: Mapping[Stage, StageForecast], workers: int):
         self.console, self.sweep, self.plan, self.forecast, self.workers = console, sweep, plan, forecast, workers
         self.started = self.said = time.monotonic()
         self.outcomes: Counter[str] = Counter()

@@ -16,7 +16,7 @@ import filelock
 from bench import report, secrets
 from bench.config import Accelerate, Session
 from bench.engines.vllm_server import Servers
-from bench.forecast.stage_time import Estimate
+from bench.forecast.stage_time import StageForecast
 from bench.planning.inputs import CellPlan
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
@@ -38,7 +38,7 @@ def run_stages(
     plan: Plan,
     store: Store,
     screen: Screen,
-    forecast: Mapping[Stage, Estimate],
+    forecast: Mapping[Stage, StageForecast],
     failures: dict[Stage, str],
     ended: Callable[[], None] = lambda: None,
     progressed: Callable[[Stage, Sequence[dict[str, float]]], None] | None = None,
@@ -68,7 +68,7 @@ def failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
 GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0, "tasks": 30.0}
 
 
-def _expected_s(stage: Stage, forecast: Mapping[Stage, Estimate]) -> float:
+def _expected_s(stage: Stage, forecast: Mapping[Stage, StageForecast]) -> float:
     known = forecast[stage].seconds if stage in forecast else None
     return GUESSED_S.get(stage.kind, 0.1) if known is None else known
 
@@ -196,9 +196,9 @@ class Scheduler:
         if stage.kind == "judge" and labels_samples(stage):
             error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)  # keys as they are typed
         self.store.forget(stage)
-        if outcome == "done" and self.store.status(stage).state != "done":
+        if outcome == "done" and not self.store.is_done(stage):
             outcome, error = "failed", f"its folder did not pass its check: {self.store.status(stage).why}"
-        elif self.store.status(stage).state == "done":  # it died after it had finished, or somebody else made the same
+        elif self.store.is_done(stage):  # it died after it had finished, or somebody else made the same
             outcome, error = "done", ""
         running.lock.release()
         with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bench.config import Settings
 from bench.models.tokenize import conversation, prompt_ids, row_ids
 from bench.readers.completions_file import matched, read_written
-from bench.records import Completion, Item, Message, Reward, read_jsonl, write_jsonl
+from bench.records import Completion, Item, Message, Reward, grouped, read_items, write_jsonl
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import GenerateSettings, WrittenCompletions
 from bench.text_files import BadFile
@@ -33,7 +33,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
 
 def _from_file(settings: WrittenCompletions, run: StageRun) -> Outcome:
     path = run.inputs["file"]
-    items, rows = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)), read_written(path)
+    items, rows = read_items(run.inputs["items"]), read_written(path)
     completions = matched(rows, items)
     if not completions and (settings.alone or all(len(item.turns) == 1 for item in items)):
         asked = f"item {items[0].id} asks {items[0].turns[0]!r}"
@@ -49,7 +49,7 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
 
     engine = open_engine(settings, run.inputs)
     scorer = Scorer(run.inputs["reward_model"], settings.dtype, settings.batch_size) if settings.best_of > 1 else None
-    items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
+    items = read_items(run.inputs["items"])
     total = settings.best_of * sum(len(item.turns) for item in items)
     answers: list[list[Written]] = [[] for _ in items]
     rewards: list[Reward] = []
@@ -108,8 +108,6 @@ def _rewards(scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Se
 
 def _by_temperature(settings: GenerateSettings, items: Sequence[Item], turn: int) -> dict[float, list[int]]:
     """Indices of the items that have this turn, by the temperature at which their category is answered."""
-    found: dict[float, list[int]] = {}
-    for i, item in enumerate(items):
-        if len(item.turns) > turn:
-            found.setdefault(settings.temperatures.get(item.category or "", settings.decoding.temperature), []).append(i)
-    return found
+    usual = settings.decoding.temperature
+    asked = [i for i, item in enumerate(items) if len(item.turns) > turn]
+    return grouped((settings.temperatures.get(items[i].category or "", usual), i) for i in asked)

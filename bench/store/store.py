@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import filelock
 import psutil
@@ -231,6 +231,9 @@ class Store:
         if stage.key not in self._statuses:
             self._statuses[stage.key] = self._check(stage)
         return self._statuses[stage.key]
+
+    def is_done(self, stage: Stage | None) -> TypeGuard[Stage]:
+        return stage is not None and self.status(stage).state == "done"
 
     def held(self, stage: Stage) -> Status:
         """The same for whoever reads its files: absent where weights were evicted."""

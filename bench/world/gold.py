@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bench.config import Annotator, GoldWeights
+from bench.records import sigmoid
 from bench.world.tasks import Constraint, Turn
 from bench.world.vocabulary import CANDIDATES, KNOWN_WORDS, TONE_WORDS
 
@@ -132,7 +133,7 @@ def margin(first_gold: float, second_gold: float, first_words: int, second_words
 def annotator_prefers(first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: Annotator) -> float:
     """Probability that the annotator's own opinion prefers the first: sigmoid(margin / temperature); flips come after (`draw_label`)."""
     scaled = margin(first_gold, second_gold, first_words, second_words, annotator) / annotator.temperature
-    return 1 / (1 + math.exp(-scaled)) if scaled >= 0 else 1 - 1 / (1 + math.exp(scaled))
+    return sigmoid(scaled)
 
 
 def draw_label(probability: float, flip_rate: float, rng: random.Random) -> bool:

@@ -344,7 +344,7 @@ def test_a_pair_is_won_in_both_orders_or_tied(room: Room, serve: Serve) -> None:
 
     verdicts = room.judged(MT_BENCH.model_copy(update={"mode": "pairwise"}), serve(say), TWO_TURNS, TWO_ANSWERS)
     assert [(verdict.turn, verdict.preference) for verdict in verdicts] == [(0, 1.0), (1, 0.5)] * 2
-    merged = preference_verdicts(room.path)
+    merged = preference_verdicts(room.path.parent)
     assert [(verdict.item_id, verdict.preference, verdict.policy_length) for verdict in merged] == [("q0", 0.75, 14), ("q1", 0.75, 14)]
 
 
