@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bench.config import Decoding, Loading
 from bench.models.hub import trusts_code
 from bench.models.tokenize import Ids, load_tokenizer, model_folder
-from bench.store.stage_settings import GenerateSettings, LogpsSettings, SampleSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,16 +96,3 @@ class Vocabulary:
         end = next((i for i, token in enumerate(ids) if token in self.ends), None)
         kept = list(ids if end is None else ids[: end + 1])
         return Written(str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(), kept, end is not None)
-
-
-def open_engine(settings: SampleSettings | LogpsSettings | GenerateSettings, inputs: Mapping[str, Path]) -> Engine:
-    """The engine that the settings name, with the policy in `inputs`: its folder `model`, and `base` of one that is an adapter."""
-    model, base, control = inputs["model"], inputs.get("base"), getattr(settings, "control", None)
-    if settings.engine == "vllm":
-        from bench.engines.vllm import Engine as Vllm
-
-        assert settings.serving is not None, "engine=vllm comes with how it is served"
-        return Vllm(model, settings.dtype, settings.serving, control, base)
-    from bench.engines.hf import Engine as Transformers
-
-    return Transformers(model, settings.dtype, settings.batch_size, control, settings.loading, base)

@@ -44,7 +44,7 @@ def _from_file(run: StageRun) -> Outcome:
 
 
 def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
-    from bench.engines.base import open_engine
+    from bench.engines.opening import open_engine
     from bench.engines.reward import Scorer
 
     engine = open_engine(settings, run.inputs)
