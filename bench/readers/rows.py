@@ -1,4 +1,4 @@
-"""Preference rows: reading a user's file, nested fractions, held-out split, and KTO's mismatched partners.
+"""Preference rows: reading a user's file.
 
 A file holds TRL's paired form (prompt, chosen, rejected) or its unpaired form (prompt, completion, label), as plain text or as
 messages. The prompt may stand inside `chosen` and `rejected`, as what both begin with; it does where `prompt` is absent, or is text
@@ -7,28 +7,21 @@ beside messages. Plain text stays plain: a prompt of one message with role "text
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
-import random
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bench.config import Form
+from bench.readers.subsets import prompt_key
 from bench.records import Message, Pair, Text, Unpaired
 from bench.text_files import BadFile, begins_as_list, describe, json_lines, printable, read_list, row_limit
 
-Row = TypeVar("Row", Pair, Unpaired)
-T = TypeVar("T")
-
 SHOWN_BAD_ROWS = 20
-PUNCTUATION = " .,:;!?\"'`"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXPECTED = "expected columns prompt, chosen, rejected or prompt, completion, label"
 
@@ -370,85 +363,3 @@ def _one_assistant(messages: Sequence[Message], column: str) -> str:
 
 def _roles(messages: Sequence[Message]) -> str:
     return ", ".join(m["role"] for m in messages) or "none"
-
-
-# Splits and partners -------------------------------------------------------------------------------------------------
-
-
-def prompt_key(prompt: Sequence[Message]) -> str:
-    return json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
-
-
-def normalised(text: str) -> str:
-    """A text less what copies of it differ in: letter case, width of characters, white space, punctuation at its ends."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(PUNCTUATION) or text
-
-
-def prompt_group(prompt: Sequence[Message]) -> str:
-    """What copies of a prompt have in common: its roles and normalised texts."""
-    return json.dumps([[m["role"], normalised(m["content"])] for m in prompt], ensure_ascii=False)
-
-
-def hash_fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
-def split_heldout(rows: Sequence[Row], heldout_fraction: float) -> tuple[list[Row], list[Row]]:
-    """(train, held-out) with every prompt on one side; which side depends on the prompt's text alone."""
-    train: list[Row] = []
-    heldout: list[Row] = []
-    for row in rows:
-        (heldout if hash_fraction(prompt_key(row.prompt)) < heldout_fraction else train).append(row)
-    return train, heldout
-
-
-def check_labels(rows: Sequence[Pair] | Sequence[Unpaired]) -> None:
-    """Raises ValueError for unpaired rows of one label: there is nothing to tell apart."""
-    n_desirable = sum(row.label for row in rows if isinstance(row, Unpaired))
-    n_undesirable = sum(not row.label for row in rows if isinstance(row, Unpaired))
-    if bool(n_desirable) != bool(n_undesirable):
-        raise ValueError(
-            f"the train rows are {n_desirable} desirable and {n_undesirable} undesirable ones; methods that learn from labels need both: "
-            "bring rows of the other label, or use more of those there are (data.fraction, data.heldout_fraction)"
-        )
-
-
-def nested_subset(rows: Sequence[T], fraction: float, seed: int) -> list[T]:
-    """The first round(fraction * n) rows of a seeded order, at least one: a smaller fraction is inside a larger one."""
-    order = list(range(len(rows)))
-    random.Random(f"fraction/{seed}").shuffle(order)
-    keep = sorted(order[: max(1, round(fraction * len(rows)))])
-    return [rows[i] for i in keep]
-
-
-def partners(prompts: Sequence[str], seed: int) -> list[int]:
-    """For each row the index of a row with another prompt: the next such one on a seeded cycle through all rows.
-
-    Raises ValueError when all rows have one prompt: then no completion is mismatched.
-    """
-    if len(set(prompts)) < 2:
-        raise ValueError("mismatched completions need rows of at least two prompts")
-    order = list(range(len(prompts)))
-    random.Random(f"partners/{seed}").shuffle(order)
-    partner = [0] * len(prompts)
-    following = order[0]
-    for row in reversed([*order, *order]):  # backwards, twice round: rows at the end of the cycle look past its start
-        partner[row] = following if prompts[following] != prompts[row] else partner[following]
-        following = row
-    return partner
-
-
-def with_partners(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Rows that carry the completions which estimate KTO's KL term at their prompts."""
-    index = partners([prompt_key(row.prompt) for row in rows], seed)
-    fill: Callable[[Any, Any], Any] = _fill_pair if isinstance(rows[0], Pair) else _fill_unpaired
-    return [fill(row, rows[i]) for row, i in zip(rows, index, strict=True)]
-
-
-def _fill_pair(row: Pair, partner: Pair) -> Pair:
-    return Pair(row.id, row.prompt, row.chosen, row.rejected, partner.chosen, partner.rejected)
-
-
-def _fill_unpaired(row: Unpaired, partner: Unpaired) -> Unpaired:
-    return Unpaired(row.id, row.prompt, row.completion, row.label, partner.completion)

@@ -14,7 +14,8 @@ from typing import Any
 
 from bench.config import Shp
 from bench.readers.common import Raw, Tally, drop, each, number, one_of, text, user
-from bench.readers.rows import hash_fraction, make_pair
+from bench.readers.rows import make_pair
+from bench.readers.subsets import hash_fraction
 from bench.records import Pair
 
 VERSION = 1

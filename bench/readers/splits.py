@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from bench.readers import Splits, place_of, read_dataset, row_form
 from bench.readers.learnable import UNWRITABLE, Look
-from bench.readers.rows import hash_fraction, normalised, prompt_group, prompt_key, read_preferences, split_heldout
+from bench.readers.rows import read_preferences
+from bench.readers.subsets import hash_fraction, normalised, prompt_group, prompt_key, split_heldout
 from bench.records import Item, Pair, Unpaired, own_completions
 from bench.store.stage_settings import DatasetRows, LocalPairData
 

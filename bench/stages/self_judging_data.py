@@ -11,7 +11,7 @@ from bench.config import JudgePrompt, Settings
 from bench.judges.self_judge import Question, add_up, questions, read_reply
 from bench.models.tokenize import conversation
 from bench.readers.new_prompts import few_shot, new_ones
-from bench.readers.rows import nested_subset, prompt_key
+from bench.readers.subsets import nested_subset, prompt_key
 from bench.records import Completion, Item, Pair, Reward, Text, draw_name, read_jsonl, read_rewards, read_rows, text_digest, write_jsonl
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import (
