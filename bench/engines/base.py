@@ -20,7 +20,7 @@ ADAPTER = "adapter_config.json"  # what a folder holds that is an adapter, and n
 
 
 @dataclass(frozen=True)
-class Written:
+class DrawnCompletion:
     """One completion: text without special tokens, the tokens drawn with EOS, whether it ended by itself."""
 
     text: str
@@ -42,7 +42,9 @@ class Engine(Protocol):
 
     tokenizer: PreTrainedTokenizerBase
 
-    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]: ...
+    def generate(
+        self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent
+    ) -> list[DrawnCompletion]: ...
 
     def logps(self, rows: Sequence[Ids], progress: Progress = silent) -> list[float]: ...
 
@@ -91,8 +93,8 @@ class Vocabulary:
         self.ends: set[int] = {self.tokenizer.eos_token_id, *(token for token in named if token is not None)}  # type: ignore[arg-type]
         self.size: int = config.get_text_config().vocab_size
 
-    def written(self, ids: Sequence[int]) -> Written:
+    def written(self, ids: Sequence[int]) -> DrawnCompletion:
         """What was drawn, up to the first token that ends a completion."""
         end = next((i for i, token in enumerate(ids) if token in self.ends), None)
         kept = list(ids if end is None else ids[: end + 1])
-        return Written(str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(), kept, end is not None)
+        return DrawnCompletion(str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(), kept, end is not None)

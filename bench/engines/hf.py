@@ -19,7 +19,7 @@ from transformers.utils import is_flash_attn_2_available
 from trl.trainer.utils import add_fused_lm_head
 
 from bench.config import Decoding, Loading
-from bench.engines.base import ADAPTER, USUAL, Progress, Vocabulary, Written, by_length, load_config, silent
+from bench.engines.base import ADAPTER, USUAL, DrawnCompletion, Progress, Vocabulary, by_length, load_config, silent
 from bench.models.hub import trusts_code
 from bench.models.model_config import positions
 from bench.models.tokenize import Ids, check_rendering, model_folder
@@ -167,7 +167,7 @@ def has_position_table(model: Any) -> bool:
     return any(name.rsplit(".", 1)[-1] in POSITION_TABLES for name, _ in [*model.named_modules(), *model.named_buffers()])
 
 
-class Engine:
+class TransformersEngine:
     """A loaded policy that writes and scores; see Vocabulary for `control`."""
 
     def __init__(
@@ -186,7 +186,7 @@ class Engine:
         self.ends = check_fit(path, self.model, self.tokenizer)
         self._scores = False  # whether the model has been made ready for `logps`
 
-    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:
+    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[DrawnCompletion]:
         """A completion of each prompt, in the prompts' order. The same prompts, decoding and seed give the same completions.
 
         Prompts are batched by length; each batch draws from a generator of its own, seeded by `seed` and its place.
@@ -198,7 +198,7 @@ class Engine:
             n = sum(len(prompt) + new > places for prompt in prompts)
             why = f"{n} of {len(prompts)} prompts, the longest of {longest} tokens, and max_new_tokens={new} go beyond its {places}"
             raise ValueError(f"the model has a table of positions: {why}: take fewer new tokens, or drop such prompts")
-        written: dict[int, Written] = {}
+        written: dict[int, DrawnCompletion] = {}
         for rows in by_length([len(prompt) for prompt in prompts], self.batch_size):
             torch.manual_seed(seed * 1_000_003 + len(written))
             for row, completion in zip(rows, self._batch([prompts[i] for i in rows], decoding), strict=True):
@@ -207,7 +207,7 @@ class Engine:
         return [written[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
-    def _batch(self, prompts: Sequence[list[int]], decoding: Decoding) -> list[Written]:
+    def _batch(self, prompts: Sequence[list[int]], decoding: Decoding) -> list[DrawnCompletion]:
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)

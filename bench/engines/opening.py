@@ -13,10 +13,10 @@ def open_engine(settings: SampleSettings | LogpsSettings | GenerateSettings, inp
     """The engine that the settings name, with the policy in `inputs`: its folder `model`, and `base` of one that is an adapter."""
     model, base, control = inputs["model"], inputs.get("base"), getattr(settings, "control", None)
     if settings.engine == "vllm":
-        from bench.engines.vllm import Engine as Vllm
+        from bench.engines.vllm import VllmEngine
 
         assert settings.serving is not None, "engine=vllm comes with how it is served"
-        return Vllm(model, settings.dtype, settings.serving, control, base)
-    from bench.engines.hf import Engine as Transformers
+        return VllmEngine(model, settings.dtype, settings.serving, control, base)
+    from bench.engines.hf import TransformersEngine
 
-    return Transformers(model, settings.dtype, settings.batch_size, control, settings.loading, base)
+    return TransformersEngine(model, settings.dtype, settings.batch_size, control, settings.loading, base)

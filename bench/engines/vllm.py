@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import secrets
 from bench.config import Decoding, Serving
-from bench.engines.base import ADAPTER, Progress, Vocabulary, Written, silent
+from bench.engines.base import ADAPTER, DrawnCompletion, Progress, Vocabulary, silent
 from bench.engines.vllm_server import CPU_ENVIRONMENT, ENVIRONMENT
 from bench.models.hub import read_config
 from bench.models.tokenize import Ids, check_rendering, model_folder
@@ -152,7 +152,7 @@ atexit.register(KEPT.close)
 AT_REST.append(KEPT.rest)
 
 
-class Engine:
+class VllmEngine:
     """A policy that writes and scores in vLLM; see Vocabulary for `control` and `base`, and the module for what is kept.
 
     An adapter goes with each request, over the weights of its base. Raises ValueError for a tokenizer or template that cannot be used.
@@ -178,7 +178,7 @@ class Engine:
         check_weights(folder)
         self._load = folder, dtype, serving, rank
 
-    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:
+    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[DrawnCompletion]:
         """A completion of each prompt, in the prompts' order."""
         sampling: dict[str, Any] = {"temperature": decoding.temperature, "max_tokens": decoding.max_new_tokens}
         sampling |= {"top_p": decoding.top_p} if decoding.temperature else {}

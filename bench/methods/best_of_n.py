@@ -33,7 +33,7 @@ from bench.planning.inputs import Ground, Policy
 from bench.records import Pair
 from bench.store.keys import Stage
 from bench.store.stage_settings import RewardModelSettings, stage
-from bench.training.training_record import Example
+from bench.training.training_record import TrainerRow
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -61,7 +61,7 @@ def _rows(job: TrainingJob) -> list[dict[str, Any]]:
             raise ValueError("a reward model learns from pairs and the data are unpaired: bring pairs, or take method=kto")
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
         whole = {f"{side}_ids": ids[side].prompt + ids[side].completion for side in ("chosen", "rejected")}
-        example = Example(row, {side: ids[side] for side in ("chosen", "rejected")})
+        example = TrainerRow(row, {side: ids[side] for side in ("chosen", "rejected")})
         rows.append({**whole, "length": max(map(len, whole.values())), "example": example})
     return rows
 

@@ -69,7 +69,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Method:
+class LoopMethod:
     """A loop in words. `start`: the policy before iteration `first`; `seed_pairs`: what it was trained on, the data of iteration 0."""
 
     first: int
@@ -83,7 +83,7 @@ class Method:
     with_reference_model: Callable[[int], bool] = lambda t: False  # whether its training wants the reference's logits
 
 
-def unfold(cell: Cell, ground: Ground, method: Method) -> Policy:
+def unfold(cell: Cell, ground: Ground, method: LoopMethod) -> Policy:
     """The policy of the cell's iteration, and all that it comes from."""
     settings = cell.method
     assert isinstance(settings, Loop)

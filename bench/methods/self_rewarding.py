@@ -64,7 +64,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
     first = _first(cell, ground, settings)
     policy = Policy(first, first)
     if settings.iteration > 1:
-        method = iterations.Method(
+        method = iterations.LoopMethod(
             first=2,
             start=first,
             seed_pairs=None,

@@ -28,7 +28,7 @@ Messages = tuple[tuple[str, str], ...]  # (role, content)
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenRow:
     """One row: texts a turn, and which prompt they answer - by what the row names, the others are None."""
 
     place: str  # file and line
@@ -49,9 +49,9 @@ class Written:
         return " / ".join(self.turns or [content for _, content in self.messages or ()]) or named
 
 
-def read_written(path: Path) -> list[Written]:
+def read_written(path: Path) -> list[WrittenRow]:
     """The whole file, checked. Raises BadFile with every bad row's line and reason."""
-    rows: list[Written] = []
+    rows: list[WrittenRow] = []
     problems = []
     first: dict[Any, str] = {}
     for found in _parsed(path):
@@ -72,7 +72,7 @@ def read_written(path: Path) -> list[Written]:
     return rows
 
 
-def _parsed(path: Path) -> Iterator[Written | BadFile]:
+def _parsed(path: Path) -> Iterator[WrittenRow | BadFile]:
     """Each row, or what is wrong with it. Raises BadFile for the file itself, and for one that does not begin with a JSON line."""
     if begins_as_list(path):
         yield from (_written_or_bad(row, place) for place, row in read_objects(path))
@@ -90,7 +90,7 @@ def _parsed(path: Path) -> Iterator[Written | BadFile]:
         begun = True
 
 
-def _written_or_bad(raw: Any, place: str) -> Written | BadFile:
+def _written_or_bad(raw: Any, place: str) -> WrittenRow | BadFile:
     try:
         found = _row(raw, place)
         if FAILED_REQUEST in found.texts:
@@ -100,7 +100,7 @@ def _written_or_bad(raw: Any, place: str) -> Written | BadFile:
         return error
 
 
-def _row(raw: Any, place: str) -> Written:
+def _row(raw: Any, place: str) -> WrittenRow:
     if not isinstance(raw, Mapping):
         raise BadFile(f"{place}: expected an object, got {describe(raw)}")
     if "choices" in raw:
@@ -108,7 +108,7 @@ def _row(raw: Any, place: str) -> Written:
     if "instruction" in raw and "output" in raw:
         asked, output = (text(raw[key], f"{place}: {key}") for key in ("instruction", "output"))
         model = None if raw.get("generator") is None else id_text(raw["generator"], f"{place}: generator")
-        return Written(place, None, None, (asked,), (output,), model=model)
+        return WrittenRow(place, None, None, (asked,), (output,), model=model)
     names = [key for key in ("id", "prompt", "turns") if raw.get(key) is not None]
     written = [key for key in ("completion", "completions") if key in raw]
     if not names or len(written) != 1:
@@ -118,8 +118,8 @@ def _row(raw: Any, place: str) -> Written:
     if turns is None and raw.get("turns") is not None:
         turns = tuple(texts(raw["turns"], f"{place}: turns"))
     if "completion" in raw:
-        return Written(place, own, messages, turns, (text(raw["completion"], f"{place}: completion"),))
-    return Written(place, own, messages, turns, tuple(texts(raw["completions"], f"{place}: completions")))
+        return WrittenRow(place, own, messages, turns, (text(raw["completion"], f"{place}: completion"),))
+    return WrittenRow(place, own, messages, turns, tuple(texts(raw["completions"], f"{place}: completions")))
 
 
 def _prompt(prompt: Any, place: str) -> tuple[Messages | None, tuple[str, ...] | None]:
@@ -135,10 +135,10 @@ def _prompt(prompt: Any, place: str) -> tuple[Messages | None, tuple[str, ...] |
     raise BadFile(f"{place}: prompt must be text or messages (role, content), got {describe(prompt)}")
 
 
-def _of_fastchat(raw: Mapping[str, Any], place: str) -> Written:
+def _of_fastchat(raw: Mapping[str, Any], place: str) -> WrittenRow:
     question = id_text(raw.get("question_id"), f"{place}: question_id")
     model = None if raw.get("model_id") is None else id_text(raw["model_id"], f"{place}: model_id")
-    return Written(place, None, None, None, tuple(first_choice(raw, place)), question, model)
+    return WrittenRow(place, None, None, None, tuple(first_choice(raw, place)), question, model)
 
 
 def first_choice(row: Mapping[str, Any], place: str) -> list[str]:
@@ -156,7 +156,7 @@ def turn_text(value: Any, what: str) -> str:
     return text(value, what)
 
 
-def matched(rows: Iterable[Written], items: Sequence[Item]) -> list[Completion]:
+def matched(rows: Iterable[WrittenRow], items: Sequence[Item]) -> list[Completion]:
     """The completions of the items that the rows answer, in the items' order; items without one are left out.
 
     A row is an item's by its id, if what else it names is not another's; else by FastChat's question; else by all its messages; else by

@@ -14,7 +14,7 @@ Outcome = Literal["done", "failed", "over_budget", "lost", "late"]
 
 
 @dataclass(frozen=True)
-class Report:
+class StageReport:
     """What became of a stage: `lost` when its worker died, so that trying again makes sense."""
 
     key: str
@@ -31,7 +31,7 @@ class Launcher(Protocol):
         """Take a stage as `describe` puts it; it runs soon, and others may be handed in before it does."""
         ...
 
-    def reports(self, timeout_s: float) -> Sequence[Report]:
+    def reports(self, timeout_s: float) -> Sequence[StageReport]:
         """What became of stages since the last call; waits up to `timeout_s` for the first."""
         ...
 

@@ -21,7 +21,7 @@ from bench.planning.inputs import CellPlan
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.runner import launchers
-from bench.runner.launcher import Launcher, Report, chain_lengths
+from bench.runner.launcher import Launcher, StageReport, chain_lengths
 from bench.runner.progress_view import Screen
 from bench.runner.worker import HEAVY_IMPORTS, describe
 from bench.store.keys import Stage
@@ -190,7 +190,7 @@ class Scheduler:
             more = {"accelerate": self.accelerate.model_dump()}
         self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
 
-    def _took(self, answer: Report) -> None:
+    def _took(self, answer: StageReport) -> None:
         running = self.running.pop(answer.key)
         stage, outcome, error = running.stage, answer.outcome, secrets.shown(answer.error)
         if stage.kind == "judge" and labels_samples(stage):

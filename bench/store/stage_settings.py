@@ -12,7 +12,6 @@ from pydantic import Field
 
 from bench.config import (
     Adapter,
-    Annotator,
     Asking,
     AsList,
     Checkpointing,
@@ -37,6 +36,7 @@ from bench.config import (
     SftTraining,
     Trained,
     Unwritable,
+    WorldAnnotator,
     Writer,
 )
 from bench.store.keys import Source, Stage
@@ -353,7 +353,7 @@ class GoldLabels(Settings):
 
     labeller: Literal["gold"] = "gold"
     gold: GoldWeights
-    annotator: Annotator
+    annotator: WorldAnnotator
     seed: int
 
 

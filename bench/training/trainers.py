@@ -26,7 +26,7 @@ from bench.store.stage_run import Progress
 from bench.store.stage_settings import RewardModelSettings, TrainSettings
 from bench.training import losses
 from bench.training.devices import check_rows, share_of
-from bench.training.training_record import Example, Fed, TrainFacts, digest
+from bench.training.training_record import Fed, TrainerRow, TrainFacts, digest
 
 ALL_STEPS = 1 - 1e-9  # transformers takes warmup_steps below 1 for a share, rounded up, and from 1 on for a number of steps
 MEGABATCH = 16  # batches that are sorted by length together; more saves padding, fewer mix lengths better
@@ -315,7 +315,7 @@ def paired_rows(job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejec
                 "ref_chosen_logps": job.reference[f"train/{row.id}/chosen"].logps,
                 "ref_rejected_logps": job.reference[f"train/{row.id}/rejected"].logps,
                 "length": len(ids["chosen"].prompt) + max(len(ids["chosen"].completion), len(ids["rejected"].completion)),
-                "example": Example(row, {side: ids[side] for side in learns_from}),
+                "example": TrainerRow(row, {side: ids[side] for side in learns_from}),
             }
         )
     return rows
@@ -339,7 +339,7 @@ def unpaired_rows(job: TrainingJob) -> list[dict[str, Any]]:
                 "ref_logps": job.reference[f"train/{row.id}/{column}"].logps,
                 "ref_KL_logps": job.reference[f"train/{row.id}/{mismatched}"].logps,
                 "length": len(ids[column].prompt) + len(ids[column].completion),
-                "example": Example(row, {column: ids[column]}),
+                "example": TrainerRow(row, {column: ids[column]}),
             }
             for column, mismatched, label in parts
         ]

@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.config import Annotator, GoldWeights
+from bench.config import GoldWeights, WorldAnnotator
 from bench.world.tasks import Constraint, Turn
 from bench.world.vocabulary import CANDIDATES, KNOWN_WORDS, TONE_WORDS
 
@@ -124,12 +124,12 @@ def _fluency(sentences: Sequence[Sequence[str]], said: Sequence[str], completion
 # The annotator -------------------------------------------------------------------------------------------------------
 
 
-def margin(first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: Annotator) -> float:
+def margin(first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: WorldAnnotator) -> float:
     """How much better the first completion looks to the annotator, in gold points; 0 is a tie."""
     return (first_gold - second_gold) + annotator.length_bias * (first_words - second_words)
 
 
-def annotator_prefers(first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: Annotator) -> float:
+def annotator_prefers(first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: WorldAnnotator) -> float:
     """Probability that the annotator's own opinion prefers the first: sigmoid(margin / temperature); flips come after (`draw_label`)."""
     scaled = margin(first_gold, second_gold, first_words, second_words, annotator) / annotator.temperature
     return 1 / (1 + math.exp(-scaled)) if scaled >= 0 else 1 - 1 / (1 + math.exp(scaled))

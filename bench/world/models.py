@@ -27,7 +27,7 @@ _DECAY_START = 0.5
 _LIKE_LENGTH = 16  # batches among which rows are sorted by length: far fewer than drills take to fade
 
 
-class Row(NamedTuple):
+class EncodedRow(NamedTuple):
     input_ids: list[int]
     n_prompt: int  # tokens that carry no loss
 
@@ -103,7 +103,7 @@ def pretrain(
     model.config.use_cache = True  # Trainer turns it off for good, and a model saved like that generates five times slower
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Text]) -> list[Row]:
+def encode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Text]) -> list[EncodedRow]:
     """Token ids of conversations, EOS included."""
     texts = [
         (
@@ -116,10 +116,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Text]) -> list[Row
     wholes = tokenizer([f"{prompt} {completion}{tokenizer.eos_token}" for prompt, completion in texts], add_special_tokens=False)[
         "input_ids"
     ]
-    return [Row(input_ids=whole, n_prompt=len(prompt)) for prompt, whole in zip(prompts, wholes, strict=True)]
+    return [EncodedRow(input_ids=whole, n_prompt=len(prompt)) for prompt, whole in zip(prompts, wholes, strict=True)]
 
 
-def collate(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[EncodedRow], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Tensors (B, T), padded on the right; labels are -100 where there is no loss."""
     length = max(len(row.input_ids) for row in rows)
     padding = [length - len(row.input_ids) for row in rows]
@@ -129,7 +129,7 @@ def collate(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(inputs), "attention_mask": torch.tensor(masks), "labels": torch.tensor(labels)}
 
 
-def ordered_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator[list[Row]]:
+def ordered_batches(rows: Sequence[EncodedRow], batch_size: int, seed: int) -> Iterator[list[EncodedRow]]:
     """Full batches of rows of like length; order is kept up to _LIKE_LENGTH batches, among which it is shuffled."""
     rng = random.Random(f"batches/{seed}")
     window = batch_size * _LIKE_LENGTH
