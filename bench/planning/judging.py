@@ -22,7 +22,7 @@ from bench.config import (
     as_name,
 )
 from bench.planning.inputs import JudgeSources, Manner, Sources
-from bench.store.keys import Source, Stage, canonical_json, hash_key
+from bench.store.keys import Inputs, Source, Stage, canonical_json, hash_key
 from bench.store.stage_settings import (
     DrawnData,
     GoldPreferenceSettings,
@@ -51,7 +51,7 @@ def _members(cell: Cell, jury: JuryJudge, sources: Sources, items: Stage, comple
     found = {}
     for label, judge in jury.judges.items():
         settings, read = judging_by(judge, cell, "preference", sources.judge.members.get(label))
-        inputs: dict[str, Stage | Source] = {"items": items, "completions": completions, **read}
+        inputs: Inputs = {"items": items, "completions": completions, **read}
         found[member_role(label)] = stage("judge", settings, inputs, f"verdicts of {label}")
     return found
 

@@ -45,7 +45,6 @@ def chain_lengths(stages: Sequence[Stage], seconds: Callable[[Stage], float]) ->
     after: dict[Stage, float] = {}
     for stage in reversed(stages):
         after[stage] = after.get(stage, 0.0) + seconds(stage)
-        for source in stage.inputs.values():
-            if isinstance(source, Stage):
-                after[source] = max(after.get(source, 0.0), after[stage])
+        for source in stage.before:
+            after[source] = max(after.get(source, 0.0), after[stage])
     return {stage: after[stage] for stage in stages}

@@ -112,9 +112,8 @@ class Scheduler:
         """Until every cell has its numbers or cannot have them. Stages made stale on the way are run again."""
         self.judges = [stage for stage in all_stages(cells) if stage.kind == "judge"]
         for stage in all_stages(cells):
-            for source in stage.inputs.values():
-                if isinstance(source, Stage):
-                    self.readers.setdefault(source, []).append(stage)
+            for source in stage.before:
+                self.readers.setdefault(source, []).append(stage)
         try:
             while True:
                 for stage in self._startable(cells):
@@ -142,14 +141,12 @@ class Scheduler:
         return [stage for stage in make_plan(cells, self.store).to_do if stage not in self.failures]
 
     def _startable(self, cells: Sequence[CellPlan]) -> list[Stage]:
-        ready = [stage for stage in self._needed(cells) if stage.key not in self.running and self._ready(stage)]
+        waiting = [stage for stage in self._needed(cells) if stage.key not in self.running]
+        ready = [stage for stage in waiting if all(self.store.held(source).state == "done" for source in stage.before)]
         return sorted(ready, key=lambda stage: -self.ranks.get(stage, 0.0))
 
     def _waiting(self, cells: Sequence[CellPlan]) -> bool:
         return any(not any(ancestor in self.failures for ancestor in stage.walk()) for stage in self._needed(cells))
-
-    def _ready(self, stage: Stage) -> bool:
-        return all(not isinstance(source, Stage) or self.store.held(source).state == "done" for source in stage.inputs.values())
 
     def _start(self, stage: Stage) -> None:
         """Begin a stage. Where the file system does not let it, it has failed, and the others go on."""

@@ -39,7 +39,7 @@ from bench.config import (
     WorldAnnotator,
     Writer,
 )
-from bench.store.keys import Source, Stage
+from bench.store.keys import Input, Stage
 from bench.store.store import LaterField, Unkeyed
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
@@ -581,7 +581,7 @@ def needs(stage: Stage) -> Need:
     return "gpu" if stage.kind in ("sft", "sample", "logps", "train", "generate", "tasks") else "cpu"
 
 
-def stage(kind: str, settings: Settings, inputs: Mapping[str, Stage | Source] | None = None, label: str = "") -> Stage:
+def stage(kind: str, settings: Settings, inputs: Mapping[str, Input] | None = None, label: str = "") -> Stage:
     if not isinstance(settings, SETTINGS[kind]):
         raise TypeError(f"a {kind} stage takes {' or '.join(c.__name__ for c in SETTINGS[kind])}, got {type(settings).__name__}")
     return Stage(kind, VERSIONS[kind], settings, dict(inputs or {}), label)

@@ -31,7 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench import output_files, secrets
 from bench.config import LaterField as LaterField
 from bench.config import Unkeyed as Unkeyed
-from bench.store.keys import Source, Stage, _made_key, file_digest, hash_long, keyed_settings
+from bench.store.keys import Input, Source, Stage, file_digest, hash_long, keyed_settings, made_key
 from bench.text_files import BadFile, read_object
 
 BIG_FILE = 64 * 2**20  # bytes; from here on a file as old as its checksum is trusted: a sweep of 7B models is a terabyte
@@ -97,7 +97,7 @@ def read_manifest(path: Path) -> Manifest:
         raise ValueError(f"{path} names a file outside of its folder: {outside[0]}")
     if (manifest.kind, manifest.key) != (path.parent.parent.name, path.parent.name) or manifest.digest != files_digest(manifest.files):
         raise ValueError(f"{path} contradicts itself or its folder's name")
-    if manifest.key != _made_key(manifest.kind, manifest.version, manifest.settings, {r: i.get("key") for r, i in manifest.inputs.items()}):
+    if manifest.key != made_key(manifest.kind, manifest.version, manifest.settings, {r: i.get("key") for r, i in manifest.inputs.items()}):
         raise ValueError(f"{path} contradicts itself: its version, settings and inputs do not make its key")
     return manifest
 
@@ -167,14 +167,14 @@ class Store:
         self._readers: dict[str, set[str]] = {}  # key -> keys of stages whose status was found by looking at it
         self._digests: dict[tuple[Path, int, int], str] = {}  # of big files
 
-    def folder(self, stage: Stage | Source) -> Path:
+    def folder(self, stage: Input) -> Path:
         return stage.path if isinstance(stage, Source) else self.root / stage.kind / stage.key
 
     def beside(self, stage: Stage, suffix: str) -> Path:
         """A file about a stage that is not part of its result: `log`, `progress.jsonl`, `failed.json`, `job.json`, `lock` ..."""
         return self.root / stage.kind / f"{stage.key}.{suffix}"
 
-    def digest(self, source: Stage | Source) -> str | None:
+    def digest(self, source: Input) -> str | None:
         """Digest of what a stage left (None: not done), or of a source's content."""
         if isinstance(source, Source):
             return source.digest
