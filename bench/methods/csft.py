@@ -79,6 +79,3 @@ def check_positions(model: PreTrainedModel, max_length: int) -> None:
     places = getattr(model.config, "max_position_embeddings", None)
     if places is not None and not getattr(model.config, "rope_parameters", None) and max_length >= places:
         raise ValueError(f"model.max_length={max_length} leaves no place for a control token in {places} positions: set {places - 1}")
-
-
-__all__ = ["chain", "make_trainer"]

@@ -194,6 +194,3 @@ def _new_prompts(cell: Cell, ground: Ground, settings: SelfRewarding) -> Callabl
         return written[t]
 
     return instructed
-
-
-__all__ = ["chain"]

@@ -176,6 +176,3 @@ def make_trainer(job: TrainingJob) -> Trainer:
     trainer.threshold = RunningThreshold(settings.distrusted, settings.window, settings.threshold)  # type: ignore[attr-defined]
     trainer.trust = []  # type: ignore[attr-defined]
     return trainer
-
-
-__all__ = ["RunningThreshold", "chain", "make_trainer"]
