@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from bench import text_files
+from bench.grouping import grouped
 from bench.text_files import BadFile, id_text, number, printable, whole_number
 
 R = TypeVar("R", bound="Record")
@@ -319,9 +320,7 @@ def preference_verdicts(path: Path) -> list[Verdict]:
 
 
 def over_turns(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    by_item: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        by_item.setdefault(verdict.item_id, []).append(verdict)
+    by_item = grouped((verdict.item_id, verdict) for verdict in verdicts)
     return [turns[0] if len(turns) == 1 else _mean_turn(turns) for turns in by_item.values()]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
+from bench.grouping import grouped
 from bench.planning.inputs import CellPlan
 from bench.planning.to_do import make_plan
 from bench.report import Sweep
@@ -23,13 +24,11 @@ WRONG = ("failed", "lost", "damaged", "stale", "absent")  # states of a cell tha
 def wrong_cells(sweep: Sweep, store: Store, made: Container[str] = ()) -> list[str]:
     """A line for each reason that cells have failed or are lost, damaged, stale or absent."""
     jobs = _jobs(store)
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for cell in sweep.cells:
-        state, why = cell_state(cell, store, jobs, made)
-        if state in WRONG:
-            reasons.setdefault((state, why), []).append(cell.name)
+    reasons = grouped((cell_state(cell, store, jobs, made), cell.name) for cell in sweep.cells)
     lines = []
     for (state, why), names in reasons.items():
+        if state not in WRONG:
+            continue
         more = f" and {len(names) - 1} more cells" if len(names) > 1 else ""
         lines.append(f"{state.upper():<8} {why if state == 'damaged' else f'{names[0]}{more}: {why}'}")
     return lines

@@ -18,6 +18,7 @@ from bench.forecast.compute_table import Report as Sizes
 from bench.forecast.judge_cost import JudgeCost, judge_costs, with_costs
 from bench.forecast.row_counts import data_lines
 from bench.forecast.stage_time import Estimate, estimates
+from bench.grouping import grouped
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.report import Sweep
@@ -102,9 +103,7 @@ def print_plan(
     of_labels = [cost for stage, cost in costs.items() if labels_samples(stage)]
     evaluating = {stage: cost for stage, cost in costs.items() if not labels_samples(stage)}
     console.print(f"judge    {_cost_words(list(evaluating.values()))} ({names})", highlight=False)
-    by_label: dict[str, list[JudgeCost]] = {}
-    for stage, cost in evaluating.items():
-        by_label.setdefault(stage.label, []).append(cost)
+    by_label = grouped((stage.label, cost) for stage, cost in evaluating.items())
     for label, some in by_label.items() if len(by_label) > 1 else ():  # a jury's members
         console.print(f"         {label}: {_cost_words(some)}", highlight=False)
     if of_labels:

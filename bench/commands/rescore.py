@@ -23,6 +23,7 @@ from bench.commands import OK, SOME_FAILED, bundle
 from bench.commands.faults import say_wrong
 from bench.commands.planned_sweep import sweep_of
 from bench.config import FITTED, Rescore, user_path
+from bench.grouping import grouped
 from bench.judges.formats import alpaca_eval, mt_bench
 from bench.output_files import why, write_where_asked
 from bench.planning.inputs import CellPlan
@@ -273,10 +274,7 @@ def _alpaca_eval_notes(rows: Sequence[Line], do: Rescore) -> list[str]:
     ]
     if len({row["annotator"] for row in rows}) > 1:
         notes.append("Rows of several annotators: each is another metric.")
-    reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if row["reason"] and not row["refused"]:
-            reasons.setdefault(row["reason"], []).append(row["model"])
+    reasons = grouped((row["reason"], row["model"]) for row in rows if row["reason"] and not row["refused"])
     return notes + [why + ("" if len(models) == len(rows) else f" ({', '.join(models)})") for why, models in reasons.items()]
 
 
@@ -327,17 +325,12 @@ def _single_row(model: str, judge: str, rows: Sequence[mt_bench.Rated], max_unsc
 
 
 def _by_question(verdicts: Sequence[Verdict]) -> dict[str, list[float | None]]:
-    ratings: dict[str, list[float | None]] = {}
-    for verdict in verdicts:
-        ratings.setdefault(verdict.item_id, []).append(verdict.rating)
-    return ratings
+    return grouped((verdict.item_id, verdict.rating) for verdict in verdicts)
 
 
 def _pair_row(model: str, judge: str, rows: Sequence[mt_bench.Compared], max_unscored: float) -> Line:
     last = mt_bench.last_comparisons(rows)
-    preferences: dict[str, list[float | None]] = {}
-    for row in last:
-        preferences.setdefault(row.question, []).append(mt_bench.preference_for(row, model))
+    preferences = grouped((row.question, mt_bench.preference_for(row, model)) for row in last)
     unscored = sum(row.preference is None for row in last)
     refusal = _refusal(unscored, len(last), max_unscored)
     return {

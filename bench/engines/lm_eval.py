@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import secrets
+from bench.grouping import grouped
 from bench.machine import ROOT
 from bench.records import TaskAnswer, TaskResult
 
@@ -39,11 +40,8 @@ class Answered(NamedTuple):
 
 def by_shots(tasks: Iterable[str]) -> dict[int | None, list[str]]:
     """Names of tasks by the number of examples that is asked for; None: each task's own."""
-    found: dict[int | None, list[str]] = {}
-    for task in tasks:
-        name, _, shots = task.partition("@")
-        found.setdefault(int(shots) if shots else None, []).append(name)
-    return found
+    parted = (task.partition("@") for task in tasks)
+    return grouped((int(shots) if shots else None, name) for name, _, shots in parted)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, cast, get_args
 
 from bench import output_files, secrets
 from bench.config import ClusterLauncher, LocalLauncher, Resources
+from bench.grouping import grouped
 from bench.runner.launcher import Outcome, StageReport
 from bench.runner.local_pool import Pool
 from bench.store.keys import Stage
@@ -192,10 +193,7 @@ class QueueLauncher:
         """Hand in the wave. Stages that the scheduler refuses have failed, with its words."""
         refused: list[StageReport] = []
         wave, self.wave = self.wave, []
-        by_resources: dict[Resources, list[NodeJob]] = {}
-        for node_job in wave:
-            by_resources.setdefault(node_job.resources, []).append(node_job)
-        for jobs in by_resources.values():
+        for jobs in grouped((job.resources, job) for job in wave).values():
             for job in jobs:
                 job.answer.unlink(missing_ok=True)
             try:

@@ -31,6 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench import output_files, secrets
 from bench.config import LaterField as LaterField
 from bench.config import Unkeyed as Unkeyed
+from bench.grouping import grouped
 from bench.store.keys import Input, Source, Stage, file_digest, hash_long, keyed_settings, made_key
 from bench.text_files import BadFile, read_object
 
@@ -376,13 +377,9 @@ class Store:
     def leftovers(self) -> Iterator[Leftover]:
         """What commands that were killed left beside stages, and what running ones have there."""
         for kind in sorted(path for path in self.root.glob("*") if path.is_dir() and not path.is_symlink()):
-            by_key: dict[str, list[Path]] = {}
-            for path in sorted(kind.iterdir()):
-                key, _, ending = path.name.partition(".")
-                if ending in ("lock", "progress.jsonl") or ending.startswith("build-"):
-                    by_key.setdefault(key, []).append(path)
-            for key, paths in by_key.items():
-                yield Leftover(kind, key, paths)
+            named = [(path.name.partition("."), path) for path in sorted(kind.iterdir())]
+            left = ((key, path) for (key, _, end), path in named if end in ("lock", "progress.jsonl") or end.startswith("build-"))
+            yield from (Leftover(kind, key, paths) for key, paths in grouped(left).items())
 
     def tidy(self) -> None:
         """Delete leftovers of stages that nobody is at; where that cannot be done they stay."""
