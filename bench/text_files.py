@@ -36,6 +36,7 @@ MAX_DIGITS = 1000  # of a whole number
 ROW_LIMIT_ENV, ROW_LIMIT_MIB = "BENCH_MAX_ROW_MIB", 16
 FILE_LIMIT_ENV, FILE_LIMIT_MIB = "BENCH_MAX_FILE_MIB", 4096
 CHUNK = 1 << 20
+SHOWN_BAD_ROWS = 20
 TOO_DEEP = f"nested deeper than {MAX_DEPTH} lists and objects"
 HALF_CHARACTER = r"half a surrogate pair (an escape like \ud83d by itself) is no character: the text was cut in the middle of one"
 OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
@@ -145,6 +146,12 @@ def _escaped(character: str) -> str:
 
 def _cut(value: str, limit: int) -> str:
     return value if len(value) <= limit else f"{value[: limit - 3]}..."
+
+
+def listed_problems(problems: Sequence[str]) -> str:
+    """Problems of a file's rows, a line each; of many the first, and how many more there are."""
+    left = len(problems) - SHOWN_BAD_ROWS
+    return "\n".join([*problems[:SHOWN_BAD_ROWS], *([f"... and {left} more"] if left > 0 else [])])
 
 
 def is_unicode(value: str) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import secrets
 from bench.grouping import grouped
-from bench.machine import ROOT
+from bench.machine import python_path
 from bench.records import TaskAnswer, TaskResult
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _leaving_no_bytecode() -> Iterator[None]:
 def faults(tasks: Sequence[str], include: Path | None) -> list[str]:
     """Why tasks cannot be asked: names that nobody knows, data that cannot be had. In a process of its own, which fetches the data."""
     told = json.dumps({"tasks": list(tasks), "include": str(include) if include else None})
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    environment = os.environ | {"PYTHONPATH": python_path()}
     ask = [sys.executable, "-P", "-m", "bench.engines.lm_eval", told]
     done = subprocess.run(ask, capture_output=True, encoding="utf-8", env=environment, check=False, errors="replace")
     if done.returncode != 0:

@@ -23,7 +23,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.machine import ROOT
+from bench.machine import python_path
 from bench.text_files import BadFile, describe, printable, read_object, read_text
 
 Messages = Sequence[Mapping[str, Any]]
@@ -242,8 +242,7 @@ def look(template: Template, seconds: float) -> Look:
 
 @functools.cache
 def _look(text: str, special: tuple[tuple[str, str], ...], limit: float) -> Look:
-    root = str(ROOT)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     line = [sys.executable, "-P", "-m", "bench.models.templates"]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as child:
         try:

@@ -15,11 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from bench.records import Completion, Item
-from bench.text_files import BadFile, NotJson, begins_as_list, describe, id_text, json_lines, printable, read_objects, text, texts
+from bench.text_files import (
+    BadFile,
+    NotJson,
+    begins_as_list,
+    describe,
+    id_text,
+    json_lines,
+    listed_problems,
+    printable,
+    read_objects,
+    text,
+    texts,
+)
 
 EXPECTED = "expected id, prompt or turns, and completion (text) or completions (a text a turn)"
 FORMS = f"{EXPECTED}; or AlpacaEval's instruction and output; or FastChat's question_id and choices"
-SHOWN_BAD_ROWS = 20
 FAILED_REQUEST = "$ERROR$"
 OF_FASTCHAT = re.compile(r"^(mt_bench|arena_hard)-")  # what an item of such a question is called before its number
 
@@ -65,8 +76,7 @@ def read_written(path: Path) -> list[WrittenRow]:
     if len(models) > 1:
         problems.append(f"{path}: expected the completions of one model, got {printable(', '.join(list(models)[:5]))}")
     if problems:
-        more = [f"... and {len(problems) - SHOWN_BAD_ROWS} more"] if len(problems) > SHOWN_BAD_ROWS else []
-        raise BadFile("\n".join(problems[:SHOWN_BAD_ROWS] + more))
+        raise BadFile(listed_problems(problems))
     if not rows:
         raise BadFile(f"{path}: no rows; {FORMS}")
     return rows

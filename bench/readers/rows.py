@@ -19,9 +19,8 @@ from typing import Any
 from bench.config import Form
 from bench.readers.subsets import prompt_key
 from bench.records import Message, Pair, Text, Unpaired
-from bench.text_files import BadFile, begins_as_list, describe, json_lines, printable, read_list, row_limit
+from bench.text_files import BadFile, begins_as_list, describe, json_lines, listed_problems, printable, read_list, row_limit
 
-SHOWN_BAD_ROWS = 20
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXPECTED = "expected columns prompt, chosen, rejected or prompt, completion, label"
 
@@ -89,7 +88,7 @@ def read_prompts(path: Path, answered: bool) -> list[Text]:
             problems.append(refusal(f"{path}:{number}", error))
         else:
             found.setdefault(prompt_key(prompt), Text(str(number), prompt, texts[0]))
-    _raise_bad_rows(problems)
+    raise_bad_rows(problems)
     if not found:
         raise BadRows(f"{path}: no rows; expected columns {' and '.join(columns)}")
     return list(found.values())
@@ -104,10 +103,9 @@ def _named(raw: Any) -> str:
     return printable(", ".join(map(str, raw)))[:200] or "none" if isinstance(raw, Mapping) else describe(raw)
 
 
-def _raise_bad_rows(problems: Sequence[str]) -> None:
+def raise_bad_rows(problems: Sequence[str]) -> None:
     if problems:
-        more = [f"... and {len(problems) - SHOWN_BAD_ROWS} more"] if len(problems) > SHOWN_BAD_ROWS else []
-        raise BadRows("\n".join([*problems[:SHOWN_BAD_ROWS], *more]))
+        raise BadRows(listed_problems(problems))
 
 
 def read_preferences(path: Path) -> Preferences:
@@ -132,7 +130,7 @@ def read_preferences(path: Path) -> Preferences:
             (pairs if isinstance(row, Pair) else unpaired).append(row)  # type: ignore[arg-type]
     if pairs and unpaired:
         problems.append(f"{path}: {len(pairs)} paired and {len(unpaired)} unpaired rows; a file holds one form")
-    _raise_bad_rows(problems)
+    raise_bad_rows(problems)
     if not pairs and not unpaired:
         raise BadRows(f"{path}: no rows; {EXPECTED}")
     return Preferences(pairs, unpaired, noted)

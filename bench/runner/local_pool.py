@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.config import ClusterLauncher, LocalLauncher
-from bench.machine import ROOT, cores, visible_gpus
+from bench.machine import cores, python_path, visible_gpus
 from bench.runner.launcher import StageReport
 from bench.runner.worker import ANSWERS, IMPORTS, PARENT
 from bench.store.stage_settings import Need
@@ -95,7 +95,7 @@ class Pool:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         environment |= {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": str(self.settings.threads)}
         environment |= {ANSWERS: str(write), PARENT: str(os.getpid()), IMPORTS: ",".join(self.imports)}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment["PYTHONPATH"] = python_path()
         if self.gpus:
             first = slot * self.devices
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[(first + i) % len(self.gpus)] for i in range(self.devices))

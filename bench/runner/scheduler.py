@@ -22,7 +22,7 @@ from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.runner import launchers
 from bench.runner.launcher import Launcher, StageReport, chain_lengths
-from bench.runner.progress_view import Screen
+from bench.runner.progress_view import PlainScreen
 from bench.runner.worker import HEAVY_IMPORTS, describe
 from bench.store.keys import Stage
 from bench.store.stage_settings import needs
@@ -37,7 +37,7 @@ def run_stages(
     sweep: report.Sweep,
     plan: Plan,
     store: Store,
-    screen: Screen,
+    screen: PlainScreen,
     forecast: Mapping[Stage, Estimate],
     failures: dict[Stage, str],
     ended: Callable[[], None] = lambda: None,
@@ -93,7 +93,7 @@ class Scheduler:
 
     store: Store
     launcher: Launcher
-    screen: Screen
+    screen: PlainScreen
     retries: int
     failures: dict[Stage, str]
     ranks: Mapping[Stage, float]

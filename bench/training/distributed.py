@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from bench import secrets
 from bench.config import Accelerate
 from bench.engines.adapters import is_adapted, save_model
-from bench.machine import ROOT
+from bench.machine import free_port, python_path
 from bench.store import stage_settings
 from bench.store.keys import tree_stamp
 from bench.store.stage_run import Outcome, Progress, StageRun, follow, reason
@@ -143,8 +143,8 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
     }
     job.write_text(json.dumps(told), encoding="utf-8")
     launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    launch += ["--main_process_port", str(_free_port())]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    launch += ["--main_process_port", str(free_port())]
+    environment = os.environ | {"PYTHONPATH": python_path()}
     if accelerate.config.get("use_cpu"):
         environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run([*launch, "-m", __name__, str(job)], env=environment, check=False)
@@ -165,14 +165,6 @@ def _why(work: Path, code: int) -> str:
         return f"accelerate launch ended with code {code}, no process said why: the stage's log has its last words"
     first = min(errors, key=lambda error: error["time"])
     return f"{first['error']} (process {first['rank']})"
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def main(path: Path) -> None:
