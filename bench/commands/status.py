@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container
 
-from rich.table import Table
-
 from bench.cli.compose import Opened
 from bench.commands import OK, SOME_FAILED, bundle
 from bench.commands.cell_states import WRONG, _jobs, cell_state, made_cells
@@ -15,7 +13,7 @@ from bench.commands.planned_sweep import sweep_of
 from bench.report import Sweep
 from bench.runner.evict import evicted
 from bench.store.store import Store
-from bench.terminal import Terminal
+from bench.terminal import Terminal, plain_table
 
 
 def main(opened: Opened) -> int:
@@ -30,9 +28,8 @@ def print_status(sweep: Sweep, store: Store, made: Container[str] = ()) -> bool:
     """Cells by state: done, running, queued, failed, lost (begun, and nobody is at it), damaged, stale, absent (gone since it was made),
     interrupted, to do. True when one has failed or is lost, damaged, stale or absent. `made`: keys of cells that had their numbers."""
     console = Terminal(soft_wrap=True)
-    table = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("cell", "state", "stages", "why"):
-        table.add_column(column, no_wrap=column != "why")
+    table = plain_table(f"{sweep.name}: {len(sweep.cells)} cells", ("cell", "state", "stages"), n_texts=3)
+    table.add_column("why")
     states = []
     jobs = _jobs(store)
     for cell in sweep.cells:
@@ -40,8 +37,7 @@ def print_status(sweep: Sweep, store: Store, made: Container[str] = ()) -> bool:
         states.append(state)
         done = sum(store.status(stage).state == "done" for stage in cell.stages)
         table.add_row(cell.name, state, f"{done}/{len(cell.stages)}", why)
-    # A table wider than the terminal runs on into the next line: a reason that is cut is none.
-    Terminal(width=max(Terminal(width=10_000).measure(table).maximum, console.width)).print(table)
+    console.print_whole(table)
     console.print(", ".join(f"{n} {state}" for state, n in Counter(states).items()), highlight=False)
     if gone := evicted(sweep.cells, store).words():
         console.print(gone, highlight=False)
