@@ -37,6 +37,17 @@ def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
 
+def in_batches(
+    lengths: Sequence[int], batch_size: int, compute: Callable[[list[int]], Sequence[float]], progress: Progress = silent
+) -> list[float]:
+    """A number of each row, in the rows' order; `compute` takes the row numbers of a batch of like length."""
+    found: dict[int, float] = {}
+    for batch in by_length(lengths, batch_size):
+        found |= zip(batch, compute(batch), strict=True)
+        progress(len(found), len(lengths))
+    return [found[i] for i in range(len(lengths))]
+
+
 class Engine(Protocol):
     """A loaded policy that writes and scores, in the rows' order."""
 

@@ -19,7 +19,7 @@ from transformers.utils import is_flash_attn_2_available
 from trl.trainer.utils import add_fused_lm_head
 
 from bench.config import Decoding, Loading
-from bench.engines.base import ADAPTER, USUAL, DrawnCompletion, Progress, Vocabulary, by_length, load_config, silent
+from bench.engines.base import ADAPTER, USUAL, DrawnCompletion, Progress, Vocabulary, by_length, in_batches, load_config, silent
 from bench.models.hub import trusts_code
 from bench.models.model_config import positions
 from bench.models.tokenize import Ids, check_rendering, model_folder
@@ -229,14 +229,11 @@ class TransformersEngine:
         if not self._scores:
             add_fused_lm_head(in_float32(self.model))
             self._scores = True
-        sums: dict[int, float] = {}
-        for batch in by_length([len(row.prompt) + len(row.completion) for row in rows], self.batch_size):
-            sums |= zip(batch, self._batch_logps([rows[i] for i in batch]), strict=True)
-            progress(len(sums), len(rows))
-        return [sums[i] for i in range(len(rows))]
 
-    def _batch_logps(self, rows: Sequence[Ids]) -> list[float]:
-        return per_token_logps(self.model, rows, self.tokenizer.pad_token_id, self.dtype).sum(dim=1).tolist()
+        def sums(batch: list[int]) -> list[float]:
+            return per_token_logps(self.model, [rows[i] for i in batch], self.tokenizer.pad_token_id, self.dtype).sum(dim=1).tolist()
+
+        return in_batches([len(row.whole) for row in rows], self.batch_size, sums, progress)
 
 
 @torch.no_grad()
@@ -245,11 +242,11 @@ def per_token_logps(model: Any, rows: Sequence[Ids], pad: int, dtype: str) -> to
 
     `model` has TRL's fused head; rows are padded on the right.
     """
-    width = max(len(row.prompt) + len(row.completion) for row in rows)
+    width = max(len(row.whole) for row in rows)
     ids, mask, labels = [], [], []
     for row in rows:
-        padding = width - len(row.prompt) - len(row.completion)
-        ids.append(row.prompt + row.completion + [pad] * padding)
+        padding = width - len(row.whole)
+        ids.append(row.whole + [pad] * padding)
         mask.append([1] * (width - padding) + [0] * padding)
         labels.append([-100] * len(row.prompt) + row.completion + [-100] * padding)
     device = model.device

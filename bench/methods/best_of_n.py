@@ -60,7 +60,7 @@ def _rows(job: TrainingJob) -> list[dict[str, Any]]:
         if not isinstance(row, Pair):
             raise ValueError("a reward model learns from pairs and the data are unpaired: bring pairs, or take method=kto")
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
-        whole = {f"{side}_ids": ids[side].prompt + ids[side].completion for side in ("chosen", "rejected")}
+        whole = {f"{side}_ids": ids[side].whole for side in ("chosen", "rejected")}
         example = TrainerRow(row, {side: ids[side] for side in ("chosen", "rejected")})
         rows.append({**whole, "length": max(map(len, whole.values())), "example": example})
     return rows

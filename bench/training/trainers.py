@@ -314,7 +314,7 @@ def paired_rows(job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejec
                 "rejected_ids": ids["rejected"].completion,
                 "ref_chosen_logps": job.reference[f"train/{row.id}/chosen"].logps,
                 "ref_rejected_logps": job.reference[f"train/{row.id}/rejected"].logps,
-                "length": len(ids["chosen"].prompt) + max(len(ids["chosen"].completion), len(ids["rejected"].completion)),
+                "length": max(len(ids[side].whole) for side in ("chosen", "rejected")),
                 "example": TrainerRow(row, {side: ids[side] for side in learns_from}),
             }
         )
@@ -338,7 +338,7 @@ def unpaired_rows(job: TrainingJob) -> list[dict[str, Any]]:
                 "label": label,
                 "ref_logps": job.reference[f"train/{row.id}/{column}"].logps,
                 "ref_KL_logps": job.reference[f"train/{row.id}/{mismatched}"].logps,
-                "length": len(ids[column].prompt) + len(ids[column].completion),
+                "length": len(ids[column].whole),
                 "example": TrainerRow(row, {column: ids[column]}),
             }
             for column, mismatched, label in parts
