@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.grouping import grouped
 from bench.text_files import printable
 
 ASIDE = re.compile(r"\.writing-(?P<pid>\d+)-[0-9a-f]{6}")  # the name of a file that is not whole yet
@@ -48,11 +47,11 @@ class OutputFiles:
 
     def lines(self) -> list[str]:
         """A line for each reason that something was not written."""
-        lines = []
-        for reason, paths in grouped((reason, path) for path, reason in self.refused.items()).items():
-            more = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
-            lines.append(f"not written: {printable(str(paths[0]))}{more}: {reason}")
-        return lines
+        by_reason: dict[str, list[Path]] = {}
+        for path, reason in self.refused.items():
+            by_reason.setdefault(reason, []).append(path)
+        more = {reason: f" and {len(paths) - 1} more files" if len(paths) > 1 else "" for reason, paths in by_reason.items()}
+        return [f"not written: {printable(str(paths[0]))}{more[reason]}: {reason}" for reason, paths in by_reason.items()]
 
 
 def why(error: OSError) -> str:

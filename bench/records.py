@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from bench import text_files
-from bench.grouping import grouped
 from bench.text_files import BadFile, id_text, number, printable, whole_number
 
 R = TypeVar("R", bound="Record")
+K, V = TypeVar("K"), TypeVar("V")
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}, as chat templates read it
 
@@ -322,6 +322,14 @@ def preference_verdicts(path: Path) -> list[Verdict]:
 def over_turns(verdicts: Iterable[Verdict]) -> list[Verdict]:
     by_item = grouped((verdict.item_id, verdict) for verdict in verdicts)
     return [turns[0] if len(turns) == 1 else _mean_turn(turns) for turns in by_item.values()]
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """The values of each key, keys and values in the order in which they come."""
+    found: dict[K, list[V]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def _mean_turn(turns: list[Verdict]) -> Verdict:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.grouping import grouped
 from bench.planning.inputs import CellPlan
 from bench.planning.to_do import make_plan
+from bench.records import grouped
 from bench.report import Sweep
 from bench.runner.cluster_queue import job_of
 from bench.runner.progress_view import stage_words

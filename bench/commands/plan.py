@@ -16,9 +16,9 @@ from bench.forecast.compute_table import Report as Sizes
 from bench.forecast.judge_cost import JudgeCost, judge_costs, with_costs
 from bench.forecast.row_counts import data_lines
 from bench.forecast.stage_time import Estimate, estimates
-from bench.grouping import grouped
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
+from bench.records import grouped
 from bench.report import Sweep
 from bench.runner.local_pool import pool_size
 from bench.runner.progress_view import clock, makespan_s

@@ -24,11 +24,10 @@ from bench.commands import OK, SOME_FAILED, bundle
 from bench.commands.faults import say_wrong
 from bench.commands.planned_sweep import sweep_of
 from bench.config import FITTED, Rescore, user_path
-from bench.grouping import grouped
 from bench.judges.formats import alpaca_eval, mt_bench
 from bench.output_files import why, write_where_asked
 from bench.planning.inputs import CellPlan
-from bench.records import Item, Result, Verdict, read_jsonl
+from bench.records import Item, Result, Verdict, grouped, read_jsonl
 from bench.scoring.calibration import fitted, fitted_on, recalibrated
 from bench.scoring.numbers import score
 from bench.stats.estimates import Estimate, Unmeasured, rating_mean

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import secrets
-from bench.grouping import grouped
 from bench.machine import python_path
-from bench.records import TaskAnswer, TaskResult
+from bench.records import TaskAnswer, TaskResult, grouped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

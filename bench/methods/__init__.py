@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,8 +54,8 @@ def own_loss(name: str, *settings: str, **options: Any) -> Callable[[TrainingJob
         from bench.training import losses
         from bench.training.trainers import own_loss_trainer
 
-        loss = partial(getattr(losses, name), **{setting: getattr(job.settings.method, setting) for setting in settings})
-        return own_loss_trainer(job, loss, **options)
+        chosen = {setting: getattr(job.settings.method, setting) for setting in settings}
+        return own_loss_trainer(job, lambda pairs: getattr(losses, name)(pairs, **chosen), **options)
 
     return make_trainer
 

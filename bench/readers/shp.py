@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bench.config import Shp
-from bench.grouping import grouped
 from bench.readers.common import Raw, Tally, drop, each, number, one_of, text, user
 from bench.readers.rows import make_pair
 from bench.readers.subsets import hash_fraction
-from bench.records import Pair
+from bench.records import Pair, grouped
 
 VERSION = 1
 COLUMNS = ("history", "human_ref_A", "human_ref_B", "labels", "score_A", "score_B")

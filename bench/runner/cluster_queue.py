@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, cast, get_args
 
 from bench import output_files, secrets
 from bench.config import ClusterLauncher, LocalLauncher, Resources
-from bench.grouping import grouped
+from bench.records import grouped
 from bench.runner.launcher import Outcome, StageReport
 from bench.runner.local_pool import Pool
 from bench.store.keys import Stage

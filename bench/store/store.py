@@ -31,7 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench import output_files, secrets
 from bench.config import LaterField as LaterField
 from bench.config import Unkeyed as Unkeyed
-from bench.grouping import grouped
+from bench.records import grouped
 from bench.store.keys import Input, Source, Stage, file_digest, hash_long, keyed_settings, made_key
 from bench.text_files import BadFile, read_object
 
