@@ -14,7 +14,8 @@ from bench import text_files
 from bench.text_files import BadFile, id_text, number, printable, whole_number
 
 R = TypeVar("R", bound="Record")
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}, as chat templates read it
 

@@ -123,7 +123,8 @@ class Files:
         if isinstance(method, dict) and method.get("name") in LOOPS and isinstance(prompts := method.get("prompts"), str):
             beside = _local_path(cell["data"]) or ""
             read_once = partial(_prompts_file, answered=method["name"] == "spin", data=beside)
-            n = self._once(self._prompts, _which_prompts(method, beside), lambda _: read_once(prompts), where.of("method.prompts"))
+            which = repr([method["name"] == "spin", prompts, beside])
+            n = self._once(self._prompts, which, lambda _: read_once(prompts), where.of("method.prompts"))
             if n is not None and (few := _too_few(method, n)):
                 self.problems.append(f"{few} ({where.of('method.n_prompts')})")
         labelling = method.get("labelling_judge") if isinstance(method, dict) and method.get("labeller") == "judge" else None
@@ -163,7 +164,8 @@ class Files:
         if found is None:
             return None
         said = where.of("model.chat_template" if section.chat_template else key) if where else ""
-        return self._once(self._templates, _which_model(section), lambda _: self._asked_by(section, found), said)
+        which = repr([section.path, _of_hub(section), section.chat_template, section.template_date])
+        return self._once(self._templates, which, lambda _: self._asked_by(section, found), said)
 
     def _asked_by(self, section: LocalModel, found: Source) -> Source:
         """A model with the chat template and the day of its section. Raises ValueError for a template that cannot be used."""
@@ -269,10 +271,6 @@ def _local_path(section: Any) -> str | None:
     return path if isinstance(path, str) and path != "???" else None
 
 
-def _which_model(model: LocalModel) -> str:
-    return repr([model.path, _of_hub(model), model.chat_template, model.template_date])
-
-
 def _of_hub(model: LocalModel) -> str:
     return f"{model.hub}@{model.revision}"
 
@@ -337,10 +335,6 @@ def _data_file(text: str) -> tuple[Path, Shown]:
     if not path.is_file():
         raise ValueError(f"data.path must be a preference file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
     return path, shown_by(read_preferences(path).rows[0])
-
-
-def _which_prompts(method: Tree, data: str) -> str:
-    return repr([method["name"] == "spin", method["prompts"], data])
 
 
 def _prompts_file(text: str, answered: bool, data: str) -> int:

@@ -7,8 +7,8 @@ from collections.abc import Container
 
 from bench.cli.compose import Opened
 from bench.commands import OK, SOME_FAILED, bundle
-from bench.commands.cell_states import WRONG, _jobs, cell_state, made_cells
-from bench.commands.faults import say_damaged
+from bench.commands.cell_states import WRONG, cell_state, jobs_of, made_cells
+from bench.commands.faults import damaged_lines, say_all
 from bench.commands.planned_sweep import sweep_of
 from bench.report import Sweep
 from bench.runner.evict import evicted
@@ -21,7 +21,7 @@ def main(opened: Opened) -> int:
     results = opened.session.results_dir
     store, sweep = Store(results / "store"), sweep_of(opened)
     made = made_cells(sweep, results)
-    return SOME_FAILED if print_status(sweep, store, made) or say_damaged(sweep, store) else OK
+    return SOME_FAILED if print_status(sweep, store, made) or say_all(damaged_lines(sweep, store)) else OK
 
 
 def print_status(sweep: Sweep, store: Store, made: Container[str] = ()) -> bool:
@@ -31,7 +31,7 @@ def print_status(sweep: Sweep, store: Store, made: Container[str] = ()) -> bool:
     table = plain_table(f"{sweep.name}: {len(sweep.cells)} cells", ("cell", "state", "stages"), n_texts=3)
     table.add_column("why")
     states = []
-    jobs = _jobs(store)
+    jobs = jobs_of(store)
     for cell in sweep.cells:
         state, why = cell_state(cell, store, jobs, made)
         states.append(state)

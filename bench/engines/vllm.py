@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ class _Kept:
 
     def load(self, folder: Path, dtype: str, serving: Serving, rank: int | None = None) -> Child:
         """The engine with the weights of `folder`, with room for adapters of a rank."""
-        architecture = hash_key([_architecture(folder), dtype, rank, serving.model_dump(mode="json")])
+        sizes = {name: value for name, value in read_config(folder).items() if name not in OF_NO_ARCHITECTURE}
+        architecture = hash_key([sizes, dtype, rank, serving.model_dump(mode="json")])
         weights = str(folder), tree_stamp(folder)
         if self.child is not None and (self.child.process.poll() is not None or architecture != self.architecture):
             self.close()
@@ -140,11 +141,6 @@ def _arguments(dtype: str, serving: Serving, rank: int | None) -> dict[str, Any]
     if Path("/dev/nvidia0").exists():
         found["gpu_memory_utilization"] = serving.gpu_memory_utilization
     return found if serving.max_model_len is None else found | {"max_model_len": serving.max_model_len}
-
-
-def _architecture(folder: Path) -> Mapping[str, Any]:
-    config = read_config(folder)
-    return {name: value for name, value in config.items() if name not in OF_NO_ARCHITECTURE}
 
 
 KEPT = _Kept()

@@ -31,7 +31,6 @@ from bench.models.tokenize import preference_ids
 from bench.planning import pieces
 from bench.planning.inputs import Ground, Policy
 from bench.records import Pair
-from bench.store.keys import Stage
 from bench.store.stage_settings import RewardModelSettings, stage
 from bench.training.training_record import TrainerRow
 
@@ -43,14 +42,10 @@ if TYPE_CHECKING:
 
 def chain(cell: Cell, ground: Ground) -> Policy:
     assert isinstance(cell.method, BestOfN)
-    reward_model = _reward_model(cell, cell.method, ground)
-    return Policy(ground.start, reward_model, reward_model=reward_model, best_of=cell.method.n)
-
-
-def _reward_model(cell: Cell, training: Training, ground: Ground) -> Stage:
-    method = RewardModel(**training.model_dump(include=set(Training.model_fields)))
+    method = RewardModel(**cell.method.model_dump(include=set(Training.model_fields)))
     settings = RewardModelSettings(method=method, **pieces.trained_as(cell))
-    return stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
+    reward_model = stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
+    return Policy(ground.start, reward_model, reward_model=reward_model, best_of=cell.method.n)
 
 
 def _rows(job: TrainingJob) -> list[dict[str, Any]]:

@@ -61,7 +61,9 @@ def chain(cell: Cell, ground: Ground) -> Policy:
     assert isinstance(settings, SelfRewarding)
     if settings.iteration == 0:
         return Policy(ground.start, None)
-    first = _first(cell, ground, settings)
+    instructions = _instructions(cell, ground)
+    evaluations = {"evaluations": _evaluations(cell, ground, settings, instructions)} if settings.eft else {}
+    first = _tuned(cell, ground, settings, {"demonstrations": instructions, **evaluations}, "iteration 1 policy (self_rewarding)")
     policy = Policy(first, first)
     if settings.iteration > 1:
         method = iterations.LoopMethod(
@@ -84,12 +86,6 @@ def _training(cell: Cell, settings: SelfRewarding) -> Dpo | SftChosen:
 
 
 # M_1 ------------------------------------------------------------------------------------------------------------------
-
-
-def _first(cell: Cell, ground: Ground, settings: SelfRewarding) -> Stage:
-    instructions = _instructions(cell, ground)
-    evaluations = {"evaluations": _evaluations(cell, ground, settings, instructions)} if settings.eft else {}
-    return _tuned(cell, ground, settings, {"demonstrations": instructions, **evaluations}, "iteration 1 policy (self_rewarding)")
 
 
 def _tuned(cell: Cell, ground: Ground, settings: SelfRewarding, texts: Mapping[str, Stage], label: str) -> Stage:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bench.config import (
-    Cell,
-)
+from bench.config import Cell
 from bench.store.keys import Input, Source, Stage
 
 Manner = Literal["preference", "rating"]  # what a verdict is
@@ -79,6 +77,11 @@ class Policy:
     best_of: int = 1
     labels: Sequence[Stage] = ()  # of the pairs that its last training read, where a loop made them; the loop's latest last
     self_judge: Stage | None = None  # how well it judges, where that is asked
+
+
+def all_stages(cells: Iterable[CellPlan]) -> list[Stage]:
+    """Every stage of the cells, each once, inputs before what reads them."""
+    return list(dict.fromkeys(stage for cell in cells for stage in cell.stages))
 
 
 Chain = Callable[[Cell, Ground], Policy]

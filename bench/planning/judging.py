@@ -70,7 +70,10 @@ def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[
 def judging_by(judge: Member | MtBenchJudge, cell: Cell, manner: str, sources: JudgeSources | None) -> tuple[Settings, dict[str, Source]]:
     """The same by a judge that may be one of several, or label samples."""
     if isinstance(judge, GoldJudge):
-        return _gold_judging(cell, judge, manner), {}
+        assert cell.world is not None
+        if manner == "preference":
+            return GoldPreferenceSettings(gold=cell.world.gold, temperature=judge.preference.temperature), {}
+        return GoldRatingSettings(gold=cell.world.gold), {}
     assert sources is not None
     if isinstance(judge, LanguageJudge):
         assert sources.prompts is not None
@@ -112,13 +115,6 @@ def _mode(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge) -> Literal["of
     if isinstance(judge, ArenaHardJudge):
         return "both"
     return judge.order if isinstance(judge, AlpacaEvalJudge) else judge.mode
-
-
-def _gold_judging(cell: Cell, judge: GoldJudge, manner: str) -> Settings:
-    assert cell.world is not None
-    if manner == "preference":
-        return GoldPreferenceSettings(gold=cell.world.gold, temperature=judge.preference.temperature)
-    return GoldRatingSettings(gold=cell.world.gold)
 
 
 def judge_manners(judge: Settings) -> tuple[Manner, ...]:

@@ -114,7 +114,9 @@ def _row(raw: Any, place: str) -> WrittenRow:
     if not isinstance(raw, Mapping):
         raise BadFile(f"{place}: expected an object, got {describe(raw)}")
     if "choices" in raw:
-        return _of_fastchat(raw, place)
+        question = id_text(raw.get("question_id"), f"{place}: question_id")
+        model = None if raw.get("model_id") is None else id_text(raw["model_id"], f"{place}: model_id")
+        return WrittenRow(place, None, None, None, tuple(first_choice(raw, place)), question, model)
     if "instruction" in raw and "output" in raw:
         asked, output = (text(raw[key], f"{place}: {key}") for key in ("instruction", "output"))
         model = None if raw.get("generator") is None else id_text(raw["generator"], f"{place}: generator")
@@ -145,12 +147,6 @@ def _prompt(prompt: Any, place: str) -> tuple[Messages | None, tuple[str, ...] |
     raise BadFile(f"{place}: prompt must be text or messages (role, content), got {describe(prompt)}")
 
 
-def _of_fastchat(raw: Mapping[str, Any], place: str) -> WrittenRow:
-    question = id_text(raw.get("question_id"), f"{place}: question_id")
-    model = None if raw.get("model_id") is None else id_text(raw["model_id"], f"{place}: model_id")
-    return WrittenRow(place, None, None, None, tuple(first_choice(raw, place)), question, model)
-
-
 def first_choice(row: Mapping[str, Any], place: str) -> list[str]:
     """The turns of the first of a FastChat answer's choices. Raises BadFile for a row without them."""
     match row.get("choices"):
@@ -179,7 +175,8 @@ def matched(rows: Iterable[WrittenRow], items: Sequence[Item]) -> list[Completio
     )
     found = []
     for item in items:
-        turns, messages = tuple(item.turns), _messages(item)
+        turns, asked = tuple(item.turns), ("text" if item.plain else "user", item.turns[0])
+        messages: Messages = (*((message["role"], message["content"]) for message in item.context), asked)  # what is asked first
         row = by_id.get(item.id)
         if row is not None and (row.turns not in (None, turns) or row.messages not in (None, messages)):
             row = None
@@ -193,9 +190,3 @@ def matched(rows: Iterable[WrittenRow], items: Sequence[Item]) -> list[Completio
             raise BadFile(f"{row.place}: {texts} written, and item {item.id} asks {n} turn{'s' * (n != 1)}: one text a turn is expected")
         found.append(Completion(item.id, item.turns, list(row.texts[:n]), [], []))
     return found
-
-
-def _messages(item: Item) -> Messages:
-    """What is asked first."""
-    asked = ("text" if item.plain else "user", item.turns[0])
-    return (*((message["role"], message["content"]) for message in item.context), asked)

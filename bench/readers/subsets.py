@@ -6,7 +6,8 @@ import hashlib
 import json
 import random
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from bench.records import Message, Pair, Unpaired
@@ -84,13 +85,7 @@ def partners(prompts: Sequence[str], seed: int) -> list[int]:
 def with_partners(rows: Sequence[Row], seed: int) -> list[Row]:
     """Rows that carry the completions which estimate KTO's KL term at their prompts."""
     index = partners([prompt_key(row.prompt) for row in rows], seed)
-    fill: Callable[[Any, Any], Any] = _fill_pair if isinstance(rows[0], Pair) else _fill_unpaired
-    return [fill(row, rows[i]) for row, i in zip(rows, index, strict=True)]
-
-
-def _fill_pair(row: Pair, partner: Pair) -> Pair:
-    return Pair(row.id, row.prompt, row.chosen, row.rejected, partner.chosen, partner.rejected)
-
-
-def _fill_unpaired(row: Unpaired, partner: Unpaired) -> Unpaired:
-    return Unpaired(row.id, row.prompt, row.completion, row.label, partner.completion)
+    both: list[Any] = [(row, rows[i]) for row, i in zip(rows, index, strict=True)]
+    if isinstance(rows[0], Pair):
+        return [replace(row, mismatched_chosen=partner.chosen, mismatched_rejected=partner.rejected) for row, partner in both]
+    return [replace(row, mismatched=partner.completion) for row, partner in both]

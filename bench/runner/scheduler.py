@@ -17,7 +17,7 @@ from bench import report, secrets
 from bench.config import Accelerate, Session
 from bench.engines.vllm_server import Servers
 from bench.forecast.stage_time import Estimate
-from bench.planning.inputs import CellPlan
+from bench.planning.inputs import CellPlan, all_stages
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.runner import launchers
@@ -27,7 +27,7 @@ from bench.runner.worker import HEAVY_IMPORTS, describe
 from bench.store.keys import Stage
 from bench.store.stage_settings import needs
 from bench.store.store import Store
-from bench.training.devices import is_spread
+from bench.training.devices import Spread
 
 POLL_S = 0.25
 
@@ -71,11 +71,6 @@ GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps"
 def _expected_s(stage: Stage, forecast: Mapping[Stage, Estimate]) -> float:
     known = forecast[stage].seconds if stage in forecast else None
     return GUESSED_S.get(stage.kind, 0.1) if known is None else known
-
-
-def all_stages(cells: Sequence[CellPlan]) -> list[Stage]:
-    """Every stage of the cells, each once, inputs before what reads them."""
-    return list(dict.fromkeys(stage for cell in cells for stage in cell.stages))
 
 
 @dataclass
@@ -183,7 +178,7 @@ class Scheduler:
         if stage.kind == "judge":
             sharing = [other.key for other in self.judges if labels_samples(other) == labels_samples(stage)]
             more = {"sharing": sharing, "server": self.servers and self.servers.place(stage)}
-        elif is_spread(stage) and self.accelerate is not None:
+        elif isinstance(stage.settings, Spread) and self.accelerate is not None:
             more = {"accelerate": self.accelerate.model_dump()}
         self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
 

@@ -188,10 +188,6 @@ def look_at_squeue() -> Listing:
         return Listing({})
 
 
-def queue_states() -> Mapping[str, JobState]:
-    return look_at_squeue().jobs
-
-
 @dataclass
 class SlurmQueue:
     """Jobs by submitit; `folder`, on the shared file system, takes its files."""

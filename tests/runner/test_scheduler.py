@@ -21,11 +21,11 @@ from bench import methods
 from bench.cli.compose import BadConfig, open_door
 from bench.config import LocalLauncher
 from bench.planning.cells import plan_cell
-from bench.planning.inputs import CellPlan
+from bench.planning.inputs import CellPlan, all_stages
 from bench.runner.launcher import StageReport, chain_lengths
 from bench.runner.local_pool import Pool
 from bench.runner.preflight import check_devices
-from bench.runner.scheduler import Scheduler, all_stages
+from bench.runner.scheduler import Scheduler
 from bench.store import stage_settings
 from bench.store.keys import Stage
 from bench.store.store import Store
