@@ -253,9 +253,12 @@ def read_json(path: Path) -> Any:
 
 def read_object(path: Path) -> dict[str, Any]:
     """A file that is one JSON object."""
-    value = read_json(path)
+    return _an_object(read_json(path), str(path))
+
+
+def _an_object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise BadFile(f"{path}: expected an object, got {describe(value)}")
+        raise BadFile(f"{where}: expected an object, got {describe(value)}")
     return value
 
 
@@ -263,10 +266,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of every row of a file of JSON lines; the place, FILE:LINE, begins every refusal."""
     for line, parse in json_lines(path):
         place = f"{path}:{line}"
-        value = parse()
-        if not isinstance(value, dict):
-            raise BadFile(f"{place}: expected an object, got {describe(value)}")
-        yield place, value
+        yield place, _an_object(parse(), place)
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
@@ -298,12 +298,8 @@ def read_objects(path: Path, expected: str = "objects") -> list[tuple[str, dict[
         value = value["rows"]
     if not isinstance(value, list) or not value:
         raise BadFile(f"{path}: expected a JSON list of {expected}, got {describe(value)}")
-    rows = []
-    for number, row in enumerate(value):
-        if not isinstance(row, dict):
-            raise BadFile(f"{path}: row {number}: expected an object, got {describe(row)}")
-        rows.append((f"{path}: row {number}", common | row))
-    return rows
+    places = [f"{path}: row {number}" for number in range(len(value))]
+    return [(place, common | _an_object(row, place)) for place, row in zip(places, value, strict=True)]
 
 
 def begins_as_list(path: Path) -> bool:

@@ -206,17 +206,17 @@ def _labels(cell: Cell, data: WorldData, split: Split, tuned: Input | None, *, n
 
 
 def sample_settings(cell: Cell, decoding: Decoding, draws: int, seed: int) -> SampleSettings:
-    engine = cell.engine
-    return SampleSettings(
-        engine=engine.name,
-        decoding=decoding,
-        draws=draws,
-        batch_size=engine.batch_size,
-        dtype=dtype(cell),
-        seed=seed,
-        loading=loading(cell),
-        serving=_serving(cell),
-    )
+    return SampleSettings(decoding=decoding, draws=draws, seed=seed, **_written_by(cell))
+
+
+def read_by(cell: Cell) -> dict[str, Any]:
+    """What a model that scores rows of a cell is asked with."""
+    return {"batch_size": cell.engine.batch_size, "dtype": dtype(cell)}
+
+
+def _written_by(cell: Cell) -> dict[str, Any]:
+    """The same of one that writes."""
+    return {"engine": cell.engine.name, "loading": loading(cell), "serving": _serving(cell), **read_by(cell)}
 
 
 def _serving(cell: Cell) -> Serving | None:
@@ -230,17 +230,16 @@ def preference_logps(cell: Cell, policy: Policy, preferences: Stage, *, splits: 
         splits=tuple(splits),
         mismatched=mismatched,
         max_length=max_length(cell),
-        batch_size=cell.engine.batch_size,
-        dtype=dtype(cell),
         control=policy.control,
         loading=loading(cell),
+        **read_by(cell),
     )
     label = label or ("reference log-probs" if mismatched else "held-out log-probs")
     return stage("logps", settings, read_model(policy.model) | {"preferences": preferences}, label)
 
 
 def _preference_rewards(cell: Cell, reward_model: Input, preferences: Stage) -> Stage:
-    settings = RewardScoreSettings(splits=("heldout",), max_length=max_length(cell), batch_size=cell.engine.batch_size, dtype=dtype(cell))
+    settings = RewardScoreSettings(splits=("heldout",), max_length=max_length(cell), **read_by(cell))
     return stage("logps", settings, {"model": reward_model, "preferences": preferences}, "held-out rewards")
 
 
@@ -251,12 +250,11 @@ def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str,
         splits=(),
         mismatched=False,
         max_length=max_length,
-        batch_size=cell.engine.batch_size,
-        dtype=dtype(cell),
         control=policy.control,
         engine="vllm" if by_vllm else "transformers",
         serving=_serving(cell) if by_vllm else None,
         loading=loading(cell),
+        **read_by(cell),
     )
     inputs = read_model(policy.model) | {"completions": completions, "items": completions.inputs["items"]}
     return stage("logps", settings, inputs, label)
@@ -265,16 +263,12 @@ def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str,
 def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str, answers: bool = False) -> Stage:
     """`answers`: to the judge's items, whose categories may have temperatures of their own."""
     settings = GenerateSettings(
-        engine=cell.engine.name,
         decoding=decoding,
-        batch_size=cell.engine.batch_size,
-        dtype=dtype(cell),
         seed=cell.seed,
         best_of=policy.best_of,
         control=policy.control,
-        loading=loading(cell),
         temperatures=cell.judge.temperatures if answers and isinstance(cell.judge, MtBenchJudge) else {},
-        serving=_serving(cell),
+        **_written_by(cell),
     )
     inputs = read_model(policy.model) | {"items": items} | ({} if policy.reward_model is None else {"reward_model": policy.reward_model})
     return stage("generate", settings, inputs, label)

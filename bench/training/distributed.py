@@ -28,6 +28,7 @@ from bench.machine import free_port, python_path
 from bench.store import stage_settings
 from bench.store.keys import tree_stamp
 from bench.store.stage_run import Outcome, Progress, StageRun, follow, reason
+from bench.text_files import read_object
 from bench.training.checkpoints import Checkpoints
 from bench.training.devices import Spread, learning, share_of
 from bench.training.trainers import Recorder, check_weights, fingerprint
@@ -101,7 +102,7 @@ def _go_on(trainer: Any, run: StageRun, recorder: Recorder) -> Checkpoints | Non
 def _made_of(path: Path) -> str:
     """The content of an input, as far as it is known without reading it."""
     manifest = path / "manifest.json"
-    return json.loads(manifest.read_text(encoding="utf-8"))["digest"] if manifest.exists() else tree_stamp(path)
+    return read_object(manifest)["digest"] if manifest.exists() else tree_stamp(path)
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
     done = subprocess.run([*launch, "-m", __name__, str(job)], env=environment, check=False)
     if done.returncode != 0 or not answer.exists():
         raise RuntimeError(f"a training on {accelerate.devices} devices failed: {_why(run.work, done.returncode)}")
-    counts = json.loads(answer.read_text(encoding="utf-8"))["counts"]
+    counts = read_object(answer)["counts"]
     for path in (config, job, answer):
         path.unlink()
     with contextlib.suppress(OSError):
@@ -160,7 +161,7 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
 
 def _why(work: Path, code: int) -> str:
     """The first error of any process: what the others then say is that they lost it."""
-    errors = [json.loads(path.read_text(encoding="utf-8")) for path in work.glob("error-*.json")]
+    errors = [read_object(path) for path in work.glob("error-*.json")]
     if not errors:
         return f"accelerate launch ended with code {code}, no process said why: the stage's log has its last words"
     first = min(errors, key=lambda error: error["time"])
@@ -170,7 +171,7 @@ def _why(work: Path, code: int) -> str:
 def main(path: Path) -> None:
     """One of the processes that train together."""
     secrets.guard_streams()
-    job = json.loads(path.read_text(encoding="utf-8"))
+    job = read_object(path)
     follow(job["worker"])
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # before a model is loaded: else all load theirs on the first
