@@ -93,15 +93,15 @@ class Files:
         asked = self._rows(cell, where)
         if model is not None and source is not None and source.path.is_dir():  # a verb that reads nothing does not fetch
             if asked and (why := no_template(source.path, NAME_ONE)):
-                self._say(why, where.of(key))
+                self.problems.append(f"{why} ({where.of(key)})")
             if forgetting.get("chat_template") is True and not asked and (why := no_template(source.path, NAME_ONE)):
-                self._say(why, where.of("forgetting.chat_template"))
+                self.problems.append(f"{why} ({where.of('forgetting.chat_template')})")
             places = positions(config := read_config(source.path))
             if places is not None and places < model.max_length and not where.is_given("model.max_length"):
                 cell["model"]["max_length"] = places  # no length that anybody asked for
             elif places is not None and places < model.max_length:
                 text = f"model.max_length must be <= {places}, the positions of {source.path}, got {model.max_length}"
-                self._say(text, where.of("model.max_length"))
+                self.problems.append(f"{text} ({where.of('model.max_length')})")
             if places is not None and has_position_table(config):
                 self._check_new_tokens(cell, places, source.path, where)
             if model.base is not None:
@@ -109,7 +109,7 @@ class Files:
                 base = self._once(self._models, model.base, read_base, where.of("model.base"))
                 own = model.chat_template is None and no_template(source.path, "") is None  # the base is asked as the tuned model is
                 if base is not None and own and (why := no_template(base, ADD_ONE)):
-                    self._say(f"{why}, the one in {source.path}", where.of("model.base"))
+                    self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
         if isinstance(folder := forgetting.get("include_path"), str):
             self._once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method.get("name") == "completions":
@@ -126,7 +126,7 @@ class Files:
             which = repr([method["name"] == "spin", prompts, beside])
             n = self._once(self._prompts, which, lambda _: read_once(prompts), where.of("method.prompts"))
             if n is not None and (few := _too_few(method, n)):
-                self._say(few, where.of("method.n_prompts"))
+                self.problems.append(f"{few} ({where.of('method.n_prompts')})")
         labelling = method.get("labelling_judge") if isinstance(method, dict) and method.get("labeller") == "judge" else None
         if isinstance(labelling, dict) and labelling.get("name") in JUDGE_FILES:
             what = what_labeller_reads(labelling)
@@ -190,7 +190,7 @@ class Files:
         for key, value in lengths.items():
             if isinstance(value, int) and value >= places:
                 text = f"{key} must be < {places}, the positions of {folder}, which it shares with the prompt, got {value}"
-                self._say(text, where.of(key))
+                self.problems.append(f"{text} ({where.of(key)})")
 
     def _as_it_is(self, section: LocalModel, where: str) -> Source | None:
         if section.path == "???" or (section.path is None and section.hub in (None, "???")):  # said elsewhere
@@ -220,11 +220,8 @@ class Files:
                 known[path] = read(path)
             except (OSError, ValueError) as error:
                 known[path] = None
-                self._say(str(error), where)
+                self.problems.append(f"{error} ({where})")
         return known[path]
-
-    def _say(self, problem: str, where: str) -> None:
-        self.problems.append(f"{problem} ({where})")
 
     def sources(self, cell: Cell) -> Sources:
         """What a checked cell reads from outside the store."""
