@@ -91,13 +91,6 @@ def remove(root: Path, path: Path) -> None:
         os.unlink(name, dir_fd=folder)
 
 
-def link_in(root: Path, path: Path) -> Path | None:
-    """The first part of a path below `root` that is a link; None where none is."""
-    parts = path.relative_to(root).parts
-    places = [root.joinpath(*parts[: n + 1]) for n in range(len(parts))]
-    return next((place for place in places if place.is_symlink()), None)
-
-
 @contextlib.contextmanager
 def _folder(root: Path, path: Path, *, make: bool) -> Iterator[tuple[int, str]]:
     """(descriptor of the folder that holds a file, the file's name), found from `root` down without following a link."""

@@ -262,11 +262,11 @@ def _read_environment(name: str, *default: Any) -> Any:
 OmegaConf.register_new_resolver("oc.env", _read_environment, replace=True)
 
 
-def register_sweeps(folder: Path = SWEEPS) -> None:
-    """Make each file of the folder an option of Hydra's group `sweep`; a broken one is left out and spoils only itself. Hydra learns to
+def register_sweeps() -> None:
+    """Make each sweep file of ours an option of Hydra's group `sweep`; a broken one is left out and spoils only itself. Hydra learns to
     read the user's folders."""
     SourcesRegistry.instance().register(ForeignConfigs)
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted(SWEEPS.glob("*.yaml")):
         with contextlib.suppress(BadSweep):  # the door says why when it is asked for
             ConfigStore.instance().store(group="sweep", name=path.stem, node=load_sweep(path), package="_global_", provider=path.name)
 

@@ -126,15 +126,12 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings:
                 fewshot_as_multiturn=settings.chat_template,
                 bootstrap_iters=RESAMPLES,
             )
-            shown = {task for root in _roots(found) for task in _shown(root, found)}
+            parts = {part for group in found["group_subtasks"].values() for part in group}
+            roots = [task for task in (*found["results"], *found["group_subtasks"]) if task not in parts]
+            shown = {task for root in roots for task in _shown(root, found)}
             results += [row for task in found["results"] for row in _results(task, found, task in shown)]
             answers += [row for task, samples in found["samples"].items() for row in _answers(task, samples)]
     return Answered(results, answers)
-
-
-def _roots(found: Mapping[str, Any]) -> list[str]:
-    children = {child for group in found["group_subtasks"].values() for child in group}
-    return [task for task in dict.fromkeys([*found["results"], *found["group_subtasks"]]) if task not in children]
 
 
 def _shown(task: str, found: Mapping[str, Any]) -> Iterator[str]:

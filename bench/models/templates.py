@@ -30,7 +30,6 @@ Messages = Sequence[Mapping[str, Any]]
 
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 # Classes of tokenizer that have no special tokens but those that their files name.
 WITHOUT_TOKENS = ("PreTrainedTokenizerFast", "TokenizersBackend")

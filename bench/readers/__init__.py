@@ -141,7 +141,7 @@ def _read_dataset(path: Path, stamp: str, reading: Reading, train_files: tuple[s
     elif getattr(reader, "HELDOUT_IN_TRAIN_FILES", False):
         heldout = _split(reader, reading, find_files(path, train_files), "heldout", counts) or None
     if not train:
-        raise ValueError(f"{path}: no train row is left of {counts['train/read']}: {_reasons('train', counts)}")
+        raise ValueError(f"{path}: no train row is left of {counts['train/read']}: {_reasons(counts)}")
     if len({row_form(row) for row in train}) > 1:
         raise ValueError(f"{path}: paired and unpaired rows; a dataset has one form")
     return Splits(train, heldout, counts)
@@ -164,8 +164,9 @@ def _split(reader: Reader, reading: Any, files: Sequence[Path], split: str, coun
     return rows
 
 
-def _reasons(split: str, counts: Mapping[str, int]) -> str:
-    start = f"{split}/dropped/"
+def _reasons(counts: Mapping[str, int]) -> str:
+    """Why train rows were dropped."""
+    start = "train/dropped/"
     return ", ".join(f"{n} {name.removeprefix(start)}" for name, n in counts.items() if name.startswith(start)) or "it has none"
 
 
@@ -173,5 +174,5 @@ def read_conversations(path: Path, settings: ConversationData) -> tuple[list[Con
     counts: dict[str, int] = {}
     rows = _split(load("conversations"), Conversations(reader="conversations"), find_files(path, settings.files), "train", counts)
     if not rows:
-        raise ValueError(f"{path}: no conversation is left of {counts['train/read']}: {_reasons('train', counts)}")
+        raise ValueError(f"{path}: no conversation is left of {counts['train/read']}: {_reasons(counts)}")
     return rows, counts

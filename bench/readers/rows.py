@@ -281,7 +281,7 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
     elif len(columns) == 1:
         raise ValueError("a completion of messages needs a prompt of messages")
     else:
-        shared = _shared(*conversations)
+        shared = _shared(*(conversation[:-1] for conversation in conversations))  # the last of either is its completion
         if not shared:
             raise ValueError("chosen and rejected share no first messages, and no prompt of messages is given")
         messages = _prompt(conversations[0][:shared])
@@ -291,16 +291,15 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
 
 def _implicit(chosen: str, rejected: str) -> tuple[str, list[str]]:
     """The prompt that two plain texts begin with, and their ends; a space between belongs to the ends, as in TRL's extract_prompt."""
-    shared = sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
-    shared -= chosen[:shared].endswith(" ")
-    if not chosen[:shared].strip():
+    prompt = chosen[: _shared(chosen, rejected)].removesuffix(" ")
+    if not prompt.strip():
         raise ValueError("chosen and rejected begin differently, and plain text needs its prompt at their start or in a prompt column")
-    return chosen[:shared], [chosen[shared:], rejected[shared:]]
+    return prompt, [chosen.removeprefix(prompt), rejected.removeprefix(prompt)]
 
 
-def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
-    """How many first messages two conversations share, the last of either aside: that is its completion."""
-    return len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(chosen[:-1], rejected[:-1], strict=False))))
+def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
+    """How many first characters or messages are the same."""
+    return len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))))
 
 
 def _prompt(value: Any) -> list[Message]:

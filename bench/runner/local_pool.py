@@ -164,7 +164,8 @@ class Pool:
         assert worker.process.stdin is not None
         with contextlib.suppress(OSError):
             worker.process.stdin.close()
-        return [StageReport(worker.key, "lost", f"its worker process died ({_exit_words(code)})")] if worker.key else []
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return [StageReport(worker.key, "lost", f"its worker process died ({how})")] if worker.key else []
 
     @staticmethod
     def _end(worker: _Worker) -> None:
@@ -197,7 +198,3 @@ def pool_size(settings: LocalLauncher | ClusterLauncher, devices: int = 1) -> in
     if isinstance(settings, ClusterLauncher):
         return settings.max_jobs
     return settings.workers or max(1, (len(visible_gpus()) or cores()) // devices)
-
-
-def _exit_words(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
