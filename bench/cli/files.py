@@ -202,10 +202,20 @@ class Files:
         return self._once(self._hub_models, _of_hub(section), lambda _: self._hub_model(section), where)
 
     def _hub_model(self, section: LocalModel) -> Source:
-        found = _hub_model(section, self.lock, self.fetches)
-        if found.path.is_dir():
-            check_model(found.path, self.bounds, self.fetches == "all")
-        return found
+        """A model of the hub: its weights where the verb reads them, for a plan its settings and tokenizer, which shows who may have them.
+
+        Raises ValueError where it cannot be had.
+        """
+        assert section.hub is not None
+        try:
+            at = section.revision or hub.revision(self.lock, "models", section.hub)
+            read = self.fetches != "nothing"
+            path = hub.fetch_model(section.hub, at, weights=self.fetches == "all") if read else Path(section.hub)
+        except hub.NotThere as error:
+            raise ValueError(f"{error}; a copy of its folder may be named as model.path") from error
+        if path.is_dir():
+            check_model(path, self.bounds, self.fetches == "all")
+        return Source(path, f"hub:models/{section.hub}@{at}")
 
     def _dataset(self, section: DatasetData | Sft, where: str) -> Shown:
         """Look at a public dataset once, and return what its rows show."""
@@ -273,20 +283,6 @@ def _local_path(section: Any) -> str | None:
 
 def _of_hub(model: LocalModel) -> str:
     return f"{model.hub}@{model.revision}"
-
-
-def _hub_model(section: LocalModel, lock: Path, fetches: Fetches) -> Source:
-    """A model of the hub: its weights where the verb reads them, for a plan its settings and tokenizer, which shows who may have them.
-
-    Raises ValueError where it cannot be had.
-    """
-    assert section.hub is not None
-    try:
-        at = section.revision or hub.revision(lock, "models", section.hub)
-        path = Path(section.hub) if fetches == "nothing" else hub.fetch_model(section.hub, at, weights=fetches == "all")
-    except hub.NotThere as error:
-        raise ValueError(f"{error}; a copy of its folder may be named as model.path") from error
-    return Source(path, f"hub:models/{section.hub}@{at}")
 
 
 def _valid_section(record: type[M], section: Any) -> M | None:

@@ -20,7 +20,7 @@ from typing import Any
 from bench import secrets
 from bench.config import Decoding, Serving
 from bench.engines.base import ADAPTER, DrawnCompletion, Progress, Vocabulary, silent
-from bench.engines.vllm_server import CPU_ENVIRONMENT, ENVIRONMENT
+from bench.engines.vllm_server import ENVIRONMENT, HAS_GPU
 from bench.models.hub import read_config
 from bench.models.tokenize import Ids, check_rendering, model_folder
 from bench.store.keys import hash_key, tree_stamp
@@ -45,7 +45,9 @@ class Child:
     def __init__(self, serving: Serving):
         out, answers = os.pipe()
         self.log = Path(tempfile.mkstemp(prefix="bench-vllm-", suffix=".log")[1])
-        environment = {**ENVIRONMENT, **_defaults(serving), **os.environ}
+        # Left to the user where they are set already. One process where one device is asked for: it starts faster and ends cleanly.
+        one = {} if serving.tensor_parallel_size > 1 else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        environment = {**ENVIRONMENT, **one, "VLLM_LOGGING_LEVEL": "WARNING", **os.environ}
         if serving.python is not None:
             environment.pop("PYTHONPATH", None)  # of this environment, not of that one
         line = [serving.python or sys.executable, "-P", str(CHILD), str(os.getpid()), str(answers)]
@@ -90,12 +92,6 @@ class Child:
         self._logging.join(STOP_S)
 
 
-def _defaults(serving: Serving) -> dict[str, str]:
-    """Left to the user where they are set already. One process where one device is asked for: it starts faster and ends cleanly."""
-    defaults = {} if serving.tensor_parallel_size > 1 else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    return defaults | ({} if Path("/dev/nvidia0").exists() else CPU_ENVIRONMENT) | {"VLLM_LOGGING_LEVEL": "WARNING"}
-
-
 class _Kept:
     """The one engine of this process, and the weights that it holds."""
 
@@ -125,7 +121,7 @@ class _Kept:
 
     def rest(self) -> None:
         """Between stages: a GPU's memory is a trainer's."""
-        if self.child is not None and Path("/dev/nvidia0").exists():
+        if self.child is not None and HAS_GPU:
             self.child.ask("sleep")
             self.weights = None
 
@@ -138,7 +134,7 @@ class _Kept:
 def _arguments(dtype: str, serving: Serving, rank: int | None) -> dict[str, Any]:
     lora = {} if rank is None else {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank)}
     found: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": serving.tensor_parallel_size, **lora, **serving.arguments}
-    if Path("/dev/nvidia0").exists():
+    if HAS_GPU:
         found["gpu_memory_utilization"] = serving.gpu_memory_utilization
     return found if serving.max_model_len is None else found | {"max_model_len": serving.max_model_len}
 

@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,17 @@ from bench.store.stage_settings import LanguageJudgeSettings
 START_S = 1200.0  # a large model is read from a slow disk
 STOP_S = 15.0
 
+HAS_GPU = Path("/dev/nvidia0").exists()
+
 # For vLLM on a machine without a GPU: without the first it tries to reserve nearly all memory, the second spares a compiler.
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"} | ({} if HAS_GPU else CPU_ENVIRONMENT)
 
 
 def vllm_command(folder: Path, name: str, dtype: str, port: int, more: Sequence[str]) -> list[str]:
     """The module, not the `vllm` script, which builds of vLLM for CPUs lack."""
     words = ["--model", str(folder), "--served-model-name", name, "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
-    words += [] if Path("/dev/nvidia0").exists() else ["--enforce-eager"]
+    words += [] if HAS_GPU else ["--enforce-eager"]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words, *more]
 
 
@@ -72,8 +74,7 @@ class Servers:
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """The command in a session of its own, under a process that ends it when this one is gone."""
-    defaults = ENVIRONMENT | ({} if Path("/dev/nvidia0").exists() else CPU_ENVIRONMENT)
-    environment: Mapping[str, str] = {**defaults, **os.environ, "PYTHONPATH": python_path()}
+    environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": python_path()}
     out, _ = secrets.pipe_into(log)
     try:
         return subprocess.Popen(
