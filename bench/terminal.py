@@ -21,8 +21,12 @@ class Terminal(Console):
         return super().render_str(shown(text), **options)
 
 
-    def print_whole(self, table: Table) -> None:
-        """A table wider than the terminal runs on into the next line: a reason that is cut is none."""
+    def plain(self, text: str, style: str | None = None, **options: Any) -> None:
+        """A text as it is: neither markup nor highlighted numbers."""
+        self.print(text, style=style, highlight=False, markup=False, **options)
+
+    def whole(self, table: Table) -> None:
+        """A table, wider than the screen where it must be: it runs on into the next line, for cut numbers would be no numbers."""
         Terminal(width=max(Terminal(width=10_000).measure(table).maximum, self.width)).print(table, highlight=False)
 
 

@@ -84,7 +84,7 @@ def print_plan(
     console.print(kinds)
     for status in plan.statuses.values():
         if status.why:
-            console.print(status.why, style="yellow", markup=False)
+            console.plain(status.why, "yellow")
     known = {stage: estimate.seconds for stage, estimate in forecast.items() if estimate.seconds is not None}
     unknown = len(forecast) - len(known)
     time_words = "no like stage has run here yet: no forecast"
@@ -106,7 +106,7 @@ def print_plan(
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}")
     for place, line in enumerate(data):
-        console.print(f"{'' if place else 'data':<9}{line}", markup=False)
+        console.plain(f"{'' if place else 'data':<9}{line}")
 
 
 def print_sizes(found: Sizes | None) -> None:
@@ -118,9 +118,9 @@ def print_sizes(found: Sizes | None) -> None:
         for row in rows:
             table.add_row(*row)
         if rows:
-            console.print_whole(table)
+            console.whole(table)
     for place, line in enumerate(found.lines if found else ()):
-        console.print(f"{'' if place else 'size':<9}{line}", markup=False)
+        console.plain(f"{'' if place else 'size':<9}{line}")
 
 
 def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
@@ -134,7 +134,7 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
                 numbers = (f"{n:,}" for n in (cost.requests, cost.prompt_tokens, cost.completion_tokens))
                 table.add_row(cell.name, role.label, *numbers, dollars)
     if table.row_count:
-        console.print_whole(table)
+        console.whole(table)
     names = ", ".join(sorted({cell.cell.judge.name for cell in plan.cells}))
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})")
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):

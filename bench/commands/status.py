@@ -37,7 +37,7 @@ def print_status(sweep: Sweep, store: Store, made: Container[str] = ()) -> bool:
         states.append(state)
         done = sum(store.status(stage).state == "done" for stage in cell.stages)
         table.add_row(cell.name, state, f"{done}/{len(cell.stages)}", why)
-    console.print_whole(table)
+    console.whole(table)
     console.print(", ".join(f"{n} {state}" for state, n in Counter(states).items()), highlight=False)
     if gone := evicted(sweep.cells, store).words():
         console.print(gone, highlight=False)

@@ -54,8 +54,7 @@ class PlainScreen:
 
     def say(self, text: str) -> None:
         self.said = time.monotonic()
-        line = f"{clock(self.said - self.started)}  {secrets.shown(text)}"
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.plain(f"{clock(self.said - self.started)}  {secrets.shown(text)}", soft_wrap=True)
 
     def stage_started(self, stage: Stage) -> None:
         self.since[stage.key] = time.monotonic()
