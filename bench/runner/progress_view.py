@@ -54,7 +54,8 @@ class PlainScreen:
 
     def say(self, text: str) -> None:
         self.said = time.monotonic()
-        self.console.plain(f"{clock(self.said - self.started)}  {secrets.shown(text)}", soft_wrap=True)
+        line = f"{clock(self.said - self.started)}  {secrets.shown(text)}"
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def stage_started(self, stage: Stage) -> None:
         self.since[stage.key] = time.monotonic()
