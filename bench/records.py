@@ -343,6 +343,14 @@ def over_turns(verdicts: Iterable[Verdict]) -> list[Verdict]:
     return [turns[0] if len(turns) == 1 else _mean_turn(turns) for turns in by_item.values()]
 
 
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """The values of each key, keys and values in the order in which they come."""
+    found: dict[K, list[V]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
+
+
 def _mean_turn(turns: list[Verdict]) -> Verdict:
     scored = [verdict for verdict in turns if verdict.preference is not None]
     if not scored:
@@ -428,14 +436,6 @@ def read_rows(path: Path) -> list[Pair] | list[Unpaired]:
     with path.open(encoding="utf-8") as file:
         paired = '"chosen"' in file.readline()
     return list(read_jsonl(path, Pair)) if paired else list(read_jsonl(path, Unpaired))
-
-
-def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    """The values of each key, keys and values in the order in which they come."""
-    found: dict[K, list[V]] = {}
-    for key, value in pairs:
-        found.setdefault(key, []).append(value)
-    return found
 
 
 def by_id(records: Iterable[Named]) -> dict[str, Named]:

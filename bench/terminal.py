@@ -4,6 +4,7 @@ characters in it are shown escaped, so that it can neither move the cursor nor s
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,14 @@ class Terminal(Console):
     def whole(self, table: Table) -> None:
         """A table, wider than the screen where it must be: it runs on into the next line, for cut numbers would be no numbers."""
         Terminal(width=max(Terminal(width=10_000).measure(table).maximum, self.width)).print(table, highlight=False)
+
+
+def plain_table(title: str, columns: Sequence[str], n_texts: int = 1) -> Table:
+    """A table without lines, whose columns are as wide as they need; those after the first `n_texts` hold numbers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, column in enumerate(columns):
+        table.add_column(column, no_wrap=True, justify="left" if place < n_texts else "right")
+    return table
 
 
 def shown(text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.config import Annotator, GoldWeights
+from bench.config import GoldWeights, WorldAnnotator
 from bench.judges import compared
 from bench.records import Completion, Item, Verdict, by_id, sigmoid
 from bench.world.gold import Gold, annotator_prefers, count_words, gold
@@ -74,10 +74,10 @@ class GoldRating:
 
 @dataclass(frozen=True)
 class GoldAnnotator:
-    """The labeller of the world's pairs: the gold difference, bent by length, through a logistic (see config.Annotator)."""
+    """The labeller of the world's pairs: the gold difference, bent by length, through a logistic (see config.WorldAnnotator)."""
 
     weights: GoldWeights
-    annotator: Annotator
+    annotator: WorldAnnotator
     name: str = "gold_annotator"
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:

@@ -17,8 +17,9 @@ from bench.judges.formats.alpaca_eval import read_pairs
 from bench.judges.formats.items import cut, read_benchmark_items
 from bench.readers import read_conversations
 from bench.readers.learnable import Look, look_of_model
-from bench.readers.rows import BadRows, check_labels, nested_subset, prompt_key, read_prompts, with_partners
+from bench.readers.rows import BadRows, read_prompts
 from bench.readers.splits import divide, overlap, overlap_counts
+from bench.readers.subsets import check_labels, nested_subset, prompt_key, with_partners
 from bench.records import (
     Completion,
     Item,

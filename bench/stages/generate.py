@@ -18,7 +18,7 @@ from bench.store.stage_settings import GenerateSettings, WrittenCompletions
 from bench.text_files import BadFile
 
 if TYPE_CHECKING:
-    from bench.engines.base import Written
+    from bench.engines.base import DrawnCompletion
     from bench.engines.reward import Scorer
 
 
@@ -44,16 +44,16 @@ def _from_file(settings: WrittenCompletions, run: StageRun) -> Outcome:
 
 
 def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
-    from bench.engines.base import open_engine
+    from bench.engines.opening import open_engine
     from bench.engines.reward import Scorer
 
     engine = open_engine(settings, run.inputs)
     scorer = Scorer(run.inputs["reward_model"], settings.dtype, settings.batch_size) if settings.best_of > 1 else None
     items = read_items(run.inputs["items"])
     total = settings.best_of * sum(len(item.turns) for item in items)
-    answers: list[list[Written]] = [[] for _ in items]
+    answers: list[list[DrawnCompletion]] = [[] for _ in items]
     rewards: list[Reward] = []
-    sampled: list[Written] = []
+    sampled: list[DrawnCompletion] = []
     for turn in range(max(len(item.turns) for item in items)):
         for temperature, asked in _by_temperature(settings, items, turn).items():
             before = [conversation(items[i], [w.text for w in answers[i]]) for i in asked]
@@ -95,7 +95,7 @@ def draw_seed(seed: int, turn: int, draw: int) -> int:
     return random.Random(f"draw/{seed}/{turn}/{draw}").getrandbits(40) if draw else seed * 100 + turn
 
 
-def _rewards(scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Sequence[Written]]) -> list[list[float]]:
+def _rewards(scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Sequence[DrawnCompletion]]) -> list[list[float]]:
     """Each conversation's rewards by draw. The texts are tokenised as in training, not cut: what is judged is whole.
 
     Equal texts are scored once: in two batches they would differ in their last digits, and which is chosen would hang on that.

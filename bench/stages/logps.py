@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.config import Settings
-from bench.engines.base import open_engine
+from bench.engines.opening import open_engine
 from bench.engines.reward import Scorer
 from bench.models.tokenize import Ids, PromptTooLong, conversation, preference_ids, prompt_ids, row_ids
 from bench.records import Logps, Reward, draw_name, read_completions, read_items, read_rows, write_jsonl

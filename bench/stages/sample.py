@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.engines.base import open_engine
+from bench.engines.opening import open_engine
 from bench.models.tokenize import conversation, prompt_ids
 from bench.records import Completion, read_items, write_jsonl
 from bench.store.stage_run import Outcome, StageRun

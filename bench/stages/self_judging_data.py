@@ -11,7 +11,7 @@ from bench.config import JudgePrompt, Settings
 from bench.judges.self_judge import JudgeQuestion, add_up, questions, read_reply
 from bench.models.tokenize import conversation
 from bench.readers.new_prompts import few_shot, new_ones
-from bench.readers.rows import nested_subset, prompt_key
+from bench.readers.subsets import nested_subset, prompt_key
 from bench.records import (
     Completion,
     Item,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.config import Annotator, GoldWeights, Writer
+from bench.config import GoldWeights, WorldAnnotator, Writer
 from bench.records import (
     Completion,
     Item,
@@ -43,7 +43,7 @@ from bench.store.stage_settings import (
 FAMILY = TaskFamily(categories=("writing", "math", "stem"), constraint_counts=(0.2, 0.4, 0.4))
 WEIGHTS = GoldWeights(content=0.45, constraints=0.45, conciseness=0.1)
 SLOPPY = Writer(error=0.3, missed_constraint=0.6, filler=0.5)
-SURE = Annotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0)
+SURE = WorldAnnotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0)
 
 
 def run(stage: Any, settings: Any, out: Path, **inputs: Path) -> Outcome:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.engines.hf import Engine
+from bench.engines.hf import TransformersEngine
 from bench.judges.asked.journal import Journal
 from bench.judges.asked.replies import TOO_LONG
 from bench.judges.asked.request import Progress, Reply, Request
@@ -28,7 +28,7 @@ class InProcess:
     """Raises what loading a model folder raises."""
 
     def __init__(self, folder: Path, name: str, dtype: str, journal: Journal, letters: Sequence[str], repeat: int = 0):
-        self.engine = Engine(folder, dtype, BATCH_SIZE)
+        self.engine = TransformersEngine(folder, dtype, BATCH_SIZE)
         self.name, self.journal, self.repeat = name, journal, repeat
         self.tokenizer: Any = self.engine.tokenizer
         self.always = letter_ids(self.tokenizer, letters)
