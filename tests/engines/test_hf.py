@@ -187,9 +187,9 @@ def test_a_folders_own_generation_settings_change_nothing(start: Path, prompts: 
     own = {"repetition_penalty": 5.0, "temperature": 0.6, "top_k": 1, "do_sample": False}
     path.write_text(json.dumps(json.loads(path.read_text()) | own))
     for decoding in (GREEDY, PLAIN):
-        assert TransformersEngine(tmp_path, "float32", 8).generate(
-            prompts, decoding, 0
-        ) == TransformersEngine(start, "float32", 8).generate(prompts, decoding, 0)
+        assert TransformersEngine(tmp_path, "float32", 8).generate(prompts, decoding, 0) == TransformersEngine(
+            start, "float32", 8
+        ).generate(prompts, decoding, 0)
     load_model(tmp_path, "float32").save_pretrained(tmp_path / "saved")
 
 

@@ -23,7 +23,7 @@ from bench.config import Bounds, Decoding, Serving
 from bench.engines.base import load_config
 from bench.engines.hf import TransformersEngine, check_weights, has_position_table, load_model
 from bench.engines.reward import Scorer, new_reward_model
-from bench.engines.vllm import Engine as Vllm
+from bench.engines.vllm import VllmEngine as Vllm
 from bench.models.model_config import check_rows, check_shards, check_sizes, check_whole, positions
 from bench.models.tokenize import check_rendering, load_tokenizer, prompt_ids
 from bench.planning.cells import plan_cell
