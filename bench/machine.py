@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -52,6 +53,24 @@ def visible_gpus() -> list[str]:
         gpus = [gpu.strip() for gpu in named.split(",")]
         return gpus[: next((i for i, gpu in enumerate(gpus) if not gpu or gpu.startswith("-")), len(gpus))]  # -1: none from here on
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def python_path() -> str:
+    """PYTHONPATH of a process that is to import this `bench`."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def die_with_parent(parent: int) -> None:

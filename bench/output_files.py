@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,9 +37,9 @@ class OutputFiles:
         """Whether there is no such file now."""
         return self._tried(path, lambda: remove(self.root, path))
 
-    def _tried(self, path: Path, act: object) -> bool:
+    def _tried(self, path: Path, act: Callable[[], None]) -> bool:
         try:
-            act()  # type: ignore[operator]
+            act()
         except OSError as error:
             self.refused[path] = why(error)
             return False
@@ -91,13 +91,6 @@ def remove(root: Path, path: Path) -> None:
     """Remove a file or link below `root`, where there is one. Raises OSError."""
     with contextlib.suppress(FileNotFoundError), _folder(root, path, make=False) as (folder, name):
         os.unlink(name, dir_fd=folder)
-
-
-def link_in(root: Path, path: Path) -> Path | None:
-    """The first part of a path below `root` that is a link; None where none is."""
-    parts = path.relative_to(root).parts
-    places = [root.joinpath(*parts[: n + 1]) for n in range(len(parts))]
-    return next((place for place in places if place.is_symlink()), None)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ from bench import text_files
 from bench.text_files import BadFile, id_text, number, printable, whole_number
 
 R = TypeVar("R", bound="Record")
+K = TypeVar("K")
+V = TypeVar("V")
+Named = TypeVar("Named", "Item", "Completion", "Labelled")
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}, as chat templates read it
 
@@ -22,6 +26,10 @@ Message = Mapping[str, str]  # {"role": ..., "content": ...}, as chat templates 
 class Record:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
@@ -318,16 +326,29 @@ class Result(Record):
         return {name: value for name, value in super().to_json().items() if name != "calibration" or value is not None}
 
 
-def preference_verdicts(path: Path) -> list[Verdict]:
+def about_texts(policy: str | None, baseline: str | None = None) -> dict[str, Any]:
+    """What a verdict holds of the texts that it is about: their lengths and digests."""
+    texts = {"policy": policy, "baseline": baseline}
+    lengths = {f"{side}_length": None if text is None else len(text) for side, text in texts.items()}
+    return lengths | {f"{side}_digest": None if text is None else text_digest(text) for side, text in texts.items()}
+
+
+def preference_verdicts(folder: Path) -> list[Verdict]:
     """One verdict an item: where turns were judged one by one, the mean and summed lengths of those that were scored."""
-    return over_turns(read_jsonl(path, Verdict))
+    return over_turns(read_verdicts(folder))
 
 
 def over_turns(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    by_item: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        by_item.setdefault(verdict.item_id, []).append(verdict)
+    by_item = grouped((verdict.item_id, verdict) for verdict in verdicts)
     return [turns[0] if len(turns) == 1 else _mean_turn(turns) for turns in by_item.values()]
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """The values of each key, keys and values in the order in which they come."""
+    found: dict[K, list[V]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def _mean_turn(turns: list[Verdict]) -> Verdict:
@@ -388,6 +409,18 @@ def read_labels(path: Path) -> list[HumanLabel]:
     return labels
 
 
+def read_items(folder: Path) -> list[Item]:
+    return list(read_jsonl(folder / "items.jsonl", Item))
+
+
+def read_completions(folder: Path) -> list[Completion]:
+    return list(read_jsonl(folder / "completions.jsonl", Completion))
+
+
+def read_verdicts(folder: Path) -> list[Verdict]:
+    return list(read_jsonl(folder / "verdicts.jsonl", Verdict))
+
+
 def read_logps(folder: Path) -> dict[str, Logps]:
     """A logps stage's sums by row name."""
     return {row.id: row for row in read_jsonl(folder / "logps.jsonl", Logps)}
@@ -403,6 +436,15 @@ def read_rows(path: Path) -> list[Pair] | list[Unpaired]:
     with path.open(encoding="utf-8") as file:
         paired = '"chosen"' in file.readline()
     return list(read_jsonl(path, Pair)) if paired else list(read_jsonl(path, Unpaired))
+
+
+def by_id(records: Iterable[Named]) -> dict[str, Named]:
+    """Records by their ids; of equal ids the last counts."""
+    return {record.id: record for record in records}
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))  # a large x of either sign is no overflow
 
 
 def size_words(size: float) -> str:

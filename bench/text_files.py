@@ -36,6 +36,7 @@ MAX_DIGITS = 1000  # of a whole number
 ROW_LIMIT_ENV, ROW_LIMIT_MIB = "BENCH_MAX_ROW_MIB", 16
 FILE_LIMIT_ENV, FILE_LIMIT_MIB = "BENCH_MAX_FILE_MIB", 4096
 CHUNK = 1 << 20
+SHOWN_BAD_ROWS = 20
 TOO_DEEP = f"nested deeper than {MAX_DEPTH} lists and objects"
 HALF_CHARACTER = r"half a surrogate pair (an escape like \ud83d by itself) is no character: the text was cut in the middle of one"
 OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
@@ -147,6 +148,12 @@ def _cut(value: str, limit: int) -> str:
     return value if len(value) <= limit else f"{value[: limit - 3]}..."
 
 
+def listed_problems(problems: Sequence[str]) -> str:
+    """Problems of a file's rows, a line each; of many the first, and how many more there are."""
+    left = len(problems) - SHOWN_BAD_ROWS
+    return "\n".join([*problems[:SHOWN_BAD_ROWS], *([f"... and {left} more"] if left > 0 else [])])
+
+
 def is_unicode(value: str) -> bool:
     """Whether a text can be written as UTF-8."""
     try:
@@ -246,9 +253,12 @@ def read_json(path: Path) -> Any:
 
 def read_object(path: Path) -> dict[str, Any]:
     """A file that is one JSON object."""
-    value = read_json(path)
+    return _an_object(read_json(path), str(path))
+
+
+def _an_object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise BadFile(f"{path}: expected an object, got {describe(value)}")
+        raise BadFile(f"{where}: expected an object, got {describe(value)}")
     return value
 
 
@@ -256,10 +266,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of every row of a file of JSON lines; the place, FILE:LINE, begins every refusal."""
     for line, parse in json_lines(path):
         place = f"{path}:{line}"
-        value = parse()
-        if not isinstance(value, dict):
-            raise BadFile(f"{place}: expected an object, got {describe(value)}")
-        yield place, value
+        yield place, _an_object(parse(), place)
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
@@ -291,12 +298,8 @@ def read_objects(path: Path, expected: str = "objects") -> list[tuple[str, dict[
         value = value["rows"]
     if not isinstance(value, list) or not value:
         raise BadFile(f"{path}: expected a JSON list of {expected}, got {describe(value)}")
-    rows = []
-    for number, row in enumerate(value):
-        if not isinstance(row, dict):
-            raise BadFile(f"{path}: row {number}: expected an object, got {describe(row)}")
-        rows.append((f"{path}: row {number}", common | row))
-    return rows
+    places = [f"{path}: row {number}" for number in range(len(value))]
+    return [(place, common | _an_object(row, place)) for place, row in zip(places, value, strict=True)]
 
 
 def begins_as_list(path: Path) -> bool:

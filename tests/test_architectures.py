@@ -18,7 +18,7 @@ from tiny import make_preferences, plans
 
 from bench.cli.compose import open_door
 from bench.cli.folders import CHAT_TEMPLATES
-from bench.engines.hf import Engine, check_fit, load_model
+from bench.engines.hf import TransformersEngine, check_fit, load_model
 from bench.forecast import compute_table
 from bench.models.tokenize import load_tokenizer, prompt_ids, row_ids
 from bench.planning.inputs import CellPlan
@@ -155,7 +155,7 @@ def test_rows_begin_with_one_bos_and_end_with_an_end(name: str, tmp_path: Path) 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_side_on_which_a_tokenizer_pads_changes_nothing(side: str, tmp_path: Path) -> None:
     folders = [make("qwen", tmp_path / where, lambda t, where=where: setattr(t, "padding_side", where)) for where in (side, "left")]  # type: ignore[misc]
-    engines = [Engine(folder, "float32", 4) for folder in folders]
+    engines = [TransformersEngine(folder, "float32", 4) for folder in folders]
     rows = [row_ids(engines[0].tokenizer, USER, text, 90) for text in ("the dog", "a good red apple and a river", "it")]
     assert engines[0].logps(rows) == engines[1].logps(rows)
 
@@ -164,7 +164,7 @@ def test_the_side_on_which_a_tokenizer_pads_changes_nothing(side: str, tmp_path:
 
 
 def loaded(folder: Path) -> Any:
-    return Engine(folder, "float32", 2)
+    return TransformersEngine(folder, "float32", 2)
 
 
 def test_a_template_that_begins_twice_is_refused(tmp_path: Path) -> None:

@@ -134,10 +134,7 @@ def fastchat(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def read_fastchat(folder: Path) -> Found:
-    answers = mt_bench.read_answers(folder / "a.jsonl")
-    mt_bench.read_questions(folder / "q.jsonl")
-    found = of_items(read_mt_bench(folder / "q.jsonl", folder / "r.jsonl.gz", folder / "a.jsonl"))
-    return Found([*found.texts, *(text for draws in answers.values() for completion in draws for text in completion.completions)])
+    return of_items(read_mt_bench(folder / "q.jsonl", folder / "r.jsonl.gz", folder / "a.jsonl"))
 
 
 @st.composite

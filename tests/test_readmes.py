@@ -8,10 +8,10 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from published import shp
-from tiny import write_rows
 
 from bench.cli.compose import BadConfig, open_door
 from bench.conformance.table import FACTS, NAMES
@@ -37,13 +37,18 @@ def words_of(line: str) -> list[str]:
     return words[words.index("bench") + 1 :]
 
 
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 COMMANDS = sorted({line for path in READMES for line in command_lines(path)})
 
 
 @pytest.fixture
 def own(tmp_path: Path, model_folder: Path, pairs_file: Path) -> dict[str, str]:
     """What stands for each placeholder: a word, or a small file of the right kind."""
-    completions = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in map(json.loads, pairs_file.read_text().splitlines())]
+    completions = [{"prompt": f"Question {k}?", "completion": f"Answer {k}."} for k in range(20)]
     question = {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]}
     answer = {"question_id": 81, "model_id": "m", "choices": [{"index": 0, "turns": ["A.", "B."]}]}
     text = [{"role": "user", "content": "Write."}, {"role": "assistant", "content": {"answer": "A."}}]

@@ -123,7 +123,8 @@ class Files:
         if isinstance(method, dict) and method.get("name") in LOOPS and isinstance(prompts := method.get("prompts"), str):
             beside = _local_path(cell["data"]) or ""
             read_once = partial(_prompts_file, answered=method["name"] == "spin", data=beside)
-            n = self._once(self._prompts, _which_prompts(method, beside), lambda _: read_once(prompts), where.of("method.prompts"))
+            which = repr([method["name"] == "spin", prompts, beside])
+            n = self._once(self._prompts, which, lambda _: read_once(prompts), where.of("method.prompts"))
             if n is not None and (few := _too_few(method, n)):
                 self.problems.append(f"{few} ({where.of('method.n_prompts')})")
         labelling = method.get("labelling_judge") if isinstance(method, dict) and method.get("labeller") == "judge" else None
@@ -163,7 +164,8 @@ class Files:
         if found is None:
             return None
         said = where.of("model.chat_template" if section.chat_template else key) if where else ""
-        return self._once(self._templates, _which_model(section), lambda _: self._asked_by(section, found), said)
+        which = repr([section.path, _of_hub(section), section.chat_template, section.template_date])
+        return self._once(self._templates, which, lambda _: self._asked_by(section, found), said)
 
     def _asked_by(self, section: LocalModel, found: Source) -> Source:
         """A model with the chat template and the day of its section. Raises ValueError for a template that cannot be used."""
@@ -200,10 +202,20 @@ class Files:
         return self._once(self._hub_models, _of_hub(section), lambda _: self._hub_model(section), where)
 
     def _hub_model(self, section: LocalModel) -> Source:
-        found = _hub_model(section, self.lock, self.fetches)
-        if found.path.is_dir():
-            check_model(found.path, self.bounds, self.fetches == "all")
-        return found
+        """A model of the hub: its weights where the verb reads them, for a plan its settings and tokenizer, which shows who may have them.
+
+        Raises ValueError where it cannot be had.
+        """
+        assert section.hub is not None
+        try:
+            at = section.revision or hub.revision(self.lock, "models", section.hub)
+            read = self.fetches != "nothing"
+            path = hub.fetch_model(section.hub, at, weights=self.fetches == "all") if read else Path(section.hub)
+        except hub.NotThere as error:
+            raise ValueError(f"{error}; a copy of its folder may be named as model.path") from error
+        if path.is_dir():
+            check_model(path, self.bounds, self.fetches == "all")
+        return Source(path, f"hub:models/{section.hub}@{at}")
 
     def _dataset(self, section: DatasetData | Sft, where: str) -> Shown:
         """Look at a public dataset once, and return what its rows show."""
@@ -269,26 +281,8 @@ def _local_path(section: Any) -> str | None:
     return path if isinstance(path, str) and path != "???" else None
 
 
-def _which_model(model: LocalModel) -> str:
-    return repr([model.path, _of_hub(model), model.chat_template, model.template_date])
-
-
 def _of_hub(model: LocalModel) -> str:
     return f"{model.hub}@{model.revision}"
-
-
-def _hub_model(section: LocalModel, lock: Path, fetches: Fetches) -> Source:
-    """A model of the hub: its weights where the verb reads them, for a plan its settings and tokenizer, which shows who may have them.
-
-    Raises ValueError where it cannot be had.
-    """
-    assert section.hub is not None
-    try:
-        at = section.revision or hub.revision(lock, "models", section.hub)
-        path = Path(section.hub) if fetches == "nothing" else hub.fetch_model(section.hub, at, weights=fetches == "all")
-    except hub.NotThere as error:
-        raise ValueError(f"{error}; a copy of its folder may be named as model.path") from error
-    return Source(path, f"hub:models/{section.hub}@{at}")
 
 
 def _valid_section(record: type[M], section: Any) -> M | None:
@@ -333,14 +327,8 @@ def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Sou
 
 
 def _data_file(text: str) -> tuple[Path, Shown]:
-    path = user_path(text)
-    if not path.is_file():
-        raise ValueError(f"data.path must be a preference file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
+    path = a_file(text, "data.path", "a preference file")
     return path, shown_by(read_preferences(path).rows[0])
-
-
-def _which_prompts(method: Tree, data: str) -> str:
-    return repr([method["name"] == "spin", method["prompts"], data])
 
 
 def _prompts_file(text: str, answered: bool, data: str) -> int:

@@ -31,10 +31,10 @@ NAME_ONE = f"name one as model.chat_template ({KNOWN}, or a Jinja file)"
 ADD_ONE = f"add {TEMPLATE}"
 
 
-def a_file(text: str, key: str) -> Path:
+def a_file(text: str, key: str, what: str = "a file") -> Path:
     path = user_path(text)
     if not path.is_file():
-        raise ValueError(f"{key} must be a file, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
+        raise ValueError(f"{key} must be {what}, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
     return path
 
 

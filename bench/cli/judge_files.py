@@ -12,7 +12,7 @@ from bench.config import FITTED, Bounds
 from bench.judges.asked.prices import price_of
 from bench.judges.asked.prompts import OWN_GAME, OWN_PROMPTS, annotator, arena_hard_template, mt_bench_digest, mt_bench_templates
 from bench.judges.formats.alpaca_eval import read_calibration
-from bench.judges.formats.items import hub_file, read_items
+from bench.judges.formats.items import hub_file, read_benchmark_items
 from bench.models.templates import look, read_template
 from bench.store.keys import Source
 from bench.text_files import BadFile
@@ -56,7 +56,7 @@ def judge_files_of(judge: Tree, bounds: Bounds) -> JudgeFiles:
     if given in (None, FITTED):
         return found
     path = a_file(given, "judge.calibration")
-    items = read_items("arena_hard" if "baseline" in found.files else "alpaca_eval", found.files) if found.files else []
+    items = read_benchmark_items("arena_hard" if "baseline" in found.files else "alpaca_eval", found.files) if found.files else []
     n = len(items) or judge["n_items"]
     read_calibration(path, items, n if isinstance(n, int) else None)
     return replace(found, calibration=path)
@@ -83,7 +83,7 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
         what = CLASSIFIERS.get(judge["name"])
         model = model_folder(judge["model"], bounds, "judge.model", what) if what and judge["model"] != "???" else None
         files = {"items": a_file(judge["items"], "judge.items")} if judge["items"] else {}
-        return JudgeFiles(None, model, files, len(read_items("alpaca_eval", files)) if files else 0)
+        return JudgeFiles(None, model, files, len(read_benchmark_items("alpaca_eval", files)) if files else 0)
     if judge["name"] == "arena_hard":
         path = a_file(judge["prompts"], "judge.prompts") if judge["prompts"] else OWN_GAME
         prompts = Source(path, arena_hard_template(path).digest)
@@ -112,7 +112,7 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
         raise ValueError(f"judge.{next(iter(files))} goes with judge.items, which is not set")
     form = "alpaca_eval" if judge["name"] == "arena_hard" and "baseline" not in files else judge["name"]
     try:
-        items = read_items(form, files) if files else []
+        items = read_benchmark_items(form, files) if files else []
     except BadFile as error:
         if form == judge["name"]:
             raise

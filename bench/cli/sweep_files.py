@@ -56,17 +56,22 @@ def is_session(key: str) -> bool:
     return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells", "hydra")
 
 
-@dataclass(frozen=True)
+@dataclass
 class CommandLine:
     """The words after `python -m bench`, read."""
 
-    sweep: str | None
-    given: Mapping[str, list[Any]]  # key or group -> its values: one, or more for an axis
-    words: Mapping[str, str]  # key -> the word as it was typed
-    hydra: tuple[str, ...]  # words about Hydra itself
-    folders: tuple[Path, ...]  # --config-dir
-    problems: tuple[str, ...]
-    refused: tuple[str, ...] = ()  # words that hold a credential; other problems might repeat it
+    sweeps: list[str] = field(default_factory=list)
+    given: dict[str, list[Any]] = field(default_factory=dict)  # key or group -> its values: one, or more for an axis
+    words: dict[str, str] = field(default_factory=dict)  # key -> the word as it was typed
+    hydra: list[str] = field(default_factory=list)  # words about Hydra itself
+    folders: list[Path] = field(default_factory=list)  # --config-dir
+    problems: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # words that hold a credential; other problems might repeat it
+    max_cells: int = MAX_CELLS  # so many values an axis can have at most
+
+    @property
+    def sweep(self) -> str | None:
+        return self.sweeps[0] if len(self.sweeps) == 1 else None
 
     @property
     def asks(self) -> bool:
@@ -81,20 +86,6 @@ class CommandLine:
         return shlex.join([*folders, *sweep, *(word for key, word in self.words.items() if not is_session(key))])
 
 
-@dataclass
-class _Reading:
-    """A command line while it is read."""
-
-    sweeps: list[str] = field(default_factory=list)
-    given: dict[str, list[Any]] = field(default_factory=dict)
-    words: dict[str, str] = field(default_factory=dict)
-    hydra: list[str] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    max_cells: int = MAX_CELLS  # so many values an axis can have at most
-
-
 def _max_cells(words: Sequence[str]) -> int:
     """What the command line sets, known before any axis is read."""
     given = [word.removeprefix("max_cells=") for word in words if word.startswith("max_cells=")]
@@ -104,7 +95,7 @@ def _max_cells(words: Sequence[str]) -> int:
 def parse_command_line(words: Sequence[str]) -> CommandLine:
     """Read Hydra's override grammar; what cannot be read becomes a problem, not an exception."""
     words, problems = with_commands(words)
-    reading, parser, rest = _Reading(problems=problems, max_cells=_max_cells(words)), OverridesParser.create(), iter(words)
+    reading, parser, rest = CommandLine(problems=problems, max_cells=_max_cells(words)), OverridesParser.create(), iter(words)
     for word in rest:
         if word in ("--config-dir", "-cd"):
             _read_folder(next(rest, ""), reading)
@@ -114,12 +105,10 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
             _read_override(word, parser, reading)
     if len(reading.sweeps) > 1:
         reading.problems.append(f"one sweep at a time, got {', '.join(reading.sweeps)} (command line): run the command once for each")
-    sweep = reading.sweeps[0] if len(reading.sweeps) == 1 else None
-    said = tuple(reading.problems), tuple(reading.refused)
-    return CommandLine(sweep, reading.given, reading.words, tuple(reading.hydra), tuple(reading.folders), *said)
+    return reading
 
 
-def _read_folder(text: str, reading: _Reading) -> None:
+def _read_folder(text: str, reading: CommandLine) -> None:
     folder = user_path(text)
     if text and folder.is_dir():
         reading.folders.append(folder)
@@ -127,7 +116,7 @@ def _read_folder(text: str, reading: _Reading) -> None:
         reading.problems.append(f"--config-dir must be a folder of configs, got {text or 'nothing'}: no such folder")
 
 
-def _read_override(word: str, parser: OverridesParser, reading: _Reading) -> None:
+def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> None:
     say = reading.problems.append
     if (n := word.count(",")) >= reading.max_cells:
         say(f"{word.partition('=')[0][:80]} has some {n + 1} values on the command line, more than max_cells={reading.max_cells}")

@@ -37,7 +37,7 @@ from bench.commands.faults import say_wrong
 from bench.commands.planned_sweep import sweep_of
 from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name, user_path
 from bench.output_files import why
-from bench.planning.inputs import CellPlan, Sources
+from bench.planning.inputs import CellPlan, Sources, all_stages
 from bench.records import size_words
 from bench.report import PASSPORTS
 from bench.runner.evict import WEIGHTS
@@ -176,7 +176,8 @@ def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sw
         left_out = _stages(sweep.cells, store, root)
         copied = _copy_sources(sweep.cells, root)
         _write_json(root / BUNDLE_FILE, told_of(opened, copied, sweep.cells, store))
-        _write_json(root / "environment.json", environment() | {"distributions": _distributions()})
+        installed = {f"{found.name}=={found.version}" for found in importlib.metadata.distributions() if found.name}
+        _write_json(root / "environment.json", environment() | {"distributions": sorted(installed, key=str.lower)})
         if opened.sweep and (path := sweep_path(opened.sweep, ())).is_file():
             shutil.copyfile(path, root / "sweep.yaml")
             (root / "sweep.yaml").chmod(0o644)
@@ -204,26 +205,23 @@ def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
     """Every finished stage: its manifest, and the files that tables and numbers read. Returns the bytes that were left out."""
     read_by_tables = {stage for cell in cells for stage in [cell.score, *cell.roles.values(), *cell.score.inputs.values()]}
     left_out = 0
-    for stage in dict.fromkeys(stage for cell in cells for stage in cell.stages):
+    for stage in all_stages(cells):
         if reason := store.failure(stage):
             failed = {"kind": stage.kind, "key": stage.key, "error": _here(reason)}
             _write_json(root / "store" / stage.kind / f"{stage.key}.failed.json", failed)
-        if store.status(stage).state != "done":
+        if not store.is_done(stage):
             continue
         manifest, folder, there = store.manifest(stage), store.folder(stage), root / "store" / stage.kind / stage.key
         there.mkdir(parents=True)
         every = {**manifest.files, **manifest.recorded_files}
-        gone = [name for name in every if name in manifest.evicted or stage not in read_by_tables or _not_for_tables(name)]
+        of_training = [name for name in every if name.endswith(WEIGHTS) or name.startswith("model/") or name == "train.jsonl"]
+        gone = [name for name in every if name in (*manifest.evicted, *of_training) or stage not in read_by_tables]
         for name in every.keys() - set(gone):
             (there / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, there / name)
         write_manifest(there / "manifest.json", replace(manifest, evicted=sorted(gone)))
         left_out += sum(every[name].size for name in gone)
     return left_out
-
-
-def _not_for_tables(name: str) -> bool:
-    return name.endswith(WEIGHTS) or name.startswith("model/") or name == "train.jsonl"
 
 
 def _here(text: str) -> str:
@@ -260,12 +258,8 @@ def told_of(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPla
         "axes": list(opened.axes),
         "expectations": [item.model_dump(mode="json") for item in opened.expectations],
         "cells": cells,
-        "done": sorted(cell.key for cell in planned if store.status(cell.score).state == "done"),
+        "done": sorted(cell.key for cell in planned if store.is_done(cell.score)),
     }
-
-
-def _distributions() -> list[str]:
-    return sorted({f"{found.name}=={found.version}" for found in importlib.metadata.distributions() if found.name}, key=str.lower)
 
 
 def _write_json(path: Path, value: Any) -> None:

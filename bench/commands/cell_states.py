@@ -10,10 +10,11 @@ from typing import Any
 from bench import report
 from bench.planning.inputs import CellPlan
 from bench.planning.to_do import make_plan
+from bench.records import grouped
 from bench.report import Sweep
 from bench.runner.cluster_queue import job_of
 from bench.runner.progress_view import stage_words
-from bench.runner.slurm import OVER, JobState, queue_states
+from bench.runner.slurm import OVER, JobState, look_at_squeue
 from bench.store.store import Store
 from bench.text_files import BadFile, read_csv, read_object
 
@@ -22,21 +23,19 @@ WRONG = ("failed", "lost", "damaged", "stale", "absent")  # states of a cell tha
 
 def wrong_cells(sweep: Sweep, store: Store, made: Container[str] = ()) -> list[str]:
     """A line for each reason that cells have failed or are lost, damaged, stale or absent."""
-    jobs = _jobs(store)
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for cell in sweep.cells:
-        state, why = cell_state(cell, store, jobs, made)
-        if state in WRONG:
-            reasons.setdefault((state, why), []).append(cell.name)
+    jobs = jobs_of(store)
+    reasons = grouped((cell_state(cell, store, jobs, made), cell.name) for cell in sweep.cells)
     lines = []
     for (state, why), names in reasons.items():
+        if state not in WRONG:
+            continue
         more = f" and {len(names) - 1} more cells" if len(names) > 1 else ""
         lines.append(f"{state.upper():<8} {why if state == 'damaged' else f'{names[0]}{more}: {why}'}")
     return lines
 
 
-def _jobs(store: Store) -> Mapping[str, JobState]:
-    return queue_states() if any(store.root.glob("*/*.job.json")) else {}
+def jobs_of(store: Store) -> Mapping[str, JobState]:
+    return look_at_squeue().jobs if any(store.root.glob("*/*.job.json")) else {}
 
 
 def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made: Container[str] = ()) -> tuple[str, str]:

@@ -88,20 +88,17 @@ def export(do: Export, results: Path, store: Store) -> list[str]:
 def _write(found: Exported, model: Path, out: Path) -> None:
     part = out.with_name(f"{out.name}.part-{os.getpid()}")
     try:
-        _write_aside(found, model, part)
+        shutil.copytree(model, part)
+        path = part / "adapter_config.json"
+        if path.exists() and (hub := _hub_base(found.config)):
+            named = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": hub}
+            path.write_text(json.dumps(named, indent=1, sort_keys=True), "utf-8")
+        (part / "README.md").write_text(card(found, adapter=path.exists()), encoding="utf-8")
         if out.exists():
             out.rmdir()  # the door saw that it is empty
         part.replace(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _write_aside(found: Exported, model: Path, part: Path) -> None:
-    shutil.copytree(model, part)
-    if (path := part / "adapter_config.json").exists() and (hub := _hub_base(found.config)):
-        named = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": hub}
-        path.write_text(json.dumps(named, indent=1, sort_keys=True), "utf-8")
-    (part / "README.md").write_text(card(found, adapter=(part / "adapter_config.json").exists()), encoding="utf-8")
 
 
 def _of_policy(cell: str, stages: Mapping[str, Mapping[str, str]], store: Store) -> Manifest:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from rich.table import Table
-
 from bench.cli.compose import Opened
 from bench.commands import OK
 from bench.commands.planned_sweep import sweep_of
@@ -14,18 +12,19 @@ from bench.config import PlanVerb, WorldData
 from bench.config.errors import BadConfig
 from bench.forecast import compute_table
 from bench.forecast.compute_table import CELL_COLUMNS, STAGE_COLUMNS
-from bench.forecast.compute_table import Report as Sizes
+from bench.forecast.compute_table import SizeReport as Sizes
 from bench.forecast.judge_cost import JudgeCost, judge_costs, with_costs
 from bench.forecast.row_counts import data_lines
-from bench.forecast.stage_time import Estimate, estimates
+from bench.forecast.stage_time import StageForecast, estimates
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
+from bench.records import grouped
 from bench.report import Sweep
 from bench.runner.local_pool import pool_size
 from bench.runner.progress_view import clock, makespan_s
 from bench.store.keys import Stage
 from bench.store.store import Store
-from bench.terminal import Terminal
+from bench.terminal import Terminal, plain_table
 from bench.text_files import BadFile
 
 
@@ -56,24 +55,20 @@ def costs_of(plan: Plan, store: Store) -> dict[Stage, JudgeCost]:
 def print_plan(
     sweep: Sweep,
     plan: Plan,
-    forecast: Mapping[Stage, Estimate],
+    forecast: Mapping[Stage, StageForecast],
     workers: int,
     costs: Mapping[Stage, JudgeCost],
     data: Sequence[str] = (),
 ) -> None:
     """Cells, unique stages by kind with what is done, forecasts of time, tokens and judge cost; `data`: lines on the rows."""
-    console = Terminal(soft_wrap=True)
-    cells = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("cell", "to do", "done"):
-        cells.add_column(column, no_wrap=True, justify="left" if column == "cell" else "right")
+    console = Terminal(soft_wrap=True, highlight=False)
+    cells = plain_table(f"{sweep.name}: {len(sweep.cells)} cells", ("cell", "to do", "done"))
     to_do = set(plan.to_do)
     for cell in sweep.cells:
         n = sum(stage in to_do for stage in cell.stages)
         cells.add_row(cell.name, str(n), str(len(cell.stages) - n))
     console.print(cells)
-    kinds = Table(title="unique stages", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("kind", "done or not needed", "to do", "shared by cells", "seconds", "tokens at most"):
-        kinds.add_column(column, no_wrap=True, justify="left" if column == "kind" else "right")
+    kinds = plain_table("unique stages", ("kind", "done or not needed", "to do", "shared by cells", "seconds", "tokens at most"))
     uses = Counter(stage for cell in sweep.cells for stage in cell.stages)
     for kind in dict.fromkeys(stage.kind for stage in uses):
         of_kind = [stage for stage in uses if stage.kind == kind]
@@ -89,54 +84,49 @@ def print_plan(
     console.print(kinds)
     for status in plan.statuses.values():
         if status.why:
-            console.print(status.why, style="yellow", highlight=False, markup=False)
+            console.plain(status.why, "yellow")
     known = {stage: estimate.seconds for stage, estimate in forecast.items() if estimate.seconds is not None}
     unknown = len(forecast) - len(known)
     time_words = "no like stage has run here yet: no forecast"
     if known or not forecast:
         time_words = f"about {clock(makespan_s(known, workers)).strip()} with {workers} at a time"
         time_words += f" and {unknown} stages of which no like has run here" if unknown else ""
-    console.print(f"time     {time_words}", highlight=False)
-    console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{_uncounted(sweep)}", highlight=False)
+    console.print(f"time     {time_words}")
+    uncounted = ", not counting rows of your file" if any(not isinstance(cell.cell.data, WorldData) for cell in sweep.cells) else ""
+    console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{uncounted}")
     names = ", ".join(sorted({cell.cell.judge.name for cell in sweep.cells}))
     of_labels = [cost for stage, cost in costs.items() if labels_samples(stage)]
     evaluating = {stage: cost for stage, cost in costs.items() if not labels_samples(stage)}
-    console.print(f"judge    {_cost_words(list(evaluating.values()))} ({names})", highlight=False)
-    by_label: dict[str, list[JudgeCost]] = {}
-    for stage, cost in evaluating.items():
-        by_label.setdefault(stage.label, []).append(cost)
+    console.print(f"judge    {_cost_words(list(evaluating.values()))} ({names})")
+    by_label = grouped((stage.label, cost) for stage, cost in evaluating.items())
     for label, some in by_label.items() if len(by_label) > 1 else ():  # a jury's members
-        console.print(f"         {label}: {_cost_words(some)}", highlight=False)
+        console.print(f"         {label}: {_cost_words(some)}")
     if of_labels:
-        console.print(f"labels   {_cost_words(of_labels)}", highlight=False)
+        console.print(f"labels   {_cost_words(of_labels)}")
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
-        console.print(f"         counted from {how}", highlight=False)
+        console.print(f"         counted from {how}")
     for place, line in enumerate(data):
-        console.print(f"{'' if place else 'data':<9}{line}", highlight=False, markup=False)
+        console.plain(f"{'' if place else 'data':<9}{line}")
 
 
 def print_sizes(found: Sizes | None) -> None:
     """What models of size take; nothing where there is nothing to say."""
-    console = Terminal(soft_wrap=True)
+    console = Terminal(soft_wrap=True, highlight=False)
     tables = {"work of models, to do": (STAGE_COLUMNS, found.stages), "by cell": (CELL_COLUMNS, found.cells)} if found else {}
     for title, (columns, rows) in tables.items():
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for place, column in enumerate(columns):
-            table.add_column(column, no_wrap=True, justify="right" if place else "left")
+        table = plain_table(title, columns)
         for row in rows:
             table.add_row(*row)
         if rows:
-            Terminal(width=max(Terminal(width=10_000).measure(table).maximum, console.width)).print(table, highlight=False)
+            console.whole(table)
     for place, line in enumerate(found.lines if found else ()):
-        console.print(f"{'' if place else 'size':<9}{line}", highlight=False, markup=False)
+        console.plain(f"{'' if place else 'size':<9}{line}")
 
 
 def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
     """What an audit would ask, line by line, and what that costs."""
-    console = Terminal(soft_wrap=True)
-    table = Table(title="to be asked", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("judge", "about", "requests", "tokens sent", "tokens back", "$"):
-        table.add_column(column, no_wrap=True, justify="left" if column in ("judge", "about") else "right")
+    console = Terminal(soft_wrap=True, highlight=False)
+    table = plain_table("to be asked", ("judge", "about", "requests", "tokens sent", "tokens back", "$"), n_texts=2)
     for cell in plan.cells:
         for role in cell.roles.values():
             if cost := costs.get(role):
@@ -144,15 +134,15 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
                 numbers = (f"{n:,}" for n in (cost.requests, cost.prompt_tokens, cost.completion_tokens))
                 table.add_row(cell.name, role.label, *numbers, dollars)
     if table.row_count:
-        width = Terminal(width=10_000).measure(table).maximum
-        Terminal(width=max(width, console.width)).print(table, highlight=False)
+        console.whole(table)
     names = ", ".join(sorted({cell.cell.judge.name for cell in plan.cells}))
-    console.print(f"judge    {_cost_words(list(costs.values()))} ({names})", highlight=False)
+    console.print(f"judge    {_cost_words(list(costs.values()))} ({names})")
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
-        console.print(f"         counted from {how}", highlight=False)
+        console.print(f"         counted from {how}")
     budgets = [budget for cell in plan.cells if (budget := getattr(cell.cell.judge, "budget_dollars", None)) is not None]
     if budgets and sum(cost.dollars for cost in costs.values() if cost.dollars is not None) > min(budgets):
-        console.print(f"         more than judge.budget_dollars={min(budgets):g}: it stops there (exit 4), and goes on once that is raised")
+        stops = f"more than judge.budget_dollars={min(budgets):g}: it stops there (exit 4), and goes on once that is raised"
+        console.print(f"         {stops}", highlight=True)
 
 
 def _cost_words(costs: Sequence[JudgeCost]) -> str:
@@ -164,11 +154,6 @@ def _cost_words(costs: Sequence[JudgeCost]) -> str:
     unknown = any(cost.dollars is None for cost in costs)
     dollars = f"${known:.2f}" if known or not unknown else "no price known (judge.prices)"
     return f"{dollars}{' and a model without a price' if known and unknown else ''}: {requests:,} requests, {tokens}"
-
-
-def _uncounted(sweep: Sweep) -> str:
-    local = any(not isinstance(cell.cell.data, WorldData) for cell in sweep.cells)
-    return ", not counting rows of your file" if local else ""
 
 
 def _seconds(values: Sequence[float | None]) -> str:

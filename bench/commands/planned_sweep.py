@@ -15,7 +15,10 @@ def sweep_of(opened: Opened) -> report.Sweep:
     """The cells of a command, planned."""
     asked = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
     cells = with_start_cells(asked, opened.sources)
-    return report.Sweep(_sweep_name(opened, cells), opened.title, opened.command, cells, opened.expectations, opened.axes)
+    name = opened.sweep or "cells"
+    if opened.replaced or not opened.sweep:  # one that no other set of cells has
+        name += f"-{hash_key(sorted(cell.key for cell in cells))[:8]}"
+    return report.Sweep(name, opened.title, opened.command, cells, opened.expectations, opened.axes)
 
 
 def with_start_cells(cells: Sequence[CellPlan], sources: Sequence[Sources]) -> list[CellPlan]:
@@ -26,10 +29,3 @@ def with_start_cells(cells: Sequence[CellPlan], sources: Sequence[Sources]) -> l
         found.setdefault(start.key, start)
         found.setdefault(cell.key, cell)
     return list(found.values())
-
-
-def _sweep_name(opened: Opened, cells: Sequence[CellPlan]) -> str:
-    """The file's name; with replaced axes or without a file, one that no other set of cells has."""
-    if opened.sweep and not opened.replaced:
-        return opened.sweep
-    return f"{opened.sweep or 'cells'}-{hash_key(sorted(cell.key for cell in cells))[:8]}"

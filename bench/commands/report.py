@@ -8,7 +8,7 @@ from pathlib import Path
 from bench import report
 from bench.cli.compose import BadConfig, Opened
 from bench.commands import OK, SOME_FAILED, bundle
-from bench.commands.faults import say_wrong, wrong_lines
+from bench.commands.faults import say_all, say_wrong, wrong_lines
 from bench.commands.planned_sweep import sweep_of
 from bench.planning.inputs import CellPlan
 from bench.runner.cell_folders import write_cell
@@ -30,7 +30,8 @@ def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
     rows = report.collect(sweep, store, {})
     table = results / "sweeps" / sweep.name / "table.csv"
     before = _content(table)
-    if not any(row.done for row in rows) and any(row["status"] == "done" for row in _csv_rows(before)):
+    old = csv.DictReader(before.decode(errors="replace").splitlines())
+    if not any(row.done for row in rows) and any(row.get("status") == "done" for row in old):
         if any(_has_folder(row.cell, results) for row in rows) and say_wrong(sweep, store, results):
             say(f"no cell of {sweep.name} has its numbers any more: {table.parent} stays as it is")
             return SOME_FAILED
@@ -40,8 +41,7 @@ def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
     paths = report.write_files(sweep, rows, results)
     notes = [f"CHANGED  {table} was another table before"] if before not in (b"", _content(table)) else []
     report.print_report(sweep, paths, [*notes, *exported], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
-    for line in wrong:
-        say(line)
+    say_all(wrong)
     return SOME_FAILED if wrong or exported or paths.unwritten or any(row.failed for row in rows) else OK
 
 
@@ -51,11 +51,6 @@ def _content(path: Path) -> bytes:
         return path.read_bytes() if path.is_file() else b""
     except OSError:
         return b""
-
-
-def _csv_rows(content: bytes) -> list[dict[str, str]]:
-    rows = csv.DictReader(content.decode(errors="replace").splitlines())
-    return [row for row in rows if row.get("status")]
 
 
 def _has_folder(cell: CellPlan, results: Path) -> bool:

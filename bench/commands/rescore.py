@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from bench.config import FITTED, Rescore, user_path
 from bench.judges.formats import alpaca_eval, mt_bench
 from bench.output_files import why, write_where_asked
 from bench.planning.inputs import CellPlan
-from bench.records import Item, Result, Verdict, read_jsonl
+from bench.records import Result, Verdict, grouped, read_items
 from bench.scoring.calibration import fitted, fitted_on, recalibrated
 from bench.scoring.numbers import score
 from bench.stats.estimates import Estimate, Unmeasured, rating_mean
@@ -39,6 +40,7 @@ from bench.terminal import say
 BOOTSTRAP_SEED = 0
 EXPORT_AGAIN = "do=report +sweep=... of its sweep makes it again"
 Line = dict[str, Any]
+Columns = dict[str, Callable[[Line], str]]  # what each column shows of a row
 T = TypeVar("T")
 
 
@@ -61,7 +63,7 @@ class Rescores:
     """What came out of files of judgements: a row a model, and how to show them."""
 
     rows: list[Line]
-    columns: Mapping[str, Callable[[Line], str]]
+    columns: Columns
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -127,13 +129,18 @@ def _interval(name: str, estimate: Estimate | None, factor: float = 1) -> Line:
     return {name + suffix: None if value is None else factor * value for suffix, value in found.items()}
 
 
-def _number(row: Line, name: str, digits: int) -> str:
-    return "-" if row.get(name) is None else f"{row[name]:.{digits}f}"
+def _number(name: str, digits: int) -> Callable[[Line], str]:
+    return lambda row: "-" if row.get(name) is None else f"{row[name]:.{digits}f}"
 
 
-def _bracketed(row: Line, name: str, digits: int) -> str:
-    value, low, high = (_number(row, name + suffix, digits) for suffix in ("", "_low", "_high"))
-    return value if low == "-" else f"{value} [{low}, {high}]"
+def _bracketed(name: str, digits: int) -> Callable[[Line], str]:
+    """A value with its interval, where it has one."""
+
+    def text(row: Line) -> str:
+        value, low, high = (_number(name + suffix, digits)(row) for suffix in ("", "_low", "_high"))
+        return value if low == "-" else f"{value} [{low}, {high}]"
+
+    return text
 
 
 # AlpacaEval's layout --------------------------------------------------------------------------------------------------
@@ -253,17 +260,17 @@ OFFICIAL = (
     "lc_standard_error",
 )
 AFTER_OFFICIAL = ("avg_length", "n_unscored", "n_repeated", "calibration")
-ALPACA_EVAL_COLUMNS: dict[str, Callable[[Line], str]] = {
-    "model": lambda row: row["model"],
-    "LC win rate %": lambda row: _bracketed(row, "lc_win_rate", 2),
-    "win rate %": lambda row: _number(row, "win_rate", 2),
-    "SE": lambda row: _number(row, "standard_error", 2),
-    "discrete %": lambda row: _number(row, "discrete_win_rate", 2),
-    "official LC %": lambda row: _number(row, "length_controlled_winrate", 2),
-    "length": lambda row: _number(row, "avg_length", 0),
-    "n": lambda row: _number(row, "n_total", 0),
-    "unscored": lambda row: _number(row, "n_unscored", 0),
-    "annotator": lambda row: row["annotator"],
+ALPACA_EVAL_COLUMNS: Columns = {
+    "model": itemgetter("model"),
+    "LC win rate %": _bracketed("lc_win_rate", 2),
+    "win rate %": _number("win_rate", 2),
+    "SE": _number("standard_error", 2),
+    "discrete %": _number("discrete_win_rate", 2),
+    "official LC %": _number("length_controlled_winrate", 2),
+    "length": _number("avg_length", 0),
+    "n": _number("n_total", 0),
+    "unscored": _number("n_unscored", 0),
+    "annotator": itemgetter("annotator"),
 }
 
 
@@ -280,10 +287,7 @@ def _alpaca_eval_notes(rows: Sequence[Line], do: Rescore) -> list[str]:
         notes.append("Rows of several annotators: each is another metric.")
     if repeated := [f"{row['model']} {row['n_repeated']}" for row in rows if row["n_repeated"]]:
         notes.append(f"Rows that repeat an instruction: {', '.join(repeated)}. The package counts each; LC win rate the last.")
-    reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if row["reason"] and not row["refused"]:
-            reasons.setdefault(row["reason"], []).append(row["model"])
+    reasons = grouped((row["reason"], row["model"]) for row in rows if row["reason"] and not row["refused"])
     return notes + [why + ("" if len(models) == len(rows) else f" ({', '.join(models)})") for why, models in reasons.items()]
 
 
@@ -314,9 +318,13 @@ def _single_row(model: str, judge: str, rows: Sequence[mt_bench.Rated], max_unsc
     last = mt_bench.last_ratings(rows)
     unscored = sum(v.rating is None for v in last)
     refusal = _refusal(unscored, len(last), max_unscored)
-    ours = None if refusal else rating_mean(_by_question(last))
+    ours = None if refusal else rating_mean(grouped((v.item_id, v.rating) for v in last))
     categories = {v.category: None for v in last if v.category}
-    means = {} if refusal else {c: rating_mean(_by_question([v for v in last if v.category == c])) for c in categories}
+    means = (
+        {}
+        if refusal
+        else {c: rating_mean(grouped((v.item_id, v.rating) for v in [v for v in last if v.category == c])) for c in categories}
+    )
     return {
         "model": model,
         "judge": judge,
@@ -334,17 +342,12 @@ def _single_row(model: str, judge: str, rows: Sequence[mt_bench.Rated], max_unsc
 
 
 def _by_question(verdicts: Sequence[Verdict]) -> dict[str, list[float | None]]:
-    ratings: dict[str, list[float | None]] = {}
-    for verdict in verdicts:
-        ratings.setdefault(verdict.item_id, []).append(verdict.rating)
-    return ratings
+    return grouped((verdict.item_id, verdict.rating) for verdict in verdicts)
 
 
 def _pair_row(model: str, judge: str, rows: Sequence[mt_bench.Compared], max_unscored: float) -> Line:
     last = mt_bench.last_comparisons(rows)
-    preferences: dict[str, list[float | None]] = {}
-    for row in last:
-        preferences.setdefault(row.question, []).append(mt_bench.preference_for(row, model))
+    preferences = grouped((row.question, mt_bench.preference_for(row, model)) for row in last)
     unscored = sum(row.preference is None for row in last)
     refusal = _refusal(unscored, len(last), max_unscored)
     return {
@@ -363,28 +366,30 @@ def _pair_row(model: str, judge: str, rows: Sequence[mt_bench.Compared], max_uns
     }
 
 
-COUNTS: dict[str, Callable[[Line], str]] = {
+COUNTS: Columns = {
     "rows": lambda row: str(row["rows"]),
     "failed": lambda row: str(row["failed"]),
     "repeated": lambda row: str(row["duplicate_keys"]),
-    "judge": lambda row: row["judge"],
+    "judge": itemgetter("judge"),
 }
-SINGLE_COLUMNS: dict[str, Callable[[Line], str]] = {
-    "model": lambda row: row["model"],
-    "rating": lambda row: _bracketed(row, "rating", 2),
-    "turn 1": lambda row: _number(row, "turn1", 4),
-    "turn 2": lambda row: _number(row, "turn2", 4),
-    "average": lambda row: _number(row, "average", 4),
-} | COUNTS
-PAIR_COLUMNS: dict[str, Callable[[Line], str]] = {
-    "model": lambda row: row["model"],
-    "win rate": lambda row: _bracketed(row, "pairwise_win_rate", 3),
-    "win": lambda row: _number(row, "win", 0),
-    "loss": lambda row: _number(row, "loss", 0),
-    "tie": lambda row: _number(row, "tie", 0),
-    "adjusted": lambda row: _number(row, "win_rate_adjusted", 6),
+SINGLE_COLUMNS: Columns = {
+    "model": itemgetter("model"),
+    "rating": _bracketed("rating", 2),
+    "turn 1": _number("turn1", 4),
+    "turn 2": _number("turn2", 4),
+    "average": _number("average", 4),
+    **COUNTS,
+}
+PAIR_COLUMNS: Columns = {
+    "model": itemgetter("model"),
+    "win rate": _bracketed("pairwise_win_rate", 3),
+    "win": _number("win", 0),
+    "loss": _number("loss", 0),
+    "tie": _number("tie", 0),
+    "adjusted": _number("win_rate_adjusted", 6),
     "flips": lambda row: str(row["order_flips"]),
-} | COUNTS
+    **COUNTS,
+}
 
 
 def _fastchat_notes(lines: Sequence[Line]) -> list[str]:
@@ -423,7 +428,7 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> bool:
 
 
 def _done(stage: object, store: Store) -> bool:
-    return not isinstance(stage, Stage) or store.status(stage).state == "done"
+    return not isinstance(stage, Stage) or store.is_done(stage)
 
 
 def _scored(cell: CellPlan, store: Store, calibration: Calibration | Unmeasured | None) -> Result:
@@ -443,7 +448,7 @@ def _of_cells(do: Rescore, cells: Sequence[CellPlan], store: Store) -> Mapping[s
     assert whole is not None
     roles = ("preference_verdicts", "preference_items")
     ready = [cell for cell in cells if all(role in cell.roles and _done(cell.roles[role], store) for role in roles)]
-    items = {cell.key: read_jsonl(store.folder(cell.roles["preference_items"]) / "items.jsonl", Item) for cell in ready}
+    items = {cell.key: read_items(store.folder(cell.roles["preference_items"])) for cell in ready}
     return {key: alpaca_eval.for_items(whole, found) for key, found in items.items()}
 
 

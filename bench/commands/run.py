@@ -55,7 +55,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         """Write and track each cell as soon as it has its numbers, or cannot have them any more."""
         for cell in sweep.cells:
             reason = failure_of(cell, failures)
-            if cell.key not in written and (reason or store.status(cell.score).state == "done"):
+            if cell.key not in written and (reason or store.is_done(cell.score)):
                 written.add(cell.key)
                 for line in write_cell(cell, store, results, reason):  # its numbers are in the store, where the tables find them
                     unwritten.append(line)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container
 
-from rich.table import Table
-
 from bench.cli.compose import Opened
 from bench.commands import OK, SOME_FAILED, bundle
-from bench.commands.cell_states import WRONG, _jobs, cell_state, made_cells
-from bench.commands.faults import say_damaged
+from bench.commands.cell_states import WRONG, cell_state, jobs_of, made_cells
+from bench.commands.faults import damaged_lines, say_all
 from bench.commands.planned_sweep import sweep_of
 from bench.report import Sweep
 from bench.runner.evict import evicted
 from bench.store.store import Store
-from bench.terminal import Terminal
+from bench.terminal import Terminal, plain_table
 
 
 def main(opened: Opened) -> int:
@@ -23,25 +21,23 @@ def main(opened: Opened) -> int:
     results = opened.session.results_dir
     store, sweep = Store(results / "store"), sweep_of(opened)
     made = made_cells(sweep, results)
-    return SOME_FAILED if print_status(sweep, store, made) or say_damaged(sweep, store) else OK
+    return SOME_FAILED if print_status(sweep, store, made) or say_all(damaged_lines(sweep, store)) else OK
 
 
 def print_status(sweep: Sweep, store: Store, made: Container[str] = ()) -> bool:
     """Cells by state: done, running, queued, failed, lost (begun, and nobody is at it), damaged, stale, absent (gone since it was made),
     interrupted, to do. True when one has failed or is lost, damaged, stale or absent. `made`: keys of cells that had their numbers."""
     console = Terminal(soft_wrap=True)
-    table = Table(title=f"{sweep.name}: {len(sweep.cells)} cells", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("cell", "state", "stages", "why"):
-        table.add_column(column, no_wrap=column != "why")
+    table = plain_table(f"{sweep.name}: {len(sweep.cells)} cells", ("cell", "state", "stages"), n_texts=3)
+    table.add_column("why")
     states = []
-    jobs = _jobs(store)
+    jobs = jobs_of(store)
     for cell in sweep.cells:
         state, why = cell_state(cell, store, jobs, made)
         states.append(state)
-        done = sum(store.status(stage).state == "done" for stage in cell.stages)
+        done = sum(store.is_done(stage) for stage in cell.stages)
         table.add_row(cell.name, state, f"{done}/{len(cell.stages)}", why)
-    # A table wider than the terminal runs on into the next line: a reason that is cut is none.
-    Terminal(width=max(Terminal(width=10_000).measure(table).maximum, console.width)).print(table)
+    console.whole(table)
     console.print(", ".join(f"{n} {state}" for state, n in Counter(states).items()), highlight=False)
     if gone := evicted(sweep.cells, store).words():
         console.print(gone, highlight=False)

@@ -53,7 +53,7 @@ def explain(do: Why, results: Path, store: Store) -> None:
     """Print a cell's lineage. Raises BadConfig where no cell, or more than one, is called so."""
     console = Terminal(soft_wrap=True)
     for line in lines(lineage(find_cell(str(do.cell), results), store)):
-        console.print(line, highlight=False, markup=False)
+        console.plain(line)
 
 
 def find_cell(name: str, results: Path) -> Path:

@@ -10,7 +10,7 @@ from bench.config.base import AsList, Count, Fraction, LaterField, Name, Positiv
 from bench.config.world import Writer
 
 
-class Annotator(Settings):
+class WorldAnnotator(Settings):
     """Who labels the world's pairs: prefers by sigmoid(difference / temperature), then flips a share of labels.
 
     The difference is the gold difference plus `length_bias` (points per word) times the difference in words.
@@ -47,7 +47,7 @@ class WorldData(Settings):
     completions_by: Literal["sft", "writer"]  # who wrote the pairs: the fine-tuned model, or the demonstrations' writer (one set for all)
     sample_temperature: Positive
     sample_max_new_tokens: Count
-    annotator: Annotator
+    annotator: WorldAnnotator
     form: Form  # unpaired: one of the two completions of a prompt, thumbs up if it was the preferred one
     fraction: Probability  # of the labelled train rows; 0 for methods that learn from none
     desirable_fraction: Fraction  # of the desirable train rows, after `fraction`; unpaired rows only

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import itertools
 import math
 import random
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,11 +25,11 @@ from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from bench.config import Pretraining, RefinedDpo, SftTraining, Trained, WorldModel
-from bench.conformance.judged import OUTSIDE, csft_rows, passes_through, ppo_rows, token_features, token_references, with_references
+from bench.conformance.judged import OUTSIDE, SIDES, csft_rows, passes_through, ppo_rows, token_features, token_references, with_references
 from bench.conformance.references import (
     REFERENCES,
     SPA_THRESHOLD,
-    Row,
+    PrescribedPair,
     extrapolated,
     judged,
     kto_weights,
@@ -87,11 +88,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "spa": [{"beta": 0.1, "alpha": 0.1, **REFINED}, {"beta": 1.0, "alpha": 0.4, **REFINED}],
 }
 # log-probabilities -20 and -30, the reference's -22 and -28, lengths 10 and 12, a KL of 3
-GOLDEN_ROW = Row(
+GOLDEN_ROW = PrescribedPair(
     -20, -30, -22, -28, 10, 12, mismatched_chosen=-40, mismatched_rejected=-40, ref_mismatched_chosen=-43, ref_mismatched_rejected=-43
 )
 # Ratios 1.5 and 2.25 of two desirable tokens, 0.4 of an undesirable one; values 0.1, 0.2 and 0.4
-PPO_ROW = Row(
+PPO_ROW = PrescribedPair(
     -3.0, -2.0, -3.0 - 3 * math.log(1.5), -2.0 - math.log(0.4), 2, 1, value_chosen=0.3, value_rejected=0.4
 )  # fmt: skip
 GOLDEN = {
@@ -118,7 +119,7 @@ GOLDEN = {
 }
 
 
-def _at_first_step(name: str, m: Any, rows: Sequence[Row]) -> float:
+def _at_first_step(name: str, m: Any, rows: Sequence[PrescribedPair]) -> float:
     """The loss while the policy is the reference."""
     match name:
         case "dpo":
@@ -211,7 +212,7 @@ FIRST_PROMPT = 10  # token of the first pair's prompt; those of completions say 
 WHOSE = ("chosen", "rejected", "mismatched_chosen", "mismatched_rejected")
 
 
-class PrescribedStates(torch.nn.Module):
+class StatesOfValues(torch.nn.Module):
     """Hidden states whose first number is a value: sums spread over the tokens of completions, OUTSIDE elsewhere."""
 
     def forward(self, sums: torch.Tensor, shares: torch.Tensor) -> SimpleNamespace:
@@ -221,14 +222,14 @@ class PrescribedStates(torch.nn.Module):
         return SimpleNamespace(last_hidden_state=torch.cat([states, states[:, -1:]], dim=1))
 
 
-class Prescribed(torch.nn.Module):
+class LogpsOfTable(torch.nn.Module):
     """A model whose completions have the summed log-probabilities of a table (pairs, 4), spread unevenly over their tokens."""
 
-    def __init__(self, rows: Sequence[Row]):
+    def __init__(self, rows: Sequence[PrescribedPair]):
         super().__init__()
         self.table = torch.nn.Parameter(torch.tensor([[getattr(row, whose) for whose in WHOSE] for row in rows], dtype=torch.float64))
         self.values = torch.tensor([[row.value_chosen, row.value_rejected, 0.0, 0.0] for row in rows], dtype=torch.float64)
-        self.base_model = PrescribedStates()
+        self.base_model = StatesOfValues()
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **_: Any) -> SimpleNamespace:
         inside = (labels[:, 1:] != -100).double()
@@ -241,7 +242,7 @@ class Prescribed(torch.nn.Module):
         return SimpleNamespace(log_probs=per_token, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
 
 
-def _pair_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+def _pair_features(rows: Sequence[PrescribedPair]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     features = [
         {"prompt_ids": [FIRST_PROMPT + i], "chosen_ids": [1] * row.chosen_length, "rejected_ids": [2] * row.rejected_length}
         for i, row in enumerate(rows)
@@ -249,23 +250,15 @@ def _pair_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str,
     return features, {"ref_chosen_logps": [row.ref_chosen for row in rows], "ref_rejected_logps": [row.ref_rejected for row in rows]}
 
 
-def _kto_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    features = [
-        {
-            "prompt_ids": [FIRST_PROMPT + i],
-            "completion_ids": [1 + side] * (row.rejected_length if side else row.chosen_length),
-            "KL_completion_ids": [3 + side] * 7,
-            "label": not side,
-        }
-        for i, row in enumerate(rows)
-        for side in (0, 1)
-    ]
+def _kto_features(rows: Sequence[PrescribedPair]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    features = token_features(rows, FIRST_PROMPT, (0, 1))
+    features = [feature | {"KL_completion_ids": [3 if feature["label"] else 4] * 7} for feature in features]
     own = [value for row in rows for value in (row.ref_chosen, row.ref_rejected)]
     partners = [value for row in rows for value in (row.ref_mismatched_chosen, row.ref_mismatched_rejected)]
     return features, {"ref_logps": own, "ref_KL_logps": partners}
 
 
-def random_rows(rng: random.Random, n: int, *, spread: float = 3.0, drift: float = 0.0, kind: str = "any") -> list[Row]:
+def random_rows(rng: random.Random, n: int, *, spread: float = 3.0, drift: float = 0.0, kind: str = "any") -> list[PrescribedPair]:
     """Pairs of some length whose policy is `drift` ± `spread` nats above the reference."""
     found = []
     for _ in range(n):
@@ -275,8 +268,8 @@ def random_rows(rng: random.Random, n: int, *, spread: float = 3.0, drift: float
         if kind == "equal references":
             references = [-20.0] * 4
         numbers = dict(zip((*WHOSE, *(f"ref_{whose}" for whose in WHOSE)), (*sums, *references), strict=True))
-        values = {f"value_{side}": rng.gauss(0, 1) * length for side, length in zip(("chosen", "rejected"), lengths, strict=True)}
-        found.append(Row(**numbers, **values, chosen_length=lengths[0], rejected_length=lengths[1]))
+        values = {f"value_{side}": rng.gauss(0, 1) * length for side, length in zip(SIDES, lengths, strict=True)}
+        found.append(PrescribedPair(**numbers, **values, chosen_length=lengths[0], rejected_length=lengths[1]))
     return found
 
 
@@ -311,6 +304,23 @@ class FirstStep(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs and not self.logs:
             self.logs = dict(logs)
+
+
+class Computed(NamedTuple):
+    """A loss, its gradient by the table of prescribed numbers, and what is logged."""
+
+    loss: float
+    gradient: torch.Tensor
+    logged: dict[str, float]
+
+
+def computed(trainer: Any, model: Any, inputs: Any) -> Computed:
+    metrics = trainer._metrics["train"]
+    metrics.clear()
+    loss = trainer.compute_loss(model, inputs)
+    loss.backward()
+    gradient = torch.zeros_like(model.table) if model.table.grad is None else model.table.grad
+    return Computed(loss.item(), gradient, {name: values[-1] for name, values in metrics.items()})
 
 
 class Bench:
@@ -357,7 +367,7 @@ class Bench:
     def model(self, seed: int) -> Any:
         return new_model(TINY.model_copy(update={"pretraining": TINY.pretraining.model_copy(update={"seed": seed})}), self.tokenizer)
 
-    def _by_hand(self) -> list[Row]:
+    def _by_hand(self) -> list[PrescribedPair]:
         """Log-probabilities of policy (seed 0) and reference (seed 1): one row at a time, unpadded, float64, the plain forward."""
         models = [self.model(seed).double().eval() for seed in (0, 1)]
         ended = set()
@@ -369,9 +379,9 @@ class Bench:
                 ended.add(completion[-1] == self.tokenizer.eos_token_id)
                 for prefix, model in zip(("", "ref_"), models, strict=True):
                     numbers[f"{prefix}{column}"] = math.fsum(self.token_logps(model, prompt, completion))
-                if column in ("chosen", "rejected"):
+                if column in SIDES:
                     numbers[f"{column}_length"] = len(completion)
-            rows.append(Row(**numbers))
+            rows.append(PrescribedPair(**numbers))
         if ended != {True, False} or len({row.chosen_length for row in rows}) < 4:
             raise AssertionError("the real batch must hold completions with EOS, ones that are cut, and padding")
         return rows
@@ -426,14 +436,12 @@ class Bench:
                 passes_through(trainer.critic.module)
         return self._prescribed[settings]
 
-    def prescribed(
-        self, settings: Any, rows: Sequence[Row], sides: Sequence[int] = (0, 1)
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-        """(loss, its gradient by the table (pairs, 4), logged numbers) of the method's trainer at prescribed log-probabilities.
+    def prescribed(self, settings: Any, rows: Sequence[PrescribedPair], sides: Sequence[int] = (0, 1)) -> Computed:
+        """What the method's trainer computes at prescribed log-probabilities, a table (pairs, 4).
 
         `sides`: which completions of the pairs csft and offline_ppo see, chosen (0) or rejected (1).
         """
-        trainer, model = self.prepared(settings), Prescribed(rows)
+        trainer, model = self.prepared(settings), LogpsOfTable(rows)
         if settings.name == "spa":
             trainer.threshold.seen = deque([SPA_THRESHOLD] * settings.window, settings.window)
         if settings.name in UNPAIRED - {"kto"}:
@@ -445,11 +453,7 @@ class Bench:
             inputs = trainer.data_collator([feature | {"row": 0} for feature in features])
         # The collator would make its reference log-probs float32.
         inputs |= {name: torch.tensor(values, dtype=torch.float64) for name, values in references.items()}
-        trainer._metrics["train"].clear()
-        loss = trainer.compute_loss(model, inputs)
-        loss.backward()
-        gradient = torch.zeros_like(model.table) if model.table.grad is None else model.table.grad
-        return loss.detach(), gradient, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+        return computed(trainer, model, inputs)
 
 
 @contextlib.contextmanager
@@ -492,148 +496,135 @@ def checks(bench: Bench, name: str) -> Iterator[Check]:
 
 
 def golden(bench: Bench, name: str) -> Check:
-    loss, _, _ = bench.prescribed(bench.first_settings(name), [PPO_ROW if name == "offline_ppo" else GOLDEN_ROW])
-    return Check("golden", "golden value", abs(loss.item() - GOLDEN[name]), TEN_DIGITS)
+    loss = bench.prescribed(bench.first_settings(name), [PPO_ROW if name == "offline_ppo" else GOLDEN_ROW]).loss
+    return Check("golden", "golden value", abs(loss - GOLDEN[name]), TEN_DIGITS)
 
 
 def first_step(bench: Bench, name: str) -> Check:
     """Policy = reference gives the known value; without a reference in the loss: another reference changes nothing."""
-    worst = 0.0
+    found = []
     rng = random.Random(f"first step/{name}")
     for settings in SETTINGS[name]:
         m, rows = method(name, settings), random_rows(rng, 4)
         if name in REFERENCE_FREE:
-            others = [replace(row, ref_chosen=row.ref_chosen - 5, ref_rejected=row.ref_rejected + 9) for row in rows]
-            worst = max(worst, deviation(bench.prescribed(m, others)[0].item(), bench.prescribed(m, rows)[0].item()))
-            continue
-        same = [replace(row, **{f"ref_{whose}": getattr(row, whose) for whose in WHOSE}) for row in rows]
-        worst = max(worst, deviation(bench.prescribed(m, same)[0].item(), _at_first_step(name, m, same)))
-    return Check("loss", "reference plays no part" if name in REFERENCE_FREE else "policy = reference", worst, EXACT)
+            same = [replace(row, ref_chosen=row.ref_chosen - 5, ref_rejected=row.ref_rejected + 9) for row in rows]
+            expected = bench.prescribed(m, rows).loss
+        else:
+            same = [replace(row, **{f"ref_{whose}": getattr(row, whose) for whose in WHOSE}) for row in rows]
+            expected = _at_first_step(name, m, same)
+        found.append(deviation(bench.prescribed(m, same).loss, expected))
+    return Check("loss", "reference plays no part" if name in REFERENCE_FREE else "policy = reference", worst_of(found), EXACT)
 
 
-def _batches(name: str) -> list[list[Row]]:
-    """One pair; policies above and below the reference, where clamps do and do not bite; log-ratios that saturate everything.
-
-    offline_ppo's do not saturate: a ratio of e^3000 is no number.
-    """
-    rng = random.Random(f"rows/{name}")
-    return [
-        random_rows(rng, 1),
-        random_rows(rng, 5, drift=4.0),
-        random_rows(rng, 5, drift=-4.0),
-        random_rows(rng, 6, spread=30.0 if name == "offline_ppo" else 3000.0),
-    ]
+def _runs(name: str, saturated: bool = False) -> Iterator[tuple[Any, list[PrescribedPair]]]:
+    """Each settings with one pair, and policies above and below the reference, where clamps do and do not bite; `saturated`: also with
+    log-ratios that saturate everything. offline_ppo's do not: a ratio of e^3000 is no number."""
+    for settings in SETTINGS[name]:
+        rng = random.Random(f"rows/{name}")
+        m = method(name, settings)
+        yield m, random_rows(rng, 1)
+        yield m, random_rows(rng, 5, drift=4.0)
+        yield m, random_rows(rng, 5, drift=-4.0)
+        if saturated:
+            yield m, random_rows(rng, 6, spread=30.0 if name == "offline_ppo" else 3000.0)
 
 
 def equation(bench: Bench, name: str) -> Check:
-    worst = 0.0
-    for settings in SETTINGS[name]:
-        m = method(name, settings)
-        for rows in _batches(name):
-            worst = worst_of(worst, deviation(bench.prescribed(m, rows)[0].item(), REFERENCES[name](rows, m)))
-    return Check("loss", "equation", worst, EXACT)
+    found = (deviation(bench.prescribed(m, rows).loss, REFERENCES[name](rows, m)) for m, rows in _runs(name, saturated=True))
+    return Check("loss", "equation", worst_of(found), EXACT)
 
 
-def worst_of(*deviations: float) -> float:
+def worst_of(deviations: Iterable[float]) -> float:
     """Their maximum; NaN is the worst of all."""
-    return math.nan if any(map(math.isnan, deviations)) else max(deviations)
+    every = list(deviations)
+    return math.nan if any(map(math.isnan, every)) else max(every)
 
 
 def gradient(bench: Bench, name: str, step: float = 1e-5) -> Check:
     """Autograd of the trainer's loss against central differences of the reference. Nothing may flow through KTO's reference point."""
-    worst = 0.0
-    for settings in SETTINGS[name]:
-        m = method(name, settings)
-        for rows in _batches(name)[:3]:
-            found = bench.prescribed(m, rows)[1]
-            for i, row in enumerate(rows):
-                for j, whose in enumerate(WHOSE):
-                    if whose.startswith("mismatched"):
-                        expected = 0.0
-                    else:
-                        up, down = (
-                            REFERENCES[name]([*rows[:i], replace(row, **{whose: getattr(row, whose) + move}), *rows[i + 1 :]], m)
-                            for move in (step, -step)
-                        )
-                        expected = (up - down) / (2 * step)
-                    worst = worst_of(worst, deviation(found[i, j].item(), expected))
-    return Check("gradient", "gradient", worst, GRADIENT)
+    found = []
+    for m, rows in _runs(name):
+        gradients = bench.prescribed(m, rows).gradient
+        for i, row in enumerate(rows):
+            for j, whose in enumerate(WHOSE):
+                if whose.startswith("mismatched"):
+                    expected = 0.0
+                else:
+                    up, down = (
+                        REFERENCES[name]([*rows[:i], replace(row, **{whose: getattr(row, whose) + move}), *rows[i + 1 :]], m)
+                        for move in (step, -step)
+                    )
+                    expected = (up - down) / (2 * step)
+                found.append(deviation(gradients[i, j].item(), expected))
+    return Check("gradient", "gradient", worst_of(found), GRADIENT)
 
 
 def logged(bench: Bench, name: str) -> Check:
     """rewards/* are beta (or 1) times the summed log-ratios to the reference, for every method; logps/* are sums."""
-    worst = 0.0
-    for settings in SETTINGS[name]:
-        m = method(name, settings)
-        for rows in _batches(name)[:3]:
-            numbers = bench.prescribed(m, rows)[2]
-            gains = {side: [getattr(row, f"gain_{side}") for row in rows] for side in ("chosen", "rejected")}
-            means = {side: reward_scale(m) * math.fsum(values) / len(rows) for side, values in gains.items()}
-            expected = {f"rewards/{side}": value for side, value in means.items()}
-            expected |= {"rewards/margins": means["chosen"] - means["rejected"]}
-            expected |= {f"logps/{side}": math.fsum(getattr(row, side) for row in rows) / len(rows) for side in ("chosen", "rejected")}
-            against = zip(gains["chosen"], gains["rejected"], strict=True)
-            if name in UNPAIRED:  # every desirable row against every undesirable one: they need not be pairs
-                against = ((a, b) for a in gains["chosen"] for b in gains["rejected"])  # type: ignore[assignment]
-            right = [a > b for a, b in against]
-            expected["rewards/accuracies"] = sum(right) / len(right)
-            worst = worst_of(worst, *(deviation(numbers.get(key, math.nan), value) for key, value in expected.items()))
-    return Check("logged", "logged rewards and log-probs", worst, LOGGED)
+    found = []
+    for m, rows in _runs(name):
+        numbers = bench.prescribed(m, rows).logged
+        gains = {side: [getattr(row, f"gain_{side}") for row in rows] for side in SIDES}
+        means = {side: reward_scale(m) * math.fsum(values) / len(rows) for side, values in gains.items()}
+        expected = {f"rewards/{side}": value for side, value in means.items()}
+        expected |= {"rewards/margins": means["chosen"] - means["rejected"]}
+        expected |= {f"logps/{side}": math.fsum(getattr(row, side) for row in rows) / len(rows) for side in SIDES}
+        # Every desirable row against every undesirable one: they need not be pairs.
+        against = itertools.product(*gains.values()) if name in UNPAIRED else zip(*gains.values(), strict=True)
+        right = [a > b for a, b in against]
+        expected["rewards/accuracies"] = sum(right) / len(right)
+        found += [deviation(numbers.get(key, math.nan), value) for key, value in expected.items()]
+    return Check("logged", "logged rewards and log-probs", worst_of(found), LOGGED)
 
 
 def reduces(bench: Bench, reduction: Reduction) -> Check:
-    worst = 0.0
+    found = []
     rng = random.Random(f"reduction/{reduction.method}")
     for drift in (4.0, -4.0):
         rows = random_rows(rng, 5, drift=drift, kind=reduction.rows)
-        one = bench.prescribed(method(reduction.method, reduction.settings), rows)[0].item()
-        other = bench.prescribed(method(reduction.other, reduction.other_settings), rows)[0].item()
-        worst = worst_of(worst, deviation(one, reduction.scale * other))
-    return Check("loss", reduction.text, worst, EXACT)
+        one = bench.prescribed(method(reduction.method, reduction.settings), rows).loss
+        found.append(deviation(one, reduction.scale * bench.prescribed(method(reduction.other, reduction.other_settings), rows).loss))
+    return Check("loss", reduction.text, worst_of(found), EXACT)
 
 
 def without_kl(bench: Bench) -> Check:
     """KTO with a reference point that is clamped to 0: 1 - sigma(± beta r)."""
-    worst = 0.0
+    found = []
     for row in random_rows(random.Random("without kl"), 5):
         below = replace(row, mismatched_chosen=row.ref_mismatched_chosen - 3, mismatched_rejected=row.ref_mismatched_rejected - 1)
         m = method("kto", SETTINGS["kto"][0])
         plain = sum(1 / (1 + math.exp(sign * m.beta * gain)) for sign, gain in ((1, row.gain_chosen), (-1, row.gain_rejected))) / 2
-        worst = worst_of(worst, deviation(bench.prescribed(m, [below])[0].item(), plain))
-    return Check("loss", "KL below 0: no reference point", worst, EXACT)
+        found.append(deviation(bench.prescribed(m, [below]).loss, plain))
+    return Check("loss", "KL below 0: no reference point", worst_of(found), EXACT)
 
 
 def adds_up(bench: Bench) -> Check:
     """With an SFT term, a loss of ours: TRL's DPO plus sft_weight times SFT on the chosen."""
-    worst = 0.0
     rows = random_rows(random.Random("sft term"), 5)
-    for weight in (0.0, 0.5, 3.0):
-        whole = bench.prescribed(method("dpo", {"beta": 0.3, "sft_weight": weight}), rows)[0]
-        parts = bench.prescribed(method("dpo", {"beta": 0.3}), rows)[0] + weight * bench.prescribed(method("sft_chosen", {}), rows)[0]
-        worst = worst_of(worst, deviation(whole.item(), parts.item()))
-    return Check("loss", "DPO + w × SFT on chosen", worst, EXACT)
+    dpo, sft = (bench.prescribed(m, rows).loss for m in (method("dpo", {"beta": 0.3}), method("sft_chosen", {})))
+    wholes = {weight: bench.prescribed(method("dpo", {"beta": 0.3, "sft_weight": weight}), rows).loss for weight in (0.0, 0.5, 3.0)}
+    found = (deviation(whole, dpo + weight * sft) for weight, whole in wholes.items())
+    return Check("loss", "DPO + w × SFT on chosen", worst_of(found), EXACT)
 
 
 def only_desirable(bench: Bench) -> Check:
     rows = random_rows(random.Random("only desirable"), 5)
-    found, sft = bench.prescribed(method("csft", {}), rows, sides=(0,))[0], bench.prescribed(method("sft_chosen", {}), rows)[0]
-    return Check("loss", "desirable rows alone = SFT on chosen", deviation(found.item(), sft.item()), EXACT)
+    found, sft = bench.prescribed(method("csft", {}), rows, sides=(0,)).loss, bench.prescribed(method("sft_chosen", {}), rows).loss
+    return Check("loss", "desirable rows alone = SFT on chosen", deviation(found, sft), EXACT)
 
 
 def value_gradient(bench: Bench, step: float = 1e-5) -> Check:
     """A shift of all values moves the value loss alone: advantages are fixed, and the policy's hidden states detached."""
-    worst = 0.0
-    for settings in SETTINGS["offline_ppo"]:
-        m = method("offline_ppo", settings)
+    found = []
+    for m, rows in _runs("offline_ppo"):
         last = [layer for layer in bench.prepared(m).critic.module if isinstance(layer, torch.nn.Linear)][-1]
-        for rows in _batches("offline_ppo")[:3]:
-            last.zero_grad()
-            bench.prescribed(m, rows)
-            assert last.bias.grad is not None
-            moved = [[replace(each, values=[v + move for v in each.values]) for each in judged(rows)] for move in (step, -step)]
-            up, down = (ppo_parts(completions, m).value for completions in moved)
-            worst = worst_of(worst, deviation(last.bias.grad.item(), m.value_weight * (up - down) / (2 * step)))
-    return Check("gradient", "gradient of the values", worst, GRADIENT)
+        last.zero_grad()
+        bench.prescribed(m, rows)
+        assert last.bias.grad is not None
+        moved = [[replace(each, values=[v + move for v in each.values]) for each in judged(rows)] for move in (step, -step)]
+        up, down = (ppo_parts(completions, m).value for completions in moved)
+        found.append(deviation(last.bias.grad.item(), m.value_weight * (up - down) / (2 * step)))
+    return Check("gradient", "gradient of the values", worst_of(found), GRADIENT)
 
 
 def extrapolation() -> Check:
@@ -642,14 +633,13 @@ def extrapolation() -> Check:
     ours, theirs = (torch.randn(3, 4, 5, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
     tokens = torch.randint(0, 5, (3, 4), generator=generator)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]])
-    worst = 0.0
+    found = []
     for extent in (0.125, 0.5, 2.0):
-        found = losses.extrapolated_logps(ours, theirs, tokens, mask, extent).tolist()
-        for i, value in enumerate(found):
+        for i, value in enumerate(losses.extrapolated_logps(ours, theirs, tokens, mask, extent).tolist()):
             kept = [t for t in range(4) if mask[i, t]]
             mine, reference = ([each[i, t].tolist() for t in kept] for each in (ours, theirs))
-            worst = worst_of(worst, deviation(value, extrapolated(mine, reference, [int(tokens[i, t]) for t in kept], extent)))
-    return Check("loss", "logits extrapolated", worst, EXACT)
+            found.append(deviation(value, extrapolated(mine, reference, [int(tokens[i, t]) for t in kept], extent)))
+    return Check("loss", "logits extrapolated", worst_of(found), EXACT)
 
 
 def n_rows(name: str) -> int:
@@ -659,7 +649,7 @@ def n_rows(name: str) -> int:
 
 def real_batch(bench: Bench, name: str) -> Check:
     """What a whole training logs at its first step, against the reference on log-probabilities by hand."""
-    worst = 0.0
+    found = []
     for settings in SETTINGS[name]:
         m = method(name, settings, batch_size=n_rows(name))
         if name == "offline_ppo":
@@ -668,18 +658,20 @@ def real_batch(bench: Bench, name: str) -> Check:
             expected = spa(bench.rows, m, threshold=0.0)  # nothing is distrusted at first
         else:
             expected = REFERENCES[name](bench.csft_rows if name == "csft" else bench.rows, m)
-        worst = worst_of(worst, deviation(bench.first_step(m).logs["loss"], expected))
-    return Check("batch", "real batch", worst, SINGLE)
+        found.append(deviation(bench.first_step(m).logs["loss"], expected))
+    return Check("batch", "real batch", worst_of(found), SINGLE)
 
 
 def accumulation(bench: Bench, name: str) -> Check:
-    """Eight pairs at once, or in two, four, eight parts: one gradient, one logged loss."""
-    settings = SETTINGS[name][-1]
-    whole = bench.first_step(method(name, settings, batch_size=n_rows(name)))
-    worst = 0.0
+    return accumulated(lambda **training: bench.first_step(method(name, SETTINGS[name][-1], **training)), n_rows(name))
+
+
+def accumulated(first_step: Callable[..., FirstStep], n: int) -> Check:
+    """All rows at once, or in two, four, eight parts: one gradient, one logged loss."""
+    whole = first_step(batch_size=n)
+    found = []
     for parts_of in (2, 4, 8):
-        size = n_rows(name) // parts_of
-        parts = bench.first_step(method(name, settings, batch_size=size, gradient_accumulation_steps=parts_of))
-        apart = (parts.gradient - whole.gradient).abs().max().item() / whole.gradient.abs().max().item()
-        worst = worst_of(worst, apart, deviation(parts.logs["loss"], whole.logs["loss"]))
-    return Check("batch", "batch size and accumulation", worst, SINGLE)
+        parts = first_step(batch_size=n // parts_of, gradient_accumulation_steps=parts_of)
+        found.append((parts.gradient - whole.gradient).abs().max().item() / whole.gradient.abs().max().item())
+        found.append(deviation(parts.logs["loss"], whole.logs["loss"]))
+    return Check("batch", "batch size and accumulation", worst_of(found), SINGLE)

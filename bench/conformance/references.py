@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
-class Row:
+class PrescribedPair:
     """One pair: log-probabilities of policy and reference, lengths, the same of KTO's mismatched completions, and a critic's values."""
 
     chosen: float
@@ -53,28 +53,30 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def dpo(rows: Sequence[Row], m: Any) -> float:
+def dpo(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2305.18290, eq. 7, plus the SFT term of 2404.19733"""
     preference = mean([minus_log_sigmoid(m.beta * row.delta) for row in rows])
-    return preference - m.sft_weight * mean([row.chosen / row.chosen_length for row in rows])
+    return preference + m.sft_weight * sft_chosen(rows, m)
 
 
-def cdpo(rows: Sequence[Row], m: Any) -> float:
+def cdpo(rows: Sequence[PrescribedPair], m: Any) -> float:
     """Mitchell 2023: cross-entropy between the label's probability 1 - eps and sigma(beta delta)"""
     eps = m.label_smoothing
-    return mean([(1 - eps) * minus_log_sigmoid(m.beta * row.delta) + eps * minus_log_sigmoid(-m.beta * row.delta) for row in rows])
+    return mean([cross_entropy(eps, m.beta * row.delta) for row in rows])
+
+
+def cross_entropy(eps: float, margin: float) -> float:
+    """Of a label that is right with probability 1 - eps."""
+    return (1 - eps) * minus_log_sigmoid(margin) + eps * minus_log_sigmoid(-margin)
 
 
 SPA_THRESHOLD = 0.6  # the confidence below which checks have it distrust a label
 
 
-def spa(rows: Sequence[Row], m: Any, threshold: float = SPA_THRESHOLD) -> float:
+def spa(rows: Sequence[PrescribedPair], m: Any, threshold: float = SPA_THRESHOLD) -> float:
     """2406.04412, eq. 9 and 10: a share alpha of the label moves to the other side where the policy's confidence is low"""
-    found = []
-    for row in rows:
-        share = m.alpha if sigmoid(m.beta * row.delta) < threshold else 0.0
-        found.append((1 - share) * minus_log_sigmoid(m.beta * row.delta) + share * minus_log_sigmoid(-m.beta * row.delta))
-    return mean(found)
+    margins = [m.beta * row.delta for row in rows]
+    return mean([cross_entropy(m.alpha if sigmoid(margin) < threshold else 0.0, margin) for margin in margins])
 
 
 def extrapolated(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], tokens: Sequence[int], extent: float) -> float:
@@ -87,36 +89,36 @@ def extrapolated(policy: Sequence[Sequence[float]], reference: Sequence[Sequence
     return total
 
 
-def robust(rows: Sequence[Row], m: Any) -> float:
+def robust(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2403.00409: the unbiased estimate of the clean loss under flips with probability eps"""
     eps = m.label_smoothing
     clean, flipped = ([minus_log_sigmoid(sign * m.beta * row.delta) for row in rows] for sign in (1, -1))
     return mean([((1 - eps) * a - eps * b) / (1 - 2 * eps) for a, b in zip(clean, flipped, strict=True)])
 
 
-def ipo(rows: Sequence[Row], m: Any) -> float:
+def ipo(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2310.12036, eq. 17, log-ratios per token"""
     h = [row.gain_chosen / row.chosen_length - row.gain_rejected / row.rejected_length for row in rows]
     return mean([(each - 0.5 / m.beta) ** 2 for each in h])
 
 
-def ipo_summed(rows: Sequence[Row], m: Any) -> float:
+def ipo_summed(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2310.12036, eq. 17, as printed"""
     return mean([(row.delta - 0.5 / m.beta) ** 2 for row in rows])
 
 
-def hinge(rows: Sequence[Row], m: Any) -> float:
+def hinge(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2309.06657, hinge-norm"""
     return mean([max(0.0, 1 - m.beta * row.delta) for row in rows])
 
 
-def slic(rows: Sequence[Row], m: Any) -> float:
+def slic(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2305.10425, eq. 4, with y_ref := y_w"""
     calibration = [max(0.0, m.delta - row.chosen + row.rejected) for row in rows]
     return mean(calibration) - m.lambda_nll * mean([row.chosen for row in rows])
 
 
-def simpo(rows: Sequence[Row], m: Any) -> float:
+def simpo(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2405.14734, eq. 6"""
     return mean(
         [minus_log_sigmoid(m.beta / row.chosen_length * row.chosen - m.beta / row.rejected_length * row.rejected - m.gamma) for row in rows]
@@ -128,20 +130,19 @@ def _odds(mean_logps: float) -> float:
     return p / (1 - p)
 
 
-def orpo(rows: Sequence[Row], m: Any) -> float:
+def orpo(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2403.07691, eq. 6 and 7: NLL + lambda · L_OR"""
-    nll = mean([-row.chosen / row.chosen_length for row in rows])
     ratios = [_odds(row.chosen / row.chosen_length) / _odds(row.rejected / row.rejected_length) for row in rows]
-    return nll + m.lambda_or * mean([minus_log_sigmoid(math.log(ratio)) for ratio in ratios])
+    return sft_chosen(rows, m) + m.lambda_or * mean([minus_log_sigmoid(math.log(ratio)) for ratio in ratios])
 
 
-def cpo(rows: Sequence[Row], m: Any) -> float:
+def cpo(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2401.08417: L_prefer + alpha · L_NLL"""
     prefer = mean([minus_log_sigmoid(m.beta * row.chosen - m.beta * row.rejected) for row in rows])
-    return prefer + m.alpha * mean([-row.chosen / row.chosen_length for row in rows])
+    return prefer + m.alpha * sft_chosen(rows, m)
 
 
-def kto(rows: Sequence[Row], m: Any) -> float:
+def kto(rows: Sequence[PrescribedPair], m: Any) -> float:
     """2402.01306 v5, eq. 8: E[lambda_y - v(x, y)] over both rows of each pair, z0 from mismatched completions"""
     drift = [row.mismatched_chosen - row.ref_mismatched_chosen for row in rows]
     drift += [row.mismatched_rejected - row.ref_mismatched_rejected for row in rows]
@@ -159,7 +160,7 @@ def kto_weights(m: Any) -> tuple[float, float]:
     return max(m.weight_ratio, 1.0), max(1 / m.weight_ratio, 1.0)
 
 
-def kto_pair(rows: Sequence[Row], m: Any) -> float:
+def kto_pair(rows: Sequence[PrescribedPair], m: Any) -> float:
     """HALOs and TRL, December 2023: the other half's mean log-ratio is the reference point"""
     chosen_kl = max(0.0, mean([row.gain_chosen for row in rows]))
     rejected_kl = max(0.0, mean([row.gain_rejected for row in rows]))
@@ -168,7 +169,7 @@ def kto_pair(rows: Sequence[Row], m: Any) -> float:
     return mean(chosen + rejected)
 
 
-def sft_chosen(rows: Sequence[Row], m: Any) -> float:
+def sft_chosen(rows: Sequence[PrescribedPair], m: Any) -> float:
     """Likelihood of the chosen completion per token, each completion counted once"""
     return mean([-row.chosen / row.chosen_length for row in rows])
 
@@ -181,7 +182,7 @@ def bradley_terry(rows: Sequence[Rewards]) -> float:
     return mean([minus_log_sigmoid(chosen - rejected) for chosen, rejected in rows])
 
 
-def csft(rows: Sequence[Row], m: Any) -> float:
+def csft(rows: Sequence[PrescribedPair], m: Any) -> float:
     """HALOs, per token: every completion counts once, whatever its label; the label is in the prompt"""
     return mean([-row.chosen / row.chosen_length for row in rows] + [-row.rejected / row.rejected_length for row in rows])
 
@@ -201,7 +202,7 @@ def spread(total: float, n: int) -> list[float]:
     return [2 * total * k / (n * (n + 1)) for k in range(1, n + 1)]
 
 
-def judged(rows: Sequence[Row]) -> list[Judged]:
+def judged(rows: Sequence[PrescribedPair]) -> list[Judged]:
     """Both completions of each pair."""
     found = []
     for row in rows:
@@ -241,26 +242,12 @@ def ppo_total(parts: PpoParts, m: Any) -> float:
     return parts.policy + m.value_weight * parts.value + m.kl_weight * parts.kl
 
 
-def offline_ppo(rows: Sequence[Row], m: Any) -> float:
+def offline_ppo(rows: Sequence[PrescribedPair], m: Any) -> float:
     """HALOs legacy: policy loss + 0.01 critic loss + 0.1 KL, with the reference as the old policy"""
     return ppo_total(ppo_parts(judged(rows), m), m)
 
 
-REFERENCES: dict[str, Callable[[Sequence[Row], Any], float]] = {
-    "sft_chosen": sft_chosen,
-    "dpo": dpo,
-    "cdpo": cdpo,
-    "robust": robust,
-    "ipo": ipo,
-    "ipo_summed": ipo_summed,
-    "hinge": hinge,
-    "slic": slic,
-    "simpo": simpo,
-    "orpo": orpo,
-    "cpo": cpo,
-    "kto": kto,
-    "kto_pair": kto_pair,
-    "csft": csft,
-    "offline_ppo": offline_ppo,
-    "spa": spa,
-}
+METHODS: tuple[Callable[[Sequence[PrescribedPair], Any], float], ...] = (
+    sft_chosen, dpo, cdpo, robust, ipo, ipo_summed, hinge, slic, simpo, orpo, cpo, kto, kto_pair, csft, offline_ppo, spa,
+)  # fmt: skip
+REFERENCES = {method.__name__: method for method in METHODS}

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.config import Adapter
 from bench.models.model_config import ADAPTER
+from bench.text_files import read_object
 
 
 def add_adapter(model: PreTrainedModel, settings: Adapter, seed: int) -> None:
@@ -76,6 +76,6 @@ def save_model(
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     if (path := folder / ADAPTER).exists():
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         config["base_model_name_or_path"] = None  # a path of this machine; the base is an input of whoever reads the adapter
         path.write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")

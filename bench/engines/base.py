@@ -12,7 +12,6 @@ from bench.config import Decoding, Loading
 from bench.models.hub import read_config, trusts_code
 from bench.models.model_config import ADAPTER
 from bench.models.tokenize import Ids, load_tokenizer, model_folder
-from bench.store.stage_settings import GenerateSettings, LogpsSettings, SampleSettings
 from bench.text_files import printable
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ USUAL = Loading()
 
 
 @dataclass(frozen=True)
-class Written:
+class DrawnCompletion:
     """One completion: text without special tokens, the tokens drawn with EOS, whether it ended by itself."""
 
     text: str
@@ -40,12 +39,25 @@ def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
 
+def in_batches(
+    lengths: Sequence[int], batch_size: int, compute: Callable[[list[int]], Sequence[float]], progress: Progress = silent
+) -> list[float]:
+    """A number of each row, in the rows' order; `compute` takes the row numbers of a batch of like length."""
+    found: dict[int, float] = {}
+    for batch in by_length(lengths, batch_size):
+        found |= zip(batch, compute(batch), strict=True)
+        progress(len(found), len(lengths))
+    return [found[i] for i in range(len(lengths))]
+
+
 class Engine(Protocol):
     """A loaded policy that writes and scores, in the rows' order."""
 
     tokenizer: PreTrainedTokenizerBase
 
-    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]: ...
+    def generate(
+        self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent
+    ) -> list[DrawnCompletion]: ...
 
     def logps(self, rows: Sequence[Ids], progress: Progress = silent) -> list[float]: ...
 
@@ -121,21 +133,8 @@ class Vocabulary:
         self.ends: set[int] = {self.tokenizer.eos_token_id, *(token for token in named if token is not None)}  # type: ignore[arg-type]
         self.size: int = config.get_text_config().vocab_size
 
-    def written(self, ids: Sequence[int]) -> Written:
+    def written(self, ids: Sequence[int]) -> DrawnCompletion:
         """What was drawn, up to the first token that ends a completion."""
         end = next((i for i, token in enumerate(ids) if token in self.ends), None)
         kept = list(ids if end is None else ids[: end + 1])
-        return Written(str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(), kept, end is not None)
-
-
-def open_engine(settings: SampleSettings | LogpsSettings | GenerateSettings, inputs: Mapping[str, Path]) -> Engine:
-    """The engine that the settings name, with the policy in `inputs`: its folder `model`, and `base` of one that is an adapter."""
-    model, base, control = inputs["model"], inputs.get("base"), getattr(settings, "control", None)
-    if settings.engine == "vllm":
-        from bench.engines.vllm import Engine as Vllm
-
-        assert settings.serving is not None, "engine=vllm comes with how it is served"
-        return Vllm(model, settings.dtype, settings.serving, control, base)
-    from bench.engines.hf import Engine as Transformers
-
-    return Transformers(model, settings.dtype, settings.batch_size, control, settings.loading, base)
+        return DrawnCompletion(str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(), kept, end is not None)

@@ -21,7 +21,17 @@ from transformers.utils import is_flash_attn_2_available
 from trl.trainer.utils import add_fused_lm_head
 
 from bench.config import Decoding, Loading
-from bench.engines.base import USUAL, Progress, Vocabulary, Written, by_length, load_config, named_errors, silent
+from bench.engines.base import (
+    USUAL,
+    DrawnCompletion,
+    Progress,
+    Vocabulary,
+    by_length,
+    in_batches,
+    load_config,
+    named_errors,
+    silent,
+)
 from bench.models.hub import read_config, trusts_code
 from bench.models.model_config import ADAPTER, check_no_adapter, positions, weight_files
 from bench.models.tokenize import Ids, check_rendering, model_folder
@@ -206,7 +216,7 @@ def has_position_table(model: Any) -> bool:
     return any(name.rsplit(".", 1)[-1] in POSITION_TABLES for name, _ in [*model.named_modules(), *model.named_buffers()])
 
 
-class Engine:
+class TransformersEngine:
     """A loaded policy that writes and scores; see Vocabulary for `control`."""
 
     def __init__(
@@ -225,7 +235,7 @@ class Engine:
         self.ends = check_fit(path, self.model, self.tokenizer)
         self._scores = False  # whether the model has been made ready for `logps`
 
-    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:
+    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[DrawnCompletion]:
         """A completion of each prompt, in the prompts' order. The same prompts, decoding and seed give the same completions.
 
         Prompts are batched by length; each batch draws from a generator of its own, seeded by `seed` and its place.
@@ -237,7 +247,7 @@ class Engine:
             n = sum(len(prompt) + new > places for prompt in prompts)
             why = f"{n} of {len(prompts)} prompts, the longest of {longest} tokens, and max_new_tokens={new} go beyond its {places}"
             raise ValueError(f"the model has a table of positions: {why}: take fewer new tokens, or drop such prompts")
-        written: dict[int, Written] = {}
+        written: dict[int, DrawnCompletion] = {}
         for rows in by_length([len(prompt) for prompt in prompts], self.batch_size):
             torch.manual_seed(seed * 1_000_003 + len(written))
             for row, completion in zip(rows, self._batch([prompts[i] for i in rows], decoding), strict=True):
@@ -246,7 +256,7 @@ class Engine:
         return [written[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
-    def _batch(self, prompts: Sequence[list[int]], decoding: Decoding) -> list[Written]:
+    def _batch(self, prompts: Sequence[list[int]], decoding: Decoding) -> list[DrawnCompletion]:
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
@@ -268,14 +278,11 @@ class Engine:
         if not self._scores:
             add_fused_lm_head(in_float32(self.model))
             self._scores = True
-        sums: dict[int, float] = {}
-        for batch in by_length([len(row.prompt) + len(row.completion) for row in rows], self.batch_size):
-            sums |= zip(batch, self._batch_logps([rows[i] for i in batch]), strict=True)
-            progress(len(sums), len(rows))
-        return [sums[i] for i in range(len(rows))]
 
-    def _batch_logps(self, rows: Sequence[Ids]) -> list[float]:
-        return per_token_logps(self.model, rows, self.tokenizer.pad_token_id, self.dtype).sum(dim=1).tolist()
+        def sums(batch: list[int]) -> list[float]:
+            return per_token_logps(self.model, [rows[i] for i in batch], self.tokenizer.pad_token_id, self.dtype).sum(dim=1).tolist()
+
+        return in_batches([len(row.whole) for row in rows], self.batch_size, sums, progress)
 
 
 @torch.no_grad()
@@ -284,11 +291,11 @@ def per_token_logps(model: Any, rows: Sequence[Ids], pad: int, dtype: str) -> to
 
     `model` has TRL's fused head; rows are padded on the right.
     """
-    width = max(len(row.prompt) + len(row.completion) for row in rows)
+    width = max(len(row.whole) for row in rows)
     ids, mask, labels = [], [], []
     for row in rows:
-        padding = width - len(row.prompt) - len(row.completion)
-        ids.append(row.prompt + row.completion + [pad] * padding)
+        padding = width - len(row.whole)
+        ids.append(row.whole + [pad] * padding)
         mask.append([1] * (width - padding) + [0] * padding)
         labels.append([-100] * len(row.prompt) + row.completion + [-100] * padding)
     device = model.device

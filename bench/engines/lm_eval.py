@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import secrets
-from bench.machine import ROOT
-from bench.records import TaskAnswer, TaskResult
+from bench.machine import python_path
+from bench.records import TaskAnswer, TaskResult, grouped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,11 +39,8 @@ class Answered(NamedTuple):
 
 def by_shots(tasks: Iterable[str]) -> dict[int | None, list[str]]:
     """Names of tasks by the number of examples that is asked for; None: each task's own."""
-    found: dict[int | None, list[str]] = {}
-    for task in tasks:
-        name, _, shots = task.partition("@")
-        found.setdefault(int(shots) if shots else None, []).append(name)
-    return found
+    parted = (task.partition("@") for task in tasks)
+    return grouped((int(shots) if shots else None, name) for name, _, shots in parted)
 
 
 @contextlib.contextmanager
@@ -72,7 +69,7 @@ def _leaving_no_bytecode() -> Iterator[None]:
 def faults(tasks: Sequence[str], include: Path | None) -> list[str]:
     """Why tasks cannot be asked: names that nobody knows, data that cannot be had. In a process of its own, which fetches the data."""
     told = json.dumps({"tasks": list(tasks), "include": str(include) if include else None})
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    environment = os.environ | {"PYTHONPATH": python_path()}
     ask = [sys.executable, "-P", "-m", "bench.engines.lm_eval", told]
     done = subprocess.run(ask, capture_output=True, encoding="utf-8", env=environment, check=False, errors="replace")
     if done.returncode != 0:
@@ -129,15 +126,12 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings:
                 fewshot_as_multiturn=settings.chat_template,
                 bootstrap_iters=RESAMPLES,
             )
-            shown = {task for root in _roots(found) for task in _shown(root, found)}
+            parts = {part for group in found["group_subtasks"].values() for part in group}
+            roots = [task for task in (*found["results"], *found["group_subtasks"]) if task not in parts]
+            shown = {task for root in roots for task in _shown(root, found)}
             results += [row for task in found["results"] for row in _results(task, found, task in shown)]
             answers += [row for task, samples in found["samples"].items() for row in _answers(task, samples)]
     return Answered(results, answers)
-
-
-def _roots(found: Mapping[str, Any]) -> list[str]:
-    children = {child for group in found["group_subtasks"].values() for child in group}
-    return [task for task in dict.fromkeys([*found["results"], *found["group_subtasks"]]) if task not in children]
 
 
 def _shown(task: str, found: Mapping[str, Any]) -> Iterator[str]:

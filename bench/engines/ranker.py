@@ -12,7 +12,6 @@ A folder is of this kind when its config names the ids of the three marks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, DebertaV2Model, DebertaV2PreTrainedModel
 
-from bench.engines.hf import by_length, load_tensors, silent
-from bench.engines.reward import Scorer
+from bench.engines.base import Progress, in_batches, silent
+from bench.engines.hf import load_tensors
+from bench.engines.reward import Scorer, finite, padded
 from bench.models.hub import read_config
 from bench.models.tokenize import Ids, model_folder, prompt_ids
 
@@ -85,20 +85,15 @@ class PairRMScorer:
             text = text.replace(mark, f"< {mark[1:]}")
         return list(self.tokenizer.encode(MARKS[number] + text, max_length=most, truncation=True))
 
-    def logits(self, pairs: Sequence[Pair], progress: Callable[[int, int], None] = silent) -> list[float]:
+    def logits(self, pairs: Sequence[Pair], progress: Progress = silent) -> list[float]:
         rows = [self.ids(pair) for pair in pairs]
-        found: dict[int, float] = {}
-        for batch in by_length([len(row) for row in rows], self.batch_size):
-            found |= zip(batch, self._batch([rows[i] for i in batch]), strict=True)
-            progress(len(found), len(rows))
-        return _finite([found[i] for i in range(len(rows))])
+        found = in_batches(list(map(len, rows)), self.batch_size, lambda batch: self._batch([rows[i] for i in batch]), progress)
+        return finite(found, "logits")
 
     @torch.inference_mode()
     def _batch(self, rows: Sequence[list[int]]) -> list[float]:
-        width, device, pad = max(map(len, rows)), self.model.device, self.tokenizer.pad_token_id
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+        ids, mask = padded(rows, self.tokenizer.pad_token_id, self.model.device)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             return self.model(ids, mask).float().tolist()
 
 
@@ -113,15 +108,9 @@ class TextScorer:
         role = "user" if tokenizer.chat_template else "text"
         return prompt_ids(tokenizer, [{"role": role, "content": self.as_text(pair)}])
 
-    def logits(self, pairs: Sequence[Pair], progress: Callable[[int, int], None] = silent) -> list[float]:
+    def logits(self, pairs: Sequence[Pair], progress: Progress = silent) -> list[float]:
         return self.scorer.rewards([Ids(self.ids(pair), []) for pair in pairs], progress)
 
 
 def load_ranker(folder: Path, dtype: str, batch_size: int, as_text: AsText) -> PairRMScorer | TextScorer:
     return PairRMScorer(folder, dtype, batch_size) if is_pair_rm(folder) else TextScorer(folder, dtype, batch_size, as_text)
-
-
-def _finite(logits: list[float]) -> list[float]:
-    if bad := [value for value in logits if not math.isfinite(value)]:
-        raise FloatingPointError(f"{len(bad)} of {len(logits)} logits are not finite, first {bad[0]}")
-    return logits

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from bench.engines.base import Progress, by_length, silent
+from bench.engines.base import Progress, in_batches, silent
 from bench.engines.hf import device, load_tensors
 from bench.models.tokenize import Ids, load_tokenizer, model_folder
 
@@ -49,26 +49,30 @@ class Scorer:
 
         Raises FloatingPointError for a reward that is not finite.
         """
-        pad = self._pad if self._pad is not None else _unused(rows)
+        pad = self._pad
+        if pad is None:  # the first token that no row holds
+            used = {token for row in rows for token in row.whole}
+            pad = next(token for token in range(len(used) + 1) if token not in used)
         self.model.config.get_text_config().pad_token_id = pad
-        found: dict[int, float] = {}
-        for batch in by_length([len(row.prompt) + len(row.completion) for row in rows], self.batch_size):
-            found |= zip(batch, self._batch([rows[i].prompt + rows[i].completion for i in batch], pad), strict=True)
-            progress(len(found), len(rows))
-        if bad := [value for value in found.values() if not math.isfinite(value)]:
-            raise FloatingPointError(f"{len(bad)} of {len(found)} rewards are not finite, first {bad[0]}")
-        return [found[i] for i in range(len(rows))]
+        lengths = [len(row.whole) for row in rows]
+        found = in_batches(lengths, self.batch_size, lambda batch: self._batch([rows[i].whole for i in batch], pad), progress)
+        return finite(found, "rewards")
 
     @torch.inference_mode()
     def _batch(self, rows: Sequence[list[int]], pad: int) -> list[float]:
-        width, device = max(map(len, rows)), self.model.device
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+        ids, mask = padded(rows, pad, self.model.device)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().squeeze(-1).tolist()
 
 
-def _unused(rows: Sequence[Ids]) -> int:
-    """The first token that no row holds."""
-    used = {token for row in rows for token in (*row.prompt, *row.completion)}
-    return next(token for token in range(len(used) + 1) if token not in used)
+def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, attention mask) of rows, (B, T), padded on the right."""
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+
+
+def finite(values: list[float], what: str) -> list[float]:
+    if bad := [value for value in values if not math.isfinite(value)]:
+        raise FloatingPointError(f"{len(bad)} of {len(values)} {what} are not finite, first {bad[0]}")
+    return values

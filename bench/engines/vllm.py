@@ -13,14 +13,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import secrets
 from bench.config import Decoding, Serving
-from bench.engines.base import Progress, Vocabulary, Written, silent
-from bench.engines.vllm_server import CPU_ENVIRONMENT, ENVIRONMENT
+from bench.engines.base import DrawnCompletion, Progress, Vocabulary, silent
+from bench.engines.vllm_server import ENVIRONMENT, HAS_GPU
 from bench.models.hub import read_config
 from bench.models.model_config import ADAPTER, check_no_adapter
 from bench.models.tokenize import Ids, check_rendering, model_folder
@@ -46,7 +46,9 @@ class Child:
     def __init__(self, serving: Serving):
         out, answers = os.pipe()
         self.log = Path(tempfile.mkstemp(prefix="bench-vllm-", suffix=".log")[1])
-        environment = {**ENVIRONMENT, **_defaults(serving), **os.environ}
+        # Left to the user where they are set already. One process where one device is asked for: it starts faster and ends cleanly.
+        one = {} if serving.tensor_parallel_size > 1 else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        environment = {**ENVIRONMENT, **one, "VLLM_LOGGING_LEVEL": "WARNING", **os.environ}
         if serving.python is not None:
             environment.pop("PYTHONPATH", None)  # of this environment, not of that one
         line = [serving.python or sys.executable, "-P", str(CHILD), str(os.getpid()), str(answers)]
@@ -91,12 +93,6 @@ class Child:
         self._logging.join(STOP_S)
 
 
-def _defaults(serving: Serving) -> dict[str, str]:
-    """Left to the user where they are set already. One process where one device is asked for: it starts faster and ends cleanly."""
-    defaults = {} if serving.tensor_parallel_size > 1 else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    return defaults | ({} if Path("/dev/nvidia0").exists() else CPU_ENVIRONMENT) | {"VLLM_LOGGING_LEVEL": "WARNING"}
-
-
 class _Kept:
     """The one engine of this process, and the weights that it holds."""
 
@@ -107,7 +103,8 @@ class _Kept:
 
     def load(self, folder: Path, dtype: str, serving: Serving, rank: int | None = None) -> Child:
         """The engine with the weights of `folder`, with room for adapters of a rank."""
-        architecture = hash_key([_architecture(folder), dtype, rank, serving.model_dump(mode="json")])
+        sizes = {name: value for name, value in read_config(folder).items() if name not in OF_NO_ARCHITECTURE}
+        architecture = hash_key([sizes, dtype, rank, serving.model_dump(mode="json")])
         weights = str(folder), tree_stamp(folder)
         if self.child is not None and (self.child.process.poll() is not None or architecture != self.architecture):
             self.close()
@@ -125,7 +122,7 @@ class _Kept:
 
     def rest(self) -> None:
         """Between stages: a GPU's memory is a trainer's."""
-        if self.child is not None and Path("/dev/nvidia0").exists():
+        if self.child is not None and HAS_GPU:
             self.child.ask("sleep")
             self.weights = None
 
@@ -138,14 +135,9 @@ class _Kept:
 def _arguments(dtype: str, serving: Serving, rank: int | None) -> dict[str, Any]:
     lora = {} if rank is None else {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank)}
     found: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": serving.tensor_parallel_size, **lora, **serving.arguments}
-    if Path("/dev/nvidia0").exists():
+    if HAS_GPU:
         found["gpu_memory_utilization"] = serving.gpu_memory_utilization
     return found if serving.max_model_len is None else found | {"max_model_len": serving.max_model_len}
-
-
-def _architecture(folder: Path) -> Mapping[str, Any]:
-    config = read_config(folder)
-    return {name: value for name, value in config.items() if name not in OF_NO_ARCHITECTURE}
 
 
 KEPT = _Kept()
@@ -153,7 +145,7 @@ atexit.register(KEPT.close)
 AT_REST.append(KEPT.rest)
 
 
-class Engine:
+class VllmEngine:
     """A policy that writes and scores in vLLM; see Vocabulary for `control` and `base`, and the module for what is kept.
 
     An adapter goes with each request, over the weights of its base. Raises ValueError for a tokenizer or template that cannot be used.
@@ -180,7 +172,7 @@ class Engine:
         check_weights(folder, adapter)
         self._load = folder, dtype, serving, rank
 
-    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[Written]:
+    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[DrawnCompletion]:
         """A completion of each prompt, in the prompts' order."""
         sampling: dict[str, Any] = {"temperature": decoding.temperature, "max_tokens": decoding.max_new_tokens}
         sampling |= {"top_p": decoding.top_p} if decoding.temperature else {}

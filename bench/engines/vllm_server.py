@@ -10,21 +10,18 @@ import contextlib
 import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from bench import secrets
-from bench.machine import ROOT
+from bench.machine import free_port, is_alive, python_path
 from bench.store.keys import Stage, hash_key
 from bench.store.stage_run import ServerPlace
 from bench.store.stage_settings import LanguageJudgeSettings
@@ -32,22 +29,18 @@ from bench.store.stage_settings import LanguageJudgeSettings
 START_S = 1200.0  # a large model is read from a slow disk
 STOP_S = 15.0
 
+HAS_GPU = Path("/dev/nvidia0").exists()
+
 # For vLLM on a machine without a GPU: without the first it tries to reserve nearly all memory, the second spares a compiler.
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"} | ({} if HAS_GPU else CPU_ENVIRONMENT)
 
 
 def vllm_command(folder: Path, name: str, dtype: str, port: int, more: Sequence[str]) -> list[str]:
     """The module, not the `vllm` script, which builds of vLLM for CPUs lack."""
     words = ["--model", str(folder), "--served-model-name", name, "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
-    words += [] if Path("/dev/nvidia0").exists() else ["--enforce-eager"]
+    words += [] if HAS_GPU else ["--enforce-eager"]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words, *more]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Servers:
@@ -81,9 +74,7 @@ class Servers:
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """The command in a session of its own, under a process that ends it when this one is gone."""
-    defaults = ENVIRONMENT | ({} if Path("/dev/nvidia0").exists() else CPU_ENVIRONMENT)
-    root = str(ROOT)
-    environment: Mapping[str, str] = {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": python_path()}
     out, _ = secrets.pipe_into(log)
     try:
         return subprocess.Popen(
@@ -116,22 +107,13 @@ def wait_until_ready(place: ServerPlace, timeout_s: float = START_S) -> None:
         with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{place.base_url}/models", timeout=5) as answer:
             if answer.status == 200:
                 return
-        if not _alive(place.pid):
-            raise RuntimeError(f"the judge's server ended while it was starting: {_last_line(Path(place.log))} (log: {place.log})")
+        if not is_alive(place.pid):
+            log = Path(place.log)
+            lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()] if log.exists() else []
+            last = lines[-1][:200] if lines else "it said nothing"
+            raise RuntimeError(f"the judge's server ended while it was starting: {last} (log: {log})")
         time.sleep(0.25)
     raise RuntimeError(f"the judge's server did not answer within {timeout_s:g} s (log: {place.log})")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()] if log.exists() else []
-    return lines[-1][:200] if lines else "it said nothing"
 
 
 def main() -> None:

@@ -11,20 +11,20 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bench.config import Adapter, Hardware, LocalModel, WorldModel
-from bench.forecast.row_counts import SAMPLE, Aside, learnt
-from bench.forecast.stage_time import answers_asked, token_bound
+from bench.forecast.row_counts import Aside, learnt, model_folder, sample
+from bench.forecast.stage_time import answers_asked, passes, token_bound
 from bench.models.hub import read_config
 from bench.models.model_size import BYTES, Memory, Shape, checkpoints, read_shape, scoring_memory, training_memory, writing_memory
 from bench.models.token_counts import Messages, counter_or_none
 from bench.planning.inputs import CellPlan
-from bench.records import Conversation, Item, completion_columns, read_jsonl, read_rows
+from bench.records import Conversation, completion_columns, read_items, read_jsonl, read_rows
 from bench.store.keys import Source, Stage
 from bench.store.stage_settings import (
     BaseSettings,
@@ -103,7 +103,7 @@ class Sizes:
         for stage in cell.stages:
             if stage not in self._known:
                 work = self._work(cell, stage)
-                self._known[stage] = self._sized(cell, stage, work, shape) if work.tokens else None
+                self._known[stage] = self._sized(stage, work, shape) if work.tokens else None
         return {stage: sized for stage in cell.stages if (sized := self._known[stage])}
 
     def _work(self, cell: CellPlan, stage: Stage) -> Work:
@@ -112,24 +112,21 @@ class Sizes:
             case BaseSettings() | SftSettings():
                 return Work(trained=token_bound(stage), context=settings.max_length)
             case ConversationSft():
-                rows = _conversations(self.aside.look(_stage(inputs["conversations"]))[0])
-                mean = self._mean(cell, _stage(inputs["conversations"]).key, _some(rows), settings.max_length)
+                path = next(iter(sorted(self.aside.folder(inputs["conversations"]).glob("*.jsonl"))))
+                rows = [row.messages for row in read_jsonl(path, Conversation)]
+                mean = self._mean(cell, inputs["conversations"].key, sample(rows), settings.max_length)
                 return Work(trained=len(rows) * mean * settings.training.num_train_epochs, context=mean)
             case TrainSettings() | RewardModelSettings():
                 n, mean = self._rows(cell, stage, ("train",), settings.max_length)
                 again = FORWARD_AGAIN.get(settings.method.name, 0.0)
-                passes = settings.method.num_train_epochs
-                tokens = n * mean * passes
+                tokens = n * mean * settings.method.num_train_epochs
                 reference = tokens if "reference_model" in inputs else 0
                 # KTO's mismatched completions, and the first look of offline PPO, go forward only
                 forward = tokens if again and settings.method.name == "kto" else n * mean if again else 0
                 return Work(trained=tokens, scored=forward + reference, context=mean)
-            case LogpsSettings(rows="preferences", max_length=int(most)):
+            case LogpsSettings(rows="preferences", max_length=int(most)) | RewardScoreSettings(rows="preferences", max_length=int(most)):
                 n, mean = self._rows(cell, stage, settings.splits, most)
-                return Work(scored=n * mean * (2 if settings.mismatched else 1), context=mean)
-            case RewardScoreSettings(rows="preferences"):
-                n, mean = self._rows(cell, stage, settings.splits, settings.max_length)
-                return Work(scored=n * mean, context=mean)
+                return Work(scored=n * mean * passes(settings), context=mean)
             case LogpsSettings() | RewardScoreSettings():
                 written = self._work(cell, _stage(inputs["completions"]))
                 return Work(scored=written.scored + written.written, context=2 * written.context)
@@ -150,15 +147,14 @@ class Sizes:
         """(judged completions, mean tokens of one with its prompt) of the preference rows that a stage reads."""
         preferences = _stage(stage.inputs["preferences"])
         if not isinstance(preferences.settings, LocalPairData):
-            passes = _passes(stage)
-            return token_bound(stage) / most / passes, most
+            return token_bound(stage) / most / passes(stage.settings), most
         folder, _ = self.aside.look(preferences)
         n, total = 0, 0.0
         for split in splits:
             rows = read_rows(folder / f"{split}.jsonl")
             columns = len([c for c in completion_columns(rows[0]) if not c.startswith("mismatched")]) if rows else 0
             n += columns * len(rows)
-            total += columns * len(rows) * self._mean(cell, f"{preferences.key}/{split}", learnt(_some(rows)), most)
+            total += columns * len(rows) * self._mean(cell, f"{preferences.key}/{split}", learnt(sample(rows)), most)
         return n, total / n if n else 0.0
 
     def _prompt(self, cell: CellPlan, items: Stage | Source) -> float:
@@ -169,8 +165,11 @@ class Sizes:
             folder, _ = self.aside.look(items)
         except (AttributeError, OSError, ValueError):  # its own inputs are written by a model
             return 0.0
-        asked = list(read_jsonl(folder / "items.jsonl", Item))
-        return self._mean(cell, items.key, map(_asked, _some(asked)), cell.cell.model.max_length, opens=True)
+        asked = [
+            [*item.context, *({"role": "text" if item.plain else "user", "content": turn} for turn in item.turns)]
+            for item in sample(read_items(folder))
+        ]
+        return self._mean(cell, items.key, asked, cell.cell.model.max_length, opens=True)
 
     def _mean(self, cell: CellPlan, what: str, rows: Iterable[Messages], most: int, opens: bool = False) -> float:
         """Mean tokens of rows, each cut at `most`; `most` where the model's tokenizer cannot be had without torch."""
@@ -184,7 +183,7 @@ class Sizes:
 
     # Work to time and memory
 
-    def _sized(self, cell: CellPlan, stage: Stage, work: Work, shape: Shape) -> Sized:
+    def _sized(self, stage: Stage, work: Work, shape: Shape) -> Sized:
         settings: Any = stage.settings
         dtype, gpu, weights = getattr(settings, "dtype", "float32"), self.hardware, 0
         set_to = _adapter(stage)
@@ -234,15 +233,6 @@ def _stage(source: Stage | Source) -> Stage:
     return source
 
 
-def _passes(stage: Stage) -> float:
-    """How often forecast.token_bound counts each completion."""
-    settings = stage.settings
-    if isinstance(settings, TrainSettings | RewardModelSettings):
-        method = settings.method
-        return method.num_train_epochs * (2 if method.name == "kto" else 1) + (method.name == "offline_ppo")
-    return 2.0 if getattr(settings, "mismatched", False) else 1.0
-
-
 def _paired(stage: Stage) -> bool:
     """Whether a row of a training is two sequences: a pair, whose method does not make two rows of it."""
     preferences = stage.inputs.get("preferences")
@@ -251,23 +241,11 @@ def _paired(stage: Stage) -> bool:
     return isinstance(preferences, Stage) and not unpaired and getattr(preferences.settings, "form", "paired") == "paired"
 
 
-def _some(rows: Sequence[Any]) -> Sequence[Any]:
-    return rows[:: max(1, len(rows) // SAMPLE)]
-
-
-def _asked(item: Item) -> Messages:
-    return [*item.context, *({"role": "text" if item.plain else "user", "content": turn} for turn in item.turns)]
-
-
-def _conversations(folder: Path) -> list[Messages]:
-    return [row.messages for row in read_jsonl(next(iter(sorted(folder.glob("*.jsonl")))), Conversation)]
-
-
-def shape_of(cell: CellPlan, store: Store) -> Shape:
+def shape_of(cell: CellPlan) -> Shape:
     """Raises ValueError for a model whose sizes cannot be read."""
     model = cell.cell.model
     if isinstance(model, LocalModel):
-        return read_shape(_config(model_folder(cell)))
+        return read_shape(read_config(folder) if (folder := model_folder(cell)) else {})
     if not isinstance(model, WorldModel):
         raise ValueError("completions of a file have no model")
     from bench.world.tokenizer import new_tokenizer
@@ -283,13 +261,3 @@ def shape_of(cell: CellPlan, store: Store) -> Shape:
             "tie_word_embeddings": True,
         }
     )
-
-
-def model_folder(cell: CellPlan) -> Path | None:
-    """The folder of the user's model, which its stages read; None in the controlled world."""
-    models = (stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate"))
-    return next((source.path for source in models if isinstance(source, Source)), None)
-
-
-def _config(folder: Path | None) -> Mapping[str, Any]:
-    return read_config(folder) if folder else {}

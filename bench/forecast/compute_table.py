@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.config import Hardware, Keep, LocalModel, WorldModel
-from bench.forecast.compute import Sized, Sizes, model_folder, shape_of
-from bench.forecast.row_counts import SAMPLE
+from bench.forecast.compute import Sized, Sizes, shape_of
+from bench.forecast.row_counts import SAMPLE, model_folder
 from bench.models.model_size import Shape
 from bench.planning.inputs import CellPlan
-from bench.records import size_words
+from bench.records import grouped, size_words
 from bench.store.keys import Stage
-from bench.store.store import Manifest, Store
+from bench.store.store import Store
 
 
 def wanted(cells: Sequence[CellPlan], size: str) -> list[CellPlan]:
@@ -21,7 +21,7 @@ def wanted(cells: Sequence[CellPlan], size: str) -> list[CellPlan]:
 
 
 @dataclass
-class Report:
+class SizeReport:
     """What is printed: a table, lines under it, and a table of cells where it was asked for."""
 
     stages: list[list[str]]
@@ -33,7 +33,7 @@ STAGE_COLUMNS = ("kind", "to do", "tokens", "PFLOPs", "GPU-hours", "GB a device"
 CELL_COLUMNS = ("cell", "tokens", "PFLOPs", "GPU-hours alone", "GPU-hours to do")
 
 
-def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hardware: Hardware, keep: Keep, size: str) -> Report | None:
+def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hardware: Hardware, keep: Keep, size: str) -> SizeReport | None:
     """None where there is nothing worth a look."""
     chosen = wanted(cells, size)
     if not chosen:
@@ -44,7 +44,7 @@ def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hard
     try:
         for cell in chosen:
             try:
-                shapes[cell.cell.model.name] = shape = shape_of(cell, store)
+                shapes[cell.cell.model.name] = shape = shape_of(cell)
                 of_cell[cell.key] = sizes.of(cell, shape)
             except ValueError as error:
                 lines.append(f"{cell.name}: {' '.join(str(error).split())}")
@@ -53,19 +53,27 @@ def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hard
     every = {stage: sized for found in of_cell.values() for stage, sized in found.items()}
     waiting = {stage: every[stage] for stage in to_do if stage in every}
     kinds = dict.fromkeys(stage.kind for stage in every)
-    table = [_kind_row(kind, [sized for stage, sized in waiting.items() if stage.kind == kind]) for kind in kinds]
+    table = []
+    for kind in kinds:
+        some = [sized for stage, sized in waiting.items() if stage.kind == kind]
+        largest = f"{max(s.memory.total for s in some) / 1e9:,.3g}" if some else ""
+        table.append([kind, str(len(some)), *_total(some), largest])
     lines = [*_model_lines(shapes, every.values(), hardware), *_time_lines(of_cell, every, waiting, hardware), *lines]
     folders = {folder for cell in chosen if (folder := model_folder(cell)) and not any(folder.glob("*.safetensors"))}
     lines += [f"{folder} holds no weights yet: what is done is seen once they are there" for folder in sorted(folders)]
     lines += _measured_lines({stage: sized for stage, sized in every.items() if stage.kind == "train" and stage not in waiting}, store)
     lines += _memory_lines(waiting, hardware)
-    lines += _disk_lines(every, waiting, keep)
+    lines += _disk_lines(waiting, keep)
     how = f"counted by the model's tokenizer on {SAMPLE} rows at most" if sizes.counted else "as many as max_length allows"
     lines.append(f"tokens of rows and prompts {how}; of what is still to be written as many as it may have")
     if any(stage.kind == "tasks" for stage in to_do):
         lines.append("what tasks of lm-evaluation-harness take is not counted: their documents are not read before a run")
-    of_cells = [_cell_row(cell, of_cell[cell.key], waiting) for cell in chosen if cell.key in of_cell] if size == "cells" else []
-    return Report(table, lines, of_cells)
+    of_cells = [
+        [cell.name, *_total(found.values()), _total(sized for stage, sized in found.items() if stage in waiting)[2]]
+        for cell in chosen
+        if size == "cells" and (found := of_cell.get(cell.key)) is not None
+    ]
+    return SizeReport(table, lines, of_cells)
 
 
 def _total(sized: Iterable[Sized]) -> tuple[str, str, str]:
@@ -73,14 +81,6 @@ def _total(sized: Iterable[Sized]) -> tuple[str, str, str]:
     some = list(sized)
     hours = sum(s.gpu_hours for s in some)
     return f"{sum(s.work.tokens for s in some):,.0f}", f"{sum(s.flops for s in some) / 1e15:,.3g}", f"{hours:,.3g}"
-
-
-def _kind_row(kind: str, sized: Sequence[Sized]) -> list[str]:
-    return [kind, str(len(sized)), *_total(sized), f"{max(s.memory.total for s in sized) / 1e9:,.3g}" if sized else ""]
-
-
-def _cell_row(cell: CellPlan, found: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized]) -> list[str]:
-    return [cell.name, *_total(found.values()), _total(s for stage, s in found.items() if stage in waiting)[2]]
 
 
 def _model_lines(shapes: Mapping[str, Shape], sized: Iterable[Sized], gpu: Hardware) -> Iterator[str]:
@@ -108,11 +108,8 @@ def _time_lines(
 
 def _measured_lines(trainings: Mapping[Stage, Sized], store: Store) -> Iterator[str]:
     """What trainings that are done were fed and how fast they were, beside what the forecast says of them."""
-    by_device: dict[str, list[tuple[Sized, Manifest]]] = {}
-    for stage, sized in trainings.items():
-        manifest = store.manifest(stage) if store.status(stage).state == "done" else None
-        if manifest is not None and "tokens" in manifest.counts and sized.work.trained:
-            by_device.setdefault(str(manifest.recorded.get("device", "?")), []).append((sized, manifest))
+    done = ((sized, store.manifest(stage)) for stage, sized in trainings.items() if store.is_done(stage) and sized.work.trained)
+    by_device = grouped((str(m.recorded.get("device", "?")), (sized, m)) for sized, m in done if "tokens" in m.counts)
     for device, found in by_device.items():
         times = sum(m.counts["tokens"] for _, m in found) / sum(s.work.trained for s, _ in found)
         rate = sum(s.flops for s, _ in found) / sum(m.timings["wall_s"] for _, m in found) / 1e12
@@ -141,7 +138,7 @@ def _memory_lines(waiting: Mapping[Stage, Sized], gpu: Hardware) -> Iterator[str
         yield f"{size_words(worst.memory.total)} a device is more than the {gpu.memory_gb:g} GB of {gpu.name}: {way_out}"
 
 
-def _disk_lines(every: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized], keep: Keep) -> Iterator[str]:
+def _disk_lines(waiting: Mapping[Stage, Sized], keep: Keep) -> Iterator[str]:
     models, adapters = ([s.weights for s in waiting.values() if s.weights and bool(s.adapter) == adapted] for adapted in (False, True))
     if not models and not adapters:
         return

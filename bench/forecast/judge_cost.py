@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import user_path
-from bench.forecast.stage_time import Estimate
+from bench.forecast.row_counts import Aside
+from bench.forecast.stage_time import StageForecast
 from bench.judges.asked.prices import price_of
 from bench.judges.asked.request import Request
 from bench.models.token_counts import counter
 from bench.planning.judging import labels_samples
-from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
-from bench.stages import data, generate
+from bench.records import Completion, Item, read_completions, read_items, read_verdicts
 from bench.stages.judge import language_judge
-from bench.store.keys import Source, Stage
-from bench.store.stage_run import Progress, StageRun
+from bench.store.keys import Stage
 from bench.store.stage_settings import GenerateSettings, LanguageJudgeSettings, SampleSettings
 from bench.store.store import Store
 
@@ -52,14 +51,10 @@ class JudgeCost:
 
 def judge_costs(stages: Sequence[Stage], store: Store) -> dict[Stage, JudgeCost]:
     """The cost of every judge stage among `stages` that asks a language model."""
-    found = {}
-    for stage in stages:
-        if isinstance(stage.settings, LanguageJudgeSettings):
-            found[stage] = _cost(stage, stage.settings, store)
-    return found
+    return {stage: _cost(stage, stage.settings, store) for stage in stages if isinstance(stage.settings, LanguageJudgeSettings)}
 
 
-def with_costs(forecast: Mapping[Stage, Estimate], costs: Mapping[Stage, JudgeCost]) -> dict[Stage, Estimate]:
+def with_costs(forecast: Mapping[Stage, StageForecast], costs: Mapping[Stage, JudgeCost]) -> dict[Stage, StageForecast]:
     return {
         stage: replace(estimate, tokens=cost.tokens) if (cost := costs.get(stage)) else estimate for stage, estimate in forecast.items()
     }
@@ -69,14 +64,19 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
     assert settings.asking is not None
     with tempfile.TemporaryDirectory() as aside:
         whose: list[str] = []
-        items = list(read_jsonl(_made(stage.inputs["items"], store, Path(aside), whose) / "items.jsonl", Item))
-        folder = _made(stage.inputs["completions"], store, Path(aside), whose)
-        answers = list(read_jsonl(folder / "completions.jsonl", Completion))
+
+        def stand_in(source: Stage, items: Sequence[Item]) -> list[Completion]:
+            answers, words = _stand_ins(source, items, store)
+            whose.append(words)
+            return answers
+
+        made = Aside(store, Path(aside), stand_in)
+        items, answers = read_items(made.folder(stage.inputs["items"])), read_completions(made.folder(stage.inputs["completions"]))
     written = "the policy's answers" if getattr(stage.inputs["completions"], "kind", "") == "generate" else "the texts that are judged"
     if labels_samples(stage):
         written = "the policy's samples"
     paths = {role: store.folder(source) for role, source in stage.inputs.items()}
-    asked = [shown.request for shown in language_judge(settings, paths).requests(items, answers)]
+    asked = [shown.request for shown in language_judge(settings, paths, lambda _: []).requests(items, answers)]
     requests = list({request.digest: request for request in asked}.values())
     count, counter = _counter(stage, settings, store)
     prompt = sum(count(request) for request in requests)
@@ -92,33 +92,10 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
 # Items and answers ----------------------------------------------------------------------------------------------------
 
 
-def _made(source: Stage | Source, store: Store, aside: Path, whose: list[str]) -> Path:
-    """The folder of a stage that makes items or answers. One that is not done is made aside, which takes a moment, where no model has
-    to write; where one has to, its answers are stood in for, and `whose` takes up by what."""
-    if not isinstance(source, Stage) or store.status(source).state == "done":
-        return store.folder(source)
-    out = aside / source.key / "out"
-    if out.exists():
-        return out
-    out.mkdir(parents=True)
-    inputs = {role: _made(s, store, aside, whose) for role, s in source.inputs.items() if role in ("items", "completions")}
-    if isinstance(source.settings, GenerateSettings | SampleSettings):
-        items = list(read_jsonl(inputs["items"] / "items.jsonl", Item))
-        answers, words = _stand_ins(source, source.settings, items, store)
-        whose.append(words)
-        write_jsonl(out / "completions.jsonl", answers)
-        return out
-    progress = Progress(out.parent / "progress")
-    work = StageRun({role: store.folder(s) for role, s in source.inputs.items() if role not in inputs} | inputs, out, progress)
-    (generate if source.kind == "generate" else data).run(source.settings, work)
-    progress.close()
-    return out
-
-
-def _stand_ins(
-    source: Stage, settings: GenerateSettings | SampleSettings, items: Sequence[Item], store: Store
-) -> tuple[list[Completion], str]:
+def _stand_ins(source: Stage, items: Sequence[Item], store: Store) -> tuple[list[Completion], str]:
     """(what stands in for answers that are not written, in words whose it is). Samples are different ones, as long as they may be."""
+    settings = source.settings
+    assert isinstance(settings, GenerateSettings | SampleSettings)
     whose = "samples" if isinstance(settings, SampleSettings) else "answers"
     if (like := _like_answers(source, store)) is not None:
         return like, f"a like policy's {whose}"
@@ -144,7 +121,7 @@ def _like_answers(source: Stage, store: Store) -> list[Completion] | None:
         return None
     decoding = source.settings.decoding.model_dump(mode="json")
     best = max(likes, key=lambda m: (m.settings.get("decoding") == decoding, m.key))
-    return list(read_jsonl(store.root / best.kind / best.key / "completions.jsonl", Completion))
+    return read_completions(store.root / best.kind / best.key)
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------
@@ -215,7 +192,7 @@ def _reply_tokens(stage: Stage, requests: Sequence[Request], store: Store) -> tu
         for manifest in store.history()
         if manifest.kind == "judge" and manifest.settings.get("manner") == stage.settings.manner
         if manifest.settings.get("model") == stage.settings.model
-        for verdict in read_jsonl(store.root / manifest.kind / manifest.key / "verdicts.jsonl", Verdict)
+        for verdict in read_verdicts(store.root / manifest.kind / manifest.key)
         for call in verdict.calls
         if call.completion_tokens is not None
     ]

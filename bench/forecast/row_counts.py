@@ -6,21 +6,29 @@ Counts of a data stage that is done are those of its manifest; any other is made
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.models.templates import read_template
-from bench.models.token_counts import Count, Messages, counter_or_none
+from bench.models.token_counts import Messages, counter_or_none
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import check_conversations
 from bench.readers.splits import FILE
-from bench.records import Conversation, Pair, Unpaired, completion_columns, read_jsonl, read_rows
-from bench.stages import data
+from bench.records import Completion, Conversation, Item, Pair, Unpaired, completion_columns, read_items, read_jsonl, read_rows, write_jsonl
+from bench.stages import data, generate
 from bench.store.keys import Source, Stage
 from bench.store.stage_run import Progress, StageRun
-from bench.store.stage_settings import TOKENIZER, ConversationData, ConversationSft, LocalPairData
+from bench.store.stage_settings import (
+    TOKENIZER,
+    ConversationData,
+    ConversationSft,
+    GenerateSettings,
+    LocalPairData,
+    SampleSettings,
+    WrittenCompletions,
+)
 from bench.store.store import Store
 
 SAMPLE = 200  # rows whose tokens are counted
@@ -30,15 +38,20 @@ Counts = Mapping[str, int]
 
 @dataclass
 class Aside:
-    """Data stages made in a folder that goes away; no store knows them."""
+    """Data stages made in a folder that goes away; no store knows them. `stand_in`: completions in place of those that a model would
+    have to write."""
 
     store: Store
     root: Path
+    stand_in: Callable[[Stage, Sequence[Item]], list[Completion]] | None = None
     made: dict[str, tuple[Path, Counts] | ValueError] = field(default_factory=dict)
+
+    def folder(self, source: Stage | Source) -> Path:
+        return source.path if isinstance(source, Source) else self.look(source)[0]
 
     def look(self, stage: Stage) -> tuple[Path, Counts]:
         """(folder, counts) of a data stage, made here where it is not done. Raises ValueError for what the stage refuses."""
-        if self.store.status(stage).state == "done":
+        if self.store.is_done(stage):
             return self.store.folder(stage), self.store.manifest(stage).counts
         if stage.key not in self.made:
             try:
@@ -50,14 +63,19 @@ class Aside:
         return found
 
     def _make(self, stage: Stage) -> tuple[Path, Counts]:
-        inputs = {role: source.path if isinstance(source, Source) else self.look(source)[0] for role, source in stage.inputs.items()}
+        writes = self.stand_in is not None and isinstance(stage.settings, GenerateSettings | SampleSettings)
+        inputs = {role: self.folder(source) for role, source in stage.inputs.items() if role == "items" or not writes}
         if TOKENIZER in inputs and not inputs[TOKENIZER].is_dir():  # a model of the hub that is not here yet
             del inputs[TOKENIZER]
         out = self.root / stage.key
         out.mkdir()
+        if self.stand_in is not None and writes:
+            write_jsonl(out / "completions.jsonl", self.stand_in(stage, read_items(inputs["items"])))
+            return out, {}
         progress = Progress(self.root / "progress")
         try:
-            return out, data.run(stage.settings, StageRun(inputs, out, progress)).counts  # type: ignore[arg-type]
+            run = (generate if isinstance(stage.settings, WrittenCompletions) else data).run
+            return out, run(stage.settings, StageRun(inputs, out, progress)).counts  # type: ignore[arg-type]
         finally:
             progress.close()
 
@@ -101,7 +119,10 @@ def _look_at_stages(stages: Sequence[Stage], aside: Aside) -> None:
         if _reads_files(stage):
             aside.look(stage)
         if isinstance(stage.settings, ConversationSft):
-            _check_conversations(stage, aside)
+            model, conversations = stage.inputs["model"], stage.inputs["conversations"]
+            if isinstance(model, Source) and model.path.is_dir():
+                path = aside.folder(conversations) / "rows.jsonl"
+                check_conversations(read_template(model.path), list(read_jsonl(path, Conversation)))
 
 
 def _of_cell(cell: CellPlan, aside: Aside) -> Iterator[str]:
@@ -136,13 +157,6 @@ def _reads_files(stage: Stage) -> bool:
     return stage.kind == "data" and bool(sources) and all(isinstance(source, Source) or _reads_files(source) for source in sources)
 
 
-def _check_conversations(stage: Stage, aside: Aside) -> None:
-    model, conversations = stage.inputs["model"], stage.inputs["conversations"]
-    if isinstance(model, Source) and model.path.is_dir() and isinstance(conversations, Stage):
-        rows = list(read_jsonl(aside.look(conversations)[0] / "rows.jsonl", Conversation))
-        check_conversations(read_template(model.path), rows)
-
-
 def _less(split: str, counts: Counts) -> str:
     """What was read of a split, dropped and noted."""
     if f"{split}/read" not in counts:
@@ -160,17 +174,11 @@ def _same(of: str, counts: Counts) -> str:
     return f"{exact + nearly:,} train rows ({exact:,} word for word, {nearly:,} but for case and spaces)" if exact + nearly else ""
 
 
-def _count(cell: CellPlan) -> Count | None:
-    """By the model's tokenizer, where it can be had without torch."""
-    models = (stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate"))
-    return counter_or_none(next((model.path for model in models if isinstance(model, Source)), None))
-
-
 def _tokens(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> str:
     """About how many tokens a pass over the rows has, where the model's tokenizer can be had without torch."""
-    if not rows or (count := _count(cell)) is None:
+    if not rows or (count := counter_or_none(model_folder(cell))) is None:
         return ""
-    some = rows[:: max(1, len(rows) // SAMPLE)]
+    some = sample(rows)
     tokens = sum(count(messages, False) for messages in learnt(some))
     return f", about {round(tokens / len(some) * len(rows)):,} tokens a pass"
 
@@ -182,3 +190,13 @@ def learnt(rows: Sequence[Pair] | Sequence[Unpaired]) -> Iterator[Messages]:
         for column in completion_columns(row):
             if not column.startswith("mismatched"):
                 yield [*row.prompt, {"role": role, "content": getattr(row, column)}]
+
+
+def sample(rows: Sequence[Any]) -> Sequence[Any]:
+    return rows[:: max(1, len(rows) // SAMPLE)]
+
+
+def model_folder(cell: CellPlan) -> Path | None:
+    """The folder of the user's model, which its stages read; None in the controlled world."""
+    models = (stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate"))
+    return next((source.path for source in models if isinstance(source, Source)), None)

@@ -44,7 +44,7 @@ from bench.store.store import Manifest, Store
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StageForecast:
     """Forecast of one stage. `seconds` is None where no like stage has run in this store; `tokens` is an upper bound."""
 
     seconds: float | None
@@ -54,7 +54,7 @@ class Estimate:
 Traits = frozenset[tuple[str, Any]]  # (dotted setting, value) of a stage and of the model that it works with
 
 
-def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, Estimate]:
+def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, StageForecast]:
     """Forecasts from the stored timings of the most similar finished stages of the same kind, a token where stages have any.
 
     None where the likes were far smaller (FAR): most of a tiny stage's time is start-up, and says nothing of a large one.
@@ -67,10 +67,12 @@ def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, Estimate]:
     forecast = {}
     for planned in stages:
         like, tokens = (planned.kind, _traits(planned)), token_bound(planned)
-        if like not in nearest:
-            nearest[like] = _nearest(like[1], paces.get(planned.kind, {}))
+        if like not in nearest:  # those that differ in the fewest settings
+            known = paces.get(planned.kind, {})
+            least = min((len(like[1] ^ other) for other in known), default=0)
+            nearest[like] = [pace for other, some in known.items() if len(like[1] ^ other) == least for pace in some]
         near = [pace.seconds_a_token for pace in nearest[like] if tokens <= FAR * pace.tokens]
-        forecast[planned] = Estimate(statistics.median(near) * (tokens or 1) if near else None, tokens)
+        forecast[planned] = StageForecast(statistics.median(near) * (tokens or 1) if near else None, tokens)
     return forecast
 
 
@@ -81,12 +83,6 @@ MOST_CRITERIA = 7  # the world's six kinds of constraint, and the answer
 class Pace(NamedTuple):
     seconds_a_token: float
     tokens: int
-
-
-def _nearest(traits: Traits, known: Mapping[Traits, Sequence[Pace]]) -> list[Pace]:
-    """Paces of the stages that differ in the fewest settings."""
-    least = min((len(traits ^ other) for other in known), default=0)
-    return [pace for other, paces in known.items() if len(traits ^ other) == least for pace in paces]
 
 
 def _traits(stage: Stage) -> Traits:
@@ -141,20 +137,21 @@ def token_bound(stage: Stage) -> int:
             return answers_asked(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
         case GenerateSettings():
             return answers_asked(inputs["items"]) * settings.best_of * settings.decoding.max_new_tokens
-        case LogpsSettings(rows="completions"):
+        case LogpsSettings(rows="completions") | RewardScoreSettings(rows="completions"):
             return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
-        case LogpsSettings(max_length=int(max_length)):
-            rows = sum(_completions(inputs["preferences"], split) for split in settings.splits)
-            return rows * (2 if settings.mismatched else 1) * max_length
-        case RewardScoreSettings(rows="completions"):
-            return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
-        case RewardScoreSettings():
-            return sum(_completions(inputs["preferences"], split) for split in settings.splits) * settings.max_length
+        case LogpsSettings(max_length=int(most)) | RewardScoreSettings(max_length=int(most)):
+            return sum(_completions(inputs["preferences"], split) for split in settings.splits) * int(passes(settings)) * most
         case TrainSettings() | RewardModelSettings():
-            method = settings.method
-            passes = method.num_train_epochs * (2 if method.name == "kto" else 1) + (method.name == "offline_ppo")
-            return math.ceil(_completions(inputs["preferences"], "train") * settings.max_length * passes)
+            return math.ceil(_completions(inputs["preferences"], "train") * settings.max_length * passes(settings))
     return 0
+
+
+def passes(settings: Any) -> float:
+    """How often a stage looks at each completion of its preference rows."""
+    if isinstance(settings, TrainSettings | RewardModelSettings):
+        method = settings.method
+        return method.num_train_epochs * (2 if method.name == "kto" else 1) + (method.name == "offline_ppo")
+    return 2 if getattr(settings, "mismatched", False) else 1
 
 
 def answers_asked(items: Stage | Source) -> int:

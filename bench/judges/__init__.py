@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from bench.records import Completion, Item, Verdict
+from bench.records import Completion, Item, Verdict, by_id
 
 
 class Judge(Protocol):
@@ -28,3 +28,12 @@ def baseline(items: Sequence[Item]) -> list[Completion]:
         if item.baseline is None:
             raise ValueError(f"item {item.id} has no baseline completion to compare with")
     return [Completion(item.id, item.turns, item.baseline or [], [], []) for item in items]
+
+
+def compared(
+    items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None
+) -> Iterator[tuple[Item, str, str]]:
+    """Each completion's item, its text and the one that it is compared with, of their first turns."""
+    known, others = by_id(items), by_id(against or ())
+    for completion in completions:
+        yield known[completion.id], completion.completions[0], others[completion.id].completions[0]

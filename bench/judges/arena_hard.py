@@ -10,51 +10,45 @@ answers are two ties without being asked about; a game without a verdict is not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from bench.judges.asked.asked_pairs import AskedPairs, Replies
-from bench.judges.asked.prompts import Template
-from bench.judges.asked.replies import make_call, read_game
-from bench.records import Item, Message, Verdict, text_digest
+from bench.judges.asked.asking_judge import NO_BASELINE, AskingJudge, Replies, ShownRequest
+from bench.judges.asked.prompts import PromptTemplate
+from bench.judges.asked.replies import read_game
+from bench.records import Item, Verdict, about_texts
 from bench.stats.style_control import battles, game_facts
 
 POLICY_FIRST = (True, False)  # the games of an item
 
 
 @dataclass(frozen=True)
-class AskedGames(AskedPairs):
-    template: Template
+class AskedGames(AskingJudge):
+    template: PromptTemplate
     name: str = "arena_hard"
 
-    def orders(self, item: Item) -> Sequence[bool]:
-        return POLICY_FIRST
+    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
+        if item.baseline is None or ours[0] == item.baseline[0]:
+            return
+        for first in POLICY_FIRST:
+            a, b = (ours[0], item.baseline[0]) if first else (item.baseline[0], ours[0])
+            messages = self.template.fill({"QUESTION": item.turns[0], "ANSWER_A": a, "ANSWER_B": b})
+            yield self.shown(item, turn, first, messages, self.template.digest)
 
-    def messages(self, item: Item, first: str, second: str) -> Sequence[Message]:
-        return self.template.fill({"QUESTION": item.turns[0], "ANSWER_A": first, "ANSWER_B": second})
-
-    def verdict(self, item: Item, ours: str, replies: Replies) -> Verdict:
+    def verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Replies) -> Verdict:
         if item.baseline is None:
-            return Verdict(item.id, self.name, category=item.category, unscored="the item has no baseline completion to compare with")
-        theirs = item.baseline[0]
+            return Verdict(item.id, self.name, category=item.category, unscored=NO_BASELINE)
+        mine, theirs = ours[0], item.baseline[0]
         readings = [read_game(reply) for _, reply in replies]
-        about: dict[str, Any] = {
+        about = about_texts(mine, theirs) | {
             "category": item.category,
-            "policy_length": len(ours),
-            "baseline_length": len(theirs),
-            "policy_digest": text_digest(ours),
-            "baseline_digest": text_digest(theirs),
             "raw": "\n\n".join(reply.text for _, reply in replies) or None,
-            "calls": [
-                make_call(asked.request, reply, reading, self.template.digest, self.parser, asked.policy_first)
-                for (asked, reply), reading in zip(replies, readings, strict=True)
-            ],
+            "calls": self.calls(replies, readings),
         }
         if why := next((reading.why for reading in readings if reading.why), None):
             return Verdict(item.id, self.name, unscored=why, **about)
         games = [0.0, 0.0]
         for (asked, _), reading in zip(replies, readings, strict=True):
             margin = float(reading.margin or 0)  # of B
-            games[POLICY_FIRST.index(asked.policy_first)] = -margin if asked.policy_first else margin
-        return Verdict(item.id, self.name, preference=battles(games)[0], details=game_facts(games, ours, theirs), **about)
+            games[POLICY_FIRST.index(asked.policy_first is True)] = -margin if asked.policy_first else margin
+        return Verdict(item.id, self.name, preference=battles(games)[0], details=game_facts(games, mine, theirs), **about)

@@ -7,12 +7,12 @@ An empty completion is rated like any other (gold 0); only an item without a tas
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.config import Annotator, GoldWeights
-from bench.records import Completion, Item, Verdict
+from bench.config import GoldWeights, WorldAnnotator
+from bench.judges import compared
+from bench.records import Completion, Item, Verdict, by_id, sigmoid
 from bench.world.gold import Gold, annotator_prefers, count_words, gold
 from bench.world.tasks import Turn
 
@@ -28,21 +28,17 @@ class GoldPreference:
     name: str = "gold_preference"
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        opponents = {completion.id: completion for completion in against or ()}
-        by_id = {item.id: item for item in items}
-        for completion in completions:
-            item = by_id[completion.id]
+        for item, mine, other in compared(items, completions, against):
             if item.task is None:
                 yield Verdict(item.id, self.name, category=item.category, unscored=NO_TASK)
                 continue
-            mine, other = completion.completions[0], opponents[item.id].completions[0]
             turn = Turn.from_json(item.task[0])
             ours, theirs = gold(turn, mine, self.weights), gold(turn, other, self.weights)
             yield Verdict(
                 item.id,
                 self.name,
                 category=item.category,
-                preference=_logistic((ours.total - theirs.total) / self.temperature),
+                preference=sigmoid((ours.total - theirs.total) / self.temperature),
                 policy_length=len(mine),
                 baseline_length=len(other),
                 details=_details(ours) | {"gold_baseline": theirs.total},
@@ -57,9 +53,9 @@ class GoldRating:
     name: str = "gold_rating"
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        by_id = {item.id: item for item in items}
+        known = by_id(items)
         for completion in completions:
-            item = by_id[completion.id]
+            item = known[completion.id]
             for number, text in enumerate(completion.completions):
                 if item.task is None:
                     yield Verdict(item.id, self.name, number, item.category, unscored=NO_TASK)
@@ -78,22 +74,18 @@ class GoldRating:
 
 @dataclass(frozen=True)
 class GoldAnnotator:
-    """The labeller of the world's pairs: the gold difference, bent by length, through a logistic (see config.Annotator)."""
+    """The labeller of the world's pairs: the gold difference, bent by length, through a logistic (see config.WorldAnnotator)."""
 
     weights: GoldWeights
-    annotator: Annotator
+    annotator: WorldAnnotator
     name: str = "gold_annotator"
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        seconds = {completion.id: completion for completion in against or ()}
-        by_id = {item.id: item for item in items}
-        for completion in completions:
-            item = by_id[completion.id]
+        for item, *texts in compared(items, completions, against):
             if item.task is None:
                 yield Verdict(item.id, self.name, category=item.category, unscored=NO_TASK)
                 continue
             turn = Turn.from_json(item.task[0])
-            texts = completion.completions[0], seconds[item.id].completions[0]
             first, second = (gold(turn, text, self.weights).total for text in texts)
             yield Verdict(
                 item.id,
@@ -106,15 +98,6 @@ class GoldAnnotator:
             )
 
 
-def _logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))  # a small temperature makes large x
-
-
 def _details(found: Gold) -> dict[str, float]:
-    return {
-        "gold": found.total,
-        "content": found.content,
-        "constraints": found.constraints,
-        "conciseness": found.conciseness,
-        "fluency": found.fluency,
-    }
+    parts = {name: getattr(found, name) for name in ("content", "constraints", "conciseness", "fluency")}
+    return {"gold": found.total} | parts

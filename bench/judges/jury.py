@@ -34,9 +34,10 @@ class Jury:
         about = Verdict(item_id, self.name, unscored="no member has judged it") if fullest is None else replace(fullest, judge=self.name)
         about = replace(about, preference=None, rating=None, raw=None, calls=[], details=preferences or None, unscored="")
         if 2 * len(preferences) <= len(self.members):
-            why = "; ".join(f"{label}: {said[label].unscored if label in said else 'no verdict'}" for label in self._silent(preferences))
+            why = "; ".join(
+                f"{label}: {said[label].unscored if label in said else 'no verdict'}"
+                for label in sorted(self.members)
+                if label not in preferences
+            )
             return replace(about, unscored=f"{len(preferences)} of {len(self.members)} members have a verdict ({why})")
         return replace(about, preference=statistics.median(preferences.values()), unscored=None)
-
-    def _silent(self, preferences: Mapping[str, float]) -> list[str]:
-        return [label for label in sorted(self.members) if label not in preferences]

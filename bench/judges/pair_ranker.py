@@ -12,23 +12,23 @@ A causal model that is asked for a letter is no ranker but judge=local. Both ord
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.judges.asked.prompts import Template
+from bench.judges import compared
+from bench.judges.asked.prompts import PromptTemplate
 from bench.models.tokenize import conversation
-from bench.records import Call, Completion, Item, Message, Verdict, text_digest
+from bench.records import Call, Completion, Item, Message, Verdict, about_texts, sigmoid
 
 PARSER = "pair ranker 1"
 Compare = Callable[[Sequence[tuple[str, str, str]]], Sequence[float]]  # of (prompt, first, second): logits that the first is better
 
 
-def pair_template(text: str) -> Template:
-    return Template("pair", (("user", text),))
+def pair_template(text: str) -> PromptTemplate:
+    return PromptTemplate("pair", (("user", text),))
 
 
-def pair_text(template: Template, pair: tuple[str, str, str]) -> str:
+def pair_text(template: PromptTemplate, pair: tuple[str, str, str]) -> str:
     """What a classifier reads; nothing in a prompt or an answer is taken for a place of the template."""
     (message,) = template.fill(dict(zip(("prompt", "first", "second"), pair, strict=True)))
     return message["content"]
@@ -49,36 +49,26 @@ class RankedPreference:
     name: str = "pair_ranker"
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        opponents = {completion.id: completion.completions[0] for completion in against or ()}
-        prompts = {item.id: prompt_text(conversation(item, [])) for item in items}
-        differ = [c for c in completions if c.completions[0] != opponents[c.id]]
-        pairs = [
-            (prompts[c.id], *texts) for c in differ for texts in ((c.completions[0], opponents[c.id]), (opponents[c.id], c.completions[0]))
-        ]
+        asked = list(compared(items, completions, against))
+        differ = [(item, ours, theirs) for item, ours, theirs in asked if ours != theirs]
+        prompts = {item.id: prompt_text(conversation(item, [])) for item, _, _ in differ}
+        pairs = [(prompts[item.id], *texts) for item, ours, theirs in differ for texts in ((ours, theirs), (theirs, ours))]
         logits = self.compare(pairs) if pairs else []
-        found = {c.id: (logits[2 * i], logits[2 * i + 1]) for i, c in enumerate(differ)}
-        by_id = {item.id: item for item in items}
-        for completion in completions:
-            yield self._verdict(by_id[completion.id], completion.completions[0], opponents[completion.id], found.get(completion.id))
+        found = {item.id: (logits[2 * i], logits[2 * i + 1]) for i, (item, _, _) in enumerate(differ)}
+        for item, ours, theirs in asked:
+            yield self._verdict(item, ours, theirs, found.get(item.id))
 
     def _verdict(self, item: Item, ours: str, theirs: str, logits: tuple[float, float] | None) -> Verdict:
-        shares = [] if logits is None else [_logistic(logits[0]), _logistic(-logits[1])]  # of the policy, shown first and second
+        shares = [] if logits is None else [sigmoid(logits[0]), sigmoid(-logits[1])]  # of the policy, shown first and second
         return Verdict(
             item.id,
             self.name,
             category=item.category,
             preference=sum(shares) / 2 if shares else 0.5,
-            policy_length=len(ours),
-            baseline_length=len(theirs),
-            policy_digest=text_digest(ours),
-            baseline_digest=text_digest(theirs),
             details=None if logits is None else {"logit_policy_first": logits[0], "logit_baseline_first": logits[1]},
             calls=[
                 Call(self.model, None, self.digest, PARSER, {}, policy_first=first, preference=share)
                 for first, share in zip((True, False), shares, strict=False)
             ],
+            **about_texts(ours, theirs),
         )
-
-
-def _logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))

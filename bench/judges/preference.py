@@ -10,15 +10,13 @@ order=both each pair is asked in both orders and the two are averaged.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from bench.judges.asked.asked_pairs import AskedPairs, Replies, Shown
-from bench.judges.asked.prompts import Annotator
-from bench.judges.asked.replies import Reading, make_call, read_preference
-from bench.judges.asked.request import Reply
-from bench.records import Call, Item, Message, Verdict, text_digest
+from bench.judges.asked.asking_judge import NO_BASELINE, AskingJudge, Replies, ShownRequest
+from bench.judges.asked.prompts import PackageAnnotator
+from bench.judges.asked.replies import read_preference
+from bench.records import Item, Verdict, about_texts
 
 
 def policy_first(instruction: str) -> bool:
@@ -27,40 +25,33 @@ def policy_first(instruction: str) -> bool:
 
 
 @dataclass(frozen=True)
-class AskedPreference(AskedPairs):
-    annotator: Annotator
+class AskedPreference(AskingJudge):
+    annotator: PackageAnnotator
     order: str
     name: str = "alpaca_eval"
 
-    def orders(self, item: Item) -> Sequence[bool]:
-        return (False, True) if self.order == "both" else (policy_first(item.turns[0]),)
+    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
+        if item.baseline is None or ours[0] == item.baseline[0]:
+            return
+        asked = item.turns[0]
+        for first in (False, True) if self.order == "both" else (policy_first(asked),):
+            one, two = (ours[0], item.baseline[0]) if first else (item.baseline[0], ours[0])
+            messages = self.annotator.template.fill({"instruction": asked, "output_1": one, "output_2": two})
+            yield self.shown(item, turn, first, messages, self.annotator.digest)
 
-    def messages(self, item: Item, first: str, second: str) -> Sequence[Message]:
-        return self.annotator.template.fill({"instruction": item.turns[0], "output_1": first, "output_2": second})
-
-    def verdict(self, item: Item, ours: str, replies: Replies) -> Verdict:
-        theirs = item.baseline[0] if item.baseline else None
-        about: dict[str, Any] = {
-            "category": item.category,
-            "policy_length": len(ours),
-            "baseline_length": None if theirs is None else len(theirs),
-            "policy_digest": text_digest(ours),
-            "baseline_digest": None if theirs is None else text_digest(theirs),
-        }
-        if theirs is None:
-            return Verdict(item.id, self.name, unscored="the item has no baseline completion to compare with", **about)
+    def verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Replies) -> Verdict:
+        about = about_texts(ours[0], item.baseline[0] if item.baseline else None) | {"category": item.category}
+        if not item.baseline:
+            return Verdict(item.id, self.name, unscored=NO_BASELINE, **about)
         if not replies:
             return Verdict(item.id, self.name, preference=0.5, **about)
         readings = [read_preference(reply, self.annotator.parser, self.annotator.parser_kwargs) for _, reply in replies]
-        about["calls"] = [self._call(asked, reply, reading) for (asked, reply), reading in zip(replies, readings, strict=True)]
-        about["raw"] = "\n\n".join(reply.text for _, reply in replies)
-        found = [call.preference for call in about["calls"] if call.preference is not None]
+        calls = self.calls(replies, readings)
+        about |= {"calls": calls, "raw": "\n\n".join(reply.text for _, reply in replies)}
+        found = [call.preference for call in calls if call.preference is not None]
         if len(found) < len(replies):
             why = next(reading.why for reading in readings if reading.why)
             return Verdict(item.id, self.name, unscored=why, **about)
         if any(reading.from_text for reading in readings):
             about["details"] = {"from_text": float(sum(reading.from_text for reading in readings))}
         return Verdict(item.id, self.name, preference=min(1.0, max(0.0, sum(found) / len(found))), **about)
-
-    def _call(self, asked: Shown, reply: Reply, reading: Reading) -> Call:
-        return make_call(asked.request, reply, reading, self.annotator.digest, self.parser, asked.policy_first)

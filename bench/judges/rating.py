@@ -11,46 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from bench.judges.asked.prompts import Template
-from bench.judges.asked.replies import Reading, make_call, read_pairwise, read_rating
-from bench.judges.asked.request import Ask, Reply, Request
-from bench.records import Completion, Item, Verdict, text_digest
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One request about a turn of an item; `policy_first` is None where there is no opponent."""
-
-    item_id: str
-    turn: int
-    policy_first: bool | None
-    template: Template
-    request: Request
+from bench.judges.asked.asking_judge import NO_BASELINE, AskingJudge, Replies, ShownRequest
+from bench.judges.asked.prompts import PromptTemplate
+from bench.judges.asked.replies import Reading, read_pairwise, read_rating
+from bench.records import Item, Verdict, about_texts
 
 
 @dataclass(frozen=True)
-class AskedRating:
-    """`templates` by FastChat's names; `body` is what a request holds beside its messages."""
+class AskedRating(AskingJudge):
+    """`templates` by FastChat's names."""
 
-    templates: Mapping[str, Template]
+    templates: Mapping[str, PromptTemplate]
     mode: str
-    body: dict[str, Any]
-    parser: str
-    ask: Ask
     name: str = "mt_bench"
+    most_turns: ClassVar[int] = 2
 
-    def requests(self, items: Sequence[Item], completions: Sequence[Completion]) -> list[Shown]:
-        by_id = {item.id: item for item in items}
-        return [
-            shown
-            for completion in completions
-            for turn in range(min(2, len(completion.completions)))
-            for shown in self._shown(by_id[completion.id], completion.completions, turn)
-        ]
-
-    def _shown(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[Shown]:
+    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
         math, later = "-math-v1" if item.reference else "", "-multi-turn" if turn else ""
         if self.mode == "single":
             yield self._one(f"single{math or '-v1'}{later}", item, turn, None, {"answer": ours})
@@ -61,7 +39,7 @@ class AskedRating:
             answers = (ours, item.baseline) if first else (item.baseline, ours)
             yield self._one(f"pair{math or '-v2'}{later}", item, turn, first, {"answer_a": answers[0], "answer_b": answers[1]})
 
-    def _one(self, name: str, item: Item, turn: int, first: bool | None, answers: Mapping[str, Sequence[str]]) -> Shown:
+    def _one(self, name: str, item: Item, turn: int, first: bool | None, answers: Mapping[str, Sequence[str]]) -> ShownRequest:
         """The first turn's prompts take `question` and `answer`, the second's `question_1`, `question_2` and so on."""
         told = {"question": item.turns, **answers}
         texts = {key: values[0] for key, values in told.items()} if turn == 0 else {}
@@ -70,34 +48,18 @@ class AskedRating:
             if item.reference:
                 texts[f"ref_answer_{number + 1}"] = item.reference[number]
         template = self.templates[name]
-        return Shown(item.id, turn, first, template, Request(template.fill(texts), self.body))
+        return self.shown(item, turn, first, template.fill(texts), template.digest)
 
-    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        shown = self.requests(items, completions)
-        replies: dict[tuple[str, int], list[tuple[Shown, Reply]]] = {}
-        for asked, reply in zip(shown, self.ask([asked.request for asked in shown]), strict=True):
-            replies.setdefault((asked.item_id, asked.turn), []).append((asked, reply))
-        by_id = {item.id: item for item in items}
-        for completion in completions:
-            for turn in range(min(2, len(completion.completions))):
-                yield self._verdict(by_id[completion.id], completion.completions, turn, replies.get((completion.id, turn), []))
-
-    def _verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Sequence[tuple[Shown, Reply]]) -> Verdict:
+    def verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Replies) -> Verdict:
         read = read_rating if self.mode == "single" else read_pairwise
         readings = [read(reply) for _, reply in replies]
-        about: dict[str, Any] = {
+        baseline = item.baseline[turn] if self.mode == "pairwise" and item.baseline is not None else None
+        about = about_texts(ours[turn], baseline) | {
             "turn": turn,
             "category": item.category,
-            "policy_length": len(ours[turn]),
-            "policy_digest": text_digest(ours[turn]),
             "raw": "\n\n".join(reply.text for _, reply in replies) or None,
-            "calls": [
-                make_call(asked.request, reply, reading, asked.template.digest, self.parser, asked.policy_first)
-                for (asked, reply), reading in zip(replies, readings, strict=True)
-            ],
+            "calls": self.calls(replies, readings),
         }
-        if self.mode == "pairwise" and item.baseline is not None:
-            about |= {"baseline_length": len(item.baseline[turn]), "baseline_digest": text_digest(item.baseline[turn])}
         if why := next((reading.why for reading in readings if reading.why), None):
             return Verdict(item.id, self.name, unscored=why, **about)
         if self.mode == "single":
@@ -105,7 +67,7 @@ class AskedRating:
             details = None if reading.expected is None else {"expected_rating": reading.expected}
             return Verdict(item.id, self.name, rating=reading.value, details=details, **about)
         if item.baseline is None:
-            return Verdict(item.id, self.name, unscored="the item has no baseline completion to compare with", **about)
+            return Verdict(item.id, self.name, unscored=NO_BASELINE, **about)
         return Verdict(item.id, self.name, preference=_both_orders(readings), **about)
 
 

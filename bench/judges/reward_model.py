@@ -7,12 +7,12 @@ A function of the texts: it is shown no order, and says the same again. Equal te
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from bench.judges import compared
 from bench.models.tokenize import conversation
-from bench.records import Completion, Item, Message, Verdict, text_digest
+from bench.records import Completion, Item, Message, Verdict, about_texts, sigmoid
 
 Rewards = Callable[[Sequence[tuple[Sequence[Message], str]]], Sequence[float]]  # of (prompt, completion), in the model's own units
 
@@ -23,27 +23,18 @@ class RewardModelPreference:
     name: str = "reward_model"
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        opponents = {completion.id: completion.completions[0] for completion in against or ()}
-        by_id = {item.id: item for item in items}
-        asked = [(completion.id, text) for completion in completions for text in (completion.completions[0], opponents[completion.id])]
-        texts = list(dict.fromkeys(asked))  # equal texts once: in two batches they would differ in their last digits
-        prompts = {item: conversation(by_id[item], []) for item, _ in texts}
+        pairs = list(compared(items, completions, against))
+        # Equal texts once: in two batches they would differ in their last digits.
+        texts = list(dict.fromkeys((item.id, text) for item, *both in pairs for text in both))
+        prompts = {item.id: conversation(item, []) for item, _, _ in pairs}
         rewards = dict(zip(texts, self.rewards([(prompts[item], text) for item, text in texts]), strict=True))
-        for completion in completions:
-            mine, other = completion.completions[0], opponents[completion.id]
-            ours, theirs = rewards[completion.id, mine], rewards[completion.id, other]
+        for item, mine, other in pairs:
+            ours, theirs = rewards[item.id, mine], rewards[item.id, other]
             yield Verdict(
-                completion.id,
+                item.id,
                 self.name,
-                category=by_id[completion.id].category,
-                preference=_logistic(ours - theirs),
-                policy_length=len(mine),
-                baseline_length=len(other),
-                policy_digest=text_digest(mine),
-                baseline_digest=text_digest(other),
+                category=item.category,
+                preference=sigmoid(ours - theirs),
                 details={"reward": ours, "reward_baseline": theirs},
+                **about_texts(mine, other),
             )
-
-
-def _logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))

@@ -14,16 +14,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from bench.config import JudgePrompt
 from bench.judges.asked.thinking import after_thinking
 from bench.models.tokenize import conversation
-from bench.records import Completion, Item, Message, draw_name
+from bench.records import Completion, Item, Message, draw_name, grouped
 from bench.stats import estimates
 from bench.world import judging
 from bench.world.tasks import Turn
@@ -57,7 +55,7 @@ BETTER = 'Which answer is better: more helpful, more accurate and closer to what
 # Questions ------------------------------------------------------------------------------------------------------------
 
 
-class Question(NamedTuple):
+class JudgeQuestion(NamedTuple):
     """One thing that the judge is asked. `about`: which completion, or which two, as they are shown; `criterion`: its place."""
 
     about: tuple[Completion, ...]
@@ -69,13 +67,13 @@ class Question(NamedTuple):
         return f"{'>'.join(draw_name(completion) for completion in self.about)}#{self.criterion}"
 
 
-def questions(prompt: JudgePrompt, item: Item, draws: Sequence[Completion]) -> list[Question]:
+def questions(prompt: JudgePrompt, item: Item, draws: Sequence[Completion]) -> list[JudgeQuestion]:
     """Everything that is asked about the completions of one item; pairs in both orders, equal texts not held against each other."""
     if prompt == "pairwise":
         pairs = [(a, b) for a, b in itertools.permutations(draws, 2) if a.completions[0] != b.completions[0]]
-        return [Question(pair, 0, _asked(prompt, item, [c.completions[0] for c in pair])[0]) for pair in pairs]
+        return [JudgeQuestion(pair, 0, _asked(prompt, item, [c.completions[0] for c in pair])[0]) for pair in pairs]
     return [
-        Question((completion,), place, messages)
+        JudgeQuestion((completion,), place, messages)
         for completion in draws
         for place, messages in enumerate(_asked(prompt, item, completion.completions[:1]))
     ]
@@ -127,7 +125,7 @@ def read_reply(prompt: JudgePrompt, reply: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Judged:
+class SelfJudgements:
     """Scores by draw_name, of those that have one, and what was read.
 
     `perfect`: those that have the highest score there is. `histogram`: single judgements by value, as text.
@@ -140,7 +138,7 @@ class Judged:
     histogram: Mapping[str, int]
 
 
-def add_up(prompt: JudgePrompt, replies: Iterable[tuple[str, int, str]]) -> Judged:
+def add_up(prompt: JudgePrompt, replies: Iterable[tuple[str, int, str]]) -> SelfJudgements:
     """From (name of the question, draw, text). Judgements of a question are averaged over those that can be read; one criterion without
     any, or no comparison, and there is no score."""
     read: dict[str, dict[int, float | None]] = {}
@@ -148,18 +146,17 @@ def add_up(prompt: JudgePrompt, replies: Iterable[tuple[str, int, str]]) -> Judg
         read.setdefault(name, {})[draw] = read_reply(prompt, text)
     values = [value for draws in read.values() for value in draws.values()]
     scores, histogram = _compared(read) if prompt == "pairwise" else _summed(read)
-    best = {"pairwise": dict.fromkeys(scores, 1.0), "criteria": _n_criteria(read)}.get(prompt)
+    n_criteria = {name: float(n) for name, n in Counter(name.rpartition("#")[0] for name in read).items()}
+    best = {"pairwise": dict.fromkeys(scores, 1.0), "criteria": n_criteria}.get(prompt)
     perfect = frozenset(name for name, score in scores.items() if score == (best[name] if best else MOST_POINTS))
-    return Judged(scores, perfect, len(values), sum(value is None for value in values), dict(sorted(histogram.items())))
+    return SelfJudgements(scores, perfect, len(values), sum(value is None for value in values), dict(sorted(histogram.items())))
 
 
 Read = Mapping[str, Mapping[int, float | None]]  # question -> draw -> value
 
 
 def _summed(read: Read) -> tuple[dict[str, float], Counter[str]]:
-    by_completion: dict[str, list[Mapping[int, float | None]]] = {}
-    for name, draws in read.items():
-        by_completion.setdefault(name.rpartition("#")[0], []).append(draws)
+    by_completion = grouped((name.rpartition("#")[0], draws) for name, draws in read.items())
     scores: dict[str, float] = {}
     histogram: Counter[str] = Counter()
     for completion, criteria in by_completion.items():
@@ -171,10 +168,6 @@ def _summed(read: Read) -> tuple[dict[str, float], Counter[str]]:
             if None not in marks:
                 histogram[f"{sum(mark for mark in marks if mark is not None):g}"] += 1
     return scores, histogram
-
-
-def _n_criteria(read: Read) -> dict[str, float]:
-    return dict(Counter(name.rpartition("#")[0] for name in read))  # type: ignore[arg-type]  # counts are compared with sums of marks
 
 
 def _compared(read: Read) -> tuple[dict[str, float], Counter[str]]:
@@ -210,11 +203,14 @@ def judge_quality(rankings: Sequence[Ranking]) -> Iterator[tuple[str, estimates.
     spearman, kendall   means over prompts whose truths differ; 0 for a judge that gives all the same (the paper does not say)
     tie_rate       pairs that differ in truth and that the judge does not tell apart
     """
+    from scipy import stats  # slow to import, and most commands judge nothing
+
+    measures: dict[str, Callable[..., Any]] = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}
     pairs: dict[str, list[float | None]] = {}
     ties: dict[str, list[float | None]] = {}
     best: list[bool | None] = []
     exact: list[bool | None] = []
-    correlations: dict[Literal["spearman", "kendall"], list[float | None]] = {"spearman": [], "kendall": []}
+    correlations: dict[str, list[float | None]] = {name: [] for name in measures}
     for place, ranking in enumerate(rankings):
         scored = [(s, t, p) for s, t, p in zip(*ranking, strict=True) if s is not None]
         orders = [(_sign(a[0] - b[0]), _sign(a[1] - b[1])) for a, b in itertools.combinations(scored, 2)]
@@ -225,9 +221,9 @@ def judge_quality(rankings: Sequence[Ranking]) -> Iterator[tuple[str, estimates.
         if apart and len(scored) == len(ranking.scores):
             exact.append(all(judged == true for judged, true in orders))
         if apart:
-            columns = ([s for s, _, _ in scored], [t for _, t, _ in scored])
-            for name, values in correlations.items():
-                values.append(_correlation(name, *columns))
+            scores, truths = [s for s, _, _ in scored], [t for _, t, _ in scored]
+            for name, of in measures.items():
+                correlations[name].append(0.0 if len(set(scores)) == 1 else float(of(scores, truths).statistic))
     yield "pair_accuracy", estimates.rating_mean(pairs)
     yield "best_accuracy", estimates.accuracy(best)
     yield "exact_match", estimates.accuracy(exact)
@@ -238,12 +234,3 @@ def judge_quality(rankings: Sequence[Ranking]) -> Iterator[tuple[str, estimates.
 
 def _sign(x: float) -> int:
     return int(x > 0) - int(x < 0)
-
-
-def _correlation(name: Literal["spearman", "kendall"], scores: Sequence[float], truths: Sequence[float]) -> float:
-    if len(set(scores)) == 1:
-        return 0.0
-    from scipy import stats
-
-    of = stats.spearmanr if name == "spearman" else stats.kendalltau
-    return float(np.asarray(of(scores, truths).statistic))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.config import BestOfN, Cell, Loop, NoMethod, Written
 from bench.planning import pieces
@@ -28,31 +29,6 @@ class Method(Protocol):
         """A trainer over prepared rows with cached reference log-probs. A loop whose trainings are other methods' has none."""
 
 
-NAMES = (
-    "none",
-    "sft_chosen",
-    "dpo",
-    "cdpo",
-    "robust",
-    "ipo",
-    "ipo_summed",
-    "hinge",
-    "slic",
-    "simpo",
-    "orpo",
-    "cpo",
-    "kto",
-    "kto_pair",
-    "best_of_n",
-    "csft",
-    "offline_ppo",
-    "iterative_dpo",
-    "spa",
-    "spin",
-    "self_rewarding",
-)
-
-
 def load(name: str) -> Method:
     return import_module(f"bench.methods.{name}")  # type: ignore[return-value]
 
@@ -68,3 +44,28 @@ def one_shot(cell: Cell, ground: Ground) -> Policy:
     inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
     trained = stage("train", settings, inputs, cell.method.name)
     return Policy(trained, trained)
+
+
+def own_loss(name: str, *settings: str, **options: Any) -> Callable[[TrainingJob], Trainer]:
+    """The `make_trainer` of a method whose loss is the function of that name in training/losses.py, called with the method's `settings`;
+    `options`: of own_loss_trainer."""
+
+    def make_trainer(job: TrainingJob) -> Trainer:
+        from bench.training import losses
+        from bench.training.trainers import own_loss_trainer
+
+        chosen = {setting: getattr(job.settings.method, setting) for setting in settings}
+        return own_loss_trainer(job, lambda pairs: getattr(losses, name)(pairs, **chosen), **options)
+
+    return make_trainer
+
+
+def trl_loss(name: str, *settings: str) -> Callable[[TrainingJob], Trainer]:
+    """The `make_trainer` of a method whose loss TRL's DPOTrainer has under that name, with the method's `settings`."""
+
+    def make_trainer(job: TrainingJob) -> Trainer:
+        from bench.training.trainers import paired_trainer
+
+        return paired_trainer(job, loss_type=name, **{setting: getattr(job.settings.method, setting) for setting in settings})
+
+    return make_trainer

@@ -31,9 +31,8 @@ from bench.models.tokenize import preference_ids
 from bench.planning import pieces
 from bench.planning.inputs import Ground, Policy
 from bench.records import Pair
-from bench.store.keys import Stage
 from bench.store.stage_settings import RewardModelSettings, stage
-from bench.training.training_record import Example
+from bench.training.training_record import TrainerRow
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -43,14 +42,10 @@ if TYPE_CHECKING:
 
 def chain(cell: Cell, ground: Ground) -> Policy:
     assert isinstance(cell.method, BestOfN)
-    reward_model = _reward_model(cell, cell.method, ground)
-    return Policy(ground.start, reward_model, reward_model=reward_model, best_of=cell.method.n)
-
-
-def _reward_model(cell: Cell, training: Training, ground: Ground) -> Stage:
-    method = RewardModel(**training.model_dump(include=set(Training.model_fields)))
+    method = RewardModel(**cell.method.model_dump(include=set(Training.model_fields)))
     settings = RewardModelSettings(method=method, **pieces.trained_as(cell))
-    return stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
+    reward_model = stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
+    return Policy(ground.start, reward_model, reward_model=reward_model, best_of=cell.method.n)
 
 
 def _rows(job: TrainingJob) -> list[dict[str, Any]]:
@@ -60,8 +55,8 @@ def _rows(job: TrainingJob) -> list[dict[str, Any]]:
         if not isinstance(row, Pair):
             raise ValueError("a reward model learns from pairs and the data are unpaired: bring pairs, or take method=kto")
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
-        whole = {f"{side}_ids": ids[side].prompt + ids[side].completion for side in ("chosen", "rejected")}
-        example = Example(row, {side: ids[side] for side in ("chosen", "rejected")})
+        whole = {f"{side}_ids": ids[side].whole for side in ("chosen", "rejected")}
+        example = TrainerRow(row, {side: ids[side] for side in ("chosen", "rejected")})
         rows.append({**whole, "length": max(map(len, whole.values())), "example": example})
     return rows
 

@@ -11,23 +11,7 @@ rewards/*, logps/* and the other curves: as for DPO.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from bench.methods import one_shot, own_loss
 
-from bench.methods import one_shot as chain
-
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-    from bench.training.trainers import TrainingJob
-
-
-def make_trainer(job: TrainingJob) -> Trainer:
-    from bench.training import losses
-    from bench.training.trainers import own_loss_trainer
-
-    settings = job.settings.method
-    assert settings.name == "cdpo"
-    return own_loss_trainer(job, lambda pairs: losses.cdpo(pairs, beta=settings.beta, label_smoothing=settings.label_smoothing))
-
-
-__all__ = ["chain", "make_trainer"]
+chain = one_shot
+make_trainer = own_loss("cdpo", "beta", "label_smoothing")

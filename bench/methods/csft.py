@@ -82,6 +82,3 @@ def check_positions(model: PreTrainedModel, max_length: int) -> None:
     places = positions(model.config.to_dict())
     if places is not None and max_length >= places and has_position_table(model):
         raise ValueError(f"model.max_length={max_length} leaves no place for a control token in {places} positions: set {places - 1}")
-
-
-__all__ = ["chain", "make_trainer"]

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.methods import one_shot as chain
+from bench.methods import one_shot
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
     from bench.training.trainers import TrainingJob
+
+chain = one_shot
 
 
 def make_trainer(job: TrainingJob) -> Trainer:
@@ -36,6 +38,3 @@ def make_trainer(job: TrainingJob) -> Trainer:
     if not settings.sft_weight:
         return paired_trainer(job, loss_type="sigmoid")
     return own_loss_trainer(job, lambda pairs: losses.dpo_sft(pairs, beta=settings.beta, sft_weight=settings.sft_weight))
-
-
-__all__ = ["chain", "make_trainer"]

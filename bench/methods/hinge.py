@@ -10,20 +10,7 @@ rewards/*, logps/* and the other curves: as for DPO.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from bench.methods import one_shot, trl_loss
 
-from bench.methods import one_shot as chain
-
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-    from bench.training.trainers import TrainingJob
-
-
-def make_trainer(job: TrainingJob) -> Trainer:
-    from bench.training.trainers import paired_trainer
-
-    return paired_trainer(job, loss_type="hinge")
-
-
-__all__ = ["chain", "make_trainer"]
+chain = one_shot
+make_trainer = trl_loss("hinge")

@@ -11,23 +11,7 @@ rewards/*, logps/* and the other curves: as for DPO.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from bench.methods import one_shot, own_loss
 
-from bench.methods import one_shot as chain
-
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-    from bench.training.trainers import TrainingJob
-
-
-def make_trainer(job: TrainingJob) -> Trainer:
-    from bench.training import losses
-    from bench.training.trainers import own_loss_trainer
-
-    settings = job.settings.method
-    assert settings.name == "ipo_summed"
-    return own_loss_trainer(job, lambda pairs: losses.ipo_summed(pairs, beta=settings.beta))
-
-
-__all__ = ["chain", "make_trainer"]
+chain = one_shot
+make_trainer = own_loss("ipo_summed", "beta")

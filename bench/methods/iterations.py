@@ -32,7 +32,7 @@ from bench.config import (
 )
 from bench.planning import judging, pieces
 from bench.planning.inputs import Ground, Policy
-from bench.store.keys import Source, Stage
+from bench.store.keys import Input, Inputs, Source, Stage
 from bench.store.stage_settings import (
     TOKENIZER,
     DemonstratedData,
@@ -51,16 +51,14 @@ from bench.store.stage_settings import (
     stage,
 )
 
-Model = Stage | Source
-
 
 @dataclass(frozen=True)
 class Round:
     """One iteration, up to its labels. `before`: the policy before the one that writes, the start model where there is none."""
 
     t: int
-    policy: Model  # writes, and is trained
-    before: Model
+    policy: Input  # writes, and is trained
+    before: Input
     items: Stage
     samples: Stage
 
@@ -69,11 +67,11 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Method:
+class LoopMethod:
     """A loop in words. `start`: the policy before iteration `first`; `seed_pairs`: what it was trained on, the data of iteration 0."""
 
     first: int
-    start: Model
+    start: Input
     seed_pairs: Stage | None
     draws: int
     items: Callable[[int], Stage]
@@ -83,7 +81,7 @@ class Method:
     with_reference_model: Callable[[int], bool] = lambda t: False  # whether its training wants the reference's logits
 
 
-def unfold(cell: Cell, ground: Ground, method: Method) -> Policy:
+def unfold(cell: Cell, ground: Ground, method: LoopMethod) -> Policy:
     """The policy of the cell's iteration, and all that it comes from."""
     settings = cell.method
     assert isinstance(settings, Loop)
@@ -102,7 +100,7 @@ def unfold(cell: Cell, ground: Ground, method: Method) -> Policy:
         reference = ground.start if method.training_reference == "start" else policy
         label = round_.label("reference log-probs")
         logps = pieces.preference_logps(cell, Policy(reference, None), pairs, splits=("train",), mismatched=False, label=label)
-        inputs: dict[str, Model] = {"model": policy, "preferences": pairs, "reference_logps": logps}
+        inputs: Inputs = {"model": policy, "preferences": pairs, "reference_logps": logps}
         if method.with_reference_model(t):
             inputs["reference_model"] = reference
         before, policy = policy, _trained(cell, method.training(t), inputs, round_.label(f"policy ({settings.name})"))  # type: ignore[attr-defined]
@@ -119,7 +117,7 @@ def _labels_of(source: Stage) -> Stage | None:
 
 def seeded(cell: Cell, ground: Ground, seed: SeedTraining) -> Stage:
     """DPO on the labelled pairs: the very stage of a cell of method=dpo with these settings."""
-    inputs: dict[str, Model] = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
+    inputs: Inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
     return _trained(cell, Dpo(**_training(cell) | seed.model_dump(), name="dpo"), inputs, "seed policy (dpo)")
 
 
@@ -132,11 +130,11 @@ def _training(cell: Cell) -> dict[str, Any]:
     return cell.method.model_dump(include=set(Training.model_fields))
 
 
-def _trained(cell: Cell, training: Trained | RefinedDpo, inputs: dict[str, Model], label: str) -> Stage:
+def _trained(cell: Cell, training: Trained | RefinedDpo, inputs: Inputs, label: str) -> Stage:
     return stage("train", pieces.train_settings(cell, training), pieces.read_model(inputs["model"]) | inputs, label)
 
 
-def _samples(cell: Cell, loop: Loop, policy: Model, items: Stage, draws: int, t: int) -> Stage:
+def _samples(cell: Cell, loop: Loop, policy: Input, items: Stage, draws: int, t: int) -> Stage:
     decoding = Decoding(temperature=loop.sample_temperature, top_p=1.0, max_new_tokens=loop.sample_max_new_tokens)
     settings = pieces.sample_settings(cell, decoding, draws, cell.seed)
     return stage("sample", settings, pieces.read_model(policy) | {"items": items}, f"iteration {t} samples")
@@ -145,7 +143,7 @@ def _samples(cell: Cell, loop: Loop, policy: Model, items: Stage, draws: int, t:
 def _pairs(cell: Cell, ground: Ground, loop: Loop, data: list[Stage], round_: Round) -> Stage:
     look = _look(ground)
     seen = {"fresh": data[-1:], "two_latest": data[-2:], "accumulated": data}[loop.pairs]
-    inputs: dict[str, Model] = {f"{number:02d}": source for number, source in enumerate(seen, len(data) - len(seen))}
+    inputs: Inputs = {f"{number:02d}": source for number, source in enumerate(seen, len(data) - len(seen))}
     return stage("data", LoopPairData(seed=cell.seed, max_length=look.max_length), inputs | look.inputs, round_.label("pairs"))
 
 
@@ -171,7 +169,7 @@ def _of_file(file: Source, ground: Ground, loop: Loop, place: int, t: int, *, an
 class _Look(NamedTuple):
     """What tells which rows a model learns from: its tokenizer, as the labelled rows were looked at; none of the controlled world's."""
 
-    inputs: dict[str, Model]
+    inputs: Inputs
     max_length: int | None
 
 
@@ -239,7 +237,7 @@ def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: Seed
     return _ranked(cell, round_, "reward_model", {"rewards": _rewards(cell, round_, model, pieces.dtype(cell))})
 
 
-def _rewards(cell: Cell, round_: Round, model: Model, dtype: Dtype) -> Stage:
+def _rewards(cell: Cell, round_: Round, model: Input, dtype: Dtype) -> Stage:
     length = pieces.max_length(cell)
     scoring = RewardScoreSettings(splits=(), max_length=length, batch_size=cell.engine.batch_size, dtype=dtype, rows="completions")
     return stage("logps", scoring, {"model": model, **_sampled(round_)}, round_.label("rewards"))
@@ -257,7 +255,7 @@ def judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     rated = isinstance(judge, MtBenchJudge) and judge.mode == "single"
     drawn = stage("data", DrawnData(form="each" if rated else "pairs"), _sampled(round_), round_.label("samples to judge"))
     settings, read = judging.judging_by(judge, cell, "rating" if rated else "preference", sources)
-    inputs: dict[str, Model] = {"items": drawn, "completions": drawn, **read}
+    inputs: Inputs = {"items": drawn, "completions": drawn, **read}
     verdicts = stage("judge", settings, inputs, round_.label(f"verdicts of {Path(judge.model).name} ({judge.name})"))
     return _ranked(cell, round_, "judge", {"verdicts": verdicts})
 

@@ -36,7 +36,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
     return iterations.unfold(
         cell,
         ground,
-        iterations.Method(
+        iterations.LoopMethod(
             first=1,
             start=iterations.seeded(cell, ground, seed) if seed else ground.start,
             seed_pairs=ground.preferences if seed else None,

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.methods import one_shot as chain
+from bench.methods import one_shot
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
     from bench.training.trainers import TrainingJob
+
+chain = one_shot
 
 
 class Weights(NamedTuple):
@@ -77,6 +79,3 @@ def make_trainer(job: TrainingJob) -> Trainer:
         train_sampling_strategy="sequential",
     )
     return KtoTrainer.over(rows, job, arguments)
-
-
-__all__ = ["chain", "make_trainer"]

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.methods import one_shot as chain
+from bench.methods import one_shot
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from bench.training.trainers import TrainingJob
     from bench.training.unpaired import UnpairedBatch
+
+chain = one_shot
 
 
 def make_trainer(job: TrainingJob) -> Trainer:
@@ -69,6 +71,3 @@ def make_value_head(hidden_size: int, seed: int) -> torch.nn.Sequential:
         return torch.nn.Sequential(
             Linear(hidden_size, hidden_size), ReLU(), Linear(hidden_size, hidden_size), ReLU(), Linear(hidden_size, 1)
         )
-
-
-__all__ = ["chain", "make_trainer"]

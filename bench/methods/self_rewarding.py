@@ -33,7 +33,7 @@ from bench.config import Cell, Decoding, Dpo, SeedTraining, SelfRewarding, SftCh
 from bench.methods import iterations
 from bench.planning import pieces
 from bench.planning.inputs import Ground, Policy
-from bench.store.keys import Source, Stage
+from bench.store.keys import Input, Stage
 from bench.store.stage_settings import (
     SELF_JUDGE_READING,
     DemonstrationData,
@@ -61,10 +61,12 @@ def chain(cell: Cell, ground: Ground) -> Policy:
     assert isinstance(settings, SelfRewarding)
     if settings.iteration == 0:
         return Policy(ground.start, None)
-    first = _first(cell, ground, settings)
+    instructions = _instructions(cell, ground)
+    evaluations = {"evaluations": _evaluations(cell, ground, settings, instructions)} if settings.eft else {}
+    first = _tuned(cell, ground, settings, {"demonstrations": instructions, **evaluations}, "iteration 1 policy (self_rewarding)")
     policy = Policy(first, first)
     if settings.iteration > 1:
-        method = iterations.Method(
+        method = iterations.LoopMethod(
             first=2,
             start=first,
             seed_pairs=None,
@@ -84,12 +86,6 @@ def _training(cell: Cell, settings: SelfRewarding) -> Dpo | SftChosen:
 
 
 # M_1 ------------------------------------------------------------------------------------------------------------------
-
-
-def _first(cell: Cell, ground: Ground, settings: SelfRewarding) -> Stage:
-    instructions = _instructions(cell, ground)
-    evaluations = {"evaluations": _evaluations(cell, ground, settings, instructions)} if settings.eft else {}
-    return _tuned(cell, ground, settings, {"demonstrations": instructions, **evaluations}, "iteration 1 policy (self_rewarding)")
 
 
 def _tuned(cell: Cell, ground: Ground, settings: SelfRewarding, texts: Mapping[str, Stage], label: str) -> Stage:
@@ -125,14 +121,14 @@ def _evaluations(cell: Cell, ground: Ground, settings: SelfRewarding, instructio
 # Judging --------------------------------------------------------------------------------------------------------------
 
 
-def _judgements(cell: Cell, settings: SelfRewarding, judge: Stage | Source, asked: Mapping[str, Stage], label: str) -> tuple[Stage, Stage]:
+def _judgements(cell: Cell, settings: SelfRewarding, judge: Input, asked: Mapping[str, Stage], label: str) -> tuple[Stage, Stage]:
     """(questions, replies) about the completions of items."""
     questions = stage("data", JudgeQuestionData(prompt=settings.judge_prompt), asked, f"{label}: questions to the judge")
     decoding = Decoding(temperature=settings.judge_temperature, top_p=1.0, max_new_tokens=settings.judge_max_new_tokens)
     return questions, _written(cell, judge, questions, decoding, settings.judgements, f"{label}: judgements")
 
 
-def _written(cell: Cell, model: Stage | Source, items: Stage, decoding: Decoding, draws: int, label: str) -> Stage:
+def _written(cell: Cell, model: Input, items: Stage, decoding: Decoding, draws: int, label: str) -> Stage:
     return stage("sample", pieces.sample_settings(cell, decoding, draws, cell.seed), pieces.read_model(model) | {"items": items}, label)
 
 
@@ -153,7 +149,7 @@ def _labels(cell: Cell, ground: Ground, settings: SelfRewarding, round_: iterati
             return iterations.plain_labels(cell, round_, labeller)
 
 
-def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Stage | Source) -> Stage:
+def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Input) -> Stage:
     if isinstance(cell.data, WorldData):
         labelled = ground.preferences.inputs["heldout"]
         assert isinstance(labelled, Stage)
@@ -194,6 +190,3 @@ def _new_prompts(cell: Cell, ground: Ground, settings: SelfRewarding) -> Callabl
         return written[t]
 
     return instructed
-
-
-__all__ = ["chain"]

@@ -11,23 +11,7 @@ for DPO.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from bench.methods import one_shot, own_loss
 
-from bench.methods import one_shot as chain
-
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-    from bench.training.trainers import TrainingJob
-
-
-def make_trainer(job: TrainingJob) -> Trainer:
-    from bench.training import losses
-    from bench.training.trainers import own_loss_trainer
-
-    settings = job.settings.method
-    assert settings.name == "sft_chosen"
-    return own_loss_trainer(job, lambda pairs: losses.sft_chosen(pairs), learns_from=("chosen",))
-
-
-__all__ = ["chain", "make_trainer"]
+chain = one_shot
+make_trainer = own_loss("sft_chosen", learns_from=("chosen",))

@@ -39,6 +39,7 @@ import numpy as np
 from bench.config import Cell, RefinedDpo, Spa, Training, scheduled
 from bench.methods import iterations
 from bench.planning.inputs import Ground, Policy
+from bench.records import sigmoid
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
     return iterations.unfold(
         cell,
         ground,
-        iterations.Method(
+        iterations.LoopMethod(
             first=1,
             start=iterations.seeded(cell, ground, seed) if seed else ground.start,
             seed_pairs=ground.preferences if seed else None,
@@ -92,17 +93,13 @@ class RunningThreshold:
 
     def distrusts(self, margins: Sequence[float]) -> list[bool]:
         """Of pairs with these margins βΔ̃, which then join the window."""
-        threshold, confidences = self.value, [_sigmoid(margin) for margin in margins]
+        threshold, confidences = self.value, [sigmoid(margin) for margin in margins]
         if self.of == "batch_means":
             self.seen.append(math.fsum(margins) / len(margins))
             assert threshold is not None
             return [not margin > threshold for margin in margins]
         self.seen.extend(confidences)
         return [threshold is not None and confidence < threshold for confidence in confidences]
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
 
 
 def make_trainer(job: TrainingJob) -> Trainer:
@@ -112,7 +109,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
     from bench.engines.hf import in_float32, load_model
     from bench.records import Trust, write_jsonl
     from bench.training import losses
-    from bench.training.trainers import TiesHalf, method_arguments, outputs_of, paired_rows
+    from bench.training.trainers import TiesHalf, method_arguments, paired_rows
 
     assert isinstance(job.settings.method, RefinedDpo)
     settings: RefinedDpo = job.settings.method
@@ -125,6 +122,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
     class RefinedTrainer(TiesHalf, DPOTrainer):
         judgements: list[tuple[bool, float]]  # of the latest batch: distrusted, confidence
         trust: list[Trust]
+        threshold: RunningThreshold
 
         def train(self, *args: Any, **named: Any) -> Any:
             result = super().train(*args, **named)
@@ -142,11 +140,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
         def delayed(self) -> bool:
             return self.state.global_step < settings.delay * self.state.max_steps
 
-        def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
-            with outputs_of(model) as seen:
-                result = super()._compute_loss(model, inputs, return_outputs)  # its metrics; the loss it names (DPO's) is dropped
-            references = {name: inputs[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
-            pairs = losses.pair_logps(seen[0].log_probs, inputs["completion_mask"], **references)
+        def own_loss(self, model: Any, inputs: dict[str, Any], pairs: losses.PairLogps) -> torch.Tensor:
             margins = settings.beta * self.judged(model, inputs, pairs)
             distrusts = self.threshold.distrusts(margins.tolist())
             if self.delayed:
@@ -154,12 +148,9 @@ def make_trainer(job: TrainingJob) -> Trainer:
             confidences = torch.sigmoid(margins)
             self.judgements = list(zip(distrusts, confidences.tolist(), strict=True))
             distrusted = torch.tensor(distrusts, dtype=pairs.chosen.dtype, device=pairs.chosen.device)
-            found = losses.refined_dpo(pairs, distrusted, beta=settings.beta, alpha=settings.alpha).mean()
             self._metrics["train"]["spa/distrusted"].append(distrusted.mean().item())
             self._metrics["train"]["spa/confidence"].append(confidences.mean().item())
-            if self.aux_loss_enabled:
-                found = found + self.router_aux_loss_coef * seen[0].aux_loss
-            return (found, result[1]) if return_outputs else found
+            return losses.refined_dpo(pairs, distrusted, beta=settings.beta, alpha=settings.alpha).mean()
 
         @torch.no_grad()
         def judged(self, model: Any, inputs: dict[str, Any], pairs: losses.PairLogps) -> torch.Tensor:
@@ -173,9 +164,6 @@ def make_trainer(job: TrainingJob) -> Trainer:
             return (chosen - pairs.ref_chosen) - (rejected - pairs.ref_rejected)
 
     trainer = RefinedTrainer.over(paired_rows(job), job, DPOConfig(**method_arguments(job), beta=settings.beta))
-    trainer.threshold = RunningThreshold(settings.distrusted, settings.window, settings.threshold)  # type: ignore[attr-defined]
-    trainer.trust = []  # type: ignore[attr-defined]
+    trainer.threshold = RunningThreshold(settings.distrusted, settings.window, settings.threshold)
+    trainer.trust = []
     return trainer
-
-
-__all__ = ["RunningThreshold", "chain", "make_trainer"]

@@ -32,7 +32,7 @@ def chain(cell: Cell, ground: Ground) -> Policy:
     return iterations.unfold(
         cell,
         ground,
-        iterations.Method(
+        iterations.LoopMethod(
             first=0,
             start=ground.start,
             seed_pairs=None,

@@ -91,8 +91,8 @@ class Shape:
 def read_shape(config: Mapping[str, Any]) -> Shape:
     """Raises ValueError for an architecture whose sizes are not known here, or a config without them."""
     kind = str(config.get("model_type"))
-    if kind not in LAYERS:
-        raise ValueError(f"sizes are known of {', '.join(sorted(LAYERS))}, got model_type {kind}")
+    if kind not in KINDS:
+        raise ValueError(f"sizes are known of {', '.join(KINDS)}, got model_type {kind}")
     try:
         hidden, layers, vocabulary = (int(config[name]) for name in ("hidden_size", "num_hidden_layers", "vocab_size"))
         heads = int(config["num_attention_heads"])
@@ -101,7 +101,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         sizes = _Sizes(hidden, heads * head, kv_heads * head, head, int(config["intermediate_size"]), config)
     except KeyError as error:
         raise ValueError(f"the config of a {kind} model needs {error}") from error
-    layer = LAYERS[kind](sizes)
+    layer = _layer(kind, sizes)
     norm = 2 * hidden if kind in ("phi", "gpt_neox") else hidden  # LayerNorm has biases, RMSNorm none
     embedding, tied = vocabulary * hidden, bool(config.get("tie_word_embeddings", False))
     head_weights = embedding + (vocabulary if kind == "phi" else 0)
@@ -114,7 +114,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         attention=sizes.attention,
         kv=sizes.kv,
         vocabulary=vocabulary,
-        linears=tuple(Linear(*linear) for linear in LINEARS.get(kind, _gated_linears)(sizes)),
+        linears=_linears(kind, sizes),
     )
 
 
@@ -131,60 +131,43 @@ class _Sizes:
         return bool(self.config.get(name, default))
 
 
-def _gated(s: _Sizes) -> int:
-    """Grouped-query attention, a gated MLP, two RMSNorms: Llama and its kin."""
-    return s.hidden * (2 * s.attention + 2 * s.kv) + 3 * s.hidden * s.inner + 2 * s.hidden
+KINDS = ("gpt_neox", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")  # values of model_type whose sizes are known
 
 
-def _llama(s: _Sizes) -> int:
-    of_attention = (s.attention + 2 * s.kv + s.hidden) * s.on("attention_bias", False)
-    return _gated(s) + of_attention + (2 * s.inner + s.hidden) * s.on("mlp_bias", False)
+def _layer(kind: str, s: _Sizes) -> int:
+    """Weights of a layer. Llama and its kin: grouped-query attention, a gated MLP, two RMSNorms."""
+    projected = s.attention + 2 * s.kv
+    gated = s.hidden * (2 * s.attention + 2 * s.kv) + 3 * s.hidden * s.inner + 2 * s.hidden
+    plain = 2 * s.hidden * s.inner + s.inner + s.hidden  # an MLP of two layers with biases
+    match kind:
+        case "llama":
+            biases = (projected + s.hidden) * s.on("attention_bias", False)
+            return gated + biases + (2 * s.inner + s.hidden) * s.on("mlp_bias", False)
+        case "qwen2":
+            return gated + projected
+        case "qwen3":
+            return gated + 2 * s.head + (projected + s.hidden) * s.on("attention_bias", False)
+        case "phi":
+            attention = (s.hidden + 1) * projected + (s.attention + 1) * s.hidden
+            return attention + plain + 2 * s.hidden + 4 * s.head * s.on("qk_layernorm", False)
+        case "gpt_neox":
+            return 4 * s.hidden * s.hidden + 4 * s.hidden * s.on("attention_bias", True) + plain + 4 * s.hidden
+    return gated
 
 
-def _qwen2(s: _Sizes) -> int:
-    return _gated(s) + s.attention + 2 * s.kv
-
-
-def _qwen3(s: _Sizes) -> int:
-    return _gated(s) + 2 * s.head + (s.attention + 2 * s.kv + s.hidden) * s.on("attention_bias", False)
-
-
-def _phi(s: _Sizes) -> int:
-    attention = (s.hidden + 1) * (s.attention + 2 * s.kv) + (s.attention + 1) * s.hidden
-    return attention + 2 * s.hidden * s.inner + s.inner + s.hidden + 2 * s.hidden + 4 * s.head * s.on("qk_layernorm", False)
-
-
-def _gpt_neox(s: _Sizes) -> int:
-    attention = 4 * s.hidden * s.hidden + 4 * s.hidden * s.on("attention_bias", True)
-    return attention + 2 * s.hidden * s.inner + s.inner + s.hidden + 4 * s.hidden
-
-
-def _projections(s: _Sizes) -> list[tuple[str, int, int]]:
-    return [("q_proj", s.hidden, s.attention), ("k_proj", s.hidden, s.kv), ("v_proj", s.hidden, s.kv)]
-
-
-def _gated_linears(s: _Sizes) -> list[tuple[str, int, int]]:
-    attention = [*_projections(s), ("o_proj", s.attention, s.hidden)]
-    return [*attention, ("gate_proj", s.hidden, s.inner), ("up_proj", s.hidden, s.inner), ("down_proj", s.inner, s.hidden)]
-
-
-def _phi_linears(s: _Sizes) -> list[tuple[str, int, int]]:
-    return [*_projections(s), ("dense", s.attention, s.hidden), ("fc1", s.hidden, s.inner), ("fc2", s.inner, s.hidden)]
-
-
-def _phi3_linears(s: _Sizes) -> list[tuple[str, int, int]]:
-    attention = [("qkv_proj", s.hidden, s.attention + 2 * s.kv), ("o_proj", s.attention, s.hidden)]
-    return [*attention, ("gate_up_proj", s.hidden, 2 * s.inner), ("down_proj", s.inner, s.hidden)]
-
-
-def _neox_linears(s: _Sizes) -> list[tuple[str, int, int]]:
-    attention = [("query_key_value", s.hidden, 3 * s.hidden), ("dense", s.hidden, s.hidden)]
-    return [*attention, ("dense_h_to_4h", s.hidden, s.inner), ("dense_4h_to_h", s.inner, s.hidden)]
-
-
-# Linear layers of a layer where they are not Llama's, and weights of a layer, by model_type.
-LINEARS = {"phi": _phi_linears, "phi3": _phi3_linears, "gpt_neox": _neox_linears}
-LAYERS = {"llama": _llama, "mistral": _gated, "qwen2": _qwen2, "qwen3": _qwen3, "phi": _phi, "phi3": _gated, "gpt_neox": _gpt_neox}
+def _linears(kind: str, s: _Sizes) -> tuple[Linear, ...]:
+    """The linear layers of a layer."""
+    query, key, value = Linear("q_proj", s.hidden, s.attention), Linear("k_proj", s.hidden, s.kv), Linear("v_proj", s.hidden, s.kv)
+    out, up, down = Linear("o_proj", s.attention, s.hidden), Linear("up_proj", s.hidden, s.inner), Linear("down_proj", s.inner, s.hidden)
+    match kind:
+        case "phi":
+            return query, key, value, out._replace(name="dense"), up._replace(name="fc1"), down._replace(name="fc2")
+        case "phi3":
+            return Linear("qkv_proj", s.hidden, s.attention + 2 * s.kv), out, Linear("gate_up_proj", s.hidden, 2 * s.inner), down
+        case "gpt_neox":
+            attention = Linear("query_key_value", s.hidden, 3 * s.hidden), Linear("dense", s.hidden, s.hidden)
+            return *attention, up._replace(name="dense_h_to_4h"), down._replace(name="dense_4h_to_h")
+    return query, key, value, out, Linear("gate_proj", s.hidden, s.inner), up, down
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.machine import ROOT
+from bench.machine import python_path
 from bench.text_files import BadFile, describe, printable, read_object, read_text
 
 Messages = Sequence[Mapping[str, Any]]
 
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 # Classes of tokenizer that have no special tokens but those that their files name.
 WITHOUT_TOKENS = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -242,8 +241,7 @@ def look(template: Template, seconds: float) -> Look:
 
 @functools.cache
 def _look(text: str, special: tuple[tuple[str, str], ...], limit: float) -> Look:
-    root = str(ROOT)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     line = [sys.executable, "-P", "-m", "bench.models.templates"]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as child:
         try:

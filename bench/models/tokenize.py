@@ -31,6 +31,10 @@ class Ids:
     completion: list[int]
     cut: bool = False  # the completion's end is missing
 
+    @property
+    def whole(self) -> list[int]:
+        return self.prompt + self.completion
+
 
 class PromptTooLong(ValueError):
     """A prompt that fills the length that the model looks at: nothing of its completions would be left to learn from."""

@@ -22,7 +22,7 @@ from bench.planning.pieces import (
     _prompts,
     generate,
 )
-from bench.store.keys import Source, Stage, hash_key
+from bench.store.keys import Inputs, Source, Stage, hash_key
 from bench.store.stage_settings import (
     AuditSettings,
     CanaryData,
@@ -56,7 +56,7 @@ def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Sour
         of_judge = {} if isinstance(settings, GoldPreferenceSettings | GoldRatingSettings) else read
         return stage("judge", settings, {"items": items, "completions": completions, **of_judge}, label)
 
-    inputs: dict[str, Stage | Source] = {
+    inputs: Inputs = {
         "verdicts": judged(settings, items, completions, "verdicts"),
         "canary_verdicts": judged(settings, canaries, canaries, "verdicts on canaries"),
     }

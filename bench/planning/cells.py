@@ -42,7 +42,7 @@ from bench.planning.pieces import (
     read_model,
     rows_read,
 )
-from bench.store.keys import Source, Stage, hash_key
+from bench.store.keys import Inputs, Stage, hash_key
 from bench.store.stage_settings import (
     ChosenData,
     JurySettings,
@@ -89,14 +89,14 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
 
 def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str, Stage], inputs: dict[str, Stage]) -> CellPlan:
     """The rest of a cell's graph: the completions of a policy, or of a file where there is none, their verdicts and numbers."""
-    read_too: dict[str, Stage | Source] = {}  # by the score
+    read_too: Inputs = {}  # by the score
     questions = _questions(cell, sources)
     for manner, items, decoding in questions:
         if policy is not None:
             completions = generate(cell, policy, items, decoding, f"{manner} completions", answers=True)
         else:
             assert sources.completions is not None
-            inputs_of: dict[str, Stage | Source] = {"file": sources.completions, "items": items}
+            inputs_of: Inputs = {"file": sources.completions, "items": items}
             completions = stage("generate", WrittenCompletions(alone=len(questions) == 1), inputs_of, f"{manner} completions")
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
@@ -165,7 +165,7 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
         raise ValueError("model=local: no source given")
     splits: tuple[Split, ...] = ("train", "heldout") if cell.data.fraction else ("heldout",)
     if isinstance(cell.data, WorldData):
-        labels: dict[str, Stage | Source] = {split: _labels(cell, cell.data, split, tuned) for split in splits}
+        labels: Inputs = {split: _labels(cell, cell.data, split, tuned) for split in splits}
         preferences = stage("data", PairData(form=cell.data.form, seed=cell.seed, **_kept(cell.data)), labels, "preferences")
         kl_prompts = _prompts(cell, "kl", cell.data.n_kl_prompts, seed=cell.seed)
     else:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bench.config import (
-    Cell,
-)
-from bench.store.keys import Source, Stage
+from bench.config import Cell
+from bench.store.keys import Input, Source, Stage
 
 Manner = Literal["preference", "rating"]  # what a verdict is
 
@@ -46,11 +44,11 @@ class Sources:
 class Ground:
     """What cells of one model, data and seed share."""
 
-    start: Stage | Source
+    start: Input
     preferences: Stage
     reference: Stage  # log-probs of the start model, on train and held-out rows
     kl_prompts: Stage
-    base: Stage | Source | None = None  # what the start model was tuned from; None where nobody says
+    base: Input | None = None  # what the start model was tuned from; None where nobody says
     labelling_judge: JudgeSources | None = None
     prompts: Source | None = None  # new ones of a loop, where a file brings them
 
@@ -72,13 +70,18 @@ class CellPlan:
 class Policy:
     """What a method hands over to be judged: the model that writes, how it is asked, and who chooses among `best_of` samples of it."""
 
-    model: Stage | Source
+    model: Input
     train: Stage | None  # its last training; None where nothing was trained
     control: str | None = None  # token after every prompt, whatever is asked or scored; engines refuse the model without it
-    reward_model: Stage | Source | None = None
+    reward_model: Input | None = None
     best_of: int = 1
     labels: Sequence[Stage] = ()  # of the pairs that its last training read, where a loop made them; the loop's latest last
     self_judge: Stage | None = None  # how well it judges, where that is asked
+
+
+def all_stages(cells: Iterable[CellPlan]) -> list[Stage]:
+    """Every stage of the cells, each once, inputs before what reads them."""
+    return list(dict.fromkeys(stage for cell in cells for stage in cell.stages))
 
 
 Chain = Callable[[Cell, Ground], Policy]

@@ -22,7 +22,7 @@ from bench.config import (
     as_name,
 )
 from bench.planning.inputs import JudgeSources, Manner, Sources
-from bench.store.keys import Source, Stage, canonical_json, hash_key
+from bench.store.keys import Inputs, Source, Stage, canonical_json, hash_key
 from bench.store.stage_settings import (
     DrawnData,
     GoldPreferenceSettings,
@@ -51,7 +51,7 @@ def _members(cell: Cell, jury: JuryJudge, sources: Sources, items: Stage, comple
     found = {}
     for label, judge in jury.judges.items():
         settings, read = judging_by(judge, cell, "preference", sources.judge.members.get(label))
-        inputs: dict[str, Stage | Source] = {"items": items, "completions": completions, **read}
+        inputs: Inputs = {"items": items, "completions": completions, **read}
         found[member_role(label)] = stage("judge", settings, inputs, f"verdicts of {label}")
     return found
 
@@ -70,7 +70,10 @@ def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[
 def judging_by(judge: Member | MtBenchJudge, cell: Cell, manner: str, sources: JudgeSources | None) -> tuple[Settings, dict[str, Source]]:
     """The same by a judge that may be one of several, or label samples."""
     if isinstance(judge, GoldJudge):
-        return _gold_judging(cell, judge, manner), {}
+        assert cell.world is not None
+        if manner == "preference":
+            return GoldPreferenceSettings(gold=cell.world.gold, temperature=judge.preference.temperature), {}
+        return GoldRatingSettings(gold=cell.world.gold), {}
     assert sources is not None
     if isinstance(judge, LanguageJudge):
         assert sources.prompts is not None
@@ -91,10 +94,7 @@ def _language_judging(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge, so
         provider=judge.provider if judge.server == "endpoint" else judge.server,
         dtype=judge.dtype,
         server_args=judge.server_args,
-        temperature=verdict.temperature,
-        top_p=verdict.top_p,
-        max_tokens=verdict.max_tokens,
-        top_logprobs=verdict.top_logprobs,
+        **verdict.model_dump(include={"temperature", "top_p", "max_tokens", "top_logprobs"}),
         request=canonical_json(verdict.request),
         parser=sources.parser,
         annotator=judge.annotator if isinstance(judge, AlpacaEvalJudge) else "",
@@ -112,13 +112,6 @@ def _mode(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge) -> Literal["of
     if isinstance(judge, ArenaHardJudge):
         return "both"
     return judge.order if isinstance(judge, AlpacaEvalJudge) else judge.mode
-
-
-def _gold_judging(cell: Cell, judge: GoldJudge, manner: str) -> Settings:
-    assert cell.world is not None
-    if manner == "preference":
-        return GoldPreferenceSettings(gold=cell.world.gold, temperature=judge.preference.temperature)
-    return GoldRatingSettings(gold=cell.world.gold)
 
 
 def judge_manners(judge: Settings) -> tuple[Manner, ...]:

@@ -30,7 +30,7 @@ from bench.config import (
 )
 from bench.planning.inputs import Policy, Sources
 from bench.readers import version
-from bench.store.keys import Source, Stage
+from bench.store.keys import Input, Inputs, Stage
 from bench.store.stage_settings import (
     TOKENIZER,
     BaseSettings,
@@ -84,7 +84,7 @@ def trained_as(cell: Cell) -> dict[str, Any]:
     return {"max_length": max_length(cell), "dtype": dtype(cell), "seed": cell.seed, "gradient_checkpointing": checkpointing}
 
 
-def read_model(model: Stage | Source) -> dict[str, Stage | Source]:
+def read_model(model: Input) -> Inputs:
     """Inputs of a stage that reads a model: itself, and of one that is an adapter the `base` that it was trained beside."""
     base = model
     while isinstance(base, Stage) and getattr(base.settings, "adapter", None) is not None:
@@ -125,17 +125,17 @@ def _looked_at(cell: Cell, data: LocalData | DatasetData) -> dict[str, Any]:
     return {"max_length": length, "unwritable": data.unwritable, "version": 2}
 
 
-def rows_read(cell: Cell, sources: Sources) -> dict[str, Stage | Source]:
+def rows_read(cell: Cell, sources: Sources) -> Inputs:
     """What rows are read from, and the judge's items where train rows that ask the same are left out."""
     items = _asked(cell, sources) if pair_settings(cell).overlap != "report" else None
     return _file(cell, sources) | ({} if items is None else {"items": items})
 
 
-def _file(cell: Cell, sources: Sources) -> dict[str, Stage | Source]:
+def _file(cell: Cell, sources: Sources) -> Inputs:
     """The file or dataset, and the model whose tokenizer and chat template say which rows something is learnt from."""
     if sources.data is None:
         raise ValueError(f"data={cell.data.name}: no source given")
-    found: dict[str, Stage | Source] = {"file": sources.data}
+    found: Inputs = {"file": sources.data}
     return found if sources.model is None else found | {TOKENIZER: sources.model}
 
 
@@ -152,7 +152,7 @@ def _whole(cell: Cell, sources: Sources) -> Stage:
     return stage("data", pair_settings(cell).model_copy(update=whole), _file(cell, sources), "all rows")
 
 
-def _tuned(cell: Cell, sources: Sources) -> Stage | Source | None:
+def _tuned(cell: Cell, sources: Sources) -> Input | None:
     """The user's model, or what supervised fine-tuning makes of it."""
     if cell.sft is None or sources.model is None:
         return sources.model
@@ -187,7 +187,7 @@ def _prompts(cell: Cell, split: Split, n: int, *, seed: int, n_turns: Literal[1,
     return stage("data", settings, label=f"{split} prompts{', two turns' if n_turns == 2 else ''}")
 
 
-def _labels(cell: Cell, data: WorldData, split: Split, tuned: Stage | Source | None, *, n: int = 0, seed: int | None = None) -> Stage:
+def _labels(cell: Cell, data: WorldData, split: Split, tuned: Input | None, *, n: int = 0, seed: int | None = None) -> Stage:
     """Two completions of each prompt of a split, by the fine-tuned model or the demonstrations' writer, and which the annotator chose."""
     assert cell.world is not None
     seed = cell.seed if seed is None else seed
@@ -206,17 +206,17 @@ def _labels(cell: Cell, data: WorldData, split: Split, tuned: Stage | Source | N
 
 
 def sample_settings(cell: Cell, decoding: Decoding, draws: int, seed: int) -> SampleSettings:
-    engine = cell.engine
-    return SampleSettings(
-        engine=engine.name,
-        decoding=decoding,
-        draws=draws,
-        batch_size=engine.batch_size,
-        dtype=dtype(cell),
-        seed=seed,
-        loading=loading(cell),
-        serving=_serving(cell),
-    )
+    return SampleSettings(decoding=decoding, draws=draws, seed=seed, **_written_by(cell))
+
+
+def read_by(cell: Cell) -> dict[str, Any]:
+    """What a model that scores rows of a cell is asked with."""
+    return {"batch_size": cell.engine.batch_size, "dtype": dtype(cell)}
+
+
+def _written_by(cell: Cell) -> dict[str, Any]:
+    """The same of one that writes."""
+    return {"engine": cell.engine.name, "loading": loading(cell), "serving": _serving(cell), **read_by(cell)}
 
 
 def _serving(cell: Cell) -> Serving | None:
@@ -230,17 +230,16 @@ def preference_logps(cell: Cell, policy: Policy, preferences: Stage, *, splits: 
         splits=tuple(splits),
         mismatched=mismatched,
         max_length=max_length(cell),
-        batch_size=cell.engine.batch_size,
-        dtype=dtype(cell),
         control=policy.control,
         loading=loading(cell),
+        **read_by(cell),
     )
     label = label or ("reference log-probs" if mismatched else "held-out log-probs")
     return stage("logps", settings, read_model(policy.model) | {"preferences": preferences}, label)
 
 
-def _preference_rewards(cell: Cell, reward_model: Stage | Source, preferences: Stage) -> Stage:
-    settings = RewardScoreSettings(splits=("heldout",), max_length=max_length(cell), batch_size=cell.engine.batch_size, dtype=dtype(cell))
+def _preference_rewards(cell: Cell, reward_model: Input, preferences: Stage) -> Stage:
+    settings = RewardScoreSettings(splits=("heldout",), max_length=max_length(cell), **read_by(cell))
     return stage("logps", settings, {"model": reward_model, "preferences": preferences}, "held-out rewards")
 
 
@@ -251,12 +250,11 @@ def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str,
         splits=(),
         mismatched=False,
         max_length=max_length,
-        batch_size=cell.engine.batch_size,
-        dtype=dtype(cell),
         control=policy.control,
         engine="vllm" if by_vllm else "transformers",
         serving=_serving(cell) if by_vllm else None,
         loading=loading(cell),
+        **read_by(cell),
     )
     inputs = read_model(policy.model) | {"completions": completions, "items": completions.inputs["items"]}
     return stage("logps", settings, inputs, label)
@@ -265,16 +263,12 @@ def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str,
 def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str, answers: bool = False) -> Stage:
     """`answers`: to the judge's items, whose categories may have temperatures of their own."""
     settings = GenerateSettings(
-        engine=cell.engine.name,
         decoding=decoding,
-        batch_size=cell.engine.batch_size,
-        dtype=dtype(cell),
         seed=cell.seed,
         best_of=policy.best_of,
         control=policy.control,
-        loading=loading(cell),
         temperatures=cell.judge.temperatures if answers and isinstance(cell.judge, MtBenchJudge) else {},
-        serving=_serving(cell),
+        **_written_by(cell),
     )
     inputs = read_model(policy.model) | {"items": items} | ({} if policy.reward_model is None else {"reward_model": policy.reward_model})
     return stage("generate", settings, inputs, label)

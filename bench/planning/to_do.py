@@ -35,9 +35,8 @@ def make_plan(cells: Sequence[CellPlan], store: Store) -> Plan:
             return
         statuses[stage] = store.held(stage) if held else store.status(stage)
         if statuses[stage].state != "done":
-            for source in stage.inputs.values():
-                if isinstance(source, Stage):
-                    need(source, held=True)
+            for source in stage.before:
+                need(source, held=True)
         order.pop(stage, None)
         order[stage] = None
 

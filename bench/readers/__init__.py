@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from bench.config import Conversations, Form, Reading
 from bench.readers.common import Raw, Tally
-from bench.readers.rows import SHOWN_BAD_ROWS, BadRows, check_columns, raw_rows, refusal
+from bench.readers.rows import check_columns, raise_bad_rows, raw_rows, refusal
 from bench.records import Conversation, Pair, Unpaired
 from bench.store.keys import tree_stamp
 from bench.store.stage_settings import ConversationData, DatasetRows
@@ -84,12 +84,6 @@ def place_of(row_id: str, path: Path, dataset: DatasetRows) -> str:
     return next(itertools.islice(places, int(number) - 1, None), row_id)
 
 
-def _refuse(tally: Tally) -> None:
-    if tally.problems:
-        more = [f"... and {len(tally.problems) - SHOWN_BAD_ROWS} more"] if len(tally.problems) > SHOWN_BAD_ROWS else []
-        raise BadRows("\n".join(tally.problems[:SHOWN_BAD_ROWS] + more))
-
-
 class Shown(NamedTuple):
     """What a first row shows of all: its form, and whether they are messages, which need a chat template."""
 
@@ -114,7 +108,7 @@ def check(path: Path, reading: Reading | Conversations, train_files: Sequence[st
         if not first and not tally.problems:
             raise ValueError(f"{', '.join(map(str, files[:3]))}: no rows")
         found += list(reader.read(first, reading, tally, train=split == "train"))
-        _refuse(tally)
+        raise_bad_rows(tally.problems)
     return shown_by(found[0]) if found else Shown(None, False)
 
 
@@ -147,7 +141,7 @@ def _read_dataset(path: Path, stamp: str, reading: Reading, train_files: tuple[s
     elif getattr(reader, "HELDOUT_IN_TRAIN_FILES", False):
         heldout = _split(reader, reading, find_files(path, train_files), "heldout", counts) or None
     if not train:
-        raise ValueError(f"{path}: no train row is left of {counts['train/read']}: {_reasons('train', counts)}")
+        raise ValueError(f"{path}: no train row is left of {counts['train/read']}: {_reasons(counts)}")
     if len({row_form(row) for row in train}) > 1:
         raise ValueError(f"{path}: paired and unpaired rows; a dataset has one form")
     return Splits(train, heldout, counts)
@@ -163,15 +157,16 @@ def _split(reader: Reader, reading: Any, files: Sequence[Path], split: str, coun
             yield raw
 
     rows = list(reader.read(counted(), reading, tally, train=split == "train"))
-    _refuse(tally)
+    raise_bad_rows(tally.problems)
     counts[f"{split}/read"] = number
     for name, found in (("dropped", tally.dropped), ("noted", tally.noted)):
         counts |= {f"{split}/{name}/{reason}": n for reason, n in sorted(found.items()) if n}
     return rows
 
 
-def _reasons(split: str, counts: Mapping[str, int]) -> str:
-    start = f"{split}/dropped/"
+def _reasons(counts: Mapping[str, int]) -> str:
+    """Why train rows were dropped."""
+    start = "train/dropped/"
     return ", ".join(f"{n} {name.removeprefix(start)}" for name, n in counts.items() if name.startswith(start)) or "it has none"
 
 
@@ -179,5 +174,5 @@ def read_conversations(path: Path, settings: ConversationData) -> tuple[list[Con
     counts: dict[str, int] = {}
     rows = _split(load("conversations"), Conversations(reader="conversations"), find_files(path, settings.files), "train", counts)
     if not rows:
-        raise ValueError(f"{path}: no conversation is left of {counts['train/read']}: {_reasons('train', counts)}")
+        raise ValueError(f"{path}: no conversation is left of {counts['train/read']}: {_reasons(counts)}")
     return rows, counts

@@ -15,11 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from bench.records import Completion, Item
-from bench.text_files import BadFile, NotJson, begins_as_list, describe, id_text, json_lines, printable, read_objects, text, texts
+from bench.text_files import (
+    BadFile,
+    NotJson,
+    begins_as_list,
+    describe,
+    id_text,
+    json_lines,
+    listed_problems,
+    printable,
+    read_objects,
+    text,
+    texts,
+)
 
 EXPECTED = "expected id, prompt or turns, and completion (text) or completions (a text a turn)"
 FORMS = f"{EXPECTED}; or AlpacaEval's instruction and output; or FastChat's question_id and choices"
-SHOWN_BAD_ROWS = 20
 FAILED_REQUEST = "$ERROR$"
 OF_FASTCHAT = re.compile(r"^(mt_bench|arena_hard)-")  # what an item of such a question is called before its number
 
@@ -28,7 +39,7 @@ Messages = tuple[tuple[str, str], ...]  # (role, content)
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenRow:
     """One row: texts a turn, and which prompt they answer - by what the row names, the others are None."""
 
     place: str  # file and line
@@ -49,9 +60,9 @@ class Written:
         return " / ".join(self.turns or [content for _, content in self.messages or ()]) or named
 
 
-def read_written(path: Path) -> list[Written]:
+def read_written(path: Path) -> list[WrittenRow]:
     """The whole file, checked. Raises BadFile with every bad row's line and reason."""
-    rows: list[Written] = []
+    rows: list[WrittenRow] = []
     problems = []
     first: dict[Any, str] = {}
     for found in _parsed(path):
@@ -65,14 +76,13 @@ def read_written(path: Path) -> list[Written]:
     if len(models) > 1:
         problems.append(f"{path}: expected the completions of one model, got {printable(', '.join(list(models)[:5]))}")
     if problems:
-        more = [f"... and {len(problems) - SHOWN_BAD_ROWS} more"] if len(problems) > SHOWN_BAD_ROWS else []
-        raise BadFile("\n".join(problems[:SHOWN_BAD_ROWS] + more))
+        raise BadFile(listed_problems(problems))
     if not rows:
         raise BadFile(f"{path}: no rows; {FORMS}")
     return rows
 
 
-def _parsed(path: Path) -> Iterator[Written | BadFile]:
+def _parsed(path: Path) -> Iterator[WrittenRow | BadFile]:
     """Each row, or what is wrong with it. Raises BadFile for the file itself, and for one that does not begin with a JSON line."""
     if begins_as_list(path):
         yield from (_written_or_bad(row, place) for place, row in read_objects(path))
@@ -90,7 +100,7 @@ def _parsed(path: Path) -> Iterator[Written | BadFile]:
         begun = True
 
 
-def _written_or_bad(raw: Any, place: str) -> Written | BadFile:
+def _written_or_bad(raw: Any, place: str) -> WrittenRow | BadFile:
     try:
         found = _row(raw, place)
         if FAILED_REQUEST in found.texts:
@@ -100,15 +110,17 @@ def _written_or_bad(raw: Any, place: str) -> Written | BadFile:
         return error
 
 
-def _row(raw: Any, place: str) -> Written:
+def _row(raw: Any, place: str) -> WrittenRow:
     if not isinstance(raw, Mapping):
         raise BadFile(f"{place}: expected an object, got {describe(raw)}")
     if "choices" in raw:
-        return _of_fastchat(raw, place)
+        question = id_text(raw.get("question_id"), f"{place}: question_id")
+        model = None if raw.get("model_id") is None else id_text(raw["model_id"], f"{place}: model_id")
+        return WrittenRow(place, None, None, None, tuple(first_choice(raw, place)), question, model)
     if "instruction" in raw and "output" in raw:
         asked, output = (text(raw[key], f"{place}: {key}") for key in ("instruction", "output"))
         model = None if raw.get("generator") is None else id_text(raw["generator"], f"{place}: generator")
-        return Written(place, None, None, (asked,), (output,), model=model)
+        return WrittenRow(place, None, None, (asked,), (output,), model=model)
     names = [key for key in ("id", "prompt", "turns") if raw.get(key) is not None]
     written = [key for key in ("completion", "completions") if key in raw]
     if not names or len(written) != 1:
@@ -118,8 +130,8 @@ def _row(raw: Any, place: str) -> Written:
     if turns is None and raw.get("turns") is not None:
         turns = tuple(texts(raw["turns"], f"{place}: turns"))
     if "completion" in raw:
-        return Written(place, own, messages, turns, (text(raw["completion"], f"{place}: completion"),))
-    return Written(place, own, messages, turns, tuple(texts(raw["completions"], f"{place}: completions")))
+        return WrittenRow(place, own, messages, turns, (text(raw["completion"], f"{place}: completion"),))
+    return WrittenRow(place, own, messages, turns, tuple(texts(raw["completions"], f"{place}: completions")))
 
 
 def _prompt(prompt: Any, place: str) -> tuple[Messages | None, tuple[str, ...] | None]:
@@ -133,12 +145,6 @@ def _prompt(prompt: Any, place: str) -> tuple[Messages | None, tuple[str, ...] |
             found = [[text(message[key], f"{place}: prompt[{n}].{key}") for key in ("role", "content")] for n, message in enumerate(prompt)]
             return tuple((role, content) for role, content in found), None
     raise BadFile(f"{place}: prompt must be text or messages (role, content), got {describe(prompt)}")
-
-
-def _of_fastchat(raw: Mapping[str, Any], place: str) -> Written:
-    question = id_text(raw.get("question_id"), f"{place}: question_id")
-    model = None if raw.get("model_id") is None else id_text(raw["model_id"], f"{place}: model_id")
-    return Written(place, None, None, None, tuple(first_choice(raw, place)), question, model)
 
 
 def first_choice(row: Mapping[str, Any], place: str) -> list[str]:
@@ -156,7 +162,7 @@ def turn_text(value: Any, what: str) -> str:
     return text(value, what)
 
 
-def matched(rows: Iterable[Written], items: Sequence[Item]) -> list[Completion]:
+def matched(rows: Iterable[WrittenRow], items: Sequence[Item]) -> list[Completion]:
     """The completions of the items that the rows answer, in the items' order; items without one are left out.
 
     A row is an item's by its id; else by FastChat's question; else by all its messages; else by its turns, where no messages stand before
@@ -169,7 +175,8 @@ def matched(rows: Iterable[Written], items: Sequence[Item]) -> list[Completion]:
     )
     found = []
     for item in items:
-        turns, messages = tuple(item.turns), _messages(item)
+        turns, asked = tuple(item.turns), ("text" if item.plain else "user", item.turns[0])
+        messages: Messages = (*((message["role"], message["content"]) for message in item.context), asked)  # what is asked first
         row = by_id.get(item.id)
         if row is not None and (row.messages not in (None, messages) or not _agree(row.turns or (), turns)):
             told = f"item {printable(item.id)} asks {describe(' / '.join(item.turns))}, and the row answers {describe(row.asked)}"
@@ -189,9 +196,3 @@ def matched(rows: Iterable[Written], items: Sequence[Item]) -> list[Completion]:
 def _agree(some: Sequence[str], others: Sequence[str]) -> bool:
     """Whether turns are the same, as far as both go."""
     return all(one == other for one, other in zip(some, others, strict=False))
-
-
-def _messages(item: Item) -> Messages:
-    """What is asked first."""
-    asked = ("text" if item.plain else "user", item.turns[0])
-    return (*((message["role"], message["content"]) for message in item.context), asked)

@@ -6,19 +6,12 @@ answer; one without an answer, with an empty message, or whose speakers do not t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
-
-from bench.readers.common import Raw, Tally, alternates, drop, each
+from bench.readers.common import Raw, alternates, by_row, drop
 from bench.readers.rows import read_messages
 from bench.records import Conversation
 
 VERSION = 1
 COLUMNS = ("messages",)
-
-
-def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Conversation]:
-    yield from each(raws, tally, lambda raw: _conversation(raw))
 
 
 def _conversation(raw: Raw) -> Conversation:
@@ -32,3 +25,6 @@ def _conversation(raw: Raw) -> Conversation:
     if any(not message["content"].strip() for message in messages):
         raise drop("empty message")
     return Conversation(raw.id, messages)
+
+
+read = by_row(_conversation)

@@ -9,10 +9,8 @@ spaces before line breaks, which tokenise apart. red-team-attempts is another ki
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
 
-from bench.readers.common import Raw, Tally, alternates, drop, each, text
+from bench.readers.common import Raw, alternates, by_row, drop, text
 from bench.readers.rows import make_pair
 from bench.records import Message, Pair
 
@@ -20,10 +18,6 @@ VERSION = 1
 COLUMNS = ("chosen", "rejected")
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
-
-
-def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair]:
-    yield from each(raws, tally, lambda raw: _pair(raw))
 
 
 def _pair(raw: Raw) -> Pair:
@@ -43,3 +37,6 @@ def _turns(transcript: str) -> list[Message]:
     if before.strip() or not parts:
         raise ValueError(f"a transcript begins with '\\n\\nHuman:', got {transcript[:60]!r}")
     return [{"role": ROLES[speaker], "content": said.strip()} for speaker, said in zip(parts[::2], parts[1::2], strict=True)]
+
+
+read = by_row(_pair)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bench.models.templates import Template, TemplateFailed, refusals
 from bench.models.tokenize import PromptTooLong, aligned_ids, load_tokenizer, prompt_ids
-from bench.readers.rows import prompt_key
+from bench.readers.subsets import prompt_key
 from bench.records import Conversation, Message
 
 if TYPE_CHECKING:

@@ -6,10 +6,7 @@ wrote an answer decides which is chosen: nobody compared them. No split; rows li
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
-
-from bench.readers.common import Raw, Tally, each, text, user
+from bench.readers.common import Raw, by_row, text, user
 from bench.readers.rows import make_pair
 from bench.records import Pair
 
@@ -17,11 +14,10 @@ VERSION = 1
 COLUMNS = ("system", "question", "chosen", "rejected")
 
 
-def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair]:
-    yield from each(raws, tally, lambda raw: _pair(raw))
-
-
 def _pair(raw: Raw) -> Pair:
     system, question, chosen, rejected = (text(raw.columns, name) for name in COLUMNS)
     prompt = [{"role": "system", "content": system}] if system.strip() else []
     return make_pair(raw.id, [*prompt, user(question)], chosen, rejected)
+
+
+read = by_row(_pair)

@@ -1,4 +1,4 @@
-"""Preference rows: reading a user's file, nested fractions, held-out split, and KTO's mismatched partners.
+"""Preference rows: reading a user's file.
 
 A file holds TRL's paired form (prompt, chosen, rejected) or its unpaired form (prompt, completion, label), as plain text or as
 messages. The prompt may stand inside `chosen` and `rejected`, as what both begin with; it does where `prompt` is absent, or is text
@@ -7,28 +7,20 @@ beside messages. Plain text stays plain: a prompt of one message with role "text
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
-import random
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bench.config import Form
+from bench.readers.subsets import normalised, prompt_key
 from bench.records import Message, Pair, Text, Unpaired
-from bench.text_files import BadFile, begins_as_list, describe, json_lines, printable, read_list, row_limit
+from bench.text_files import BadFile, begins_as_list, describe, json_lines, listed_problems, printable, read_list, row_limit
 
-Row = TypeVar("Row", Pair, Unpaired)
-T = TypeVar("T")
-
-SHOWN_BAD_ROWS = 20
-PUNCTUATION = " .,:;!?\"'`"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXPECTED = "expected columns prompt, chosen, rejected or prompt, completion, label"
 
@@ -101,7 +93,7 @@ def read_prompts(path: Path, answered: bool) -> list[Text]:
             problems.append(refusal(f"{path}:{number}", error))
         else:
             found.setdefault(prompt_key(prompt), Text(str(number), prompt, texts[0]))
-    _raise_bad_rows(problems)
+    raise_bad_rows(problems)
     if not found:
         raise BadRows(f"{path}: no rows; expected columns {' and '.join(columns)}")
     return list(found.values())
@@ -116,10 +108,9 @@ def _named(raw: Any) -> str:
     return printable(", ".join(map(str, raw)))[:200] or "none" if isinstance(raw, Mapping) else describe(raw)
 
 
-def _raise_bad_rows(problems: Sequence[str]) -> None:
+def raise_bad_rows(problems: Sequence[str]) -> None:
     if problems:
-        more = [f"... and {len(problems) - SHOWN_BAD_ROWS} more"] if len(problems) > SHOWN_BAD_ROWS else []
-        raise BadRows("\n".join([*problems[:SHOWN_BAD_ROWS], *more]))
+        raise BadRows(listed_problems(problems))
 
 
 def read_preferences(path: Path) -> Preferences:
@@ -144,7 +135,7 @@ def read_preferences(path: Path) -> Preferences:
             (pairs if isinstance(row, Pair) else unpaired).append(row)  # type: ignore[arg-type]
     if pairs and unpaired:
         problems.append(f"{path}: {len(pairs)} paired and {len(unpaired)} unpaired rows; a file holds one form")
-    _raise_bad_rows(problems)
+    raise_bad_rows(problems)
     if not pairs and not unpaired:
         raise BadRows(f"{path}: no rows; {EXPECTED}")
     return Preferences(pairs, unpaired, noted)
@@ -327,7 +318,7 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
     elif len(columns) == 1:
         raise ValueError("a completion of messages needs a prompt of messages")
     else:
-        shared = _shared(*conversations)
+        shared = _shared(*(conversation[:-1] for conversation in conversations))  # the last of either is its completion
         if not shared:
             raise ValueError("chosen and rejected share no first messages, and no prompt of messages is given")
         messages = _prompt(conversations[0][:shared])
@@ -337,16 +328,15 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
 
 def _implicit(chosen: str, rejected: str) -> tuple[str, list[str]]:
     """The prompt that two plain texts begin with, and their ends; a space between belongs to the ends, as in TRL's extract_prompt."""
-    shared = sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
-    shared -= chosen[:shared].endswith(" ")
-    if not chosen[:shared].strip():
+    prompt = chosen[: _shared(chosen, rejected)].removesuffix(" ")
+    if not prompt.strip():
         raise ValueError("chosen and rejected begin differently, and plain text needs its prompt at their start or in a prompt column")
-    return chosen[:shared], [chosen[shared:], rejected[shared:]]
+    return prompt, [chosen.removeprefix(prompt), rejected.removeprefix(prompt)]
 
 
-def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
-    """How many first messages two conversations share, the last of either aside: that is its completion."""
-    return len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(chosen[:-1], rejected[:-1], strict=False))))
+def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
+    """How many first characters or messages are the same."""
+    return len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))))
 
 
 def _prompt(value: Any) -> list[Message]:
@@ -407,85 +397,3 @@ def _one_assistant(messages: Sequence[Message], column: str) -> str:
 
 def _roles(messages: Sequence[Message]) -> str:
     return ", ".join(m["role"] for m in messages) or "none"
-
-
-# Splits and partners -------------------------------------------------------------------------------------------------
-
-
-def prompt_key(prompt: Sequence[Message]) -> str:
-    return json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
-
-
-def normalised(text: str) -> str:
-    """A text less what copies of it differ in: letter case, width of characters, white space, punctuation at its ends."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(PUNCTUATION) or text
-
-
-def prompt_group(prompt: Sequence[Message]) -> str:
-    """What copies of a prompt have in common: its roles and normalised texts."""
-    return json.dumps([[m["role"], normalised(m["content"])] for m in prompt], ensure_ascii=False)
-
-
-def hash_fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
-def split_heldout(rows: Sequence[Row], heldout_fraction: float) -> tuple[list[Row], list[Row]]:
-    """(train, held-out) with every prompt on one side; which side depends on the prompt's text alone."""
-    train: list[Row] = []
-    heldout: list[Row] = []
-    for row in rows:
-        (heldout if hash_fraction(prompt_key(row.prompt)) < heldout_fraction else train).append(row)
-    return train, heldout
-
-
-def check_labels(rows: Sequence[Pair] | Sequence[Unpaired]) -> None:
-    """Raises ValueError for unpaired rows of one label: there is nothing to tell apart."""
-    n_desirable = sum(row.label for row in rows if isinstance(row, Unpaired))
-    n_undesirable = sum(not row.label for row in rows if isinstance(row, Unpaired))
-    if bool(n_desirable) != bool(n_undesirable):
-        raise ValueError(
-            f"the train rows are {n_desirable} desirable and {n_undesirable} undesirable ones; methods that learn from labels need both: "
-            "bring rows of the other label, or use more of those there are (data.fraction, data.heldout_fraction)"
-        )
-
-
-def nested_subset(rows: Sequence[T], fraction: float, seed: int) -> list[T]:
-    """The first round(fraction * n) rows of a seeded order, at least one: a smaller fraction is inside a larger one."""
-    order = list(range(len(rows)))
-    random.Random(f"fraction/{seed}").shuffle(order)
-    keep = sorted(order[: max(1, round(fraction * len(rows)))])
-    return [rows[i] for i in keep]
-
-
-def partners(prompts: Sequence[str], seed: int) -> list[int]:
-    """For each row the index of a row with another prompt: the next such one on a seeded cycle through all rows.
-
-    Raises ValueError when all rows have one prompt: then no completion is mismatched.
-    """
-    if len(set(prompts)) < 2:
-        raise ValueError("mismatched completions need rows of at least two prompts")
-    order = list(range(len(prompts)))
-    random.Random(f"partners/{seed}").shuffle(order)
-    partner = [0] * len(prompts)
-    following = order[0]
-    for row in reversed([*order, *order]):  # backwards, twice round: rows at the end of the cycle look past its start
-        partner[row] = following if prompts[following] != prompts[row] else partner[following]
-        following = row
-    return partner
-
-
-def with_partners(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Rows that carry the completions which estimate KTO's KL term at their prompts."""
-    index = partners([prompt_key(row.prompt) for row in rows], seed)
-    fill: Callable[[Any, Any], Any] = _fill_pair if isinstance(rows[0], Pair) else _fill_unpaired
-    return [fill(row, rows[i]) for row, i in zip(rows, index, strict=True)]
-
-
-def _fill_pair(row: Pair, partner: Pair) -> Pair:
-    return Pair(row.id, row.prompt, row.chosen, row.rejected, partner.chosen, partner.rejected)
-
-
-def _fill_unpaired(row: Unpaired, partner: Unpaired) -> Unpaired:
-    return Unpaired(row.id, row.prompt, row.completion, row.label, partner.completion)

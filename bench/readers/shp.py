@@ -8,14 +8,14 @@ filtered. HALOs also makes one space of several, in the posts and in the comment
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bench.config import Shp
 from bench.readers.common import Raw, Tally, drop, each, number, one_of, text, user
-from bench.readers.rows import hash_fraction, make_pair
-from bench.records import Pair
+from bench.readers.rows import make_pair
+from bench.readers.subsets import hash_fraction
+from bench.records import Pair, grouped
 
 VERSION = 1
 COLUMNS = ("history", "human_ref_A", "human_ref_B", "labels", "score_A", "score_B")
@@ -39,9 +39,7 @@ def _pair(raw: Raw, reading: Shp, train: bool) -> Pair:
 
 def _capped(rows: list[Pair], most: int, tally: Tally) -> list[Pair]:
     """At most so many rows of a post, in their order."""
-    by_post: dict[str, list[Pair]] = defaultdict(list)
-    for row in rows:
-        by_post[row.prompt[0]["content"]].append(row)
+    by_post = grouped((row.prompt[0]["content"], row) for row in rows)
     kept = {row.id for of_post in by_post.values() for row in sorted(of_post, key=_lot)[:most]}
     tally.dropped["more pairs than a post may give"] += len(rows) - len(kept)
     return [row for row in rows if row.id in kept]

@@ -1,6 +1,6 @@
 """Which rows of a dataset are trained on, which are held out, which prompts come next, and which ask what the judge asks.
 
-Copies of a prompt (`preferences.prompt_group`) go together wherever rows are divided. The train prompts lie in one seeded order: the
+Copies of a prompt (`subsets.prompt_group`) go together wherever rows are divided. The train prompts lie in one seeded order: the
 first ones are labelled (`fraction`; a smaller share inside a larger one), the next ones are the prompts of a loop's iterations, each
 iteration's disjoint from all before it, as SPA splits UltraFeedback (Kim et al. 2024: 2K labelled, then 8K, 20K, 30K of one shuffle).
 """
@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from bench.readers import Splits, place_of, read_dataset, row_form
 from bench.readers.learnable import AS_CONTROL, UNWRITABLE, Look
-from bench.readers.rows import OPPOSITE, hash_fraction, normalised, opposites, prompt_group, prompt_key, read_preferences, split_heldout
+from bench.readers.rows import OPPOSITE, opposites, read_preferences
+from bench.readers.subsets import hash_fraction, normalised, prompt_group, prompt_key, split_heldout
 from bench.records import Item, Pair, Unpaired, own_completions
 from bench.store.stage_settings import DatasetRows, LocalPairData
 

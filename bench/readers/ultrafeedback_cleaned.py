@@ -6,19 +6,12 @@ Columns: source, prompt (text), chosen, rejected (conversations of one turn), ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
-
-from bench.readers.common import Raw, Tally, drop, each, number
+from bench.readers.common import Raw, by_row, drop, number
 from bench.readers.rows import parse_row
 from bench.records import Pair
 
 VERSION = 1
 COLUMNS = ("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating")
-
-
-def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair]:
-    yield from each(raws, tally, lambda raw: _pair(raw))
 
 
 def _pair(raw: Raw) -> Pair:
@@ -27,3 +20,6 @@ def _pair(raw: Raw) -> Pair:
     row = parse_row({name: raw.columns[name] for name in ("prompt", "chosen", "rejected")}, raw.id)
     assert isinstance(row, Pair)
     return row
+
+
+read = by_row(_pair)

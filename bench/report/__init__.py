@@ -2,19 +2,19 @@
 
 from bench.report.benchmark_files import export, export_faults
 from bench.report.csv_rows import flat_rows
-from bench.report.groups import Group, Pooled, pool
+from bench.report.groups import Grid, Group, pool
 from bench.report.passports import PASSPORTS
-from bench.report.rows import Rescored, Row, Sweep, collect, stored_result
+from bench.report.rows import CellRow, Rescored, Sweep, collect, stored_result
 from bench.report.tables import Table
 from bench.report.write import Paths, csv_text, print_comparison, print_report, print_table, write_files
 
 __all__ = [
     "PASSPORTS",
+    "CellRow",
+    "Grid",
     "Group",
     "Paths",
-    "Pooled",
     "Rescored",
-    "Row",
     "Sweep",
     "Table",
     "collect",

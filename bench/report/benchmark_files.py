@@ -19,8 +19,8 @@ from bench.config import as_name
 from bench.judges.formats import alpaca_eval, mt_bench
 from bench.output_files import OutputFiles
 from bench.planning.inputs import CellPlan
-from bench.records import Completion, Item, Verdict, read_jsonl
-from bench.store.keys import Stage, file_digest
+from bench.records import Completion, Item, Verdict, grouped, read_completions, read_items, read_verdicts
+from bench.store.keys import file_digest
 from bench.store.store import Store
 from bench.text_files import BadFile, read_object
 
@@ -31,7 +31,8 @@ def export(cell: CellPlan, store: Store, out: OutputFiles, folder: Path) -> None
     """Write what the cell has. What was made of these completions and verdicts, and is as it was written, is left, for a cached sweep
     to be quick; verdicts that are not there any more take no file of theirs away."""
     for manner in ("preference", "plain", "rating"):
-        stages = {what: stage for what in ("items", "completions", "verdicts") if (stage := _done(cell, store, f"{manner}_{what}"))}
+        roles = {what: cell.roles.get(f"{manner}_{what}") for what in ("items", "completions", "verdicts")}
+        stages = {what: stage for what, stage in roles.items() if store.is_done(stage)}
         if "items" not in stages or "completions" not in stages:
             continue
         made_of = {f"{stage.kind}/{stage.key}": store.manifest(stage).digest for stage in stages.values()}
@@ -39,7 +40,7 @@ def export(cell: CellPlan, store: Store, out: OutputFiles, folder: Path) -> None
         if before and before.made_of == made_of and not before.changed(folder):
             continue
         with tempfile.TemporaryDirectory() as aside:
-            _write_formats(cell, {what: store.folder(stage) / f"{what}.jsonl" for what, stage in stages.items()}, Path(aside))
+            _write_formats(cell, {what: store.folder(stage) for what, stage in stages.items()}, Path(aside))
             written = {str(path.relative_to(aside)): path.read_bytes() for path in sorted(Path(aside).rglob("*")) if path.is_file()}
         for name in before.files if before and "verdicts" in stages else ():
             if name not in written:
@@ -60,14 +61,14 @@ class Mark:
 
     def changed(self, folder: Path) -> list[str]:
         """Files that are not as they were written."""
-        return [name for name, digest in self.files.items() if _digest(folder / name) != digest]
 
+        def is_as_written(path: Path, digest: str) -> bool:
+            try:
+                return not path.is_symlink() and path.is_file() and file_digest(path) == digest
+            except OSError:
+                return False
 
-def _digest(path: Path) -> str | None:
-    try:
-        return None if path.is_symlink() or not path.is_file() else file_digest(path)
-    except OSError:
-        return None
+        return [name for name, digest in self.files.items() if not is_as_written(folder / name, digest)]
 
 
 def read_mark(folder: Path, manner: str) -> Mark | None:
@@ -98,16 +99,10 @@ def export_faults(folder: Path, store: Store) -> list[str]:
     return faults
 
 
-def _done(cell: CellPlan, store: Store, role: str) -> Stage | None:
-    stage = cell.roles.get(role)
-    return stage if stage is not None and store.status(stage).state == "done" else None
-
-
-def _write_formats(cell: CellPlan, files: Mapping[str, Path], folder: Path) -> None:
-    items, completions = list(read_jsonl(files["items"], Item)), list(read_jsonl(files["completions"], Completion))
-    by_judge: dict[str, list[Verdict]] = {}
-    for verdict in read_jsonl(files["verdicts"], Verdict) if "verdicts" in files else ():
-        by_judge.setdefault(_judge(cell, verdict), []).append(verdict)
+def _write_formats(cell: CellPlan, folders: Mapping[str, Path], folder: Path) -> None:
+    items, completions = read_items(folders["items"]), read_completions(folders["completions"])
+    verdicts = read_verdicts(folders["verdicts"]) if "verdicts" in folders else []
+    by_judge = grouped((_judge(cell, verdict), verdict) for verdict in verdicts)
     several_turns = any(len(item.turns) > 1 for item in items)
     (_fastchat if several_turns else _alpaca_eval)(cell.name, items, completions, by_judge, folder)
 

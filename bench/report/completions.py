@@ -4,34 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.records import Completion, Item, Verdict, read_jsonl
-from bench.report.rows import Row
+from bench.records import Completion, Item, Verdict, by_id, read_completions, read_items, read_verdicts
+from bench.report.rows import CellRow
 from bench.store.store import Store
 
 SHOWN = 16
 
 
-def samples(row: Row, store: Store) -> str | None:
+def samples(row: CellRow, store: Store) -> str | None:
     """The first prompts of each manner of evaluation, as Markdown; None for a cell without completions."""
     parts = [part for manner in ("preference", "rating", "plain") if (part := _samples(row, store, manner))]
     return f"# {row.cell.name}\n\n" + "\n".join(parts) if parts else None
 
 
-def _samples(row: Row, store: Store, manner: str) -> str:
-    roles = row.cell.roles
-    if f"{manner}_completions" not in roles or store.status(roles[f"{manner}_completions"]).state != "done":
+def _samples(row: CellRow, store: Store, manner: str) -> str:
+    roles = {what: row.cell.roles.get(f"{manner}_{what}") for what in ("items", "completions", "verdicts")}
+    folders = {what: store.folder(stage) for what, stage in roles.items() if store.is_done(stage)}
+    if "completions" not in folders:
         return ""
-    items = {item.id: item for item in read_jsonl(store.folder(roles[f"{manner}_items"]) / "items.jsonl", Item)}
-    verdicts: dict[tuple[str, int], Verdict] = {}
-    if f"{manner}_verdicts" in roles and store.status(roles[f"{manner}_verdicts"]).state == "done":
-        for verdict in read_jsonl(store.folder(roles[f"{manner}_verdicts"]) / "verdicts.jsonl", Verdict):
-            verdicts[verdict.item_id, verdict.turn] = verdict
-    shown: list[str] = []
-    for completion in read_jsonl(store.folder(roles[f"{manner}_completions"]) / "completions.jsonl", Completion):
-        if len(shown) == SHOWN:
-            break
-        shown.append("\n".join(_turns(items[completion.id], completion, verdicts)))
-    return f"## {manner}\n\n" + "\n\n".join(shown) + "\n"
+    items = by_id(read_items(folders["items"]))
+    verdicts = {(v.item_id, v.turn): v for v in (read_verdicts(folders["verdicts"]) if "verdicts" in folders else ())}
+    first = read_completions(folders["completions"])[:SHOWN]
+    return f"## {manner}\n\n" + "\n\n".join("\n".join(_turns(items[c.id], c, verdicts)) for c in first) + "\n"
 
 
 def _turns(item: Item, completion: Completion, verdicts: dict[tuple[str, int], Verdict]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.report.groups import method_name, settings, varied_settings
-from bench.report.rows import Row
+from bench.report.rows import CellRow
 
 HEADLINES = ("win_rate", "win_rate_low", "win_rate_high", "lc_win_rate", "rating", "reward_accuracy", "kl", "mean_length")
 
@@ -14,7 +14,7 @@ HEADLINES = ("win_rate", "win_rate_low", "win_rate_high", "lc_win_rate", "rating
 LEADING = ("key", "name", "status", "model", "data", "method", "beta", "fraction", "iteration", "seed", "n_train")
 
 
-def flat_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def flat_rows(rows: Sequence[CellRow]) -> list[dict[str, Any]]:
     """The rows of table.csv and cells.parquet: settings that sweeps vary, then metrics; what is missing is None."""
     names = sorted({name for row in rows for name in row.metrics})
     names = [name for name in HEADLINES if name in names] + [name for name in names if name not in HEADLINES]
@@ -30,7 +30,7 @@ def flat_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def _settings(row: Row) -> dict[str, Any]:
+def _settings(row: CellRow) -> dict[str, Any]:
     cell = row.cell.cell
     values = (
         row.cell.key,

@@ -10,16 +10,15 @@ choice of those, and within a seed where the seed draws the fact, the most commo
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import Any, TypeGuard
+from typing import Any
 
-from bench.records import Verdict, read_jsonl
+from bench.records import grouped, read_verdicts
 from bench.report.groups import Group, chosen, method_name, row_words
-from bench.report.rows import Row
+from bench.report.rows import CellRow
 from bench.store.keys import Stage, hash_key, keyed_settings
 from bench.store.stage_settings import GenerateSettings
 from bench.store.store import Store
@@ -78,7 +77,7 @@ FACTS = (
 
 
 @dataclass(frozen=True)
-class Known:
+class CellFacts:
     """What is known of one cell. `facts`: None is not known; a fact that it cannot have (a start model's training) is absent.
 
     `where`: its values of the axes, of `seed` and of `method.name`.
@@ -93,7 +92,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Difference:
+class UnequalFact:
     fact: str
     who: tuple[str, ...]  # methods and rows of the table that differ
     value: str
@@ -112,7 +111,7 @@ class Certificate:
     within: dict[str, list[str]] = field(default_factory=dict)
     apart: dict[str, list[str]] = field(default_factory=dict)
     by_method: dict[str, str] = field(default_factory=dict)
-    differences: list[Difference] = field(default_factory=list)
+    differences: list[UnequalFact] = field(default_factory=list)
     unknown: dict[str, list[str]] = field(default_factory=dict)
     not_known: dict[str, list[str]] = field(default_factory=dict)
     differs: dict[str, list[str]] = field(default_factory=dict)
@@ -140,21 +139,19 @@ class Certificate:
         lines += [f"Differs by method, on purpose: {fact} ({values})." for fact, values in self.by_method.items()]
         if self.n_trained == 1:
             lines.append("One training is known: there is nothing to compare it with.")
-        by_cells: dict[str, list[str]] = {}
-        for fact, cells in self.unknown.items():
-            by_cells.setdefault(", ".join(cells), []).append(fact)
+        by_cells = grouped((", ".join(cells), fact) for fact, cells in self.unknown.items())
         return [*lines, *(f"Not known of {cells}: {', '.join(facts)}." for cells, facts in by_cells.items())]
 
     def words(self, key: str) -> str:
         """What table.csv says of a cell: names of the facts in which it differs; those that nobody knows are not the same."""
         return "; ".join([*self.differs.get(key, ()), *(f"{fact} not known" for fact in self.not_known.get(key, ()))])
 
-    def to_json(self, cells: Sequence[Known]) -> dict[str, Any]:
+    def to_json(self, cells: Sequence[CellFacts]) -> dict[str, Any]:
         facts = {cell.key: {"row": cell.row, "name": cell.name, "seed": cell.where.get("seed"), **cell.facts} for cell in cells}
         return {**asdict(self), "cells": facts}
 
 
-def certify(cells: Sequence[Known], axes: Sequence[str]) -> Certificate:
+def certify(cells: Sequence[CellFacts], axes: Sequence[str]) -> Certificate:
     """Hold the cells' facts against each other."""
     certificate = Certificate(tuple(axes), sum(any(fact.of and cell.facts.get(fact.name) is not None for fact in FACTS) for cell in cells))
     for fact in FACTS:
@@ -169,31 +166,28 @@ def certify(cells: Sequence[Known], axes: Sequence[str]) -> Certificate:
     return certificate
 
 
-def _compare(fact: Fact, cells: Sequence[Known], certificate: Certificate) -> None:
+def _compare(fact: Fact, cells: Sequence[CellFacts], certificate: Certificate) -> None:
     values = {cell.key: cell.facts[fact.name] for cell in cells}
     excuses = [axis for axis in certificate.axes if excused(axis, fact.moved_by)]
     keys = [key for key in dict.fromkeys([*excuses, *fact.within]) if len({str(cell.where.get(key)) for cell in cells}) > 1]
-    blocks: dict[tuple[str, ...], list[Known]] = {}
-    for cell in cells:
-        blocks.setdefault(tuple(str(cell.where.get(key)) for key in keys), []).append(cell)
+    blocks = grouped((tuple(str(cell.where.get(key)) for key in keys), cell) for cell in cells)
     unreadable = [axis for axis in excuses if all(cell.where.get(axis) is None for cell in cells)]
     if unreadable and len(set(values.values())) > 1:
         certificate.apart.setdefault(_keys(unreadable), []).append(fact.name)
         return
-    usual = {key: _usual([values[cell.key] for cell in block]) for key, block in blocks.items()}
+    # The most common value; of two as common, the one that comes first.
+    usual = {key: Counter(values[cell.key] for cell in block).most_common(1)[0][0] for key, block in blocks.items()}
     odd = {key: found for key, block in blocks.items() if (found := [cell for cell in block if values[cell.key] != usual[key]])}
     if odd:
         found = [cell for block in odd.values() for cell in block]
         for cell in found:
             certificate.differs.setdefault(cell.key, []).append(fact.name)
         theirs, usuals = _words([values[cell.key] for cell in found]), _words([usual[key] for key in odd])
-        certificate.differences.append(Difference(fact.name, _who(found, cells), theirs, usuals))
+        certificate.differences.append(UnequalFact(fact.name, _who(found, cells), theirs, usuals))
     elif len(set(values.values())) == 1:
         certificate.same.append(fact.name)
     elif keys == ["method.name"]:
-        by_value: dict[Value | None, list[str]] = {}
-        for cell in cells:
-            by_value.setdefault(values[cell.key], []).append(cell.method)
+        by_value = grouped((values[cell.key], cell.method) for cell in cells)
         certificate.by_method[fact.name] = "; ".join(f"{', '.join(dict.fromkeys(m))} {_words([v])}" for v, m in by_value.items())
     else:
         several = any(len(block) > 1 for block in blocks.values())
@@ -204,11 +198,6 @@ def excused(axis: str, moved_by: Sequence[str]) -> bool:
     """Whether an axis may move a fact: it sets one of the settings, or something in the group that one names. The choice of the method
     excuses nothing by itself."""
     return any(axis == key or axis.startswith(f"{key}.") or (axis != "method" and key.startswith(f"{axis}.")) for key in moved_by)
-
-
-def _usual(values: Sequence[Value | None]) -> Value | None:
-    """The most common one; of two as common, the one that comes first."""
-    return Counter(values).most_common(1)[0][0]
 
 
 def _words(values: Sequence[Value | None]) -> str:
@@ -224,7 +213,7 @@ def _keys(keys: Sequence[str], joined: str = " and ") -> str:
     return joined.join(key.removeprefix("method.").replace("name", "method") for key in keys)
 
 
-def _who(found: Sequence[Known], cells: Sequence[Known]) -> tuple[str, ...]:
+def _who(found: Sequence[CellFacts], cells: Sequence[CellFacts]) -> tuple[str, ...]:
     """A method for all of its cells, else the rows of the table, and how many of their seeds where not all."""
     methods: dict[str, None] = {}
     rows: Counter[int] = Counter()
@@ -233,24 +222,23 @@ def _who(found: Sequence[Known], cells: Sequence[Known]) -> tuple[str, ...]:
             methods[cell.method] = None
         else:
             rows[cell.row] += 1
-    seeds, by_seeds = Counter(cell.row for cell in cells), dict[str, list[int]]()
-    for row, n in rows.items():
-        by_seeds.setdefault(f" ({n} of {seeds[row]} seeds)" if n < seeds[row] else "", []).append(row)
+    seeds = Counter(cell.row for cell in cells)
+    by_seeds = grouped((f" ({n} of {seeds[row]} seeds)" if n < seeds[row] else "", row) for row, n in rows.items())
     return (*methods, *(f"{row_words(numbers)}{some}" for some, numbers in by_seeds.items()))
 
 
 # From the store -------------------------------------------------------------------------------------------------------
 
 
-def known(row: Row, group: Group, axes: Sequence[str], store: Store) -> Known:
+def known(row: CellRow, group: Group, axes: Sequence[str], store: Store) -> CellFacts:
     """What the store knows of one cell of a group."""
     cell, roles = row.cell.cell, row.cell.roles
     facts: dict[str, Value | None] = {}
     if cell.method.name != "none":
         train = roles.get("train")
         measured = None
-        if train is not None and _done(train, store) and (path := store.folder(train) / "facts.json").exists():
-            measured = TrainFacts.from_json(json.loads(path.read_text(encoding="utf-8")))
+        if train is not None and store.is_done(train) and (path := store.folder(train) / "facts.json").exists():
+            measured = TrainFacts.read(path)
         facts = {fact.name: fact.of(measured) if measured else None for fact in FACTS if fact.of}
     manners = [manner for manner in MANNERS if f"{manner}_completions" in roles]
     facts |= {
@@ -261,11 +249,7 @@ def known(row: Row, group: Group, axes: Sequence[str], store: Store) -> Known:
     if "votes_from_text" in row.metrics:
         facts["votes without log-probs"] = int(row.metrics["votes_from_text"])
     where = {key: chosen(cell, key) for key in (*axes, "seed", "method.name")}
-    return Known(row.cell.key, group.number, group.name, method_name(cell), where, facts)
-
-
-def _done(stage: Stage | None, store: Store) -> TypeGuard[Stage]:
-    return stage is not None and store.status(stage).state == "done"
+    return CellFacts(row.cell.key, group.number, group.name, method_name(cell), where, facts)
 
 
 def _each(manners: Sequence[str], of: Callable[[str], str | None]) -> str | None:
@@ -277,7 +261,7 @@ def _each(manners: Sequence[str], of: Callable[[str], str | None]) -> str | None
 def _decoding(stage: Stage, store: Store) -> str | None:
     """None for a file of completions, too."""
     settings = stage.settings
-    if (decoding := getattr(settings, "decoding", None)) is None or not _done(stage, store):
+    if (decoding := getattr(settings, "decoding", None)) is None or not store.is_done(stage):
         return None
     assert isinstance(settings, GenerateSettings)
     how = ["greedy" if decoding.temperature == 0 else f"temperature {decoding.temperature:g}, top_p {decoding.top_p:g}"]
@@ -290,9 +274,9 @@ def _decoding(stage: Stage, store: Store) -> str | None:
 
 def _items(stage: Stage | None, completions: Stage, store: Store) -> str | None:
     """Which they are, and how many of them a file of completions answers."""
-    if not _done(stage, store):
+    if not store.is_done(stage):
         return None
-    counts = store.manifest(completions).counts if _done(completions, store) else {}
+    counts = store.manifest(completions).counts if store.is_done(completions) else {}
     some = f", {counts['rows']} of {counts['rows'] + counts['missing']} answered" if counts.get("missing") else ""
     return f"{store.manifest(stage).digest[:DIGITS]}{some}"
 
@@ -302,11 +286,11 @@ def _judge(stage: Stage | None, name: str, store: Store) -> str | None:
     judge like another."""
     if stage is None:
         return name
-    if not _done(stage, store):
+    if not store.is_done(stage):
         return None
     members = [source for source in stage.inputs.values() if isinstance(source, Stage) and source.kind == "judge"]  # of a jury
-    asked = [found for found in (stage, *members) if _done(found, store)]
-    verdicts = [verdict for found in asked for verdict in read_jsonl(store.folder(found) / "verdicts.jsonl", Verdict)]
+    asked = [found for found in (stage, *members) if store.is_done(found)]
+    verdicts = [verdict for found in asked for verdict in read_verdicts(store.folder(found))]
     served = sorted({call.served for verdict in verdicts for call in verdict.calls if call.served})
     return ", ".join([f"{name} ({hash_key(_asked(stage))[:DIGITS]})", *served])
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench.report.groups import Group, Pooled, line_names
+from bench.records import grouped
+from bench.report.groups import Grid, Group, line_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,13 +57,11 @@ KL = Axis(
 )
 
 
-def draw(pooled: Pooled, title: str) -> dict[str, bytes]:
+def draw(pooled: Grid, title: str) -> dict[str, bytes]:
     """PNG and SVG of each figure that has something to show by file name, two judges in figures of their own. Of a title what stands
     before its brackets is drawn."""
     title = title.partition(" (")[0]
-    by_judge: dict[Any, list[Group]] = {}
-    for group in pooled.groups:
-        by_judge.setdefault(group.cell.judge, []).append(group)
+    by_judge = grouped((group.cell.judge, group) for group in pooled.groups)
     several = len(by_judge) > 1
     drawn: dict[str, bytes] = {}
     for number, (judge, found) in enumerate(by_judge.items(), 1):
@@ -87,21 +87,12 @@ def _of_judge(groups: Sequence[Group], varied: Sequence[str], title: str, ending
 def _lines(groups: Sequence[Group], varied: Sequence[str], axis: Axis) -> dict[str, list[Group]]:
     """Groups by what they have in common but for what the axis is about: the method, and what else tells cells of it apart."""
     names = line_names({group.key: group.cell for group in groups}, varied, axis.about)
-    lines: dict[str, list[Group]] = {}
-    for group in groups:
-        lines.setdefault(names[group.key], []).append(group)
-    return lines
+    return grouped((names[group.key], group) for group in groups)
 
 
 def _pictures(name: str, plot: Callable[[Any], None], title: str) -> dict[str, bytes]:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     drawn = {}
-    with mpl.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(6.4, 4.0))
+    with drawing(figsize=(6.4, 4.0)) as (figure, ax):
         plot(ax)
         ax.set_title(title, fontsize=10, loc="left", wrap=True)
         for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
@@ -109,8 +100,21 @@ def _pictures(name: str, plot: Callable[[Any], None], title: str) -> dict[str, b
             # The picture grows with its legend; a layout that made room for it would squeeze the axes.
             figure.savefig(content, format=ending, metadata=metadata, bbox_inches="tight")
             drawn[f"{name}.{ending}"] = content.getvalue()
-        plt.close(figure)
     return drawn
+
+
+@contextlib.contextmanager
+def drawing(**options: Any) -> Iterator[tuple[Any, Axes]]:
+    """A figure in our style, and its axes."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with mpl.rc_context(STYLE):
+        figure, ax = plt.subplots(**options)
+        yield figure, ax
+        plt.close(figure)
 
 
 def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> None:
@@ -163,9 +167,7 @@ def _curve(
 
 def _aside(lines: Mapping[str, Sequence[Group]], axis: Axis) -> dict[str, float]:
     """How far beside its place each group stands, around it, so that bars of lines that touch stay apart."""
-    at: dict[float | None, list[str]] = {}
-    for group in (group for members in lines.values() for group in members):
-        at.setdefault(axis.value(group), []).append(group.key)
+    at = grouped((axis.value(group), group.key) for members in lines.values() for group in members)
     return {key: (place - (len(keys) - 1) / 2) * 0.03 for keys in at.values() for place, key in enumerate(keys)}
 
 

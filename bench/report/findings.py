@@ -17,9 +17,10 @@ from bench.judges.asked.journal import JOURNAL_DROPPED
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import AS_CONTROL
 from bench.readers.rows import OPPOSITE, OTHER_PROMPT
+from bench.records import grouped
 from bench.report.groups import UNTRAINED, Group, row_words
-from bench.report.rows import Row
-from bench.store.keys import Source, Stage
+from bench.report.rows import CellRow
+from bench.store.keys import Stage
 from bench.store.stage_settings import TrainSettings
 from bench.store.store import Store
 
@@ -79,6 +80,10 @@ class Evidence:
     start_loss: float | None = None  # that the first step must have; None where nobody knows it
     noted: Mapping[str, int] = field(default_factory=dict)  # what noted_rows counts
 
+    def both(self, name: str) -> tuple[float | None, float | None]:
+        """A metric of the cell, and of its start model."""
+        return self.metrics.get(name), self.start.get(name)
+
 
 def find(evidence: Evidence) -> list[Finding]:
     """Every finding, in a fixed order."""
@@ -92,22 +97,18 @@ def displacement(e: Evidence) -> Finding | None:
     shift, high = e.metrics.get("shift_chosen"), e.metrics.get("shift_chosen_high")
     if shift is None or high is None or shift > -DISPLACEMENT_NATS or high >= 0:
         return None
+    rejected = e.metrics.get("shift_rejected")
     interval = f"[{e.metrics['shift_chosen_low']:+.2f}, {high:+.2f}]"
     says = f"Chosen completions became less likely: {shift:+.2f} nats a token on held-out rows {interval}"
     return Finding(
         "displacement",
-        f"{says}{_rejected(e)}.",
+        f"{says}{'' if rejected is None else f'; rejected ones {rejected:+.2f}'}.",
         shift,
         "nats a token",
         f"fell by {DISPLACEMENT_NATS:g} nats a token and beyond its 95 % interval",
         "warning",
         _numbers(e.metrics, "shift_chosen", "shift_chosen_low", "shift_chosen_high", "shift_rejected"),
     )
-
-
-def _rejected(e: Evidence) -> str:
-    shift = e.metrics.get("shift_rejected")
-    return "" if shift is None else f"; rejected ones {shift:+.2f}"
 
 
 def margin_from_rejected(e: Evidence) -> Finding | None:
@@ -147,7 +148,8 @@ def nothing_learnt(e: Evidence) -> Finding | None:
         found = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]{rows}"
         if high < 0.5:
             return Finding("ranks wrongly", f"{found}, below 50 %.", 100 * value, "% right", "95 % interval below 50 %", "warning", numbers)
-        moved = [side for side in ("chosen", "rejected") if _beyond_zero(e.metrics, f"shift_{side}")]
+        shifts = {side: (e.metrics.get(f"shift_{side}_low"), e.metrics.get(f"shift_{side}_high")) for side in ("chosen", "rejected")}
+        moved = [side for side, (lower, upper) in shifts.items() if lower is not None and upper is not None and (lower > 0 or upper < 0)]
         called = "ranking not learnt" if moved else "nothing learnt"
         says = f"{found}, not shown to be above 50 %" + (f"; log-probs of {' and '.join(moved)} completions moved" if moved else "")
         return Finding(called, f"{says}.", 100 * value, "% right", "95 % interval reaches 50 %", "warning", numbers)
@@ -159,18 +161,13 @@ def nothing_learnt(e: Evidence) -> Finding | None:
     return Finding("nothing learnt", f"{says}.", ends.last - ends.first, "of loss", threshold, "warning", numbers)
 
 
-def _beyond_zero(metrics: Metrics, name: str) -> bool:
-    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-    return low is not None and high is not None and (low > 0 or high < 0)
-
-
 # What the policy writes -------------------------------------------------------------------------------------------------
 
 
 def length_drift(e: Evidence) -> Finding | None:
     """A mean length that is far from the start model's, beyond chance: of one completion nobody knows what chance would do."""
-    ours, theirs = e.metrics.get("mean_length"), e.start.get("mean_length")
-    our_error, their_error = e.metrics.get("mean_length_se"), e.start.get("mean_length_se")
+    ours, theirs = e.both("mean_length")
+    our_error, their_error = e.both("mean_length_se")
     if ours is None or not theirs or our_error is None or their_error is None:
         return None
     ratio = ours / theirs
@@ -184,10 +181,10 @@ def length_drift(e: Evidence) -> Finding | None:
 
 
 def repetition(e: Evidence) -> Finding | None:
-    ours, theirs = e.metrics.get("repetition"), e.start.get("repetition")
-    distinct, start_distinct = e.metrics.get("distinct"), e.start.get("distinct")
+    ours, theirs = e.both("repetition")
+    distinct, start_distinct = e.both("distinct")
     within = ours is not None and theirs is not None and ours - theirs >= REPETITION_RISE
-    length, start_length = e.metrics.get("mean_length"), e.start.get("mean_length")
+    length, start_length = e.both("mean_length")
     as_long = length is not None and start_length is not None and length <= LENGTH_RATIO * start_length  # more text has less that is new
     across = distinct is not None and bool(start_distinct) and distinct / start_distinct <= DISTINCT_RATIO and as_long  # type: ignore[operator]
     if not (within or across):
@@ -209,7 +206,7 @@ def repetition(e: Evidence) -> Finding | None:
 
 
 def unfinished(e: Evidence) -> Finding | None:
-    ours, theirs = e.metrics.get("unfinished"), e.start.get("unfinished")
+    ours, theirs = e.both("unfinished")
     if ours is None or ours <= UNFINISHED_SHARE:
         return None
     beside = "" if theirs is None else f" (start model {100 * theirs:.1f} %)"
@@ -360,7 +357,7 @@ NONE = "nothing conspicuous"
 def read_curve(cell: CellPlan, store: Store) -> Curve:
     """Of a cell's training; empty where there is none."""
     train = cell.roles.get("train")
-    if train is None or store.status(train).state != "done" or not (path := store.folder(train) / "history.jsonl").exists():
+    if not store.is_done(train) or not (path := store.folder(train) / "history.jsonl").exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -372,16 +369,12 @@ def known_start(cell: CellPlan) -> float | None:
         return None
     logps = train.inputs["reference_logps"]
     assert isinstance(logps, Stage)
-    start, reference = train.inputs["model"], logps.inputs["model"]
+    same = train.inputs["model"].key == logps.inputs["model"].key
     goes_on_with_dropout = "base" in train.inputs and train.settings.adapter is not None and train.settings.adapter.dropout > 0
-    return train.settings.method.start_loss() if _name(start) == _name(reference) and not goes_on_with_dropout else None
+    return train.settings.method.start_loss() if same and not goes_on_with_dropout else None
 
 
-def _name(source: Stage | Source) -> str:
-    return source.key if isinstance(source, Stage) else source.digest
-
-
-def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
+def of_rows(rows: Sequence[CellRow], store: Store) -> dict[str, list[Finding]]:
     """Findings of every row that has its numbers, by cell key; a start model has only what needs no start model."""
     starts = {(row.group_key, row.cell.cell.seed): row.metrics for row in rows if row.cell.cell.method.name == "none"}
     found = {}
@@ -429,13 +422,11 @@ def _in_short(name: str, having: Sequence[tuple[Group, Sequence[Finding], int]])
     """`displacement, -0.135 to -0.118 nats a token: rows 2 to 4 (2 of 3 seeds), row 9.`"""
     values = sorted(finding.value for _, same, _ in having for finding in same)
     span = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (values[0], values[-1])))
-    by_seeds: dict[str, list[int]] = {}
-    for group, same, n_seeds in having:
-        by_seeds.setdefault(f" ({len(same)} of {n_seeds} seeds)" if len(same) < n_seeds else "", []).append(group.number)
+    by_seeds = grouped((f" ({len(same)} of {n} seeds)" if len(same) < n else "", group.number) for group, same, n in having)
     return f"{name}, {span} {having[0][1][0].unit}: {', '.join(f'{row_words(rows)}{seeds}' for seeds, rows in by_seeds.items())}."
 
 
-def markdown(title: str, rows: Sequence[Row], found: Mapping[str, Sequence[Finding]]) -> str:
+def markdown(title: str, rows: Sequence[CellRow], found: Mapping[str, Sequence[Finding]]) -> str:
     """findings.md: every cell, every finding with its numbers and threshold."""
     opening = "What curves and numbers of each cell say. `bench/report/findings.py` says why the thresholds are where they are."
     parts = [f"# {title}", "", opening, ""]

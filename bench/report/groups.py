@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.config import Cell, Expectation, Written
-from bench.report.rows import ALPHA, Row, seedless
+from bench.records import grouped
+from bench.report.rows import ALPHA, CellRow, seedless
 from bench.stats import estimates
 
 
@@ -24,7 +25,7 @@ class Group:
     number: int  # its line in the table, from 1
     name: str
     cell: Cell
-    rows: Sequence[Row]
+    rows: Sequence[CellRow]
     against_start: estimates.Comparison | None
     lc_against_start: estimates.Comparison | None
     among_best: bool  # by win rate: the best group, or not to be told apart from it
@@ -38,11 +39,11 @@ class Group:
         return self.cell.method.name not in UNTRAINED
 
     @property
-    def done(self) -> list[Row]:
+    def done(self) -> list[CellRow]:
         return [row for row in self.rows if row.done]
 
     @property
-    def failed(self) -> list[Row]:
+    def failed(self) -> list[CellRow]:
         return [row for row in self.rows if row.failed]
 
     def pooled(self, metric: str) -> estimates.Pooled | None:
@@ -57,13 +58,13 @@ class Group:
         if self.n_seeds(metric) == 1:
             only = next(row.metrics for row in self.done if metric in row.metrics)
             low, high = only.get(f"{metric}_low"), only.get(f"{metric}_high")
-            return None if low is None or high is None else (low, high)
-        pooled = self.pooled(metric)
-        return None if pooled is None or pooled.low is None or pooled.high is None else (pooled.low, pooled.high)
+        else:
+            low, high = (pooled.low, pooled.high) if (pooled := self.pooled(metric)) else (None, None)
+        return None if low is None or high is None else (low, high)
 
 
 @dataclass(frozen=True)
-class Pooled:
+class Grid:
     """The groups of a sweep, and every pair of them compared by win rate (first minus second; p Holm-corrected over all pairs).
 
     `varied`: settings that tell groups apart and have no column of their own (see `varied_settings`).
@@ -74,11 +75,9 @@ class Pooled:
     pairs: Mapping[tuple[str, str], estimates.Comparison | None]
 
 
-def pool(rows: Sequence[Row]) -> Pooled:
+def pool(rows: Sequence[CellRow]) -> Grid:
     """Rows pooled over seeds, in the order of the sweep, each compared with its start model seed by seed and item by item."""
-    members: dict[str, list[Row]] = {}
-    for row in rows:
-        members.setdefault(row.group_key, []).append(row)
+    members = grouped((row.group_key, row) for row in rows)
     pairs = _all_pairs(members)
     best = _among_best(members, pairs)
     plain, lc = _against_start(members, "preferences"), _against_start(members, "lc")
@@ -88,7 +87,7 @@ def pool(rows: Sequence[Row]) -> Pooled:
         Group(key, number, names[key], group[0].cell.cell, group, plain.get(key), lc.get(key), key in best)
         for number, (key, group) in enumerate(members.items(), 1)
     ]
-    return Pooled(found, varied, pairs)
+    return Grid(found, varied, pairs)
 
 
 UNTRAINED = ("none", "completions")  # start models and files of completions: beside the grid, not in it
@@ -190,10 +189,12 @@ class Verified(NamedTuple):
     why: str = ""
 
 
-def verify(expectation: Expectation, pooled: Pooled) -> Verified:
+def verify(expectation: Expectation, pooled: Grid) -> Verified:
     """Compare the two groups that an expectation names, each of which must be one group of the sweep."""
     sides = (expectation.better, expectation.worse)
-    first, second = (_choice_words(side) for side in sides)
+    # `{"method": "kto", "method.beta": 0.1}` as `kto beta 0.1`
+    words = (" ".join(f"{key.removeprefix('method.')} {value}" for key, value in side.items()) for side in sides)
+    first, second = (text.removeprefix("method ") for text in words)
     keys = []
     for side, name in zip(sides, (first, second), strict=True):
         found = [group.key for group in pooled.groups if matches(group.cell, side)]
@@ -204,19 +205,11 @@ def verify(expectation: Expectation, pooled: Pooled) -> Verified:
     if (comparison := pooled.pairs.get((better, worse))) is not None:
         return Verified(first, second, comparison.lead, comparison.p_holm)
     if (comparison := pooled.pairs.get((worse, better))) is not None:
-        return Verified(first, second, _turned(comparison.lead), comparison.p_holm)
+        lead = comparison.lead
+        low, high, t = (None if end is None else -end for end in (lead.high, lead.low, lead.t))
+        turned = replace(lead, value=-lead.value, low=low, high=high, t=t)
+        return Verified(first, second, turned, comparison.p_holm)
     return Verified(first, second, why="one of them was not judged")
-
-
-def _choice_words(choice: Mapping[str, Any]) -> str:
-    """`{"method": "kto", "method.beta": 0.1}` as `kto beta 0.1`."""
-    return " ".join(f"{key.removeprefix('method.')} {value}" for key, value in choice.items()).removeprefix("method ")
-
-
-def _turned(d: estimates.Difference) -> estimates.Difference:
-    """Second minus first."""
-    low, high, t = (None if end is None else -end for end in (d.high, d.low, d.t))
-    return replace(d, value=-d.value, low=low, high=high, t=t)
 
 
 def matches(cell: Cell, choice: Mapping[str, Any]) -> bool:
@@ -232,20 +225,13 @@ def chosen(cell: Cell, key: str) -> Any:
     return list(value) if isinstance(value, tuple) else getattr(value, "name", value)
 
 
-def _values(group: Sequence[Row], of: str) -> dict[int, Mapping[str, float | None]]:
+def _values(group: Sequence[CellRow], of: str) -> dict[int, Mapping[str, float | None]]:
     return {row.cell.cell.seed: getattr(row, of) for row in group if getattr(row, of)}
 
 
-def _against_start(members: Mapping[str, Sequence[Row]], of: str) -> dict[str, estimates.Comparison | None]:
-    pairs = {}
-    for key, group in members.items():
-        start = members.get(group[0].start_key)
-        if start is None or group[0].start_key == key:
-            continue
-        ours, theirs = _values(group, of), _values(start, of)
-        seeds = ours.keys() & theirs.keys()
-        if seeds:
-            pairs[key] = ({s: ours[s] for s in seeds}, {s: theirs[s] for s in seeds})
+def _against_start(members: Mapping[str, Sequence[CellRow]], of: str) -> dict[str, estimates.Comparison | None]:
+    starts = {key: members.get(group[0].start_key, ()) for key, group in members.items() if group[0].start_key != key}
+    pairs = {key: (_values(members[key], of), _values(start, of)) for key, start in starts.items()}
     return {key: _bootstrapped(found, *pairs[key]) for key, found in estimates.compare_table(pairs).items()}
 
 
@@ -253,12 +239,12 @@ def _bootstrapped(found: estimates.Comparison | None, ours: estimates.BySeed, th
     """With one seed the interval is the paired bootstrap over prompts; the p-value stays that of the paired t."""
     if found is None or found.n_seeds > 1:
         return found
-    seed = next(iter(ours))
+    (seed,) = found.per_seed
     again = estimates.paired_difference(ours[seed], theirs[seed], np.random.default_rng(0))
     return found if again is None else replace(found, prompts=again)
 
 
-def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], estimates.Comparison | None]:
+def _all_pairs(members: Mapping[str, Sequence[CellRow]]) -> dict[tuple[str, str], estimates.Comparison | None]:
     """Every pair of groups that one judge judged, over the seeds that both have; a file of completions is the same for every seed."""
     values = {key: by_seed for key, group in members.items() if (by_seed := _values(group, "preferences"))}
     seedless_ones = {key: next(iter(values[key].values())) for key in values if isinstance(members[key][0].cell.cell.method, Written)}
@@ -271,12 +257,11 @@ def _all_pairs(members: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], es
             ours = dict.fromkeys(theirs, seedless_ones[a])
         elif b in seedless_ones and a not in seedless_ones:
             theirs = dict.fromkeys(ours, seedless_ones[b])
-        if seeds := ours.keys() & theirs.keys():
-            pairs[a, b] = ({s: ours[s] for s in seeds}, {s: theirs[s] for s in seeds})
+        pairs[a, b] = ours, theirs
     return estimates.compare_table(pairs)
 
 
-def _among_best(members: Mapping[str, Sequence[Row]], pairs: Mapping[tuple[str, str], estimates.Comparison | None]) -> frozenset[str]:
+def _among_best(members: Mapping[str, Sequence[CellRow]], pairs: Mapping[tuple[str, str], estimates.Comparison | None]) -> frozenset[str]:
     """Groups that cannot be told apart from the one with the highest win rate; two judges' rates are never held against each other."""
     by_judge: dict[Any, dict[str, float | None]] = {}
     for key, group in members.items():

@@ -15,7 +15,7 @@ from bench.config import GoldJudge, LanguageJudge
 from bench.output_files import OutputFiles
 from bench.planning.inputs import CellPlan
 from bench.planning.judging import judge_key
-from bench.records import Item, Verdict, read_jsonl
+from bench.records import read_items, read_verdicts
 from bench.report import passport_page
 from bench.report.passport_page import Line, Number, Section
 from bench.store.keys import Stage
@@ -56,7 +56,7 @@ def _facts(audit: CellPlan, store: Store) -> dict[str, Any]:
     if not isinstance(judge, GoldJudge):
         facts |= judge.model_dump(mode="json", include={"model", "provider", "server", "annotator", "mode", "items"})
     by_role = {role: stage for role, stage in audit.roles.items() if stage.kind == "judge" and role != "gold"}
-    calls = [c for stage in by_role.values() for v in read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict) for c in v.calls]
+    calls = [c for stage in by_role.values() for v in read_verdicts(store.folder(stage)) for c in v.calls]
     if isinstance(judge, LanguageJudge):
         facts |= {
             "served": sorted({call.served for call in calls if call.served}),
@@ -65,7 +65,7 @@ def _facts(audit: CellPlan, store: Store) -> dict[str, Any]:
             "requests": len(calls),
             "dollars": sum(known) if (known := [c.dollars for c in calls if c.dollars is not None]) else None,
         }
-    items = list(read_jsonl(store.folder(audit.roles["verdicts"].inputs["items"]) / "items.jsonl", Item))
+    items = read_items(store.folder(audit.roles["verdicts"].inputs["items"]))
     completions = audit.roles["verdicts"].inputs["completions"]
     facts |= {"n_items": len(items), "judged": completions.label if isinstance(completions, Stage) else ""}
     return facts
@@ -147,7 +147,7 @@ def _faults(numbers: Mapping[str, Any]) -> list[str]:
     found = [text for name, rule in RULES[numbers["manner"]].items() if _measured(n := numbers["statistics"][name]) and (text := rule(n))]
     own = numbers["statistics"]["mean_rating" if rating else "win_rate"]
     for name, against in _compared(numbers).items():
-        found += _rated_against(name, against, own) if rating else _against(name, against, own)
+        found += _against(rating, name, against, own)
     if rating:
         return found + [
             f"does not rate the canary `{name}` clearly below honest answers ({n['value']:+.2f} points)"
@@ -161,28 +161,22 @@ def _compared(numbers: Mapping[str, Any]) -> dict[str, Mapping[str, Number]]:
     return {**numbers["truths"], **({"recorded verdicts": numbers["recorded"]} if "recorded" in numbers else {})}
 
 
-def _against(name: str, against: Mapping[str, Number], own: Number) -> list[str]:
-    found = []
-    kappa = against["kappa"]
-    if _measured(kappa) and kappa["low"] is not None and kappa["low"] <= 0:
-        found.append(f"is not shown to agree with {name} better than chance (kappa {kappa['value']:.2f})")
-    elif _measured(kappa) and kappa["value"] < LEAST_KAPPA:
-        found.append(f"agrees little with {name} (kappa {kappa['value']:.2f})")
-    if bounds := _corrected(against.get("corrected_win_rate", {}), own):
-        low, high = (100 * bound for bound in bounds)
-        found.append(f"gives a win rate of {_percent(own)}, which labels of {name} correct to [{low:.1f}, {high:.1f}] %")
-    return found
-
-
-def _rated_against(name: str, against: Mapping[str, Number], own: Number) -> list[str]:
-    found = []
-    ranks = against["rank_correlation"]
-    if _measured(ranks) and ranks["low"] is not None and ranks["low"] <= 0:
-        found.append(f"is not shown to rank answers like {name} better than chance (rank correlation {ranks['value']:.2f})")
-    elif _measured(ranks) and ranks["value"] < LEAST_CORRELATION:
-        found.append(f"ranks answers little like {name} (rank correlation {ranks['value']:.2f})")
-    if bounds := _corrected(against.get("corrected_rating", {}), own):
-        found.append(f"gives a mean rating of {own['value']:.2f}, which labels of {name} correct to [{bounds[0]:.2f}, {bounds[1]:.2f}]")
+def _against(rating: bool, name: str, against: Mapping[str, Number], own: Number) -> list[str]:
+    key, least = ("rank_correlation", LEAST_CORRELATION) if rating else ("kappa", LEAST_KAPPA)
+    found, agreed = [], against[key]
+    words = f"{key.replace('_', ' ')} {agreed['value']:.2f}" if _measured(agreed) else ""
+    if words and agreed["low"] is not None and agreed["low"] <= 0:
+        does = f"rank answers like {name}" if rating else f"agree with {name}"
+        found.append(f"is not shown to {does} better than chance ({words})")
+    elif words and agreed["value"] < least:
+        found.append(f"{'ranks answers little like' if rating else 'agrees little with'} {name} ({words})")
+    if bounds := _corrected(against.get("corrected_rating" if rating else "corrected_win_rate", {}), own):
+        low, high = bounds
+        found.append(
+            f"gives a mean rating of {own['value']:.2f}, which labels of {name} correct to [{low:.2f}, {high:.2f}]"
+            if rating
+            else f"gives a win rate of {_percent(own)}, which labels of {name} correct to [{100 * low:.1f}, {100 * high:.1f}] %"
+        )
     return found
 
 

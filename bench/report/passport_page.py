@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from bench.report.figures import COLOURS, STYLE
-from bench.terminal import Terminal
+from bench.report.figures import COLOURS, drawing
+from bench.report.tables import print_titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,9 +57,6 @@ class Page:
 
 
 def show(title: str, sections: Sequence[Section], notes: Sequence[str]) -> None:
-    console = Terminal(soft_wrap=True)
-    console.print()
-    console.print(title, style="bold", highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for justify in ("left", "right", "right", "right", "left", "left"):
         table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -69,12 +66,7 @@ def show(title: str, sections: Sequence[Section], notes: Sequence[str]) -> None:
         for line in section.lines:
             meaning = line.meaning or section.title.partition(": ")[2]
             table.add_row(*[f"  {line.what}", *line.cells[1:5], meaning], style="red" if line.mark == "FAULT" else "")
-    width = Terminal(width=10_000).measure(table).maximum
-    Terminal(width=max(width, console.width)).print(table, highlight=False)
-    for note in notes:
-        style = "red" if note.startswith("FAULT") else "dim"
-        console.print(note, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
-    console.print()
+    print_titled(title, table, notes)
 
 
 # Markdown -------------------------------------------------------------------------------------------------------------
@@ -232,17 +224,10 @@ def figures(numbers: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _svg(plot: Callable[[Axes], None]) -> str:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     out = io.StringIO()
-    with mpl.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(5.2, 2.9), layout="constrained")
+    with drawing(figsize=(5.2, 2.9), layout="constrained") as (figure, ax):
         plot(ax)
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-        plt.close(figure)
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 

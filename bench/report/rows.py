@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -37,7 +36,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Row:
+class CellRow:
     """One cell: its numbers, or why it has none. `preferences` and `lc` are by item id, for paired comparisons."""
 
     cell: CellPlan
@@ -78,12 +77,12 @@ class Rescored(NamedTuple):
     calibration: Calibration | estimates.Unmeasured | None
 
 
-def _same_judge(row: Row, served: Mapping[str, str], first: dict[str, str]) -> Row:
+def _same_judge(row: CellRow, served: Mapping[str, str], first: dict[str, str]) -> CellRow:
     """The row, or its failure where another served model judged the first row that asked the same judge (`first` remembers it)."""
     for asked, by in served.items():
         if first.setdefault(asked, by) != by:
             why = f"{asked} was served by {by} here and by {first[asked]} for an earlier cell: verdicts of two models are not pooled"
-            return Row(row.cell, why, False, {}, {"win_rate": why})
+            return CellRow(row.cell, why, False, {}, {"win_rate": why})
     return row
 
 
@@ -99,7 +98,7 @@ def _served(cell: CellPlan, store: Store) -> dict[str, str]:
     return found
 
 
-def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: Mapping[str, Rescored] | None = None) -> list[Row]:
+def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: Mapping[str, Rescored] | None = None) -> list[CellRow]:
     """One row a cell, from the store alone. `failures`: cell key -> reason, of this command; earlier ones are read from the store.
     `rescored`: by cell key, in place of the stored numbers.
 
@@ -121,47 +120,32 @@ def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: M
 
 def stored_result(cell: CellPlan, store: Store) -> Result | None:
     """A cell's numbers as they were stored; None where it has none."""
-    if store.status(cell.score).state != "done":
+    if not store.is_done(cell.score):
         return None
-    return Result.from_json(json.loads((store.folder(cell.score) / "result.json").read_text(encoding="utf-8")))
+    return Result.read(store.folder(cell.score) / "result.json")
 
 
 def _row(
     cell: CellPlan, store: Store, failed: str | None, result: Result | None, calibration: Calibration | estimates.Unmeasured | None
-) -> Row:
+) -> CellRow:
     if result is None:
         failed = failed or next((f"{s.label or s.kind}: {why}" for s in cell.stages if (why := store.failure(s))), None)
-        return Row(cell, failed, False, {}, {"win_rate": failed or "not run yet"})
-    preferences, lc = _by_item(cell, store, calibration)
+        return CellRow(cell, failed, False, {}, {"win_rate": failed or "not run yet"})
+    verdicts = calibrations.verdicts_of(cell, store) if store.is_done(cell.roles.get("preference_verdicts")) else []
+    lc = calibration if isinstance(calibration, estimates.Unmeasured) else contributions_of_verdicts(verdicts, calibration)
     data = store.status(cell.roles["preferences"]).manifest if "preferences" in cell.roles else None
-    return Row(
+    tasks = cell.roles.get("tasks")
+    shown = list(read_jsonl(store.folder(tasks) / "results.jsonl", TaskResult)) if store.is_done(tasks) else []
+    return CellRow(
         cell,
         None,
         True,
         result.metrics,
         result.missing,
-        preferences,
-        lc,
+        {v.item_id: v.preference for v in verdicts},
+        {} if isinstance(lc, estimates.Unmeasured) else lc,
         data.counts.get("train") if data else None,
         [store.recorded(stage) for stage in cell.stages],
         result.calibration,
-        _tasks(cell, store),
+        [task for task in shown if task.shown],
     )
-
-
-def _tasks(cell: CellPlan, store: Store) -> list[TaskResult]:
-    stage = cell.roles.get("tasks")
-    if stage is None or store.status(stage).state != "done":
-        return []
-    return [result for result in read_jsonl(store.folder(stage) / "results.jsonl", TaskResult) if result.shown]
-
-
-def _by_item(
-    cell: CellPlan, store: Store, calibration: Calibration | estimates.Unmeasured | None
-) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    stage = cell.roles.get("preference_verdicts")
-    if stage is None or store.status(stage).state != "done":
-        return {}, {}
-    verdicts = calibrations.verdicts_of(cell, store)
-    lc = calibration if isinstance(calibration, estimates.Unmeasured) else contributions_of_verdicts(verdicts, calibration)
-    return {v.item_id: v.preference for v in verdicts}, {} if isinstance(lc, estimates.Unmeasured) else lc

@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from rich.table import Table as RichTable
+
 from bench.config import FITTED, Expectation, JuryJudge
-from bench.records import task_number
-from bench.report.groups import Group, Pooled, Verified, method_name, settings, short_name, verify
-from bench.report.rows import ALPHA, Row
+from bench.records import grouped, task_number
+from bench.report.groups import Grid, Group, Verified, method_name, settings, short_name, verify
+from bench.report.rows import ALPHA, CellRow
 from bench.scoring import reasons
 from bench.stats import estimates
+from bench.terminal import Terminal
 
 MISSING = "-"
 NUMBERS = re.compile(r"(?<![\w.])\d+(?![\w.]*\d)")  # counts, not parts of names or of decimal numbers
@@ -28,10 +31,10 @@ class Table:
     notes: list[str]
 
 
-def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -> Table:
+def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> Table:
     """One line a group; columns that say nothing in this sweep are left out and, where a judge is missing, said."""
     groups = pooled.groups
-    columns: list[tuple[str, Callable[[Group], str]]] = [("row", lambda g: str(g.number)), ("method", _method)]
+    columns: list[tuple[str, Callable[[Group], str]]] = [("row", lambda g: str(g.number)), ("method", lambda g: method_name(g.cell))]
     trained = [group for group in groups if group.is_trained]
     for name, value, varied in (
         ("beta", _beta, any(map(_beta, trained))),
@@ -42,34 +45,37 @@ def comparison_table(pooled: Pooled, expectations: Sequence[Expectation] = ()) -
     ):
         if varied:
             columns.append((name, value))
-    columns += [(short_name(key), partial(_setting, key)) for key in pooled.varied]
+    columns += [(short_name(key), lambda g, key=key: settings(g.cell).get(key, "")) for key in pooled.varied]  # type: ignore[misc]
     compared = any("win_rate" in row.metrics for group in groups for row in group.done)  # the rating is then a column beside
     columns.append(("seeds", lambda group: f"{len(group.done)}" + (f"/{len(group.rows)}" if len(group.done) < len(group.rows) else "")))
     columns += [
-        ("win rate %", lambda g: _percent(g, "win_rate") + (" *" if g.among_best else "")),
-        ("LC win rate %", lambda g: _percent(g, "lc_win_rate")),
-        ("Arena-Hard %", lambda g: _percent(g, "arena_win_rate")),
-        ("style-controlled %", lambda g: _percent(g, "style_win_rate")),
-        *((f"{label} %", partial(_of_member, label)) for label in members(groups)),
-        ("vs start", lambda g: _difference(g)),
+        ("win rate %", lambda g: _percent("win_rate", g) + (" *" if g.among_best else "")),
+        ("LC win rate %", partial(_percent, "lc_win_rate")),
+        ("Arena-Hard %", partial(_percent, "arena_win_rate")),
+        ("style-controlled %", partial(_percent, "style_win_rate")),
+        *((f"{label} %", partial(_percent, f"win_rate_{label}")) for label in members(groups)),
+        ("vs start", _difference),
         ("over seeds", lambda g: _part(g.against_start.seeds if g.against_start else None)),
         ("over prompts", lambda g: _part(g.against_start.prompts if g.against_start and g.against_start.seeds else None)),
-        ("SEs", lambda g: _standard_errors(g.against_start)),
-        ("p (Holm)", lambda g: _p(g.against_start)),
-        ("rating", lambda g: _number(g, "rating", 2) if compared else _with_interval(g, "rating", 2, 1)),
-        ("expected rating", lambda g: _number(g, "expected_rating", 2)),
-        ("reward acc. %", lambda g: _number(g, "reward_accuracy", 1, 100)),
-        ("reward AUC %", lambda g: _number(g, "reward_auc", 1, 100)),
-        ("label acc. %", lambda g: _number(g, "label_accuracy", 1, 100)),
-        ("noise prec. %", lambda g: _number(g, "noise_precision", 1, 100)),
-        ("noise recall %", lambda g: _number(g, "noise_recall", 1, 100)),
-        ("judge acc. %", lambda g: _percent(g, "judge_pair_accuracy")),
-        ("shorter acc. %", lambda g: _number(g, "judge_shorter_accuracy", 1, 100)),
-        ("judge tau", lambda g: _number(g, "judge_kendall", 2)),
-        ("parsed %", lambda g: _number(g, "judge_parse_rate", 1, 100)),
-        ("KL nats", lambda g: _number(g, "kl", 2)),
-        ("length", lambda g: _number(g, "mean_length", 1)),
-        *((column, partial(_of_task, column, number)) for column, number in tasks(groups).items()),
+        ("SEs", lambda g: f"{t:+.1f}" if g.against_start and (t := g.against_start.lead.t) is not None else MISSING),
+        ("p (Holm)", lambda g: _p_words(g.against_start.p_holm if g.against_start else None)),
+        ("rating", partial(_number if compared else _with_interval, "rating", 2, 1)),
+        ("expected rating", partial(_number, "expected_rating", 2, 1)),
+        ("reward acc. %", partial(_number, "reward_accuracy", 1, 100)),
+        ("reward AUC %", partial(_number, "reward_auc", 1, 100)),
+        ("label acc. %", partial(_number, "label_accuracy", 1, 100)),
+        ("noise prec. %", partial(_number, "noise_precision", 1, 100)),
+        ("noise recall %", partial(_number, "noise_recall", 1, 100)),
+        ("judge acc. %", partial(_percent, "judge_pair_accuracy")),
+        ("shorter acc. %", partial(_number, "judge_shorter_accuracy", 1, 100)),
+        ("judge tau", partial(_number, "judge_kendall", 2, 1)),
+        ("parsed %", partial(_number, "judge_parse_rate", 1, 100)),
+        ("KL nats", partial(_number, "kl", 2, 1)),
+        ("length", partial(_number, "mean_length", 1, 1)),
+        *(
+            (column, partial(_percent, number) if column.endswith(" %") else partial(_with_interval, number, 3, 1))
+            for column, number in tasks(groups).items()
+        ),
     ]
     cells = [[value(group) for _, value in columns] for group in groups]
     said = [i for i, (name, _) in enumerate(columns) if name in ("row", "method", "seeds") or any(row[i] != MISSING for row in cells)]
@@ -87,22 +93,18 @@ def tasks(groups: Sequence[Group]) -> dict[str, str]:
     found: dict[str, set[str]] = {}
     for result in (result for group in groups for row in group.done for result in row.tasks):
         found.setdefault(result.task, set()).add(result.metric)
-    first = {task: min(metrics, key=lambda metric: (_rank(metric), metric)) for task, metrics in found.items()}
+
+    def rank(metric: str) -> int:
+        return next((i for i, first in enumerate(FIRST) if metric.startswith(first)), len(FIRST))
+
+    first = {task: min(metrics, key=lambda metric: (rank(metric), metric)) for task, metrics in found.items()}
     return {f"{task} {metric}{' %' if metric.startswith(RATES) else ''}": task_number(task, metric) for task, metric in first.items()}
 
 
-def _rank(metric: str) -> int:
-    return next((i for i, first in enumerate(FIRST) if metric.startswith(first)), len(FIRST))
-
-
-def _of_task(column: str, number: str, group: Group) -> str:
-    return _percent(group, number) if column.endswith(" %") else _with_interval(group, number, 3, 1)
-
-
-def _tasks_notes(groups: Sequence[Group]) -> list[str]:
+def _tasks_notes(done: Sequence[CellRow]) -> list[str]:
     """What the tasks of the forgetting check are, and which cells were asked others."""
     asked: dict[str, dict[tuple[str | None, str | None, int | None, int], None]] = {}
-    for result in (result for group in groups for row in group.done for result in row.tasks):
+    for result in (result for row in done for result in row.tasks):
         asked.setdefault(result.task, {})[result.asked, result.version, result.shots, result.n] = None
     if not asked:
         return []
@@ -126,14 +128,6 @@ def members(groups: Sequence[Group]) -> list[str]:
     return list(dict.fromkeys(label for jury in juries for label in jury.judges))
 
 
-def _of_member(label: str, group: Group) -> str:
-    return _percent(group, f"win_rate_{label}")
-
-
-def _method(group: Group) -> str:
-    return method_name(group.cell)
-
-
 def _beta(group: Group) -> str:
     beta = getattr(group.cell.method, "beta", None)
     return "" if beta is None else f"{beta:g}"
@@ -143,10 +137,6 @@ def _iteration(group: Group) -> str:
     return str(getattr(group.cell.method, "iteration", ""))
 
 
-def _setting(key: str, group: Group) -> str:
-    return settings(group.cell).get(key, "")
-
-
 def _fraction(group: Group) -> str:
     if not group.is_trained:
         return ""
@@ -154,11 +144,11 @@ def _fraction(group: Group) -> str:
     return f"{100 * group.cell.data.fraction:g} %" + (f" ({min(n)})" if len(n) == 1 else f" ({min(n)}-{max(n)})" if n else "")
 
 
-def _percent(group: Group, metric: str) -> str:
-    return _with_interval(group, metric, 1, 100)
+def _percent(metric: str, group: Group) -> str:
+    return _with_interval(metric, 1, 100, group)
 
 
-def _number(group: Group, metric: str, digits: int, factor: float = 1) -> str:
+def _number(metric: str, digits: int, factor: float, group: Group) -> str:
     pooled = group.pooled(metric)
     if pooled is None:
         return MISSING
@@ -166,8 +156,8 @@ def _number(group: Group, metric: str, digits: int, factor: float = 1) -> str:
     return f"{factor * pooled.mean:.{digits}f}{fewer}"
 
 
-def _with_interval(group: Group, metric: str, digits: int, factor: float) -> str:
-    text, interval = _number(group, metric, digits, factor), group.interval(metric)
+def _with_interval(metric: str, digits: int, factor: float, group: Group) -> str:
+    text, interval = _number(metric, digits, factor, group), group.interval(metric)
     if text == MISSING or interval is None:
         return text
     return f"{text} [{factor * interval[0]:.{digits}f}, {factor * interval[1]:.{digits}f}]"
@@ -183,7 +173,7 @@ def _difference(group: Group) -> str:
 
 
 def _part(difference: estimates.Difference | None) -> str:
-    """One of the two intervals that a difference over seeds and prompts stands on."""
+    """The interval of a difference, in percentage points."""
     if difference is None or difference.low is None or difference.high is None:
         return MISSING
     return f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
@@ -191,17 +181,7 @@ def _part(difference: estimates.Difference | None) -> str:
 
 def _signed(difference: estimates.Difference) -> str:
     """A difference of rates in percentage points, with its interval."""
-    low, high = difference.low, difference.high
-    interval = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return f"{100 * difference.value:+.1f}{interval}"
-
-
-def _standard_errors(comparison: estimates.Comparison | None) -> str:
-    return MISSING if comparison is None or comparison.lead.t is None else f"{comparison.lead.t:+.1f}"
-
-
-def _p(comparison: estimates.Comparison | None) -> str:
-    return _p_words(None if comparison is None else comparison.p_holm)
+    return f"{100 * difference.value:+.1f} {_part(difference)}".removesuffix(f" {MISSING}")
 
 
 def _p_words(p: float | None) -> str:
@@ -223,68 +203,70 @@ def _expected(found: Verified, seeds: int) -> str:
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:
-    notes = []
-    scored = [row for group in groups for row in group.done if "win_rate" in row.metrics]
+    notes, done = [], [row for group in groups for row in group.done]
+    scored = [row for row in done if "win_rate" in row.metrics]
     seeds = max((len(group.done) for group in groups), default=0)
     if scored:
-        n = sorted({int(row.metrics["n_scored"]) for row in scored})
-        unscored = sum(int(row.metrics["n_unscored"]) for row in scored)
-        ratings = sum(int(row.metrics.get("n_ratings_unscored", 0)) for row in scored)
+        n = [int(row.metrics["n_scored"]) for row in scored]
+        unscored = _sum(scored, "n_unscored")
+        ratings = _sum(scored, "n_ratings_unscored")
         pooled = ", the variance between seeds pooled over the rows" if seeds > 1 else ""
         over = "seeds and prompts, then over seeds (t) and over prompts alone" if seeds > 1 else "prompts (paired bootstrap)"
         brackets = "95 % over seeds (t)" if seeds > 1 else "95 % over prompts (bootstrap); one seed says nothing of another training"
         if seeds > 1 and any(len(group.done) == 1 for group in groups):
             brackets += ", over prompts where one seed is left"
-        prompts = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
-        turns = sum(int(row.metrics.get("n_turns_unscored", 0)) for row in scored)
+        turns = _sum(scored, "n_turns_unscored")
         unrated = (f" and {ratings} ratings" if ratings else "") + (f" and {turns} turns of others" if turns else "")
-        notes.append(f"Judged on {prompts} prompts a cell, {unscored} verdicts{unrated} unscored. Brackets: {brackets}.")
+        notes.append(f"Judged on {_span(n)} prompts a cell, {unscored} verdicts{unrated} unscored. Brackets: {brackets}.")
         notes.append(
             f"vs start: win rate minus the start model's on the same seeds and prompts, 95 % over {over}; SEs: that difference in standard "
             f"errors{pooled}; p: two-sided, Holm-corrected over the table."
         )
         notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
-    notes += _ratings_notes(groups) if not scored else []
-    notes += _asked_notes([row for group in groups for row in group.done])
-    notes += _judges_notes(groups)
-    notes += _tasks_notes(groups)
-    notes += _missing([row for group in groups for row in group.done])
-    reasons: dict[str, list[str]] = {}
-    for row in (row for group in groups for row in group.rows if not row.done):
-        reasons.setdefault(f"FAILED ({row.failed.splitlines()[0]})" if row.failed else "not run", []).append(row.cell.name)
-    notes += [f"{reason}: {', '.join(names)}" for reason, names in reasons.items()]
-    notes += _mixed(groups)
+    notes += _ratings_notes(done, seeds) if not scored else []
+    notes += _asked_notes(done)
+    notes += _judges_notes(done, members(groups))
+    notes += _tasks_notes(done)
+    notes += _missing(done)
+    absent = [row for group in groups for row in group.rows if not row.done]
+    why = grouped((f"FAILED ({row.failed.splitlines()[0]})" if row.failed else "not run", row.cell.name) for row in absent)
+    notes += [f"{reason}: {', '.join(names)}" for reason, names in why.items()]
+    notes += _mixed(done)
     return notes
 
 
-def _missing(rows: Sequence[Row]) -> list[str]:
+def _sum(rows: Sequence[CellRow], metric: str) -> int:
+    return sum(int(row.metrics.get(metric, 0)) for row in rows)
+
+
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _missing(rows: Sequence[CellRow]) -> list[str]:
     """A line for each reason why numbers are missing, with those numbers and how many cells lack them; reasons that differ in a count only
     are one."""
-    alike: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for row in rows:
-        for name, why in row.missing.items():
-            if why not in reasons.BY_DESIGN:
-                alike.setdefault((name, NUMBERS.sub(COUNT, why)), []).append((row.cell.key, why))
+    lacking = [(name, why, row.cell.key) for row in rows for name, why in row.missing.items() if why not in reasons.BY_DESIGN]
+    alike = grouped(((name, NUMBERS.sub(COUNT, why)), (key, why)) for name, why, key in lacking)
     names: dict[str, list[str]] = {}
     for (name, why), found in sorted(alike.items()):
         for counts in zip(*(map(int, NUMBERS.findall(text)) for _, text in found), strict=True):
-            why = why.replace(COUNT, f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}", 1)
+            why = why.replace(COUNT, _span(counts), 1)
         cells = len({key for key, _ in found})
         names.setdefault(why + (f" ({cells} cell{'s' if cells > 1 else ''})" if len(rows) > 1 else ""), []).append(name)
-    return [f"{', '.join(lacking)}: {why}" for why, lacking in names.items()]
+    return [f"{', '.join(some)}: {why}" for why, some in names.items()]
 
 
-def _ratings_notes(groups: Sequence[Group]) -> list[str]:
+def _ratings_notes(done: Sequence[CellRow], seeds: int) -> list[str]:
     """Of a judge that rates and compares with nobody."""
-    rated = [row for group in groups for row in group.done if "n_ratings" in row.metrics]
+    rated = [row for row in done if "n_ratings" in row.metrics]
     if not rated:
         return []
-    n = sorted({int(row.metrics["n_ratings"]) for row in rated})
-    unscored = sum(int(row.metrics["n_ratings_unscored"]) for row in rated)
-    seeds = any(len(group.done) > 1 for group in groups)
-    over = "seeds (t), over questions where there is one seed" if seeds else "questions (their turns together)"
-    answers = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
-    return [f"Rating, 1 to 10: mean over {answers} answers a cell, {unscored} answers unscored. Brackets: 95 % over {over}."]
+    n = [int(row.metrics["n_ratings"]) for row in rated]
+    unscored = _sum(rated, "n_ratings_unscored")
+    over = "seeds (t), over questions where there is one seed" if seeds > 1 else "questions (their turns together)"
+    return [f"Rating, 1 to 10: mean over {_span(n)} answers a cell, {unscored} answers unscored. Brackets: 95 % over {over}."]
 
 
 REASONS = {
@@ -300,30 +282,28 @@ REASONS = {
 }
 
 
-def _asked_notes(rows: Sequence[Row]) -> list[str]:
+def _asked_notes(rows: Sequence[CellRow]) -> list[str]:
     """Of judges that were asked: replies without a verdict, by reason, and without log-probs."""
-    notes, n = [], {kind: sum(int(row.metrics.get(f"unscored_{kind}", 0)) for row in rows) for kind in REASONS}
+    notes, n = [], {kind: _sum(rows, f"unscored_{kind}") for kind in REASONS}
     if any(n.values()):
         found = ", ".join(f"{n[kind]} {words}" for kind, words in REASONS.items() if n[kind])
         notes.append(f"Replies of the judge without a verdict: {found}. Such items are not missing at random.")
-    if votes := sum(int(row.metrics.get("votes_from_text", 0)) for row in rows):
+    if votes := _sum(rows, "votes_from_text"):
         cells = [row for row in rows if row.metrics.get("votes_from_text")]
-        weighed = sum(int(row.metrics["votes_weighed"]) for row in cells)
-        notes.append(f"{votes} of {weighed} votes of {_cells(len(cells))} read from text, as 0 or 1, without log-probs.")
-    if lacking := sum(int(row.metrics.get("n_without_expected_rating", 0)) for row in rows):
+        weighed = _sum(cells, "votes_weighed")
+        notes.append(
+            f"{votes} of {weighed} votes of {len(cells)} cell{'s' if len(cells) > 1 else ''} read from text, as 0 or 1, without log-probs."
+        )
+    if lacking := _sum(rows, "n_without_expected_rating"):
         notes.append(f"Expected rating: {lacking} rated answers without log-probs have no part in it.")
     return notes
 
 
-def _cells(n: int) -> str:
-    return "1 cell" if n == 1 else f"{n} cells"
-
-
-def _judges_notes(groups: Sequence[Group]) -> list[str]:
+def _judges_notes(done: Sequence[CellRow], labels: Sequence[str]) -> list[str]:
     """What a jury's, an Arena-Hard judge's and a calibrated number is."""
-    done, notes = [row for group in groups for row in group.done], []
-    if labels := members(groups):
-        lost = {label: sum(int(row.metrics.get(f"n_unscored_{label}", 0)) for row in done) for label in labels}
+    notes = []
+    if labels:
+        lost = {label: _sum(done, f"n_unscored_{label}") for label in labels}
         silent = f" Unscored by: {', '.join(f'{label} {n}' for label, n in lost.items())}." if done else ""
         notes.append(f"Win rate by a jury: the median of its members' verdicts, whose own rates stand beside it.{silent}")
     if any("arena_win_rate" in row.metrics for row in done):
@@ -338,11 +318,10 @@ def _judges_notes(groups: Sequence[Group]) -> list[str]:
     return notes
 
 
-def _mixed(groups: Sequence[Group]) -> list[str]:
+def _mixed(done: Sequence[CellRow]) -> list[str]:
     """Says when the stages behind one table ran with different code, packages or devices."""
-    recorded = [facts for group in groups for row in group.done for facts in row.recorded if facts]
     values: dict[str, set[str]] = {}
-    for facts in recorded:
+    for facts in (facts for row in done for facts in row.recorded if facts):
         for name, value in {**facts, **facts.get("packages", {})}.items():
             if not isinstance(value, dict):
                 values.setdefault(name, set()).add(str(value))
@@ -352,6 +331,18 @@ def _mixed(groups: Sequence[Group]) -> list[str]:
         for name, found in sorted(values.items())
         if len(found) > 1
     ]
+
+
+def print_titled(title: str, table: RichTable, notes: Sequence[str]) -> None:
+    """A title, a table and its notes, those that say what is wrong in red."""
+    console = Terminal(soft_wrap=True)
+    console.print()
+    console.plain(title, "bold")
+    console.whole(table)
+    for note in notes:
+        # A terminal breaks long lines between words; what is piped stays one line a note.
+        console.plain(note, "red" if note.startswith(("FAILED", "REFUSED", "FAULT")) else "dim", soft_wrap=not console.is_terminal)
+    console.print()
 
 
 # Writing ----------------------------------------------------------------------------------------------------------------

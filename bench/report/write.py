@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from bench.output_files import OutputFiles
 from bench.report import fairness, figures, findings
 from bench.report.completions import samples
 from bench.report.csv_rows import flat_rows
-from bench.report.groups import Group, Pooled, method_name, pool
+from bench.report.groups import Grid, Group, method_name, pool
 from bench.report.passports import passport_lines
-from bench.report.rows import Row, Sweep
-from bench.report.tables import Table, comparison_table, latex, markdown
+from bench.report.rows import CellRow, Sweep
+from bench.report.tables import Table, comparison_table, latex, markdown, print_titled
 from bench.stats import estimates
 from bench.store.store import Store
 from bench.terminal import Terminal
@@ -42,7 +42,7 @@ class Paths:
         return [self.folder / "table.md", self.folder / "table.csv", *self.figures]
 
 
-def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
+def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     """table.md .csv .tex, differences.csv, pairs.csv, cells.parquet, plan.json, fairness.json, findings.md, figures/ and completions/,
     and each cell's findings.json; same rows, same bytes."""
     folder, out = results / "sweeps" / sweep.name, OutputFiles(results)
@@ -51,7 +51,9 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     cells = [fairness.known(row, group, sweep.axes, store) for group in pooled.groups for row in group.rows]
     certificate, found = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store)
     said = findings.lines(pooled.groups, found)
-    table = _marked(comparison_table(pooled, sweep.expectations), pooled.groups, certificate)
+    table = comparison_table(pooled, sweep.expectations)
+    marks = [f" {fairness.MARK}" if any(r.cell.key in certificate.differs for r in group.rows) else "" for group in pooled.groups]
+    table.rows[:] = [[number, method + mark, *rest] for (number, method, *rest), mark in zip(table.rows, marks, strict=True)]
     written = replace(table, notes=[*table.notes, *passport_lines(sweep, results, link=True), *certificate.lines(), *said])
     table = replace(table, notes=[*table.notes, *passport_lines(sweep, results)])
     out.write(folder / "table.md", markdown(sweep.title, f"python -m bench {sweep.command}", written))
@@ -59,12 +61,18 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     out.write(folder / "fairness.json", json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False))
     out.write(folder / "findings.md", findings.markdown(sweep.title, rows, found))
     for row in rows:
-        _write_findings(out, results / "cells" / row.cell.name / "findings.json", found.get(row.cell.key))
+        path = results / "cells" / row.cell.name / "findings.json"
+        if row.cell.key in found:
+            out.write(path, json.dumps(list(findings.to_json(found[row.cell.key])), indent=1, allow_nan=False))
+        else:
+            out.remove(path)
     line = {row.cell.key: group.number for group in pooled.groups for row in group.rows}
     flat = [{"row": line[row["key"]], **row, "differs": certificate.words(row["key"])} for row in flat_rows(rows)]
     out.write(folder / "table.csv", csv_text(flat))
     out.write(folder / "differences.csv", csv_text([_against_start(group) for group in pooled.groups if group.against_start]))
-    out.write(folder / "pairs.csv", csv_text(list(_pairs(pooled))))
+    names = {group.key: group.name for group in pooled.groups}
+    pairs = [{"first": names[a], "second": names[b], **_comparison(pair)} for (a, b), pair in pooled.pairs.items() if pair is not None]
+    out.write(folder / "pairs.csv", csv_text(pairs))
     out.write(folder / "cells.parquet", _parquet(flat))
     out.write(folder / "plan.json", json.dumps(_plan(sweep), indent=1))
     for row in rows:
@@ -74,7 +82,7 @@ def write_files(sweep: Sweep, rows: Sequence[Row], results: Path) -> Paths:
     return Paths(folder, drawn, table, _short([*certificate.short(), *said], folder), out.lines())
 
 
-def _write_figures(out: OutputFiles, pooled: Pooled, title: str, folder: Path) -> list[Path]:
+def _write_figures(out: OutputFiles, pooled: Grid, title: str, folder: Path) -> list[Path]:
     """The figures' PNGs that now lie in the folder; those of earlier cells go."""
     drawn = figures.draw(pooled, title)
     for path in folder.glob("win_rate_by_*") if folder.is_dir() and not folder.is_symlink() else ():
@@ -82,20 +90,6 @@ def _write_figures(out: OutputFiles, pooled: Pooled, title: str, folder: Path) -
             out.remove(path)
     written = [folder / name for name, content in drawn.items() if out.write(folder / name, content)]
     return [path for path in written if path.suffix == ".png"]
-
-
-def _marked(table: Table, groups: Sequence[Group], certificate: fairness.Certificate) -> Table:
-    """The table with a mark behind the method of each group that the certificate names."""
-    marks = [f" {fairness.MARK}" if any(row.cell.key in certificate.differs for row in group.rows) else "" for group in groups]
-    return replace(table, rows=[[row[0], row[1] + mark, *row[2:]] for row, mark in zip(table.rows, marks, strict=True)])
-
-
-def _write_findings(out: OutputFiles, path: Path, found: Sequence[findings.Finding] | None) -> None:
-    """Beside the cell's numbers; no file where there are none."""
-    if found is None:
-        out.remove(path)
-    else:
-        out.write(path, json.dumps(list(findings.to_json(found)), indent=1, allow_nan=False))
 
 
 def _short(lines: list[str], folder: Path) -> list[str]:
@@ -138,14 +132,6 @@ def _against_start(group: Group) -> dict[str, Any]:
     return row
 
 
-def _pairs(pooled: Pooled) -> Iterator[dict[str, Any]]:
-    """Every pair of groups: win rate of the first minus that of the second."""
-    names = {group.key: group.name for group in pooled.groups}
-    for (a, b), found in pooled.pairs.items():
-        if found is not None:
-            yield {"first": names[a], "second": names[b], **_comparison(found)}
-
-
 def _comparison(found: estimates.Comparison) -> dict[str, Any]:
     row: dict[str, Any] = {"n_seeds": found.n_seeds, "n_items": found.n_items, "p_holm": found.p_holm}
     for name, difference in (("combined", found.combined), ("seeds", found.seeds), ("prompts", found.prompts)):
@@ -175,18 +161,18 @@ def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str)
     console = Terminal(soft_wrap=True)
     print_table(sweep.title, replace(paths.table, notes=[*paths.table.notes, *paths.aids]), f"{paths.folder}/table.md")
     for note in notes:
-        console.print(note, style="dim", highlight=False, markup=False)
-    console.print(f"{summary}", highlight=False, markup=False)
+        console.plain(note, "dim")
+    console.plain(summary)
     for line in paths.unwritten:
-        console.print(line, style="red", highlight=False, markup=False)
-    console.print(f"table    {paths.folder}/table.md .csv .tex", highlight=False, markup=False)
+        console.plain(line, "red")
+    console.plain(f"table    {paths.folder}/table.md .csv .tex")
     for figure in paths.figures:
-        console.print(f"figure   {figure} .svg", highlight=False, markup=False)
-    console.print(f"findings {paths.folder}/findings.md", highlight=False, markup=False)
-    console.print(f"samples  {paths.folder}/completions/", highlight=False, markup=False)
+        console.plain(f"figure   {figure} .svg")
+    console.plain(f"findings {paths.folder}/findings.md")
+    console.plain(f"samples  {paths.folder}/completions/")
 
 
-def print_comparison(sweep: Sweep, rows: Sequence[Row]) -> None:
+def print_comparison(sweep: Sweep, rows: Sequence[CellRow]) -> None:
     print_table(sweep.title, comparison_table(pool(rows), sweep.expectations))
 
 
@@ -218,18 +204,9 @@ def print_table(title: str, table: Table, where: str = "") -> None:
         rows = [[row[k] for k in kept] for row in table.rows]
         notes = [f"Not shown at this width: {', '.join(left)}. All columns: {where}"] if left else []
         table = replace(table, columns=[table.columns[k] for k in kept], rows=rows, notes=[*notes, *table.notes])
-    console.print()
-    console.print(title, style="bold", highlight=False, markup=False)
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in table.columns:
         shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for row in table.rows:
         shown.add_row(*row)
-    # A table wider than the terminal runs on into the next line: cut numbers would be no numbers.
-    width = Terminal(width=10_000).measure(shown).maximum
-    Terminal(width=max(width, console.width)).print(shown, highlight=False)
-    for note in table.notes:
-        style = "red" if note.startswith(("FAILED", "REFUSED", "FAULT")) else "dim"
-        # A terminal breaks long lines between words; what is piped stays one line a note.
-        console.print(note, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
-    console.print()
+    print_titled(title, shown, table.notes)

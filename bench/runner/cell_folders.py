@@ -44,7 +44,7 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
 
 def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
     """The stored curve of a cell's training, with the speeds measured when it ran."""
-    if "train" not in cell.roles or store.status(cell.roles["train"]).state != "done":
+    if "train" not in cell.roles or not store.is_done(cell.roles["train"]):
         return
     folder = store.folder(cell.roles["train"])
     files = {name: (folder / name).read_text(encoding="utf-8") for name in ("history.jsonl", "speed.jsonl")}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from bench import report
 from bench.planning.inputs import CellPlan
 from bench.runner.cell_folders import history
 from bench.store.store import Store
+from bench.text_files import read_object
 from bench.tracking.tracker import Tracker
 
 
 def track_cell(tracker: Tracker, sweep: report.Sweep, cell: CellPlan, store: Store, reason: str | None) -> None:
-    summary = {} if reason else json.loads((store.folder(cell.score) / "result.json").read_text(encoding="utf-8"))["metrics"]
+    summary = {} if reason else read_object(store.folder(cell.score) / "result.json")["metrics"]
     status = "failed" if reason else "done"
     tracker.cell(sweep=sweep.name, **run_of(cell), history=list(history(cell, store)), summary=summary, status=status, reason=reason)
 

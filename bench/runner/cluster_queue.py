@@ -19,7 +19,8 @@ from typing import Any, Literal, Protocol, cast, get_args
 
 from bench import output_files, secrets
 from bench.config import ClusterLauncher, LocalLauncher, Resources
-from bench.runner.launcher import Outcome, Report
+from bench.records import grouped
+from bench.runner.launcher import Outcome, StageReport
 from bench.runner.local_pool import Pool
 from bench.store.keys import Stage
 from bench.store.stage_run import reason
@@ -64,7 +65,7 @@ class NodeJob:
             raise RuntimeError(f"{self.job['store']} is not there on {socket.gethostname()}: results must be on a file system of all nodes")
         limit_s = self.limit_s or float("1e12")
         settings = LocalLauncher(name="local", workers=1, threads=self.threads, stage_timeout_s=limit_s, retries=0)
-        report = Report(self.job["key"], "lost", "its job ended without a word")
+        report = StageReport(self.job["key"], "lost", "its job ended without a word")
         with contextlib.closing(self.open_pool(settings)) as pool:
             try:
                 pool.start(self.job, Path(self.log))
@@ -72,9 +73,9 @@ class NodeJob:
                     pass
                 report = reports[0]
                 if report.outcome == "late":
-                    report = Report(report.key, "late", f"ran longer than {self.resources.time_min} min (time_min) and was ended")
+                    report = StageReport(report.key, "late", f"ran longer than {self.resources.time_min} min (time_min) and was ended")
             except Exception as error:
-                report = Report(self.job["key"], *self.stopped(error))
+                report = StageReport(self.job["key"], *self.stopped(error))
         self.write(report.outcome, report.error)
 
     def open_pool(self, settings: LocalLauncher) -> Pool:
@@ -172,7 +173,7 @@ class QueueLauncher:
             given = self.settings.resources(job["kind"], need)
             self.wave.append(NodeJob(job, str(log), uuid.uuid4().hex, self.settings.threads, given.time_min * 60.0, given))
 
-    def reports(self, timeout_s: float) -> list[Report]:
+    def reports(self, timeout_s: float) -> list[StageReport]:
         found = self._submit() + self.here.reports(timeout_s)
         for key, job in list(self.jobs.items()):
             if (report := self._answer(key, job)) is not None:
@@ -185,23 +186,20 @@ class QueueLauncher:
             job.silent_since = job.silent_since or time.monotonic()
             if time.monotonic() - job.silent_since > ANSWER_S:
                 outcome: Literal["lost", "failed"] = "lost" if ending.again else "failed"
-                found.append(self._leave(key, self._answer(key, job) or Report(key, outcome, f"job {job.id} {ending.how}")))
+                found.append(self._leave(key, self._answer(key, job) or StageReport(key, outcome, f"job {job.id} {ending.how}")))
         return found
 
-    def _submit(self) -> list[Report]:
+    def _submit(self) -> list[StageReport]:
         """Hand in the wave. Stages that the scheduler refuses have failed, with its words."""
-        refused: list[Report] = []
+        refused: list[StageReport] = []
         wave, self.wave = self.wave, []
-        by_resources: dict[Resources, list[NodeJob]] = {}
-        for node_job in wave:
-            by_resources.setdefault(node_job.resources, []).append(node_job)
-        for jobs in by_resources.values():
+        for jobs in grouped((job.resources, job) for job in wave).values():
             for job in jobs:
                 job.answer.unlink(missing_ok=True)
             try:
                 ids = self.queue.submit(jobs)
             except Refused as error:
-                refused += [Report(job.job["key"], "failed", str(error)) for job in jobs]
+                refused += [StageReport(job.job["key"], "failed", str(error)) for job in jobs]
                 continue
             for job_id, job in zip(ids, jobs, strict=True):
                 self.jobs[job.job["key"]] = left = _InQueue(job_id, job.attempt, Path(job.log))
@@ -210,7 +208,7 @@ class QueueLauncher:
                     output_files.write(left.note.parent, left.note, told)
         return refused
 
-    def _answer(self, key: str, job: _InQueue) -> Report | None:
+    def _answer(self, key: str, job: _InQueue) -> StageReport | None:
         answer = _read_texts(job.log.with_suffix(".answer.json"), ("attempt", "outcome", "error", "node"))
         if answer is None or answer["attempt"] != job.attempt or answer["outcome"] not in (*get_args(Outcome), "requeued"):
             return None
@@ -218,9 +216,10 @@ class QueueLauncher:
             job.log.with_suffix(".answer.json").unlink(missing_ok=True)
             self.say(f"job {job.id} ({key[:6]}) {answer['error']}")
             return None
-        return Report(key, cast(Outcome, answer["outcome"]), answer["error"] and f"{answer['error']} (job {job.id} on {answer['node']})")
+        error = answer["error"] and f"{answer['error']} (job {job.id} on {answer['node']})"
+        return StageReport(key, cast(Outcome, answer["outcome"]), error)
 
-    def _leave(self, key: str, report: Report) -> Report:
+    def _leave(self, key: str, report: StageReport) -> StageReport:
         """A job is out of the queue."""
         job = self.jobs.pop(key)
         job.note.unlink(missing_ok=True)

@@ -8,14 +8,13 @@ reaches a key: a table is the same with any of the three.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from bench.config import Keep
-from bench.planning.inputs import CellPlan
+from bench.planning.inputs import CellPlan, all_stages
 from bench.records import size_words
-from bench.store.keys import Stage
 from bench.store.store import Manifest, Store
 
 WEIGHTS = ".safetensors"
@@ -38,21 +37,17 @@ def weight_files(manifest: Manifest) -> Iterator[str]:
     return (name for name in manifest.files if name.endswith(WEIGHTS))
 
 
-def is_adapter(name: str) -> bool:
-    return PurePosixPath(name).name.startswith(ADAPTER)
-
-
 def evict(keep: Keep, cells: Sequence[CellPlan], store: Store) -> Evicted:
     """Give up what `keep` lets go of the stages that no unfinished cell needs. What cannot be deleted stays, and is tried again."""
     found = Evicted()
     if keep == "weights":
         return found
     needed = {stage for cell in cells if not _has_numbers(cell, store) for stage in cell.stages}
-    for stage in _stages(cells):
+    for stage in all_stages(cells):
         manifest = store.status(stage).manifest if stage not in needed else None
-        if manifest is None or store.status(stage).state != "done":
+        if manifest is None or not store.is_done(stage):
             continue
-        names = [name for name in weight_files(manifest) if keep == "numbers" or not is_adapter(name)]
+        names = [name for name in weight_files(manifest) if keep == "numbers" or not PurePosixPath(name).name.startswith(ADAPTER)]
         names = [name for name in names if name not in manifest.evicted or (store.folder(stage) / name).exists()]
         with contextlib.suppress(OSError):
             if names and (freed := store.evict(stage, names)):
@@ -63,7 +58,7 @@ def evict(keep: Keep, cells: Sequence[CellPlan], store: Store) -> Evicted:
 def evicted(cells: Sequence[CellPlan], store: Store) -> Evicted:
     """What commands have given up of these cells and nobody has made again."""
     found = Evicted()
-    for stage in _stages(cells):
+    for stage in all_stages(cells):
         manifest = store.status(stage).manifest
         if manifest and (gone := [name for name in weight_files(manifest) if name in manifest.evicted]):
             found.stages += 1
@@ -73,8 +68,4 @@ def evicted(cells: Sequence[CellPlan], store: Store) -> Evicted:
 
 def _has_numbers(cell: CellPlan, store: Store) -> bool:
     """Whether nothing of a cell is still to be made."""
-    return all(store.status(stage).state == "done" for stage in [cell.score, *cell.roles.values()])
-
-
-def _stages(cells: Iterable[CellPlan]) -> Iterator[Stage]:
-    return iter(dict.fromkeys(stage for cell in cells for stage in cell.stages))
+    return all(store.is_done(stage) for stage in [cell.score, *cell.roles.values()])

@@ -14,7 +14,7 @@ Outcome = Literal["done", "failed", "over_budget", "lost", "late"]
 
 
 @dataclass(frozen=True)
-class Report:
+class StageReport:
     """What became of a stage: `lost` when its worker died, so that trying again makes sense."""
 
     key: str
@@ -31,7 +31,7 @@ class Launcher(Protocol):
         """Take a stage as `describe` puts it; it runs soon, and others may be handed in before it does."""
         ...
 
-    def reports(self, timeout_s: float) -> Sequence[Report]:
+    def reports(self, timeout_s: float) -> Sequence[StageReport]:
         """What became of stages since the last call; waits up to `timeout_s` for the first."""
         ...
 
@@ -45,7 +45,6 @@ def chain_lengths(stages: Sequence[Stage], seconds: Callable[[Stage], float]) ->
     after: dict[Stage, float] = {}
     for stage in reversed(stages):
         after[stage] = after.get(stage, 0.0) + seconds(stage)
-        for source in stage.inputs.values():
-            if isinstance(source, Stage):
-                after[source] = max(after.get(source, 0.0), after[stage])
+        for source in stage.before:
+            after[source] = max(after.get(source, 0.0), after[stage])
     return {stage: after[stage] for stage in stages}

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.config import ClusterLauncher, LocalLauncher
-from bench.machine import ROOT, cores, visible_gpus
-from bench.runner.launcher import Report
+from bench.machine import cores, python_path, visible_gpus
+from bench.runner.launcher import StageReport
 from bench.runner.worker import ANSWERS, IMPORTS, PARENT
 from bench.store.stage_settings import Need
 
@@ -95,7 +95,7 @@ class Pool:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         environment |= {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": str(self.settings.threads)}
         environment |= {ANSWERS: str(write), PARENT: str(os.getpid()), IMPORTS: ",".join(self.imports)}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment["PYTHONPATH"] = python_path()
         if self.gpus:
             first = slot * self.devices
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[(first + i) % len(self.gpus)] for i in range(self.devices))
@@ -114,8 +114,8 @@ class Pool:
         self.selector.register(read, selectors.EVENT_READ, slot)
         return worker
 
-    def reports(self, timeout_s: float) -> list[Report]:
-        found: list[Report] = []
+    def reports(self, timeout_s: float) -> list[StageReport]:
+        found: list[StageReport] = []
         ended = {ready.data for ready, _ in self.selector.select(timeout_s) if self._hear(ready.data, found)}
         for slot, worker in enumerate(self.workers):
             if worker is None:
@@ -125,13 +125,13 @@ class Pool:
                 found += self._bury(slot)
             elif worker.key and time.monotonic() - worker.since > self.settings.stage_timeout_s:
                 limit = f"{self.settings.stage_timeout_s:g} s (hydra.launcher.stage_timeout_s)"
-                found.append(Report(worker.key, "late", f"ran longer than {limit} and was ended"))
+                found.append(StageReport(worker.key, "late", f"ran longer than {limit} and was ended"))
                 worker.key = None
                 self._end(worker)
                 self._bury(slot)
         return found
 
-    def _hear(self, slot: int, found: list[Report]) -> bool:
+    def _hear(self, slot: int, found: list[StageReport]) -> bool:
         """Add the answers that a worker has written; True when it will write no more."""
         worker = self.workers[slot]
         assert worker is not None
@@ -145,10 +145,10 @@ class Pool:
             answer = json.loads(line)
             worker.key, worker.since = None, time.monotonic()
             outcome: Literal["done", "failed", "over_budget"] = "done" if answer["ok"] else "failed"
-            found.append(Report(answer["key"], "over_budget" if answer.get("over_budget") else outcome, answer.get("error", "")))
+            found.append(StageReport(answer["key"], "over_budget" if answer.get("over_budget") else outcome, answer.get("error", "")))
         return ended
 
-    def _bury(self, slot: int) -> list[Report]:
+    def _bury(self, slot: int) -> list[StageReport]:
         """Free the slot of a worker that has died or closed its pipe; its stage, if it had one, is lost."""
         worker = self.workers[slot]
         assert worker is not None
@@ -164,7 +164,8 @@ class Pool:
         assert worker.process.stdin is not None
         with contextlib.suppress(OSError):
             worker.process.stdin.close()
-        return [Report(worker.key, "lost", f"its worker process died ({_exit_words(code)})")] if worker.key else []
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return [StageReport(worker.key, "lost", f"its worker process died ({how})")] if worker.key else []
 
     @staticmethod
     def _end(worker: _Worker) -> None:
@@ -197,7 +198,3 @@ def pool_size(settings: LocalLauncher | ClusterLauncher, devices: int = 1) -> in
     if isinstance(settings, ClusterLauncher):
         return settings.max_jobs
     return settings.workers or max(1, (len(visible_gpus()) or cores()) // devices)
-
-
-def _exit_words(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bench import secrets
-from bench.forecast.stage_time import Estimate
+from bench.forecast.stage_time import StageForecast
 from bench.planning.inputs import CellPlan
 from bench.planning.to_do import Plan
 from bench.report import Sweep
@@ -23,18 +23,7 @@ from bench.store.keys import Stage
 from bench.terminal import Terminal
 
 
-class Screen(Protocol):
-    def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
-    def say(self, text: str) -> None: ...
-    def stage_started(self, stage: Stage) -> None: ...
-    def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None: ...
-    def progress(self, stage: Stage, row: Mapping[str, float]) -> None: ...
-    def cell_ended(self, cell: CellPlan, reason: str | None) -> None: ...
-    def summary(self) -> str: ...
-
-
-def make_screen(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int) -> Screen:
+def make_screen(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, StageForecast], workers: int) -> PlainScreen:
     console = Terminal(stderr=True)
     kind = LiveScreen if console.is_interactive else PlainScreen
     return kind(console, sweep, plan, forecast, workers)
@@ -46,7 +35,7 @@ QUIET_S = 30.0  # without a line, after which plain output says how far a stage 
 class PlainScreen:
     """One line a stage that ends and a cell that is complete; where nothing ends for long, how far a stage is."""
 
-    def __init__(self, console: Terminal, sweep: Sweep, plan: Plan, forecast: Mapping[Stage, Estimate], workers: int):
+    def __init__(self, console: Terminal, sweep: Sweep, plan: Plan, forecast: Mapping[Stage, StageForecast], workers: int):
         self.console, self.sweep, self.plan, self.forecast, self.workers = console, sweep, plan, forecast, workers
         self.started = self.said = time.monotonic()
         self.outcomes: Counter[str] = Counter()
@@ -65,7 +54,8 @@ class PlainScreen:
 
     def say(self, text: str) -> None:
         self.said = time.monotonic()
-        self.console.print(f"{clock(self.said - self.started)}  {secrets.shown(text)}", highlight=False, markup=False, soft_wrap=True)
+        line = f"{clock(self.said - self.started)}  {secrets.shown(text)}"
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def stage_started(self, stage: Stage) -> None:
         self.since[stage.key] = time.monotonic()
@@ -138,11 +128,6 @@ class LiveScreen(PlainScreen):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.live.__exit__(kind, error, trace)
-
-    def say(self, text: str) -> None:
-        self.live.console.print(
-            f"{clock(time.monotonic() - self.started)}  {secrets.shown(text)}", highlight=False, markup=False, soft_wrap=True
-        )
 
     def _stage_done(self, stage: Stage, seconds: float) -> None: ...
 

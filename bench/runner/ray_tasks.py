@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from bench.config import RayLauncher, Resources
-from bench.machine import ROOT
+from bench.machine import python_path
 from bench.runner.cluster_queue import Ending, NodeJob
 from bench.store.stage_run import reason
 
@@ -41,8 +41,7 @@ def _connect(settings: RayLauncher) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without GPUs keeps what its machine says of them
     import ray
 
-    root = str(ROOT)
-    own = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])), **settings.env}
+    own = {"PYTHONPATH": python_path(), **settings.env}
     given = {**settings.runtime_env, "env_vars": {**own, **settings.runtime_env.get("env_vars", {})}}
     local: dict[str, Any] = {} if settings.address else {"include_dashboard": False, "object_store_memory": OBJECTS_BYTES}
     if not ray.is_initialized():

@@ -16,18 +16,18 @@ import filelock
 from bench import report, secrets
 from bench.config import Accelerate, Session
 from bench.engines.vllm_server import Servers
-from bench.forecast.stage_time import Estimate
-from bench.planning.inputs import CellPlan
+from bench.forecast.stage_time import StageForecast
+from bench.planning.inputs import CellPlan, all_stages
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.runner import launchers
-from bench.runner.launcher import Launcher, Report, chain_lengths
-from bench.runner.progress_view import Screen
+from bench.runner.launcher import Launcher, StageReport, chain_lengths
+from bench.runner.progress_view import PlainScreen
 from bench.runner.worker import HEAVY_IMPORTS, describe
 from bench.store.keys import Stage
 from bench.store.stage_settings import needs
 from bench.store.store import Store
-from bench.training.devices import is_spread
+from bench.training.devices import Spread
 
 POLL_S = 0.25
 
@@ -37,8 +37,8 @@ def run_stages(
     sweep: report.Sweep,
     plan: Plan,
     store: Store,
-    screen: Screen,
-    forecast: Mapping[Stage, Estimate],
+    screen: PlainScreen,
+    forecast: Mapping[Stage, StageForecast],
     failures: dict[Stage, str],
     ended: Callable[[], None] = lambda: None,
     progressed: Callable[[Stage, Sequence[dict[str, float]]], None] | None = None,
@@ -68,14 +68,9 @@ def failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
 GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0, "tasks": 30.0}
 
 
-def _expected_s(stage: Stage, forecast: Mapping[Stage, Estimate]) -> float:
+def _expected_s(stage: Stage, forecast: Mapping[Stage, StageForecast]) -> float:
     known = forecast[stage].seconds if stage in forecast else None
     return GUESSED_S.get(stage.kind, 0.1) if known is None else known
-
-
-def all_stages(cells: Sequence[CellPlan]) -> list[Stage]:
-    """Every stage of the cells, each once, inputs before what reads them."""
-    return list(dict.fromkeys(stage for cell in cells for stage in cell.stages))
 
 
 @dataclass
@@ -93,7 +88,7 @@ class Scheduler:
 
     store: Store
     launcher: Launcher
-    screen: Screen
+    screen: PlainScreen
     retries: int
     failures: dict[Stage, str]
     ranks: Mapping[Stage, float]
@@ -112,9 +107,8 @@ class Scheduler:
         """Until every cell has its numbers or cannot have them. Stages made stale on the way are run again."""
         self.judges = [stage for stage in all_stages(cells) if stage.kind == "judge"]
         for stage in all_stages(cells):
-            for source in stage.inputs.values():
-                if isinstance(source, Stage):
-                    self.readers.setdefault(source, []).append(stage)
+            for source in stage.before:
+                self.readers.setdefault(source, []).append(stage)
         try:
             while True:
                 for stage in self._startable(cells):
@@ -142,14 +136,12 @@ class Scheduler:
         return [stage for stage in make_plan(cells, self.store).to_do if stage not in self.failures]
 
     def _startable(self, cells: Sequence[CellPlan]) -> list[Stage]:
-        ready = [stage for stage in self._needed(cells) if stage.key not in self.running and self._ready(stage)]
+        waiting = [stage for stage in self._needed(cells) if stage.key not in self.running]
+        ready = [stage for stage in waiting if all(self.store.held(source).state == "done" for source in stage.before)]
         return sorted(ready, key=lambda stage: -self.ranks.get(stage, 0.0))
 
     def _waiting(self, cells: Sequence[CellPlan]) -> bool:
         return any(not any(ancestor in self.failures for ancestor in stage.walk()) for stage in self._needed(cells))
-
-    def _ready(self, stage: Stage) -> bool:
-        return all(not isinstance(source, Stage) or self.store.held(source).state == "done" for source in stage.inputs.values())
 
     def _start(self, stage: Stage) -> None:
         """Begin a stage. Where the file system does not let it, it has failed, and the others go on."""
@@ -186,19 +178,19 @@ class Scheduler:
         if stage.kind == "judge":
             sharing = [other.key for other in self.judges if labels_samples(other) == labels_samples(stage)]
             more = {"sharing": sharing, "server": self.servers and self.servers.place(stage)}
-        elif is_spread(stage) and self.accelerate is not None:
+        elif isinstance(stage.settings, Spread) and self.accelerate is not None:
             more = {"accelerate": self.accelerate.model_dump()}
         self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
 
-    def _took(self, answer: Report) -> None:
+    def _took(self, answer: StageReport) -> None:
         running = self.running.pop(answer.key)
         stage, outcome, error = running.stage, answer.outcome, secrets.shown(answer.error)
         if stage.kind == "judge" and labels_samples(stage):
             error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)  # keys as they are typed
         self.store.forget(stage)
-        if outcome == "done" and self.store.status(stage).state != "done":
+        if outcome == "done" and not self.store.is_done(stage):
             outcome, error = "failed", f"its folder did not pass its check: {self.store.status(stage).why}"
-        elif self.store.status(stage).state == "done":  # it died after it had finished, or somebody else made the same
+        elif self.store.is_done(stage):  # it died after it had finished, or somebody else made the same
             outcome, error = "done", ""
         running.lock.release()
         with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.config import LocalLauncher, Resources, SlurmLauncher, SlurmResources
-from bench.machine import ROOT
+from bench.machine import python_path
 from bench.runner.cluster_queue import Ending, NodeJob, Refused
 from bench.runner.local_pool import FOREIGN, Pool
 from bench.store.store import Store
@@ -76,8 +76,7 @@ def make_executor(settings: SlurmLauncher, given: Resources, folder: Path) -> An
     from submitit import SlurmExecutor
 
     assert isinstance(given, SlurmResources)
-    root = str(ROOT)
-    environment = {**settings.env, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    environment = {**settings.env, "PYTHONSAFEPATH": "1", "PYTHONPATH": python_path()}
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     unsets = [f"unset {name}" for name in os.environ if name.startswith(FOREIGN)]
     parameters: dict[str, Any] = {
@@ -187,10 +186,6 @@ def look_at_squeue() -> Listing:
         return ask_squeue() if shutil.which("squeue") else Listing({})
     except (OSError, subprocess.SubprocessError):
         return Listing({})
-
-
-def queue_states() -> Mapping[str, JobState]:
-    return look_at_squeue().jobs
 
 
 @dataclass

@@ -25,7 +25,8 @@ def by_cell(cells: Sequence[CellPlan], store: Store) -> dict[str, Calibration | 
     """The calibration of every judged cell whose judge has one."""
     found: dict[str, Calibration | Unmeasured] = dict(fitted([cell for cell in cells if asked(cell) == FITTED], store))
     for cell in cells:
-        if "calibration" in cell.score.inputs and _is_judged(cell, store) and _done(cell, "preference_items", store):
+        ready = all(store.is_done(cell.roles.get(f"preference_{what}")) for what in ("verdicts", "items"))
+        if ready and "calibration" in cell.score.inputs:
             inputs = {role: store.folder(source) for role, source in cell.score.inputs.items()}
             if (calibration := calibration_of(inputs)) is not None:
                 found[cell.key] = calibration
@@ -39,7 +40,7 @@ def asked(cell: CellPlan) -> str | None:
 
 def fitted(cells: Sequence[CellPlan], store: Store) -> dict[str, Calibration | Unmeasured]:
     """Difficulties from the other judged cells with the same items and judge, for each."""
-    ready = [cell for cell in cells if _is_judged(cell, store)]
+    ready = [cell for cell in cells if store.is_done(cell.roles.get("preference_verdicts"))]
     verdicts = {cell.key: verdicts_of(cell, store) for cell in ready}
     alike = {cell.key: (cell.roles["preference_items"].key, cell.cell.judge) for cell in ready}
     return {
@@ -57,7 +58,7 @@ def fitted_on(others: Sequence[Sequence[Verdict]], none: str) -> Calibration | U
 
 
 def verdicts_of(cell: CellPlan, store: Store) -> list[Verdict]:
-    return preference_verdicts(store.folder(cell.roles["preference_verdicts"]) / "verdicts.jsonl")
+    return preference_verdicts(store.folder(cell.roles["preference_verdicts"]))
 
 
 def recalibrated(result: Result, cell: CellPlan, store: Store, calibration: Calibration | Unmeasured) -> Result:
@@ -67,11 +68,3 @@ def recalibrated(result: Result, cell: CellPlan, store: Store, calibration: Cali
     metrics = {name: value for name, value in result.metrics.items() if not name.startswith("lc_win_rate")}
     missing = {name: why for name, why in result.missing.items() if name != "lc_win_rate"}
     return Result(metrics | controlled.metrics, missing | controlled.missing, controlled.calibration)
-
-
-def _is_judged(cell: CellPlan, store: Store) -> bool:
-    return _done(cell, "preference_verdicts", store)
-
-
-def _done(cell: CellPlan, role: str, store: Store) -> bool:
-    return role in cell.roles and store.status(cell.roles[role]).state == "done"

@@ -30,10 +30,10 @@ distinct                     different word 3-grams of all completions over thei
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,19 +43,24 @@ from bench.judges.formats import alpaca_eval
 from bench.planning.judging import member_label
 from bench.records import (
     Completion,
-    Item,
     Labelled,
+    Logps,
     Pair,
     Result,
     TaskResult,
     Unpaired,
     Verdict,
+    grouped,
+    over_turns,
     preference_verdicts,
+    read_completions,
     read_detections,
+    read_items,
     read_jsonl,
     read_logps,
     read_rewards,
     read_rows,
+    read_verdicts,
     task_number,
 )
 from bench.scoring import reasons
@@ -68,7 +73,7 @@ COMPLETIONS = ("preference_completions", "rating_completions", "plain_completion
 
 
 @dataclass
-class _Numbers:
+class Numbers:
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -85,16 +90,16 @@ class _Numbers:
 
 def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Calibration | None = None) -> Result:
     """A cell's numbers from the folders of its inputs. With a calibration, by item id, length control takes it and not the input's."""
-    numbers = _Numbers()
+    numbers = Numbers()
     preferred, rated = inputs.get("preference_verdicts"), inputs.get("rating_verdicts")
     calibration = calibration or calibration_of(inputs)
     _preference(settings, preferred, rated, calibration, numbers)
     for role in sorted(inputs):
         if (label := member_label(role)) is not None:
-            _member(settings, label, preference_verdicts(inputs[role] / "verdicts.jsonl"), numbers)
+            _member(settings, label, preference_verdicts(inputs[role]), numbers)
     _rating(rated, preferred, numbers)
     completions = next(inputs[role] for role in COMPLETIONS if role in inputs)
-    _completions(list(read_jsonl(completions / "completions.jsonl", Completion)), numbers)
+    _completions(read_completions(completions), numbers)
     if "rewards" in inputs:
         chosen = read_rewards(completions)
         numbers.add("reward_best", estimates.mean_estimate([reward for name, reward in chosen.items() if name.endswith("/0")]))
@@ -104,30 +109,30 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
     if "tasks" in inputs:
         _tasks(inputs["tasks"], numbers)
     if "self_judge" in inputs:
-        judge = Result.from_json(json.loads((inputs["self_judge"] / "judge.json").read_text(encoding="utf-8")))
+        judge = Result.read(inputs["self_judge"] / "judge.json")
         numbers.metrics |= judge.metrics
         numbers.missing |= judge.missing
     return Result(numbers.metrics, dict(sorted(numbers.missing.items())), calibration.digest if calibration and preferred else None)
 
 
-def _tasks(folder: Path, numbers: _Numbers) -> None:
-    for result in read_jsonl(folder / "results.jsonl", TaskResult):
-        if result.shown:
-            estimate = None if result.value is None else estimates.estimate_of(result.value, result.standard_error, result.n)
-            numbers.add(task_number(result.task, result.metric), estimate, reasons.TASK_NOT_FINITE)
+def _tasks(folder: Path, numbers: Numbers) -> None:
+    for task in read_jsonl(folder / "results.jsonl", TaskResult):
+        if task.shown:
+            estimate = None if task.value is None else estimates.estimate_of(task.value, task.standard_error, task.n)
+            numbers.add(task_number(task.task, task.metric), estimate, reasons.TASK_NOT_FINITE)
 
 
 def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:
     """What the input `calibration`, a file of the user's, says of the judged items; None where there is none."""
     if "calibration" not in inputs:
         return None
-    items = list(read_jsonl(inputs["preference_items"] / "items.jsonl", Item))
+    items = read_items(inputs["preference_items"])
     return alpaca_eval.for_items(alpaca_eval.read_calibration(inputs["calibration"], items), items)
 
 
 def lc_numbers(settings: ScoreSettings, verdicts: Sequence[Verdict], calibration: Calibration | estimates.Unmeasured | None) -> Result:
     """Length control alone: its metrics, or why there are none."""
-    numbers = _Numbers()
+    numbers = Numbers()
     if isinstance(calibration, estimates.Unmeasured):
         numbers.add("lc_win_rate", calibration)
         return Result(numbers.metrics, numbers.missing)
@@ -139,22 +144,22 @@ def lc_numbers(settings: ScoreSettings, verdicts: Sequence[Verdict], calibration
 
 
 def _preference(
-    settings: ScoreSettings, folder: Path | None, rated: Path | None, calibration: Calibration | None, numbers: _Numbers
+    settings: ScoreSettings, folder: Path | None, rated: Path | None, calibration: Calibration | None, numbers: Numbers
 ) -> None:
     if folder is None:
-        for name in ("win_rate", "lc_win_rate"):
-            numbers.missing[name] = reasons.NO_JUDGE if rated is None else reasons.ONLY_RATINGS
+        why = reasons.NO_JUDGE if rated is None else reasons.ONLY_RATINGS
+        numbers.missing |= dict.fromkeys(("win_rate", "lc_win_rate"), why)
         return
-    verdicts = preference_verdicts(folder / "verdicts.jsonl")
-    preferences = [v.preference for v in verdicts]
+    every = read_verdicts(folder)
+    verdicts = over_turns(every)
     _rates(settings, "", verdicts, numbers)
     controlled = lc_numbers(settings, verdicts, calibration)
     numbers.metrics |= controlled.metrics
     numbers.missing |= controlled.missing
-    numbers.metrics |= {"n_scored": sum(p is not None for p in preferences), "n_unscored": sum(p is None for p in preferences)}
     scored = {v.item_id for v in verdicts if v.preference is not None}
-    turns = [v for v in read_jsonl(folder / "verdicts.jsonl", Verdict) if v.item_id in scored]
-    _asked(list(read_jsonl(folder / "verdicts.jsonl", Verdict)), numbers)
+    numbers.metrics |= {"n_scored": len(scored), "n_unscored": len(verdicts) - len(scored)}
+    turns = [v for v in every if v.item_id in scored]
+    _asked(every, numbers)
     if len(turns) > len(scored):
         numbers.metrics["n_turns_unscored"] = sum(v.preference is None for v in turns)
     for part in ("gold", "content", "constraints", "conciseness", "fluency"):
@@ -163,7 +168,7 @@ def _preference(
             numbers.metrics[part if part == "gold" else f"gold_{part}"] = float(np.mean(values))
 
 
-def _asked(verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
+def _asked(verdicts: Sequence[Verdict], numbers: Numbers) -> None:
     """Of a judge that was asked: why it has no verdict, and how many votes came without the log-probs that weigh them."""
     for kind, n in count_reasons(verdicts).items():
         numbers.metrics[f"unscored_{kind}"] = numbers.metrics.get(f"unscored_{kind}", 0) + n
@@ -172,19 +177,16 @@ def _asked(verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
             numbers.metrics[name] = numbers.metrics.get(name, 0) + n
 
 
-def _member(settings: ScoreSettings, label: str, verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
+def _member(settings: ScoreSettings, label: str, verdicts: Sequence[Verdict], numbers: Numbers) -> None:
     """A jury's member by itself."""
     _rates(settings, f"_{label}", verdicts, numbers)
     _asked(verdicts, numbers)
     numbers.metrics[f"n_unscored_{label}"] = sum(v.preference is None for v in verdicts)
 
 
-def _rates(settings: ScoreSettings, suffix: str, verdicts: Sequence[Verdict], numbers: _Numbers) -> None:
+def _rates(settings: ScoreSettings, suffix: str, verdicts: Sequence[Verdict], numbers: Numbers) -> None:
     """One judge's win rates."""
-
-    def rng() -> np.random.Generator:
-        return np.random.default_rng(settings.bootstrap_seed)
-
+    rng = partial(np.random.default_rng, settings.bootstrap_seed)
     numbers.add(f"win_rate{suffix}", estimates.win_rate([v.preference for v in verdicts], rng(), settings.bootstrap_resamples))
     if not has_games(verdicts):
         return
@@ -197,22 +199,22 @@ def _rates(settings: ScoreSettings, suffix: str, verdicts: Sequence[Verdict], nu
             numbers.metrics[f"style_win_rate{suffix}_failed_refits"] = found.n_failed_refits
 
 
-def _rating(folder: Path | None, preferred: Path | None, numbers: _Numbers) -> None:
+def _rating(folder: Path | None, preferred: Path | None, numbers: Numbers) -> None:
     if folder is None:
         numbers.missing["rating"] = reasons.NO_JUDGE if preferred is None else reasons.ONLY_PREFERENCES
         return
-    verdicts = list(read_jsonl(folder / "verdicts.jsonl", Verdict))
+    verdicts = read_verdicts(folder)
     turns = sorted({v.turn for v in verdicts})
-    numbers.add("rating", estimates.rating_mean(_by_item(verdicts)))
+    numbers.add("rating", estimates.rating_mean(grouped((v.item_id, v.rating) for v in verdicts)))
     for turn in turns:
-        numbers.add(f"rating_turn{turn + 1}", estimates.rating_mean(_by_item([v for v in verdicts if v.turn == turn])))
+        numbers.add(f"rating_turn{turn + 1}", estimates.rating_mean(grouped((v.item_id, v.rating) for v in verdicts if v.turn == turn)))
     for category in sorted({v.category for v in verdicts if v.category}):
-        mean = estimates.rating_mean(_by_item([v for v in verdicts if v.category == category]))
+        mean = estimates.rating_mean(grouped((v.item_id, v.rating) for v in verdicts if v.category == category))
         if mean is not None:
             numbers.metrics[f"rating_{category}"] = mean.value
-    expected = _by_item(verdicts, lambda verdict: (verdict.details or {}).get("expected_rating"))
-    if any(value is not None for values in expected.values() for value in values):
-        numbers.add("expected_rating", estimates.rating_mean(expected))
+    expected = estimates.rating_mean(grouped((v.item_id, (v.details or {}).get("expected_rating")) for v in verdicts))
+    if expected is not None:
+        numbers.add("expected_rating", expected)
         if lacking := sum(v.rating is not None and "expected_rating" not in (v.details or {}) for v in verdicts):
             numbers.metrics["n_without_expected_rating"] = lacking
     _asked(verdicts, numbers)
@@ -222,16 +224,7 @@ def _rating(folder: Path | None, preferred: Path | None, numbers: _Numbers) -> N
     }
 
 
-def _by_item(
-    verdicts: Sequence[Verdict], value: Callable[[Verdict], float | None] = lambda verdict: verdict.rating
-) -> dict[str, list[float | None]]:
-    ratings: dict[str, list[float | None]] = {}
-    for verdict in verdicts:
-        ratings.setdefault(verdict.item_id, []).append(value(verdict))
-    return ratings
-
-
-def _completions(completions: Sequence[Completion], numbers: _Numbers) -> None:
+def _completions(completions: Sequence[Completion], numbers: Numbers) -> None:
     numbers.add("mean_length", estimates.mean_estimate([len(c.completions[0]) for c in completions]))
     if completions and all(c.n_tokens and c.finished for c in completions):
         numbers.add("mean_tokens", estimates.mean_estimate([c.n_tokens[0] for c in completions]))
@@ -253,7 +246,7 @@ def _grams(text: str) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + reasons.GRAM]) for i in range(len(words) - reasons.GRAM + 1)]
 
 
-def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: Numbers) -> None:
     if "preferences" not in inputs:
         why = numbers.missing.get("mean_tokens", reasons.OWN_REFERENCE)
         numbers.missing |= dict.fromkeys(("reward_accuracy", "reward_auc", "logps_chosen", "logps_rejected", "kl"), why)
@@ -269,11 +262,10 @@ def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numb
         scale, ratios = 1.0, {side: np.array([rewards[name] for name in names]) for side, names in sides.items()}
     elif settings.beta is None:
         sides_of = ("reward_chosen", "reward_rejected", "shift_chosen", "shift_rejected")
-        for name in ("reward_accuracy", "reward_auc", "reward_margin", *sides_of):
-            numbers.missing[name] = reasons.OWN_REFERENCE
+        numbers.missing |= dict.fromkeys(("reward_accuracy", "reward_auc", "reward_margin", *sides_of), reasons.OWN_REFERENCE)
         return
     else:
-        ratios = {side: np.array([policy[name].logps - reference[name].logps for name in names]) for side, names in sides.items()}
+        ratios = {side: np.array(_ratios(policy, reference, names)) for side, names in sides.items()}
         scale = settings.beta
     for side, values in ratios.items():
         numbers.add(f"reward_{side}", estimates.mean_estimate((scale * values).tolist()), reasons.NO_HELDOUT_ROW)
@@ -288,8 +280,7 @@ def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numb
         numbers.add("reward_accuracy", estimates.accuracy(right.tolist()))
         numbers.missing["reward_auc"] = reasons.DATA_ARE_PAIRS
         return
-    for name in ("reward_margin", "reward_accuracy"):
-        numbers.missing[name] = reasons.DATA_ARE_UNPAIRED
+    numbers.missing |= dict.fromkeys(("reward_margin", "reward_accuracy"), reasons.DATA_ARE_UNPAIRED)
     if all(map(len, ratios.values())):
         numbers.add("reward_auc", estimates.auc(ratios["chosen"], ratios["rejected"], np.random.default_rng(settings.bootstrap_seed)))
     else:
@@ -305,7 +296,7 @@ def _side(rows: Sequence[Pair] | Sequence[Unpaired], desirable: bool) -> Iterato
             yield f"heldout/{row.id}/completion"
 
 
-def _labels(inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+def _labels(inputs: Mapping[str, Path], numbers: Numbers) -> None:
     folders = [inputs[role] for role in sorted(inputs) if role.startswith("labels_")]
     if not folders:
         return
@@ -318,7 +309,7 @@ def _labels(inputs: Mapping[str, Path], numbers: _Numbers) -> None:
     numbers.add("noise_share", estimates.accuracy([wrong for _, wrong in found]), reasons.NO_TRUTH)
 
 
-def _kl(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) -> None:
+def _kl(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: Numbers) -> None:
     if (n := settings.best_of) > 1:
         bound = f"log n - (n-1)/n = {math.log(n) - (n - 1) / n:.2f} nats"
         numbers.missing["kl"] = f"choosing has no log-probabilities to measure; best of {n} is at most {bound} from its samples"
@@ -327,4 +318,8 @@ def _kl(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: _Numbers) 
         numbers.missing.setdefault("kl", reasons.OWN_REFERENCE)
         return
     policy, reference = read_logps(inputs["kl_policy_logps"]), read_logps(inputs["kl_reference_logps"])
-    numbers.add("kl", estimates.mean_estimate([policy[name].logps - reference[name].logps for name in policy]))
+    numbers.add("kl", estimates.mean_estimate(_ratios(policy, reference, policy)))
+
+
+def _ratios(policy: Mapping[str, Logps], reference: Mapping[str, Logps], names: Iterable[str]) -> list[float]:
+    return [policy[name].logps - reference[name].logps for name in names]

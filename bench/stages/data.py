@@ -14,16 +14,16 @@ from bench.config import GoldWeights, Settings, World, Writer
 from bench.judges.canaries import make_canaries
 from bench.judges.formats import mt_bench
 from bench.judges.formats.alpaca_eval import read_pairs
-from bench.judges.formats.items import cut, read_items
+from bench.judges.formats.items import cut, read_benchmark_items
 from bench.readers import read_conversations
 from bench.readers.learnable import Look, look_of_model
-from bench.readers.rows import BadRows, check_labels, nested_subset, prompt_key, read_prompts, with_partners
+from bench.readers.rows import BadRows, read_prompts
 from bench.readers.splits import divide, overlap, overlap_counts
+from bench.readers.subsets import check_labels, nested_subset, prompt_key, with_partners
 from bench.records import (
     Completion,
     Item,
     Labelled,
-    Message,
     Pair,
     Record,
     Shared,
@@ -31,6 +31,8 @@ from bench.records import (
     draw_name,
     own_completions,
     pair_name,
+    read_completions,
+    read_items,
     read_jsonl,
     read_rows,
     write_jsonl,
@@ -87,8 +89,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case FilePromptData():
             return _write(run.out / "items.jsonl", _file_items(settings, run))
         case DrawnData():
-            asked = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
-            items, judged = as_judged(settings, asked, list(read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion)))
+            items, judged = as_judged(settings, self_judging_data.with_draws(run.inputs))
             write_jsonl(run.out / "completions.jsonl", judged)
             return _write(run.out / "items.jsonl", items)
         case LoopPairData():
@@ -107,7 +108,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case OverlapData():
             return _overlap(run)
         case JudgeItemData():
-            return _write(run.out / "items.jsonl", cut(read_items(settings.form, run.inputs), settings.n, settings.n_turns))
+            return _write(run.out / "items.jsonl", cut(read_benchmark_items(settings.form, run.inputs), settings.n, settings.n_turns))
         case LocalPromptData():
             return _write(run.out / "items.jsonl", _local_items(read_rows(run.inputs["preferences"] / "heldout.jsonl"), settings.n))
         case CanaryData():
@@ -146,19 +147,16 @@ def _items(settings: PromptData) -> list[Item]:
     return items
 
 
-def as_judged(settings: DrawnData, items: Sequence[Item], samples: Sequence[Completion]) -> tuple[list[Item], list[Completion]]:
+def as_judged(settings: DrawnData, drawn: Sequence[tuple[Item, Sequence[Completion]]]) -> tuple[list[Item], list[Completion]]:
     """Items for a judge, and the completions that it judges. Earlier messages of a prompt become part of what is asked."""
-    draws: dict[str, list[Completion]] = {item.id: [] for item in items}
-    for sample in samples:
-        draws[sample.id].append(sample)
     asked, judged = [], []
-    for item in items:
+    for item, draws in drawn:
         told = [f"{message['role']}: {message['content']}" for message in item.context]
         text = "\n\n".join([*told, f"user: {item.turns[0]}"]) if told else item.turns[0]
         named: list[tuple[str, Completion, list[str] | None]] = (
-            [(draw_name(one), one, None) for one in draws[item.id]]
+            [(draw_name(one), one, None) for one in draws]
             if settings.form == "each"
-            else [(pair_name(one, other), one, other.completions) for one, other in itertools.combinations(draws[item.id], 2)]
+            else [(pair_name(one, other), one, other.completions) for one, other in itertools.combinations(draws, 2)]
         )
         for name, sample, against in named:
             asked.append(Item(name, item.category, [text], item.task, against))
@@ -169,7 +167,7 @@ def as_judged(settings: DrawnData, items: Sequence[Item], samples: Sequence[Comp
 def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
     completions = []
     for draw in range(settings.draws):
-        for item in read_jsonl(items / "items.jsonl", Item):
+        for item in read_items(items):
             rng = random.Random(f"written/{settings.seed}/{draw}/{item.id}")
             texts = [write(Turn.from_json(turn), settings.writer, rng) for turn in item.task or []]
             completions.append(Completion(item.id, item.turns, texts, [], [True] * len(texts), draw))
@@ -178,10 +176,10 @@ def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
 
 def _canaries(settings: CanaryData, run: StageRun) -> Outcome:
     """Honest answers are the items' baselines, or the completions where items have none."""
-    items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))[: settings.n]
+    items = read_items(run.inputs["items"])[: settings.n]
     honest = None
     if settings.honest:
-        written = {c.id: c.completions for c in read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion)}
+        written = {c.id: c.completions for c in read_completions(run.inputs["completions"])}
         answers = {item.id: item.baseline or written.get(item.id) for item in items}
         items = [item for item in items if answers[item.id]]
         honest = {item: texts[0] for item, texts in answers.items() if texts}
@@ -199,12 +197,9 @@ def _recorded(settings: RecordedData, run: StageRun) -> Outcome:
 
 
 def _with_chosen(items: Path, labels: Path) -> list[Item]:
-    labelled = {label.id: label for label in read_jsonl(labels / "labels.jsonl", Labelled)}
-
-    def chosen(label: Labelled) -> str:
-        return label.second if label.first_preferred is False else label.first
-
-    return [replace(item, baseline=[chosen(labelled[item.id])]) for item in read_jsonl(items / "items.jsonl", Item)]
+    labelled = read_jsonl(labels / "labels.jsonl", Labelled)
+    chosen = {label.id: label.second if label.first_preferred is False else label.first for label in labelled}
+    return [replace(item, baseline=[chosen[item.id]]) for item in read_items(items)]
 
 
 def _from_labels(settings: PairData, run: StageRun) -> Outcome:
@@ -212,8 +207,7 @@ def _from_labels(settings: PairData, run: StageRun) -> Outcome:
     for split in ("train", "heldout") if settings.fraction else ("heldout",):
         labelled = list(read_jsonl(run.inputs[split] / "labels.jsonl", Labelled))
         rows: list[Any] = [row for label in labelled if (row := _row(label, settings)) is not None]
-        unscored = sum(label.unscored is not None for label in labelled)
-        ties = sum(label.first_preferred is None for label in labelled) - unscored
+        ties, unscored = _undecided(labelled)
         counts |= {f"{split}_prompts": len(labelled), f"{split}_ties": ties, f"{split}_unscored": unscored}
         if not rows:
             raise ValueError(f"no {split} pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored")
@@ -227,7 +221,7 @@ def _from_labels(settings: PairData, run: StageRun) -> Outcome:
 def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
     """Pairs of several iterations in their order; a folder holds labels, or the pairs of the data stage that a loop starts from."""
     rows: list[Any] = []
-    labelled = ties = unscored = 0
+    labelled: list[Labelled] = []
     for role, folder in sorted(run.inputs.items()):
         if role == TOKENIZER:
             continue
@@ -236,9 +230,8 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
             continue
         labels = list(read_jsonl(path, Labelled))
         rows += [row for label in labels if (row := _pair(label)) is not None]
-        labelled += len(labels)
-        unscored += (n := sum(label.unscored is not None for label in labels))
-        ties += sum(label.first_preferred is None for label in labels) - n
+        labelled += labels
+    ties, unscored = _undecided(labelled)
     dropped: Counter[str] = Counter()
     if (look := _look(settings.max_length, run)) is not None:
         reasons = [look(row.prompt, own_completions(row)) for row in rows]
@@ -246,9 +239,15 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
         rows = [row for row, found in zip(rows, reasons, strict=True) if found is None]
     if not rows:
         said = "".join(f", {n} {name.rpartition('/')[2]}" for name, n in dropped.items())
-        raise ValueError(f"no pair is left of {labelled} labelled prompts: {ties} were ties, {unscored} unscored{said}")
+        raise ValueError(f"no pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored{said}")
     _write_rows(run, "train", rows, settings.seed)
-    return Outcome({"train": len(rows), "train_prompts": labelled, "train_ties": ties, "train_unscored": unscored, **dropped})
+    return Outcome({"train": len(rows), "train_prompts": len(labelled), "train_ties": ties, "train_unscored": unscored, **dropped})
+
+
+def _undecided(labelled: Sequence[Labelled]) -> tuple[int, int]:
+    """(ties, unscored) of labels."""
+    unscored = sum(label.unscored is not None for label in labelled)
+    return sum(label.first_preferred is None for label in labelled) - unscored, unscored
 
 
 def _kept(rows: list[Any], settings: PairData | LocalPairData) -> list[Any]:
@@ -293,11 +292,9 @@ def _pair(label: Labelled) -> Pair | None:
 
 def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
     found = divide(settings, run.inputs["file"], _asked(run), _look(settings.max_length, run))
-    if not settings.fraction:
-        _write_rows(run, "heldout", found.heldout, settings.seed)
-        return Outcome({"train_prompts": 0, **found.counts, "train": 0, "heldout": len(found.heldout)})
-    train = _kept(found.train, settings)
-    _write_rows(run, "train", train, settings.seed)
+    train = _kept(found.train, settings) if settings.fraction else []
+    if settings.fraction:
+        _write_rows(run, "train", train, settings.seed)
     _write_rows(run, "heldout", found.heldout, settings.seed)
     prompts = len({prompt_key(row.prompt) for row in train})
     return Outcome({"train_prompts": prompts, **found.counts, "train": len(train), "heldout": len(found.heldout)})
@@ -305,7 +302,7 @@ def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
 
 def _asked(run: StageRun) -> list[Item]:
     """The judge's items, where train rows that ask the same are left out."""
-    return list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)) if "items" in run.inputs else []
+    return read_items(run.inputs["items"]) if "items" in run.inputs else []
 
 
 def _look(max_length: int | None, run: StageRun) -> Look | None:
@@ -332,7 +329,7 @@ def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
 
 def _overlap(run: StageRun) -> Outcome:
     rows = read_rows(run.inputs["preferences"] / "train.jsonl")
-    same = overlap(rows, list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)))
+    same = overlap(rows, read_items(run.inputs["items"]))
     write_jsonl(run.out / "overlap.jsonl", [Shared(id, how) for id, how in same.items()])
     return Outcome({"rows": len(rows), **overlap_counts("items", same)})
 
@@ -343,7 +340,7 @@ def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int) -> list[Item
     for row in rows:
         if len(items) == n:
             break
-        items.setdefault(prompt_key(row.prompt), _as_item(f"prompt-{row.id}", row.prompt))
+        items.setdefault(prompt_key(row.prompt), self_judging_data.as_item(f"prompt-{row.id}", row.prompt))
     return list(items.values())
 
 
@@ -355,9 +352,4 @@ def _file_items(settings: FilePromptData, run: StageRun) -> list[Item]:
     looked = [(row, look(row.prompt, [row.completion] if settings.answers else [])) for row in found] if look else []
     if problems := [f"{file}:{row.id}: {unusable.why or unusable.reason}" for row, unusable in looked if unusable is not None]:
         raise BadRows(f"{len(problems)} of {len(found)} prompts cannot be used with this model, first {problems[0]}: leave them out")
-    return [_as_item(f"new-{row.id}", row.prompt, [row.completion] if settings.answers else None) for row in found]
-
-
-def _as_item(name: str, prompt: Sequence[Message], baseline: list[str] | None = None) -> Item:
-    *context, last = prompt
-    return Item(name, None, [last["content"]], baseline=baseline, context=context, plain=last["role"] == "text")
+    return [self_judging_data.as_item(f"new-{row.id}", row.prompt, [row.completion] if settings.answers else None) for row in found]

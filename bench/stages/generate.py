@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from bench.config import Settings
 from bench.models.tokenize import conversation, prompt_ids, row_ids
 from bench.readers.completions_file import matched, read_written
-from bench.records import Completion, Item, Message, Reward, read_jsonl, write_jsonl
+from bench.records import Completion, Item, Message, Reward, grouped, read_items, write_jsonl
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import GenerateSettings, WrittenCompletions
 from bench.text_files import BadFile
 
 if TYPE_CHECKING:
-    from bench.engines.base import Written
+    from bench.engines.base import DrawnCompletion
     from bench.engines.reward import Scorer
 
 
@@ -33,7 +33,7 @@ def run(settings: Settings, run: StageRun) -> Outcome:
 
 def _from_file(settings: WrittenCompletions, run: StageRun) -> Outcome:
     path = run.inputs["file"]
-    items, rows = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item)), read_written(path)
+    items, rows = read_items(run.inputs["items"]), read_written(path)
     completions = matched(rows, items)
     if not completions and (settings.alone or all(len(item.turns) == 1 for item in items)):
         asked = f"item {items[0].id} asks {items[0].turns[0]!r}"
@@ -44,16 +44,16 @@ def _from_file(settings: WrittenCompletions, run: StageRun) -> Outcome:
 
 
 def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
-    from bench.engines.base import open_engine
+    from bench.engines.opening import open_engine
     from bench.engines.reward import Scorer
 
     engine = open_engine(settings, run.inputs)
     scorer = Scorer(run.inputs["reward_model"], settings.dtype, settings.batch_size) if settings.best_of > 1 else None
-    items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
+    items = read_items(run.inputs["items"])
     total = settings.best_of * sum(len(item.turns) for item in items)
-    answers: list[list[Written]] = [[] for _ in items]
+    answers: list[list[DrawnCompletion]] = [[] for _ in items]
     rewards: list[Reward] = []
-    sampled: list[Written] = []
+    sampled: list[DrawnCompletion] = []
     for turn in range(max(len(item.turns) for item in items)):
         for temperature, asked in _by_temperature(settings, items, turn).items():
             before = [conversation(items[i], [w.text for w in answers[i]]) for i in asked]
@@ -95,7 +95,7 @@ def draw_seed(seed: int, turn: int, draw: int) -> int:
     return random.Random(f"draw/{seed}/{turn}/{draw}").getrandbits(40) if draw else seed * 100 + turn
 
 
-def _rewards(scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Sequence[Written]]) -> list[list[float]]:
+def _rewards(scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Sequence[DrawnCompletion]]) -> list[list[float]]:
     """Each conversation's rewards by draw. The texts are tokenised as in training, not cut: what is judged is whole.
 
     Equal texts are scored once: in two batches they would differ in their last digits, and which is chosen would hang on that.
@@ -108,8 +108,6 @@ def _rewards(scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Se
 
 def _by_temperature(settings: GenerateSettings, items: Sequence[Item], turn: int) -> dict[float, list[int]]:
     """Indices of the items that have this turn, by the temperature at which their category is answered."""
-    found: dict[float, list[int]] = {}
-    for i, item in enumerate(items):
-        if len(item.turns) > turn:
-            found.setdefault(settings.temperatures.get(item.category or "", settings.decoding.temperature), []).append(i)
-    return found
+    usual = settings.decoding.temperature
+    asked = [i for i, item in enumerate(items) if len(item.turns) > turn]
+    return grouped((settings.temperatures.get(items[i].category or "", usual), i) for i in asked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from bench.judges.rating import AskedRating
 from bench.judges.reward_model import RewardModelPreference, Rewards
 from bench.models.tokenize import letter_ids, load_tokenizer, row_ids
 from bench.planning.judging import member_label
-from bench.records import Completion, Item, Message, Verdict, preference_verdicts, read_jsonl, write_jsonl
+from bench.records import Completion, Item, Message, Verdict, preference_verdicts, read_completions, read_items, write_jsonl
 from bench.store.keys import Stage
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import (
@@ -40,11 +40,19 @@ from bench.store.stage_settings import (
 
 
 def run(settings: Settings, run: StageRun) -> Outcome:
-    items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
-    completions = list(read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion))
+    items = read_items(run.inputs["items"])
+    completions = read_completions(run.inputs["completions"])
     asked: dict[str, tuple[Request, Reply]] = {}
     judge, against = _judge(settings, items, run, asked)
-    verdicts = [*judge.judge(items, completions, against), *_unanswered(items, completions, judge.name)]
+    # A file of completions need not answer every item; what is not there is unscored, not lost.
+    answered, why = {completion.id for completion in completions}, "the policy has no completion of it"
+    missing = [
+        Verdict(item.id, judge.name, turn, item.category, unscored=why)
+        for item in items
+        if item.id not in answered
+        for turn in range(len(item.turns))
+    ]
+    verdicts = [*judge.judge(items, completions, against), *missing]
     if isinstance(settings, LanguageJudgeSettings):
         _check_log_probs(settings, verdicts)
     write_jsonl(run.out / "verdicts.jsonl", verdicts)
@@ -80,15 +88,6 @@ def earlier(stage: Stage) -> list[Stage]:
     return [replace(stage, settings=settings.model_copy(update={"parser": parser})) for parser in parsers]
 
 
-def _unanswered(items: list[Item], completions: list[Completion], judge: str) -> Iterator[Verdict]:
-    """A file of completions need not answer every item; what is not there is unscored, not lost."""
-    answered = {completion.id for completion in completions}
-    for item in items:
-        if item.id not in answered:
-            for turn in range(len(item.turns)):
-                yield Verdict(item.id, judge, turn, item.category, unscored="the policy has no completion of it")
-
-
 def _counts(asked: Sequence[tuple[Request, Reply]]) -> dict[str, int]:
     """What forecasts learn from. Nothing where nobody was asked, or the endpoint does not count tokens."""
     if not asked:
@@ -122,7 +121,7 @@ def _judge(
             return RankedPreference(_compare(settings, run), run.inputs["model"].name, digest), baseline(items)
         case JurySettings():
             roles = {label: path for role, path in run.inputs.items() if (label := member_label(role))}
-            return Jury({label: preference_verdicts(path / "verdicts.jsonl") for label, path in roles.items()}), None
+            return Jury({label: preference_verdicts(path) for label, path in roles.items()}), None
         case LanguageJudgeSettings():
 
             def ask(requests: Sequence[Request]) -> Sequence[Reply]:
@@ -153,13 +152,7 @@ def _compare(settings: PairRankerSettings, run: StageRun) -> Compare:
     return lambda pairs: ranker.logits(pairs, run.progress)
 
 
-def _ask_nobody(_: Sequence[Request]) -> Sequence[Reply]:
-    raise RuntimeError("this judge was made to say what it would ask")
-
-
-def language_judge(
-    settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask = _ask_nobody
-) -> AskedPreference | AskedRating | AskedGames:
+def language_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask) -> AskedPreference | AskedRating | AskedGames:
     """The judge that settings and inputs describe; forecasts make one too, for its requests."""
     model = settings.model or inputs["model"].name
     if settings.manner == "alpaca_eval":
@@ -171,7 +164,7 @@ def language_judge(
         return AskedGames(body, f"game/{settings.parser}", ask, arena_hard_template(inputs["prompts"]))
     decoding = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048, "top_logprobs": 20}
     parser = f"{'rating' if settings.mode == 'single' else 'winner'}/{settings.parser}"
-    return AskedRating(mt_bench_templates(inputs["prompts"]), settings.mode, request_body(settings, model, decoding), parser, ask)
+    return AskedRating(request_body(settings, model, decoding), parser, ask, mt_bench_templates(inputs["prompts"]), settings.mode)
 
 
 def request_body(settings: LanguageJudgeSettings, model: str, decoding: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ any verdict is left out, and a prompt with fewer than two others is unscored.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,22 @@ from bench.config import GoldWeights, Settings
 from bench.judges.gold import GoldAnnotator
 from bench.judges.self_judge import add_up
 from bench.models.tokenize import conversation
-from bench.records import Completion, Item, Labelled, Verdict, draw_name, pair_name, read_jsonl, read_logps, read_rewards, write_jsonl
+from bench.records import (
+    Completion,
+    Item,
+    Labelled,
+    Verdict,
+    draw_name,
+    grouped,
+    pair_name,
+    read_completions,
+    read_items,
+    read_logps,
+    read_rewards,
+    read_verdicts,
+    sigmoid,
+    write_jsonl,
+)
 from bench.stages import self_judging_data
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import GoldLabels, RankLabels, SelfLabels
@@ -29,10 +43,8 @@ Scores = Mapping[str, float]  # by draw_name
 
 
 def run(settings: Settings, run: StageRun) -> Outcome:
-    items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
-    draws: dict[str, list[Completion]] = {item.id: [] for item in items}
-    for completion in read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion):
-        draws[completion.id].append(completion)
+    items = read_items(run.inputs["items"])
+    draws = grouped((completion.id, completion) for completion in read_completions(run.inputs["completions"]))
     more: dict[str, int] = {}
     match settings:
         case GoldLabels():
@@ -55,7 +67,7 @@ def _asked(run: StageRun) -> dict[str, int]:
     """What a judge was asked for the labels, and how much of it has no verdict."""
     if "verdicts" not in run.inputs:
         return {}
-    verdicts = list(read_jsonl(run.inputs["verdicts"] / "verdicts.jsonl", Verdict))
+    verdicts = read_verdicts(run.inputs["verdicts"])
     unscored = sum(verdict.unscored is not None for verdict in verdicts)
     return {"asked": sum(len(verdict.calls) for verdict in verdicts), "unscored_verdicts": unscored}
 
@@ -109,17 +121,12 @@ def _label(item: Item, verdict: Verdict, first: str, second: str, settings: Gold
 
 def _by_score(settings: RankLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]], run: StageRun) -> list[Labelled]:
     if settings.labeller == "judge":
-        verdicts = {verdict.item_id: verdict for verdict in read_jsonl(run.inputs["verdicts"] / "verdicts.jsonl", Verdict)}
+        verdicts = {verdict.item_id: verdict for verdict in read_verdicts(run.inputs["verdicts"])}
         return [_by_judge(settings, item, draws[item.id], verdicts) for item in items]
     if settings.labeller == "human":
         return [_ranked(settings, item, (item.baseline or [])[0], draws[item.id][0].completions[0], 1.0, 0.0) for item in items]
     scores = _scores(settings, [c for item in items for c in draws[item.id]], run)
-    labels = []
-    for item in items:
-        first, second = extremes(draws[item.id], scores)
-        score, other = scores[draw_name(first)], scores[draw_name(second)]
-        labels.append(_ranked(settings, item, first.completions[0], second.completions[0], score, other))
-    return labels
+    return [_between(settings, item, extremes(draws[item.id], scores), scores) for item in items]
 
 
 def _by_judge(settings: RankLabels, item: Item, draws: Sequence[Completion], verdicts: Mapping[str, Verdict]) -> Labelled:
@@ -142,10 +149,9 @@ def _by_judge(settings: RankLabels, item: Item, draws: Sequence[Completion], ver
         reason = why[0] if why else "the judge said nothing"
         texts = draws[0].completions[0], draws[1].completions[0]
         return Labelled(item.id, conversation(item, []), *texts, p_first=None, first_preferred=None, unscored=reason)
-    first, second = extremes(scored, scores)
-    score, other_score = scores[draw_name(first)], scores[draw_name(second)]
-    label = _ranked(settings, item, first.completions[0], second.completions[0], score, other_score)
-    return replace(label, p_first=0.5 + (score - other_score) / 2) if preferring else label  # of two samples the preference itself
+    pair = extremes(scored, scores)
+    label, (first, second) = _between(settings, item, pair, scores), (scores[draw_name(draw)] for draw in pair)
+    return replace(label, p_first=0.5 + (first - second) / 2) if preferring else label  # of two samples the preference itself
 
 
 def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageRun) -> Scores:
@@ -169,12 +175,16 @@ def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageR
     raise ValueError(f"{settings.labeller} has no scores")
 
 
-def _ranked(settings: RankLabels, item: Item, first: str, second: str, score: float, other: float) -> Labelled:
+def _between(settings: RankLabels | SelfLabels, item: Item, pair: Sequence[Completion], scores: Scores) -> Labelled:
+    return _ranked(settings, item, *(draw.completions[0] for draw in pair), *(scores[draw_name(draw)] for draw in pair))  # type: ignore[arg-type]
+
+
+def _ranked(settings: RankLabels | SelfLabels, item: Item, first: str, second: str, score: float, other: float) -> Labelled:
     """The larger score is preferred; equal scores or texts are a tie. Only rewards say how sure one is."""
     prompt = conversation(item, [])
     preferred = None if score == other or first == second else score > other
     sure = {"implicit": sigmoid(score - other), "reward_model": sigmoid(score - other), "random": 0.5}
-    p_first = sure.get(settings.labeller, 0.5 if preferred is None else float(preferred))
+    p_first = sure.get(getattr(settings, "labeller", ""), 0.5 if preferred is None else float(preferred))
     return Labelled(item.id, prompt, first, second, p_first, preferred, _right(preferred, item, first, second, settings.truth))
 
 
@@ -199,20 +209,10 @@ def _by_itself(
     labels = []
     for item in items:
         scored = [completion for completion in draws[item.id] if draw_name(completion) in judged.scores]
-        pair = extremes(scored, judged.scores) if len(scored) > 1 else draws[item.id][:2]
-        first, second = (completion.completions[0] for completion in pair)
-        prompt = conversation(item, [])
-        if len(scored) < 2:
-            equal = len({completion.completions[0] for completion in draws[item.id]}) == 1  # nothing to ask about pairs
-            unscored, p_first = (None, 0.5) if equal else (TOO_FEW, None)
-            labels.append(Labelled(item.id, prompt, first, second, p_first, None, unscored=unscored))
+        if len(scored) > 1:
+            labels.append(_between(settings, item, extremes(scored, judged.scores), judged.scores))
             continue
-        score, other = (judged.scores[draw_name(completion)] for completion in pair)
-        preferred = None if score == other or first == second else score > other
-        p_first = 0.5 if preferred is None else float(preferred)
-        labels.append(Labelled(item.id, prompt, first, second, p_first, preferred, _right(preferred, item, first, second, settings.truth)))
+        texts = [completion.completions[0] for completion in draws[item.id]]
+        unscored, p_first = (None, 0.5) if len(set(texts)) == 1 else (TOO_FEW, None)  # of equal texts nothing is asked about pairs
+        labels.append(Labelled(item.id, conversation(item, []), texts[0], texts[1], p_first, None, unscored=unscored))
     return labels, {"judgements": judged.replies, "unparsed": judged.unparsed}
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))  # far-off rewards make large x

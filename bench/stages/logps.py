@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.config import Settings
-from bench.engines.base import open_engine
+from bench.engines.opening import open_engine
 from bench.engines.reward import Scorer
 from bench.models.tokenize import Ids, PromptTooLong, conversation, preference_ids, prompt_ids, row_ids
-from bench.records import Completion, Item, Logps, Reward, draw_name, read_jsonl, read_rows, write_jsonl
+from bench.records import Logps, Reward, draw_name, read_completions, read_items, read_rows, write_jsonl
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import LogpsSettings, RewardScoreSettings
 
@@ -34,9 +33,8 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
     engine = open_engine(settings, run.inputs)
     if settings.rows == "preferences":
         assert settings.max_length is not None, "preference rows are cut where training cuts them"
-        where = run.inputs["preferences"], settings.splits
-        cut = partial(_preferences, engine.tokenizer, *where, max_length=settings.max_length)
-        named = list(cut(mismatched=settings.mismatched, control=settings.control))
+        where, how = (run.inputs["preferences"], settings.splits), (settings.mismatched, settings.control)
+        named = list(_preferences(engine.tokenizer, *where, settings.max_length, *how))
     else:
         if settings.max_length is not None and settings.control is not None:
             raise ValueError(f"texts are scored as training sees them, which is without {settings.control}")
@@ -58,7 +56,7 @@ def _rewards(settings: RewardScoreSettings, run: StageRun) -> Outcome:
         named = list(_texts(scorer.tokenizer, run.inputs["completions"], run.inputs["items"], settings.max_length))
     else:
         where = run.inputs["preferences"], settings.splits
-        named = list(_preferences(scorer.tokenizer, *where, max_length=settings.max_length, mismatched=False))
+        named = list(_preferences(scorer.tokenizer, *where, settings.max_length, mismatched=False))
     rewards = scorer.rewards([ids for _, ids in named], run.progress)
     write_jsonl(run.out / "rewards.jsonl", [Reward(name, reward) for (name, _), reward in zip(named, rewards, strict=True)])
     return _outcome(named)
@@ -72,7 +70,6 @@ def _preferences(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     splits: Sequence[str],
-    *,
     max_length: int,
     mismatched: bool,
     control: str | None = None,
@@ -95,14 +92,13 @@ def _preferences(
 
 def _texts(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, max_length: int) -> Iterator[tuple[str, Ids]]:
     """(name, ids) of the texts of every draw, as pairs of them are tokenised and cut for training."""
-    by_id = {item.id: item for item in read_jsonl(items / "items.jsonl", Item)}
-    for completion in read_jsonl(folder / "completions.jsonl", Completion):
-        prompt = conversation(by_id[completion.id], [])
-        yield draw_name(completion), row_ids(tokenizer, prompt, completion.completions[0], max_length)
+    prompts = {item.id: conversation(item, []) for item in read_items(items)}
+    for completion in read_completions(folder):
+        yield draw_name(completion), row_ids(tokenizer, prompts[completion.id], completion.completions[0], max_length)
 
 
 def _drawn(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, control: str | None) -> Iterator[tuple[str, Ids]]:
     """(item id, ids) of what a policy drew: its very tokens, without an EOS where it was cut."""
-    by_id = {item.id: item for item in read_jsonl(items / "items.jsonl", Item)}
-    for completion in read_jsonl(folder / "completions.jsonl", Completion):
-        yield completion.id, Ids(prompt_ids(tokenizer, conversation(by_id[completion.id], []), control), completion.ids[0])
+    prompts = {item.id: conversation(item, []) for item in read_items(items)}
+    for completion in read_completions(folder):
+        yield completion.id, Ids(prompt_ids(tokenizer, prompts[completion.id], control), completion.ids[0])

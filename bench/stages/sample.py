@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from bench.engines.base import open_engine
+from bench.engines.opening import open_engine
 from bench.models.tokenize import conversation, prompt_ids
-from bench.records import Completion, Item, read_jsonl, write_jsonl
+from bench.records import Completion, read_items, write_jsonl
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import SampleSettings
 
 
 def run(settings: SampleSettings, run: StageRun) -> Outcome:
     engine = open_engine(settings, run.inputs)
-    items = list(read_jsonl(run.inputs["items"] / "items.jsonl", Item))
+    items = read_items(run.inputs["items"])
     prompts = [prompt_ids(engine.tokenizer, conversation(item, [])) for item in items]
     completions = []
     for draw in range(settings.draws):

@@ -8,11 +8,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.config import JudgePrompt, Settings
-from bench.judges.self_judge import Question, add_up, questions, read_reply
+from bench.judges.self_judge import JudgeQuestion, add_up, questions, read_reply
 from bench.models.tokenize import conversation
 from bench.readers.new_prompts import few_shot, new_ones
-from bench.readers.rows import nested_subset, prompt_key
-from bench.records import Completion, Item, Pair, Reward, Text, draw_name, read_jsonl, read_rewards, read_rows, text_digest, write_jsonl
+from bench.readers.subsets import nested_subset, prompt_key
+from bench.records import (
+    Completion,
+    Item,
+    Message,
+    Pair,
+    Reward,
+    Text,
+    by_id,
+    draw_name,
+    grouped,
+    read_completions,
+    read_items,
+    read_rewards,
+    read_rows,
+    text_digest,
+    write_jsonl,
+)
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import (
     JudgeQuestionData,
@@ -33,7 +49,11 @@ def make(settings: Settings, run: StageRun) -> Outcome:
         case RankedData():
             return _rankings(settings, run)
         case JudgeQuestionData():
-            asked = [_as_item(question) for item, draws in with_draws(run.inputs) for question in questions(settings.prompt, item, draws)]
+            asked = [
+                as_item(question.name, question.messages)
+                for item, draws in with_draws(run.inputs)
+                for question in questions(settings.prompt, item, draws)
+            ]
             write_jsonl(run.out / "items.jsonl", asked)
             return Outcome({"rows": len(asked)})
         case TrueEvaluationData():
@@ -49,21 +69,20 @@ def make(settings: Settings, run: StageRun) -> Outcome:
 
 def with_draws(inputs: Mapping[str, Path]) -> list[tuple[Item, list[Completion]]]:
     """Each item with its completions, in the order in which they were drawn."""
-    found: dict[str, tuple[Item, list[Completion]]] = {item.id: (item, []) for item in read_jsonl(inputs["items"] / "items.jsonl", Item)}
-    for completion in read_jsonl(inputs["completions"] / "completions.jsonl", Completion):
-        found[completion.id][1].append(completion)
-    return list(found.values())
+    draws = grouped((completion.id, completion) for completion in read_completions(inputs["completions"]))
+    return [(item, draws.get(item.id, [])) for item in read_items(inputs["items"])]
 
 
 def read_replies(folder: Path) -> Iterator[tuple[str, int, str]]:
     """(question, draw, text) of a sample stage that has answered questions."""
-    for reply in read_jsonl(folder / "completions.jsonl", Completion):
+    for reply in read_completions(folder):
         yield reply.id, reply.draw, reply.completions[0]
 
 
-def _as_item(question: Question) -> Item:
-    *context, last = question.messages
-    return Item(question.name, None, [last["content"]], context=context)
+def as_item(name: str, prompt: Sequence[Message], baseline: list[str] | None = None) -> Item:
+    """A prompt to answer: earlier messages are context, the last one is asked."""
+    *context, last = prompt
+    return Item(name, None, [last["content"]], baseline=baseline, context=context, plain=last["role"] == "text")
 
 
 # Rankings -------------------------------------------------------------------------------------------------------------
@@ -74,8 +93,7 @@ def _rankings(settings: RankedData, run: StageRun) -> Outcome:
     items, completions, rewards, best = [], [], [], []
     for row in rows:
         assert isinstance(row, Pair)
-        *context, last = row.prompt
-        item = Item(f"{settings.split}-{row.id}", None, [last["content"]], context=context, plain=last["role"] == "text")
+        item = as_item(f"{settings.split}-{row.id}", row.prompt)
         drawn = [Completion(item.id, item.turns, [text], [], [], draw) for draw, text in enumerate((row.chosen, row.rejected))]
         items.append(item)
         completions += drawn
@@ -103,7 +121,7 @@ def _true_evaluations(settings: TrueEvaluationData, run: StageRun) -> Outcome:
     return _written(found, settings.n, settings.seed, run.out)
 
 
-def _true_reply(settings: TrueEvaluationData, turn: Turn, question: Question) -> str | None:
+def _true_reply(settings: TrueEvaluationData, turn: Turn, question: JudgeQuestion) -> str | None:
     texts = [completion.completions[0] for completion in question.about]
     match settings.prompt:
         case "criteria":
@@ -121,7 +139,7 @@ def _kept_evaluations(settings: KeptEvaluationData, run: StageRun) -> Outcome:
     replies = list(read_replies(run.inputs["replies"]))
     scores = add_up(settings.prompt, replies).scores
     truths = read_rewards(run.inputs["completions"])
-    asked = {item.id: item for item in read_jsonl(run.inputs["questions"] / "items.jsonl", Item)}
+    asked = by_id(read_items(run.inputs["questions"]))
     agreeing: set[str] = set()
     for _, draws in with_draws(run.inputs):
         first, second = map(draw_name, draws)
@@ -170,7 +188,7 @@ def _requests(settings: PromptRequestData, run: StageRun) -> Outcome:
 
 def _written_prompts(settings: WrittenPromptData, run: StageRun) -> Outcome:
     known, written = _known(run.inputs)
-    texts = [reply.completions[0] for reply in read_jsonl(run.inputs["completions"] / "completions.jsonl", Completion)]
+    texts = [reply.completions[0] for reply in read_completions(run.inputs["completions"])]
     found = new_ones(texts, [*known, *written], settings.similarity, settings.n)
     if not found.kept:
         raise ValueError(f"of {len(texts)} prompts that the model wrote none is new and usable: {found.dropped}")
@@ -180,6 +198,6 @@ def _written_prompts(settings: WrittenPromptData, run: StageRun) -> Outcome:
 
 def _known(inputs: Mapping[str, Path]) -> tuple[list[str], list[str]]:
     """Prompts of the rankings, each once, and those that were written in earlier iterations."""
-    known = {prompt_key(conversation(item, [])): item.turns[0] for item in read_jsonl(inputs["rankings"] / "items.jsonl", Item)}
+    known = {prompt_key(conversation(item, [])): item.turns[0] for item in read_items(inputs["rankings"])}
     earlier = [folder for role, folder in sorted(inputs.items()) if role.startswith("earlier")]
-    return list(known.values()), [item.turns[0] for folder in earlier for item in read_jsonl(folder / "items.jsonl", Item)]
+    return list(known.values()), [item.turns[0] for folder in earlier for item in read_items(folder)]

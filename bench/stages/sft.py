@@ -7,19 +7,27 @@ every answer is learnt from. Deviation from Zephyr's recipe: that packs conversa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
 
 from bench.config import Settings
+from bench.engines.adapters import save_model
+from bench.engines.hf import check_fit, in_float32, load_model
+from bench.models.model_size import checkpoints
 from bench.models.templates import read_template
+from bench.models.tokenize import conversation_ids, load_tokenizer, model_folder, row_ids
 from bench.readers.learnable import check_conversations
 from bench.records import Conversation, Text, read_jsonl
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import BaseSettings, ConversationSft, SftSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from bench.training.trainers import Recorder
+from bench.training.devices import check_rows, share_of
+from bench.training.distributed import devices_of, spread, train_and_save
+from bench.training.trainers import ALL_STEPS, LengthBatches, Recorder, common_arguments, on_one_gpu
+from bench.world.models import new_model, pretrain
+from bench.world.tokenizer import new_tokenizer
 
 TEXTS = ("demonstrations", "evaluations")  # what a start stage learns from, the latter where it is to judge
 
@@ -31,17 +39,11 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case SftSettings():
             return _start(settings, run)
         case ConversationSft():
-            from bench.training.distributed import spread
-
             return spread(train, settings, run)
     raise TypeError(f"no sft stage for {type(settings).__name__}")
 
 
 def _base(settings: BaseSettings, run: StageRun) -> Outcome:
-    from bench.engines.adapters import save_model
-    from bench.world.models import new_model, pretrain
-    from bench.world.tokenizer import new_tokenizer
-
     tokenizer = new_tokenizer(settings.max_length)
     model = new_model(settings, tokenizer)  # type: ignore[arg-type]  # a WorldModel's fields, less its names
     rows = read_jsonl(run.inputs["corpus"] / "rows.jsonl", Text)
@@ -52,17 +54,12 @@ def _base(settings: BaseSettings, run: StageRun) -> Outcome:
 
 
 def _start(settings: SftSettings, run: StageRun) -> Outcome:
-    from bench.engines.hf import check_fit, load_model
-    from bench.models.tokenize import load_tokenizer, row_ids
-    from bench.training.distributed import train_and_save
-    from bench.training.trainers import Recorder, common_arguments
-
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_model(run.inputs["model"], "float32")
     check_fit(run.inputs["model"], model, tokenizer)
     rows = [row for role in TEXTS if role in run.inputs for row in read_jsonl(run.inputs[role] / "rows.jsonl", Text)]
     ids = [row_ids(tokenizer, row.prompt, row.completion, settings.max_length) for row in rows]
-    examples = [Example(i.prompt + i.completion, [-100] * len(i.prompt) + i.completion) for i in ids]
+    examples = [SftExample(i.prompt + i.completion, [-100] * len(i.prompt) + i.completion) for i in ids]
     arguments = {
         **common_arguments(run.out, seed=settings.seed, dtype="float32"),
         "max_steps": settings.training.steps,
@@ -80,19 +77,14 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
 
 def train(settings: ConversationSft, run: StageRun) -> Outcome:
     """SFT of a pretrained model, in this process, which may be one of several."""
-    from bench.engines.hf import check_fit, in_float32, load_model
-    from bench.models.model_size import checkpoints
-    from bench.models.tokenize import conversation_ids, load_tokenizer, model_folder
-    from bench.training.devices import check_rows, share_of
-    from bench.training.distributed import devices_of, train_and_save
-    from bench.training.trainers import ALL_STEPS, Recorder, common_arguments
-
     tokenizer = load_tokenizer(run.inputs["model"])
     rows = list(read_jsonl(run.inputs["conversations"] / "rows.jsonl", Conversation))
     check_conversations(read_template(model_folder(run.inputs["model"])), rows)
     found = [conversation_ids(tokenizer, row.messages, settings.max_length) for row in rows]
     examples = [
-        Example(f.ids, [token if answer else -100 for token, answer in zip(f.ids, f.answers, strict=True)]) for f in found if any(f.answers)
+        SftExample(f.ids, [token if answer else -100 for token, answer in zip(f.ids, f.answers, strict=True)])
+        for f in found
+        if any(f.answers)
     ]
     if not examples:
         raise ValueError(f"no answer of {len(rows)} conversations begins within model.max_length={settings.max_length}: raise it")
@@ -123,7 +115,7 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
     return Outcome(counts, recorder.recorded_files)
 
 
-class Example(NamedTuple):
+class SftExample(NamedTuple):
     """`labels` are -100 where there is no loss."""
 
     input_ids: list[int]
@@ -133,16 +125,12 @@ class Example(NamedTuple):
 def _trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    examples: Sequence[SftExample],
     arguments: dict[str, Any],
     batch_size: int,
     recorder: Recorder,
 ) -> Any:
     """TRL's SFTTrainer over prepared examples; `batch_size` of them, of like length, are a batch of all devices."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    from bench.training.trainers import LengthBatches, on_one_gpu
 
     class Trainer(SFTTrainer):
         order = LengthBatches([len(example.input_ids) for example in examples], batch_size, arguments["seed"])

@@ -18,14 +18,14 @@ rows of the table (more degrees of freedom than S - 1) and gives each row the la
 alarms (S = 3, P = 300, seed variance 0 to 97% of the total, 3 or 9 rows that share their start models):
 
     nominal                                     0.05            0.01             0.001
-    row by itself (`compare`)                   0.039 - 0.077   0.007 - 0.035    0.001 - 0.016
+    row by itself (a table of one)              0.039 - 0.077   0.007 - 0.035    0.001 - 0.016
     `compare_table`, rows alike                 0.032 - 0.045   0.004 - 0.011    0.0001 - 0.002
     `compare_table`, noisiest sixth of rows     0.038 - 0.066   0.007 - 0.019    0.001 - 0.005     seed sds log-normal, sigma 0.5
     `compare_table`, verdicts of 0 and 1        0.025 - 0.036   0.004 - 0.006    0.0000 - 0.0003   9 rows, P = 200
     `seeds`, the same                           0.051 - 0.062   0.010 - 0.012    0.0001 - 0.001
     `prompts`, the same                         0.047 - 0.64    0.008 - 0.53     0.001 - 0.42
 
-So small p-values of `compare` on three seeds are not to be trusted alone, those of `compare_table` within a factor of about two, five for
+So small p-values of one row on three seeds are not to be trusted alone, those of `compare_table` within a factor of about two, five for
 a row whose seeds scatter much more than the others'. Further limits: seeds must be replicates of the whole chain (a start model
 trained once and used under every seed is one draw of it, and no interval here knows how another would have done); item-wise
 differences are treated as about normal in the mean, fine from some 30 items on; items with a missing verdict under any seed are dropped
@@ -50,6 +50,7 @@ Array = NDArray[np.float64]
 ByItem = Mapping[str, float | None]
 BySeed = Mapping[int, ByItem]
 K = TypeVar("K", bound=Hashable)
+LEVEL = 0.95  # of every interval
 
 
 @dataclass(frozen=True)
@@ -155,23 +156,23 @@ def _bootstrap_means(values: Array, rng: np.random.Generator, n_resamples: int) 
     return rng.multinomial(values.size, counts / values.size, size=n_resamples) @ distinct / values.size
 
 
-def percentile_interval(draws: Array, level: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+def percentile_interval(draws: Array) -> tuple[float, float]:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def _t_interval(value: float, standard_error: float | None, df: float, level: float) -> tuple[float | None, float | None]:
+def _t_interval(value: float, standard_error: float | None, df: float) -> tuple[float | None, float | None]:
     if not standard_error:
         return None, None
-    margin = float(special.stdtrit(df, (1 + level) / 2)) * standard_error
+    margin = float(special.stdtrit(df, (1 + LEVEL) / 2)) * standard_error
     return value - margin, value + margin
 
 
-def wilson(n_right: float, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(n_right: float, n: int) -> tuple[float, float]:
     """Wilson's interval for a proportion: never empty, never outside [0, 1]."""
     if not (n > 0 and 0 <= n_right <= n):
         raise ValueError(f"need 0 <= n_right <= n and n > 0, got {n_right} of {n}")
-    z = float(special.ndtri((1 + level) / 2))
+    z = float(special.ndtri((1 + LEVEL) / 2))
     p = n_right / n
     centre, margin = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # at p = 0 and 1 the bounds are 0 and 1 exactly, but for rounding
@@ -180,17 +181,17 @@ def wilson(n_right: float, n: int, level: float = 0.95) -> tuple[float, float]:
     return low, high
 
 
-def accuracy(right: Sequence[float | None], level: float = 0.95) -> Estimate | None:
+def accuracy(right: Sequence[float | None]) -> Estimate | None:
     """Share that is right (a tie is a half), with Wilson's interval: reward accuracy. None when nothing was scored."""
     scored = [float(r) for r in right if r is not None]
     n = len(scored)
     if n == 0:
         return None
     p = sum(scored) / n
-    return Estimate(p, math.sqrt(p * (1 - p) / n), *wilson(sum(scored), n, level), n, len(right) - n)
+    return Estimate(p, math.sqrt(p * (1 - p) / n), *wilson(sum(scored), n), n, len(right) - n)
 
 
-def auc(above: Array, below: Array, rng: np.random.Generator, n_resamples: int = 500, level: float = 0.95) -> Estimate:
+def auc(above: Array, below: Array, rng: np.random.Generator, n_resamples: int = 500) -> Estimate:
     """Chance that a value of the first kind is larger than one of the second; a tie is a half. Interval: bootstrap of either kind."""
 
     def share(a: Array, b: Array) -> float:
@@ -202,42 +203,39 @@ def auc(above: Array, below: Array, rng: np.random.Generator, n_resamples: int =
         return Estimate(share(above, below), None, None, None, n)
     a, b = np.sort(above), np.sort(below)
     draws = np.array([share(rng.choice(a, a.size), rng.choice(b, b.size)) for _ in range(n_resamples)])
-    return Estimate(share(above, below), float(draws.std(ddof=1)), *percentile_interval(draws, level), n)
+    return Estimate(share(above, below), float(draws.std(ddof=1)), *percentile_interval(draws), n)
 
 
-def mean_estimate(values: Sequence[float | None], level: float = 0.95) -> Estimate | None:
+def mean_estimate(values: Sequence[float | None]) -> Estimate | None:
     """Mean with a t interval: rewards, margins, KL, lengths. None when nothing was measured."""
     x = scored_values(values)
     if x.size == 0:
         return None
     mean, standard_error = float(x.mean()), _standard_error(x)
-    low, high = _t_interval(mean, standard_error, x.size - 1, level)
+    low, high = _t_interval(mean, standard_error, x.size - 1)
     return Estimate(mean, standard_error, low, high, int(x.size), len(values) - int(x.size))
 
 
-def estimate_of(value: float, standard_error: float | None, n: int, level: float = 0.95) -> Estimate:
+def estimate_of(value: float, standard_error: float | None, n: int) -> Estimate:
     """A mean that somebody else computed: with Wilson's interval where the standard error shows that it is a share of n, else with t's."""
     share = standard_error is not None and abs(standard_error**2 * (n - 1) - value * (1 - value)) < 1e-9
-    low, high = wilson(value * n, n, level) if share else _t_interval(value, standard_error, n - 1, level)
+    low, high = wilson(value * n, n) if share else _t_interval(value, standard_error, n - 1)
     return Estimate(value, standard_error, low, high, n)
 
 
-def pool(values: Sequence[float | None], level: float = 0.95) -> Pooled | None:
+def pool(values: Sequence[float | None]) -> Pooled | None:
     """One number a seed -> mean, sd over seeds, t interval with n_seeds - 1 degrees of freedom.
 
     The interval is about other seeds on these items (the items are the same for all seeds). None when no seed has a value.
     """
-    x = scored_values(values)
-    if x.size == 0:
+    found = mean_estimate(values)
+    if found is None:
         return None
-    mean, standard_error = float(x.mean()), _standard_error(x)
-    low, high = _t_interval(mean, standard_error, x.size - 1, level)
-    return Pooled(mean, None if standard_error is None else standard_error * math.sqrt(x.size), low, high, int(x.size))
+    sd = None if found.standard_error is None else found.standard_error * math.sqrt(found.n)
+    return Pooled(found.value, sd, found.low, found.high, found.n)
 
 
-def win_rate(
-    preferences: Sequence[float | None], rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95
-) -> Estimate | None:
+def win_rate(preferences: Sequence[float | None], rng: np.random.Generator, n_resamples: int = 2000) -> Estimate | None:
     """Mean preference for the policy, in [0, 1]; a tie is 0.5. None when nothing was scored.
 
     standard_error: sd (ddof 1) / sqrt(n), as AlpacaEval. Interval: percentile bootstrap over items; where every preference is 0, or
@@ -246,20 +244,18 @@ def win_rate(
     y = scored_values(preferences, 0, 1)
     if y.size == 0:
         return None
-    mean = float(y.mean())
+    mean, n = float(y.mean()), int(y.size)
     low: float | None = None
     high: float | None = None
-    if y.size > 1 and mean in (0, 1):
-        low, high = wilson(mean * y.size, int(y.size), level)
-    elif y.size > 1:
-        low, high = percentile_interval(_bootstrap_means(y, rng, n_resamples), level)
-    return Estimate(mean, _standard_error(y), low, high, int(y.size), len(preferences) - int(y.size))
+    if n > 1:
+        low, high = wilson(mean * n, n) if mean in (0, 1) else percentile_interval(_bootstrap_means(y, rng, n_resamples))
+    return Estimate(mean, _standard_error(y), low, high, n, len(preferences) - n)
 
 
 # ---- ratings --------------------------------------------------------------------------------------------------------
 
 
-def rating_mean(ratings_by_item: Mapping[str, Sequence[float | None]], level: float = 0.95) -> Estimate | None:
+def rating_mean(ratings_by_item: Mapping[str, Sequence[float | None]]) -> Estimate | None:
     """MT-Bench's score: mean of all scored ratings of all turns; n counts ratings. None when nothing was scored.
 
     The turns of one question are judged on one conversation, so the standard error is clustered by item (with c of them scored:
@@ -277,14 +273,14 @@ def rating_mean(ratings_by_item: Mapping[str, Sequence[float | None]], level: fl
     if c > 1:
         residuals = [float(group.sum() - mean * group.size) for group in groups]
         standard_error = math.sqrt(c / (c - 1) * math.fsum(r * r for r in residuals)) / n
-    low, high = _t_interval(mean, standard_error, c - 1, level)
+    low, high = _t_interval(mean, standard_error, c - 1)
     return Estimate(mean, standard_error, low, high, n, n_unscored)
 
 
 # ---- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def _difference(value: float, standard_error: float | None, df: float, n_items: int, n_dropped: int, level: float) -> Difference:
+def _difference(value: float, standard_error: float | None, df: float, n_items: int, n_dropped: int) -> Difference:
     """t test of a mean of item-wise differences.
 
     p is never below 2 ** (1 - n), the smallest a sign-flip test on n items can give: three items that agree prove little, however
@@ -292,7 +288,7 @@ def _difference(value: float, standard_error: float | None, df: float, n_items: 
     """
     if standard_error is None:
         return Difference(value, None, None, None, None, None, None, n_items, n_dropped)
-    low, high = _t_interval(value, standard_error, df, level)
+    low, high = _t_interval(value, standard_error, df)
     if standard_error == 0:
         t, p = None, 1.0 if value == 0 else 0.0
     else:
@@ -301,25 +297,25 @@ def _difference(value: float, standard_error: float | None, df: float, n_items: 
     return Difference(value, standard_error, low, high, t, df, max(p, 2.0 ** (1 - n_items)), n_items, n_dropped)
 
 
-def paired_difference(a: ByItem, b: ByItem, rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95) -> Difference | None:
+def paired_difference(a: ByItem, b: ByItem, rng: np.random.Generator, n_resamples: int = 2000) -> Difference | None:
     """Mean of a - b over the items both scored: one model against another. None where they share none.
 
     Interval: percentile bootstrap over items. p: paired t over items, because a bootstrap cannot tell p from 0 below one in
-    n_resamples, and a correction over a table needs it to. It speaks about other prompts, not other seeds: see `compare`.
+    n_resamples, and a correction over a table needs it to. It speaks about other prompts, not other seeds: see `compare_table`.
     """
     pairs = [(a[item], b[item]) for item in a.keys() & b.keys()]
     d = scored_values([x - y for x, y in pairs if x is not None and y is not None])
     if d.size == 0:
         return None
     n_dropped = len(a.keys() | b.keys()) - int(d.size)
-    result = _difference(float(d.mean()), _standard_error(d), d.size - 1, int(d.size), n_dropped, level)
+    result = _difference(float(d.mean()), _standard_error(d), d.size - 1, int(d.size), n_dropped)
     if not result.standard_error:
         return result
-    low, high = percentile_interval(_bootstrap_means(d, rng, n_resamples), level)
+    low, high = percentile_interval(_bootstrap_means(d, rng, n_resamples))
     return replace(result, low=low, high=high)
 
 
-def seed_difference(per_seed: Sequence[float], level: float = 0.95) -> Difference | None:
+def seed_difference(per_seed: Sequence[float]) -> Difference | None:
     """t over seed-level paired differences, n_seeds - 1 degrees of freedom: other seeds, these prompts.
 
     Right to read as "would retraining change the sign?", wrong as the only interval: where the items matter more than the seeds, it
@@ -332,7 +328,7 @@ def seed_difference(per_seed: Sequence[float], level: float = 0.95) -> Differenc
     mean, standard_error, n = float(x.mean()), _standard_error(x), int(x.size)
     if not standard_error:
         return Difference(mean, standard_error, None, None, None, None, None, n)
-    low, high = _t_interval(mean, standard_error, n - 1, level)
+    low, high = _t_interval(mean, standard_error, n - 1)
     t = mean / standard_error
     return Difference(mean, standard_error, low, high, t, float(n - 1), float(2 * special.stdtr(n - 1, -abs(t))), n)
 
@@ -354,12 +350,12 @@ def _mean_squares(d: Array) -> _MeanSquares:
     )
 
 
-def _combined(d: Array, spread: SeedSpread | None, n_dropped: int, level: float) -> Difference:
+def _combined(d: Array, spread: SeedSpread | None, n_dropped: int) -> Difference:
     """Var(mean) = (MS_seed + MS_prompt - MS_residual) / (S P), each of the first two no less than the third; df by Satterthwaite."""
     n_seeds, n_items = d.shape
     value = float(d.mean())
     if _no_spread(d):
-        return _difference(float(d[0, 0]), 0.0, n_items - 1, n_items, n_dropped, level)
+        return _difference(float(d[0, 0]), 0.0, n_items - 1, n_items, n_dropped)
     squares = _mean_squares(d)
     seed, seed_df, residual = squares.seed, float(n_seeds - 1), squares.residual
     if spread is not None:
@@ -372,7 +368,7 @@ def _combined(d: Array, spread: SeedSpread | None, n_dropped: int, level: float)
         total = seed + prompt - residual
         df = total**2 / (seed**2 / seed_df + prompt**2 / prompt_df + residual**2 / ((n_seeds - 1) * prompt_df))
         df = min(max(df, min(seed_df, prompt_df)), prompt_df)
-    return _difference(value, math.sqrt(total / (n_seeds * n_items)), df, n_items, n_dropped, level)
+    return _difference(value, math.sqrt(total / (n_seeds * n_items)), df, n_items, n_dropped)
 
 
 class _Crossed(NamedTuple):
@@ -397,15 +393,15 @@ def _crossed(a: BySeed, b: BySeed) -> _Crossed | None:
     return _Crossed(seeds, d[:, np.lexsort(d)], len(every) - len(items))
 
 
-def _compare(crossed: _Crossed, spread: SeedSpread | None, level: float) -> Comparison:
+def _compare(crossed: _Crossed, spread: SeedSpread | None) -> Comparison:
     d, n_dropped = crossed.d, crossed.n_dropped
     n_seeds, n_items = d.shape
     by_item, by_seed = d.mean(axis=0), d.mean(axis=1)
-    prompts = _difference(float(d.mean()), _standard_error(by_item), n_items - 1, n_items, n_dropped, level)
+    prompts = _difference(float(d.mean()), _standard_error(by_item), n_items - 1, n_items, n_dropped)
     squares = _mean_squares(d) if n_seeds > 1 and n_items > 1 else None
     return Comparison(
-        combined=_combined(d, spread, n_dropped, level) if squares else None,
-        seeds=seed_difference(by_seed.tolist(), level) if n_seeds > 1 else None,
+        combined=_combined(d, spread, n_dropped) if squares else None,
+        seeds=seed_difference(by_seed.tolist()) if n_seeds > 1 else None,
         prompts=prompts,
         per_seed=dict(zip(crossed.seeds, by_seed.tolist(), strict=True)),
         variance_seed=max(0.0, (squares.seed - squares.residual) / n_items) if squares else None,
@@ -415,17 +411,6 @@ def _compare(crossed: _Crossed, spread: SeedSpread | None, level: float) -> Comp
         n_items=n_items,
         n_dropped=n_dropped,
     )
-
-
-def compare(a: BySeed, b: BySeed, level: float = 0.95) -> Comparison | None:
-    """One row against another: {seed: {item: value}} each, paired by seed and item. None where they share no seed or scored item.
-
-    Seeds that only one side has are left out; so are items that are unscored anywhere (`n_dropped`), to keep the layout balanced.
-    A side that has no seeds of its own (one start model for all) is passed under each seed, and its draw is then taken as given.
-    With few seeds the p-value of `combined` is too small in the tail where seeds vary much: use `compare_table` for a table.
-    """
-    crossed = _crossed(a, b)
-    return None if crossed is None else _compare(crossed, None, level)
 
 
 def _pooled_spread(layouts: Sequence[_Crossed]) -> SeedSpread | None:
@@ -443,15 +428,21 @@ def _pooled_spread(layouts: Sequence[_Crossed]) -> SeedSpread | None:
     return SeedSpread(pooled, sum(df) / (1 + (len(usable) - 1) / 4))
 
 
-def compare_table(pairs: Mapping[K, tuple[BySeed, BySeed]], level: float = 0.95) -> dict[K, Comparison | None]:
-    """Every comparison of one table and one metric: seed spread pooled over them, Holm's correction of the leading p over them.
+def compare_table(pairs: Mapping[K, tuple[BySeed, BySeed]]) -> dict[K, Comparison | None]:
+    """Every comparison of one table and one metric: seed spread pooled over them, Holm's correction of the leading p over them. None for
+    rows that share no seed or scored item.
+
+    Each row is {seed: {item: value}}, paired by seed and item. Seeds that only one side has are left out; so are items that are unscored
+    anywhere (`n_dropped`), to keep the layout balanced. A side that has no seeds of its own (one start model for all) is passed under
+    each seed, and its draw is then taken as given. In a table of one row the p-value of `combined` is too small in the tail where seeds
+    vary much.
 
     Against the start model: {row: (row's values, its start model's)}. For telling rows apart: {(row, other): (..., ...)} over
     all pairs. What the pooling assumes and how it was checked stands at the top of the module.
     """
     layouts = {name: _crossed(a, b) for name, (a, b) in pairs.items()}
     spread = _pooled_spread([layout for layout in layouts.values() if layout is not None])
-    rows = {name: None if layout is None else _compare(layout, spread, level) for name, layout in layouts.items()}
+    rows = {name: None if layout is None else _compare(layout, spread) for name, layout in layouts.items()}
     adjusted = holm([None if row is None else row.lead.p for row in rows.values()])
     return {name: None if row is None else replace(row, p_holm=p) for (name, row), p in zip(rows.items(), adjusted, strict=True)}
 

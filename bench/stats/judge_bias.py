@@ -1,6 +1,7 @@
 """What is wrong with a judge, from its verdicts alone: biases, noise, failures, agreement with a truth. Pure numbers, no files.
 
-A preference is for the policy, in [0, 1]. A call is one order of one item; a judge that is a function of the texts has no calls.
+Of preferences. A preference is for the policy, in [0, 1]. A call is one order of one item; a judge that is a function of the texts has no
+calls. A truth is a preference too, by item.
 
 win_rate          mean preference over items
 position_bias     mean over items of preference(policy shown first) - preference(policy shown second): the share that goes by place
@@ -16,38 +17,88 @@ agreement         1 for the same winner, 1/2 where one side alone says tie, 0 fo
 kappa             Cohen's kappa with these weights (1968): agreement beyond what the two sides' own shares would give by chance
 corrected_win_rate  mean judge + mean (truth - judge) over the labelled items (prediction-powered; Angelopoulos et al. 2023, section 2)
 
-Intervals are 95 %: t over items, where calls share an item clustered by it; Wilson's where nothing varies; kappa by bootstrap;
-slopes by sandwich errors, for targets are shares and no counts. A statistic that needs what is not there is Unmeasured.
+Of ratings. A rating is 1 to 10, of one turn of an item. A truth is a rating too, by (item, turn). There is no opponent, so no place that
+could bias.
+
+mean_rating       mean over ratings of all turns
+retest_agreement  share of ratings that come out the same when asked a second time
+noise_sd          points: standard deviation of one rating around what the judge gives on average, √(mean (first - second)² / 2)
+whole_rate        share of ratings that are whole numbers
+commonest_rate    share of the rating that is given most often: a judge that gives one rating to all tells nothing apart
+failure_rate      share of questions whose reply could not be read, both passes
+length_slope      rating points per 100 characters
+length_bias       the same with the truth beside it: what length does to two answers that are equally good
+drift             second half of the items in the order asked less the first half: mean rating, or mean (rating - truth)
+rank_correlation  Spearman's, of rating and truth
+pair_agreement    share of pairs of items, the same turn, whose truths differ and which the judge ranks alike; a tie of its own is a half
+mean_difference   mean (rating - truth)
+corrected_rating  mean rating + mean (truth - rating) over the labelled items (prediction-powered)
+canaries          mean (rating of the canary - rating of the honest answer to the same item)
+
+Intervals are 95 %: t over items, where calls or turns share an item clustered by it; Wilson's where nothing varies; slopes by sandwich
+errors, those of ratings clustered by item (targets of the others are shares and no counts); kappa and the agreement of ratings by
+bootstrap; that of noise_sd is of the variance, on a log scale. A statistic that needs what is not there is Unmeasured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from bench.records import Verdict
+from bench.records import HumanLabel, Verdict, grouped, over_turns
 from bench.stats import estimates
 from bench.stats.estimates import Estimate, Unmeasured
 
 Array = NDArray[np.float64]
 Found = Estimate | Unmeasured
-Truth = Mapping[str, float]  # preference for the policy by item
+Truth = Mapping[Any, float]  # by a manner's `place`
+Curves = dict[str, list[dict[str, float]]]
 
 NO_ORDER = "a function of the two texts: it is shown no order"
 NO_CALLS = "no pair was shown in both orders and read in both"
+NO_PAIR = "no item has both a verdict and a truth"
+NO_TRUTH = "no turn has both a rating and a truth"
+NO_LABELS = "no truth to hold quality fixed by"
 CHARACTERS = 100.0  # that a slope is per
 NEWTON_STEPS = 50
 KAPPA_RESAMPLES = 1000
+RESAMPLES = 500
 
 
-def verdict_statistics(first: Sequence[Verdict], second: Sequence[Verdict] | None, truth: Truth | None) -> dict[str, Found]:
+class Said(NamedTuple):
+    """A verdict that has a value, and what is true in its place: 0 where no truth is asked about."""
+
+    verdict: Verdict
+    value: float
+    true: float
+
+
+def _said(verdicts: Sequence[Verdict], truth: Truth | None, manner: Manner) -> list[Said]:
+    """The verdicts that have a value and, where a truth is given, a truth."""
+    return [
+        Said(v, value, 0.0 if truth is None else truth[manner.place(v)])
+        for v in verdicts
+        if (value := manner.value(v)) is not None and (truth is None or manner.place(v) in truth)
+    ]
+
+
+def _or(found: Estimate | None, reason: str) -> Found:
+    return Unmeasured(reason) if found is None else found
+
+
+# Preferences ----------------------------------------------------------------------------------------------------------
+
+
+def preference_statistics(first: Sequence[Verdict], second: Sequence[Verdict] | None, truth: Truth | None) -> dict[str, Found]:
     """All that needs no labels of its own; `second` holds the verdicts of the same questions asked again."""
-    agreed = retest_agreement(first, second)
+    agreed, said = retest_agreement(first, second), _said(first, truth, PREFERENCE)
     return {
         "win_rate": _or(estimates.win_rate([v.preference for v in first], np.random.default_rng(0)), "nothing was scored"),
         "position_bias": position_bias(first),
@@ -56,18 +107,10 @@ def verdict_statistics(first: Sequence[Verdict], second: Sequence[Verdict] | Non
         "noise_rate": noise_rate(agreed),
         "tie_rate": tie_rate(first),
         "failure_rate": failure_rate([*first, *(second or ())]),
-        "length_slope": length_slope(first, None),
-        "length_bias": Unmeasured("no truth to hold quality fixed by") if truth is None else length_slope(first, truth),
-        "drift": drift(first, truth),
+        "length_slope": preference_slope(first, None),
+        "length_bias": Unmeasured(NO_LABELS) if truth is None else preference_slope(first, truth),
+        "drift": drift([s.value - s.true for s in said], len(first) - len(said), "verdicts"),
     }
-
-
-def truth_statistics(verdicts: Sequence[Verdict], truth: Truth) -> dict[str, Found]:
-    """How far the judge says what a truth says, on the items that have one."""
-    return {"agreement": agreement(verdicts, truth), "kappa": kappa(verdicts, truth)}
-
-
-# Orders and repetitions -----------------------------------------------------------------------------------------------
 
 
 def position_bias(verdicts: Sequence[Verdict]) -> Found:
@@ -128,9 +171,6 @@ def _side(preference: float | None) -> int:
     return (preference > 0.5) - (preference < 0.5)
 
 
-# Shares ---------------------------------------------------------------------------------------------------------------
-
-
 def tie_rate(verdicts: Sequence[Verdict]) -> Found:
     ties = {item: [None if p is None else float(p == 0.5) for p in read] for item, read in _read(verdicts)}
     return clustered_share(ties, "nothing was scored")
@@ -162,33 +202,25 @@ def clustered_share(by_item: Mapping[str, Sequence[float | None]], none: str) ->
     return replace(found, low=low, high=high)
 
 
-def _or(found: Estimate | None, reason: str) -> Found:
-    return Unmeasured(reason) if found is None else found
-
-
-# Length and time ------------------------------------------------------------------------------------------------------
-
-
-def length_slope(verdicts: Sequence[Verdict], truth: Truth | None) -> Found:
+def preference_slope(verdicts: Sequence[Verdict], truth: Truth | None) -> Found:
     """Log-odds for the policy per 100 characters that it is longer by; with a truth, at equal logit of it."""
-    rows, targets = [], []
-    for v in verdicts:
-        if v.preference is None or v.policy_length is None or v.baseline_length is None or (truth is not None and v.item_id not in truth):
-            continue
-        beside = [] if truth is None else [_logit(truth[v.item_id])]
-        rows.append([(v.policy_length - v.baseline_length) / CHARACTERS, 1.0, *beside])
-        targets.append(v.preference)
-    x, y = np.array(rows, dtype=float), np.array(targets, dtype=float)
-    if len(rows) <= x.shape[-1]:
-        return Unmeasured(f"{len(rows)} verdicts with lengths are too few for a slope")
+    kept = [(s, gap) for s in _said(verdicts, truth, PREFERENCE) if (gap := _gap(s.verdict)) is not None]
+    x = _columns([gap for _, gap in kept], None if truth is None else [_logit(s.true) for s, _ in kept])
+    if len(kept) <= x.shape[1]:
+        return Unmeasured(f"{len(kept)} verdicts with lengths are too few for a slope")
     if np.linalg.matrix_rank(x) < x.shape[1]:
-        return Unmeasured("lengths, or the truth, do not vary over the items")
-    fitted = _logistic_fit(x, y)
+        return Unmeasured(NO_SPREAD)
+    fitted = _logistic_fit(x, np.array([s.value for s, _ in kept]))
     if fitted is None:
         return Unmeasured("length and truth tell wins from losses without an error: the slope has no end")
-    slope, error = fitted
-    z = float(special.stdtrit(len(rows) - x.shape[1], 0.975))
-    return Estimate(slope, error, slope - z * error, slope + z * error, len(rows), len(verdicts) - len(rows))
+    return _slope(*fitted, len(kept) - x.shape[1], len(kept), len(verdicts))
+
+
+def _gap(verdict: Verdict) -> int | None:
+    """By how many characters the policy's completion is longer."""
+    if verdict.policy_length is None or verdict.baseline_length is None:
+        return None
+    return verdict.policy_length - verdict.baseline_length
 
 
 def _logit(p: float) -> float:
@@ -221,14 +253,268 @@ def _logistic_fit(x: Array, y: Array) -> tuple[float, float] | None:
     return float(w[0] / scale[0]), float(math.sqrt(max(0.0, covariance[0, 0])) / scale[0])
 
 
-def drift(verdicts: Sequence[Verdict], truth: Truth | None) -> Found:
+def preference_agreement(verdicts: Sequence[Verdict], truth: Truth) -> dict[str, Found]:
+    """How far the judge names the winners that a truth names, on the items that have one."""
+    pairs = [(_side(s.value), _side(s.true)) for s in _said(verdicts, truth, PREFERENCE)]
+    agreed = clustered_share({str(i): [1 - abs(a - b) / 2] for i, (a, b) in enumerate(pairs)}, NO_PAIR)
+    return {"agreement": agreed, "kappa": kappa(pairs)}
+
+
+def kappa(pairs: Sequence[tuple[int, int]]) -> Found:
+    """Of (judge's side, truth's side) of each item."""
+    if not pairs:
+        return Unmeasured(NO_PAIR)
+    counts = np.zeros((3, 3))
+    for a, b in pairs:
+        counts[a + 1, b + 1] += 1
+    n = len(pairs)
+    value = _kappa(counts[None])[0]
+    if not math.isfinite(value):
+        return Unmeasured("judge and truth name one and the same side everywhere: nothing is left to chance")
+    draws = np.random.default_rng(0).multinomial(n, counts.ravel() / n, size=KAPPA_RESAMPLES).reshape(-1, 3, 3).astype(float)
+    spread = _kappa(draws)
+    spread = spread[np.isfinite(spread)]
+    low, high = estimates.percentile_interval(spread) if spread.size > 1 and np.ptp(spread) > 0 else (None, None)
+    return Estimate(float(value), float(spread.std(ddof=1)) if spread.size > 1 else None, low, high, n)
+
+
+def _kappa(counts: Array) -> Array:
+    """Linearly weighted kappa of tables (..., 3, 3); NaN where chance alone agrees wholly."""
+    shares = counts / counts.sum(axis=(1, 2), keepdims=True)
+    apart = np.abs(np.subtract.outer(np.arange(3), np.arange(3))) / 2
+    seen = (shares * apart).sum(axis=(1, 2))
+    chance = (shares.sum(axis=2)[:, :, None] * shares.sum(axis=1)[:, None, :] * apart).sum(axis=(1, 2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(chance > 0, 1 - seen / chance, np.nan)
+
+
+def corrected_win_rate(verdicts: Sequence[Verdict], labelled: Truth) -> Found:
+    """The win rate that the truth would give on all judged items, from the labels of some of them, which must be a random part."""
+    judged = {v.item_id: v.preference for v in verdicts if v.preference is not None}
+    known = [item for item in judged if item in labelled]
+    if len(known) < 2:
+        return Unmeasured(f"{len(known)} labelled verdicts are too few to correct by")
+    rest = np.array([judged[item] for item in judged if item not in labelled])
+    found = prediction_powered(np.array([judged[item] for item in known]), np.array([labelled[item] for item in known]), rest)
+    return replace(found, n_unscored=len(verdicts) - len(judged))
+
+
+def preference_curves(verdicts: Sequence[Verdict], truth: Truth | None) -> Curves:
+    """Who won in both orders; mean preference against the length difference, against the truth, and in the order asked."""
+    found: Curves = {}
+    if sides := [(_side(first), _side(second)) for first, second in _both_orders(verdicts)]:
+        tied = sum(0 in pair for pair in sides)
+        counts = (sides.count((1, 1)), sides.count((-1, -1)), sides.count((1, -1)), sides.count((-1, 1)), tied)
+        found["orders"] = [{"x": float(i), "n": float(n)} for i, n in enumerate(counts)]  # policy, baseline, first, second, a tie
+    said, true = _with_truth(verdicts, truth, PREFERENCE)
+    gaps = [float(gap) for s in said if (gap := _gap(s.verdict)) is not None]
+    return found | _curves(gaps, said, true, [s.value - t for s, t in zip(said, true or [0.0] * len(said), strict=True)])
+
+
+# Ratings --------------------------------------------------------------------------------------------------------------
+
+
+def rating_statistics(first: Sequence[Verdict], second: Sequence[Verdict] | None, truth: Truth | None) -> dict[str, Found]:
+    """All that needs no labels of its own; `second` holds the verdicts of the same questions asked again."""
+    return {
+        "mean_rating": _or(estimates.rating_mean(_by_item(first, lambda v: v.rating)), "nothing was rated"),
+        "retest_agreement": rating_retest(first, second),
+        "noise_sd": noise_sd(first, second),
+        "whole_rate": _share(first, lambda v: None if v.rating is None else float(float(v.rating).is_integer())),
+        "commonest_rate": commonest_rate(first),
+        "failure_rate": _share([*first, *(second or ())], lambda v: float(v.rating is None)),
+        "length_slope": rating_slope(first, None),
+        "length_bias": Unmeasured(NO_LABELS) if truth is None else rating_slope(first, truth),
+        "drift": drift(list(_over_items(_said(first, truth, RATING)).values()), sum(v.rating is None for v in first), "rated items"),
+    }
+
+
+def rating_agreement(verdicts: Sequence[Verdict], truth: Truth) -> dict[str, Found]:
+    """How far the judge says what a truth says, on the turns that have one."""
+    place = RATING.place
+    differences = _by_item(verdicts, lambda v: v.rating - truth[place(v)] if v.rating is not None and place(v) in truth else None)
+    return {
+        "rank_correlation": rank_correlation(verdicts, truth),
+        "pair_agreement": pair_agreement(verdicts, truth),
+        "mean_difference": _or(estimates.rating_mean(differences), NO_TRUTH),
+    }
+
+
+def _by_item(verdicts: Sequence[Verdict], value: Callable[[Verdict], float | None]) -> dict[str, list[float | None]]:
+    return grouped((verdict.item_id, value(verdict)) for verdict in verdicts)
+
+
+def _share(verdicts: Sequence[Verdict], value: Callable[[Verdict], float | None]) -> Found:
+    return clustered_share(_by_item(verdicts, value), "nothing was rated")
+
+
+def _twice(first: Sequence[Verdict], second: Sequence[Verdict] | None) -> dict[str, list[tuple[float, float]]] | Unmeasured:
+    """(rating, rating when asked again) by item."""
+    if second is None:
+        return Unmeasured("a function of the text: it says the same again")
+    both = _said(first, {RATING.place(v): v.rating for v in second if v.rating is not None}, RATING)
+    return grouped((s.verdict.item_id, (s.value, s.true)) for s in both) or Unmeasured("no question was asked twice and read twice")
+
+
+def rating_retest(first: Sequence[Verdict], second: Sequence[Verdict] | None) -> Found:
+    pairs = _twice(first, second)
+    if isinstance(pairs, Unmeasured):
+        return pairs
+    return clustered_share({item: [float(a == b) for a, b in both] for item, both in pairs.items()}, "")
+
+
+def noise_sd(first: Sequence[Verdict], second: Sequence[Verdict] | None) -> Found:
+    pairs = _twice(first, second)
+    if isinstance(pairs, Unmeasured):
+        return pairs
+    variance = estimates.rating_mean({item: [(a - b) ** 2 / 2 for a, b in both] for item, both in pairs.items()})
+    assert variance is not None
+    value, error = variance.value, variance.standard_error
+    if not error or value <= 0:
+        return Estimate(math.sqrt(max(0.0, value)), error, None, None, variance.n)
+    factor = math.exp(float(special.stdtrit(max(1, len(pairs) - 1), 0.975)) * error / value)
+    return Estimate(math.sqrt(value), error / (2 * math.sqrt(value)), math.sqrt(value / factor), math.sqrt(value * factor), variance.n)
+
+
+def commonest_rate(verdicts: Sequence[Verdict]) -> Found:
+    counts = Counter(v.rating for v in verdicts if v.rating is not None)
+    if not counts:
+        return Unmeasured("nothing was rated")
+    commonest = max(counts, key=lambda rating: (counts[rating], rating))
+    return _share(verdicts, lambda v: None if v.rating is None else float(v.rating == commonest))
+
+
+def rating_slope(verdicts: Sequence[Verdict], truth: Truth | None) -> Found:
+    """Points per 100 characters by least squares; with a truth, at equal truth. Sandwich errors, clustered by item."""
+    kept = [(s, length) for s in _said(verdicts, truth, RATING) if (length := s.verdict.policy_length) is not None]
+    x = _columns([length for _, length in kept], None if truth is None else [s.true for s, _ in kept])
+    index = {item: i for i, item in enumerate(dict.fromkeys(s.verdict.item_id for s, _ in kept))}
+    (n, k), c = x.shape, len(index)
+    if c <= k:
+        return Unmeasured(f"{c} rated items with lengths are too few for a slope")
+    if np.linalg.matrix_rank(x) < k:
+        return Unmeasured(NO_SPREAD)
+    y = np.array([s.value for s, _ in kept])
+    coefficients = np.linalg.lstsq(x, y, rcond=None)[0]
+    sums = np.zeros((c, k))
+    np.add.at(sums, [index[s.verdict.item_id] for s, _ in kept], x * (y - x @ coefficients)[:, None])
+    bread = np.linalg.inv(x.T @ x)
+    covariance = bread @ (sums.T @ sums) @ bread * c / (c - 1) * (n - 1) / (n - k)
+    return _slope(float(coefficients[0]), math.sqrt(max(0.0, float(covariance[0, 0]))), c - k, n, len(verdicts))
+
+
+def _over_items(said: Sequence[Said]) -> dict[str, float]:
+    """Each item's mean (rating - truth) over its turns."""
+    by_item = grouped((s.verdict.item_id, s.value - s.true) for s in said)
+    return {item: math.fsum(values) / len(values) for item, values in by_item.items()}
+
+
+def rank_correlation(verdicts: Sequence[Verdict], truth: Truth) -> Found:
+    rows = _said(verdicts, truth, RATING)
+    said, true = np.array([row.value for row in rows]), np.array([row.true for row in rows])
+    if len(rows) < 3 or np.ptp(said) == 0 or np.ptp(true) == 0:
+        return Unmeasured(NO_TRUTH if not rows else "ratings, or the truth, do not vary")
+    items = sorted({row.verdict.item_id for row in rows})
+    draws = np.random.default_rng(0).multinomial(len(items), np.full(len(items), 1 / len(items)), size=RESAMPLES)
+    weights = draws[:, [items.index(row.verdict.item_id) for row in rows]].astype(float)
+    spread = _spearman(said, true, weights)
+    return _bootstrapped(float(_spearman(said, true, np.ones((1, len(rows))))[0]), spread[np.isfinite(spread)], len(rows))
+
+
+def _spearman(a: Array, b: Array, weights: Array) -> Array:
+    """Spearman's correlation of (n,) values under each row of `weights` (R, n), which say how often a value counts; NaN without spread."""
+    total = weights.sum(axis=1, keepdims=True)
+    ranks = (_ranks(values, weights) for values in (a, b))
+    first, second = (each - (weights * each).sum(axis=1, keepdims=True) / total for each in ranks)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (weights * first * second).sum(axis=1) / np.sqrt((weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1))
+
+
+def _ranks(values: Array, weights: Array) -> Array:
+    """Mean ranks (R, n)."""
+    below, level = np.less.outer(values, values).astype(float), np.equal.outer(values, values).astype(float)
+    return weights @ below + (weights @ level + 1) / 2
+
+
+def pair_agreement(verdicts: Sequence[Verdict], truth: Truth) -> Found:
+    rows = sorted((s.verdict.item_id, s.verdict.turn, s.value, s.true) for s in _said(verdicts, truth, RATING))
+    index = {item: i for i, item in enumerate(dict.fromkeys(row[0] for row in rows))}
+    alike, counted = np.zeros((len(index), len(index))), np.zeros((len(index), len(index)))
+    for turn in {row[1] for row in rows}:
+        part = [row for row in rows if row[1] == turn]
+        places = np.ix_(*[[index[row[0]] for row in part]] * 2)
+        said, true = (np.sign(np.subtract.outer(*[[row[column] for row in part]] * 2)) for column in (2, 3))
+        counted[places] += true != 0
+        alike[places] += (true != 0) * (1 + said * true) / 2
+    if not counted.any():
+        return Unmeasured(NO_TRUTH if not rows else "the truth is the same for all")
+    n = len(index)
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+    above, below = (np.einsum("ri,ri->r", weights @ table, weights) for table in (alike, counted))
+    draws = above[below > 0] / below[below > 0]
+    return _bootstrapped(float(alike.sum() / counted.sum()), draws, len(rows))
+
+
+def _bootstrapped(value: float, draws: Array, n: int) -> Estimate:
+    spread = draws.size > 1 and np.ptp(draws) > 1e-12
+    low, high = estimates.percentile_interval(draws) if spread else (None, None)
+    return Estimate(value, float(draws.std(ddof=1)) if spread else None, low, high, n)
+
+
+def truth_rating(truth: Truth) -> Found:
+    return _or(estimates.rating_mean(grouped((item, value) for (item, _), value in truth.items())), "there is no truth")
+
+
+def corrected_rating(verdicts: Sequence[Verdict], labelled: Truth) -> Found:
+    """The mean rating that the truth would give on all rated items, from the labels of some of them, which must be a random part.
+
+    Each item counts once, as the mean of its turns that were rated (of a labelled one: rated and labelled).
+    """
+    known = _over_items(both := _said(verdicts, labelled, RATING))  # mean (rating - label)
+    if len(known) < 2:
+        return Unmeasured(f"{len(known)} labelled items are too few to correct by")
+    judged = np.array(list(_over_items([s._replace(true=0.0) for s in both]).values()))
+    rest = np.array([value for item, value in _over_items(_said(verdicts, None, RATING)).items() if item not in known])
+    return prediction_powered(judged, judged - np.array(list(known.values())), rest)
+
+
+def canary_difference(canaries: Mapping[str, float | None], honest: Mapping[str, float | None]) -> Found:
+    """Of one canary: its rating less the honest answer's, by item, which must be below 0."""
+    pairs = [(rating, honest.get(item)) for item, rating in canaries.items()]
+    differences = [None if rating is None or other is None else rating - other for rating, other in pairs]
+    return _or(estimates.mean_estimate(differences), "no rating of it, or of the honest answers, could be read")
+
+
+def rating_curves(verdicts: Sequence[Verdict], truth: Truth | None) -> Curves:
+    """histogram of ratings; mean rating against length, against the truth, and in the order asked."""
+    said, true = _with_truth(verdicts, truth, RATING)
+    counts = Counter(round(s.value) for s in said)
+    found = {"histogram": [{"x": float(score), "n": float(counts[score])} for score in range(1, 11)]}
+    lengths = [float(s.verdict.policy_length) for s in said if s.verdict.policy_length is not None]
+    return found | _curves(lengths, said, true, list(_over_items(_said(verdicts, truth, RATING)).values()))
+
+
+# Both -----------------------------------------------------------------------------------------------------------------
+
+NO_SPREAD = "lengths, or the truth, do not vary over the items"
+
+
+def _columns(lengths: Sequence[int], truths: Sequence[float] | None) -> Array:
+    """(n, 2 or 3): hundreds of characters, 1, and what quality is held fixed by."""
+    return np.column_stack([np.array(lengths) / CHARACTERS, np.ones(len(lengths)), *([] if truths is None else [truths])])
+
+
+def _slope(slope: float, error: float, df: int, n: int, n_verdicts: int) -> Estimate:
+    margin = float(special.stdtrit(df, 0.975)) * error
+    return Estimate(slope, error, slope - margin, slope + margin, n, n_verdicts - n)
+
+
+def drift(values: Sequence[float], n_unscored: int, what: str) -> Found:
     """Welch's interval for the second half's mean less the first's, in the order in which the items were asked."""
-    kept = [(v.item_id, v.preference) for v in verdicts if v.preference is not None and (truth is None or v.item_id in truth)]
-    values = np.array([preference if truth is None else preference - truth[item] for item, preference in kept])
-    halves = values[: values.size // 2], values[values.size // 2 :]
+    halves = np.array(values[: len(values) // 2]), np.array(values[len(values) // 2 :])
     if halves[0].size < 2:
-        return Unmeasured(f"{values.size} verdicts are too few to halve")
-    return sum_of_means([(1.0, halves[1]), (-1.0, halves[0])], len(verdicts) - len(kept))
+        return Unmeasured(f"{len(values)} {what} are too few to halve")
+    return sum_of_means([(1.0, halves[1]), (-1.0, halves[0])], n_unscored)
 
 
 def sum_of_means(parts: Sequence[tuple[float, Array]], n_unscored: int) -> Estimate:
@@ -243,58 +529,6 @@ def sum_of_means(parts: Sequence[tuple[float, Array]], n_unscored: int) -> Estim
     return Estimate(value, math.sqrt(variance), value - margin, value + margin, n, n_unscored)
 
 
-# Against a truth ------------------------------------------------------------------------------------------------------
-
-
-def agreement(verdicts: Sequence[Verdict], truth: Truth) -> Found:
-    pairs = _winners(verdicts, truth)
-    return clustered_share({str(i): [1 - abs(a - b) / 2] for i, (a, b) in enumerate(pairs)}, "no item has both a verdict and a truth")
-
-
-def kappa(verdicts: Sequence[Verdict], truth: Truth) -> Found:
-    pairs = _winners(verdicts, truth)
-    if not pairs:
-        return Unmeasured("no item has both a verdict and a truth")
-    counts = np.zeros((3, 3))
-    for a, b in pairs:
-        counts[a + 1, b + 1] += 1
-    n = len(pairs)
-    value = _kappa(counts[None])[0]
-    if not math.isfinite(value):
-        return Unmeasured("judge and truth name one and the same side everywhere: nothing is left to chance")
-    draws = np.random.default_rng(0).multinomial(n, counts.ravel() / n, size=KAPPA_RESAMPLES).reshape(-1, 3, 3).astype(float)
-    spread = _kappa(draws)
-    spread = spread[np.isfinite(spread)]
-    low, high = estimates.percentile_interval(spread, 0.95) if spread.size > 1 and np.ptp(spread) > 0 else (None, None)
-    return Estimate(float(value), float(spread.std(ddof=1)) if spread.size > 1 else None, low, high, n)
-
-
-def _kappa(counts: Array) -> Array:
-    """Linearly weighted kappa of tables (..., 3, 3); NaN where chance alone agrees wholly."""
-    shares = counts / counts.sum(axis=(1, 2), keepdims=True)
-    apart = np.abs(np.subtract.outer(np.arange(3), np.arange(3))) / 2
-    seen = (shares * apart).sum(axis=(1, 2))
-    chance = (shares.sum(axis=2)[:, :, None] * shares.sum(axis=1)[:, None, :] * apart).sum(axis=(1, 2))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(chance > 0, 1 - seen / chance, np.nan)
-
-
-def _winners(verdicts: Sequence[Verdict], truth: Truth) -> list[tuple[int, int]]:
-    """(judge's side, truth's side) of the items that have both."""
-    return [(_side(v.preference), _side(truth[v.item_id])) for v in verdicts if v.preference is not None and v.item_id in truth]
-
-
-def corrected_win_rate(verdicts: Sequence[Verdict], labelled: Truth) -> Found:
-    """The win rate that the truth would give on all judged items, from the labels of some of them, which must be a random part."""
-    judged = {v.item_id: v.preference for v in verdicts if v.preference is not None}
-    known = [item for item in judged if item in labelled]
-    if len(known) < 2:
-        return Unmeasured(f"{len(known)} labelled verdicts are too few to correct by")
-    rest = np.array([judged[item] for item in judged if item not in labelled])
-    found = prediction_powered(np.array([judged[item] for item in known]), np.array([labelled[item] for item in known]), rest)
-    return replace(found, n_unscored=len(verdicts) - len(judged))
-
-
 def prediction_powered(judge: Array, truth: Array, rest: Array) -> Estimate:
     """Mean truth, from the judge on the labelled items (n,), their truth (n,) and the judge on the N - n others.
 
@@ -307,33 +541,25 @@ def prediction_powered(judge: Array, truth: Array, rest: Array) -> Estimate:
     return sum_of_means([(1.0, truth - share * judge), (share, rest)], 0)
 
 
-def truth_win_rate(truth: Truth) -> Found:
-    return _or(estimates.win_rate([*truth.values()], np.random.default_rng(0)), "there is no truth")
-
-
 # For figures ----------------------------------------------------------------------------------------------------------
 
 BINS = 8
 
 
-def curves(verdicts: Sequence[Verdict], truth: Truth | None) -> dict[str, list[dict[str, float]]]:
-    """Who won in both orders; mean preference against the length difference, against the truth, and in the order asked."""
-    found = {}
-    if sides := [(_side(first), _side(second)) for first, second in _both_orders(verdicts)]:
-        tied = sum(0 in pair for pair in sides)
-        counts = (sides.count((1, 1)), sides.count((-1, -1)), sides.count((1, -1)), sides.count((-1, 1)), tied)
-        found["orders"] = [{"x": float(i), "n": float(n)} for i, n in enumerate(counts)]  # policy, baseline, first, second, a tie
-    read = [(v, v.preference) for v in verdicts if v.preference is not None]
-    true = [truth[v.item_id] for v, _ in read] if truth and all(v.item_id in truth for v, _ in read) else None
-    said = [p for _, p in read]
-    gaps = [float(v.policy_length - v.baseline_length) for v, _ in read if v.policy_length is not None and v.baseline_length is not None]
-    if len(gaps) == len(read):
-        found["length"] = binned(gaps, said, true)
+def _with_truth(verdicts: Sequence[Verdict], truth: Truth | None, manner: Manner) -> tuple[list[Said], list[float] | None]:
+    """The verdicts that have a value, and the truth of all of them; None where one has none."""
+    said, known = _said(verdicts, None, manner), _said(verdicts, truth or {}, manner)
+    return said, [s.true for s in known] if truth and len(known) == len(said) else None
+
+
+def _curves(lengths: Sequence[float], said: Sequence[Said], true: Sequence[float] | None, time: Sequence[float]) -> Curves:
+    """`lengths`: of those that have one; `time`: in the order asked."""
+    found, values = {}, [s.value for s in said]
+    if len(lengths) == len(said):
+        found["length"] = binned(lengths, values, true)
     if true:
-        found["truth"] = binned(true, said, None)
-    less = true or [0.0] * len(said)
-    found["time"] = binned([float(i) for i in range(len(said))], [p - t for p, t in zip(said, less, strict=True)], None)
-    return found
+        found["truth"] = binned(true, values, None)
+    return found | {"time": binned([float(i) for i in range(len(time))], time, None)}
 
 
 def binned(x: Sequence[float], judge: Sequence[float], truth: Sequence[float] | None) -> list[dict[str, float]]:
@@ -348,3 +574,44 @@ def binned(x: Sequence[float], judge: Sequence[float], truth: Sequence[float] | 
             row |= {"low": found.low, "high": found.high}
         rows.append(row | ({} if truth is None else {"truth": float(np.mean([truth[i] for i in part]))}))
     return rows
+
+
+# The two kinds of verdict ---------------------------------------------------------------------------------------------
+
+
+class Manner(NamedTuple):
+    """How verdicts of one kind are read and examined."""
+
+    mean: str  # name of the mean verdict among the statistics
+    value: Callable[[Verdict | HumanLabel], float | None]
+    place: Callable[[Verdict | HumanLabel], Any]  # what a truth is of
+    each: Callable[[Iterable[Verdict]], list[Verdict]]  # one an item, or one a turn
+    statistics: Callable[[Sequence[Verdict], Sequence[Verdict] | None, Truth | None], dict[str, Found]]
+    agreement: Callable[[Sequence[Verdict], Truth], dict[str, Found]]
+    corrected: Callable[[Sequence[Verdict], Truth, Truth], dict[str, Found]]  # of a truth, and the labels that may be used
+    curves: Callable[[Sequence[Verdict], Truth | None], Curves]
+
+
+PREFERENCE = Manner(
+    "win_rate",
+    lambda v: v.preference,
+    lambda v: v.item_id,
+    over_turns,
+    preference_statistics,
+    preference_agreement,
+    lambda verdicts, truth, labelled: {
+        "true_win_rate": _or(estimates.win_rate([*truth.values()], np.random.default_rng(0)), "there is no truth"),
+        "corrected_win_rate": corrected_win_rate(verdicts, labelled),
+    },
+    preference_curves,
+)
+RATING = Manner(
+    "mean_rating",
+    lambda v: v.rating,
+    lambda v: (v.item_id, v.turn),
+    list,
+    rating_statistics,
+    rating_agreement,
+    lambda verdicts, truth, labelled: {"true_rating": truth_rating(truth), "corrected_rating": corrected_rating(verdicts, labelled)},
+    rating_curves,
+)

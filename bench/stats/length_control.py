@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,24 +58,39 @@ class Calibration:
     digest: str
 
 
-class Known(NamedTuple):
-    """A calibration's columns for some items; None where there is no calibration, or one without gamed rows."""
+class Columns(NamedTuple):
+    """One policy's verdicts as columns, one entry an item, and what a calibration says of the items; None where there is none."""
 
-    difficulty: list[float] | None
-    gamed: list[Sequence[Gamed]] | None
+    items: Sequence[str]
+    preferences: Sequence[float | None]
+    policy_lengths: Sequence[int | None]
+    baseline_lengths: Sequence[int | None]
+    difficulty: Sequence[float] | None = None
+    gamed: Sequence[Sequence[Gamed]] | None = None
 
 
-def known(calibration: Calibration | None, items: Sequence[str]) -> Known | Unmeasured:
-    """What a calibration says of these items, one entry an item; Unmeasured where it lacks some."""
+def judged(verdicts: Sequence[Verdict]) -> Columns:
+    """Preference verdicts of one policy as columns."""
+    return Columns(
+        [v.item_id for v in verdicts],
+        [v.preference for v in verdicts],
+        [v.policy_length for v in verdicts],
+        [v.baseline_length for v in verdicts],
+    )
+
+
+def calibrated(verdicts: Sequence[Verdict], calibration: Calibration | None) -> Columns | Unmeasured:
+    """Verdicts with what a calibration says of their items; Unmeasured where it lacks some."""
+    columns = judged(verdicts)
     if calibration is None:
-        return Known(None, None)
-    if lacking := [item for item in items if item not in calibration.difficulty]:
-        return Unmeasured(f"the calibration {calibration.digest} has no difficulty for {len(lacking)} of {len(items)} items")
-    gamed = [calibration.gamed.get(item, ()) for item in items] if calibration.gamed else None
-    return Known([calibration.difficulty[item] for item in items], gamed)
+        return columns
+    if lacking := [item for item in columns.items if item not in calibration.difficulty]:
+        return Unmeasured(f"the calibration {calibration.digest} has no difficulty for {len(lacking)} of {len(columns.items)} items")
+    gamed = [calibration.gamed.get(item, ()) for item in columns.items] if calibration.gamed else None
+    return columns._replace(difficulty=[calibration.difficulty[item] for item in columns.items], gamed=gamed)
 
 
-class _Rows(NamedTuple):
+class LengthRows(NamedTuple):
     """Items with a preference, sorted so that the caller's order cannot matter."""
 
     preferences: Array  # (n,)
@@ -127,17 +142,12 @@ class _Fit(NamedTuple):
     failed: NDArray[np.bool_]  # (R,) no finite maximum
 
 
-def _rows(
-    preferences: Sequence[float | None],
-    policy_lengths: Sequence[int | None],
-    baseline_lengths: Sequence[int | None],
-    difficulty: Sequence[float] | None,
-    gamed: Sequence[Sequence[Gamed]] | None,
-) -> tuple[_Rows, list[int]]:
+def _rows(columns: Columns) -> tuple[LengthRows, list[int]]:
     """The scored rows, and where each came from."""
-    columns: list[Sequence[object]] = [policy_lengths, baseline_lengths, *(column for column in (difficulty, gamed) if column is not None)]
-    if any(len(column) != len(preferences) for column in columns):
-        raise ValueError(f"columns of lengths {[len(preferences), *map(len, columns)]}; each needs one entry an item")
+    _, preferences, policy_lengths, baseline_lengths, difficulty, gamed = columns
+    lengths = [len(column) for column in columns[1:] if column is not None]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"columns of lengths {lengths}; each needs one entry an item")
     scored_values(preferences, 0, 1)
     rows: list[tuple[float, float, float, list[Gamed], int]] = []
     for i, preference in enumerate(preferences):
@@ -154,7 +164,7 @@ def _rows(
     games = np.array([[*row[3], *[(0.0, 0.0, 0.0)] * (most - len(row[3]))] for row in rows], dtype=float).reshape(len(rows), most, 3)
     if not (np.isfinite(table).all() and np.isfinite(games).all()):
         raise ValueError("a length, difficulty or gamed row is NaN or infinite")
-    return _Rows(table[:, 0], table[:, 1], None if difficulty is None else table[:, 2], games), [row[4] for row in rows]
+    return LengthRows(table[:, 0], table[:, 1], None if difficulty is None else table[:, 2], games), [row[4] for row in rows]
 
 
 def fit_logistic(sample: Sample, tolerance: float = 1e-10, n_iterations: int = 50) -> tuple[Array, NDArray[np.bool_]]:
@@ -188,7 +198,7 @@ def _hessian(x: Array, curvature: Array, n: int) -> Array:
     return np.matmul((x * curvature[..., None]).swapaxes(-1, -2), x) + 1e-12 * n * np.eye(x.shape[-1])
 
 
-def _fits(rows: _Rows, items: NDArray[np.int_]) -> _Fit:
+def _fits(rows: LengthRows, items: NDArray[np.int_]) -> _Fit:
     """R length-controlled rates. Items all lost or all won are 0 or 1, the limit, and not failed."""
     sample = rows.take(items)
     w, failed = fit_logistic(sample)
@@ -197,7 +207,7 @@ def _fits(rows: _Rows, items: NDArray[np.int_]) -> _Fit:
     return _Fit(w, np.where(one_sided, y[:, 0], sample.at_equal_length(w).mean(axis=1)), failed & ~one_sided)
 
 
-def _problem(rows: _Rows) -> Unmeasured | None:
+def _problem(rows: LengthRows) -> Unmeasured | None:
     n_coefficients = 2 if rows.difficulty is None else 3
     if rows.preferences.size == 0:
         return Unmeasured("no item was scored")
@@ -210,31 +220,22 @@ SEPARATED = Unmeasured("lengths or difficulty separate wins from losses: what is
 REFITS_AT_ONCE = 100  # 20 MB of rows at 805 items
 
 
-def lc_win_rate(
-    preferences: Sequence[float | None],
-    policy_lengths: Sequence[int | None],
-    baseline_lengths: Sequence[int | None],
-    rng: np.random.Generator,
-    difficulty: Sequence[float] | None = None,
-    gamed: Sequence[Sequence[Gamed]] | None = None,
-    n_resamples: int = 500,
-    level: float = 0.95,
-) -> LcWinRate | Unmeasured:
+def lc_win_rate(columns: Columns, rng: np.random.Generator, n_resamples: int = 500) -> LcWinRate | Unmeasured:
     """The length-controlled win rate of the module's first lines, in [0, 1].
 
-    `difficulty`, `gamed`: one entry an item, from a calibration. standard_error and interval: refits on resampled items, sd(g) included
+    standard_error and interval: refits on resampled items, sd(g) included
     and each item's gamed rows with it (the package prints the spread of fitted values, about half). Refits that are separated are
     left out and counted; above 5% there is no interval. Lengths that differ by a constant leave nothing to control: the plain rate. All
     lost or all won: 0 or 1, with Wilson's interval. Other separated data: Unmeasured, as is an item count no larger than the
     number of coefficients.
     """
-    rows, _ = _rows(preferences, policy_lengths, baseline_lengths, difficulty, gamed)
+    rows, _ = _rows(columns)
     if problem := _problem(rows):
         return problem
-    n, n_unscored = int(rows.preferences.size), len(preferences) - int(rows.preferences.size)
+    n, n_unscored = int(rows.preferences.size), len(columns.preferences) - int(rows.preferences.size)
     if rows.preferences[-1] == 0 or rows.preferences[0] == 1:
         value = float(rows.preferences[0])
-        return LcWinRate(value, 0.0, *wilson(value * n, n, level), n, n_unscored)
+        return LcWinRate(value, 0.0, *wilson(value * n, n), n, n_unscored)
 
     fit = _fits(rows, np.arange(n)[None])
     if fit.failed[0]:
@@ -242,38 +243,35 @@ def lc_win_rate(
     take = rng.integers(n, size=(n_resamples, n))
     refits = [_fits(rows, take[i : i + REFITS_AT_ONCE]) for i in range(0, n_resamples, REFITS_AT_ONCE)]
     draws = np.concatenate([refit.lc[~refit.failed] for refit in refits])
-    n_failed = n_resamples - draws.size
-    trusted = n_failed <= 0.05 * n_resamples
-    low, high = percentile_interval(draws, level) if trusted else (None, None)
     w = fit.coefficients[0]
     return LcWinRate(
         value=float(fit.lc[0]),
-        standard_error=float(draws.std(ddof=1)) if trusted else None,
-        low=low,
-        high=high,
         n=n,
         n_unscored=n_unscored,
         length_coefficient=float(w[0]) if np.ptp(rows.gaps) > 0 else None,
         model_coefficient=float(w[1]),
         difficulty_coefficient=None if rows.difficulty is None else float(w[2]),
-        n_failed_refits=n_failed,
+        **of_refits(draws, n_resamples),
     )
 
 
-def lc_contributions(
-    preferences: Sequence[float | None],
-    policy_lengths: Sequence[int | None],
-    baseline_lengths: Sequence[int | None],
-    difficulty: Sequence[float] | None = None,
-    gamed: Sequence[Sequence[Gamed]] | None = None,
-) -> list[float | None] | Unmeasured:
+def of_refits(draws: Array, n_resamples: int) -> dict[str, Any]:
+    """Standard error and interval of an estimate from the refits that did not fail; none where more than 5 % did."""
+    n_failed = n_resamples - draws.size
+    if n_failed > 0.05 * n_resamples:
+        return {"standard_error": None, "low": None, "high": None, "n_failed_refits": n_failed}
+    low, high = percentile_interval(draws)
+    return {"standard_error": float(draws.std(ddof=1)), "low": low, "high": high, "n_failed_refits": n_failed}
+
+
+def lc_contributions(columns: Columns) -> list[float | None] | Unmeasured:
     """One number an item whose mean is `lc_win_rate` and whose spread is its sampling error; None for unscored items.
 
-    With these in place of preferences `paired_difference` and `compare` work on length-controlled rates. They are the rate plus each
+    With these in place of preferences `paired_difference` and `compare_table` work on length-controlled rates. They are the rate plus each
     item's influence on it, sigmoid_i + n c' H^-1 sum x (y - p) over the item's rows, c the rate's gradient; sd(g) is taken as known.
     Single values may lie outside [0, 1].
     """
-    rows, places = _rows(preferences, policy_lengths, baseline_lengths, difficulty, gamed)
+    rows, places = _rows(columns)
     if problem := _problem(rows):
         return problem
     values, n = rows.preferences, rows.preferences.size
@@ -290,7 +288,7 @@ def lc_contributions(
         gradient = (at_equal_length * (1 - at_equal_length)) @ neutral / n
         influence = (x @ np.linalg.solve(_hessian(x, weights * p * (1 - p), n), gradient)) * weights * (y - p)
         values = at_equal_length + n * (influence[:n] + influence[n:].reshape(n, rows.gamed.shape[1]).sum(axis=1))
-    result: list[float | None] = [None] * len(preferences)
+    result: list[float | None] = [None] * len(columns.preferences)
     for place, value in zip(places, values, strict=True):
         result[place] = float(value)
     return result
@@ -299,49 +297,30 @@ def lc_contributions(
 # ---- of verdicts -----------------------------------------------------------------------------------------------------
 
 
-class Judged(NamedTuple):
-    """One policy's verdicts as columns, one entry an item."""
-
-    items: list[str]
-    preferences: list[float | None]
-    policy_lengths: list[int | None]
-    baseline_lengths: list[int | None]
-
-
-def judged(verdicts: Sequence[Verdict]) -> Judged:
-    """Preference verdicts of one policy as columns."""
-    return Judged(
-        [v.item_id for v in verdicts],
-        [v.preference for v in verdicts],
-        [v.policy_length for v in verdicts],
-        [v.baseline_length for v in verdicts],
-    )
-
-
 def lc_of_verdicts(verdicts: Sequence[Verdict], calibration: Calibration | None, rng: np.random.Generator) -> LcWinRate | Unmeasured:
     """`lc_win_rate` of a policy's verdicts, each item with what the calibration says of it; one that lacks items is Unmeasured."""
-    columns, found = judged(verdicts), known(calibration, [v.item_id for v in verdicts])
-    return found if isinstance(found, Unmeasured) else lc_win_rate(*columns[1:], rng, *found)
+    columns = calibrated(verdicts, calibration)
+    return columns if isinstance(columns, Unmeasured) else lc_win_rate(columns, rng)
 
 
 def contributions_of_verdicts(verdicts: Sequence[Verdict], calibration: Calibration | None) -> dict[str, float | None] | Unmeasured:
     """`lc_contributions` by item."""
-    columns, found = judged(verdicts), known(calibration, [v.item_id for v in verdicts])
-    each = found if isinstance(found, Unmeasured) else lc_contributions(*columns[1:], *found)
-    return each if isinstance(each, Unmeasured) else dict(zip(columns.items, each, strict=True))
+    columns = calibrated(verdicts, calibration)
+    each = columns if isinstance(columns, Unmeasured) else lc_contributions(columns)
+    return each if isinstance(each, Unmeasured) else dict(zip([v.item_id for v in verdicts], each, strict=True))
 
 
 # ---- difficulty ------------------------------------------------------------------------------------------------------
 
 
-def _scored(policy: Judged) -> Iterator[tuple[str, float, float]]:
+def _scored(policy: Columns) -> Iterator[tuple[str, float, float]]:
     """(item, preference, baseline length - policy length) of the scored items."""
-    for item, preference, length, opposite in zip(*policy, strict=True):
+    for item, preference, length, opposite in zip(*policy[:4], strict=True):
         if preference is not None and length is not None and opposite is not None:
             yield item, preference, float(opposite - length)
 
 
-def fit_difficulty(policies: Sequence[Judged]) -> dict[str, float]:
+def fit_difficulty(policies: Sequence[Columns]) -> dict[str, float]:
     """Difficulties of the items that several policies were judged on, with their policies' strength and length taken out.
 
         logit P(policy m wins on item i) = a_m + b_m tanh(g_mi / sd(g_m)) + d_i        d_i ~ N(0, 1)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from scipy.special import expit
 
 from bench.records import Verdict
 from bench.stats.estimates import Array, Estimate, Unmeasured, percentile_interval, wilson
-from bench.stats.length_control import REFITS_AT_ONCE, Sample, fit_logistic
+from bench.stats.length_control import REFITS_AT_ONCE, Sample, fit_logistic, of_refits
 
 STRONG = 3  # battles that a strong win counts for
 PRIOR = 4.0  # pseudo-battles for each style
@@ -68,8 +69,7 @@ def game_facts(games: Sequence[float], policy: str, baseline: str) -> dict[str, 
     return facts
 
 
-@dataclass(frozen=True)
-class _Rows:
+class StyleRows(NamedTuple):
     """Items that were scored, sorted so that the caller's order cannot matter; an item's battles share their style and are one row."""
 
     outcomes: Array  # (n,) mean over the item's battles
@@ -77,29 +77,23 @@ class _Rows:
     styles: Array  # (n, 4)
 
 
-def _rows(verdicts: Sequence[Verdict]) -> _Rows:
+def _rows(verdicts: Sequence[Verdict]) -> StyleRows:
     rows = []
     for v in verdicts:
         if v.preference is None:
             continue
         if v.details is None or v.policy_length is None or v.baseline_length is None:
             raise ValueError(f"the verdict on {v.item_id} has no games or lengths")
-        outcome, n = battles([v.details["policy_first"], v.details["baseline_first"]])
-        lengths = v.policy_length, v.baseline_length
-        counts = [(v.details[f"policy_{name}"], v.details[f"baseline_{name}"]) for name in MARKUP]
-        rows.append((outcome, n, *_differences(lengths, counts)))
+        outcome, weight = battles([v.details["policy_first"], v.details["baseline_first"]])
+        # Policy against baseline, each in [-1, 1]; an empty answer has no density.
+        ours, theirs = v.policy_length, v.baseline_length
+        styles = [(ours - theirs) / (ours + theirs) if ours + theirs else 0.0]
+        for name in MARKUP:
+            d_a, d_b = (v.details[f"{side}_{name}"] / n if n else 0.0 for side, n in (("policy", ours), ("baseline", theirs)))
+            styles.append((d_a - d_b) / (d_a + d_b + 1))
+        rows.append((outcome, weight, *styles))
     table = np.array(sorted(rows), dtype=float).reshape(-1, 2 + len(STYLES))
-    return _Rows(table[:, 0], table[:, 1], table[:, 2:])
-
-
-def _differences(lengths: tuple[int, int], counts: Sequence[tuple[float, float]]) -> list[float]:
-    """Policy against baseline, each in [-1, 1]; an empty answer has no density."""
-    ours, theirs = lengths
-    found = [(ours - theirs) / (ours + theirs) if ours + theirs else 0.0]
-    for a, b in counts:
-        d_a, d_b = (n / length if length else 0.0 for n, length in ((a, ours), (b, theirs)))
-        found.append((d_a - d_b) / (d_a + d_b + 1))
-    return found
+    return StyleRows(table[:, 0], table[:, 1], table[:, 2:])
 
 
 def has_games(verdicts: Sequence[Verdict]) -> bool:
@@ -111,9 +105,7 @@ def has_games(verdicts: Sequence[Verdict]) -> bool:
 # Numbers --------------------------------------------------------------------------------------------------------------
 
 
-def arena_win_rate(
-    verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 2000, level: float = 0.95
-) -> Estimate | Unmeasured:
+def arena_win_rate(verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 2000) -> Estimate | Unmeasured:
     """Mean outcome over all battles, in [0, 1]; standard error and interval over items, each with all its battles."""
     rows = _rows(verdicts)
     n, n_unscored = len(rows.outcomes), len(verdicts) - len(rows.outcomes)
@@ -123,10 +115,10 @@ def arena_win_rate(
     if n == 1:
         return Estimate(value, None, None, None, n, n_unscored)
     if value in (0, 1):
-        return Estimate(value, 0.0, *wilson(value * n, n, level), n, n_unscored)
+        return Estimate(value, 0.0, *wilson(value * n, n), n, n_unscored)
     take = rng.integers(n, size=(n_resamples, n))
     draws = (rows.outcomes * rows.weights)[take].sum(axis=1) / rows.weights[take].sum(axis=1)
-    return Estimate(value, float(draws.std(ddof=1)), *percentile_interval(draws, level), n, n_unscored)
+    return Estimate(value, float(draws.std(ddof=1)), *percentile_interval(draws), n, n_unscored)
 
 
 @dataclass(frozen=True)
@@ -137,9 +129,7 @@ class StyleWinRate(Estimate):
     n_failed_refits: int = 0
 
 
-def style_win_rate(
-    verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 500, level: float = 0.95
-) -> StyleWinRate | Unmeasured:
+def style_win_rate(verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 500) -> StyleWinRate | Unmeasured:
     """The style-controlled win rate of the module's first lines, in [0, 1].
 
     All lost or all won: 0 or 1, with Wilson's interval. Unmeasured where items are no more than coefficients, or the fit has no finite
@@ -154,7 +144,7 @@ def style_win_rate(
         return Unmeasured(f"{n} scored items cannot carry {1 + len(differ)} coefficients")
     if rows.outcomes[-1] == 0 or rows.outcomes[0] == 1:
         value = float(rows.outcomes[0])
-        return StyleWinRate(value, 0.0, *wilson(value * n, n, level), n, n_unscored)
+        return StyleWinRate(value, 0.0, *wilson(value * n, n), n, n_unscored)
     x = rows.styles[:, differ] / rows.styles[:, differ].std(axis=0, ddof=1)
     w, failed = fit_logistic(_sample(x, rows, np.arange(n)[None]))
     if failed[0]:
@@ -164,23 +154,17 @@ def style_win_rate(
     one_sided = np.array([np.ptp(rows.outcomes[items]) == 0 and rows.outcomes[items[0]] in (0, 1) for items in take])
     fitted, lost = np.concatenate([w for w, _ in refits])[:, 1], np.concatenate([lost for _, lost in refits])
     draws = np.where(one_sided, rows.outcomes[take[:, 0]], expit(fitted))[~lost | one_sided]
-    n_failed = n_resamples - draws.size
-    trusted = n_failed <= 0.05 * n_resamples
-    low, high = percentile_interval(draws, level) if trusted else (None, None)
     named = dict(zip([STYLES[j] for j in differ], np.delete(w[0], 1).tolist(), strict=False))
     return StyleWinRate(
         value=float(expit(w[0, 1])),
-        standard_error=float(draws.std(ddof=1)) if trusted else None,
-        low=low,
-        high=high,
         n=n,
         n_unscored=n_unscored,
         coefficients=named,
-        n_failed_refits=n_failed,
+        **of_refits(draws, n_resamples),
     )
 
 
-def _sample(x: Array, rows: _Rows, items: NDArray[np.int_]) -> Sample:
+def _sample(x: Array, rows: StyleRows, items: NDArray[np.int_]) -> Sample:
     """(R, n) items -> R samples, with the policy's own column second, where the fit looks for it; without style the first is 0. The
     prior's rows come last."""
     n, k = len(x), max(1, x.shape[1])

@@ -80,7 +80,12 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        return _made_key(self.kind, self.version, self.settings, {role: source.key for role, source in self.inputs.items()})
+        return made_key(self.kind, self.version, self.settings, {role: source.key for role, source in self.inputs.items()})
+
+    @property
+    def before(self) -> list[Stage]:
+        """The stages among its inputs."""
+        return [source for source in self.inputs.values() if isinstance(source, Stage)]
 
     def __hash__(self) -> int:
         return hash((self.kind, self.key))
@@ -96,15 +101,18 @@ class Stage:
             if stage in seen:
                 return
             seen.add(stage)
-            for source in stage.inputs.values():
-                if isinstance(source, Stage):
-                    yield from visit(source)
+            for source in stage.before:
+                yield from visit(source)
             yield stage
 
         return visit(self)
 
 
-def _made_key(kind: str, version: int, settings: Any, inputs: Mapping[str, str | None]) -> str:
+Input = Stage | Source  # what a stage reads
+Inputs = dict[str, Input]  # by role
+
+
+def made_key(kind: str, version: int, settings: Any, inputs: Mapping[str, str | None]) -> str:
     return hash_key({"kind": kind, "version": version, "settings": settings, "inputs": inputs})
 
 

@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from bench import secrets
 from bench.config import Accelerate
-from bench.machine import end_unless
+from bench.machine import end_unless, is_alive
 
 # What an engine that outlives a stage tells its worker.
 AT_REST: list[Callable[[], None]] = []  # called when a stage has ended
@@ -77,14 +75,7 @@ def reason(error: BaseException) -> str:
 
 def follow(worker: int) -> None:
     """End with a worker, also one that is gone already: for processes that its training has started, at whatever remove."""
-
-    def lives() -> bool:
-        try:
-            return psutil.Process(worker).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    end_unless(lives)
+    end_unless(lambda: is_alive(worker))
 
 
 class OverBudget(RuntimeError):

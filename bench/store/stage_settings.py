@@ -12,7 +12,6 @@ from pydantic import Field
 
 from bench.config import (
     Adapter,
-    Annotator,
     Asking,
     AsList,
     Checkpointing,
@@ -37,9 +36,10 @@ from bench.config import (
     SftTraining,
     Trained,
     Unwritable,
+    WorldAnnotator,
     Writer,
 )
-from bench.store.keys import Source, Stage
+from bench.store.keys import Input, Stage
 from bench.store.store import LaterField, Unkeyed
 
 # Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
@@ -49,6 +49,9 @@ VERSIONS = {
 
 SELF_JUDGE_READING = 2  # raise it when bench/judges/self_judge.py comes to read a reply in another way
 TOKENIZER = "tokenizer"  # the role of a model's folder whose tokenizer and chat template say which rows a data stage keeps
+
+LATER, UNKEYED = LaterField(), Unkeyed()
+Offset = Annotated[int, Field(ge=0)]  # so many are left out first
 
 Dtype = Literal["float32", "bfloat16"]
 Need = Literal["cpu", "gpu", "network"]
@@ -111,8 +114,8 @@ class PairData(Settings):
     form: Form
     fraction: Probability  # 0: held-out rows alone
     seed: int
-    desirable_fraction: Annotated[Fraction, LaterField()] = 1.0
-    undesirable_fraction: Annotated[Fraction, LaterField()] = 1.0
+    desirable_fraction: Annotated[Fraction, LATER] = 1.0
+    undesirable_fraction: Annotated[Fraction, LATER] = 1.0
 
 
 class NewPromptData(Settings):
@@ -120,7 +123,7 @@ class NewPromptData(Settings):
 
     source: Literal["new_prompts"] = "new_prompts"
     family: TaskFamily
-    after: Annotated[int, Field(ge=0)]
+    after: Offset
     n: Count
     seed: int
 
@@ -131,7 +134,7 @@ class DemonstratedData(Settings):
     source: Literal["demonstrated"] = "demonstrated"
     family: TaskFamily
     writer: Writer
-    after: Annotated[int, Field(ge=0)]
+    after: Offset
     n: Count
     seed: int
 
@@ -140,10 +143,10 @@ class FilePromptData(Settings):
     """Prompts of the user's file, `n` of the different ones after the first `after`; `answers`: each brings its answer as the baseline."""
 
     source: Literal["file_prompts"] = "file_prompts"
-    after: Annotated[int, Field(ge=0)]
+    after: Offset
     n: Count
     answers: bool
-    max_length: Annotated[Count | None, LaterField()] = None  # with an input `tokenizer`: as LocalPairData's
+    max_length: Annotated[Count | None, LATER] = None  # with an input `tokenizer`: as LocalPairData's
 
 
 class DrawnData(Settings):
@@ -158,7 +161,7 @@ class LoopPairData(Settings):
 
     source: Literal["loop_pairs"] = "loop_pairs"
     seed: int
-    max_length: Annotated[Count | None, LaterField()] = None  # with an input `tokenizer`: as LocalPairData's
+    max_length: Annotated[Count | None, LATER] = None  # with an input `tokenizer`: as LocalPairData's
 
 
 class DatasetRows(Settings):
@@ -206,7 +209,7 @@ class KeptEvaluationData(Settings):
     prompt: JudgePrompt
     n: Count
     seed: int
-    reading: Annotated[int, LaterField()] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
+    reading: Annotated[int, LATER] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
 
 
 class PromptRequestData(Settings):
@@ -239,13 +242,13 @@ class LocalPairData(Settings):
     fraction: Probability  # 0: held-out rows alone
     heldout_fraction: Probability
     seed: int
-    desirable_fraction: Annotated[Fraction, LaterField()] = 1.0
-    undesirable_fraction: Annotated[Fraction, LaterField()] = 1.0
-    dataset: Annotated[DatasetRows | None, LaterField()] = None
-    overlap: Annotated[Overlap, LaterField()] = "report"
-    max_length: Annotated[Count | None, LaterField()] = None
-    unwritable: Annotated[Unwritable, LaterField()] = "refuse"  # with a `tokenizer`, rows that its chat template cannot write
-    version: Annotated[int, LaterField()] = 1  # of what is dropped; 2: pairs that are the same tokens too
+    desirable_fraction: Annotated[Fraction, LATER] = 1.0
+    undesirable_fraction: Annotated[Fraction, LATER] = 1.0
+    dataset: Annotated[DatasetRows | None, LATER] = None
+    overlap: Annotated[Overlap, LATER] = "report"
+    max_length: Annotated[Count | None, LATER] = None
+    unwritable: Annotated[Unwritable, LATER] = "refuse"  # with a `tokenizer`, rows that its chat template cannot write
+    version: Annotated[int, LATER] = 1  # of what is dropped; 2: pairs that are the same tokens too
 
 
 class NextPromptData(Settings):
@@ -253,7 +256,7 @@ class NextPromptData(Settings):
 
     source: Literal["next_prompts"] = "next_prompts"
     pairs: LocalPairData  # which say what is labelled
-    after: Annotated[int, Field(ge=0)]
+    after: Offset
     n: Count
 
 
@@ -295,7 +298,7 @@ class CanaryData(Settings):
 
     source: Literal["canaries"] = "canaries"
     n: Count
-    honest: Annotated[bool, LaterField()] = False  # and the honest answers that they must be rated below, as `honest`
+    honest: Annotated[bool, LATER] = False  # and the honest answers that they must be rated below, as `honest`
 
 
 class RecordedData(Settings):
@@ -334,7 +337,7 @@ class ConversationSft(Settings):
     max_length: Count
     dtype: Dtype
     seed: int
-    gradient_checkpointing: Annotated[Checkpointing, Unkeyed()] = "auto"
+    gradient_checkpointing: Annotated[Checkpointing, UNKEYED] = "auto"
 
 
 class SampleSettings(Settings):
@@ -344,8 +347,8 @@ class SampleSettings(Settings):
     batch_size: Count
     dtype: Dtype
     seed: int
-    serving: Annotated[Serving | None, LaterField()] = None  # of vLLM
-    loading: Annotated[Loading, LaterField()] = Loading()
+    serving: Annotated[Serving | None, LATER] = None  # of vLLM
+    loading: Annotated[Loading, LATER] = Loading()
 
 
 class GoldLabels(Settings):
@@ -353,7 +356,7 @@ class GoldLabels(Settings):
 
     labeller: Literal["gold"] = "gold"
     gold: GoldWeights
-    annotator: Annotator
+    annotator: WorldAnnotator
     seed: int
 
 
@@ -365,7 +368,7 @@ class RankLabels(Settings):
     beta: Positive | None  # implicit rewards are beta times log-ratios
     truth: GoldWeights | None  # that labels are held against, for the counts; None where nobody knows it
     seed: int
-    length_penalty: Annotated[float, Field(ge=0), LaterField()] = 0.0  # off an implicit reward, a token
+    length_penalty: Annotated[float, Field(ge=0), LATER] = 0.0  # off an implicit reward, a token
 
 
 class SelfLabels(Settings):
@@ -374,7 +377,7 @@ class SelfLabels(Settings):
     labeller: Literal["self"] = "self"
     prompt: JudgePrompt
     truth: GoldWeights | None  # that labels are held against, for the counts
-    reading: Annotated[int, LaterField()] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
+    reading: Annotated[int, LATER] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
 
 
 class LogpsSettings(Settings):
@@ -386,10 +389,10 @@ class LogpsSettings(Settings):
     max_length: Count | None  # None: drawn tokens are scored as they are; else their text as training sees it
     batch_size: Count
     dtype: Dtype
-    control: Annotated[str | None, LaterField()] = None  # token between prompt and completion, where the model is asked so
-    engine: Annotated[Literal["transformers", "vllm"], LaterField()] = "transformers"
-    serving: Annotated[Serving | None, LaterField()] = None
-    loading: Annotated[Loading, LaterField()] = Loading()
+    control: Annotated[str | None, LATER] = None  # token between prompt and completion, where the model is asked so
+    engine: Annotated[Literal["transformers", "vllm"], LATER] = "transformers"
+    serving: Annotated[Serving | None, LATER] = None
+    loading: Annotated[Loading, LATER] = Loading()
 
 
 class RewardScoreSettings(Settings):
@@ -399,7 +402,7 @@ class RewardScoreSettings(Settings):
     max_length: Count
     batch_size: Count
     dtype: Dtype
-    rows: Annotated[Literal["preferences", "completions"], LaterField()] = "preferences"
+    rows: Annotated[Literal["preferences", "completions"], LATER] = "preferences"
 
 
 class TrainSettings(Settings):
@@ -407,9 +410,9 @@ class TrainSettings(Settings):
     max_length: Count
     dtype: Dtype
     seed: int
-    adapter: Annotated[Adapter | None, LaterField()] = None  # what is trained and kept, beside the frozen input `base` or `model`
-    loading: Annotated[Loading, LaterField()] = Loading()
-    gradient_checkpointing: Annotated[Checkpointing, Unkeyed()] = "auto"
+    adapter: Annotated[Adapter | None, LATER] = None  # what is trained and kept, beside the frozen input `base` or `model`
+    loading: Annotated[Loading, LATER] = Loading()
+    gradient_checkpointing: Annotated[Checkpointing, UNKEYED] = "auto"
 
 
 class RewardModelSettings(Settings):
@@ -419,7 +422,7 @@ class RewardModelSettings(Settings):
     max_length: Count
     dtype: Dtype
     seed: int
-    gradient_checkpointing: Annotated[Checkpointing, Unkeyed()] = "auto"
+    gradient_checkpointing: Annotated[Checkpointing, UNKEYED] = "auto"
 
 
 class GenerateSettings(Settings):
@@ -428,11 +431,11 @@ class GenerateSettings(Settings):
     batch_size: Count
     dtype: Dtype
     seed: int
-    best_of: Annotated[Count, LaterField()] = 1  # samples of each turn, of which the input `reward_model` chooses one
-    control: Annotated[str | None, LaterField()] = None  # token after every prompt, where the policy is asked so
-    temperatures: Annotated[Mapping[str, float], LaterField()] = {}  # by category, before that of decoding
-    serving: Annotated[Serving | None, LaterField()] = None
-    loading: Annotated[Loading, LaterField()] = Loading()
+    best_of: Annotated[Count, LATER] = 1  # samples of each turn, of which the input `reward_model` chooses one
+    control: Annotated[str | None, LATER] = None  # token after every prompt, where the policy is asked so
+    temperatures: Annotated[Mapping[str, float], LATER] = {}  # by category, before that of decoding
+    serving: Annotated[Serving | None, LATER] = None
+    loading: Annotated[Loading, LATER] = Loading()
 
 
 class WrittenCompletions(Settings):
@@ -468,9 +471,9 @@ class LanguageJudgeSettings(Settings):
     top_logprobs: int | None
     request: str  # further fields of a request, as canonical JSON
     parser: str  # version of what reads the replies
-    repeat: Annotated[int, LaterField()] = 0  # asked so often before: the same once more, to see whether it says the same
-    annotator: Annotated[str, Unkeyed()] = ""  # its name; what it asks and how it is read is an input
-    asking: Annotated[Asking | None, Unkeyed()] = None
+    repeat: Annotated[int, LATER] = 0  # asked so often before: the same once more, to see whether it says the same
+    annotator: Annotated[str, UNKEYED] = ""  # its name; what it asks and how it is read is an input
+    asking: Annotated[Asking | None, UNKEYED] = None
 
 
 class RewardJudgeSettings(Settings):
@@ -511,14 +514,14 @@ class ScoreSettings(Settings):
     beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None where the policy is the start model
     bootstrap_resamples: Count
     bootstrap_seed: int
-    best_of: Annotated[Count, LaterField()] = 1
+    best_of: Annotated[Count, LATER] = 1
 
 
 class AuditSettings(Settings):
     """What a judge's verdicts say about the judge."""
 
     n_labelled: Count
-    manner: Annotated[Literal["preference", "rating"], LaterField()] = "preference"
+    manner: Annotated[Literal["preference", "rating"], LATER] = "preference"
 
 
 class SelfJudgeSettings(Settings):
@@ -526,7 +529,7 @@ class SelfJudgeSettings(Settings):
 
     prompt: JudgePrompt
     truth: GoldWeights | None
-    reading: Annotated[int, LaterField()] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
+    reading: Annotated[int, LATER] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
 
 
 SETTINGS: dict[str, tuple[type[Settings], ...]] = {
@@ -582,7 +585,7 @@ def needs(stage: Stage) -> Need:
     return "gpu" if stage.kind in ("sft", "sample", "logps", "train", "generate", "tasks") else "cpu"
 
 
-def stage(kind: str, settings: Settings, inputs: Mapping[str, Stage | Source] | None = None, label: str = "") -> Stage:
+def stage(kind: str, settings: Settings, inputs: Mapping[str, Input] | None = None, label: str = "") -> Stage:
     if not isinstance(settings, SETTINGS[kind]):
         raise TypeError(f"a {kind} stage takes {' or '.join(c.__name__ for c in SETTINGS[kind])}, got {type(settings).__name__}")
     return Stage(kind, VERSIONS[kind], settings, dict(inputs or {}), label)

@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import filelock
 import psutil
@@ -31,7 +31,8 @@ from pydantic import TypeAdapter, ValidationError
 from bench import output_files, secrets
 from bench.config import LaterField as LaterField
 from bench.config import Unkeyed as Unkeyed
-from bench.store.keys import Source, Stage, _made_key, file_digest, hash_long, keyed_settings
+from bench.records import grouped
+from bench.store.keys import Input, Source, Stage, file_digest, hash_long, keyed_settings, made_key
 from bench.text_files import BadFile, read_object
 
 BIG_FILE = 64 * 2**20  # bytes; from here on a file as old as its checksum is trusted: a sweep of 7B models is a terabyte
@@ -103,7 +104,7 @@ def read_manifest(path: Path) -> Manifest:
         raise Misplaced(f"{path} is of stage {manifest.kind}/{manifest.key}, and lies in another folder")
     if manifest.digest != files_digest(manifest.files):
         raise ValueError(f"{path} contradicts itself: its files do not make its digest")
-    if manifest.key != _made_key(manifest.kind, manifest.version, manifest.settings, {r: i.get("key") for r, i in manifest.inputs.items()}):
+    if manifest.key != made_key(manifest.kind, manifest.version, manifest.settings, {r: i.get("key") for r, i in manifest.inputs.items()}):
         raise ValueError(f"{path} contradicts itself: its version, settings and inputs do not make its key")
     return manifest
 
@@ -173,14 +174,14 @@ class Store:
         self._readers: dict[str, set[str]] = {}  # key -> keys of stages whose status was found by looking at it
         self._digests: dict[tuple[Path, int, int], str] = {}  # of big files
 
-    def folder(self, stage: Stage | Source) -> Path:
+    def folder(self, stage: Input) -> Path:
         return stage.path if isinstance(stage, Source) else self.root / stage.kind / stage.key
 
     def beside(self, stage: Stage, suffix: str) -> Path:
         """A file about a stage that is not part of its result: `log`, `progress.jsonl`, `failed.json`, `job.json`, `lock` ..."""
         return self.root / stage.kind / f"{stage.key}.{suffix}"
 
-    def digest(self, source: Stage | Source) -> str | None:
+    def digest(self, source: Input) -> str | None:
         """Digest of what a stage left (None: not done), or of a source's content."""
         if isinstance(source, Source):
             return source.digest
@@ -231,6 +232,9 @@ class Store:
         if stage.key not in self._statuses:
             self._statuses[stage.key] = self._check(stage)
         return self._statuses[stage.key]
+
+    def is_done(self, stage: Stage | None) -> TypeGuard[Stage]:
+        return stage is not None and self.status(stage).state == "done"
 
     def held(self, stage: Stage) -> Status:
         """The same for whoever reads its files: absent where weights were evicted."""
@@ -382,13 +386,9 @@ class Store:
     def leftovers(self) -> Iterator[Leftover]:
         """What commands that were killed left beside stages, and what running ones have there."""
         for kind in sorted(path for path in self.root.glob("*") if path.is_dir() and not path.is_symlink()):
-            by_key: dict[str, list[Path]] = {}
-            for path in sorted(kind.iterdir()):
-                key, _, ending = path.name.partition(".")
-                if ending in ("lock", "progress.jsonl") or ending.startswith("build-"):
-                    by_key.setdefault(key, []).append(path)
-            for key, paths in by_key.items():
-                yield Leftover(kind, key, paths)
+            named = [(path.name.partition("."), path) for path in sorted(kind.iterdir())]
+            left = ((key, path) for (key, _, end), path in named if end in ("lock", "progress.jsonl") or end.startswith("build-"))
+            yield from (Leftover(kind, key, paths) for key, paths in grouped(left).items())
 
     def tidy(self) -> None:
         """Delete leftovers of stages that nobody is at; where that cannot be done they stay."""

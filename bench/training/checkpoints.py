@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 
 from bench.records import Trust
 from bench.store.keys import file_digest
+from bench.text_files import read_object
 from bench.training.trainers import Recorder
 
 MARK = "whole.json"
@@ -69,7 +70,7 @@ class Checkpoints(TrainerCallback):
         trainer = self.trainer
         trainer._total_train_tokens = kept["tokens"]  # TRL begins to count again
         # of several processes nobody else tells it: transformers' call stops at the sampler that skips what was seen
-        trainer.order.set_epoch(int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["epoch"]))
+        trainer.order.set_epoch(int(read_object(checkpoint / "trainer_state.json")["epoch"]))
         if kept["fed"] is not None:
             trainer.fed.restore(kept["fed"])
         if kept["threshold"] is not None:

@@ -24,10 +24,6 @@ class Share(NamedTuple):
     accumulation: int
 
 
-def is_spread(stage: Stage) -> bool:
-    return isinstance(stage.settings, Spread)
-
-
 def learning(settings: Spread) -> Training | SftEpochs:
     """What a training is set to: its batches, rate and epochs."""
     return settings.training if isinstance(settings, ConversationSft) else settings.method

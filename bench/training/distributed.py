@@ -24,10 +24,11 @@ from transformers import PreTrainedTokenizerBase
 from bench import secrets
 from bench.config import Accelerate
 from bench.engines.adapters import is_adapted, save_model
-from bench.machine import ROOT
+from bench.machine import free_port, python_path
 from bench.store import stage_settings
 from bench.store.keys import tree_stamp
 from bench.store.stage_run import Outcome, Progress, StageRun, follow, reason
+from bench.text_files import read_object
 from bench.training.checkpoints import Checkpoints
 from bench.training.devices import Spread, learning, share_of
 from bench.training.trainers import Recorder, check_weights, fingerprint
@@ -101,7 +102,7 @@ def _go_on(trainer: Any, run: StageRun, recorder: Recorder) -> Checkpoints | Non
 def _made_of(path: Path) -> str:
     """The content of an input, as far as it is known without reading it."""
     manifest = path / "manifest.json"
-    return json.loads(manifest.read_text(encoding="utf-8"))["digest"] if manifest.exists() else tree_stamp(path)
+    return read_object(manifest)["digest"] if manifest.exists() else tree_stamp(path)
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
@@ -143,14 +144,14 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
     }
     job.write_text(json.dumps(told), encoding="utf-8")
     launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    launch += ["--main_process_port", str(_free_port())]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    launch += ["--main_process_port", str(free_port())]
+    environment = os.environ | {"PYTHONPATH": python_path()}
     if accelerate.config.get("use_cpu"):
         environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run([*launch, "-m", __name__, str(job)], env=environment, check=False)
     if done.returncode != 0 or not answer.exists():
         raise RuntimeError(f"a training on {accelerate.devices} devices failed: {_why(run.work, done.returncode)}")
-    counts = json.loads(answer.read_text(encoding="utf-8"))["counts"]
+    counts = read_object(answer)["counts"]
     for path in (config, job, answer):
         path.unlink()
     with contextlib.suppress(OSError):
@@ -160,25 +161,17 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
 
 def _why(work: Path, code: int) -> str:
     """The first error of any process: what the others then say is that they lost it."""
-    errors = [json.loads(path.read_text(encoding="utf-8")) for path in work.glob("error-*.json")]
+    errors = [read_object(path) for path in work.glob("error-*.json")]
     if not errors:
         return f"accelerate launch ended with code {code}, no process said why: the stage's log has its last words"
     first = min(errors, key=lambda error: error["time"])
     return f"{first['error']} (process {first['rank']})"
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def main(path: Path) -> None:
     """One of the processes that train together."""
     secrets.guard_streams()
-    job = json.loads(path.read_text(encoding="utf-8"))
+    job = read_object(path)
     follow(job["worker"])
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # before a model is loaded: else all load theirs on the first

@@ -26,7 +26,7 @@ from bench.store.stage_run import Progress
 from bench.store.stage_settings import RewardModelSettings, TrainSettings
 from bench.training import losses
 from bench.training.devices import check_rows, share_of
-from bench.training.training_record import Example, Fed, TrainFacts, digest
+from bench.training.training_record import Fed, TrainerRow, TrainFacts, digest
 
 ALL_STEPS = 1 - 1e-9  # transformers takes warmup_steps below 1 for a share, rounded up, and from 1 on for a number of steps
 MEGABATCH = 16  # batches that are sorted by length together; more saves padding, fewer mix lengths better
@@ -255,14 +255,24 @@ def share_right(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
 class TiesHalf(Prepared):
     """Mixed into TRL's DPOTrainer, which counts a tie of rewards/accuracies as wrong."""
 
+    def own_loss(self, model: Any, inputs: dict[str, Any], pairs: losses.PairLogps) -> torch.Tensor | None:
+        """A loss of ours; None: the one that TRL's trainer was told to take."""
+        return None
+
     def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
         with outputs_of(model) as seen:
             result = super()._compute_loss(model, inputs, return_outputs)  # type: ignore[misc]
+        outputs = seen[0]  # of the policy: reference log-probs are cached, and outputs that are asked for come later
         references = {name: inputs[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
-        pairs = losses.pair_logps(seen[0].log_probs.detach(), inputs["completion_mask"], **references)
-        right = share_right(pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected)
+        pairs = losses.pair_logps(outputs.log_probs, inputs["completion_mask"], **references)
+        found = self.own_loss(model, inputs, pairs)
+        right = share_right((pairs.chosen - pairs.ref_chosen).detach(), (pairs.rejected - pairs.ref_rejected).detach())
         self._metrics["train"]["rewards/accuracies"][-1] = self.accelerator.gather(right).mean().item()  # type: ignore[attr-defined]
-        return result
+        if found is None:
+            return result
+        if self.aux_loss_enabled:  # type: ignore[attr-defined]
+            found = found + self.router_aux_loss_coef * outputs.aux_loss  # type: ignore[attr-defined]
+        return (found, result[1]) if return_outputs else found
 
 
 def paired_trainer(job: TrainingJob, **loss: Any) -> Trainer:
@@ -286,15 +296,8 @@ def own_loss_trainer(
     from trl import DPOConfig, DPOTrainer
 
     class OwnLossTrainer(TiesHalf, DPOTrainer):
-        def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
-            with outputs_of(model) as seen:
-                result = super()._compute_loss(model, inputs, return_outputs)  # its metrics; the loss it names (DPO's) is dropped
-            outputs = seen[0]  # of the policy: reference log-probs are cached, and outputs that are asked for come later
-            references = {name: inputs[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
-            found = loss(losses.pair_logps(outputs.log_probs, inputs["completion_mask"], **references)).mean()
-            if self.aux_loss_enabled:
-                found = found + self.router_aux_loss_coef * outputs.aux_loss
-            return (found, result[1]) if return_outputs else found
+        def own_loss(self, model: Any, inputs: dict[str, Any], pairs: losses.PairLogps) -> torch.Tensor:
+            return loss(pairs).mean()
 
     rows = paired_rows(job, learns_from)
     return OwnLossTrainer.over(rows, job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method)))
@@ -314,8 +317,8 @@ def paired_rows(job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejec
                 "rejected_ids": ids["rejected"].completion,
                 "ref_chosen_logps": job.reference[f"train/{row.id}/chosen"].logps,
                 "ref_rejected_logps": job.reference[f"train/{row.id}/rejected"].logps,
-                "length": len(ids["chosen"].prompt) + max(len(ids["chosen"].completion), len(ids["rejected"].completion)),
-                "example": Example(row, {side: ids[side] for side in learns_from}),
+                "length": max(len(ids[side].whole) for side in ("chosen", "rejected")),
+                "example": TrainerRow(row, {side: ids[side] for side in learns_from}),
             }
         )
     return rows
@@ -338,8 +341,8 @@ def unpaired_rows(job: TrainingJob) -> list[dict[str, Any]]:
                 "label": label,
                 "ref_logps": job.reference[f"train/{row.id}/{column}"].logps,
                 "ref_KL_logps": job.reference[f"train/{row.id}/{mismatched}"].logps,
-                "length": len(ids[column].prompt) + len(ids[column].completion),
-                "example": Example(row, {column: ids[column]}),
+                "length": len(ids[column].whole),
+                "example": TrainerRow(row, {column: ids[column]}),
             }
             for column, mismatched, label in parts
         ]

@@ -44,7 +44,7 @@ class TrainFacts(Record):
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainerRow:
     """One row of a trainer: the preference row behind it, and the ids of those of its completions that the loss learns from."""
 
     row: Pair | Unpaired
@@ -54,7 +54,7 @@ class Example:
 class Fed:
     """Counts the rows that a trainer steps on."""
 
-    def __init__(self, examples: Sequence[Example]):
+    def __init__(self, examples: Sequence[TrainerRow]):
         self.examples = examples
         self.epochs: dict[int, list[int]] = {}
         self.steps: Counter[int] = Counter()  # rows by step

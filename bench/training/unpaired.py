@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
+from bench.engines.base import by_length
 from bench.engines.hf import per_token_logps
 from bench.models.tokenize import Ids
 from bench.planning.judging import reward_scale
@@ -128,15 +129,11 @@ def log_accuracy(metrics: dict[str, list[float]], rewards: torch.Tensor, desirab
 def _token_logps(model: Any, dataset: Dataset, job: TrainingJob) -> list[list[float]]:
     """Log-probabilities of every place but the first of each row, 0 in its prompt; batches of like length, as logps stages make them."""
     rows = [Ids(row["prompt_ids"], row["completion_ids"]) for row in dataset]
-    lengths = [len(row.prompt) + len(row.completion) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: (lengths[i], i))
     found: list[list[float]] = [[] for _ in rows]
-    size = job.settings.method.batch_size
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
+    for chosen in by_length([len(row.whole) for row in rows], job.settings.method.batch_size):
         values = per_token_logps(model, [rows[i] for i in chosen], job.tokenizer.pad_token_id, job.settings.dtype)
         for i, row in zip(chosen, values.tolist(), strict=True):
-            found[i] = row[: lengths[i] - 1]
+            found[i] = row[: len(rows[i].whole) - 1]
     return found
 
 

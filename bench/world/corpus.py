@@ -32,7 +32,7 @@ def base_rows(world: World, n: int, seed: int) -> Iterator[Text]:
             yield _drill(row_id, rng)
         else:
             category = world.categories[rng.randrange(len(world.categories))]
-            task = make_task(world, category, BASE_SPLITS, rng, n_turns=1 + (rng.random() < TWO_TURN_SHARE))
+            task = make_task(world, category, BASE_SPLITS, set(), rng, n_turns=1 + (rng.random() < TWO_TURN_SHARE))
             yield _conversation(row_id, task, BASE_WRITER, rng)
 
 
@@ -62,15 +62,8 @@ def make_items(world: World, n: int, *, split: str, seed: int, n_turns: int = 1)
     items = []
     for task in make_tasks(world, n, split=split, seed=seed, n_turns=n_turns):
         rng = random.Random(f"reference/{seed}/{task.id}")  # of its own: an item's baseline does not depend on how many are made
-        items.append(
-            Item(
-                id=task.id,
-                category=task.category,
-                turns=[turn.text for turn in task.turns],
-                task=[turn.to_json() for turn in task.turns],
-                baseline=[write(turn, world.reference, rng) for turn in task.turns],
-            )
-        )
+        turns, truth = [turn.text for turn in task.turns], [turn.to_json() for turn in task.turns]
+        items.append(Item(task.id, task.category, turns, truth, [write(turn, world.reference, rng) for turn in task.turns]))
     return items
 
 

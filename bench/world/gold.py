@@ -18,7 +18,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.config import Annotator, GoldWeights
+from bench.config import GoldWeights, WorldAnnotator
+from bench.records import sigmoid
 from bench.world.tasks import Constraint, Turn
 from bench.world.vocabulary import CANDIDATES, KNOWN_WORDS, TONE_WORDS
 
@@ -48,7 +49,8 @@ def gold(turn: Turn, completion: str, weights: GoldWeights) -> Gold:
     if not said:
         return Gold(content=0.0, constraints=0.0, conciseness=0.0, fluency=0.0, total=0.0)
     c = _content(turn, sentences)
-    s = _share_kept(turn.constraints, said, completion)
+    kept = [_keeps(constraint, said, completion) for constraint in turn.constraints]
+    s = sum(kept) / len(kept) if kept else 1.0
     conciseness = math.exp(-max(0, len(said) - turn.target_words) / _EXCESS_SCALE)
     fluency = _fluency(sentences, said, completion)
     manner = weights.constraints * s + weights.conciseness * conciseness
@@ -88,12 +90,6 @@ def _fills(slot: str, word: str) -> bool:
     return word in TONE_WORDS[slot[1:]] if slot.startswith("@") else word == slot.lower()
 
 
-def _share_kept(constraints: Sequence[Constraint], said: Sequence[str], completion: str) -> float:
-    if not constraints:
-        return 1.0
-    return sum(_keeps(constraint, said, completion) for constraint in constraints) / len(constraints)
-
-
 def _keeps(constraint: Constraint, said: Sequence[str], completion: str) -> bool:
     kind, value = constraint.kind, constraint.value
     if not said:
@@ -124,19 +120,17 @@ def _fluency(sentences: Sequence[Sequence[str]], said: Sequence[str], completion
 # The annotator -------------------------------------------------------------------------------------------------------
 
 
-def margin(first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: Annotator) -> float:
+def margin(first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: WorldAnnotator) -> float:
     """How much better the first completion looks to the annotator, in gold points; 0 is a tie."""
     return (first_gold - second_gold) + annotator.length_bias * (first_words - second_words)
 
 
-def annotator_prefers(first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: Annotator) -> float:
+def annotator_prefers(first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: WorldAnnotator) -> float:
     """Probability that the annotator's own opinion prefers the first: sigmoid(margin / temperature); flips come after (`draw_label`)."""
     scaled = margin(first_gold, second_gold, first_words, second_words, annotator) / annotator.temperature
-    return 1 / (1 + math.exp(-scaled)) if scaled >= 0 else 1 - 1 / (1 + math.exp(scaled))
+    return sigmoid(scaled)
 
 
 def draw_label(probability: float, flip_rate: float, rng: random.Random) -> bool:
     """Whether the first is labelled preferred; a share `flip_rate` of labels is turned round. Always takes two numbers from `rng`."""
-    first_is_preferred = rng.random() < probability
-    flipped = rng.random() < flip_rate
-    return first_is_preferred != flipped
+    return (rng.random() < probability) != (rng.random() < flip_rate)

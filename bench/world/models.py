@@ -27,7 +27,7 @@ _DECAY_START = 0.5
 _LIKE_LENGTH = 16  # batches among which rows are sorted by length: far fewer than drills take to fade
 
 
-class Row(NamedTuple):
+class EncodedRow(NamedTuple):
     input_ids: list[int]
     n_prompt: int  # tokens that carry no loss
 
@@ -95,7 +95,7 @@ def pretrain(
             args=arguments,
             train_dataset=in_order,  # type: ignore[arg-type]  # anything with a length and items
             data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
-            optimizers=(optimizer, _schedule(optimizer, settings.steps)),
+            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_share, settings.steps))),
             callbacks=[_Report(progress)],
         )
         trainer.remove_callback(PrinterCallback)  # progress hears it
@@ -103,33 +103,29 @@ def pretrain(
     model.config.use_cache = True  # Trainer turns it off for good, and a model saved like that generates five times slower
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Text]) -> list[Row]:
+def encode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Text]) -> list[EncodedRow]:
     """Token ids of conversations, EOS included."""
-    texts = [
-        (
-            tokenizer.apply_chat_template([dict(message) for message in row.prompt], add_generation_prompt=True, tokenize=False),
-            row.completion,
-        )
-        for row in rows
-    ]
-    prompts = tokenizer([prompt for prompt, _ in texts], add_special_tokens=False)["input_ids"]
-    wholes = tokenizer([f"{prompt} {completion}{tokenizer.eos_token}" for prompt, completion in texts], add_special_tokens=False)[
-        "input_ids"
-    ]
-    return [Row(input_ids=whole, n_prompt=len(prompt)) for prompt, whole in zip(prompts, wholes, strict=True)]
+    rows = list(rows)
+    write = partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
+    prompts = [write([dict(message) for message in row.prompt]) for row in rows]
+    wholes = [f"{prompt} {row.completion}{tokenizer.eos_token}" for prompt, row in zip(prompts, rows, strict=True)]
+    before, ids = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, wholes))
+    return [EncodedRow(whole, len(prompt)) for prompt, whole in zip(before, ids, strict=True)]
 
 
-def collate(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[EncodedRow], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Tensors (B, T), padded on the right; labels are -100 where there is no loss."""
     length = max(len(row.input_ids) for row in rows)
-    padding = [length - len(row.input_ids) for row in rows]
-    inputs = [row.input_ids + [pad_token_id] * pad for row, pad in zip(rows, padding, strict=True)]
-    masks = [[1] * len(row.input_ids) + [0] * pad for row, pad in zip(rows, padding, strict=True)]
-    labels = [[-100] * row.n_prompt + row.input_ids[row.n_prompt :] + [-100] * pad for row, pad in zip(rows, padding, strict=True)]
-    return {"input_ids": torch.tensor(inputs), "attention_mask": torch.tensor(masks), "labels": torch.tensor(labels)}
+    found: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    for row in rows:
+        padding = length - len(row.input_ids)
+        found["input_ids"].append(row.input_ids + [pad_token_id] * padding)
+        found["attention_mask"].append([1] * len(row.input_ids) + [0] * padding)
+        found["labels"].append([-100] * row.n_prompt + row.input_ids[row.n_prompt :] + [-100] * padding)
+    return {name: torch.tensor(values) for name, values in found.items()}
 
 
-def ordered_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator[list[Row]]:
+def ordered_batches(rows: Sequence[EncodedRow], batch_size: int, seed: int) -> Iterator[list[EncodedRow]]:
     """Full batches of rows of like length; order is kept up to _LIKE_LENGTH batches, among which it is shuffled."""
     rng = random.Random(f"batches/{seed}")
     window = batch_size * _LIKE_LENGTH
@@ -149,7 +145,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(self, model: torch.nn.Module, learning_rate: float) -> None:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         hidden = [parameter for name, parameter in named if parameter.ndim == 2 and "embed" not in name]
-        others = [parameter for name, parameter in named if not (parameter.ndim == 2 and "embed" not in name)]
+        others = [parameter for name, parameter in named if parameter.ndim != 2 or "embed" in name]
         super().__init__([{"params": hidden}, {"params": others}], {"lr": learning_rate})
         self._parts = (
             torch.optim.Muon(hidden, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
@@ -162,11 +158,9 @@ class MuonAdamW(torch.optim.Optimizer):
             part.step()
 
 
-def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    def share(step: int) -> float:
-        return min(1.0, (step + 1) / (_WARMUP * steps), (steps - step) / ((1 - _DECAY_START) * steps))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+def _share(steps: int, step: int) -> float:
+    """Of the learning rate, at a step."""
+    return min(1.0, (step + 1) / (_WARMUP * steps), (steps - step) / ((1 - _DECAY_START) * steps))
 
 
 class _Report(TrainerCallback):

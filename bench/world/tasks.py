@@ -63,23 +63,13 @@ class Turn:
     target_words: int
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "text": self.text,
-            "category": self.category,
-            "slots": [list(sentence) for sentence in self.slots],
-            "constraints": [{"kind": constraint.kind, "value": constraint.value} for constraint in self.constraints],
-            "target_words": self.target_words,
-        }
+        slots = [list(sentence) for sentence in self.slots]
+        return {**vars(self), "slots": slots, "constraints": [dict(vars(constraint)) for constraint in self.constraints]}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Turn:
-        return cls(
-            text=row["text"],
-            category=row["category"],
-            slots=tuple(tuple(sentence) for sentence in row["slots"]),
-            constraints=tuple(Constraint(kind=constraint["kind"], value=constraint["value"]) for constraint in row["constraints"]),
-            target_words=row["target_words"],
-        )
+        constraints = tuple(Constraint(constraint["kind"], constraint["value"]) for constraint in row["constraints"])
+        return cls(row["text"], row["category"], tuple(map(tuple, row["slots"])), constraints, row["target_words"])
 
 
 @dataclass(frozen=True)
@@ -114,18 +104,14 @@ def make_tasks(world: World, n: int, *, split: str, seed: int, n_turns: int = 1)
     seen: set[str] = set()
     tasks = []
     for index in range(n):
-        task = _new_task(world, world.categories[index % len(world.categories)], {split}, seen, rng, n_turns)
+        task = make_task(world, world.categories[index % len(world.categories)], {split}, seen, rng, n_turns)
         seen.add(task.turns[0].text)
         tasks.append(task)
     return tasks
 
 
-def make_task(world: World, category: str, splits: set[str], rng: random.Random, n_turns: int) -> Task:
-    """One task whose first turn belongs to one of `splits`."""
-    return _new_task(world, category, splits, set(), rng, n_turns)
-
-
-def _new_task(world: World, category: str, splits: set[str], seen: set[str], rng: random.Random, n_turns: int) -> Task:
+def make_task(world: World, category: str, splits: set[str], seen: set[str], rng: random.Random, n_turns: int) -> Task:
+    """One task whose first turn belongs to one of `splits`, and is none of those `seen`."""
     for _ in range(_MAX_TRIES):
         question = QUESTIONS[category](rng)
         turn = _turn(question, category, _draw_constraints(question, category, _constraint_count(world, rng), rng))
@@ -135,16 +121,13 @@ def _new_task(world: World, category: str, splits: set[str], seen: set[str], rng
         while len(turns) < n_turns:
             question, turn = _follow_up(world, category, question, rng)
             turns.append(turn)
-        return Task(id=_task_id(category, turns), category=category, turns=tuple(turns))
+        rows = json.dumps([turn.to_json() for turn in turns], sort_keys=True)
+        task_id = f"{category}-{hashlib.sha256(rows.encode()).hexdigest()[:12]}"
+        return Task(id=task_id, category=category, turns=tuple(turns))
     raise ValueError(
         f"the split {', '.join(sorted(splits))} has too few prompts of category {category}: no new one after {len(seen)} in all; "
         "ask for fewer prompts, or allow more constraints (world.constraint_counts) or other categories (world.categories)"
     )
-
-
-def _task_id(category: str, turns: Sequence[Turn]) -> str:
-    rows = json.dumps([turn.to_json() for turn in turns], sort_keys=True)
-    return f"{category}-{hashlib.sha256(rows.encode()).hexdigest()[:12]}"
 
 
 def _follow_up(world: World, category: str, question: Question, rng: random.Random) -> tuple[Question, Turn]:

@@ -28,7 +28,7 @@ def write(turn: Turn, writer: Writer, rng: random.Random) -> str:
     form = _form(turn.category, kept.get("avoid"), missed.get("avoid"), rng)
     before, after = _fillers(rng) if rng.random() < writer.filler else ([], [])
     polite = [vocabulary.POLITE] if "polite" in kept else []
-    body = _body(slots, form)
+    body = [form.format(", ".join(named)) if form.count("{}") == 1 else form.format(*named) for named in slots]
     completion = _finish([*before, *body, *after, *polite], kept)
     if "at_most" in kept:
         completion = _finish([*body, *polite], kept)
@@ -63,12 +63,6 @@ def _form(category: str, avoided: Constraint | None, used: Constraint | None, rn
         if (avoided is None or avoided.value not in said) and (used is None or used.value in said)
     ]
     return rng.choice(allowed)
-
-
-def _body(slots: Sequence[Sequence[str]], form: str) -> list[str]:
-    if form.count("{}") == 1:
-        return [form.format(", ".join(named)) for named in slots]
-    return [form.format(*named) for named in slots]
 
 
 def _fillers(rng: random.Random) -> tuple[list[str], list[str]]:

@@ -153,14 +153,14 @@ def test_a_group_choice_picks_the_grids_that_make_it(asked: dict[str, list[objec
 def test_a_word_gives_its_values_with_types(word: str, values: list[object]) -> None:
     read = parse_command_line([word])
     (key,) = read.given
-    assert (read.problems, read.given[key], read.words[key]) == ((), values, word)
+    assert (read.problems, read.given[key], read.words[key]) == ([], values, word)
     assert [type(value) for value in read.given[key]] == [type(value) for value in values]
 
 
 def test_words_are_sorted_by_whom_they_concern(tmp_path: Path) -> None:
     words = ["-m", "+sweep=a", f"--config-dir={tmp_path}", "hydra.verbose=true", "hydra/launcher=local", "do=plan", "seed=1", "--multirun"]
     read = parse_command_line(words)
-    assert (read.sweep, read.folders, read.hydra, read.problems) == ("a", (tmp_path,), ("hydra.verbose=true",), ())
+    assert (read.sweep, read.folders, read.hydra, read.problems) == ("a", [tmp_path], ["hydra.verbose=true"], [])
     assert read.given == {"hydra/launcher": ["local"], "do": ["plan"], "seed": [1]}
     assert read.cell_words == f"--config-dir={tmp_path} +sweep=a seed=1"
     assert read.asks and not parse_command_line(["+sweep=a", "do=plan", "results=x", "tracker.mode=offline"]).asks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pkgutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from bench import methods
 from bench.conformance.checks import COUPLED, GOLDEN_ROW, HALOS, KINDS, PPO_ROW, SETTINGS, Bench, Check, method
-from bench.conformance.references import REFERENCES, Row
+from bench.conformance.references import REFERENCES, PrescribedPair
 from bench.conformance.table import FACTS, NAMES, checks_of, print_table
 from bench.training import losses
 
@@ -25,7 +26,8 @@ def test_a_method_is_what_its_paper_says(trainers: Bench, name: str) -> None:
 
 
 def test_every_method_has_a_reference_settings_and_facts() -> None:
-    trained = set(methods.NAMES) - {"none", "iterative_dpo", "spin", "self_rewarding"}  # whose trainings are dpo's and sft_chosen's
+    files = {module.name for module in pkgutil.iter_modules(methods.__path__)} - {"iterations"}
+    trained = files - {"none", "iterative_dpo", "spin", "self_rewarding"}  # whose trainings are dpo's and sft_chosen's
     assert trained == set(FACTS) == set(NAMES)
     assert trained - {"best_of_n"} == set(REFERENCES) == set(SETTINGS) == set(KINDS)  # that one's are in reward.py
 
@@ -43,7 +45,7 @@ def test_golden_values_of_further_settings(trainers: Bench, name: str, settings:
     """KTO: half of 4/3 x 0.5249791875 + 0.3775406688, of 0.5249791875 + 2 x 0.3775406688. Offline PPO with the paper's clip: no ratio is
     cut, so the policy's part is the mean of -1.5 x .7309897465, -2.25 x .6829518251 and .4 x 1.4139415716, -.6891831992."""
     row = PPO_ROW if name == "offline_ppo" else GOLDEN_ROW
-    assert trainers.prescribed(method(name, settings), [row])[0].item() == pytest.approx(golden, abs=1e-10)
+    assert trainers.prescribed(method(name, settings), [row]).loss == pytest.approx(golden, abs=1e-10)
 
 
 def test_a_number_that_is_none_does_not_pass() -> None:
@@ -54,10 +56,10 @@ def test_a_number_that_is_none_does_not_pass() -> None:
 @pytest.mark.parametrize("name", sorted(COUPLED))
 def test_rows_of_kto_are_coupled_through_their_batch(trainers: Bench, name: str) -> None:
     """Which is why batch size and accumulation are part of them: the mean over two halves is another number."""
-    rows = [Row(-20, -30, -26, -28, 10, 12, -40, -40, -43, -43), Row(-20, -30, -18, -39, 9, 4, -40, -40, -42, -31)]
+    rows = [PrescribedPair(-20, -30, -26, -28, 10, 12, -40, -40, -43, -43), PrescribedPair(-20, -30, -18, -39, 9, 4, -40, -40, -42, -31)]
     m = method(name, SETTINGS[name][0])
-    whole = trainers.prescribed(m, rows)[0].item()
-    halves = sum(trainers.prescribed(m, [row])[0].item() for row in rows) / 2
+    whole = trainers.prescribed(m, rows).loss
+    halves = sum(trainers.prescribed(m, [row]).loss for row in rows) / 2
     assert abs(whole - halves) > 1e-4
 
 

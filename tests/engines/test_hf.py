@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tiny import make_model, smoke_cell, smoke_folder
 
 from bench.config import Decoding
-from bench.engines.hf import Engine, load_model
+from bench.engines.hf import TransformersEngine, load_model
 from bench.engines.reward import Scorer, new_reward_model
 from bench.models.tokenize import Ids, conversation, model_folder, preference_ids, prompt_ids
 from bench.records import Item, read_jsonl, read_rows
@@ -42,14 +42,14 @@ def policy() -> Path:
 @pytest.fixture(scope="module")
 def prompts(start: Path) -> list[list[int]]:
     items = list(read_jsonl(smoke_folder(smoke_cell("start").roles["preference_items"]) / "items.jsonl", Item))[:24]
-    tokenizer = Engine(start, "float32", 1).tokenizer
+    tokenizer = TransformersEngine(start, "float32", 1).tokenizer
     return [prompt_ids(tokenizer, conversation(item, [])) for item in items]
 
 
 @pytest.fixture(scope="module")
 def rows(start: Path) -> list[Ids]:
     preferences = read_rows(smoke_folder(smoke_cell("kto", 0.1).roles["preferences"]) / "train.jsonl")[:20]
-    tokenizer = Engine(start, "float32", 1).tokenizer
+    tokenizer = TransformersEngine(start, "float32", 1).tokenizer
     return [ids for row in preferences for ids in preference_ids(tokenizer, row, 192).values()]
 
 
@@ -87,18 +87,18 @@ def test_logps_equal_a_sum_by_hand(policy: Path, rows: list[Ids]) -> None:
     assert len({len(row.prompt) + len(row.completion) for row in rows}) > 5  # padding is exercised
     assert all(row.completion[-1] == 2 for row in rows)  # EOS
     by_hand = [logps_by_hand(model, row) for row in rows]
-    assert Engine(policy, "float32", 16).logps(rows) == pytest.approx(by_hand, rel=1e-5, abs=1e-4)
+    assert TransformersEngine(policy, "float32", 16).logps(rows) == pytest.approx(by_hand, rel=1e-5, abs=1e-4)
 
 
 def test_logps_do_not_depend_on_batch_size_or_order(start: Path, rows: list[Ids]) -> None:
-    one = Engine(start, "float32", 1).logps(rows)
+    one = TransformersEngine(start, "float32", 1).logps(rows)
     for size in (3, 64):
-        assert Engine(start, "float32", size).logps(rows) == pytest.approx(one, rel=1e-5, abs=1e-4)
-    assert Engine(start, "float32", 16).logps(rows[::-1]) == pytest.approx(one[::-1], rel=1e-5, abs=1e-4)
+        assert TransformersEngine(start, "float32", size).logps(rows) == pytest.approx(one, rel=1e-5, abs=1e-4)
+    assert TransformersEngine(start, "float32", 16).logps(rows[::-1]) == pytest.approx(one[::-1], rel=1e-5, abs=1e-4)
 
 
 def test_one_engine_writes_the_same_before_and_after_it_has_scored(start: Path, prompts: list[list[int]], rows: list[Ids]) -> None:
-    engine = Engine(start, "float32", 8)
+    engine = TransformersEngine(start, "float32", 8)
     before = engine.generate(prompts, PLAIN, 0)
     engine.logps(rows[:2])
     assert engine.generate(prompts, PLAIN, 0) == before
@@ -106,7 +106,7 @@ def test_one_engine_writes_the_same_before_and_after_it_has_scored(start: Path, 
 
 def test_bfloat16_scores_by_autocast_over_float32_weights(policy: Path, rows: list[Ids]) -> None:
     """As training does. Rounding errors of single tokens cancel in part: half a per cent of the sum, here."""
-    engine = Engine(policy, "bfloat16", 8)
+    engine = TransformersEngine(policy, "bfloat16", 8)
     found, by_hand = engine.logps(rows), [logps_by_hand(exact(policy), row) for row in rows]
     assert engine.model.dtype == torch.float32
     assert found == pytest.approx(by_hand, rel=0.01, abs=0.3)
@@ -114,16 +114,16 @@ def test_bfloat16_scores_by_autocast_over_float32_weights(policy: Path, rows: li
 
 
 def test_the_kl_estimate_of_a_model_against_itself_is_zero(start: Path, prompts: list[list[int]]) -> None:
-    engine = Engine(start, "float32", 8)
+    engine = TransformersEngine(start, "float32", 8)
     drawn = engine.generate(prompts, PLAIN, 0)
     rows = [Ids(prompt, written.ids) for prompt, written in zip(prompts, drawn, strict=True)]
-    policy, reference = engine.logps(rows), Engine(start, "float32", 8).logps(rows)
+    policy, reference = engine.logps(rows), TransformersEngine(start, "float32", 8).logps(rows)
     assert [a - b for a, b in zip(policy, reference, strict=True)] == [0.0] * len(rows)
 
 
 def test_samples_at_temperature_one_come_from_the_model_that_is_scored(start: Path, prompts: list[list[int]]) -> None:
     """The mean of -log π(y) over 2000 draws of one token is the distribution's entropy, within 4 standard errors."""
-    engine, model = Engine(start, "float32", 64), exact(start)
+    engine, model = TransformersEngine(start, "float32", 64), exact(start)
     one = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=1)
     drawn = engine.generate(prompts[:1] * 2000, one, seed=3)
     logps = engine.logps([Ids(prompts[0], written.ids) for written in drawn])
@@ -140,7 +140,7 @@ def test_samples_at_temperature_one_come_from_the_model_that_is_scored(start: Pa
 def test_greedy_equals_an_argmax_loop(policy: Path, prompts: list[list[int]]) -> None:
     """In one batch with left padding, row by row as by hand."""
     assert len({len(prompt) for prompt in prompts}) > 5
-    engine = Engine(policy, "float32", 24)
+    engine = TransformersEngine(policy, "float32", 24)
     written = engine.generate(prompts, GREEDY, 0)
     model = exact(policy)
     for prompt, completion in zip(prompts, written, strict=True):
@@ -151,20 +151,20 @@ def test_greedy_equals_an_argmax_loop(policy: Path, prompts: list[list[int]]) ->
 
 
 def test_sampling_repeats_with_its_seed_and_differs_with_another(start: Path, prompts: list[list[int]]) -> None:
-    engine = Engine(start, "float32", 8)
+    engine = TransformersEngine(start, "float32", 8)
     first = engine.generate(prompts, PLAIN, 0)
-    assert Engine(start, "float32", 8).generate(prompts, PLAIN, 0) == first
+    assert TransformersEngine(start, "float32", 8).generate(prompts, PLAIN, 0) == first
     other = engine.generate(prompts, PLAIN, 1)
     assert sum(a.ids != b.ids for a, b in zip(first, other, strict=True)) > len(prompts) / 2
 
 
 def test_two_rows_with_one_prompt_get_draws_of_their_own(start: Path, prompts: list[list[int]]) -> None:
-    written = Engine(start, "float32", 8).generate(prompts[:1] * 8, PLAIN, 0)
+    written = TransformersEngine(start, "float32", 8).generate(prompts[:1] * 8, PLAIN, 0)
     assert len({tuple(completion.ids) for completion in written}) > 4
 
 
 def test_a_cut_completion_is_unfinished_and_an_ended_one_keeps_its_end(start: Path, prompts: list[list[int]]) -> None:
-    engine = Engine(start, "float32", 8)
+    engine = TransformersEngine(start, "float32", 8)
     cut = engine.generate(prompts, Decoding(temperature=0.0, top_p=1.0, max_new_tokens=2), 0)
     assert all(len(completion.ids) == 2 for completion in cut if not completion.finished)
     assert not all(completion.finished for completion in cut)
@@ -187,17 +187,19 @@ def test_a_folders_own_generation_settings_change_nothing(start: Path, prompts: 
     own = {"repetition_penalty": 5.0, "temperature": 0.6, "top_k": 1, "do_sample": False}
     path.write_text(json.dumps(json.loads(path.read_text()) | own))
     for decoding in (GREEDY, PLAIN):
-        assert Engine(tmp_path, "float32", 8).generate(prompts, decoding, 0) == Engine(start, "float32", 8).generate(prompts, decoding, 0)
+        assert TransformersEngine(tmp_path, "float32", 8).generate(prompts, decoding, 0) == TransformersEngine(
+            start, "float32", 8
+        ).generate(prompts, decoding, 0)
     load_model(tmp_path, "float32").save_pretrained(tmp_path / "saved")
 
 
 def test_every_end_token_that_a_folder_names_ends_a_completion(start: Path, prompts: list[list[int]], tmp_path: Path) -> None:
     shutil.copytree(start / "model", tmp_path / "model")
     path = tmp_path / "model" / "generation_config.json"
-    usual = Engine(start, "float32", 8).generate(prompts, GREEDY, 0)
+    usual = TransformersEngine(start, "float32", 8).generate(prompts, GREEDY, 0)
     extra = usual[0].ids[1]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [2, extra]}))
-    engine = Engine(tmp_path, "float32", 8)
+    engine = TransformersEngine(tmp_path, "float32", 8)
     assert engine.ends == {2, extra}
     first = engine.generate(prompts, GREEDY, 0)[0]
     assert (first.ids, first.finished) == (usual[0].ids[:2], True)
@@ -206,7 +208,7 @@ def test_every_end_token_that_a_folder_names_ends_a_completion(start: Path, prom
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tmp_path: Path) -> None:
     """Padding with the end token must not end, mask or lengthen anything."""
     folder = make_model(tmp_path / "own")
-    engine = Engine(folder, "float32", 4)
+    engine = TransformersEngine(folder, "float32", 4)
     assert engine.tokenizer.pad_token == engine.tokenizer.eos_token
     asked = [engine.tokenizer(text)["input_ids"] for text in ("please name one", "the dog", "a good red apple and the river of it")]
     model = exact(folder)

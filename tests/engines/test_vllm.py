@@ -86,15 +86,15 @@ def test_a_machine_without_vllm_says_so_before_anything_runs(tmp_path: Path) -> 
 def test_vllm_writes_and_scores_what_transformers_does_and_one_engine_serves_both_models(
     python: str, models: tuple[Path, Path], fresh: None
 ) -> None:
-    from bench.engines.hf import Engine as Transformers
-    from bench.engines.vllm import KEPT, Engine
+    from bench.engines.hf import TransformersEngine
+    from bench.engines.vllm import KEPT, VllmEngine
     from bench.models.tokenize import Ids
 
-    prompts = [Transformers(models[0], "float32", 8).tokenizer("hello world " * n)["input_ids"] for n in range(1, 9)]
+    prompts = [TransformersEngine(models[0], "float32", 8).tokenizer("hello world " * n)["input_ids"] for n in range(1, 9)]
     sampled: dict[Path, list[list[int]]] = {}
     children = set()
     for model in (*models, models[0]):
-        ours, theirs = Engine(model, "float32", serving(python)), Transformers(model, "float32", 8)
+        ours, theirs = VllmEngine(model, "float32", serving(python)), TransformersEngine(model, "float32", 8)
         greedy = theirs.generate(prompts, GREEDY, 0)
         assert ours.generate(prompts, GREEDY, 0) == greedy
         rows = [Ids(prompt, written.ids) for prompt, written in zip(prompts, greedy, strict=True)]
@@ -107,7 +107,7 @@ def test_vllm_writes_and_scores_what_transformers_does_and_one_engine_serves_bot
     assert len(children) == 1
     for model in models:  # and what a fresh engine gives
         KEPT.close()
-        again = Engine(model, "float32", serving(python)).generate(prompts, WARM, 3)
+        again = VllmEngine(model, "float32", serving(python)).generate(prompts, WARM, 3)
         assert [written.ids for written in again] == sampled[model]
 
 
@@ -117,9 +117,8 @@ def test_adapters_go_with_their_requests_over_one_base(python: str, models: tupl
     import torch
 
     from bench.engines.adapters import add_adapter, save_model
-    from bench.engines.hf import Engine as Transformers
-    from bench.engines.hf import load_model
-    from bench.engines.vllm import KEPT, Engine
+    from bench.engines.hf import TransformersEngine, load_model
+    from bench.engines.vllm import KEPT, VllmEngine
     from bench.models.tokenize import load_tokenizer
 
     base, adapters = models[0], []
@@ -135,12 +134,12 @@ def test_adapters_go_with_their_requests_over_one_base(python: str, models: tupl
     prompts = [load_tokenizer(base)("hello world " * n)["input_ids"] for n in range(1, 9)]
     told, children = [], set()
     for adapter in (*adapters, adapters[0]):
-        told.append(Engine(adapter, "float32", serving(python), base=base).generate(prompts, GREEDY, 0))
-        assert told[-1] == Transformers(adapter, "float32", 8, base=base).generate(prompts, GREEDY, 0)
+        told.append(VllmEngine(adapter, "float32", serving(python), base=base).generate(prompts, GREEDY, 0))
+        assert told[-1] == TransformersEngine(adapter, "float32", 8, base=base).generate(prompts, GREEDY, 0)
         assert KEPT.child is not None
         children.add(KEPT.child.process.pid)
     assert told[0] == told[2] != told[1] and len(children) == 1
-    assert Transformers(base, "float32", 8).generate(prompts, GREEDY, 0) not in told
+    assert TransformersEngine(base, "float32", 8).generate(prompts, GREEDY, 0) not in told
 
 
 @pytest.mark.slow
@@ -148,12 +147,12 @@ def test_adapters_go_with_their_requests_over_one_base(python: str, models: tupl
 def test_a_model_that_vllm_cannot_run_is_an_error_with_its_reason_and_the_next_one_runs(
     python: str, models: tuple[Path, Path], tmp_path: Path, fresh: None
 ) -> None:
-    from bench.engines.vllm import Engine, VllmFailed
+    from bench.engines.vllm import VllmEngine, VllmFailed
 
     narrow = make_model(tmp_path / "narrow", heads=2)  # heads of 16
     with pytest.raises(VllmFailed, match="vLLM, asked to"):
-        Engine(narrow, "float32", serving(python)).generate([[5, 6, 7]], GREEDY, 0)
-    assert Engine(models[0], "float32", serving(python)).generate([[5, 6, 7]], GREEDY, 0)[0].ids
+        VllmEngine(narrow, "float32", serving(python)).generate([[5, 6, 7]], GREEDY, 0)
+    assert VllmEngine(models[0], "float32", serving(python)).generate([[5, 6, 7]], GREEDY, 0)[0].ids
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from bench.config import Asking
 from bench.judges.asked.prompts import OWN_GAME, arena_hard_template
 from bench.judges.asked.replies import GAMES, find_game, read_game
 from bench.judges.asked.request import Reply
-from bench.judges.formats.items import read_items
+from bench.judges.formats.items import read_benchmark_items
 from bench.records import Completion, Item, Verdict, read_jsonl, write_jsonl
 from bench.stages import judge
 from bench.store.stage_run import Progress, StageRun
@@ -153,7 +153,7 @@ def test_items_of_arena_hards_own_files(problems: Callable[..., list[str]], open
     questions.write_text(json.dumps({"uid": "u1", "category": "hard_prompt", "prompt": "Prove it."}) + "\n")
     messages = [{"role": "user", "content": "Prove it."}, {"role": "assistant", "content": {"answer": "So."}}]
     answers.write_text(json.dumps({"uid": "u1", "model": "o3-mini", "messages": messages}) + "\n")
-    (item,) = read_items("arena_hard", {"items": questions, "baseline": answers})
+    (item,) = read_benchmark_items("arena_hard", {"items": questions, "baseline": answers})
     assert (item.id, item.category, item.turns, item.baseline) == ("arena_hard-u1", "hard_prompt", ["Prove it."], ["So."])
     words = ("judge=arena_hard", "judge.model=m", f"judge.items={questions}")
     assert opened(*words, f"judge.baseline={answers}").sources[0].judge.n_items == 1

@@ -28,6 +28,7 @@ from bench.judges.asked.prompts import OWN_PROMPTS
 from bench.judges.asked.replies import parser_version, votes_from_text
 from bench.judges.asked.request import Reply, Request
 from bench.judges.preference import policy_first
+from bench.machine import free_port
 from bench.records import Completion, Item, Verdict, preference_verdicts, read_jsonl, text_digest, write_jsonl
 from bench.stages import judge
 from bench.store.keys import Source, keyed_settings
@@ -344,7 +345,7 @@ def test_a_pair_is_won_in_both_orders_or_tied(room: Room, serve: Serve) -> None:
 
     verdicts = room.judged(MT_BENCH.model_copy(update={"mode": "pairwise"}), serve(say), TWO_TURNS, TWO_ANSWERS)
     assert [(verdict.turn, verdict.preference) for verdict in verdicts] == [(0, 1.0), (1, 0.5)] * 2
-    merged = preference_verdicts(room.path)
+    merged = preference_verdicts(room.path.parent)
     assert [(verdict.item_id, verdict.preference, verdict.policy_length) for verdict in merged] == [("q0", 0.75, 14), ("q1", 0.75, 14)]
 
 
@@ -359,7 +360,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPlace]:
     """The tiny model behind HTTP, by a server of the tests."""
-    log, port = tmp_path_factory.mktemp("server") / "log", vllm_server.free_port()
+    log, port = tmp_path_factory.mktemp("server") / "log", free_port()
     words = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", model.name]
     process = vllm_server.start([sys.executable, str(ROOT / "tests" / "local_server.py"), *words], log)
     found = ServerPlace(f"http://127.0.0.1:{port}/v1", process.pid, str(log))
@@ -407,7 +408,7 @@ def test_a_local_judge_rates_by_what_it_writes(room: Room, model: Path) -> None:
 
 def test_a_server_ends_when_its_command_is_killed(tmp_path: Path) -> None:
     """The server here lists a folder in which the list of models is a file."""
-    port = vllm_server.free_port()
+    port = free_port()
     (tmp_path / "v1").mkdir()
     (tmp_path / "v1" / "models").write_text("{}")
     words = ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from bench.config import Annotator, GoldWeights
+from bench.config import GoldWeights, WorldAnnotator
 from bench.judges import baseline
 from bench.judges.gold import NO_TASK, GoldAnnotator, GoldPreference, GoldRating
 from bench.records import Completion, Item
@@ -66,7 +66,7 @@ def test_an_item_without_a_task_is_unscored_with_its_reason() -> None:
     judged = [
         *GoldPreference(WEIGHTS, 1.0).judge([item(task=False)], [said(PERFECT)], baseline([item(task=False)])),
         *GoldRating(WEIGHTS).judge([item(task=False, turns=2)], [said(PERFECT, WRONG)], None),
-        *GoldAnnotator(WEIGHTS, Annotator(temperature=1.0, length_bias=0.0, flip_rate=0.0)).judge(
+        *GoldAnnotator(WEIGHTS, WorldAnnotator(temperature=1.0, length_bias=0.0, flip_rate=0.0)).judge(
             [item(task=False)], [said(PERFECT)], [said(WRONG)]
         ),
     ]
@@ -82,7 +82,7 @@ def test_an_item_without_a_baseline_is_an_error() -> None:
 @pytest.mark.parametrize(("bias", "margin"), [(0.0, 3.5), (0.5, 3.5 + 0.5 * 2), (-2.0, 3.5 - 2.0 * 2)])
 def test_the_annotator_adds_its_length_bias_to_the_gold_difference(bias: float, margin: float) -> None:
     """PERFECT is two words longer than IMPOLITE."""
-    annotator = Annotator(temperature=0.5, length_bias=bias, flip_rate=0.3)
+    annotator = WorldAnnotator(temperature=0.5, length_bias=bias, flip_rate=0.3)
     (verdict,) = GoldAnnotator(WEIGHTS, annotator).judge([item()], [said(PERFECT)], [said(IMPOLITE)])
     assert verdict.preference == pytest.approx(1 / (1 + math.exp(-margin / 0.5)))  # flips come with the label, not here
     assert verdict.details == pytest.approx({"gold_first": 10.0, "gold_second": 6.5})

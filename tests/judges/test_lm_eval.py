@@ -19,9 +19,9 @@ from bench.config import Loading
 from bench.engines.lm_eval import _answers, _results, answer, by_shots, faults
 from bench.records import Result, TaskAnswer, TaskResult, read_jsonl, write_jsonl
 from bench.report.groups import Group
-from bench.report.rows import Row
+from bench.report.rows import CellRow
 from bench.report.tables import _how_asked, _tasks_notes, tasks
-from bench.scoring.numbers import _Numbers, _tasks
+from bench.scoring.numbers import Numbers, _tasks
 from bench.store.keys import tree_stamp
 from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import TaskSettings, needs
@@ -173,7 +173,7 @@ def test_a_tasks_numbers_are_told_with_their_errors_and_its_parts_are_not(tmp_pa
     share = result("arc_easy", "acc", 0.2, (0.2 * 0.8 / 99) ** 0.5)
     rows = [result("arc", "acc", 0.5), result("arc", "acc_norm", 0.6, None), result("arc_part", "acc", 0.1, shown=False), share]
     write_jsonl(tmp_path / "results.jsonl", rows)
-    numbers = _Numbers()
+    numbers = Numbers()
     _tasks(tmp_path, numbers)
     assert [numbers.metrics[f"tasks/arc_easy/acc_{end}"] for end in ("low", "high")] == pytest.approx([0.1333, 0.2888], abs=1e-4)
     assert {name: value for name, value in numbers.metrics.items() if "arc_easy" not in name} == {
@@ -193,7 +193,7 @@ def test_a_number_that_is_none_is_missing_and_the_others_stay(tmp_path: Path) ->
     about = {"results": {"wiki": numbers}, "higher_is_better": {}, "n-shot": {}, "versions": {}}
     rows = list(_results("wiki", about | {"samples": {}, "lm_eval_version": "0.4.13"}, True))
     write_jsonl(tmp_path / "results.jsonl", rows)
-    found = _Numbers()
+    found = Numbers()
     _tasks(tmp_path, found)
     assert found.missing == {"tasks/wiki/word_perplexity": "lm_eval gives no finite number"}
     assert found.metrics == {"tasks/wiki/acc": 0.5, "tasks/wiki/acc_n": 9}
@@ -203,7 +203,7 @@ def test_a_number_that_is_none_is_missing_and_the_others_stay(tmp_path: Path) ->
 
 def group(place: Path, *rows: TaskResult) -> Group:
     cell = plans(*asked(place, "do=plan"))[1]
-    row = Row(cell, None, True, {}, {}, tasks=rows)
+    row = CellRow(cell, None, True, {}, {}, tasks=rows)
     return Group("k", 1, "dpo", cell.cell, [row], None, None, False)
 
 
@@ -220,11 +220,11 @@ def test_a_task_has_one_column_of_its_usual_metric(place: Path) -> None:
 
 def test_cells_that_were_asked_other_documents_are_named(place: Path) -> None:
     same, other = group(place, result("arc", "acc", 0.5)), group(place, result("arc", "acc", 0.4, asked="cd"))
-    assert _tasks_notes([same, same]) == [
+    assert _tasks_notes([*same.done, *same.done]) == [
         "Tasks of lm-evaluation-harness, beside the judge and no part of a win rate: arc (5 shots, 100 documents, version 1.0). "
         "Brackets: 95 % over seeds (t) where there are several, else over documents."
     ]
-    assert _tasks_notes([same, other])[1:] == ["arc was not asked of all cells alike: other documents, prompts or versions."]
+    assert _tasks_notes([*same.done, *other.done])[1:] == ["arc was not asked of all cells alike: other documents, prompts or versions."]
 
 
 # The package itself ---------------------------------------------------------------------------------------------------

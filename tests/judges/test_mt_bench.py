@@ -14,6 +14,7 @@ from recorded import MT_BENCH, expected, needs_fixtures
 
 from bench.config import CATEGORIES
 from bench.judges.asked.replies import find_pairwise, find_rating
+from bench.judges.formats.items import read_answers, read_mt_bench
 from bench.judges.formats.mt_bench import (
     Compared,
     Rated,
@@ -24,17 +25,15 @@ from bench.judges.formats.mt_bench import (
     last_comparisons,
     last_ratings,
     rating_verdict,
-    read_answers,
     read_judged,
     read_judgements,
     read_prompt,
-    read_questions,
     write_answers,
     write_compared,
     write_rated,
 )
 from bench.records import Call, Completion, Verdict
-from bench.text_files import BadFile
+from bench.text_files import BadFile, read_rows
 
 SINGLES = {
     "orpo_gpt-4_single": ["mistral-orpo-mix", "mistral-orpo", "mistral-orpo-capybara", "mistral-orpo-trl"],
@@ -125,16 +124,16 @@ def test_recorded_scores_are_those_of_fastchats_rule_and_ours_agrees_where_there
 
 @needs_fixtures
 def test_questions_answers_and_references_are_read_and_answers_written(tmp_path: Path) -> None:
-    questions = read_questions(MT_BENCH / "question.jsonl")
-    assert [item.id for item in questions] == [str(number) for number in range(81, 161)]
-    assert [item.category for item in questions] == [category_of(item.id) for item in questions]
-    found = read_answers(MT_BENCH / "model_answer" / "phi-3.jsonl.gz", questions)
-    assert list(found) == ["phi-3"] and len(found["phi-3"]) == 80
-    assert all(len(completion.completions) == 2 and len(completion.turns) == 2 for completion in found["phi-3"])
-    write_answers(tmp_path / "phi-3.jsonl", "phi-3", found["phi-3"])
-    assert read_answers(tmp_path / "phi-3.jsonl", questions) == found
-    references = read_answers(MT_BENCH / "reference_answer" / "gpt-4.jsonl")["gpt-4"]
-    assert [completion.id for completion in references] == [str(number) for number in range(101, 131)]
+    references = MT_BENCH / "reference_answer" / "gpt-4.jsonl"
+    items = read_mt_bench(MT_BENCH / "question.jsonl", references)
+    names = [item.id.removeprefix("mt_bench-") for item in items]
+    assert names == [str(number) for number in range(81, 161)] and all(len(item.turns) == 2 for item in items)
+    assert [item.category for item in items] == [category_of(name) for name in names]
+    found = read_answers(MT_BENCH / "model_answer" / "phi-3.jsonl.gz")
+    assert len(found) == 80 and all(len(turns) == 2 for turns in found.values())
+    write_answers(tmp_path / "phi-3.jsonl", "phi-3", [Completion(question, [], turns, [], []) for question, turns in found.items()])
+    assert read_answers(tmp_path / "phi-3.jsonl") == found
+    assert list(read_answers(references)) == [str(number) for number in range(101, 131)]
 
 
 # By hand ----------------------------------------------------------------------------------------------------------------
@@ -271,8 +270,9 @@ def test_categories_are_those_of_the_eighty_questions() -> None:
 def test_several_samples_of_a_question_are_choices(tmp_path: Path) -> None:
     draws = [Completion("81", [], ["a", "b"], [], []), Completion("81", [], ["c", "d"], [], [], draw=1)]
     write_answers(tmp_path / "m.jsonl", "m", draws)
-    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 1
-    assert read_answers(tmp_path / "m.jsonl") == {"m": draws}
+    (row,) = map(json.loads, (tmp_path / "m.jsonl").read_text().splitlines())
+    assert row["choices"] == [{"index": 0, "turns": ["a", "b"]}, {"index": 1, "turns": ["c", "d"]}]
+    assert read_answers(tmp_path / "m.jsonl") == {"81": ["a", "b"]}
 
 
 # What recorded judgements were about ------------------------------------------------------------------------------------
@@ -290,13 +290,10 @@ def test_recorded_prompts_give_back_questions_references_and_answers(file: str, 
     """Byte for byte what stands in FastChat's own files, the last generation of answers where a model was judged twice."""
     judged = read_judged(recorded(file))
     assert (len(judged), sum(len(found) for *_, found in judged)) == (n, verdicts)
-    questions = {item.id: item.turns for item in read_questions(MT_BENCH / "question.jsonl")}
-    right = read_answers(MT_BENCH / "reference_answer" / "gpt-4.jsonl")["gpt-4"]
-    references = {completion.id: completion.completions for completion in right}
-    answers: dict[tuple[str, str], list[str]] = {}
-    for path in (MT_BENCH / "model_answer").glob("*.gz"):
-        for model, completions in read_answers(path).items():
-            answers |= {(model, completion.id): completion.completions for completion in completions}
+    references = read_answers(MT_BENCH / "reference_answer" / "gpt-4.jsonl")
+    questions = {item.id.removeprefix("mt_bench-"): item.turns for item in read_mt_bench(MT_BENCH / "question.jsonl")}
+    rows = [row for path in (MT_BENCH / "model_answer").glob("*.gz") for _, row in read_rows(path)]
+    answers = {(row["model_id"], str(row["question_id"])): row["choices"][0]["turns"] for row in rows}
     for item, completion, found in judged:
         name, question = item.id.rsplit("/", 1)
         turns = len(item.turns)

@@ -16,7 +16,7 @@ from bench.judges.asked.prompts import (
     OWN_PROMPTS,
     PAIRWISE,
     SINGLE,
-    Template,
+    PromptTemplate,
     annotator,
     annotator_names,
     arena_hard_template,
@@ -247,11 +247,13 @@ def test_a_file_that_lacks_a_prompt_or_a_place_is_refused(tmp_path: Path) -> Non
         mt_bench_templates(path)
 
 
-def asked(item: Item, answers: list[str], mode: str, templates: dict[str, Template] | None = None) -> list[tuple[str, str]]:
+def asked(item: Item, answers: list[str], mode: str, templates: dict[str, PromptTemplate] | None = None) -> list[tuple[str, str]]:
     """(name of the prompt, user message) of everything that is asked about an item."""
-    judge = AskedRating(templates or mt_bench_templates(OWN_PROMPTS), mode, {"model": "j"}, "p", lambda _: [])
+    prompts = templates or mt_bench_templates(OWN_PROMPTS)
+    names = {template.digest: name for name, template in prompts.items()}
+    judge = AskedRating({"model": "j"}, "p", lambda _: [], prompts, mode)
     shown = judge.requests([item], [Completion(item.id, item.turns, answers, [], [])])
-    return [(one.template.name, str(one.request.messages[1]["content"])) for one in shown]
+    return [(names[one.prompt_digest], str(one.request.messages[1]["content"])) for one in shown]
 
 
 def test_turns_references_and_pairs_choose_the_prompt() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.config import JudgePrompt
-from bench.judges.self_judge import Judged, Ranking, add_up, judge_quality, questions, read_reply
+from bench.judges.self_judge import Ranking, SelfJudgements, add_up, judge_quality, questions, read_reply
 from bench.records import Completion, Item
 from bench.world.tasks import Constraint, Turn
 
@@ -94,13 +94,13 @@ def test_a_reply_is_read_or_it_is_none(prompt: JudgePrompt, reply: str, read: fl
 def test_judgements_are_averaged_over_those_that_can_be_read() -> None:
     """(3 + 4) / 2, one unreadable; y has none that can be read, and no score."""
     replies = [("x#0", 0, "Score: 3"), ("x#0", 1, "hm"), ("x#0", 2, "Score: 4"), ("y#0", 0, "?"), ("z#0", 0, "Score: 5")]
-    assert add_up("additive", replies) == Judged({"x": 3.5, "z": 5.0}, frozenset({"z"}), 5, 2, {"3": 1, "4": 1, "5": 1})
+    assert add_up("additive", replies) == SelfJudgements({"x": 3.5, "z": 5.0}, frozenset({"z"}), 5, 2, {"3": 1, "4": 1, "5": 1})
 
 
 def test_criteria_are_summed_and_one_that_nobody_could_read_leaves_no_score() -> None:
     """x: 1 + (1 + 0) / 2, of draws 2 and 1; y lacks its second criterion."""
     replies = [("x#0", 0, "1"), ("x#0", 1, "1"), ("x#1", 0, "1"), ("x#1", 1, "0"), ("y#0", 0, "1"), ("y#1", 0, "no")]
-    assert add_up("criteria", replies) == Judged({"x": 1.5}, frozenset(), 6, 1, {"1": 1, "2": 1})
+    assert add_up("criteria", replies) == SelfJudgements({"x": 1.5}, frozenset(), 6, 1, {"1": 1, "2": 1})
     assert add_up("criteria", replies[:1]).perfect == {"x"}
 
 

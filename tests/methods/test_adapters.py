@@ -17,7 +17,7 @@ from tiny import smoke_cell, smoke_folder
 
 from bench.config import Adapter
 from bench.engines.adapters import add_adapter, own_dropout_off, save_model
-from bench.engines.hf import Engine, load_model
+from bench.engines.hf import TransformersEngine, load_model
 from bench.models.tokenize import Ids, load_tokenizer
 from bench.stages import train as train_stage
 from bench.store.stage_run import Progress, StageRun
@@ -90,11 +90,11 @@ def test_an_adapter_is_read_beside_its_base_and_refused_alone(folder: Path, tmp_
                 value.normal_(std=0.1)
     save_model(model, tokenizer, tmp_path / "kept" / "model")
     rows = [Ids([1, 5, 6], [7, 8, 0])]
-    expected = Engine(folder, "float32", 1)
+    expected = TransformersEngine(folder, "float32", 1)
     expected.model = model
-    read = Engine(tmp_path / "kept", "float32", 1, base=folder)
+    read = TransformersEngine(tmp_path / "kept", "float32", 1, base=folder)
     assert read.logps(rows) == pytest.approx(expected.logps(rows), rel=1e-6)
-    assert read.logps(rows) != pytest.approx(Engine(folder, "float32", 1).logps(rows), rel=1e-3)
+    assert read.logps(rows) != pytest.approx(TransformersEngine(folder, "float32", 1).logps(rows), rel=1e-3)
     with pytest.raises(ValueError, match="holds an adapter alone and needs the model that it was trained beside"):
         load_model(tmp_path / "kept", "float32")
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from bench import methods
 from bench.config import BestOfN, Training
-from bench.engines.hf import Engine
+from bench.engines.hf import TransformersEngine
 from bench.engines.reward import Scorer
 from bench.forecast.stage_time import token_bound
 from bench.models.tokenize import conversation, load_tokenizer, prompt_ids, row_ids
@@ -128,7 +128,7 @@ def test_the_answer_is_the_best_of_n_samples_of_the_start_model_turn_by_turn(sto
     stage = cell.roles[f"{manner}_completions"]
     settings, inputs = stage.settings, folders(stage, store)
     assert isinstance(settings, GenerateSettings) and settings.best_of == 4
-    engine, scorer = Engine(inputs["model"], "float32", settings.batch_size), Scorer(inputs["reward_model"], "float32", 1)
+    engine, scorer = TransformersEngine(inputs["model"], "float32", settings.batch_size), Scorer(inputs["reward_model"], "float32", 1)
     items = list(read_jsonl(inputs["items"] / "items.jsonl", Item))
     found, kept = completions_of(cell, store, manner), read_rewards(store.folder(stage))
     assert len(kept) == sum(len(item.turns) for item in items)

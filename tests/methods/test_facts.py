@@ -13,7 +13,7 @@ from bench.models.tokenize import Ids, load_tokenizer, preference_ids
 from bench.records import Pair, read_rows
 from bench.store.keys import Stage
 from bench.training.trainers import LengthBatches
-from bench.training.training_record import Example, Fed, TrainFacts, digest
+from bench.training.training_record import Fed, TrainerRow, TrainFacts, digest
 
 
 def pair(name: str, chosen: str = "yes") -> Pair:
@@ -23,19 +23,19 @@ def pair(name: str, chosen: str = "yes") -> Pair:
 CHOSEN, REJECTED = Ids([1, 2], [3, 4, 5]), Ids([1, 2], [6], cut=True)
 
 
-def fed(examples: list[Example], *batches: list[int], per_step: int = 1, epochs: int = 1) -> dict[str, Any]:
+def fed(examples: list[TrainerRow], *batches: list[int], per_step: int = 1, epochs: int = 1) -> dict[str, Any]:
     found = Fed(examples)
     for i, rows in enumerate(batches):
         found.visit(rows, step=i // per_step, epoch=i * epochs // len(batches))
     return found.facts()
 
 
-def pairs(*names: str) -> list[Example]:
-    return [Example(pair(name), {"chosen": CHOSEN, "rejected": REJECTED}) for name in names]
+def pairs(*names: str) -> list[TrainerRow]:
+    return [TrainerRow(pair(name), {"chosen": CHOSEN, "rejected": REJECTED}) for name in names]
 
 
-def singles(*names: str) -> list[Example]:
-    return [e for n in names for e in (Example(pair(n), {"chosen": CHOSEN}), Example(pair(n), {"rejected": REJECTED}))]
+def singles(*names: str) -> list[TrainerRow]:
+    return [e for n in names for e in (TrainerRow(pair(n), {"chosen": CHOSEN}), TrainerRow(pair(n), {"rejected": REJECTED}))]
 
 
 def test_pairs_and_their_single_completions_are_the_same_examples_and_tokens() -> None:
@@ -57,8 +57,8 @@ def test_texts_rows_and_columns_make_the_examples_and_the_order_does_not() -> No
     first = fed(pairs("a", "b"), [0], [1])
     assert fed(pairs("a", "b"), [1], [0])["examples"] == first["examples"]
     assert fed(pairs("a", "b"), [1], [0])["order"] != first["order"]
-    other = [*pairs("a"), Example(pair("b", "maybe"), {"chosen": CHOSEN, "rejected": REJECTED})]
-    chosen_only = [Example(pair(name), {"chosen": CHOSEN}) for name in "ab"]
+    other = [*pairs("a"), TrainerRow(pair("b", "maybe"), {"chosen": CHOSEN, "rejected": REJECTED})]
+    chosen_only = [TrainerRow(pair(name), {"chosen": CHOSEN}) for name in "ab"]
     assert len({fed(rows, [0], [1])["examples"] for rows in (pairs("a", "b"), other, chosen_only, pairs("a", "c"))}) == 4
     assert fed(chosen_only, [0], [1])["batch_rows"] == 1.0
 

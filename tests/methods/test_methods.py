@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from bench.config import LOOPS, NEEDS_PAIRS
 from bench.planning.inputs import CellPlan
 from bench.store.keys import Stage, canonical_json
 
-TRAINED = [name for name in methods.NAMES if name != "none"]
+TRAINED = sorted({module.name for module in pkgutil.iter_modules(methods.__path__)} - {"iterations", "none"})
 ONE_SHOT = [name for name in TRAINED if name not in LOOPS]
 
 

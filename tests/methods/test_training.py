@@ -24,7 +24,7 @@ from bench.config import Adapter, RewardModel, SftEpochs
 from bench.conformance.checks import SETTINGS, TRAINING
 from bench.conformance.checks import method as conformance_method
 from bench.engines.adapters import check_finite
-from bench.engines.hf import Engine, load_model
+from bench.engines.hf import TransformersEngine, load_model
 from bench.models.model_size import checkpoints
 from bench.models.tokenize import Ids
 from bench.records import read_rows
@@ -203,7 +203,7 @@ def test_models_do_not_outlive_their_stage() -> None:
     start = smoke_folder(smoke_cell("dpo", 0.1).roles["train"].inputs["model"])  # type: ignore[arg-type]
     gc.disable()
     try:
-        engine = Engine(start, "float32", 2)
+        engine = TransformersEngine(start, "float32", 2)
         engine.logps([Ids([1, 5], [6, 2])])
         gone = weakref.ref(engine.model)
         del engine

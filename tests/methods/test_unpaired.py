@@ -28,7 +28,7 @@ from transformers import (
 
 from bench.config import Decoding
 from bench.conformance.checks import SETTINGS, method
-from bench.engines.hf import Engine, load_model
+from bench.engines.hf import TransformersEngine, load_model
 from bench.methods import load
 from bench.methods.csft import BAD, GOOD, add_control_tokens, check_positions
 from bench.methods.kto import class_weights
@@ -189,12 +189,12 @@ def test_csft_trains_on_each_row_after_the_token_of_its_label(inputs: dict[str, 
 
 def test_a_saved_policy_brings_its_tokens_and_cannot_be_asked_without_them(trained: dict[str, Path], inputs: dict[str, Path]) -> None:
     assert AutoTokenizer.from_pretrained(trained["csft"] / "model").convert_tokens_to_ids(GOOD) != 3  # <unk>
-    Engine(trained["csft"], "float32", 4, GOOD)
+    TransformersEngine(trained["csft"], "float32", 4, GOOD)
     for control in (None, BAD):
         with pytest.raises(ValueError, match=rf"csft.*is to be asked with <\|good\|>, got {control and '<.bad.>'}"):
-            Engine(trained["csft"], "float32", 4, control)
+            TransformersEngine(trained["csft"], "float32", 4, control)
     with pytest.raises(ValueError, match=r"is to be asked with no control token, got <\|good\|>"):
-        Engine(inputs["model"], "float32", 4, GOOD)
+        TransformersEngine(inputs["model"], "float32", 4, GOOD)
 
 
 def test_held_out_log_probs_are_those_after_the_good_token(trained: dict[str, Path], inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_control_token_is_never_written(chat: Path, tmp_path: Path) -> None:
         model.lm_head.weight[n + 1] = -100.0
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path)
-    engine = Engine(tmp_path, "float32", 4, GOOD)
+    engine = TransformersEngine(tmp_path, "float32", 4, GOOD)
     ids = [prompt_ids(engine.tokenizer, [{"role": "user", "content": text}], GOOD) for text in ("a dog", "the plum", "red")]
     with torch.no_grad():
         assert all(int(engine.model(torch.tensor([row])).logits[0, -1].argmax()) >= n for row in ids)

@@ -21,9 +21,9 @@ from bench import methods
 from bench.cli.folders import model_folder
 from bench.config import Bounds, Decoding, Serving
 from bench.engines.base import load_config
-from bench.engines.hf import Engine, check_weights, has_position_table, load_model
+from bench.engines.hf import TransformersEngine, check_weights, has_position_table, load_model
 from bench.engines.reward import Scorer, new_reward_model
-from bench.engines.vllm import Engine as Vllm
+from bench.engines.vllm import VllmEngine as Vllm
 from bench.models.model_config import check_rows, check_shards, check_sizes, check_whole, positions
 from bench.models.tokenize import check_rendering, load_tokenizer, prompt_ids
 from bench.planning.cells import plan_cell
@@ -68,7 +68,7 @@ def test_weights_that_do_not_all_arrive_are_refused_by_name(
 ) -> None:
     folder = changed(whole, tmp_path / "damaged", tensors)
     named = rf"the weights in {folder} are not those of its config.json: .*{why}"
-    for load in (lambda: load_model(folder, "float32"), lambda: check_weights(folder), lambda: Engine(folder, "float32", 2)):
+    for load in (lambda: load_model(folder, "float32"), lambda: check_weights(folder), lambda: TransformersEngine(folder, "float32", 2)):
         with pytest.raises(ValueError, match=named):
             load()
 
@@ -333,7 +333,7 @@ def of_table(kind: str, whole: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_what_leaves_a_table_of_positions_is_said_before_it_is_written(kind: str, whole: Path, tmp_path: Path) -> None:
-    engine = Engine(of_table(kind, whole, tmp_path / kind), "float32", 2)
+    engine = TransformersEngine(of_table(kind, whole, tmp_path / kind), "float32", 2)
     prompts = [[5] * 10, [5] * 40]
     with pytest.raises(
         ValueError, match=r"table of positions: 1 of 2 prompts, the longest of 40 tokens, and max_new_tokens=9 go beyond its 48"

@@ -20,8 +20,9 @@ from bench.models.tokenize import PromptTooLong, load_tokenizer, positions, pref
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import looker
-from bench.readers.rows import BadRows, normalised, prompt_group, raw_rows
+from bench.readers.rows import BadRows, raw_rows
 from bench.readers.splits import Divided, divide, overlap
+from bench.readers.subsets import normalised, prompt_group
 from bench.records import Item, Pair, Unpaired, read_jsonl, read_rows
 from bench.stages import data
 from bench.store.keys import Source

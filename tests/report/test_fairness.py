@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from tiny import copy_results, plans, smoke
 
-from bench.report import Row, Sweep, collect, pool, write_files
-from bench.report.fairness import FACTS, MARK, Certificate, Known, certify, excused, known
+from bench.report import CellRow, Sweep, collect, pool, write_files
+from bench.report.fairness import FACTS, MARK, CellFacts, Certificate, certify, excused, known
 from bench.store.store import Store
 from bench.training.training_record import TrainFacts
 
@@ -46,17 +46,17 @@ WEIGHED = {"votes without log-probs": 0}  # of judges that weigh by log-probs, a
 TRAINING = [fact.name for fact in FACTS if fact.of]
 
 
-def cell(method: str, facts: TrainFacts | None = DPO, seed: int = 0, judging: Mapping[str, Any] = JUDGING, **where: Any) -> Known:
+def cell(method: str, facts: TrainFacts | None = DPO, seed: int = 0, judging: Mapping[str, Any] = JUDGING, **where: Any) -> CellFacts:
     """`where`: values of axes, dots as double underscores; a whole number among them is the row, too."""
     at = {key.replace("__", "."): value for key, value in where.items()} | {"seed": seed, "method.name": method, "method": method}
     measured = {fact.name: fact.of(facts) if facts else None for fact in FACTS if fact.of}
     name = "-".join([method, *(f"{value}" for value in where.values())])
     row = next((value for value in where.values() if isinstance(value, int)), 1)
-    return Known(f"{name}-s{seed}", row, name, method, at, measured | dict(judging))
+    return CellFacts(f"{name}-s{seed}", row, name, method, at, measured | dict(judging))
 
 
-def start(seed: int = 0) -> Known:
-    return Known(f"start-s{seed}", 1, "start", "start", {"seed": seed, "method.name": "none"}, JUDGING)
+def start(seed: int = 0) -> CellFacts:
+    return CellFacts(f"start-s{seed}", 1, "start", "start", {"seed": seed, "method.name": "none"}, JUDGING)
 
 
 def found(certificate: Certificate) -> dict[str, tuple[tuple[str, ...], str, str]]:
@@ -213,7 +213,7 @@ def test_an_axis_excuses_what_it_sets(axis: str, moved_by: Sequence[str], excuse
 def test_completions_of_a_file_have_no_known_training_and_decoding(tmp_path: Path) -> None:
     (tmp_path / "theirs.jsonl").write_text('{"id": "1", "completion": "yes"}\n')
     (cell,) = plans(f"completions={tmp_path / 'theirs.jsonl'}")
-    row = Row(cell, None, True, {}, {})
+    row = CellRow(cell, None, True, {}, {})
     facts = known(row, pool([row]).groups[0], [], Store(tmp_path / "store")).facts
     assert {name for name, value in facts.items() if value is None} >= {*TRAINING, "decoding"}
 

@@ -10,7 +10,7 @@ import pytest
 from tiny import smoke, smoke_cells
 
 from bench.judges.asked.journal import encode, n_dropped
-from bench.report import Row, collect, pool
+from bench.report import CellRow, collect, pool
 from bench.report.findings import CHECKS, NONE, Evidence, Finding, find, lines, markdown, of_rows
 from bench.report.rows import Sweep
 from bench.store.store import Store
@@ -232,7 +232,7 @@ def test_unpaired_data_are_read_by_their_auc() -> None:
 # Under a table ------------------------------------------------------------------------------------------------------------
 
 
-def rows() -> list[Row]:
+def rows() -> list[CellRow]:
     sweep = Sweep("smoke", "", "+sweep=smoke", smoke_cells())
     return collect(sweep, Store(smoke().results / "store"), {})
 

@@ -220,7 +220,7 @@ def test_a_judge_that_repeats_fastchats_recorded_judgements_agrees_with_them(fil
     recorded = folder(tmp_path / "recorded")
     data.run(RecordedData(n=30, seed=0), StageRun({"recorded": path}, recorded, Progress(tmp_path / "progress")))
     items, completions = list(read_jsonl(recorded / "items.jsonl", Item)), list(read_jsonl(recorded / "completions.jsonl", Completion))
-    asking = AskedRating(mt_bench_templates(OWN_PROMPTS), mode, {"model": "j"}, "p", lambda requests: [])
+    asking = AskedRating({"model": "j"}, "p", lambda requests: [], mt_bench_templates(OWN_PROMPTS), mode)
     replies = []
     for asked in asking.requests(items, completions):
         item = next(item for item in items if item.id == asked.item_id)

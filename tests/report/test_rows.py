@@ -20,7 +20,7 @@ from bench.commands.planned_sweep import with_start_cells
 from bench.config import Expectation
 from bench.planning.cells import plan_cell, start_cell
 from bench.planning.inputs import CellPlan
-from bench.report import Row, Sweep, figures, flat_rows, pool, write_files
+from bench.report import CellRow, Sweep, figures, flat_rows, pool, write_files
 from bench.report.groups import matches, row_words
 from bench.report.rows import seedless
 from bench.report.tables import comparison_table, latex, markdown
@@ -37,22 +37,22 @@ def _cells(*words: str) -> list[CellPlan]:
     return with_start_cells(plans, opened.sources)
 
 
-def _row(cell: CellPlan, rate: float) -> Row:
+def _row(cell: CellPlan, rate: float) -> CellRow:
     """Every item the same distance from `rate`, so that differences between rows are exact."""
     preferences = {item: rate + (0.1 if i % 2 else -0.1) * (1 + 0.1 * cell.cell.seed) for i, item in enumerate(ITEMS)}
     metrics = {"win_rate": rate, "win_rate_low": rate - 0.03, "win_rate_high": rate + 0.03, "n_scored": 40.0, "n_unscored": 2.0, "kl": 1.5}
     missing = {"rating": "no judge is set (judge=none)"}
-    return Row(cell, None, True, metrics, missing, preferences, preferences, 100, [{"revision": "abc"}])
+    return CellRow(cell, None, True, metrics, missing, preferences, preferences, 100, [{"revision": "abc"}])
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[Row]:
+def rows() -> list[CellRow]:
     rates = {"none": 0.25, "dpo": 0.45, "kto": 0.251}
     cells = _cells("method=dpo,kto", "seed=0,1,2", "tracker=none")
     return [_row(cell, rates[cell.cell.method.name] + 0.001 * cell.cell.seed) for cell in cells]
 
 
-def test_seeds_pool_into_one_group_and_each_start_model_has_a_row(rows: list[Row]) -> None:
+def test_seeds_pool_into_one_group_and_each_start_model_has_a_row(rows: list[CellRow]) -> None:
     pooled = pool(rows)
     assert [(g.cell.method.name, len(g.rows)) for g in pooled.groups] == [("none", 3), ("dpo", 3), ("kto", 3)]
     dpo = pooled.groups[1]
@@ -61,7 +61,7 @@ def test_seeds_pool_into_one_group_and_each_start_model_has_a_row(rows: list[Row
     assert dpo.against_start.p_holm < 1e-4
 
 
-def test_the_best_group_is_marked_and_what_equals_the_start_is_not_called_better(rows: list[Row]) -> None:
+def test_the_best_group_is_marked_and_what_equals_the_start_is_not_called_better(rows: list[CellRow]) -> None:
     table = comparison_table(pool(rows))
     win, versus = table.columns.index("win rate %"), table.columns.index("vs start")
     by_method = {row[1]: row for row in table.rows}
@@ -71,14 +71,14 @@ def test_the_best_group_is_marked_and_what_equals_the_start_is_not_called_better
     assert by_method["start"][versus] == "-"
 
 
-def test_one_seed_shows_the_prompt_interval(rows: list[Row]) -> None:
+def test_one_seed_shows_the_prompt_interval(rows: list[CellRow]) -> None:
     one = [row for row in rows if row.cell.cell.seed == 0]
     table = comparison_table(pool(one))
     assert table.rows[1][table.columns.index("win rate %")].startswith("45.0 [42.0, 48.0]")
     assert any("one seed" in note for note in table.notes)
 
 
-def test_unscored_verdicts_and_missing_judges_are_said(rows: list[Row]) -> None:
+def test_unscored_verdicts_and_missing_judges_are_said(rows: list[CellRow]) -> None:
     notes = comparison_table(pool(rows)).notes
     assert any("18 verdicts unscored" in note for note in notes)  # 2 in each of 9 cells
     assert "rating: no judge is set (judge=none) (9 cells)" in notes
@@ -95,7 +95,7 @@ def test_unscored_verdicts_and_missing_judges_are_said(rows: list[Row]) -> None:
     assert "kl: no row of #1 in 40 (1 cell)" in comparison_table(pool([one, *rows[1:]])).notes
 
 
-def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: list[Row]) -> None:
+def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: list[CellRow]) -> None:
     failed = {"failed": "train: RuntimeError: out of memory", "done": False, "metrics": {}, "preferences": {}}
     broken = [replace(row, **failed) if row.cell.cell.seed == 2 else row for row in rows]
     table = comparison_table(pool(broken))
@@ -104,19 +104,19 @@ def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: l
     assert len(causes) == 1 and "out of memory" in causes[0] and causes[0].count("-s2-") == 3
 
 
-def test_mixed_revisions_are_said(rows: list[Row]) -> None:
+def test_mixed_revisions_are_said(rows: list[CellRow]) -> None:
     mixed = [rows[0], *(replace(row, recorded=[{"revision": "def"}]) for row in rows[1:])]
     assert any("mix revisions of bench: abc, def" in note for note in comparison_table(pool(mixed)).notes)
 
 
-def test_flat_rows_lead_with_the_settings_and_leave_missing_numbers_empty(rows: list[Row]) -> None:
+def test_flat_rows_lead_with_the_settings_and_leave_missing_numbers_empty(rows: list[CellRow]) -> None:
     flat = flat_rows([*rows[:1], replace(rows[1], metrics={})])
     assert list(flat[0])[:11] == ["key", "name", "status", "model", "data", "method", "beta", "fraction", "iteration", "seed", "n_train"]
     assert flat[0]["method"] == "start" and flat[0]["win_rate"] == 0.25
     assert flat[1]["win_rate"] is None
 
 
-def test_files_say_the_same_and_are_the_same_bytes_again(rows: list[Row], tmp_path: Path) -> None:
+def test_files_say_the_same_and_are_the_same_bytes_again(rows: list[CellRow], tmp_path: Path) -> None:
     sweep = Sweep("question", "Which?", "+sweep=question", [row.cell for row in rows])
     folder = write_files(sweep, rows, tmp_path).folder
     names = ["table.md", "table.csv", "table.tex", "differences.csv", "pairs.csv", "plan.json", "figures/win_rate_by_kl.svg"]
@@ -141,7 +141,7 @@ def test_files_say_the_same_and_are_the_same_bytes_again(rows: list[Row], tmp_pa
         ({"model": "world_medium"}, {"method": "dpo"}, "cannot be said, model world_medium names 3 groups"),
     ],
 )
-def test_an_expectation_is_held_against_the_table(rows: list[Row], better: dict, worse: dict, verdict: str) -> None:
+def test_an_expectation_is_held_against_the_table(rows: list[CellRow], better: dict, worse: dict, verdict: str) -> None:
     notes = comparison_table(pool(rows), [Expectation(better=better, worse=worse)]).notes
     assert any(note.startswith("Expected ") and verdict in note for note in notes)
 

@@ -20,7 +20,7 @@ from fake_stage import HERE, Fake, attempts, fake
 
 from bench.config import LocalLauncher
 from bench.machine import _cpu_quota, visible_gpus
-from bench.runner.launcher import Report, chain_lengths
+from bench.runner.launcher import StageReport, chain_lengths
 from bench.runner.local_pool import Pool, pool_size
 from bench.runner.worker import describe
 from bench.store import stage_settings
@@ -75,8 +75,8 @@ def start(pool: Pool, store: Store, *stages: Stage) -> None:
         pool.start(describe(stage, store), log_of(stage, store))
 
 
-def wait(pool: Pool, n: int = 1) -> list[Report]:
-    found: list[Report] = []
+def wait(pool: Pool, n: int = 1) -> list[StageReport]:
+    found: list[StageReport] = []
     until = time.monotonic() + PATIENCE_S
     while len(found) < n and time.monotonic() < until:
         found += pool.reports(0.5)
@@ -84,14 +84,14 @@ def wait(pool: Pool, n: int = 1) -> list[Report]:
     return found
 
 
-def run(pool: Pool, store: Store, stage: Stage) -> Report:
+def run(pool: Pool, store: Store, stage: Stage) -> StageReport:
     start(pool, store, stage)
     return wait(pool)[0]
 
 
 def test_a_worker_runs_stage_after_stage_in_one_process(pool: Pool, store: Store) -> None:
     stages = [fake(f"s{i}") for i in range(3)]
-    assert [run(pool, store, stage) for stage in stages] == [Report(stage.key, "done") for stage in stages]
+    assert [run(pool, store, stage) for stage in stages] == [StageReport(stage.key, "done") for stage in stages]
     pids = {pid for stage in stages for pid, _ in attempts(stage, store.root)}
     assert len(pids) == 1
     assert all(Store(store.root).status(stage).state == "done" for stage in stages)
@@ -113,7 +113,7 @@ def test_an_exception_is_a_reason_and_the_worker_goes_on(pool: Pool, store: Stor
 
 def test_a_library_that_ends_the_process_is_a_failure_with_its_words(pool: Pool, store: Store) -> None:
     stage = fake("exits", exit=True)
-    assert run(pool, store, stage) == Report(stage.key, "failed", "SystemExit: a library ended the process")
+    assert run(pool, store, stage) == StageReport(stage.key, "failed", "SystemExit: a library ended the process")
 
 
 def test_what_a_stage_writes_goes_to_its_log_and_nowhere_else(pool: Pool, store: Store, capfd: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +128,7 @@ def test_what_a_stage_writes_goes_to_its_log_and_nowhere_else(pool: Pool, store:
 
 def test_a_killed_worker_is_a_lost_stage_and_the_next_one_gets_a_new_worker(pool: Pool, store: Store) -> None:
     stage = fake("dies", die=1)
-    assert run(pool, store, stage) == Report(stage.key, "lost", "its worker process died (signal SIGKILL)")
+    assert run(pool, store, stage) == StageReport(stage.key, "lost", "its worker process died (signal SIGKILL)")
     assert pool.free == 1
     assert run(pool, store, stage).outcome == "done"
     (first, _), (second, _) = attempts(stage, store.root)
@@ -158,7 +158,7 @@ def test_a_stage_beyond_its_time_is_ended(store: Store) -> None:
         start(pool, store, stage)
         pid = pool.workers[0].process.pid  # type: ignore[union-attr]
         report = wait(pool)[0]
-        assert report == Report(stage.key, "late", "ran longer than 2 s (hydra.launcher.stage_timeout_s) and was ended")
+        assert report == StageReport(stage.key, "late", "ran longer than 2 s (hydra.launcher.stage_timeout_s) and was ended")
         assert gone(pid, within_s=0.5)
         assert pool.free == 1
     finally:
@@ -176,7 +176,7 @@ def test_a_worker_that_answered_and_died_at_once_has_done_its_stage(pool: Pool, 
     time.sleep(0.3)
     process.kill()
     process.wait()
-    assert wait(pool) == [Report(stage.key, "done")]
+    assert wait(pool) == [StageReport(stage.key, "done")]
     assert pool.workers == [None]
 
 

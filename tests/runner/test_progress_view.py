@@ -20,7 +20,7 @@ from tiny import plans
 from bench.commands.cell_states import cell_state
 from bench.commands.plan import print_plan
 from bench.commands.status import print_status
-from bench.forecast.stage_time import Estimate
+from bench.forecast.stage_time import StageForecast
 from bench.planning.to_do import make_plan
 from bench.report import Sweep
 from bench.runner.progress_view import LiveScreen, PlainScreen, make_screen, makespan_s
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> Store:
 
 def screen_of(kind: Any, sweep: Sweep, store: Store, seconds: float | None = None, **console: Any) -> tuple[Any, io.StringIO]:
     plan = make_plan(sweep.cells, store)
-    forecast = {stage: Estimate(seconds, 100) for stage in plan.to_do}
+    forecast = {stage: StageForecast(seconds, 100) for stage in plan.to_do}
     out = io.StringIO()
     return kind(Console(file=out, width=120, **console), sweep, plan, forecast, 2), out
 
@@ -176,14 +176,14 @@ def _depth(stage: Any) -> int:
 
 def test_a_plan_is_printed_with_what_is_shared(sweep: Sweep, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     plan = make_plan(sweep.cells, store)
-    print_plan(sweep, plan, {stage: Estimate(30.0, 1000) for stage in plan.to_do}, 2, {})
+    print_plan(sweep, plan, {stage: StageForecast(30.0, 1000) for stage in plan.to_do}, 2, {})
     out = capsys.readouterr().out
     assert "tiny: 6 cells" in out
     assert re.search(r"train +0 +4 +0 +120 +4,000", out)
     assert re.search(r"time +about \d+:\d\d with 2 at a time\n", out)
     assert f"tokens   at most {1000 * len(plan.to_do):,}" in out
     assert "judge    $0.00 (gold)" in out
-    print_plan(sweep, plan, {stage: Estimate(None, 0) for stage in plan.to_do}, 2, {})
+    print_plan(sweep, plan, {stage: StageForecast(None, 0) for stage in plan.to_do}, 2, {})
     assert "no like stage has run here yet: no forecast" in capsys.readouterr().out
 
 

@@ -21,11 +21,11 @@ from bench import methods
 from bench.cli.compose import BadConfig, open_door
 from bench.config import LocalLauncher
 from bench.planning.cells import plan_cell
-from bench.planning.inputs import CellPlan
-from bench.runner.launcher import Report, chain_lengths
+from bench.planning.inputs import CellPlan, all_stages
+from bench.runner.launcher import StageReport, chain_lengths
 from bench.runner.local_pool import Pool
 from bench.runner.preflight import check_devices
-from bench.runner.scheduler import Scheduler, all_stages
+from bench.runner.scheduler import Scheduler
 from bench.store import stage_settings
 from bench.store.keys import Stage
 from bench.store.store import Store
@@ -266,8 +266,8 @@ def test_a_worker_that_dies_after_its_stage_was_finished_has_lost_nothing(root: 
     cells = [CellPlan(None, stage.key, "a", stage, {})]  # type: ignore[arg-type]
 
     class Dying(Pool):
-        def reports(self, timeout_s: float) -> list[Report]:
-            return [Report(report.key, "lost", "the node is gone") for report in super().reports(timeout_s)]
+        def reports(self, timeout_s: float) -> list[StageReport]:
+            return [StageReport(report.key, "lost", "the node is gone") for report in super().reports(timeout_s)]
 
     pool, screen, failures = Dying(LocalLauncher(name="local", workers=1, threads=1, stage_timeout_s=60.0, retries=0)), Heard(), {}
     try:

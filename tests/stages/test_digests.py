@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 from tiny import make_preferences
 
-from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
+from bench.config import CATEGORIES, GoldWeights, WorldAnnotator, Writer
 from bench.records import Completion, Item, Logps, read_jsonl, read_rows, write_jsonl
 from bench.stages import audit, data, judge, label, score
 from bench.store import stage_settings
@@ -66,7 +66,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "digests.json"
 FAMILY = TaskFamily(categories=CATEGORIES, constraint_counts=(0.2, 0.4, 0.4))
 WEIGHTS = GoldWeights(content=0.45, constraints=0.35, conciseness=0.2)
 SLOPPY = Writer(error=0.3, missed_constraint=0.6, filler=0.5)
-ANNOTATOR = Annotator(temperature=0.5, length_bias=0.1, flip_rate=0.1)
+ANNOTATOR = WorldAnnotator(temperature=0.5, length_bias=0.1, flip_rate=0.1)
 TOLERANCE = 1e-9
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.config import Annotator, GoldWeights, Writer
+from bench.config import GoldWeights, WorldAnnotator, Writer
 from bench.records import (
     Completion,
     Item,
@@ -43,7 +43,7 @@ from bench.store.stage_settings import (
 FAMILY = TaskFamily(categories=("writing", "math", "stem"), constraint_counts=(0.2, 0.4, 0.4))
 WEIGHTS = GoldWeights(content=0.45, constraints=0.45, conciseness=0.1)
 SLOPPY = Writer(error=0.3, missed_constraint=0.6, filler=0.5)
-SURE = Annotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0)
+SURE = WorldAnnotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0)
 
 
 def run(stage: Any, settings: Any, out: Path, **inputs: Path) -> Outcome:
@@ -323,7 +323,7 @@ def test_a_noise_detector_is_held_against_labels_whose_truth_is_known(tmp_path: 
     said = {"a": True, "b": True, "c": False, "d": True, "e": True}
     training = folder(tmp_path / "training", "trust.jsonl", [Trust(name, distrusted, 0.5) for name, distrusted in said.items()])
     assert read_detections(training, [where]) == [(True, True), (True, True), (False, True), (True, False)]
-    numbers = numbers_of._Numbers()
+    numbers = numbers_of.Numbers()
     numbers_of._labels({"labels_00": where, "training": training}, numbers)
     assert numbers.metrics["label_accuracy"] == pytest.approx(1 / 5)
     assert numbers.metrics["noise_precision"] == pytest.approx(2 / 3)
@@ -334,11 +334,11 @@ def test_a_noise_detector_is_held_against_labels_whose_truth_is_known(tmp_path: 
 def test_without_a_truth_or_a_detector_there_is_no_number(tmp_path: Path) -> None:
     where = folder(tmp_path / "labels", "labels.jsonl", [known("a", None)])
     training = folder(tmp_path / "training", "trust.jsonl", [Trust("a", True, 0.4)])
-    numbers = numbers_of._Numbers()
+    numbers = numbers_of.Numbers()
     numbers_of._labels({"labels_00": where, "training": training}, numbers)
     assert not numbers.metrics
     assert set(numbers.missing) == {"label_accuracy", "noise_precision", "noise_recall", "noise_share"}
     (training / "trust.jsonl").unlink()
-    numbers = numbers_of._Numbers()
+    numbers = numbers_of.Numbers()
     numbers_of._labels({"labels_00": where, "training": training}, numbers)
     assert set(numbers.missing) == {"label_accuracy"}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny import make_preferences, write_rows
 
-from bench.config import CATEGORIES, Annotator, GoldWeights, Writer
+from bench.config import CATEGORIES, GoldWeights, WorldAnnotator, Writer
 from bench.judges.gold import NO_TASK
 from bench.records import Completion, Item, Labelled, Logps, Pair, Unpaired, Verdict, read_jsonl, read_rows, write_jsonl
 from bench.stages import data, judge, label, score
@@ -36,7 +36,7 @@ from bench.world.writers import write
 FAMILY = TaskFamily(categories=CATEGORIES, constraint_counts=(0.2, 0.4, 0.4))
 WEIGHTS = GoldWeights(content=0.45, constraints=0.35, conciseness=0.2)
 SLOPPY = Writer(error=0.3, missed_constraint=0.6, filler=0.5)
-SURE = Annotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0)
+SURE = WorldAnnotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0)
 
 
 class Room:
@@ -77,7 +77,7 @@ def written(room: Room, items: Path, name: str = "samples", draws: int = 2, writ
     return room.folder(name)
 
 
-def labelled(room: Room, annotator: Annotator, n: int = 1500, seed: int = 0) -> tuple[list[Labelled], Outcome]:
+def labelled(room: Room, annotator: WorldAnnotator, n: int = 1500, seed: int = 0) -> tuple[list[Labelled], Outcome]:
     items = prompts(room, n)
     samples = written(room, items)
     outcome = room.run(label, GoldLabels(gold=WEIGHTS, annotator=annotator, seed=seed), "labels", items=items, completions=samples)
@@ -95,14 +95,14 @@ def test_a_cold_annotator_without_flips_is_always_right(room: Room) -> None:
 
 @pytest.mark.parametrize("flip_rate", [0.1, 0.4])
 def test_flips_turn_the_set_share_of_labels(room: Room, flip_rate: float) -> None:
-    labels, _ = labelled(room, Annotator(temperature=1e-9, length_bias=0.0, flip_rate=flip_rate))
+    labels, _ = labelled(room, WorldAnnotator(temperature=1e-9, length_bias=0.0, flip_rate=flip_rate))
     right = [row.correct for row in labels if row.correct is not None]
     assert sum(right) / len(right) == pytest.approx(1 - flip_rate, abs=4 * math.sqrt(flip_rate * (1 - flip_rate) / len(right)))
 
 
 def test_temperature_makes_labels_as_uncertain_as_the_logistic_says(room: Room) -> None:
     """Labels are draws from p_first, and p_first is σ(gold difference / temperature)."""
-    labels, _ = labelled(room, Annotator(temperature=2.0, length_bias=0.0, flip_rate=0.0))
+    labels, _ = labelled(room, WorldAnnotator(temperature=2.0, length_bias=0.0, flip_rate=0.0))
     drawn = [row for row in labels if row.first_preferred is not None]
     expected = statistics.fmean(row.p_first for row in drawn)
     variance = statistics.fmean(row.p_first * (1 - row.p_first) for row in drawn)
@@ -115,7 +115,7 @@ def test_temperature_makes_labels_as_uncertain_as_the_logistic_says(room: Room) 
 
 
 def test_another_seed_draws_other_labels_of_the_same_opinions(room: Room) -> None:
-    annotator = Annotator(temperature=2.0, length_bias=0.0, flip_rate=0.1)
+    annotator = WorldAnnotator(temperature=2.0, length_bias=0.0, flip_rate=0.1)
     first, _ = labelled(room, annotator, 200, seed=0)
     again, _ = labelled(room, annotator, 200, seed=0)
     other, _ = labelled(room, annotator, 200, seed=1)
@@ -134,7 +134,7 @@ def test_equal_completions_are_ties_and_an_item_without_a_task_is_unscored(room:
         Completion(row["id"], row["turns"], [texts[i][draw]], [1], [True], draw) for draw in (0, 1) for i, row in enumerate(rows)
     ]
     write_jsonl(room.folder("samples") / "completions.jsonl", completions)
-    settings = GoldLabels(gold=WEIGHTS, annotator=Annotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0), seed=0)
+    settings = GoldLabels(gold=WEIGHTS, annotator=WorldAnnotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0), seed=0)
     outcome = room.run(label, settings, "labels", items=items, completions=room.folder("samples"))
     labels = list(read_jsonl(room.folder("labels") / "labels.jsonl", Labelled))
     assert [row.first_preferred is None for row in labels] == [True, True, False, True]

@@ -13,8 +13,9 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from bench.stats.estimates import (
+    BySeed,
+    Comparison,
     accuracy,
-    compare,
     compare_table,
     holm,
     indistinguishable,
@@ -27,6 +28,11 @@ from bench.stats.estimates import (
 )
 
 PREFERENCES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0]) | st.none(), min_size=1, max_size=40)
+
+
+def compare(a: BySeed, b: BySeed) -> Comparison | None:
+    """A row by itself: a table of one."""
+    return compare_table({"row": (a, b)})["row"]
 
 
 def rng(seed: int = 0) -> np.random.Generator:

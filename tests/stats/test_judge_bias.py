@@ -125,7 +125,7 @@ def judged(judge: Scripted) -> list[Verdict]:
 
 def found(judge: Scripted) -> dict[str, Any]:
     first, second = judged(judge), again(judge)
-    return judge_bias.verdict_statistics(first, second, truth()) | judge_bias.truth_statistics(first, truth())
+    return judge_bias.preference_statistics(first, second, truth()) | judge_bias.preference_agreement(first, truth())
 
 
 VOTES = Scripted(votes=True)
@@ -137,11 +137,11 @@ def again(judge: Scripted) -> list[Verdict]:
 
 STATISTICS: dict[str, Callable[[Scripted], Any]] = {
     "position_bias": lambda judge: judge_bias.position_bias(judged(judge)),
-    "length_bias": lambda judge: judge_bias.length_slope(judged(judge), truth()),
+    "length_bias": lambda judge: judge_bias.preference_slope(judged(judge), truth()),
     "failure_rate": lambda judge: judge_bias.failure_rate(judged(judge)),
     "noise_rate": lambda judge: judge_bias.noise_rate(judge_bias.retest_agreement(judged(judge), again(judge))),
     "tie_rate": lambda judge: judge_bias.tie_rate(judged(judge)),
-    "drift": lambda judge: judge_bias.drift(judged(judge), truth()),
+    "drift": lambda judge: judge_bias.preference_statistics(judged(judge), None, truth())["drift"],
 }
 
 
@@ -193,11 +193,11 @@ def test_a_plain_slope_confounds_quality_with_length_and_the_bias_does_not() -> 
 
 
 def test_a_judge_that_is_a_function_has_no_order_and_no_noise() -> None:
-    statistics = judge_bias.verdict_statistics(gold(), None, truth())
+    statistics = judge_bias.preference_statistics(gold(), None, truth())
     for name in ("position_bias", "flip_rate", "retest_agreement", "noise_rate"):
         assert isinstance(statistics[name], Unmeasured), name
     assert statistics["failure_rate"] == Estimate(0.0, 0.0, 0.0, pytest.approx(0.0095, abs=1e-4), N)
-    assert isinstance(judge_bias.verdict_statistics(gold(), None, None)["length_bias"], Unmeasured)
+    assert isinstance(judge_bias.preference_statistics(gold(), None, None)["length_bias"], Unmeasured)
 
 
 # The corrected win rate -------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_a_biased_judges_own_win_rate_is_wrong_and_labels_narrow_nothing_for_fre
     plain, corrected = found(longest)["win_rate"], judge_bias.corrected_win_rate(judged(longest), labels)
     assert abs(plain.value - true) > 0.05 and not plain.low <= true <= plain.high
     assert isinstance(corrected, Estimate) and _covers(corrected, float(true))
-    good, alone = judge_bias.corrected_win_rate(judged(Scripted()), labels), judge_bias.truth_win_rate(labels)
+    alone, good = judge_bias.PREFERENCE.corrected(judged(Scripted()), labels, labels).values()
     assert isinstance(good, Estimate) and isinstance(alone, Estimate)
     assert good.standard_error is not None and alone.standard_error is not None
     assert good.standard_error < 0.7 * alone.standard_error
@@ -282,12 +282,13 @@ def test_kappa_by_hand() -> None:
     rows = [(1.0, 1.0)] * 20 + [(1.0, 0.0)] * 5 + [(0.0, 1.0)] * 10 + [(0.0, 0.0)] * 15
     verdicts = [Verdict(f"{i}", "j", preference=p) for i, (p, _) in enumerate(rows)]
     labels = {f"{i}": t for i, (_, t) in enumerate(rows)}
-    kappa, agreement = judge_bias.kappa(verdicts, labels), judge_bias.agreement(verdicts, labels)
+    agreement, kappa = judge_bias.preference_agreement(verdicts, labels).values()
     assert isinstance(kappa, Estimate) and kappa.value == pytest.approx(0.4) and kappa.low is not None and kappa.low < 0.4
     assert isinstance(agreement, Estimate) and agreement.value == pytest.approx(0.7)
-    halves = judge_bias.agreement([Verdict("0", "j", preference=0.5), Verdict("1", "j", preference=1.0)], {"0": 1.0, "1": 1.0})
+    tied = [Verdict("0", "j", preference=0.5), Verdict("1", "j", preference=1.0)]
+    halves = judge_bias.preference_agreement(tied, {"0": 1.0, "1": 1.0})["agreement"]
     assert isinstance(halves, Estimate) and halves.value == 0.75
-    assert isinstance(judge_bias.kappa(verdicts[:20], labels), Unmeasured)
+    assert isinstance(judge_bias.preference_agreement(verdicts[:20], labels)["kappa"], Unmeasured)
 
 
 def test_length_slope_agrees_with_statsmodels() -> None:
@@ -296,18 +297,18 @@ def test_length_slope_agrees_with_statsmodels() -> None:
     x = np.array([[((v.policy_length or 0) - (v.baseline_length or 0)) / 100, 1.0, logit(truth()[v.item_id])] for v in verdicts])
     y = np.array([v.preference for v in verdicts])
     fit = sm.GLM(y, x, family=sm.families.Binomial()).fit(cov_type="HC1")
-    ours = judge_bias.length_slope(verdicts, truth())
+    ours = judge_bias.preference_slope(verdicts, truth())
     assert isinstance(ours, Estimate)
     error = fit.bse[0] * math.sqrt(N / (N - 3))  # statsmodels leaves the small-sample factor of HC1 out of GLMs
     assert (ours.value, ours.standard_error) == (pytest.approx(fit.params[0], rel=1e-6), pytest.approx(error, rel=1e-6))
 
 
 def plain_slope(verdicts: Sequence[Verdict]) -> judge_bias.Found:
-    return judge_bias.length_slope(verdicts, None)
+    return judge_bias.preference_slope(verdicts, None)
 
 
 def plain_drift(verdicts: Sequence[Verdict]) -> judge_bias.Found:
-    return judge_bias.drift(verdicts, None)
+    return judge_bias.preference_statistics(verdicts, None, None)["drift"]
 
 
 @pytest.mark.parametrize(

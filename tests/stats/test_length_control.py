@@ -13,20 +13,28 @@ from bench.records import Verdict
 from bench.stats.estimates import Unmeasured, mean_estimate
 from bench.stats.length_control import (
     Calibration,
+    Columns,
     Gamed,
-    Judged,
     LcWinRate,
+    calibrated,
     contributions_of_verdicts,
     fit_difficulty,
-    known,
-    lc_contributions,
     lc_of_verdicts,
-    lc_win_rate,
 )
+from bench.stats.length_control import lc_contributions as contributions
+from bench.stats.length_control import lc_win_rate as controlled
 
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+def lc_win_rate(y, policy, baseline, generator, difficulty=None, gamed=None, n_resamples=500):
+    return controlled(Columns([], y, policy, baseline, difficulty, gamed), generator, n_resamples)
+
+
+def lc_contributions(y, policy, baseline, difficulty=None, gamed=None):
+    return contributions(Columns([], y, policy, baseline, difficulty, gamed))
 
 
 def world(n: int = 400, seed: int = 0, strength: float = 0.3, bias: float = 1.0, votes: bool = True):
@@ -264,9 +272,10 @@ def test_verdicts_take_their_own_items_difficulty_and_gamed_rows():
 
 def test_a_calibration_that_lacks_items_measures_nothing():
     calibration = Calibration({"a": 0.1}, {}, "abc")
-    assert known(None, ["a"]) == (None, None)
-    assert known(calibration, ["a"]) == ([0.1], None)
-    lacking = known(calibration, ["a", "b", "c"])
+    three = [Verdict(name, "j", preference=0.5, policy_length=1, baseline_length=2) for name in "abc"]
+    assert calibrated(three[:1], None) == (["a"], [0.5], [1], [2], None, None)
+    assert calibrated(three[:1], calibration) == (["a"], [0.5], [1], [2], [0.1], None)
+    lacking = calibrated(three, calibration)
     assert isinstance(lacking, Unmeasured) and lacking.reason == "the calibration abc has no difficulty for 2 of 3 items"
     some = verdicts(([1.0, 0.0, 0.5], [1, 2, 3], [3, 2, 2]), ["a", "b", "c"])
     assert lc_of_verdicts(some, calibration, rng()) == contributions_of_verdicts(some, calibration) == lacking
@@ -275,7 +284,7 @@ def test_a_calibration_that_lacks_items_measures_nothing():
 # ---- difficulties from several policies
 
 
-def planted(n_policies: int = 8, n: int = 300) -> tuple[list[Judged], np.ndarray]:
+def planted(n_policies: int = 8, n: int = 300) -> tuple[list[Columns], np.ndarray]:
     g = rng(11)
     difficulty, names = g.normal(size=n), [f"i{k}" for k in range(n)]
     policies = []
@@ -284,7 +293,7 @@ def planted(n_policies: int = 8, n: int = 300) -> tuple[list[Judged], np.ndarray
         policy = np.maximum(1, baseline + g.normal(200, 400, size=n).astype(int))
         gap = baseline - policy
         p = 1 / (1 + np.exp(-(0.4 * m - 1.5 - np.tanh(gap / gap.std(ddof=1)) + difficulty)))
-        policies.append(Judged(names, (g.random(n) < p).astype(float).tolist(), policy.tolist(), baseline.tolist()))
+        policies.append(Columns(names, (g.random(n) < p).astype(float).tolist(), policy.tolist(), baseline.tolist()))
     return policies, difficulty
 
 
@@ -314,10 +323,10 @@ def test_difficulties_solve_their_penalised_equations():
 def test_difficulties_do_not_depend_on_the_order_and_take_items_that_some_policies_lack():
     policies, _ = planted(4, 50)
     order = rng(5).permutation(50)
-    shuffled = [Judged(*([column[i] for i in order] for column in policy)) for policy in policies]
+    shuffled = [Columns(*([column[i] for i in order] for column in policy[:4])) for policy in policies]
     assert fit_difficulty(shuffled[::-1]) == fit_difficulty(policies)
     first = policies[0]
-    partly = Judged(first.items[:30], [None, *first.preferences[1:30]], first.policy_lengths[:30], first.baseline_lengths[:30])
+    partly = Columns(first.items[:30], [None, *first.preferences[1:30]], first.policy_lengths[:30], first.baseline_lengths[:30])
     assert len(fit_difficulty([partly, *policies[1:]])) == 50
-    lost = Judged(first.items, [0.0] * 50, first.policy_lengths, first.baseline_lengths)
+    lost = Columns(first.items, [0.0] * 50, first.policy_lengths, first.baseline_lengths)
     assert all(math.isfinite(value) and value < 0 for value in fit_difficulty([lost]).values())

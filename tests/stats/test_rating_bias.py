@@ -15,7 +15,7 @@ import pytest
 from bench.config import CATEGORIES, GoldWeights, World, Writer
 from bench.judges.gold import GoldRating
 from bench.records import Completion, Item, Verdict
-from bench.stats import rating_bias as audit
+from bench.stats import judge_bias as audit
 from bench.stats.estimates import Estimate, Unmeasured
 from bench.world.corpus import make_items
 from bench.world.tasks import Turn
@@ -79,10 +79,10 @@ class Scripted:
 
 
 STATISTICS: dict[str, Callable[[Scripted], Any]] = {
-    "length_bias": lambda judge: audit.length_slope(judge.judge(), truth()),
+    "length_bias": lambda judge: audit.rating_slope(judge.judge(), truth()),
     "failure_rate": lambda judge: audit.rating_statistics(judge.judge(), None, None)["failure_rate"],
     "noise_sd": lambda judge: audit.noise_sd(judge.judge(), judge.again()),
-    "drift": lambda judge: audit.drift(judge.judge(), scaled()),
+    "drift": lambda judge: audit.rating_statistics(judge.judge(), None, scaled())["drift"],
 }
 
 
@@ -114,7 +114,7 @@ def test_an_injected_fault_comes_back_within_its_interval(judge: Scripted, name:
 
 def test_a_fair_judge_has_no_faults_and_a_coarse_or_lazy_one_is_seen() -> None:
     fair = Scripted()
-    found = audit.rating_statistics(fair.judge(), fair.again(), scaled()) | audit.truth_statistics(fair.judge(), truth())
+    found = audit.rating_statistics(fair.judge(), fair.again(), scaled()) | audit.rating_agreement(fair.judge(), truth())
     for name in ("failure_rate", "noise_sd", "length_bias", "drift"):
         assert value_of(found[name]) == pytest.approx(0, abs=1e-6), name
     for name in ("retest_agreement", "rank_correlation", "pair_agreement"):
@@ -134,7 +134,7 @@ def value_of(found: audit.Found) -> float:
 
 def test_a_plain_slope_confounds_quality_with_length_and_the_bias_does_not() -> None:
     """In this world the longer answer is the worse one, which is no fault of the judge."""
-    plain, fixed = audit.length_slope(gold(), None), audit.length_slope(gold(), truth())
+    plain, fixed = audit.rating_slope(gold(), None), audit.rating_slope(gold(), truth())
     assert isinstance(plain, Estimate) and plain.high is not None and plain.high < 0
     assert abs(value_of(fixed)) < 1e-6
 
@@ -233,7 +233,7 @@ def test_ratings_by_hand() -> None:
 def test_agreement_by_hand() -> None:
     """Ratings 1, 2, 2, 4 with truths 1, 3, 2, 4: of six pairs five are ranked alike and one is the judge's tie: 5.5 / 6."""
     labels = {(f"{i}", 0): t for i, t in enumerate((1.0, 3.0, 2.0, 4.0))}
-    found = audit.truth_statistics(rated(1, 2, 2, 4), labels)
+    found = audit.rating_agreement(rated(1, 2, 2, 4), labels)
     assert value_of(found["pair_agreement"]) == pytest.approx(5.5 / 6)
     assert value_of(found["rank_correlation"]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
     assert value_of(found["mean_difference"]) == pytest.approx(-0.25)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.config import Annotator, GoldWeights, World, Writer
+from bench.config import GoldWeights, World, WorldAnnotator, Writer
 from bench.world import vocabulary
 from bench.world.gold import annotator_prefers, count_words, draw_label, gold, keeps, margin
 from bench.world.tasks import Constraint, Task, Turn, make_tasks
@@ -151,8 +151,8 @@ def test_fillers_use_no_word_that_means_anything_else() -> None:
     assert not filler & (said | marks)
 
 
-def annotator(temperature: float = 1.0, length_bias: float = 0.0) -> Annotator:
-    return Annotator(temperature=temperature, length_bias=length_bias, flip_rate=0.0)
+def annotator(temperature: float = 1.0, length_bias: float = 0.0) -> WorldAnnotator:
+    return WorldAnnotator(temperature=temperature, length_bias=length_bias, flip_rate=0.0)
 
 
 def test_the_annotator_by_hand() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from bench.config import Pretraining, SftTraining, World, WorldModel
 from bench.world.corpus import base_rows
-from bench.world.models import MuonAdamW, Row, collate, encode, new_model, ordered_batches, pretrain
+from bench.world.models import EncodedRow, MuonAdamW, collate, encode, new_model, ordered_batches, pretrain
 from bench.world.tokenizer import new_tokenizer
 
 STEPS, BATCH = 4, 8
@@ -70,7 +70,7 @@ def test_too_few_rows_are_refused(settings: WorldModel, world: World, tokenizer)
 
 
 def test_batches_keep_every_row_and_roughly_the_order() -> None:
-    rows = [Row(input_ids=[index] * (1 + index % 7), n_prompt=0) for index in range(1024)]
+    rows = [EncodedRow(input_ids=[index] * (1 + index % 7), n_prompt=0) for index in range(1024)]
     batches = list(ordered_batches(rows, 8, seed=0))
     assert sorted(row.input_ids[0] for batch in batches for row in batch) == list(range(1024))
     for place, batch in enumerate(batches):
@@ -78,7 +78,7 @@ def test_batches_keep_every_row_and_roughly_the_order() -> None:
 
 
 def test_prompts_and_padding_carry_no_loss() -> None:
-    batch = collate([Row([5, 6, 7], 2), Row([8, 9], 1)], pad_token_id=0)
+    batch = collate([EncodedRow([5, 6, 7], 2), EncodedRow([8, 9], 1)], pad_token_id=0)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [[-100, -100, 7], [-100, 9, -100]]

@@ -52,7 +52,9 @@ def reply_of(body: Any) -> Reply:
     first = next((one for one in choices if isinstance(one, dict) and one.get("index") == 0), choices[0])  # they may come in any order
     choice = _object(first, "choices[0]")
     if error := choice.get("error"):
-        raise NotACompletion(f"choices[0] holds an error: {_error(error)}")
+        told = error.get("message") if isinstance(error, Mapping) else error
+        why = secrets.excerpt(told, NAME_LENGTH) if isinstance(told, str) else describe(error)
+        raise NotACompletion(f"choices[0] holds an error: {why}")
     message = _object(choice.get("message"), "message")
     said, thought, refused = _content(message.get("content"))
     apart = [message.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
@@ -99,11 +101,6 @@ def _optional_text(value: Any, what: str) -> str | None:
     return value or None
 
 
-def _error(error: Any) -> str:
-    told = error.get("message") if isinstance(error, Mapping) else error
-    return secrets.excerpt(told, NAME_LENGTH) if isinstance(told, str) else describe(error)
-
-
 def _finish_reason(value: Any) -> str | None:
     """Why the reply ended, in OpenAI's words. Raises NotACompletion for one that was broken off: it may end in a draft."""
     reason = _optional_text(value, "finish_reason")
@@ -147,19 +144,12 @@ def _arguments(calls: Any) -> str:
 
 def _listed(logprobs: Any) -> list[dict[str, Any]] | None:
     """Of each token its text, log-prob and likeliest others; None where none are listed."""
-    if not logprobs:
+    if not logprobs or not (content := _object(logprobs, "logprobs").get("content")):
         return None
-    content = _object(logprobs, "logprobs").get("content")
-    return thin(_without_secrets(_tokens(content))) if content else None
-
-
-def _without_secrets(tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tokens of a text that repeats a key say it together: those that hold a part of it say nothing, nor do the others in their place."""
-    cleaned = secrets.clean_pieces([token["token"] for token in tokens])
-    return [
-        token if text == token["token"] else {**token, "token": text, "top_logprobs": []}
-        for token, text in zip(tokens, cleaned, strict=True)
-    ]
+    tokens = _tokens(content)
+    # Tokens of a text that repeats a key say it together: those that hold a part of it say nothing, nor do the others in their place.
+    cleaned = zip(tokens, secrets.clean_pieces([token["token"] for token in tokens]), strict=True)
+    return thin([token if text == token["token"] else {**token, "token": text, "top_logprobs": []} for token, text in cleaned])
 
 
 def _tokens(value: Any) -> list[dict[str, Any]]:

@@ -255,12 +255,9 @@ class Endpoint:
         except NotACompletion:
             row = None
         digest = row.get("custom_id") if isinstance(row, dict) else None
-        if not isinstance(digest, str):
-            taken.errors["", f"no row of a batch: {secrets.excerpt(line, 60)!r}"] += 1
-            taken.strange = True
-            return
-        if digest not in wanted:
-            taken.errors["", "an id that was not asked for"] += 1
+        if not isinstance(digest, str) or digest not in wanted:
+            strange = "an id that was not asked for" if isinstance(digest, str) else f"no row of a batch: {secrets.excerpt(line, 60)!r}"
+            taken.errors["", strange] += 1
             taken.strange = True
             return
         if digest in taken.replies or digest in taken.refused or digest in self.journal.replies or digest not in missing:
@@ -552,9 +549,7 @@ class _Taken:
 
     def may_pass(self) -> bool:
         """Whether the commonest error is one that another time may not come."""
-        if not self.errors:
-            return False
-        code = self.errors.most_common(1)[0][0][0]
+        code = self.errors.most_common(1)[0][0][0] if self.errors else ""
         return code == "batch_expired" or (isinstance(code, int) and _may_pass(code))
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.engines.hf import Engine
+from bench.engines.hf import TransformersEngine
 from bench.judges.asked.journal import Journal
 from bench.judges.asked.replies import TOO_LONG
 from bench.judges.asked.request import Progress, Reply, Request
@@ -27,7 +28,7 @@ class InProcess:
     """Raises what loading a model folder raises."""
 
     def __init__(self, folder: Path, name: str, dtype: str, journal: Journal, letters: Sequence[str], repeat: int = 0):
-        self.engine = Engine(folder, dtype, BATCH_SIZE)
+        self.engine = TransformersEngine(folder, dtype, BATCH_SIZE)
         self.name, self.journal, self.repeat = name, journal, repeat
         self.tokenizer: Any = self.engine.tokenizer
         self.always = letter_ids(self.tokenizer, letters)
@@ -45,7 +46,7 @@ class InProcess:
             replies = self._batch([prompts[i] for i in rows], missing[rows[0]].body)
             seconds = (time.perf_counter() - began) / len(rows)
             for i, reply in zip(rows, replies, strict=True):
-                self.journal.add(missing[i].digest, Reply(**{**reply, "latency_s": round(seconds, 4)}))
+                self.journal.add(missing[i].digest, replace(reply, latency_s=round(seconds, 4)))
             progress(len(wanted) - len(order) + start + len(rows), len(wanted))
         return [self.journal.replies[request.digest] for request in requests]
 
@@ -56,12 +57,11 @@ class InProcess:
         if most is None or need <= most:
             return True
         words = f"{len(prompt)} tokens of prompt and max_tokens={request.body['max_tokens']} are more than the {most} that the model takes"
-        why = f"{TOO_LONG}: {words}"
-        self.journal.add(request.digest, Reply("", served=self.name, error=why))
+        self.journal.add(request.digest, Reply("", served=self.name, error=f"{TOO_LONG}: {words}"))
         return False
 
     @torch.inference_mode()
-    def _batch(self, prompts: Sequence[list[int]], body: dict[str, Any]) -> list[dict[str, Any]]:
+    def _batch(self, prompts: Sequence[list[int]], body: dict[str, Any]) -> list[Reply]:
         model, pad = self.engine.model, self.tokenizer.pad_token_id
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
@@ -78,23 +78,24 @@ class InProcess:
             for i, (prompt, row) in enumerate(zip(prompts, written, strict=True))
         ]
 
-    def _reply(self, prompt_tokens: int, row: list[int], logps: torch.Tensor, n_tops: int) -> dict[str, Any]:
+    def _reply(self, prompt_tokens: int, row: list[int], logps: torch.Tensor, n_tops: int) -> Reply:
         end = next((t for t, token in enumerate(row) if token in self.engine.ends), None)
         kept = row if end is None else row[: end + 1]
-        return {
-            "text": str(self.tokenizer.decode(kept, skip_special_tokens=True)),
-            "served": self.name,
-            "tokens": [self._token(token, logps[t], n_tops) for t, token in enumerate(kept)] if n_tops else None,
-            "finish_reason": "length" if end is None else "stop",
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": len(kept),
-        }
+        return Reply(
+            str(self.tokenizer.decode(kept, skip_special_tokens=True)),
+            served=self.name,
+            tokens=[self._token(token, logps[t], n_tops) for t, token in enumerate(kept)] if n_tops else None,
+            finish_reason="length" if end is None else "stop",
+            prompt_tokens=prompt_tokens,
+            completion_tokens=len(kept),
+        )
 
     def _token(self, token: int, logps: torch.Tensor, n_tops: int) -> dict[str, Any]:
         top = logps.topk(min(n_tops, len(logps))).indices.tolist()
-        listed = [*top, *(i for i in self.always if i not in top)]
-        tops = [{"token": self._text(i), "logprob": logps[i].item()} for i in listed]
-        return {"token": self._text(token), "logprob": logps[token].item(), "top_logprobs": tops}
+        own, *tops = (
+            {"token": self._text(i), "logprob": logps[i].item()} for i in (token, *top, *(i for i in self.always if i not in top))
+        )
+        return own | {"top_logprobs": tops}
 
     def _text(self, token: int) -> str:
         """A token's text with the leading space that SentencePiece's decoder drops."""

@@ -61,10 +61,10 @@ def _checksum(row: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(row, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_whole(path: Path, row: dict[str, Any]) -> None:
-    """A file of one line, the old one or the new one at any moment."""
+def write_whole(path: Path, *rows: dict[str, Any]) -> None:
+    """A file of these lines, the old one or the new one at any moment."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    aside.write_bytes(encode(row))
+    aside.write_bytes(b"".join(map(encode, rows)))
     aside.replace(path)
 
 
@@ -88,10 +88,7 @@ class Journal:
         self.taken: set[str] = set()
         if not self.path.exists() and (found := next((path for path in earlier if path.exists()), None)):
             self._read(found)
-            content = b"".join(encode(_row(request, reply)) for request, reply in self.replies.items())
-            aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}")
-            aside.write_bytes(content)
-            aside.replace(self.path)
+            write_whole(self.path, *(_row(request, reply) for request, reply in self.replies.items()))
             say(f"{found}: its {len(self.replies)} replies are taken over; nothing of them is asked again")
         else:
             self._read(self.path)

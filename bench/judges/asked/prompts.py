@@ -27,7 +27,7 @@ OWN_GAME = PACKAGE / "judges" / "asked" / "arena_hard_prompt.yaml"
 
 
 @dataclass(frozen=True)
-class Template:
+class PromptTemplate:
     """Messages with `{name}` where a text goes."""
 
     name: str
@@ -64,12 +64,12 @@ def parse_messages(template: str) -> tuple[tuple[str, str], ...]:
 
 
 @dataclass(frozen=True)
-class Annotator:
+class PackageAnnotator:
     """One annotator of the alpaca-eval package: what it asks, whom, how, and by which of the package's rules it is read."""
 
     name: str
     folder: Path
-    template: Template
+    template: PromptTemplate
     model: str
     decoding: Mapping[str, Any]  # temperature, top_p, max_tokens, logprobs, top_logprobs, tools, tool_choice
     parser: str
@@ -114,7 +114,7 @@ SENT = {
 PACKAGE_DECODING = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 2048}  # of its OpenAI decoder, where a config says nothing
 
 
-def annotator(name: str) -> Annotator:
+def annotator(name: str) -> PackageAnnotator:
     """An annotator by its name in the package, or a folder of one's own laid out as there. Raises ValueError for one that is unknown,
     or that asks about several items at once."""
     folder = user_path(name) if "/" in name else annotators_folder() / name
@@ -133,10 +133,10 @@ def annotator(name: str) -> Annotator:
         raise ValueError(f"annotator {name!r} asks about {batch} items in one prompt; bench asks about one: name another")
     kwargs, parser_kwargs = (_settings(config, key, files[0]) for key in ("completions_kwargs", "completion_parser_kwargs"))
     prompt = text(config.get("prompt_template"), f"{files[0]}: prompt_template")
-    return Annotator(
+    return PackageAnnotator(
         name=name,
         folder=folder,
-        template=Template(prompt, _pair_messages(folder.parent / prompt)),
+        template=PromptTemplate(prompt, _pair_messages(folder.parent / prompt)),
         model=optional_text(kwargs.get("model_name"), f"{files[0]}: model_name") or "",
         decoding=PACKAGE_DECODING | {SENT[key]: _sent(SENT[key], value, files[0]) for key, value in kwargs.items() if key in SENT},
         parser=optional_text(config.get("fn_completion_parser"), f"{files[0]}: fn_completion_parser") or "regex_parser",
@@ -199,9 +199,9 @@ PAIRWISE: dict[str, Sequence[str]] = {
 }
 
 
-def mt_bench_templates(path: Path) -> dict[str, Template]:
+def mt_bench_templates(path: Path) -> dict[str, PromptTemplate]:
     """Templates by name from a file of FastChat's form (ours has it too). Raises BadFile for one that lacks a prompt or a place."""
-    found: dict[str, Template] = {}
+    found: dict[str, PromptTemplate] = {}
     for place, row in read_rows(path):
         needed = ("name", "system_prompt", "prompt_template")
         if any(key not in row for key in needed):
@@ -209,7 +209,7 @@ def mt_bench_templates(path: Path) -> dict[str, Template]:
         name, system, prompt = (text(row[key], f"{place}: {key}") for key in needed)
         if name in found:
             raise BadFile(f"{place}: a second prompt called {printable(name)}")
-        found[name] = Template(name, (("system", system), ("user", prompt)))
+        found[name] = PromptTemplate(name, (("system", system), ("user", prompt)))
     for name, places in (SINGLE | PAIRWISE).items():
         if name not in found:
             raise BadFile(f"{path} has no prompt called {name}; it has {printable(', '.join(sorted(found))) or 'none'}")
@@ -219,7 +219,7 @@ def mt_bench_templates(path: Path) -> dict[str, Template]:
     return found
 
 
-def mt_bench_digest(templates: Mapping[str, Template]) -> str:
+def mt_bench_digest(templates: Mapping[str, PromptTemplate]) -> str:
     return hash_key({name: templates[name].digest for name in sorted(SINGLE | PAIRWISE)})
 
 
@@ -229,7 +229,7 @@ def mt_bench_digest(templates: Mapping[str, Template]) -> str:
 GAME_PLACES = {"QUESTION": "question_1", "ANSWER_A": "answer_1", "ANSWER_B": "answer_2"}
 
 
-def arena_hard_template(path: Path) -> Template:
+def arena_hard_template(path: Path) -> PromptTemplate:
     """The template of a YAML file with `prompt_template` (a text, or a list of one) and `system_prompt`, as Arena-Hard's settings are
     written. Raises BadFile for a file without them, or a template that lacks a place."""
     settings = read_yaml(path)
@@ -243,4 +243,4 @@ def arena_hard_template(path: Path) -> Template:
         prompt = prompt.replace(f"{{{old}}}", f"{{{new}}}")
     if lacking := [f"{{{place}}}" for place in GAME_PLACES if f"{{{place}}}" not in prompt]:
         raise BadFile(f"{path}: prompt_template has no place for {', '.join(lacking)}")
-    return Template("arena_hard", (("system", system.strip()), ("user", prompt.strip())))
+    return PromptTemplate("arena_hard", (("system", system.strip()), ("user", prompt.strip())))

@@ -15,12 +15,14 @@ may be a draft. VERSION goes into keys: raise it when a reply comes to be read i
 
 from __future__ import annotations
 
+import bisect
 import copy
 import functools
+import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, NamedTuple, ParamSpec
 
@@ -69,12 +71,9 @@ def earlier_parsers(parser: str) -> list[str]:
 
 def count_reasons(verdicts: Iterable[Verdict]) -> dict[str, int]:
     """Verdicts without a score of a judge that was asked, by the kind of reason."""
-    found = Counter(_kind_of(verdict.unscored) for verdict in verdicts if verdict.unscored is not None and verdict.calls)
+    whys = [verdict.unscored for verdict in verdicts if verdict.unscored is not None and verdict.calls]
+    found = Counter(next((kind for kind, beginning in REASONS.items() if why.startswith(beginning)), UNREADABLE) for why in whys)
     return {kind: found[kind] for kind in (*REASONS, UNREADABLE) if found[kind]}
-
-
-def _kind_of(reason: str) -> str:
-    return next((kind for kind, beginning in REASONS.items() if reason.startswith(beginning)), UNREADABLE)
 
 
 class FromText(NamedTuple):
@@ -181,10 +180,10 @@ def said_tokens(reply: Reply) -> list[dict[str, Any]]:
         if not joined.endswith(said):
             return []
         begins = len(joined) - len(said)  # a token may hold the end of the one and the beginning of the other
-        return [token for token, start in zip(tokens, _starts(tokens), strict=True) if start + len(token["token"]) > begins]
+        return [token for token, start in zip(tokens, _starts(tokens), strict=False) if start + len(token["token"]) > begins]
     if isinstance(span, str):
         return []
-    return [token for token, start in zip(tokens, _starts(tokens), strict=True) if start >= begins]
+    return [token for token, start in zip(tokens, _starts(tokens), strict=False) if start >= begins]
 
 
 # Preferences ----------------------------------------------------------------------------------------------------------
@@ -298,17 +297,20 @@ def find_pairwise(text: str) -> Found | None:
     return Found(double[1].strip(), double.start(1), double.end()) if double and double[1].strip() in WINNERS else None
 
 
-def _maybe_draft(reply: Reply, said: str, end: int) -> bool:
-    """Whether words follow a verdict in a reply that was cut."""
-    return _was_cut(reply) and any(c.isalnum() for c in said[end:])
+def _verdict(reply: Reply, find: Callable[[str], Found | None], wanted: str) -> Found | Reading:
+    """What is found in a reply, or why nothing is: in a reply that was cut, a verdict that words follow may be a draft."""
+    said = after_thinking(reply.text) or ""
+    found = find(said)
+    if found is None or (_was_cut(reply) and any(c.isalnum() for c in said[found.end :])):
+        return _unread(reply, f"{wanted} in {said[-200:]!r}")
+    return found
 
 
 @_one_reading
 def read_rating(reply: Reply) -> Reading:
-    said = after_thinking(reply.text) or ""
-    found = find_rating(said)
-    if found is None or _maybe_draft(reply, said, found.end):
-        return _unread(reply, f"no rating like [[5]] in {said[-200:]!r}")
+    found = _verdict(reply, find_rating, "no rating like [[5]]")
+    if isinstance(found, Reading):
+        return found
     rating = float(found.text)
     if not 1 <= rating <= 10:
         return Reading(why=f"a rating of {rating:g}, which is not from 1 to 10")
@@ -319,11 +321,8 @@ def read_rating(reply: Reply) -> Reading:
 @_one_reading
 def read_pairwise(reply: Reply) -> Reading:
     """0 where A is better, 1 where B is, 0.5 for a tie."""
-    said = after_thinking(reply.text) or ""
-    found = find_pairwise(said)
-    if found is None or _maybe_draft(reply, said, found.end):
-        return _unread(reply, f"neither [[A]], [[B]] nor [[C]] in {said[-200:]!r}")
-    return Reading(WINNERS[found.text], from_text=True)
+    found = _verdict(reply, find_pairwise, "neither [[A]], [[B]] nor [[C]]")
+    return found if isinstance(found, Reading) else Reading(WINNERS[found.text], from_text=True)
 
 
 GAME = re.compile(r"\[\[([AB<>=]+)\]\]", re.IGNORECASE)
@@ -339,10 +338,9 @@ def find_game(text: str) -> Found | None:
 @_one_reading
 def read_game(reply: Reply) -> Reading:
     """0 where A is better, 1 where B is, 0.5 for a tie; `margin` says how clearly, for B."""
-    said = after_thinking(reply.text) or ""
-    found = find_game(said)
-    if found is None or _maybe_draft(reply, said, found.end):
-        return _unread(reply, f"no verdict like [[A>B]] in {said[-200:]!r}")
+    found = _verdict(reply, find_game, "no verdict like [[A>B]]")
+    if isinstance(found, Reading):
+        return found
     game = GAMES[found.text]
     return Reading(0.5 if game == 0 else float(game < 0), from_text=True, margin=-game)
 
@@ -357,7 +355,9 @@ def expected_rating(reply: Reply, rating: float) -> tuple[float | None, dict[str
     found = find_rating("".join(token["token"] for token in tokens))
     if found is None or float(found.text) != rating:
         return None, None
-    index, before = _token_at(tokens, found.start)
+    starts = _starts(tokens)
+    index = bisect.bisect_right(starts, found.start) - 1  # of the token that holds it
+    before = found.start - starts[index]
     tops = {top["token"]: top["logprob"] for top in tokens[index].get("top_logprobs") or ()}
     prefix = tokens[index]["token"][:before]
     mass = dict.fromkeys(RATINGS, 0.0)
@@ -383,19 +383,9 @@ def expected_rating(reply: Reply, rating: float) -> tuple[float | None, dict[str
     return sum(n * p for n, p in mass.items()) / sum(mass.values()), tops
 
 
-def _token_at(tokens: Sequence[Mapping[str, Any]], offset: int) -> tuple[int, int]:
-    """(index of the token that holds a character of the joined text, where in it)."""
-    for index, start in enumerate(_starts(tokens)):
-        if start <= offset < start + len(tokens[index]["token"]):
-            return index, offset - start
-    raise IndexError(f"no token holds character {offset}")
-
-
-def _starts(tokens: Sequence[Mapping[str, Any]]) -> Iterator[int]:
-    position = 0
-    for token in tokens:
-        yield position
-        position += len(token["token"])
+def _starts(tokens: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Where each token begins in the joined text."""
+    return list(itertools.accumulate((len(token["token"]) for token in tokens[:-1]), initial=0))
 
 
 # The record ------------------------------------------------------------------------------------------------------------
@@ -405,6 +395,7 @@ def make_call(request: Request, reply: Reply, reading: Reading, digest: str, par
     """The record of one request: what was asked of whom, what came back, what it cost."""
     decoding = {name: value for name, value in request.body.items() if name not in ("model", "tools", "tool_choice")}
     raw = f"<think>{reply.thinking}</think>{reply.text}" if reply.thinking else reply.text
+    share = reading.value  # for the second answer, or a rating
     return Call(
         model=str(request.body["model"]),
         served=reply.served,
@@ -412,7 +403,7 @@ def make_call(request: Request, reply: Reply, reading: Reading, digest: str, par
         parser=parser,
         decoding=decoding,
         policy_first=first,
-        preference=_for_policy(reading, first),
+        preference=None if share is None or first is None else 1 - share if first else share,
         raw=raw,
         top_logprobs=reading.top_logprobs,
         prompt_tokens=reply.prompt_tokens,
@@ -421,10 +412,3 @@ def make_call(request: Request, reply: Reply, reading: Reading, digest: str, par
         dollars=reply.dollars,
         error=reply.error,
     )
-
-
-def _for_policy(reading: Reading, first: bool | None) -> float | None:
-    """The share for the policy of a reading, which is the share for the second answer; None without an opponent."""
-    if reading.value is None or first is None:
-        return None
-    return 1 - reading.value if first else reading.value

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench.records import Completion, Item, Verdict, text_digest
+from bench.records import Completion, Item, Verdict, about_texts, by_id, text_digest
 from bench.stats.estimates import Unmeasured
 from bench.stats.length_control import Calibration, Gamed
 from bench.text_files import (
@@ -82,7 +82,7 @@ def read_outputs(path: Path) -> Outputs:
     completions: list[Completion] = []
     models: dict[str, None] = {}
     for place, row in read_objects(path, "objects with instruction and output"):
-        if "instruction" not in row or "output" not in row:
+        if not {"instruction", "output"} <= row.keys():
             raise BadFile(f"{place}: expected an `instruction` and an `output`, got {describe(row)}")
         instruction, output = (text(row[key], f"{place}: {key}") for key in ("instruction", "output"))
         items.append(Item(item_id(instruction), optional_text(row.get("dataset"), f"{place}: dataset"), [instruction], baseline=[output]))
@@ -156,10 +156,7 @@ def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outp
                 preference=preference,
                 unscored=unscored,
                 raw=None if raw is None else raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False),
-                policy_length=None if policy is None else len(policy),
-                baseline_length=None if baseline is None else len(baseline),
-                policy_digest=None if policy is None else text_digest(policy),
-                baseline_digest=None if baseline is None else text_digest(baseline),
+                **about_texts(policy, baseline),
             )
         )
     if len(names) != 1:
@@ -243,10 +240,10 @@ def _preference(value: Any) -> tuple[float | None, str | None]:
 def write_annotations(path: Path, annotations: Annotations, items: Iterable[Item], completions: Mapping[str, str]) -> None:
     """What the package's `evaluate` leaves and, as its `caching_path`, takes: unscored rows have an empty preference. Items bring
     the baseline's texts."""
-    by_id = {item.id: item for item in items}
+    known = by_id(items)
     rows = []
     for verdict in annotations.verdicts:
-        item = by_id[verdict.item_id]
+        item = known[verdict.item_id]
         row = {
             "instruction": item.turns[0],
             "output_1": item.baseline[0] if item.baseline else None,
@@ -301,11 +298,9 @@ def read_calibration(path: Path, items: Sequence[Item] | None = None, n: int | N
         if not math.isclose(difficulty.setdefault(item, value), value, rel_tol=1e-6, abs_tol=1e-6):
             raise BadFile(f"{place}: instruction_difficulty {value:g} of an item that an earlier row gives {difficulty[item]:g}")
         gamed.setdefault(item, []).extend(votes)
-    return Calibration(difficulty, {item: votes for item, votes in gamed.items() if votes}, text_digest(_source(path)))
-
-
-def _source(path: Path) -> str:
-    return decode(read_bytes(path), str(path))
+    return Calibration(
+        difficulty, {item: votes for item, votes in gamed.items() if votes}, text_digest(decode(read_bytes(path), str(path)))
+    )
 
 
 def _field(row: Mapping[str, str], column: str, place: str, high: float | None = None) -> float:
@@ -355,13 +350,14 @@ def fitted_calibration(difficulty: Mapping[str, float]) -> Calibration:
 
 # Official numbers -----------------------------------------------------------------------------------------------------
 
+NOTHING = Unmeasured("no item was scored")
 LENGTH_CONTROLLED = ("length_controlled_winrate", "lc_standard_error")
 
 
 def official_win_rate(annotations: Annotations) -> dict[str, float] | Unmeasured:
     """The package's `get_winrate`: percent and counts under its names. A standard error of one row is left out."""
     if all(verdict.preference is None for verdict in annotations.verdicts):
-        return Unmeasured("no item was scored")
+        return NOTHING
     with _package() as glm:
         return _plain(glm.get_winrate(_frame(annotations)))
 
@@ -369,7 +365,7 @@ def official_win_rate(annotations: Annotations) -> dict[str, float] | Unmeasured
 def official_lc_win_rate(annotations: Annotations, calibration: Path | None) -> dict[str, float] | Unmeasured:
     """The package's `get_length_controlled_winrate` by row position: percent. The baseline against itself is 50 without a fit."""
     if all(verdict.preference is None for verdict in annotations.verdicts):
-        return Unmeasured("no item was scored")
+        return NOTHING
     if calibration is None:
         return Unmeasured("the package's length control needs calibration=FILE (df_gamed.csv, or a file with its columns)")
     rows = [row for _, row in read_csv(calibration)]
@@ -383,7 +379,10 @@ def official_lc_win_rate(annotations: Annotations, calibration: Path | None) -> 
         return Unmeasured(f"the package's length control reads df_gamed.csv; {calibration.name} {why}")
     with tempfile.TemporaryDirectory() as aside, _package() as glm:
         copy = Path(aside) / "df_gamed.csv"  # without a mark, spaces in the head and a spreadsheet's FALSE
-        _write_columns(copy, rows)
+        with copy.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows([*(row[column].strip() for column in COLUMNS[:-1]), row[COLUMNS[-1]].strip().capitalize()] for row in rows)
         with mock.patch.object(glm, "hf_hub_download", lambda **_: str(copy)):
             found = glm.get_length_controlled_winrate(_frame(annotations), save_weights_dir=None, is_warn_extreme_changes=False)
     return _plain({name: found[name] for name in LENGTH_CONTROLLED})
@@ -398,13 +397,6 @@ def _unlike_the_packages(rows: Sequence[Mapping[str, str]], n: int) -> str | Non
     if strange := {row["not_gamed_baseline"] for row in rows if row["not_gamed_baseline"].strip().lower() not in ("true", "false")}:
         return f"has a not_gamed_baseline that is neither True nor False: {printable(min(strange))!r}"
     return None
-
-
-def _write_columns(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows([*(row[column].strip() for column in COLUMNS[:-1]), row[COLUMNS[-1]].strip().capitalize()] for row in rows)
 
 
 @contextlib.contextmanager

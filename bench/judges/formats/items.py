@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_alpaca_eval(path: Path) -> list[Item]:
 def read_mt_bench(questions: Path, references: Path | None = None, answers: Path | None = None) -> list[Item]:
     """Items of FastChat's question.jsonl, with a reference where the file of references has one and the opponent's answers where
     there is a file of them. Raises BadFile with the line of a row that cannot be used, or the question that has no answer."""
-    right, theirs = (_answers(path) if path else {} for path in (references, answers))
+    right, theirs = (read_answers(path) if path else {} for path in (references, answers))
     items = []
     for place, row in read_rows(questions):
         _has(row, place, "question_id", "turns")
@@ -124,7 +125,7 @@ def _each_once(path: Path, items: list[Item]) -> list[Item]:
     return items
 
 
-def _answers(path: Path) -> dict[str, list[str]]:
+def read_answers(path: Path) -> dict[str, list[str]]:
     """The turns of each question's first choice; of repeated answers the last counts, as in FastChat."""
     found = {}
     models: dict[str | None, None] = {}
@@ -145,7 +146,7 @@ def _of_one_model(path: Path, models: Mapping[str | None, None]) -> None:
         raise BadFile(f"{path}: expected the answers of one model, got {printable(', '.join(named[:5]))}")
 
 
-def read_items(form: str, files: Mapping[str, Path]) -> list[Item]:
+def read_benchmark_items(form: str, files: Mapping[str, Path]) -> list[Item]:
     """Items of one of the forms; `files` by role: items, references, baseline."""
     if form == "alpaca_eval":
         return read_alpaca_eval(files["items"])
@@ -156,11 +157,10 @@ def read_items(form: str, files: Mapping[str, Path]) -> list[Item]:
 
 def cut(items: Sequence[Item], n: int, n_turns: int) -> list[Item]:
     """The first n items with their first turns."""
-
-    def first(texts: list[str] | None) -> list[str] | None:
-        return texts if texts is None else texts[:n_turns]
-
-    return [Item(i.id, i.category, i.turns[:n_turns], i.task, first(i.baseline), i.context, i.plain, first(i.reference)) for i in items[:n]]
+    return [
+        replace(i, turns=i.turns[:n_turns], baseline=i.baseline and i.baseline[:n_turns], reference=i.reference and i.reference[:n_turns])
+        for i in items[:n]
+    ]
 
 
 def hub_file() -> Path:

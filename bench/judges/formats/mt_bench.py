@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.config import CATEGORIES
-from bench.readers.completions_file import turn_text
-from bench.records import Completion, Item, Verdict
+from bench.records import Completion, Item, Verdict, grouped
 from bench.text_files import BadFile, describe, id_text, number, optional_text, printable, read_rows, text, whole_number
 
 API_ERROR = "$ERROR$"  # what FastChat writes where a request failed
@@ -48,50 +47,9 @@ def category_of(question: str) -> str | None:
     return CATEGORIES[place // QUESTIONS_A_CATEGORY] if 0 <= place < QUESTIONS_A_CATEGORY * len(CATEGORIES) else None
 
 
-# Questions and answers ------------------------------------------------------------------------------------------------
-
-
-def read_questions(path: Path) -> list[Item]:
-    """`question.jsonl` as items of two turns."""
-    items = []
-    for place, row in _rows(path, ("question_id", "turns")):
-        question, category = id_text(row["question_id"], f"{place}: question_id"), optional_text(row.get("category"), f"{place}: category")
-        items.append(Item(question, category, _turns(row, place)))
-    return items
-
-
-def _turns(row: Mapping[str, Any], place: str) -> list[str]:
-    if not isinstance(row.get("turns"), list):
-        raise BadFile(f"{place}: turns must be a list of texts, got {describe(row.get('turns'))}")
-    return [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(row["turns"])]
-
-
-def read_answers(path: Path, questions: Sequence[Item] = ()) -> dict[str, list[Completion]]:
-    """`model_answer/*.jsonl` or `reference_answer/*.jsonl`: completions by model; a question answered again keeps its last answer."""
-    turns = {item.id: item.turns for item in questions}
-    found: dict[str, dict[tuple[str, int], Completion]] = {}
-    for place, row in _rows(path, ("question_id", "model_id", "choices")):
-        question, model = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model_id"))
-        if not isinstance(row["choices"], list) or not all(isinstance(choice, dict) for choice in row["choices"]):
-            raise BadFile(f"{place}: choices must be a list of objects, got {describe(row['choices'])}")
-        for choice in row["choices"]:
-            draw = whole_number(choice.get("index", 0), f"{place}: index of a choice", 0, 10**6)
-            completion = Completion(question, turns.get(question, []), _turns(choice, place), [], [], draw)
-            found.setdefault(model, {})[question, draw] = completion
-    return {model: list(by_key.values()) for model, by_key in found.items()}
-
-
 def write_answers(path: Path, model: str, completions: Iterable[Completion]) -> None:
-    by_question: dict[str, list[Completion]] = {}
-    for completion in completions:
-        by_question.setdefault(completion.id, []).append(completion)
-    _write(
-        path,
-        (
-            {"question_id": _number(question), "model_id": model, "choices": [{"index": c.draw, "turns": c.completions} for c in draws]}
-            for question, draws in by_question.items()
-        ),
-    )
+    by_question = grouped((completion.id, {"index": completion.draw, "turns": completion.completions}) for completion in completions)
+    _write(path, ({"question_id": _number(question), "model_id": model, "choices": given} for question, given in by_question.items()))
 
 
 # Judgements -----------------------------------------------------------------------------------------------------------
@@ -139,7 +97,10 @@ class Compared:
 
 def read_judgements(path: Path) -> list[Rated] | list[Compared]:
     """FastChat's single or pairwise judgements, told apart by their first row. Raises BadFile for anything else."""
-    rows = list(_rows(path, ("question_id", "turn", "judge")))
+    rows = []
+    for place, row in read_rows(path):
+        _has(row, place, ("question_id", "turn", "judge"))
+        rows.append((place, row))
     if not rows:
         raise BadFile(f"{path} is empty; expected FastChat's judgements")
     first = rows[0][1]
@@ -210,12 +171,10 @@ def _judge(value: Any, place: str) -> tuple[str, str]:
 def compared(model: str, baseline: str, verdict: Verdict) -> Compared:
     """A verdict over both orders as a row of FastChat's: each order's own, where the requests behind it tell them."""
     orders = {call.policy_first: call for call in verdict.calls}
-    preferences: tuple[float | None, float | None] = (verdict.preference, verdict.preference)
-    if orders.keys() >= {True, False}:
-        preferences = (orders[True].preference, orders[False].preference)
+    told = orders.keys() >= {True, False}
+    one, two = (orders[order].preference if told else verdict.preference for order in (True, False))
     first, second = (orders[order].raw or "" if order in orders else "" for order in (True, False))
-    texts = (first, second)
-    return Compared((model, baseline), verdict.item_id, verdict.turn, verdict.judge, preferences, texts)
+    return Compared((model, baseline), verdict.item_id, verdict.turn, verdict.judge, (one, two), (first, second))
 
 
 def write_rated(path: Path, rows: Iterable[Rated]) -> None:
@@ -226,7 +185,7 @@ def write_rated(path: Path, rows: Iterable[Rated]) -> None:
             "judge": [row.verdict.judge, row.prompt_name],
             "user_prompt": row.user_prompt,
             "judgment": row.verdict.raw or "",
-            "score": -1 if row.score is None else _whole(row.score),
+            "score": -1 if row.score is None else int(row.score) if row.score.is_integer() else row.score,
             "turn": row.verdict.turn + 1,
         } | _stamp(row.tstamp)
 
@@ -280,7 +239,7 @@ SHOWN = [
 
 
 @dataclass(frozen=True)
-class Shown:
+class RecordedPrompt:
     """What a recorded prompt showed the judge: each a text a turn."""
 
     turns: list[str]
@@ -289,7 +248,7 @@ class Shown:
     references: list[str] | None
 
 
-def read_prompt(prompt: str) -> Shown | None:
+def read_prompt(prompt: str) -> RecordedPrompt | None:
     """Questions and answers of a prompt of FastChat's templates, from between their marks; None for another prompt."""
     for pattern in SHOWN:
         if found := pattern.search(prompt):
@@ -303,7 +262,7 @@ def read_prompt(prompt: str) -> Shown | None:
                 )
             )
             turns = [texts[name] for name in ("question", "question_1", "question_2") if texts.get(name) is not None]
-            return Shown(turns, own, others or None, references or None)
+            return RecordedPrompt(turns, own, others or None, references or None)
     return None
 
 
@@ -314,12 +273,12 @@ def read_judged(path: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
     read or of which more than a tenth has no verdict, or that holds those of several judges.
     """
     rows = read_judgements(path)
-    singles = [row for row in rows if isinstance(row, Rated)]
     last: dict[tuple[str, str, int], Rated | Compared] = {}
-    for single in singles:
-        last[single.model, single.verdict.item_id, single.verdict.turn] = single
-    for pair in (row for row in rows if isinstance(row, Compared)):
-        last[" vs ".join(pair.models), pair.question, pair.turn] = pair
+    for row in rows:
+        if isinstance(row, Rated):
+            last[row.model, row.verdict.item_id, row.verdict.turn] = row
+        else:
+            last[" vs ".join(row.models), row.question, row.turn] = row
     if len(judges := {row.verdict.judge if isinstance(row, Rated) else row.judge for row in last.values()}) > 1:
         raise ValueError(f"{path} holds judgements of {', '.join(sorted(judges))}: keep those of one judge")
     if later := next((key for key in last if key[2] > 1), None):
@@ -340,10 +299,8 @@ def read_judged(path: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
 def _recorded_verdict(row: Rated | Compared, name: str) -> Verdict:
     if isinstance(row, Rated):
         return replace(row.verdict, item_id=name)
-    about: dict[str, Any] = {"turn": row.turn, "category": category_of(row.question)}
-    if row.preference is None:
-        return Verdict(name, row.judge, unscored="an order has no verdict", **about)
-    return Verdict(name, row.judge, preference=row.preference, **about)
+    unscored = "an order has no verdict" if row.preference is None else None
+    return Verdict(name, row.judge, row.turn, category_of(row.question), preference=row.preference, unscored=unscored)
 
 
 def _judged(
@@ -404,13 +361,6 @@ def preference_for(row: Compared, model: str) -> float | None:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of JSONL, plain or .gz. Raises BadFile for a line that is no JSON object with the needed fields."""
-    for place, row in read_rows(path):
-        _has(row, place, needed)
-        yield place, row
-
-
 def _has(row: Mapping[str, Any], place: str, needed: Sequence[str]) -> None:
     if any(key not in row for key in needed):
         raise BadFile(f"{place}: expected an object with {', '.join(needed)}, got {describe(row)}")
@@ -427,10 +377,6 @@ def _number(question: str) -> int | str:
     """FastChat's questions are numbers; items that came from its files may say so in their name."""
     question = question.removeprefix("mt_bench-")
     return int(question) if re.fullmatch("[0-9]{1,9}", question) else question
-
-
-def _whole(score: float) -> float:
-    return int(score) if score.is_integer() else score
 
 
 def _stamp(tstamp: float | None) -> dict[str, float]:

@@ -15,7 +15,7 @@ from fake_stage import attempts, fake
 
 from bench.config import LocalLauncher
 from bench.runner.cluster_queue import QueueLauncher
-from bench.runner.launcher import Launcher, Report
+from bench.runner.launcher import Launcher, StageReport
 from bench.runner.launchers import check, make_launcher
 from bench.runner.local_pool import Pool
 from bench.runner.worker import describe
@@ -55,8 +55,8 @@ def start(launcher: Launcher, store: Store, *stages: Stage) -> None:
         launcher.start(describe(stage, store), store.beside(stage, "log"))
 
 
-def wait(launcher: Launcher, n: int = 1) -> list[Report]:
-    found: list[Report] = []
+def wait(launcher: Launcher, n: int = 1) -> list[StageReport]:
+    found: list[StageReport] = []
     until = time.monotonic() + PATIENCE_S
     while len(found) < n and time.monotonic() < until:
         found += launcher.reports(0.2)
@@ -90,7 +90,7 @@ def test_stages_are_done_and_leave_nothing_but_their_folders_and_logs(launcher: 
     assert sorted(report.key for report in wait(launcher, 2)) == sorted([first.key, second.key])
     third = fake("third", first)
     start(launcher, store, third)
-    assert wait(launcher) == [Report(third.key, "done")]
+    assert wait(launcher) == [StageReport(third.key, "done")]
     assert (store.folder(third) / "text").read_text() == "thirdfirst"
     assert "words printed" in store.beside(first, "log").read_text()
     assert beside(store) == []
@@ -112,7 +112,7 @@ def test_a_killed_worker_is_a_lost_stage_which_can_be_tried_again(launcher: Laun
     assert report.outcome == "lost"
     assert report.error.startswith("its worker process died (signal SIGKILL)")
     start(launcher, store, stage)
-    assert wait(launcher) == [Report(stage.key, "done")]
+    assert wait(launcher) == [StageReport(stage.key, "done")]
     assert len(attempts(stage, store.root)) == 2
 
 
@@ -153,7 +153,7 @@ def test_a_job_that_vanishes_is_lost_with_the_schedulers_words(
         assert any(words in report.error for words in ends)
         assert gone(attempts(stage, store.root)[0][0])
         start(launcher, store, stage)
-        assert wait(launcher) == [Report(stage.key, "done")]
+        assert wait(launcher) == [StageReport(stage.key, "done")]
     finally:
         launcher.close()
 
@@ -172,7 +172,7 @@ def test_jobs_of_a_command_that_was_killed_are_taken_up(make: Make, store: Store
         second.queue = first.queue  # type: ignore[attr-defined]
     try:
         start(second, store, stage)
-        assert wait(second) == [Report(stage.key, "done")]
+        assert wait(second) == [StageReport(stage.key, "done")]
         assert len(attempts(stage, store.root)) == 1
     finally:
         second.close()

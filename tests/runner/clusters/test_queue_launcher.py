@@ -16,7 +16,7 @@ from bench.cli.compose import BadConfig, open_door
 from bench.config import ResourceChanges, Resources
 from bench.runner import launchers
 from bench.runner.cluster_queue import NodeJob, QueueLauncher
-from bench.runner.launcher import Report
+from bench.runner.launcher import StageReport
 from bench.runner.worker import describe
 from bench.store.stage_settings import GoldPreferenceSettings, LanguageJudgeSettings, needs
 from bench.store.store import Store
@@ -62,7 +62,7 @@ def test_stages_without_a_model_run_where_the_command_was_typed_unless_they_are_
         start(launcher, store, fake("a"))
         assert not launcher.takes("cpu") and not launcher.takes("network")  # its one process here is at work
         assert launcher.takes("gpu")
-        assert wait(launcher) == [Report(fake("a").key, "done")]
+        assert wait(launcher) == [StageReport(fake("a").key, "done")]
     finally:
         launcher.close()
     assert desk.waves == []
@@ -85,7 +85,7 @@ def test_a_job_that_is_refused_is_a_failure_with_the_schedulers_words(desk: Desk
     launcher = QueueLauncher(cluster_settings(), desk, [], print)
     try:
         start(launcher, store, fake("a"))
-        assert wait(launcher) == [Report(fake("a").key, "failed", "the desk is full")]
+        assert wait(launcher) == [StageReport(fake("a").key, "failed", "the desk is full")]
         assert launcher.takes("gpu") and beside(store) == []
     finally:
         launcher.close()
@@ -99,7 +99,7 @@ def test_an_answer_to_an_earlier_attempt_is_not_taken(desk: Desk, store: Store) 
         launcher.reports(0.0)
         old = json.dumps({"attempt": "earlier", "outcome": "failed", "error": "long ago", "node": "x"})
         store.beside(stage, "answer.json").write_text(old)
-        assert wait(launcher) == [Report(stage.key, "done")]
+        assert wait(launcher) == [StageReport(stage.key, "done")]
     finally:
         launcher.close()
 
@@ -112,7 +112,7 @@ def test_a_job_that_is_queued_again_is_said_and_waited_for(desk: Desk, store: St
         launcher.reports(0.0)
         again = {"attempt": launcher.jobs[stage.key].attempt, "outcome": "requeued", "error": "is queued again", "node": "x"}
         store.beside(stage, "answer.json").write_text(json.dumps(again))
-        assert wait(launcher) == [Report(stage.key, "done")]
+        assert wait(launcher) == [StageReport(stage.key, "done")]
     finally:
         launcher.close()
     (line,) = said

@@ -13,7 +13,7 @@ from test_launchers import start
 
 from bench.cli.compose import BadConfig
 from bench.config import SlurmResources
-from bench.runner.launcher import Report
+from bench.runner.launcher import StageReport
 from bench.runner.launchers import check, make_launcher
 from bench.runner.slurm import JobState, SlurmQueue, ask_squeue, how_it_ended, outside_of_jobs
 from bench.store.store import Store
@@ -183,7 +183,7 @@ def test_at_its_time_limit_a_job_is_queued_again_as_often_as_was_said(slurm: Pat
     said: list[str] = []
     launcher = make_launcher(slurm_settings(cpu=given), [], tmp_path / "jobs", said.append)
     once, ever = fake("once", hang=1), fake("ever", hang=9)
-    found: list[Report] = []
+    found: list[StageReport] = []
     try:
         start(launcher, store, once, ever)
         end = time.monotonic() + 900
@@ -192,7 +192,7 @@ def test_at_its_time_limit_a_job_is_queued_again_as_often_as_was_said(slurm: Pat
     finally:
         launcher.close()
     by_key = {report.key: report for report in found}
-    assert by_key[once.key] == Report(once.key, "done")
+    assert by_key[once.key] == StageReport(once.key, "done")
     assert by_key[ever.key].outcome == "late"
     assert by_key[ever.key].error.startswith("reached its time limit of 1 min 2 times (time_min, hydra.launcher.requeues)")
     assert [len(attempts(stage, store.root)) for stage in (once, ever)] == [2, 2]

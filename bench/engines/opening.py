@@ -1,0 +1,22 @@
+"""Opens the engine that a stage's settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bench.engines.base import Engine
+from bench.store.stage_settings import GenerateSettings, LogpsSettings, SampleSettings
+
+
+def open_engine(settings: SampleSettings | LogpsSettings | GenerateSettings, inputs: Mapping[str, Path]) -> Engine:
+    """The engine that the settings name, with the policy in `inputs`: its folder `model`, and `base` of one that is an adapter."""
+    model, base, control = inputs["model"], inputs.get("base"), getattr(settings, "control", None)
+    if settings.engine == "vllm":
+        from bench.engines.vllm import VllmEngine
+
+        assert settings.serving is not None, "engine=vllm comes with how it is served"
+        return VllmEngine(model, settings.dtype, settings.serving, control, base)
+    from bench.engines.hf import TransformersEngine
+
+    return TransformersEngine(model, settings.dtype, settings.batch_size, control, settings.loading, base)
