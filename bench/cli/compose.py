@@ -33,6 +33,7 @@ from bench.config import (
     Cell,
     Expectation,
     Export,
+    GoldJudge,
     IterativeDpo,
     JuryJudge,
     LocalLauncher,
@@ -46,7 +47,9 @@ from bench.config import (
     Written,
     as_name,
     is_name,
+    judge_facts,
     misfits,
+    name_of,
     unread,
     user_path,
 )
@@ -55,7 +58,6 @@ from bench.engines.lm_eval import INSTALL
 from bench.machine import cores, visible_gpus
 from bench.models import hub
 from bench.planning.inputs import Sources
-from bench.planning.judging import judge_manners
 
 CELL_SECTIONS = tuple(Cell.model_fields)
 SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
@@ -219,7 +221,7 @@ class _Door:
                 self.problems.append(f"{error} ({where.of(f'do.{name}')})")
                 continue
             judges = [cell.judge for cell in cells if not isinstance(cell.judge, NoJudge)]
-            if strangers := sorted({judge.name for judge in judges if manner not in judge_manners(judge)}):
+            if strangers := sorted({judge.name for judge in judges if manner not in judge.gives}):
                 other = "preferences" if manner == "rating" else "ratings"
                 text = f"{name}={path} holds {manner}s, and judge={', '.join(strangers)} gives {other} here: name a file of those"
                 self.problems.append(f"{text} ({where.of(f'do.{name}')})")
@@ -347,7 +349,7 @@ class _Door:
         tree, where = copy.deepcopy(composed[0]), Where(self.command, self.sweep_file, self.in_sweep, composed[1])
         if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # whatever the sweep sets of models and methods
             tree["model"] = {"kind": "none", "name": "none"}
-            tree["method"] = {"name": "completions", "path": str(file), "label": as_name(Path(str(file)).stem)}
+            tree["method"] = {"name": name_of(Written), "path": str(file), "label": as_name(Path(str(file)).stem)}
         later = {key: value for key, value in point.items() if key.startswith(f"{MEMBERS}.")}
         for key, value in point.items():
             if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
@@ -359,7 +361,7 @@ class _Door:
     def _seat_jury(self, jury: Any, where: Where) -> None:
         """Make each of a jury's members the whole section that its `judge: CHOICE` names, with what is set otherwise; what is asked is
         the jury's. What no member can be is said, and left for the record to refuse."""
-        members = jury.get("judges") if isinstance(jury, dict) and jury.get("name") == "jury" else None
+        members = jury.get("judges") if isinstance(jury, dict) and judge_facts(jury) is JuryJudge else None
         if members == "???":
             return
         if members is not None and not isinstance(members, dict):
@@ -374,14 +376,14 @@ class _Door:
             choice = own.get("judge") if isinstance(own, dict) else own
             if choice not in self._options("judge"):
                 self.problems.append(unknown("judge", choice, self._options("judge"), where.of(place)))
-                own = {"judge": (choice := "gold")}  # stands in, so that the rest can be checked
+                own = {"judge": (choice := name_of(GoldJudge))}  # stands in, so that the rest can be checked
             if (section := self._section("judge", str(choice))) is None:
                 continue
             given = {key: value for key, value in own.items() if key != "judge"} if isinstance(own, dict) else {}
             if taken := [key for key in (*OF_THE_JURY, "calibration") if key in given]:
                 self.problems.append(f"{place}.{taken[0]} is the jury's, whose members judge the same answers: set judge.{taken[0]}")
             asked = {key: jury[key] for key in OF_THE_JURY}
-            if section.get("name") == "gold":
+            if judge_facts(section) is GoldJudge:
                 of_gold = {key: asked[key] for key in ("n_items", "decoding")}
                 asked = {"preference": {**section["preference"], **of_gold}, "rating": {**section["rating"], **of_gold}}
             elif "calibration" in section:

@@ -152,7 +152,7 @@ def token_bound(stage: Stage) -> int:
             return sum(_completions(inputs["preferences"], split) for split in settings.splits) * settings.max_length
         case TrainSettings() | RewardModelSettings():
             method = settings.method
-            passes = method.num_train_epochs * (2 if method.name == "kto" else 1) + (method.name == "offline_ppo")
+            passes = method.num_train_epochs + method.forward_only
             return math.ceil(_completions(inputs["preferences"], "train") * settings.max_length * passes)
     return 0
 

@@ -10,15 +10,18 @@ answers are two ties without being asked about; a game without a verdict is not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from bench.judges.asked.asked_pairs import AskedPairs, Replies
-from bench.judges.asked.prompts import Template
+from bench.judges.asked.prompts import Template, arena_hard_template
 from bench.judges.asked.replies import make_call, read_game
+from bench.judges.asked.request import Ask, Progress, request_body
 from bench.records import Item, Message, Verdict, text_digest
 from bench.stats.style_control import battles, game_facts
+from bench.store.stage_settings import LanguageJudgeSettings
 
 POLICY_FIRST = (True, False)  # the games of an item
 
@@ -27,6 +30,7 @@ POLICY_FIRST = (True, False)  # the games of an item
 class AskedGames(AskedPairs):
     template: Template
     name: str = "arena_hard"
+    against_baseline: ClassVar = False  # it reads the items'
 
     def orders(self, item: Item) -> Sequence[bool]:
         return POLICY_FIRST
@@ -58,3 +62,9 @@ class AskedGames(AskedPairs):
             margin = float(reading.margin or 0)  # of B
             games[POLICY_FIRST.index(asked.policy_first)] = -margin if asked.policy_first else margin
         return Verdict(item.id, self.name, preference=battles(games)[0], details=game_facts(games, ours, theirs), **about)
+
+
+def make_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> AskedGames:
+    model = settings.model or inputs["model"].name
+    body = request_body(settings, model, {"temperature": 0.0, "top_p": 1.0, "max_tokens": 16000})
+    return AskedGames(body, f"game/{settings.parser}", ask, arena_hard_template(inputs["prompts"]))

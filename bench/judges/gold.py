@@ -8,11 +8,15 @@ An empty completion is rated like any other (gold 0); only an item without a tas
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from bench.config import Annotator, GoldWeights
+from bench.judges.asked.request import Ask, Progress
 from bench.records import Completion, Item, Verdict
+from bench.store.stage_settings import GoldPreferenceSettings, GoldRatingSettings
 from bench.world.gold import Gold, annotator_prefers, count_words, gold
 from bench.world.tasks import Turn
 
@@ -26,6 +30,7 @@ class GoldPreference:
     weights: GoldWeights
     temperature: float
     name: str = "gold_preference"
+    against_baseline: ClassVar = True
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
         opponents = {completion.id: completion for completion in against or ()}
@@ -55,6 +60,7 @@ class GoldRating:
 
     weights: GoldWeights
     name: str = "gold_rating"
+    against_baseline: ClassVar = False
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
         by_id = {item.id: item for item in items}
@@ -104,6 +110,14 @@ class GoldAnnotator:
                 baseline_length=len(texts[1]),
                 details={"gold_first": first, "gold_second": second},
             )
+
+
+def make_judge(
+    settings: GoldPreferenceSettings | GoldRatingSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress
+) -> GoldPreference | GoldRating:
+    if isinstance(settings, GoldPreferenceSettings):
+        return GoldPreference(settings.gold, settings.temperature)
+    return GoldRating(settings.gold)
 
 
 def _logistic(x: float) -> float:

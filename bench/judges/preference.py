@@ -10,15 +10,17 @@ order=both each pair is asked in both orders and the two are averaged.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from bench.judges.asked.asked_pairs import AskedPairs, Replies, Shown
-from bench.judges.asked.prompts import Annotator
+from bench.judges.asked.prompts import Annotator, annotator
 from bench.judges.asked.replies import Reading, make_call, read_preference
-from bench.judges.asked.request import Reply
+from bench.judges.asked.request import Ask, Progress, Reply, request_body
 from bench.records import Call, Item, Message, Verdict, text_digest
+from bench.store.stage_settings import LanguageJudgeSettings
 
 
 def policy_first(instruction: str) -> bool:
@@ -31,6 +33,7 @@ class AskedPreference(AskedPairs):
     annotator: Annotator
     order: str
     name: str = "alpaca_eval"
+    against_baseline: ClassVar = False  # it reads the items'
 
     def orders(self, item: Item) -> Sequence[bool]:
         return (False, True) if self.order == "both" else (policy_first(item.turns[0]),)
@@ -64,3 +67,10 @@ class AskedPreference(AskedPairs):
 
     def _call(self, asked: Shown, reply: Reply, reading: Reading) -> Call:
         return make_call(asked.request, reply, reading, self.annotator.digest, self.parser, asked.policy_first)
+
+
+def make_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> AskedPreference:
+    model = settings.model or inputs["model"].name
+    found = annotator(settings.annotator)
+    body = request_body(settings, model, found.decoding)
+    return AskedPreference(body, f"{found.parser}/{settings.parser}", ask, found, settings.mode)

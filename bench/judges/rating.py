@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
-from bench.judges.asked.prompts import Template
+from bench.judges.asked.prompts import Template, mt_bench_templates
 from bench.judges.asked.replies import Reading, make_call, read_pairwise, read_rating
-from bench.judges.asked.request import Ask, Reply, Request
+from bench.judges.asked.request import Ask, Progress, Reply, Request, request_body
 from bench.records import Completion, Item, Verdict, text_digest
+from bench.store.stage_settings import LanguageJudgeSettings
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class AskedRating:
     parser: str
     ask: Ask
     name: str = "mt_bench"
+    against_baseline: ClassVar = False  # it reads the items'
 
     def requests(self, items: Sequence[Item], completions: Sequence[Completion]) -> list[Shown]:
         by_id = {item.id: item for item in items}
@@ -118,3 +121,10 @@ def _both_orders(readings: Sequence[Reading]) -> float:
         return 0.5
     shares = [1 - (readings[0].value or 0.0), readings[1].value or 0.0]
     return shares[0] if shares[0] == shares[1] else 0.5
+
+
+def make_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> AskedRating:
+    model = settings.model or inputs["model"].name
+    decoding = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048, "top_logprobs": 20}
+    parser = f"{'rating' if settings.mode == 'single' else 'winner'}/{settings.parser}"
+    return AskedRating(mt_bench_templates(inputs["prompts"]), settings.mode, request_body(settings, model, decoding), parser, ask)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-from bench.config import (
-    Cell,
-)
+from bench.config import Cell
 from bench.store.keys import Source, Stage
-
-Manner = Literal["preference", "rating"]  # what a verdict is
 
 
 @dataclass(frozen=True)

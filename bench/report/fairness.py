@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, TypeGuard
 
+from bench.config import NoMethod
 from bench.records import Verdict, read_jsonl
 from bench.report.groups import Group, chosen, method_name, row_words
 from bench.report.rows import Row
@@ -246,7 +247,7 @@ def known(row: Row, group: Group, axes: Sequence[str], store: Store) -> Known:
     """What the store knows of one cell of a group."""
     cell, roles = row.cell.cell, row.cell.roles
     facts: dict[str, Value | None] = {}
-    if cell.method.name != "none":
+    if not isinstance(cell.method, NoMethod):
         train = roles.get("train")
         measured = None
         if train is not None and _done(train, store) and (path := store.folder(train) / "facts.json").exists():

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from bench.config import NoMethod, method_facts
 from bench.planning.inputs import CellPlan
-from bench.report.groups import UNTRAINED, Group, row_words
+from bench.report.groups import Group, row_words
 from bench.report.rows import Row
 from bench.store.keys import Source, Stage
 from bench.store.stage_settings import TrainSettings
@@ -224,7 +225,7 @@ def kl_blow_up(e: Evidence) -> Finding | None:
 def not_moved(e: Evidence) -> Finding | None:
     """The policy writes as the start model does, whatever its rewards say."""
     kl = e.metrics.get("kl")
-    if kl is None or not e.curve or abs(kl) >= KL_NONE or e.method == "best_of_n":
+    if kl is None or not e.curve or abs(kl) >= KL_NONE or method_facts(e.method).chooses:
         return None
     says = f"The policy is {kl:.2g} nats a completion from the start model: it writes as that does. Rates, steps or rows are too few."
     return Finding("not moved", says, kl, "nats", f"less than {KL_NONE:g} nats", "warning", _numbers(e.metrics, "kl", "kl_se"))
@@ -269,7 +270,7 @@ def entropy_moved(e: Evidence) -> Finding | None:
 def z0_at_zero(e: Evidence) -> Finding | None:
     """KTO's `kl` of the curve; what others call so is something else."""
     values = [row["kl"] for row in e.curve if "kl" in row]
-    if e.method != "kto" or not values:
+    if not method_facts(e.method).curve_has_z0 or not values:
         return None
     share = sum(value <= Z0_ZERO_NATS for value in values) / len(values)
     if share <= Z0_SHARE:
@@ -341,13 +342,13 @@ def _name(source: Stage | Source) -> str:
 
 def of_rows(rows: Sequence[Row], store: Store) -> dict[str, list[Finding]]:
     """Findings of every row that has its numbers, by cell key; a start model has only what needs no start model."""
-    starts = {(row.group_key, row.cell.cell.seed): row.metrics for row in rows if row.cell.cell.method.name == "none"}
+    starts = {(row.group_key, row.cell.cell.seed): row.metrics for row in rows if isinstance(row.cell.cell.method, NoMethod)}
     found = {}
     for row in rows:
         if row.done:
-            method = row.cell.cell.method.name
-            start = starts.get((row.start_key, row.cell.cell.seed), {}) if method not in UNTRAINED else {}
-            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start, method, known_start(row.cell)))
+            method = row.cell.cell.method
+            start = starts.get((row.start_key, row.cell.cell.seed), {}) if method.trains else {}
+            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start, method.name, known_start(row.cell)))
     return found
 
 

@@ -8,13 +8,12 @@ import pytest
 import yaml
 from tiny import plans
 
-from bench import methods
-from bench.config import LOOPS, NEEDS_PAIRS
+from bench.config import METHODS, is_loop
 from bench.planning.inputs import CellPlan
 from bench.store.keys import Stage, canonical_json
 
-TRAINED = [name for name in methods.NAMES if name != "none"]
-ONE_SHOT = [name for name in TRAINED if name not in LOOPS]
+TRAINED = [name for name, kind in METHODS.items() if kind.trains]
+ONE_SHOT = [name for name in TRAINED if not is_loop(name)]
 
 
 @pytest.fixture(scope="module")
@@ -63,4 +62,4 @@ def test_a_scale_preset_has_a_learning_rate_for_every_method(preset: str) -> Non
 
 
 def test_which_methods_need_pairs() -> None:
-    assert set(TRAINED) - {"kto", "csft", "offline_ppo"} == NEEDS_PAIRS
+    assert set(TRAINED) - {"kto", "csft", "offline_ppo"} == {name for name, kind in METHODS.items() if kind.needs_pairs()}
