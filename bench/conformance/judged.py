@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.config import Csft
 from bench.conformance.references import Judged, Row, spread
 from bench.methods.csft import BAD, GOOD
 from bench.methods.offline_ppo import make_value_head
@@ -53,7 +54,7 @@ def passes_through(head: Any) -> None:
 
 def csft_rows(bench: Bench) -> list[Row]:
     """The real pairs' log-probabilities with the control token of each side, by the policy as its trainer makes it."""
-    trainer = bench.trainer(bench.first_settings("csft"))
+    trainer = bench.trainer(bench.first_settings(Csft))
     model, tokenizer = copy.deepcopy(trainer.model).double().eval(), trainer.processing_class
     del model.forward  # TRL's
     found = []

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from bench.config import RewardModel
+from bench.config import BestOfN, Cpo, Dpo, RewardModel, name_of
 from bench.conformance.checks import (
     EXACT,
     FIRST_PROMPT,
@@ -24,21 +24,31 @@ from bench.conformance.checks import (
     Bench,
     Check,
     FirstStep,
+    Kind,
     deviation,
     method,
     quiet,
     worst_of,
 )
-from bench.conformance.references import Rewards, Row, bradley_terry
+from bench.conformance.references import TRL, Facts, Rewards, Row, bradley_terry
 from bench.engines.reward import new_reward_model
 from bench.methods import load
 from bench.store.stage_settings import RewardModelSettings
 from bench.training.trainers import TrainingJob
 
+FACTS = Facts(
+    "2203.02155 eq. 1",
+    "-log σ(R_w - R_l), then argmax R of n",
+    f"{TRL} RewardTrainer",
+    "InstructGPT: all pairs of a prompt are one element of a batch; TRL drops rows over max_length, here they are cut",
+)
 # margins 1 and -2: -log sigma(1) = 0.3132616875, -log sigma(-2) = 2.1269280110
 GOLDEN: list[Rewards] = [(1.5, 0.5), (-3.0, -1.0)]
 GOLDEN_LOSS = 1.2200948493
-REDUCTIONS = [("DPO at β 1, reference 0", "dpo", {"beta": 1.0}), ("CPO at β 1, α 0", "cpo", {"beta": 1.0, "alpha": 0.0})]
+REDUCTIONS: list[tuple[str, Kind, dict[str, float]]] = [
+    ("DPO at β 1, reference 0", Dpo, {"beta": 1.0}),
+    ("CPO at β 1, α 0", Cpo, {"beta": 1.0, "alpha": 0.0}),
+]
 
 
 class Prescribed(torch.nn.Module):
@@ -70,7 +80,7 @@ class RewardBench:
         settings = RewardModelSettings(method=method, max_length=MAX_LENGTH, dtype="float32", seed=0)
         pairs, callback = self.bench.pairs, callback or TrainerCallback()
         job = TrainingJob(settings, self.model(), self.bench.tokenizer, pairs, {}, self.bench.folder, callback)
-        return load("best_of_n").make_trainer(job)
+        return load(name_of(BestOfN)).make_trainer(job)
 
     def first_step(self, **training: Any) -> FirstStep:
         seen = FirstStep()
@@ -112,8 +122,8 @@ def reward_checks(bench: Bench) -> Iterator[Check]:
     yield equation(rewards)
     yield gradient(rewards)
     yield logged(rewards)
-    for text, name, settings in REDUCTIONS:
-        yield reduces(rewards, text, name, settings)
+    for text, kind, settings in REDUCTIONS:
+        yield reduces(rewards, text, kind, settings)
     yield real_batch(rewards)
     yield accumulation(rewards)
 
@@ -169,11 +179,11 @@ def logged(rewards: RewardBench) -> Check:
     return Check("logged", "logged rewards", worst, SINGLE)
 
 
-def reduces(rewards: RewardBench, text: str, name: str, settings: dict[str, float]) -> Check:
+def reduces(rewards: RewardBench, text: str, kind: Kind, settings: dict[str, float]) -> Check:
     """A preference loss whose log-ratios are the rewards."""
     rows = _batches()[1]
     logps = [Row(chosen, rejected, 0.0, 0.0, 10, 12) for chosen, rejected in rows]
-    other = rewards.bench.prescribed(method(name, settings), logps)[0].item()
+    other = rewards.bench.prescribed(method(kind, settings), logps)[0].item()
     return Check("loss", text, deviation(rewards.prescribed(rows)[0], other), EXACT)
 
 
