@@ -134,6 +134,20 @@ def mean(values: Sequence[float]) -> float:
 
 
 @reference(
+    SftChosen,
+    paper="Preferred-FT in 2305.18290",
+    equation="-log π(y_w)/|y_w|",
+    computed_by=OURS,
+    elsewhere="TRL's `sft` and SFTTrainer pool the tokens of a batch",
+    settings=[{}],
+    golden=2.0,
+)
+def sft_chosen(rows: Sequence[Row], m: Any) -> float:
+    """Likelihood of the chosen completion per token, each completion counted once"""
+    return mean([-row.chosen / row.chosen_length for row in rows])
+
+
+@reference(
     Dpo,
     paper="2305.18290 eq. 7; 2404.19733",
     equation="-log σ(βΔ) - w log π(y_w)/|y_w|",
@@ -386,20 +400,6 @@ def kto_pair(rows: Sequence[Row], m: Any) -> float:
     chosen = [1 - sigmoid(m.beta * (row.gain_chosen - rejected_kl)) for row in rows]
     rejected = [1 - sigmoid(m.beta * (chosen_kl - row.gain_rejected)) for row in rows]
     return mean(chosen + rejected)
-
-
-@reference(
-    SftChosen,
-    paper="Preferred-FT in 2305.18290",
-    equation="-log π(y_w)/|y_w|",
-    computed_by=OURS,
-    elsewhere="TRL's `sft` and SFTTrainer pool the tokens of a batch",
-    settings=[{}],
-    golden=2.0,
-)
-def sft_chosen(rows: Sequence[Row], m: Any) -> float:
-    """Likelihood of the chosen completion per token, each completion counted once"""
-    return mean([-row.chosen / row.chosen_length for row in rows])
 
 
 Rewards = tuple[float, float]  # of a pair's chosen and rejected completion
