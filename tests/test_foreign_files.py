@@ -34,7 +34,6 @@ from bench.text_files import BadFile, number, printable
 TEXT = st.text(max_size=6)
 NAME = st.text("abcü😀 _-.", min_size=1, max_size=4)
 NUMBER = st.integers(0, 10**6)
-NUL = "\0"  # a text that begins with it is taken for UTF-16
 ODD = st.one_of(
     st.none(), st.booleans(), st.floats(), st.integers(-3, 11), st.just(10**400), TEXT, st.just("cut \ud83d"), st.lists(TEXT, max_size=2),
     st.builds(lambda text: {"content": text}, TEXT | st.none()), st.dictionaries(TEXT, TEXT, max_size=2),
@@ -212,7 +211,7 @@ def annotators(draw: st.DrawFn) -> dict[str, Any]:
     kwargs = {"model_name": draw(NAME), "max_tokens": draw(st.integers(0, 99)), "temperature": draw(st.floats(0, 2)), "logprobs": True}
     config = {"prompt_template": "mine/p.txt", "fn_completion_parser": "regex_parser", "completions_kwargs": kwargs}
     config |= {"completion_parser_kwargs": {"outputs_to_match": {"1": draw(TEXT)}}}
-    return {"configs.yaml": {"mine": config}, "p.txt": f"{draw(TEXT).lstrip(NUL)} {{instruction}} {{output_1}} {{output_2}}"}
+    return {"configs.yaml": {"mine": config}, "p.txt": f"Task: {draw(TEXT)} {{instruction}} {{output_1}} {{output_2}}"}
 
 
 def read_annotator(folder: Path) -> Found:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,31 +17,20 @@ from pydantic import BaseModel, ValidationError
 
 from bench import secrets
 from bench.cli import sweep_files as sweeps
-from bench.cli.audit_files import human_manner, recorded_manner
+from bench.cli.checks import problems_of
 from bench.cli.files import Fetches, Files
 from bench.cli.messages import GROUPS, MEMBERS, Tree, Where, in_words, leaves, one_line, short, unknown
 from bench.cli.sweep_files import CommandLine, is_session
 from bench.config import (
-    FITTED,
     MAX_CELLS,
     NAME_WORDS,
-    AnyLauncher,
-    Audit,
-    Bundle,
     Cell,
     Expectation,
-    Export,
     GoldJudge,
     IterativeDpo,
     JuryJudge,
-    LocalLauncher,
-    LocalModel,
-    NoJudge,
-    Rescore,
     Scale,
     Session,
-    Vllm,
-    Why,
     Written,
     as_name,
     is_name,
@@ -51,11 +38,8 @@ from bench.config import (
     misfits,
     name_of,
     unread,
-    user_path,
 )
 from bench.config.errors import BadConfig
-from bench.engines.lm_eval import INSTALL
-from bench.machine import cores, visible_gpus
 from bench.models import hub
 from bench.planning.inputs import Sources
 
@@ -132,23 +116,8 @@ class _Door:
         if base:
             found = unread([cell.method for cell in cells if isinstance(cell.method, IterativeDpo)])
             self.problems += [f"{text} ({base[1].of(key)})" for key, text in found]
-        if base and session and isinstance(session.do, Rescore):
-            self._check_rescore(session.do, base[1])
-        if base and session and isinstance(session.do, Audit):
-            self._check_audit(session.do, list(cells), base[1])
-        if session and isinstance(session.do, Why | Export):
-            self._check_why(session.do)
-        if session and session.do.name == "verify" and (self.command.sweep or self.command.asks):
-            self.problems.append(f"do=verify looks through the whole results folder: leave out {self.command.cell_words}")
-        if base and session and isinstance(session.do, Export | Bundle):
-            self._check_out(session.do, base[1])
-        if base and session and session.do.name == "run" and any(cell.forgetting for cell in cells):
-            self._check_harness(base[1])
-        if base and session and session.do.name == "run" and session.launcher.name == "local":
-            self._check_vllm(list(cells), base[1])
-            self._check_loading(list(cells), base[1])
         if base and session:
-            self._check_workers(session.launcher, base[1])
+            self.problems += problems_of(session, list(cells), self.command, base[1])
         if self.problems or session is None:
             raise BadConfig(self.problems)
         title = sweeps.question(sweeps.sweep_path(self.sweep, self.command.folders)) if self.sweep else ""
@@ -166,14 +135,6 @@ class _Door:
             return []
         return sweeps.points(grids, given, of_sweep=of_sweep)
 
-    def _check_workers(self, launcher: AnyLauncher, where: Where) -> None:
-        """No more processes here than this machine can bear, unless that is asked for by name."""
-        key = "workers" if isinstance(launcher, LocalLauncher) else "here_workers"
-        n, most = getattr(launcher, key), launcher.workers_per_core * cores()
-        if n is not None and n > most and n > len(visible_gpus()):
-            bound = f"at most {launcher.workers_per_core} for each of {cores()} cores (hydra.launcher.workers_per_core), which are {most}"
-            self.problems.append(f"hydra.launcher.{key} must be {bound}, got {n} ({where.of(f'hydra.launcher.{key}')})")
-
     def _refuse_copies(self, sources: Sequence[Sources]) -> None:
         """Two files of completions with the same content would be one cell."""
         paths: dict[str, set[Path]] = {}
@@ -182,91 +143,6 @@ class _Door:
                 paths.setdefault(source.completions.digest, set()).add(source.completions.path)
         if copies := [" and ".join(map(str, sorted(found))) for found in paths.values() if len(found) > 1]:
             raise BadConfig([f"{files} hold the same completions: leave out one" for files in copies])
-
-    def _check_rescore(self, do: Rescore, where: Where) -> None:
-        """Files that exist and fit together; what is in them is seen when they are read."""
-        judgements, foreign = user_path(do.judgements or "."), do.judgements is not None
-        files = {"reference_outputs": do.reference_outputs, "calibration": None if do.calibration == FITTED else do.calibration}
-        if foreign and not judgements.exists():
-            what = "a folder in AlpacaEval's layout or a file of FastChat's judgements (.jsonl)"
-            self.problems.append(f"judgements must be {what}, got {do.judgements}: no such file or folder ({where.of('do.judgements')})")
-        for name, path in files.items():
-            if path is not None and not user_path(path).is_file():
-                self.problems.append(f"{name} must be a file, got {path}: no such file ({where.of(f'do.{name}')})")
-        for name in ("reference_outputs", "calibration"):
-            if foreign and judgements.is_file() and getattr(do, name) is not None:
-                self.problems.append(f"{name} is for AlpacaEval's verdicts, judgements={do.judgements} are FastChat's: leave it out")
-        if foreign and (self.command.sweep or self.command.asks):
-            self.problems.append(f"judgements={do.judgements} are rescored by themselves: leave out {self.command.cell_words}")
-        if do.out is not None and (not (out := user_path(do.out)).parent.is_dir() or out.is_dir()):
-            self.problems.append(f"out must be a CSV file in a folder that is there, got {do.out} ({where.of('do.out')})")
-
-    def _check_audit(self, do: Audit, cells: Sequence[Cell], where: Where) -> None:
-        """Judges, what they judge, and files that can be read and are of their kind."""
-        for cell in cells:
-            judge, brings_items = cell.judge, getattr(cell.judge, "items", None) is not None
-            if isinstance(judge, JuryJudge):
-                self.problems.append(f"do=audit asks one judge, got judge=jury; audit its members one by one ({where.of('judge')})")
-            elif isinstance(judge, NoJudge):
-                self.problems.append(f"do=audit needs a judge, got judge=none ({where.of('judge')})")
-            elif brings_items and not isinstance(cell.method, Written) and not isinstance(cell.model, LocalModel):
-                text = f"do=audit of judge.items={getattr(judge, 'items', None)} needs answers to judge, got model={cell.model.name}"
-                self.problems.append(f"{text}; add completions=FILE or model=DIR")
-        for name, path, manner_of in (("human", do.human, human_manner), ("recorded", do.recorded, recorded_manner)):
-            if path is None:
-                continue
-            try:
-                manner = manner_of(user_path(path))
-            except (OSError, ValueError) as error:
-                self.problems.append(f"{error} ({where.of(f'do.{name}')})")
-                continue
-            judges = [cell.judge for cell in cells if not isinstance(cell.judge, NoJudge)]
-            if strangers := sorted({judge.name for judge in judges if manner not in judge.gives}):
-                other = "preferences" if manner == "rating" else "ratings"
-                text = f"{name}={path} holds {manner}s, and judge={', '.join(strangers)} gives {other} here: name a file of those"
-                self.problems.append(f"{text} ({where.of(f'do.{name}')})")
-
-    def _check_harness(self, where: Where) -> None:
-        if importlib.util.find_spec("lm_eval") is None:
-            text = f"forgetting=lm_eval needs lm-evaluation-harness, which is not installed here: {INSTALL}"
-            self.problems.append(f"{text} ({where.of('forgetting')})")
-
-    def _check_vllm(self, cells: Sequence[Cell], where: Where) -> None:
-        """That vLLM is where it is to be run; another machine plans without it."""
-        for python in {cell.engine.python for cell in cells if isinstance(cell.engine, Vllm)}:
-            if python is None and importlib.util.find_spec("vllm") is None:
-                how = "pip install -c constraints.txt -e '.[vllm]', or name the python of an environment that has it as engine.python"
-                self.problems.append(f"engine=vllm needs vLLM, which is not installed here: {how} ({where.of('engine')})")
-            elif python is not None and not os.access(python, os.X_OK):
-                self.problems.append(f"engine.python must be a python that can be run, got {python} ({where.of('engine.python')})")
-
-    def _check_loading(self, cells: Sequence[Cell], where: Where) -> None:
-        """What needs a package or a GPU, before anything is loaded; another machine plans without them."""
-        if any(cell.adapter.name == "qlora" for cell in cells) and importlib.util.find_spec("bitsandbytes") is None:
-            text = "adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or take adapter=lora"
-            self.problems.append(f"{text} ({where.of('adapter')})")
-        flash = any(getattr(cell.model, "attention", "") == "flash_attention_2" for cell in cells)
-        if flash and not (Path("/dev/nvidia0").exists() and importlib.util.find_spec("flash_attn")):
-            text = "model.attention=flash_attention_2 needs a GPU and the package flash_attn, which are not both here"
-            self.problems.append(f"{text}: take model.attention=sdpa ({where.of('model.attention')})")
-
-    def _check_out(self, do: Export | Bundle, where: Where) -> None:
-        """A new or empty folder, or an archive in a folder that is there."""
-        out = user_path(do.out or "")
-        taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
-        if isinstance(do, Export) and (not do.out or taken or not out.absolute().parent.is_dir()):
-            got = do.out or "none: add out=DIR"
-            self.problems.append(f"out must be a new or empty folder in one that is there, got {got} ({where.of('do.out')})")
-        named = out.name.endswith(".tar.gz") and not out.is_dir()
-        if isinstance(do, Bundle) and not (named and out.absolute().parent.is_dir()):
-            self.problems.append(f"out must be an archive, FILE.tar.gz, in a folder that is there, got {do.out} ({where.of('do.out')})")
-
-    def _check_why(self, do: Why | Export) -> None:
-        if not do.cell:
-            what = "exports" if isinstance(do, Export) else "explains"
-            self.problems.append(f"do={do.name} {what} one cell: give its key or name, as in table.csv (do={do.name} cell=KEY)")
-        if self.command.sweep or self.command.asks:
-            self.problems.append(f"cell={do.cell} is looked up in the results folder: leave out {self.command.cell_words}")
 
     def _choose_sweep(self) -> None:
         """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""

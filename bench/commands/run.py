@@ -20,7 +20,7 @@ from bench.runner.progress_view import make_screen
 from bench.runner.scheduler import failure_of, run_stages
 from bench.store.keys import Stage
 from bench.store.store import Store
-from bench.tracking.mirror import open_tracker
+from bench.tracking.tracker import open_tracker
 
 
 def main(opened: Opened) -> int:

@@ -9,7 +9,7 @@ from bench import report
 from bench.planning.inputs import CellPlan
 from bench.runner.cell_folders import history
 from bench.store.store import Store
-from bench.tracking.mirror import Tracker
+from bench.tracking.tracker import Tracker
 
 
 def track_cell(tracker: Tracker, sweep: report.Sweep, cell: CellPlan, store: Store, reason: str | None) -> None:

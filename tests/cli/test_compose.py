@@ -669,7 +669,7 @@ def test_what_needs_a_gpu_is_said_before_anything_is_loaded_and_can_be_planned(
 def test_qlora_without_its_package_is_refused_and_can_be_planned(
     opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.cli.compose.importlib.util.find_spec", lambda package: None)
+    monkeypatch.setattr("bench.cli.checks.importlib.util.find_spec", lambda package: None)
     words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "adapter=qlora"]
     (problem,) = problems(*words)
     assert problem.startswith("adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or take")

@@ -15,7 +15,8 @@ import pytest
 from fake_wandb_server import FakeWandb
 
 from bench.config import NoTracker, WandbTracker
-from bench.tracking.mirror import Tracker, _written, open_tracker
+from bench.tracking.tracker import Tracker, open_tracker
+from bench.tracking.values import cleaned
 
 HISTORY = [{"step": step, "loss": 1 / step, "rewards/margins": 0.1 * step} for step in range(1, 31)]
 TABLE = [{"cell": "dpo", "win_rate": 0.625, "kl": 1.5, "n_scored": 64}, {"cell": "none", "win_rate": 0.5, "kl": None, "n_scored": 64}]
@@ -198,7 +199,7 @@ def test_nothing_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_redaction(given: dict[str, Any], written: dict[str, Any]) -> None:
-    assert _written(given) == written
+    assert cleaned(given) == written
 
 
 def test_malformed_input_costs_a_note(tmp_path: Path) -> None:
