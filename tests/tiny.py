@@ -161,6 +161,16 @@ def make_model(
     return folder
 
 
+def make_reward_model(folder: Path, num_labels: int = 1) -> Path:
+    """A causal model's folder with a new head of `num_labels` outputs."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    causal: Any = make_model(folder.with_name("causal"), max_positions=2048, heads=1)
+    AutoModelForSequenceClassification.from_pretrained(causal, num_labels=num_labels).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(causal).save_pretrained(folder)
+    return folder
+
+
 def sentence(rng: random.Random, n: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(n))
 

@@ -23,7 +23,7 @@ import yaml
 from bench.cli.compose import BadConfig, Opened
 from bench.commands import OK, why
 from bench.commands.bundle import nameless, nameless_command
-from bench.config import Export, user_path
+from bench.config import Export, method_facts, user_path
 from bench.models.tokenize import model_folder
 from bench.records import Result
 from bench.store.store import Manifest, Store, Unsound
@@ -158,7 +158,7 @@ def _header(found: Exported, adapter: bool) -> dict[str, Any]:
 
 
 def _chooses(found: Exported) -> bool:
-    return found.method == "best_of_n"
+    return method_facts(found.method).chooses
 
 
 def _what(found: Exported, adapter: bool) -> str:
@@ -170,8 +170,8 @@ def _what(found: Exported, adapter: bool) -> str:
     said += [f"A LoRA adapter, loaded beside its base with PEFT: {load}."] if adapter else []
     if _chooses(found):
         said.append("A sequence classifier of one output: the reward model that chose the best of several samples of the start model.")
-    if found.method == "csft":
-        said.append("It is asked with its control token `<|good|>` after every prompt; numbers below are of that.")
+    if (control := method_facts(found.method).control) is not None:
+        said.append(f"It is asked with its control token `{control}` after every prompt; numbers below are of that.")
     return " ".join(said)
 
 

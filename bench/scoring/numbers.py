@@ -40,7 +40,6 @@ import numpy as np
 
 from bench.judges.asked.replies import count_reasons, votes_from_text
 from bench.judges.formats import alpaca_eval
-from bench.planning.judging import member_label
 from bench.records import (
     Completion,
     Labelled,
@@ -67,7 +66,7 @@ from bench.scoring import reasons
 from bench.stats import estimates
 from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.stats.style_control import StyleWinRate, arena_win_rate, has_games, style_win_rate
-from bench.store.stage_settings import ScoreSettings
+from bench.store.stage_settings import ScoreSettings, member_label
 
 COMPLETIONS = ("preference_completions", "rating_completions", "plain_completions")  # whose lengths are told, the first that is there
 

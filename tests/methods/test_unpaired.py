@@ -26,8 +26,9 @@ from transformers import (
     TrainerCallback,
 )
 
-from bench.config import Decoding
-from bench.conformance.checks import SETTINGS, method
+from bench.config import Decoding, by_name
+from bench.conformance.checks import KINDS, method
+from bench.conformance.references import REFERENCES
 from bench.engines.hf import TransformersEngine, load_model
 from bench.methods import load
 from bench.methods.csft import BAD, GOOD, add_control_tokens, check_positions
@@ -46,9 +47,10 @@ LEARNING = {"learning_rate": 1e-3, "batch_size": 16, "max_grad_norm": 1.0}
 
 
 def train_settings(name: str, max_length: int = 192, seed: int = 0, **training: Any) -> TrainSettings:
-    settings = {**SETTINGS[name][0], **{k: v for k, v in training.items() if k in ("weight_ratio",)}}
+    kind = by_name(*KINDS)[name]
+    settings = {**REFERENCES[kind].settings[0], **{k: v for k, v in training.items() if k in ("weight_ratio",)}}
     rest = {k: v for k, v in training.items() if k not in settings}
-    return TrainSettings(method=method(name, settings, **LEARNING | rest), max_length=max_length, dtype="float32", seed=seed)
+    return TrainSettings(method=method(kind, settings, **LEARNING | rest), max_length=max_length, dtype="float32", seed=seed)
 
 
 @pytest.fixture(scope="module")
