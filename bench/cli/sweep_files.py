@@ -343,15 +343,21 @@ OmegaConf.register_new_resolver("oc.env", _read_environment, replace=True)
 
 
 @functools.cache
-def register_sweeps(asked: str | None = None) -> None:
-    """Make each file of ours an option of Hydra's group `sweep`, or the one that is asked for alone: none needs another, and Hydra copies
-    all that are registered again and again. A broken one is left out and spoils only itself. Hydra learns to read the user's folders."""
-    Plugins.instance()  # Hydra's own sources are there from here on
+def register_sources() -> None:
+    """Make Hydra read our own config files and the folders of `--config-dir` as we do."""
+    Plugins.instance()  # Hydra registers its own sources here, before ours
     SourcesRegistry.instance().register(ForeignConfigs)
-    SourcesRegistry.instance().types[OwnConfigs.scheme()] = OwnConfigs  # in place of Hydra's: only CONF reads otherwise
+    SourcesRegistry.instance().types[OwnConfigs.scheme()] = OwnConfigs  # replaces Hydra's own; only CONF reads otherwise
+
+
+@functools.cache
+def register_sweeps(name: str | None = None) -> None:
+    """Make our sweep files options of Hydra's group `sweep`: only the named one where it exists, since Hydra copies every registered file
+    many times. A broken file is left out."""
+    register_sources()
     paths = sorted(SWEEPS.glob("*.yaml"))
-    for path in [path for path in paths if path.stem == asked] or paths:
-        with contextlib.suppress(BadSweep):  # the door says why when it is asked for
+    for path in [path for path in paths if path.stem == name] or paths:
+        with contextlib.suppress(BadSweep):  # the checks report it when it is named
             ConfigStore.instance().store(group="sweep", name=path.stem, node=load_sweep(path), package="_global_", provider=path.name)
 
 
