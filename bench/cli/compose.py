@@ -71,6 +71,7 @@ def open_door(words: Sequence[str]) -> Opened:
     command = sweeps.parse_command_line(words)
     if command.refused:
         raise BadConfig(command.refused)
+    sweeps.register_sources()
     if command.sweep is not None:
         sweeps.register_sweeps(command.sweep)
     with initialize_config_dir(str(CONF), version_base="1.3"):
