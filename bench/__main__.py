@@ -15,7 +15,7 @@ from typing import NoReturn
 from bench import secrets
 
 BAD_CONFIG, SOME_FAILED, INTERRUPTED = 2, 3, 130
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
 # Hydra answers these by itself: shell completion, the composed config.
 HYDRA_FLAGS = ("--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
@@ -32,9 +32,9 @@ def main() -> NoReturn:
         if not words or words[0] == "help" or {"--help", "-h"} & set(words):
             _help([word for word in words if word not in ("help", "--help", "-h")], whole=bool(words))
         elif "--version" in words:
-            _say_versions()
+            _print_versions()
         elif any(word.split("=")[0] in HYDRA_FLAGS for word in words):
-            _ask_hydra()
+            _run_hydra()
         else:
             _run(words)
     except KeyboardInterrupt:
@@ -43,7 +43,7 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader of our output has left: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in OF_THE_DISK:
+        if error.errno not in DISK_ERRORS:
             raise
         from bench.terminal import say
 
@@ -86,7 +86,7 @@ def _help(topics: list[str], *, whole: bool) -> None:
             sys.exit(BAD_CONFIG)
 
 
-def _say_versions() -> None:
+def _print_versions() -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     from bench import __version__
@@ -100,7 +100,7 @@ def _say_versions() -> None:
             print(f"{package} is not installed")
 
 
-def _ask_hydra() -> None:
+def _run_hydra() -> None:
     """Shell completion and the composed config, by Hydra's own main: it never calls the task."""
     import hydra
 

@@ -41,7 +41,7 @@ class OutputFiles:
         try:
             act()
         except OSError as error:
-            self.refused[path] = why(error)
+            self.refused[path] = os_reason(error)
             return False
         return True
 
@@ -54,7 +54,7 @@ class OutputFiles:
         return [f"not written: {printable(str(paths[0]))}{more[reason]}: {reason}" for reason, paths in by_reason.items()]
 
 
-def why(error: OSError) -> str:
+def os_reason(error: OSError) -> str:
     """What the file system said, without the path."""
     if isinstance(error, IsADirectoryError):
         return "is a folder, and should be a file: move it away"
@@ -78,7 +78,7 @@ def write(root: Path, path: Path, content: str | bytes) -> None:
             raise
 
 
-def write_where_asked(path: Path, content: str) -> None:
+def write_user_file(path: Path, content: str) -> None:
     """Write a file that the reader has named, through a link or to a device where that is what they named. Raises OSError."""
     if path.exists() and not path.is_file():
         path.write_text(content, encoding="utf-8")

@@ -98,7 +98,7 @@ def is_ordinary(value: str) -> bool:
     return bool(_URL.fullmatch(value)) and not list(_url_secrets(value))
 
 
-def read_from(variable: str) -> None:
+def register_variable(variable: str) -> None:
     """Count what a variable holds among the secrets: a judge's key is one under any name."""
     _named.add(variable)
 
@@ -107,7 +107,7 @@ def key(variable: str) -> str | None:
     """The key that a variable holds, without the white space around it; None where it holds none. From here on it is secret.
 
     Raises BadKey for one with a control character, or anything else that no HTTP header can carry."""
-    read_from(variable)
+    register_variable(variable)
     value = os.environ.get(variable, "").strip().strip("\ufeff").strip()
     if bad := next((i for i, c in enumerate(value, 1) if not (c.isascii() and c.isprintable())), None):
         what = "a control character" if value[bad - 1].isascii() else "a character that is not ASCII"
@@ -472,7 +472,7 @@ def _refusal(name: str, value: Any, cleaner: _Cleaner) -> str | None:
     return None
 
 
-def names_one(text: str) -> bool:
+def assigns_secret(text: str) -> bool:
     """Whether a text that cannot be read gives a secretly named field or flag a value, as `{api_key: ...` does."""
     return any(map(is_secret_variable, re.findall(r"[A-Za-z_][\w-]*(?=['\"]?\s*[:=,])", text)))
 

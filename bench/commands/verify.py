@@ -77,7 +77,7 @@ class StagesLookedAt:
                 continue
             for folder in sorted(path for path in kind.iterdir() if path.is_dir() and "." not in path.name):
                 try:
-                    self.sound[folder.name] = self.store.intact(folder)
+                    self.sound[folder.name] = self.store.verified_manifest(folder)
                 except ValueError as error:
                     foreign = isinstance(error, Misplaced) or kind.name not in VERSIONS or not KEY.fullmatch(folder.name)
                     yield Fault("DAMAGED", str(error), NOT_HERE if foreign else RUN_AGAIN)

@@ -10,8 +10,7 @@ from pathlib import Path
 import yaml
 
 from bench import report, secrets
-from bench.output_files import OutputFiles
-from bench.output_files import why as why_not
+from bench.output_files import OutputFiles, os_reason
 from bench.planning.inputs import CellPlan
 from bench.store.store import Store
 from bench.text_files import open_regular
@@ -31,11 +30,11 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
             out.remove(folder / "result.json")
         report.export(cell, store, out, folder)
     except OSError as error:  # of what is read
-        out.refused[folder] = why_not(error)
+        out.refused[folder] = os_reason(error)
     logs = []
     for stage in cell.stages:
         with contextlib.suppress(OSError):  # made in another store, or by a command that logs now
-            with open_regular(store.beside(stage, "log")) as log:
+            with open_regular(store.sidecar(stage, "log")) as log:
                 written = secrets.clean(log.read().decode("utf-8", "replace"))
             logs.append(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
     out.write(folder / "log.txt", "".join(logs))

@@ -31,7 +31,7 @@ from bench.text_files import BadFile, read_object
 ANSWER_S = 15.0  # a shared file system may show a file so much later than the scheduler says that its job has ended
 
 
-def queued(settings: ClusterLauncher, stage: Stage) -> Literal["cpu", "gpu"] | None:
+def node_need(settings: ClusterLauncher, stage: Stage) -> Literal["cpu", "gpu"] | None:
     """What a stage needs of a node; None where it runs where the command was typed."""
     return _on_node(settings, needs(stage))
 
@@ -127,7 +127,7 @@ class Queue(Protocol):
 
     def cancel(self, ids: Sequence[str]) -> None: ...
 
-    def forget(self, job_id: str) -> None:
+    def remove_files(self, job_id: str) -> None:
         """A job has done its stage: what lies about of it can go."""
         ...
 
@@ -158,10 +158,10 @@ class QueueLauncher:
         self.wave: list[NodeJob] = []  # handed in since the last look
         self.jobs: dict[str, _InQueue] = {}  # by key of the stage
 
-    def takes(self, needs: Need) -> bool:
+    def can_take(self, needs: Need) -> bool:
         if _on_node(self.settings, needs):
             return len(self.jobs) + len(self.wave) < self.settings.max_jobs
-        return self.here.takes(needs)
+        return self.here.can_take(needs)
 
     def start(self, job: Mapping[str, Any], log: Path) -> None:
         if (need := _on_node(self.settings, job["needs"])) is None:
@@ -177,7 +177,7 @@ class QueueLauncher:
         found = self._submit() + self.here.reports(timeout_s)
         for key, job in list(self.jobs.items()):
             if (report := self._answer(key, job)) is not None:
-                found.append(self._leave(key, report))
+                found.append(self._remove_job(key, report))
         endings = self.queue.ended([job.id for job in self.jobs.values()])
         for key, job in list(self.jobs.items()):
             if (ending := endings.get(job.id)) is None:
@@ -186,7 +186,7 @@ class QueueLauncher:
             job.silent_since = job.silent_since or time.monotonic()
             if time.monotonic() - job.silent_since > ANSWER_S:
                 outcome: Literal["lost", "failed"] = "lost" if ending.again else "failed"
-                found.append(self._leave(key, self._answer(key, job) or StageReport(key, outcome, f"job {job.id} {ending.how}")))
+                found.append(self._remove_job(key, self._answer(key, job) or StageReport(key, outcome, f"job {job.id} {ending.how}")))
         return found
 
     def _submit(self) -> list[StageReport]:
@@ -219,13 +219,13 @@ class QueueLauncher:
         error = answer["error"] and f"{answer['error']} (job {job.id} on {answer['node']})"
         return StageReport(key, cast(Outcome, answer["outcome"]), error)
 
-    def _leave(self, key: str, report: StageReport) -> StageReport:
+    def _remove_job(self, key: str, report: StageReport) -> StageReport:
         """A job is out of the queue."""
         job = self.jobs.pop(key)
         job.note.unlink(missing_ok=True)
         job.log.with_suffix(".answer.json").unlink(missing_ok=True)
         if report.outcome == "done":
-            self.queue.forget(job.id)
+            self.queue.remove_files(job.id)
         return report
 
     def close(self) -> None:
@@ -251,6 +251,6 @@ def _read_texts(path: Path, names: Sequence[str]) -> dict[str, str] | None:
     return told if all(isinstance(told.get(name), str) for name in names) else None
 
 
-def job_of(stage: Stage, store: Store) -> dict[str, str] | None:
+def submitted_job(stage: Stage, store: Store) -> dict[str, str] | None:
     """`{"queue", "id", "attempt"}` of the job that was handed in for a stage; None when there is none."""
-    return _read_note(store.beside(stage, "log"))
+    return _read_note(store.sidecar(stage, "log"))

@@ -23,7 +23,7 @@ class StageReport:
 
 
 class Launcher(Protocol):
-    def takes(self, needs: Need) -> bool:
+    def can_take(self, needs: Need) -> bool:
         """Whether it can take one more stage with these needs now."""
         ...
 
@@ -45,6 +45,6 @@ def chain_lengths(stages: Sequence[Stage], seconds: Callable[[Stage], float]) ->
     after: dict[Stage, float] = {}
     for stage in reversed(stages):
         after[stage] = after.get(stage, 0.0) + seconds(stage)
-        for source in stage.before:
+        for source in stage.input_stages:
             after[source] = max(after.get(source, 0.0), after[stage])
     return {stage: after[stage] for stage in stages}

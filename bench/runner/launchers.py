@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.cli.compose import BadConfig
 from bench.config import ClusterLauncher, LocalLauncher, RayLauncher, SlurmLauncher
-from bench.runner.cluster_queue import QueueLauncher, queued
+from bench.runner.cluster_queue import QueueLauncher, node_need
 from bench.runner.launcher import Launcher
 from bench.runner.local_pool import Pool
 from bench.runner.ray_tasks import RayQueue
@@ -40,7 +40,7 @@ def check(settings: AnyLauncher, stages: Sequence[Stage]) -> None:
     if importlib.util.find_spec(package) is None:
         way_out = f"pip install -c constraints.txt -e '.[{settings.name}]'"
         raise BadConfig([f"hydra/launcher={settings.name} needs the package {package}, which is not installed: {way_out}"])
-    kinds = {(stage.kind, need) for stage in stages if (need := queued(settings, stage))}
+    kinds = {(stage.kind, need) for stage in stages if (need := node_need(settings, stage))}
     wanted = list(dict.fromkeys(settings.resources(kind, need) for kind, need in sorted(kinds)))
     if problems := check_slurm(settings, wanted) if isinstance(settings, SlurmLauncher) else check_ray(settings, wanted):
         raise BadConfig(problems)

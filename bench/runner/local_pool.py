@@ -40,7 +40,7 @@ WORKER_ENVIRONMENT = {
 }
 # A shell that has run `accelerate launch` leaves these behind: they would change precision or sharding, unkeyed.
 FOREIGN = ("ACCELERATE_", "FSDP_", "DEEPSPEED_", "MEGATRON_", "PARALLELISM_CONFIG_")
-DEATH_S = 5.0  # the longest that a worker may take to go once it has closed its pipe
+EXIT_WAIT_S = 5.0  # the longest that a worker may take to go once it has closed its pipe
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Pool:
     def free(self) -> int:
         return sum(worker is None or worker.key is None for worker in self.workers)
 
-    def takes(self, needs: Need) -> bool:
+    def can_take(self, needs: Need) -> bool:
         return self.free > 0
 
     def start(self, job: Mapping[str, Any], log: Path) -> None:
@@ -79,7 +79,7 @@ class Pool:
         worker = self.workers[slot]
         if worker is None or not _write(worker, line):  # it may have died while it was idle: that costs no stage a try
             if worker is not None:
-                self._bury(slot)
+                self._remove_worker(slot)
             worker = self._spawn(slot)
             _write(worker, line)  # a process that dies at once is reported as a lost stage
         worker.key, worker.since = job["key"], time.monotonic()
@@ -116,22 +116,22 @@ class Pool:
 
     def reports(self, timeout_s: float) -> list[StageReport]:
         found: list[StageReport] = []
-        ended = {ready.data for ready, _ in self.selector.select(timeout_s) if self._hear(ready.data, found)}
+        ended = {ready.data for ready, _ in self.selector.select(timeout_s) if self._read_answers(ready.data, found)}
         for slot, worker in enumerate(self.workers):
             if worker is None:
                 continue
             if slot in ended or worker.process.poll() is not None:  # a child of the worker may hold its pipe open: ask the process too
-                self._hear(slot, found)
-                found += self._bury(slot)
+                self._read_answers(slot, found)
+                found += self._remove_worker(slot)
             elif worker.key and time.monotonic() - worker.since > self.settings.stage_timeout_s:
                 limit = f"{self.settings.stage_timeout_s:g} s (hydra.launcher.stage_timeout_s)"
                 found.append(StageReport(worker.key, "late", f"ran longer than {limit} and was ended"))
                 worker.key = None
                 self._end(worker)
-                self._bury(slot)
+                self._remove_worker(slot)
         return found
 
-    def _hear(self, slot: int, found: list[StageReport]) -> bool:
+    def _read_answers(self, slot: int, found: list[StageReport]) -> bool:
         """Add the answers that a worker has written; True when it will write no more."""
         worker = self.workers[slot]
         assert worker is not None
@@ -148,7 +148,7 @@ class Pool:
             found.append(StageReport(answer["key"], "over_budget" if answer.get("over_budget") else outcome, answer.get("error", "")))
         return ended
 
-    def _bury(self, slot: int) -> list[StageReport]:
+    def _remove_worker(self, slot: int) -> list[StageReport]:
         """Free the slot of a worker that has died or closed its pipe; its stage, if it had one, is lost."""
         worker = self.workers[slot]
         assert worker is not None
@@ -156,7 +156,7 @@ class Pool:
         self.selector.unregister(worker.answers)
         os.close(worker.answers)
         try:
-            code = worker.process.wait(DEATH_S)
+            code = worker.process.wait(EXIT_WAIT_S)
         except subprocess.TimeoutExpired:
             self._end(worker)
             code = worker.process.wait()
@@ -178,7 +178,7 @@ class Pool:
         for _, worker in workers:
             self._end(worker)
         for slot, _ in workers:
-            self._bury(slot)
+            self._remove_worker(slot)
         self.selector.close()
 
 

@@ -103,7 +103,7 @@ class RayQueue:
             with contextlib.suppress(Exception):  # it has just ended
                 ray.cancel(self.tasks[job_id], force=True)
 
-    def forget(self, job_id: str) -> None:
+    def remove_files(self, job_id: str) -> None:
         self.tasks.pop(job_id, None)
         self.over.pop(job_id, None)
 

@@ -107,12 +107,12 @@ class Scheduler:
         """Until every cell has its numbers or cannot have them. Stages made stale on the way are run again."""
         self.judges = [stage for stage in all_stages(cells) if stage.kind == "judge"]
         for stage in all_stages(cells):
-            for source in stage.before:
+            for source in stage.input_stages:
                 self.readers.setdefault(source, []).append(stage)
         try:
             while True:
                 for stage in self._startable(cells):
-                    if self.launcher.takes(needs(stage)):
+                    if self.launcher.can_take(needs(stage)):
                         self._start(stage)
                 if not self.running:
                     if not self._waiting(cells):
@@ -121,7 +121,7 @@ class Scheduler:
                 answers = self.launcher.reports(POLL_S)
                 self._follow()  # first: a stage that has ended has written its last row
                 for answer in answers:
-                    self._took(answer)
+                    self._handle_report(answer)
         except KeyboardInterrupt:
             for running in self.running.values():
                 self.store.record_interruption(running.stage)
@@ -137,7 +137,7 @@ class Scheduler:
 
     def _startable(self, cells: Sequence[CellPlan]) -> list[Stage]:
         waiting = [stage for stage in self._needed(cells) if stage.key not in self.running]
-        ready = [stage for stage in waiting if all(self.store.held(source).state == "done" for source in stage.before)]
+        ready = [stage for stage in waiting if all(self.store.status_with_weights(source).state == "done" for source in stage.input_stages)]
         return sorted(ready, key=lambda stage: -self.ranks.get(stage, 0.0))
 
     def _waiting(self, cells: Sequence[CellPlan]) -> bool:
@@ -159,19 +159,19 @@ class Scheduler:
         lock = self.store.try_lock(stage)
         if lock is None:
             return  # another command is at it, and holds the lock until it is done
-        self.store.forget(stage)  # it may have been done there a moment ago
-        if self.store.held(stage).state == "done":
+        self.store.invalidate(stage)  # it may have been done there a moment ago
+        if self.store.status_with_weights(stage).state == "done":
             lock.release()
-            self.store.beside(stage, "lock").unlink(missing_ok=True)
-            self._reconsider(stage)
+            self.store.sidecar(stage, "lock").unlink(missing_ok=True)
+            self._say_what_is_stale(stage)
             self.screen.stage_ended(stage, "elsewhere")
             self.on_end()
             return
-        progress = self.store.beside(stage, "progress.jsonl")
+        progress = self.store.sidecar(stage, "progress.jsonl")
         self.running[stage.key] = _Running(stage, lock, progress)
         progress.unlink(missing_ok=True)  # of a command that was killed
         if self.store.was_interrupted(stage):
-            self.store.sweep(stage.kind, stage.key, elsewhere=True)
+            self.store.remove_build_folders(stage.kind, stage.key, other_hosts=True)
         self.store.clear_marks(stage)
         self.screen.stage_started(stage)
         more: dict[str, Any] = {}
@@ -180,14 +180,14 @@ class Scheduler:
             more = {"sharing": sharing, "server": self.servers and self.servers.place(stage)}
         elif isinstance(stage.settings, Spread) and self.accelerate is not None:
             more = {"accelerate": self.accelerate.model_dump()}
-        self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
+        self.launcher.start(describe(stage, self.store) | more, self.store.sidecar(stage, "log"))
 
-    def _took(self, answer: StageReport) -> None:
+    def _handle_report(self, answer: StageReport) -> None:
         running = self.running.pop(answer.key)
         stage, outcome, error = running.stage, answer.outcome, secrets.shown(answer.error)
         if stage.kind == "judge" and labels_samples(stage):
             error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)  # keys as they are typed
-        self.store.forget(stage)
+        self.store.invalidate(stage)
         if outcome == "done" and not self.store.is_done(stage):
             outcome, error = "failed", f"its folder did not pass its check: {self.store.status(stage).why}"
         elif self.store.is_done(stage):  # it died after it had finished, or somebody else made the same
@@ -196,23 +196,23 @@ class Scheduler:
         with contextlib.suppress(OSError):
             running.progress.unlink(missing_ok=True)
         if outcome in ("lost", "late"):
-            self.store.sweep(stage.kind, stage.key, elsewhere=True)
+            self.store.remove_build_folders(stage.kind, stage.key, other_hosts=True)
         if outcome == "lost" and self.losses[stage] < self.retries:
             self.losses[stage] += 1
             self.screen.stage_ended(stage, "retried", error)
             return
         if outcome == "done":
-            self.store.beside(stage, "lock").unlink(missing_ok=True)
-            self._reconsider(stage)
+            self.store.sidecar(stage, "lock").unlink(missing_ok=True)
+            self._say_what_is_stale(stage)
         else:
             self.over_budget |= outcome == "over_budget"
             self.failures[stage] = error
             self.store.record_failure(stage, error)
-            secrets.clean_file(self.store.beside(stage, "log"))  # a worker that died has not done so itself
-        self.screen.stage_ended(stage, outcome, error, self.store.beside(stage, "log"))
+            secrets.clean_file(self.store.sidecar(stage, "log"))  # a worker that died has not done so itself
+        self.screen.stage_ended(stage, outcome, error, self.store.sidecar(stage, "log"))
         self.on_end()
 
-    def _reconsider(self, stage: Stage) -> None:
+    def _say_what_is_stale(self, stage: Stage) -> None:
         """A stage was made again: say it where something was computed from other bytes of it, and has to be again."""
         for reader in self.readers.get(stage, ()):
             if why := self.store.status(reader).why:

@@ -59,7 +59,7 @@ class SlurmStage(NodeJob):
 
         if self.pool:
             self.pool.close()  # now, and not by the scheduler: what it was building can then be swept away
-        Store(Path(self.job["store"])).sweep(self.job["kind"], self.job["key"])
+        Store(Path(self.job["store"])).remove_build_folders(self.job["kind"], self.job["key"])
         if self.restarts < self.requeues:
             self.write("requeued", "was stopped at its time limit, or to make room, and is queued again")
         return submitit.helpers.DelayedSubmission(dataclasses.replace(self, restarts=self.restarts + 1))
@@ -105,7 +105,7 @@ def check(settings: SlurmLauncher, wanted: Sequence[Resources]) -> list[str]:
         return [f"hydra/launcher=slurm needs SLURM's {', '.join(missing)} on the PATH: {where}"]
     for given in wanted:
         text = make_executor(settings, given, Path("jobs"))._make_submission_file_text("true", "check")
-        with outside_of_jobs():
+        with without_slurm_variables():
             command = ["sbatch", "--test-only"]
             try:
                 done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace", timeout=ASKING_S)
@@ -121,7 +121,7 @@ def check(settings: SlurmLauncher, wanted: Sequence[Resources]) -> list[str]:
 
 
 @contextlib.contextmanager
-def outside_of_jobs() -> Iterator[None]:
+def without_slurm_variables() -> Iterator[None]:
     """A command typed within a job would pass that job's variables on to its own jobs, where srun takes them for its orders."""
     inside = "SLURM_JOB_ID" in os.environ
     hidden = {name: value for name, value in os.environ.items() if inside and name.startswith("SLURM_") and name != "SLURM_CONF"}
@@ -173,17 +173,17 @@ def read_squeue(text: str) -> Listing:
     return Listing(jobs, unread)
 
 
-def ask_squeue() -> Listing:
+def run_squeue() -> Listing:
     """The jobs of this user, those that have just ended too. Raises OSError or subprocess.SubprocessError."""
     words = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%r|%N"]
     done = subprocess.run(words, capture_output=True, check=True, timeout=ASKING_S)
     return read_squeue(done.stdout.decode(errors="replace"))
 
 
-def look_at_squeue() -> Listing:
+def squeue_or_empty() -> Listing:
     """The same for whoever only looks; nothing where there is no SLURM."""
     try:
-        return ask_squeue() if shutil.which("squeue") else Listing({})
+        return run_squeue() if shutil.which("squeue") else Listing({})
     except (OSError, subprocess.SubprocessError):
         return Listing({})
 
@@ -204,7 +204,7 @@ class SlurmQueue:
         executor = make_executor(self.settings, jobs[0].resources, self.folder)
         own = [SlurmStage(**{**vars(job), "limit_s": None}, requeues=self.settings.requeues) for job in jobs]
         try:
-            with outside_of_jobs(), contextlib.redirect_stderr(None), executor.batch():
+            with without_slurm_variables(), contextlib.redirect_stderr(None), executor.batch():
                 submitted = [executor.submit(job) for job in own]
             return [job.job_id for job in submitted]
         except Exception as error:  # submitit's classes, and those of what it calls
@@ -214,7 +214,7 @@ class SlurmQueue:
         if ids and time.monotonic() - self.asked >= self.settings.poll_s:
             self.asked = time.monotonic()
             try:
-                self._look(ids, ask_squeue())
+                self._look(ids, run_squeue())
             except (OSError, subprocess.SubprocessError) as error:
                 self._say_once(f"squeue does not answer, waiting for jobs all the same: {error}")
         return {job_id: how for job_id, how in self.over.items() if job_id in ids}
@@ -229,7 +229,7 @@ class SlurmQueue:
             if found is None and listing.unread:
                 continue
             if found is None or found.state in OVER:
-                self.over[job_id] = Ending(f"{how_it_ended(job_id)} without a report ({self.folder / job_id}_0_log.err may say why)")
+                self.over[job_id] = Ending(f"{describe_end(job_id)} without a report ({self.folder / job_id}_0_log.err may say why)")
             elif found.reason in STUCK or HOPELESS.fullmatch(found.reason):
                 self.cancel([job_id])
                 way_out = "change hydra.launcher.gpu, .cpu, .stages or .sbatch"
@@ -243,7 +243,7 @@ class SlurmQueue:
             self.say(text)
 
     def is_alive(self, job_id: str) -> bool:
-        listing = look_at_squeue()
+        listing = squeue_or_empty()
         found = listing.jobs.get(job_id)
         return bool(listing.unread) if found is None else found.state not in OVER
 
@@ -251,14 +251,14 @@ class SlurmQueue:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             subprocess.run(["scancel", *ids], capture_output=True, timeout=ASKING_S)
 
-    def forget(self, job_id: str) -> None:
+    def remove_files(self, job_id: str) -> None:
         for path in self.folder.glob(f"{job_id}_*"):
             path.unlink(missing_ok=True)
 
     def close(self) -> None: ...
 
 
-def how_it_ended(job_id: str) -> str:
+def describe_end(job_id: str) -> str:
     """A job's end in SLURM's words: `ended as NODE_FAIL (NodeDown, exit code 0:0) on node3`."""
     for command, named in (
         (["scontrol", "--oneliner", "show", "job", job_id], r"{}=(\S+)"),

@@ -31,7 +31,7 @@ from bench.config import Accelerate
 from bench.machine import die_with_parent, revision
 from bench.store import stage_settings
 from bench.store.keys import Source, Stage, tree_stamp
-from bench.store.stage_run import AT_REST, VERSIONS, Outcome, OverBudget, Progress, ServerPlace, StageRun, reason
+from bench.store.stage_run import AFTER_STAGE, ENGINE_VERSIONS, Outcome, OverBudget, Progress, ServerPlace, StageRun, reason
 from bench.store.store import Store
 
 # What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
@@ -73,7 +73,7 @@ def _check_inputs(job: Mapping[str, Any], store: Store) -> None:
         if "stamp" in facts:
             continue
         try:
-            manifest = store.intact(Path(facts["path"]))
+            manifest = store.verified_manifest(Path(facts["path"]))
             if manifest.evicted:
                 raise ValueError(f"{facts['path']}: weights absent, evicted while the sweep ran")
         except ValueError as error:
@@ -101,7 +101,7 @@ def run_stage(job: Mapping[str, Any]) -> None:
     module = importlib.import_module(f"bench.stages.{stage.kind}")
     built = store.build_folder(stage)
     try:
-        progress = Progress(store.beside(stage, "progress.jsonl"))
+        progress = Progress(store.sidecar(stage, "progress.jsonl"))
     except OSError:
         shutil.rmtree(built, ignore_errors=True)
         raise
@@ -111,9 +111,9 @@ def run_stage(job: Mapping[str, Any]) -> None:
         _check_sources(job)
         paths = {role: source.path for role, source in sources.items()}
         server = ServerPlace(**job["server"]) if job.get("server") else None
-        work, sharing = store.beside(stage, "work"), tuple(job.get("sharing", ()))
+        work, sharing = store.sidecar(stage, "work"), tuple(job.get("sharing", ()))
         accelerate = Accelerate.model_validate(job["accelerate"]) if job.get("accelerate") else None
-        earlier = tuple(store.beside(before, "work") for before in getattr(module, "earlier", lambda _: ())(stage))
+        earlier = tuple(store.sidecar(before, "work") for before in getattr(module, "earlier", lambda _: ())(stage))
         outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server, accelerate, earlier))
         _check_sources(job)
     except BaseException:
@@ -145,10 +145,10 @@ class _Input(Source):
         return self.digest
 
 
-def tidy() -> None:
+def release_memory() -> None:
     """What a stage with a model leaves in the process must not reach the next: Accelerate's singletons, and the memory of models
     (a fused head puts them into a reference cycle)."""
-    for rest in AT_REST:
+    for rest in AFTER_STAGE:
         rest()
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
@@ -190,7 +190,7 @@ def environment() -> dict[str, Any]:
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     facts = {**_versions(), "device": device}
-    return facts | {"packages": facts["packages"] | VERSIONS}
+    return facts | {"packages": facts["packages"] | ENGINE_VERSIONS}
 
 
 def _lines() -> Iterator[str]:
@@ -248,7 +248,7 @@ def main() -> None:
             secrets.clean_file(Path(job["log"]))  # what native libraries and child processes have written there
         answers.write(json.dumps(answer) + "\n")
         if job["kind"] in HEAVY_IMPORTS:
-            tidy()
+            release_memory()
 
 
 if __name__ == "__main__":

@@ -80,10 +80,10 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        return made_key(self.kind, self.version, self.settings, {role: source.key for role, source in self.inputs.items()})
+        return stage_key(self.kind, self.version, self.settings, {role: source.key for role, source in self.inputs.items()})
 
     @property
-    def before(self) -> list[Stage]:
+    def input_stages(self) -> list[Stage]:
         """The stages among its inputs."""
         return [source for source in self.inputs.values() if isinstance(source, Stage)]
 
@@ -101,7 +101,7 @@ class Stage:
             if stage in seen:
                 return
             seen.add(stage)
-            for source in stage.before:
+            for source in stage.input_stages:
                 yield from visit(source)
             yield stage
 
@@ -112,7 +112,7 @@ Input = Stage | Source  # what a stage reads
 Inputs = dict[str, Input]  # by role
 
 
-def made_key(kind: str, version: int, settings: Any, inputs: Mapping[str, str | None]) -> str:
+def stage_key(kind: str, version: int, settings: Any, inputs: Mapping[str, str | None]) -> str:
     return hash_key({"kind": kind, "version": version, "settings": settings, "inputs": inputs})
 
 

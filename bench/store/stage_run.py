@@ -15,8 +15,8 @@ from bench.config import Accelerate
 from bench.machine import end_unless, is_alive
 
 # What an engine that outlives a stage tells its worker.
-AT_REST: list[Callable[[], None]] = []  # called when a stage has ended
-VERSIONS: dict[str, str] = {}  # of packages that run in processes of their own; recorded beside results
+AFTER_STAGE: list[Callable[[], None]] = []  # called when a stage has ended
+ENGINE_VERSIONS: dict[str, str] = {}  # of packages that run in processes of their own; recorded beside results
 
 REASON_LENGTH = 400  # characters; the whole of an error is in the stage's log
 
@@ -73,7 +73,7 @@ def reason(error: BaseException) -> str:
     return secrets.excerpt(f"{type(error).__name__}: {error}", REASON_LENGTH)
 
 
-def follow(worker: int) -> None:
+def exit_with(worker: int) -> None:
     """End with a worker, also one that is gone already: for processes that its training has started, at whatever remove."""
     end_unless(lambda: is_alive(worker))
 

@@ -32,7 +32,7 @@ from bench import output_files, secrets
 from bench.config import LaterField as LaterField
 from bench.config import Unkeyed as Unkeyed
 from bench.records import grouped
-from bench.store.keys import Input, Source, Stage, file_digest, hash_long, keyed_settings, made_key
+from bench.store.keys import Input, Source, Stage, file_digest, hash_long, keyed_settings, stage_key
 from bench.text_files import BadFile, read_object
 
 BIG_FILE = 64 * 2**20  # bytes; from here on a file as old as its checksum is trusted: a sweep of 7B models is a terabyte
@@ -104,7 +104,7 @@ def read_manifest(path: Path) -> Manifest:
         raise Misplaced(f"{path} is of stage {manifest.kind}/{manifest.key}, and lies in another folder")
     if manifest.digest != files_digest(manifest.files):
         raise ValueError(f"{path} contradicts itself: its files do not make its digest")
-    if manifest.key != made_key(manifest.kind, manifest.version, manifest.settings, {r: i.get("key") for r, i in manifest.inputs.items()}):
+    if manifest.key != stage_key(manifest.kind, manifest.version, manifest.settings, {r: i.get("key") for r, i in manifest.inputs.items()}):
         raise ValueError(f"{path} contradicts itself: its version, settings and inputs do not make its key")
     return manifest
 
@@ -177,7 +177,7 @@ class Store:
     def folder(self, stage: Input) -> Path:
         return stage.path if isinstance(stage, Source) else self.root / stage.kind / stage.key
 
-    def beside(self, stage: Stage, suffix: str) -> Path:
+    def sidecar(self, stage: Stage, suffix: str) -> Path:
         """A file about a stage that is not part of its result: `log`, `progress.jsonl`, `failed.json`, `job.json`, `lock` ..."""
         return self.root / stage.kind / f"{stage.key}.{suffix}"
 
@@ -190,7 +190,7 @@ class Store:
 
     def failure(self, stage: Stage) -> str | None:
         """Why the last attempt at a stage failed; None when there was none or it has succeeded since."""
-        return read_failure(self.beside(stage, "failed.json"))
+        return read_failure(self.sidecar(stage, "failed.json"))
 
     def recorded(self, stage: Stage) -> dict[str, Any]:
         """What was recorded beside a stage when it ran; empty when it has no manifest to read."""
@@ -212,20 +212,20 @@ class Store:
         error = secrets.shown(error)
         with contextlib.suppress(OSError):  # a full disk: the reason is in the table all the same
             told = {"kind": stage.kind, "key": stage.key, "error": error}
-            output_files.write(self.root, self.beside(stage, "failed.json"), json.dumps(told, indent=1))
+            output_files.write(self.root, self.sidecar(stage, "failed.json"), json.dumps(told, indent=1))
 
     def record_interruption(self, stage: Stage) -> None:
         with contextlib.suppress(OSError):
-            output_files.write(self.root, self.beside(stage, "interrupted"), "")
+            output_files.write(self.root, self.sidecar(stage, "interrupted"), "")
 
     def was_interrupted(self, stage: Stage) -> bool:
         """Whether the last command that was at this stage was told to stop, and did."""
-        return self.beside(stage, "interrupted").exists()
+        return self.sidecar(stage, "interrupted").exists()
 
     def clear_marks(self, stage: Stage) -> None:
         """Forget how the last attempt at a stage ended: another begins."""
         for suffix in ("failed.json", "interrupted"):
-            self.beside(stage, suffix).unlink(missing_ok=True)
+            self.sidecar(stage, suffix).unlink(missing_ok=True)
 
     def status(self, stage: Stage) -> Status:
         """Whether a stage is done, verified; remembered until `forget`."""
@@ -244,7 +244,7 @@ class Store:
             return Status("absent", f"{stage.kind}/{stage.key} ({stage.label}): {why}")
         return status
 
-    def forget(self, stage: Stage) -> None:
+    def invalidate(self, stage: Stage) -> None:
         """Look again at a stage, and at those whose status hung on it."""
         keys = [stage.key]
         while keys:
@@ -265,7 +265,7 @@ class Store:
                 return Status("damaged", f"{folder.parent} is a file, and should be a folder: move it away")
             return Status("absent")
         try:
-            manifest = self.intact(folder)
+            manifest = self.verified_manifest(folder)
         except ValueError as error:
             return Status("damaged", f"{error}: taken as absent")
         for role, facts in manifest.inputs.items():
@@ -277,7 +277,7 @@ class Store:
                 return Status("stale", f"{stage.kind}/{stage.key}: its input {role!r} was made again with other bytes", manifest)
         return Status("done", manifest=manifest)
 
-    def intact(self, folder: Path) -> Manifest:
+    def verified_manifest(self, folder: Path) -> Manifest:
         """The manifest of a folder whose files are as it says; ValueError otherwise."""
         manifest = read_manifest(folder / "manifest.json")
         for name, facts in {**manifest.files, **manifest.recorded_files}.items():
@@ -332,8 +332,8 @@ class Store:
                 path.unlink()
         finally:
             lock.release()
-            self.beside(stage, "lock").unlink(missing_ok=True)
-        self.forget(stage)
+            self.sidecar(stage, "lock").unlink(missing_ok=True)
+        self.invalidate(stage)
         return freed
 
     def history(self) -> list[Manifest]:
@@ -352,7 +352,7 @@ class Store:
         """Whether somebody computes this stage now."""
         return Leftover(self.root / stage.kind, stage.key, []).in_use()
 
-    def was_begun(self, stage: Stage) -> bool:
+    def has_build_folder(self, stage: Stage) -> bool:
         """Whether somebody began this stage and left something half built."""
         return any(self.folder(stage).parent.glob(f"{stage.key}.build-*"))
 
@@ -365,12 +365,12 @@ class Store:
     def build_folder(self, stage: Stage) -> Path:
         """A fresh folder to build a stage in; leftovers of processes that died here are swept away."""
         parent = self._kind_folder(stage.kind)
-        self.sweep(stage.kind, stage.key)
+        self.remove_build_folders(stage.kind, stage.key)
         folder = parent / _build_name(stage.key)
         folder.mkdir()
         return folder
 
-    def sweep(self, kind: str, key: str, *, elsewhere: bool = False) -> None:
+    def remove_build_folders(self, kind: str, key: str, *, other_hosts: bool = False) -> None:
         """Remove what processes that died on this machine left of a stage; with `elsewhere` also what was begun on other machines,
         for a caller who knows that nobody is at it there."""
         for leftover in (self.root / kind).glob(f"{key}.build-*"):
@@ -379,7 +379,7 @@ class Store:
             here = found["host"] == _hostname()
             if here and not psutil.pid_exists(int(found["pid"])):
                 _discard(leftover)
-            elif not here and elsewhere:
+            elif not here and other_hosts:
                 with contextlib.suppress(OSError):  # moved first: should somebody be at it after all, he fails and leaves no half of it
                     _discard(leftover.rename(leftover.with_name(_build_name(key))))
 
@@ -390,14 +390,14 @@ class Store:
             left = ((key, path) for (key, _, end), path in named if end in ("lock", "progress.jsonl") or end.startswith("build-"))
             yield from (Leftover(kind, key, paths) for key, paths in grouped(left).items())
 
-    def tidy(self) -> None:
+    def remove_leftovers(self) -> None:
         """Delete leftovers of stages that nobody is at; where that cannot be done they stay."""
         for left in self.leftovers():
             with contextlib.suppress(OSError):
                 if (lock := left.try_lock()) is None:
                     continue
                 try:
-                    self.sweep(left.kind.name, left.key)
+                    self.remove_build_folders(left.kind.name, left.key)
                     (left.kind / f"{left.key}.progress.jsonl").unlink(missing_ok=True)
                 finally:
                     lock.release()
@@ -440,7 +440,7 @@ class Store:
         )
         write_manifest(built / "manifest.json", manifest)
         standing = self._move_into_place(built, self.folder(stage), manifest)
-        self.forget(stage)
+        self.invalidate(stage)
         return standing
 
     def _move_into_place(self, built: Path, folder: Path, manifest: Manifest) -> Manifest:
@@ -450,7 +450,7 @@ class Store:
                 built.rename(folder)
                 return manifest
             with contextlib.suppress(ValueError):
-                standing = self.intact(folder)
+                standing = self.verified_manifest(folder)
                 if standing.inputs == manifest.inputs and not standing.evicted:
                     shutil.rmtree(built, ignore_errors=True)
                     return standing

@@ -78,8 +78,8 @@ def test_evicted_is_done_for_numbers_and_absent_for_who_reads_weights(store: Sto
     seen = Store(store.root)
     assert (state(policy, store.root), state(cell.score, store.root)) == ("done", "done")
     assert seen.digest(policy) == digest
-    assert seen.held(policy).state == "absent"
-    assert "weights absent" in seen.held(policy).why
+    assert seen.status_with_weights(policy).state == "absent"
+    assert "weights absent" in seen.status_with_weights(policy).why
     assert make_plan([cell], seen).to_do == []
 
 
@@ -97,7 +97,7 @@ def test_something_new_makes_them_again_and_what_was_computed_stays(store: Store
     trained(1, store, model=base)
     assert names(policy, store) == WHOLE
     again = Store(store.root)
-    assert again.held(policy).state == "done"
+    assert again.status_with_weights(policy).state == "done"
     assert state(cell.score, store.root) == "done"  # the same bytes
 
 
@@ -121,12 +121,12 @@ def test_who_dies_while_evicting_leaves_a_store_that_is_right(store: Store, monk
         patched.setattr(Path, "unlink", die)
         evict.evict("numbers", [cell], store)
     assert names(policy, store) == WHOLE  # files that nobody reads
-    assert (state(policy, store.root), Store(store.root).held(policy).state) == ("done", "absent")
+    assert (state(policy, store.root), Store(store.root).status_with_weights(policy).state) == ("done", "absent")
     assert evict.evict("numbers", [cell], Store(store.root)).size == 1010
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "replace", die)
         evict.evict("numbers", [scored(other := trained(2, store), store)], store)
-    assert Store(store.root).held(other).state == "done"
+    assert Store(store.root).status_with_weights(other).state == "done"
 
 
 def test_a_stage_that_somebody_computes_is_left_alone(store: Store) -> None:

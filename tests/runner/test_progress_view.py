@@ -213,7 +213,7 @@ def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: St
     assert "4 to do" in out
     store.clear_marks(train)
     assert print_status(sweep, store) is True  # the other is lost
-    store.sweep(running.kind, running.key)
+    store.remove_build_folders(running.kind, running.key)
     shutil.rmtree(next(store.root.glob(f"train/{running.key}.build-*")))  # of this process, which lives
     assert print_status(sweep, store) is False
 
@@ -235,7 +235,7 @@ def test_status_tells_queued_jobs_from_running_ones_and_names_them(sweep: Sweep,
     cell = sweep.cells[1]
     train = cell.roles["train"]
     (store.root / "train").mkdir(parents=True)
-    store.beside(train, "job.json").write_text('{"queue": "slurm", "id": "17_3", "attempt": "a"}')
+    store.sidecar(train, "job.json").write_text('{"queue": "slurm", "id": "17_3", "attempt": "a"}')
     lock = store.try_lock(train)
     assert lock is not None
     waiting, running = JobState("PENDING", "Resources", ""), JobState("RUNNING", "None", "node7")

@@ -336,7 +336,7 @@ def test_what_is_recorded_and_why_it_failed_are_none_where_their_files_are_odd(t
     finish(made, store)
     for content in ("null", "[]", "[" * 100_000, '{"recorded": null, "error": null}', '{"recorded": [1], "error": {"a": 1}}', "\x00"):
         (store.folder(made) / "manifest.json").write_text(content)
-        store.beside(made, "failed.json").write_text(content)
+        store.sidecar(made, "failed.json").write_text(content)
         assert (store.recorded(made), store.failure(made)) == ({}, None)
     assert Store(tmp_path).status(made).state == "damaged"
 
@@ -358,7 +358,7 @@ def test_marks_beside_a_stage_are_written_through_no_link(tmp_path: Path) -> Non
     store.build_folder(made)
     (tmp_path / "mine").write_text("of the reader's")
     for suffix in ("failed.json", "lock", "interrupted"):
-        store.beside(made, suffix).symlink_to(tmp_path / "mine")
+        store.sidecar(made, suffix).symlink_to(tmp_path / "mine")
     store.record_failure(made, "why")
     store.record_interruption(made)
     with pytest.raises(OSError, match="is a link"):
@@ -373,8 +373,8 @@ def test_tidying_takes_what_killed_commands_left_and_leaves_what_is_in_use(tmp_p
     dead.wait()
     for made in (stage(0), used):
         finish(made, store)
-        store.beside(made, "lock").touch()
-        store.beside(made, "progress.jsonl").touch()
+        store.sidecar(made, "lock").touch()
+        store.sidecar(made, "progress.jsonl").touch()
     folder, host = tmp_path / "data", socket.gethostname()
     gone = [folder / f"{stage(0).key}.build-{host}-{dead.pid}-{n:06x}" for n in range(3)]
     gone[0].mkdir()
@@ -388,12 +388,12 @@ def test_tidying_takes_what_killed_commands_left_and_leaves_what_is_in_use(tmp_p
     left = {found.key: (sorted(path.name for path in found.paths), found.in_use()) for found in store.leftovers()}
     assert left[used.key] == ([f"{used.key}.lock", f"{used.key}.progress.jsonl"], True)
     assert len(left[stage(0).key][0]) == 6 and not left[stage(0).key][1]
-    store.tidy()
+    store.remove_leftovers()
     kept = {used.key, f"{used.key}.lock", f"{used.key}.progress.jsonl", stage(0).key, elsewhere.name, building.name}
     assert {path.name for path in folder.iterdir()} == kept
     lock.release()
-    store.tidy()
-    assert not store.beside(used, "lock").exists() and not store.beside(used, "progress.jsonl").exists()
+    store.remove_leftovers()
+    assert not store.sidecar(used, "lock").exists() and not store.sidecar(used, "progress.jsonl").exists()
     assert [state(made, tmp_path) for made in (stage(0), used)] == ["done", "done"]
 
 
@@ -475,7 +475,7 @@ def test_a_status_is_remembered_until_the_stage_or_its_input_is_made_again(chain
     assert [store.status(s).state for s in (c, b, a)] == ["done"] * 3
     flip(store.folder(a) / "out.txt")
     assert store.status(a).state == "done"
-    store.forget(a)
+    store.invalidate(a)
     assert store.status(a).state == "damaged"
     assert store.status(c).state == "done"
     finish(a, store, "other")  # by this very store: it looks again at all that hung on it
@@ -489,9 +489,9 @@ def test_a_folder_is_absent_until_it_is_committed(tmp_path: Path) -> None:
     store, made = Store(tmp_path), stage()
     built = store.build_folder(made)
     (built / "out.txt").write_text("half")
-    assert state(made, tmp_path) == "absent" and store.was_begun(made)
+    assert state(made, tmp_path) == "absent" and store.has_build_folder(made)
     store.commit(made, built, counts={}, timings={}, recorded={}, input_digests={})
-    assert state(made, tmp_path) == "done" and not store.was_begun(made)
+    assert state(made, tmp_path) == "done" and not store.has_build_folder(made)
 
 
 def test_a_finished_folder_is_never_replaced_under_its_readers(tmp_path: Path) -> None:
@@ -568,7 +568,7 @@ def test_sigkill_before_the_commit_leaves_the_stage_absent_and_the_next_run_swee
     assert living[0].exists(), "its builder lives"
     maker.send_signal(signal.SIGKILL)
     maker.wait()
-    assert state(made, tmp_path) == "absent" and store.was_begun(made)
+    assert state(made, tmp_path) == "absent" and store.has_build_folder(made)
     (tmp_path / "data" / f"{made.key}.build-by-hand").mkdir()  # not ours to sweep
     (tmp_path / "data" / f"{made.key}.build-another-host-1-abcdef").mkdir()
     again = store.build_folder(made)
@@ -609,7 +609,7 @@ def test_a_failure_is_kept_beside_the_stage_until_it_is_tried_again(tmp_path: Pa
     store.clear_marks(made)
     store.clear_marks(made)
     assert Store(tmp_path).failure(made) is None
-    store.beside(made, "failed.json").write_text("half a li")
+    store.sidecar(made, "failed.json").write_text("half a li")
     assert Store(tmp_path).failure(made) is None
 
 
@@ -623,15 +623,15 @@ def test_an_interruption_is_kept_beside_the_stage_until_it_is_begun_again(tmp_pa
     assert not Store(tmp_path).was_interrupted(made)
 
 
-def test_what_was_begun_on_another_machine_is_swept_only_by_who_knows_that_it_is_over(tmp_path: Path) -> None:
+def test_what_has_build_folder_on_another_machine_is_swept_only_by_who_knows_that_it_is_over(tmp_path: Path) -> None:
     store, made = Store(tmp_path), stage()
     mine = store.build_folder(made)
     theirs = mine.with_name(f"{made.key}.build-node9-77-abcdef")
     theirs.mkdir()
     (theirs / "half").touch()
-    store.sweep(made.kind, made.key)
+    store.remove_build_folders(made.kind, made.key)
     assert mine.exists() and theirs.exists()
-    store.sweep(made.kind, made.key, elsewhere=True)
+    store.remove_build_folders(made.kind, made.key, other_hosts=True)
     assert mine.exists()  # by a process that lives
     assert not theirs.exists()
 

@@ -15,7 +15,7 @@ from bench.cli.compose import BadConfig
 from bench.config import SlurmResources
 from bench.runner.launcher import StageReport
 from bench.runner.launchers import check, make_launcher
-from bench.runner.slurm import JobState, SlurmQueue, ask_squeue, how_it_ended, outside_of_jobs
+from bench.runner.slurm import JobState, SlurmQueue, describe_end, run_squeue, without_slurm_variables
 from bench.store.store import Store
 
 SHOWN = (
@@ -45,7 +45,7 @@ def queue(folder: Path, said: list[str]) -> SlurmQueue:
 
 def test_squeue_is_read(commands: Path) -> None:
     command(commands, "squeue", "17_3|RUNNING|None|node3\n18|PENDING|Resources|\n19|PENDING|ReqNodeNotAvail, UnavailableNodes:a|\n")
-    assert ask_squeue().jobs == {
+    assert run_squeue().jobs == {
         "17_3": JobState("RUNNING", "None", "node3"),
         "18": JobState("PENDING", "Resources", ""),
         "19": JobState("PENDING", "ReqNodeNotAvail, UnavailableNodes:a", ""),
@@ -56,7 +56,7 @@ def test_squeue_is_read(commands: Path) -> None:
 def test_the_line_that_names_a_cluster_is_no_job(commands: Path, tmp_path: Path) -> None:
     """squeue prints it where SLURM_CLUSTERS is set, --noheader or not."""
     command(commands, "squeue", "CLUSTER: main\n4242_0|PENDING|Resources|\n\nCLUSTER: other\n7|RUNNING|None|a\n")
-    found = ask_squeue()
+    found = run_squeue()
     assert (sorted(found.jobs), found.unread) == (["4242_0", "7"], [])
     said: list[str] = []
     command(commands, "scontrol", SHOWN)
@@ -67,7 +67,7 @@ def test_the_line_that_names_a_cluster_is_no_job(commands: Path, tmp_path: Path)
 def test_a_job_whose_line_cannot_be_read_is_unknown_and_waited_for(commands: Path, tmp_path: Path, line: str) -> None:
     command(commands, "squeue", f"{line}\n5|RUNNING|None|a\n")
     job = line.partition("|")[0]
-    assert ask_squeue().jobs[job].state == "UNKNOWN" and ask_squeue().jobs[job].waits
+    assert run_squeue().jobs[job].state == "UNKNOWN" and run_squeue().jobs[job].waits
     waiting = queue(tmp_path, [])
     assert waiting.ended([job, "5"]) == {} and waiting.is_alive(job) and waiting.is_alive("5")
 
@@ -143,22 +143,22 @@ def test_a_cluster_that_is_not_there_is_said_to_be_not_there(commands: Path) -> 
 
 def test_how_a_job_ended_comes_from_scontrol_else_from_accounting_else_is_unknown(commands: Path) -> None:
     command(commands, "scontrol", SHOWN)
-    assert how_it_ended("17_3") == "ended as NODE_FAIL (NodeDown, exit code 0:9) on node3"
+    assert describe_end("17_3") == "ended as NODE_FAIL (NodeDown, exit code 0:9) on node3"
     command(commands, "scontrol", code=1)
     command(commands, "sacct", "CLUSTER: main\nOUT_OF_MEMORY|None|0:125|node4\n")
-    assert how_it_ended("17_3") == "ended as OUT_OF_MEMORY (exit code 0:125) on node4"
+    assert describe_end("17_3") == "ended as OUT_OF_MEMORY (exit code 0:125) on node4"
     command(commands, "sacct", code=1)
-    assert how_it_ended("17_3") == "left the queue"
+    assert describe_end("17_3") == "left the queue"
 
 
 def test_a_command_typed_within_a_job_passes_nothing_of_that_job_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with outside_of_jobs():
+    with without_slurm_variables():
         assert os.environ["SLURM_MEM_PER_NODE"] == "100"  # a wish of the user's shell
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with outside_of_jobs():
+    with without_slurm_variables():
         assert [name for name in os.environ if name.startswith("SLURM_")] == ["SLURM_CONF"]
     assert os.environ["SLURM_MEM_PER_NODE"] == "100"
 
