@@ -70,7 +70,7 @@ class BadKey(ValueError):
     """A variable holds something that cannot be a key; the message names the variable, never the value."""
 
 
-# What is secret -------------------------------------------------------------------------------------------------------
+# What is secret ---------------------------------------------------------------------------------------------
 
 _named: set[str] = set()  # variables that judges read their keys from, however they are called
 
@@ -171,7 +171,7 @@ def _stored() -> Iterator[tuple[str, str]]:
     yield from ((value, name) for name, value in found if not is_ordinary(value))
 
 
-# How a secret may be written ------------------------------------------------------------------------------------------
+# How a secret may be written --------------------------------------------------------------------------------
 
 _ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v", "\a": "a"}
 _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
@@ -327,7 +327,7 @@ def _cleaner_of(environment: tuple[tuple[str, str], ...], _: frozenset[str]) -> 
     return _Cleaner(forms, re.compile("|".join(form.pattern for _, form in forms) or r"(?!)"), values)
 
 
-# Cleaning -------------------------------------------------------------------------------------------------------------
+# Cleaning ---------------------------------------------------------------------------------------------------
 
 
 def clean(text: str) -> str:
@@ -440,7 +440,7 @@ def holders(content: str | bytes) -> list[str]:
     return sorted(_cleaner().holders(text))
 
 
-# At the door ----------------------------------------------------------------------------------------------------------
+# At the door ------------------------------------------------------------------------------------------------
 
 
 WAY_OUT = "put it into an environment variable, and leave it out here (judge.api_key_env names the one of a judge's key)"
@@ -495,7 +495,7 @@ def _credential(text: str, cleaner: _Cleaner) -> str | None:
     return "what looks like a key" if _without_shapes(text) != text else None
 
 
-# Streams and files ----------------------------------------------------------------------------------------------------
+# Streams and files ------------------------------------------------------------------------------------------
 
 
 class CleanStream:

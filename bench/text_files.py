@@ -70,7 +70,7 @@ def _limit(name: str, default_mib: int) -> int:
     return int(value) << 20
 
 
-# Values ---------------------------------------------------------------------------------------------------------------
+# Values -----------------------------------------------------------------------------------------------------
 
 
 def number(value: Any) -> float | None:
@@ -163,7 +163,7 @@ def is_unicode(value: str) -> bool:
     return True
 
 
-# Text -----------------------------------------------------------------------------------------------------------------
+# Text -------------------------------------------------------------------------------------------------------
 
 
 def read_bytes(path: Path) -> bytes:
@@ -228,7 +228,7 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
         raise BadFile(f"{shown}: no name of a file") from error
 
 
-# JSON -----------------------------------------------------------------------------------------------------------------
+# JSON -------------------------------------------------------------------------------------------------------
 
 
 def parse_json(content: str | bytes, where: str) -> Any:
@@ -400,7 +400,7 @@ def _float(digits: str) -> float | None:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_int=_whole, parse_constant=lambda _: None)  # type: ignore[arg-type]
 
 
-# YAML -----------------------------------------------------------------------------------------------------------------
+# YAML -------------------------------------------------------------------------------------------------------
 
 
 def read_yaml(path: Path) -> Any:
@@ -475,7 +475,7 @@ def _written_out(node: Any, sizes: dict[int, int | None], where: str, depth: int
     return size
 
 
-# CSV ------------------------------------------------------------------------------------------------------------------
+# CSV --------------------------------------------------------------------------------------------------------
 
 
 def read_csv(path: Path, needed: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:

@@ -1,4 +1,4 @@
-"""Launchers beyond one machine: jobs of SLURM and tasks of Ray behind the interface of bench/runner/launcher.py."""
+"""Makes and checks the launcher of a command: local workers, SLURM jobs or Ray tasks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ AnyLauncher = LocalLauncher | SlurmLauncher | RayLauncher
 
 
 def make_launcher(settings: AnyLauncher, imports: Sequence[str], folder: Path, say: Callable[[str], None], devices: int = 1) -> Launcher:
-    """The launcher of a command. `folder`: what a scheduler writes about jobs; `say`: a line for whoever watches; `devices`: GPUs of a
-    worker here, a job on a cluster has those that its resources say."""
+    """The launcher of a command.
+
+    `imports`: modules that idle workers load. `folder`: the scheduler's files about jobs. `say`: prints a
+    line on screen. `devices`: GPUs of a local worker; those of a cluster's job are in its resources.
+    """
     match settings:
         case LocalLauncher():
             return Pool(settings, imports, devices)
@@ -33,7 +36,10 @@ def make_launcher(settings: AnyLauncher, imports: Sequence[str], folder: Path, s
 
 
 def check(settings: AnyLauncher, stages: Sequence[Stage]) -> None:
-    """Raises BadConfig where the launcher cannot run these stages: no package, no scheduler, resources that no node has."""
+    """Check that the launcher can run these stages: its package, its scheduler, nodes with the resources.
+
+    Raises BadConfig.
+    """
     if not isinstance(settings, ClusterLauncher) or not stages:
         return
     package = "submitit" if isinstance(settings, SlurmLauncher) else "ray"

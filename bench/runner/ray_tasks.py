@@ -1,4 +1,7 @@
-"""Ray: a stage is a task with its resources. Ray never tries one again by itself: whoever counts the attempts is the command."""
+"""The `ray` launcher: each stage is a Ray task with its resources.
+
+Only the command retries a stage; Ray never does.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,16 @@ from bench.machine import python_path
 from bench.runner.cluster_queue import Ending, NodeJob
 from bench.store.stage_run import reason
 
-OBJECTS_BYTES = 100 * 2**20  # of a cluster that we start: nothing travels through Ray's object store, so it need not take a third of memory
+# Size of Ray's object store in a cluster that we start. No stage uses it; by default it takes
+# a third of the memory.
+OBJECTS_BYTES = 100 * 2**20
 
 
 def check(settings: RayLauncher, wanted: Sequence[Resources]) -> list[str]:
-    """Connects, or starts a cluster here. What is wrong with it, or with what is asked of it."""
+    """Connect to a Ray cluster, or start one here.
+
+    Returns its problems, such as resources that no node has.
+    """
     try:
         _connect(settings)
     except Exception as error:  # Ray's own classes, and ConnectionError
@@ -26,8 +34,8 @@ def check(settings: RayLauncher, wanted: Sequence[Resources]) -> list[str]:
 
     nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
     for given in wanted:
-        asked = {"CPU": given.cpus, "GPU": given.gpus, "memory": (given.mem_gb or 0) * 2**30}
-        if not any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
+        needed = {"CPU": given.cpus, "GPU": given.gpus, "memory": (given.mem_gb or 0) * 2**30}
+        if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
             best = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in ("CPU", "GPU"))
             words = f"a stage asks for {given.cpus} CPU, {given.gpus} GPU" + (f", {given.mem_gb:g} GB" if given.mem_gb else "")
             close()
@@ -38,7 +46,8 @@ def check(settings: RayLauncher, wanted: Sequence[Resources]) -> list[str]:
 
 def _connect(settings: RayLauncher) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without GPUs keeps what its machine says of them
+    # A task without GPUs keeps its machine's setting.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     own = {"PYTHONPATH": python_path(), **settings.env}
@@ -59,7 +68,7 @@ def _run(job: NodeJob) -> None:
 
 
 class RayQueue:
-    """Tasks of the cluster that `check` has connected to."""
+    """Tasks on a Ray cluster, as a queue of jobs."""
 
     name = "ray"
 
@@ -89,18 +98,18 @@ class RayQueue:
             try:
                 ray.get(task)
                 self.over[waiting[task]] = Ending("ended without a report")
-            except Exception as error:  # of the task, of its worker, or of its node
+            except Exception as error:  # The task, its worker or its node failed.
                 self.over[waiting[task]] = Ending(f"ended by {reason(getattr(error, 'cause', None) or error)}")
         return {job_id: how for job_id, how in self.over.items() if job_id in ids}
 
     def is_alive(self, job_id: str) -> bool:
-        return False  # tasks end with the command that handed them in
+        return False  # Tasks end with the command that submitted them.
 
     def cancel(self, ids: Sequence[str]) -> None:
         import ray
 
         for job_id in ids:
-            with contextlib.suppress(Exception):  # it has just ended
+            with contextlib.suppress(Exception):  # The task has just ended.
                 ray.cancel(self.tasks[job_id], force=True)
 
     def remove_files(self, job_id: str) -> None:

@@ -203,8 +203,7 @@ class DatasetRows(Settings):
 class RankedData(Settings):
     """Pairs of a split as rankings, and their chosen completions as supervised rows.
 
-    The prompt is the item. The chosen and the rejected completion are its two draws; their true rewards are
-    1 and 0.
+    The prompt is the item. Its two draws are the chosen completion (true reward 1) and the rejected one (0).
     """
 
     source: Literal["ranked"] = "ranked"
@@ -290,7 +289,7 @@ class LocalPairData(Settings):
 
 
 class NextPromptData(Settings):
-    """Train prompts of a public dataset, without labels: `n`, after the labelled ones and the first `after`."""
+    """Train prompts of a public dataset without labels: `n`, after the labelled ones and the first `after`."""
 
     source: Literal["next_prompts"] = "next_prompts"
     pairs: LocalPairData  # the labelled rows

@@ -413,7 +413,7 @@ class Store:
     def remove_build_folders(self, kind: str, key: str, *, other_hosts: bool = False) -> None:
         """Remove build folders of a stage that dead processes of this machine left.
 
-        `other_hosts`: also those of other machines. The caller must know that no process there works on the stage.
+        `other_hosts`: also those of other machines, where the caller must know that no process works on it.
         """
         for leftover in (self.root / kind).glob(f"{key}.build-*"):
             if (name := BUILD.search(leftover.name)) is None:

@@ -29,7 +29,7 @@ Make = Callable[[], Launcher]
 @pytest.fixture(params=["local", "desk", pytest.param("slurm", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.slow)])
 def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes a launcher of each kind."""
-    monkeypatch.setattr("bench.runner.cluster_queue.ANSWER_S", 1.0)
+    monkeypatch.setattr("bench.runner.cluster_queue.REPORT_WAIT_S", 1.0)
     said: list[str] = []
     match request.param:
         case "local":

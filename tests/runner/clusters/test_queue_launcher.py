@@ -26,7 +26,7 @@ RunBench = Callable[..., object]
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr("bench.runner.cluster_queue.ANSWER_S", 0.5)
+    monkeypatch.setattr("bench.runner.cluster_queue.REPORT_WAIT_S", 0.5)
     return Desk(tmp_path)
 
 
