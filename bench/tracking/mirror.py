@@ -16,10 +16,12 @@ the server fails, or does not reply for a third of `timeout_s`, the rest of the 
 W&B gets no environment, command line, host name, git state or console output. Text that looks like a secret
 is replaced in configs, tags and error messages.
 
-Limits: - wandb does not report when the upload of a table's file fails in the background; its
-debug-internal.log does. - Two commands that write the same cell at the same time repeat its rows. - An
-offline run cannot be resumed, so an offline cell with changed numbers replaces its earlier folder. If that
-folder was uploaded before, `wandb sync` of the new one repeats its rows there (the summary is right).
+Limits:
+- wandb does not report when the upload of a table's file fails in the background; its debug-internal.log
+  does.
+- Two commands that write the same cell at the same time repeat its rows.
+- An offline run cannot be resumed, so an offline cell with changed numbers replaces its earlier folder. If
+  that folder was uploaded before, `wandb sync` of the new one repeats its rows there (the summary is right).
 """
 
 from __future__ import annotations
