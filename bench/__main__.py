@@ -42,7 +42,7 @@ def main() -> NoReturn:
         else:
             _run(words)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("Interrupted. Run the same command again to continue from here.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # The reader of our output has ended, as in `... | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,7 +51,8 @@ def main() -> NoReturn:
             raise
         from bench.terminal import say
 
-        say(f"{error.filename or 'a file'}: {error.strerror}; nothing that was finished is lost, the same command goes on", error=True)
+        fault = f"{error.filename or 'a file'}: {error.strerror}."
+        say(f"{fault} Finished stages are kept: remove the cause and run the same command again.", error=True)
         sys.exit(SOME_FAILED)
     sys.exit(0)
 

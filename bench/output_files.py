@@ -56,7 +56,10 @@ class OutputFiles:
         by_reason: dict[str, list[Path]] = {}
         for path, reason in self.refused.items():
             by_reason.setdefault(reason, []).append(path)
-        more = {reason: f" and {len(paths) - 1} more files" if len(paths) > 1 else "" for reason, paths in by_reason.items()}
+        more = {
+            reason: f" and {len(paths) - 1} more file{'s' if len(paths) > 2 else ''}" if len(paths) > 1 else ""
+            for reason, paths in by_reason.items()
+        }
         return [f"not written: {printable(str(paths[0]))}{more[reason]}: {reason}" for reason, paths in by_reason.items()]
 
 
@@ -134,7 +137,7 @@ def _parts(root: Path, path: Path) -> tuple[str, ...]:
     """The names in a path below `root`. Raises OSError for a path outside."""
     parts = path.relative_to(root).parts if path.is_relative_to(root) else ()
     if not parts or ".." in parts:
-        raise OSError(errno.EPERM, f"lies outside of {root}, where this command writes", str(path))
+        raise OSError(errno.EPERM, f"lies outside of {root}, the only folder that this command writes to", str(path))
     return parts
 
 

@@ -39,7 +39,7 @@ class Record:
         names = {field.name for field in dataclasses.fields(cls)}
         unknown = set(row) - names
         if unknown:
-            raise ValueError(f"{cls.__name__} has no {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}")
+            raise ValueError(f"unknown field {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}")
         return cls(**row)
 
 
@@ -294,10 +294,9 @@ class HumanLabel(Record):
             if value is not None and ((finite := number(value)) is None or not low <= finite <= high):
                 raise ValueError(f"label of {self.item_id}: {name} must be in [{low}, {high}], got {value!r}")
         last = 0 if self.rating is None else 1
+        allowed = "0 or 1" if last else "0, because a preference is for the whole item"
         if not 0 <= self.turn <= last:
-            raise ValueError(
-                f"label of {self.item_id}: turn must be {'0 or 1' if last else '0, a preference is of the whole item'}, got {self.turn}"
-            )
+            raise ValueError(f"label of {self.item_id}: turn must be {allowed}, got {self.turn}")
 
 
 @dataclass(frozen=True)
@@ -434,9 +433,9 @@ def read_labels(path: Path) -> list[HumanLabel]:
             item, turn = id_text(row.get("item_id"), "item_id"), whole_number(row.get("turn", 0), "turn", 0, 10**6)
             label = HumanLabel.from_json(row | {"item_id": item})
         except ValueError as error:
-            raise BadFile(f"{place}: not a HumanLabel: {printable(str(error))}") from error
+            raise BadFile(f"{place}: not a valid label: {printable(str(error))}") from error
         if (earlier := first.setdefault((item, turn, label.rating is None), place)) != place:
-            raise BadFile(f"{place}: labels item {printable(item)} again, after {earlier}: one label of an item and turn is expected")
+            raise BadFile(f"{place}: item {printable(item)} is labelled again, after {earlier}: expected one label per item and turn")
         labels.append(label)
     return labels
 

@@ -119,7 +119,7 @@ def key(variable: str) -> str | None:
     if bad := next((i for i, c in enumerate(value, 1) if not (c.isascii() and c.isprintable())), None):
         what = "a control character" if value[bad - 1].isascii() else "a character that is not ASCII"
         raise BadKey(
-            f"the environment variable {variable} must hold one key in one line, got {what} at place {bad} of {len(value)}: set it anew"
+            f"the environment variable {variable} must hold one key in one line, got {what} at position {bad} of {len(value)}: set it again"
         )
     return value or None
 
@@ -475,7 +475,7 @@ def holders(content: str | bytes) -> list[str]:
 # Settings ---------------------------------------------------------------------------------------------------
 
 
-WAY_OUT = "put it into an environment variable, and leave it out here (judge.api_key_env names the one of a judge's key)"
+WAY_OUT = "put it into an environment variable and remove it here (judge.api_key_env names the variable of a judge's key)"
 _ASSIGNMENT = re.compile(r"(?<![\w-])(?P<name>-{0,2}[A-Za-z_][\w.-]*)=(?P<value>[^\s&;]+)")
 
 

@@ -186,7 +186,7 @@ def read_bytes(path: Path) -> bytes:
     with open_binary(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise BadFile(f"{path}: larger than {limit >> 20} MiB ({FILE_LIMIT_ENV} sets how large a file may be)")
+        raise BadFile(f"{path}: is larger than {limit >> 20} MiB; set {FILE_LIMIT_ENV} to allow larger files")
     return content
 
 
@@ -236,16 +236,16 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
         packed = path.suffix.lower() == ".gz"
         with gzip.open(path) if packed else path.open("rb") as file:
             if not packed and file.peek(2)[:2] == GZIP:
-                raise BadFile(f"{shown}: holds gzip: give it a name that ends in .gz")
+                raise BadFile(f"{shown}: is a gzip file: rename it so that its name ends in .gz")
             yield file  # type: ignore[misc]  # GzipFile is not an IO[bytes].
     except BROKEN_GZIP as error:
-        raise BadFile(f"{shown}: not a whole gzip file ({printable(str(error))})") from error
+        raise BadFile(f"{shown}: the gzip file is damaged or incomplete ({printable(str(error))})") from error
     except OSError as error:
         raise BadFile(f"{shown}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         if isinstance(error, BadFile) or "null byte" not in str(error):
             raise
-        raise BadFile(f"{shown}: no name of a file") from error
+        raise BadFile(f"{shown}: is not a valid file name") from error
 
 
 # JSON -------------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _bounded(line: bytes, path: Path, number: int, limit: int) -> bytes:
     if len(line) > limit:
-        raise BadFile(f"{path}:{number}: a row of more than {limit >> 20} MiB ({ROW_LIMIT_ENV} sets how large a row may be)")
+        raise BadFile(f"{path}:{number}: the row is larger than {limit >> 20} MiB; set {ROW_LIMIT_ENV} to allow larger rows")
     return line
 
 
@@ -451,7 +451,7 @@ def parse_yaml(content: str, where: str) -> Any:
     name twice in one mapping, and for numbers that are not finite.
     """
     if len(content) > MAX_YAML_BYTES:
-        raise BadFile(f"{where}: more than {MAX_YAML_BYTES >> 20} MiB of YAML")
+        raise BadFile(f"{where}: expected at most {MAX_YAML_BYTES >> 20} MiB of YAML, got more")
     loader: Any = None
     try:
         loader = _Loader(content)
@@ -459,7 +459,7 @@ def parse_yaml(content: str, where: str) -> Any:
         if node is None:
             return None
         if _written_out(node, {}, where) > MAX_YAML_NODES:
-            raise BadFile(f"{where}: its aliases (*name) write out to more than {MAX_YAML_NODES} values")
+            raise BadFile(f"{where}: its aliases (*name) expand to more than {MAX_YAML_NODES} values")
         value = loader.construct_document(node)
     except RecursionError:
         raise BadFile(f"{where}: {TOO_DEEP}") from None
@@ -485,7 +485,7 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_float(self, node: Any) -> float:
         value = super().construct_yaml_float(node)
         if not math.isfinite(value):
-            raise yaml.constructor.ConstructorError(None, None, f"{node.value} is no finite number", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{node.value} is not a finite number", node.start_mark)
         return value
 
 
@@ -504,7 +504,7 @@ def _written_out(node: Any, sizes: dict[int, int | None], where: str, depth: int
     if id(node) in sizes:
         size = sizes[id(node)]
         if size is None:
-            raise BadFile(f"{where}:{node.start_mark.line + 1}: an alias (*name) holds itself")
+            raise BadFile(f"{where}:{node.start_mark.line + 1}: an alias (*name) contains itself")
         return size
     sizes[id(node)] = None
     parts = node.value
@@ -539,7 +539,7 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> list[tuple[str, dict[str
             if not head:
                 head = _head(path, [field.strip() for field in fields], needed)
             elif len(fields) != len(head):
-                raise BadFile(f"{place}: expected {len(head)} fields, comma-separated, as the head has; got {len(fields)}")
+                raise BadFile(f"{place}: expected {len(head)} comma-separated fields, as in the header; got {len(fields)}")
             else:
                 rows.append((place, dict(zip(head, fields, strict=True))))
     except csv.Error as error:
@@ -552,9 +552,9 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> list[tuple[str, dict[str
 def _head(path: Path, head: list[str], needed: Sequence[str]) -> list[str]:
     if lacking := [name for name in needed if name not in head]:
         came = f"one column {_cut(head[0], 60)!r}" if len(head) == 1 else f"columns {_cut(', '.join(head), 120)}"
-        raise BadFile(f"{path}: expected a column {' and '.join(lacking)}, comma-separated; got {printable(came)}")
+        raise BadFile(f"{path}: expected a header with column {' and '.join(lacking)}, comma-separated; got {printable(came)}")
     if twice := [name for name in head if head.count(name) > 1]:
-        raise BadFile(f"{path}: the head names {twice[0]!r} twice")
+        raise BadFile(f"{path}: the header names column {twice[0]!r} twice")
     return head
 
 

@@ -72,7 +72,7 @@ def test_what_stands_in_the_way_is_said_and_the_rest_is_written(tmp_path: Path) 
     out = OutputFiles(tmp_path)
     assert [out.write(tmp_path / name, "x") for name in ("a/one", "a/two", "b", "c")] == [False, False, False, True]
     assert out.lines() == [
-        f"not written: {tmp_path}/a/one and 1 more files: {tmp_path}/a is a file, and should be a folder: move it away",
+        f"not written: {tmp_path}/a/one and 1 more file: {tmp_path}/a is a file, and should be a folder: move it away",
         f"not written: {tmp_path}/b: is a folder, and should be a file: move it away",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]

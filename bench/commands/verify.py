@@ -18,7 +18,7 @@ from bench.cli.compose import BadConfig, Opened
 from bench.commands import OK, SOME_FAILED
 from bench.commands.why import read_cell
 from bench.judges.asked import journal
-from bench.output_files import ASIDE, why
+from bench.output_files import ASIDE, os_reason
 from bench.store.keys import KEY_LENGTH
 from bench.store.stage_settings import VERSIONS
 from bench.store.store import Manifest, Misplaced, Store, Unsound
@@ -102,7 +102,7 @@ def _of_journals(store: Store) -> Iterator[Fault]:
         try:
             faults = journal.check(path)
         except OSError as error:
-            faults = [f"{path} cannot be read ({why(error)})"]
+            faults = [f"{path} cannot be read ({os_reason(error)})"]
         for fault in faults:
             yield Fault("DAMAGED", fault, mend)
 

@@ -65,10 +65,11 @@ class NodeJob:
     def __call__(self) -> None:
         secrets.guard_streams()
         if not Path(self.job["store"]).is_dir():
-            raise RuntimeError(f"{self.job['store']} is not there on {socket.gethostname()}: results must be on a file system of all nodes")
+            problem = f"the results folder {self.job['store']} does not exist on node {socket.gethostname()}"
+            raise RuntimeError(f"{problem}: set results= to a folder that all nodes share")
         limit_s = self.limit_s or float("1e12")
         settings = LocalLauncher(name="local", workers=1, threads=self.threads, stage_timeout_s=limit_s, retries=0)
-        report = StageReport(self.job["key"], "lost", "its job ended without a word")
+        report = StageReport(self.job["key"], "lost", "its job ended without a report")
         with contextlib.closing(self.open_pool(settings)) as pool:
             try:
                 pool.start(self.job, Path(self.log))
@@ -76,7 +77,9 @@ class NodeJob:
                     pass
                 report = reports[0]
                 if report.outcome == "late":
-                    report = StageReport(report.key, "late", f"ran longer than {self.resources.time_min} min (time_min) and was ended")
+                    report = StageReport(
+                        report.key, "late", f"took longer than {self.resources.time_min} min and was stopped: raise time_min"
+                    )
             except Exception as error:
                 report = StageReport(self.job["key"], *self.stopped(error))
         self.write(report.outcome, report.error)
@@ -176,7 +179,7 @@ class QueueLauncher:
             self.here.start(job, log)
         elif (note := _read_note(log)) and note["queue"] == self.queue.name and self.queue.is_alive(note["id"]):
             self.jobs[job["key"]] = _InQueue(note["id"], note["attempt"], log)
-            self.say(f"job {note['id']} of an earlier command is still at {job['kind']} {job['key'][:6]}: waiting for it")
+            self.say(f"job {note['id']} of an earlier command still runs {job['kind']} {job['key'][:6]}; waiting for it")
         else:
             resources = self.settings.resources(job["kind"], need)
             limit_s = resources.time_min * 60.0

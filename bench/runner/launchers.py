@@ -44,7 +44,7 @@ def check(settings: AnyLauncher, stages: Sequence[Stage]) -> None:
         return
     package = "submitit" if isinstance(settings, SlurmLauncher) else "ray"
     if importlib.util.find_spec(package) is None:
-        way_out = f"pip install -c constraints.txt -e '.[{settings.name}]'"
+        way_out = f"install it with pip install -c constraints.txt -e '.[{settings.name}]'"
         raise BadConfig([f"hydra/launcher={settings.name} needs the package {package}, which is not installed: {way_out}"])
     kinds = {(stage.kind, need) for stage in stages if (need := node_need(settings, stage))}
     wanted = list(dict.fromkeys(settings.resources(kind, need) for kind, need in sorted(kinds)))

@@ -134,8 +134,10 @@ class Pool:
                 self._read_answers(slot, reports)
                 reports += self._remove_worker(slot)
             elif worker.key and time.monotonic() - worker.since > self.settings.stage_timeout_s:
-                limit = f"{self.settings.stage_timeout_s:g} s (hydra.launcher.stage_timeout_s)"
-                reports.append(StageReport(worker.key, "late", f"ran longer than {limit} and was ended"))
+                limit = f"{self.settings.stage_timeout_s:g} s"
+                reports.append(
+                    StageReport(worker.key, "late", f"took longer than {limit} and was stopped: raise hydra.launcher.stage_timeout_s")
+                )
                 worker.key = None
                 self._end(worker)
                 self._remove_worker(slot)

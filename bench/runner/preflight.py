@@ -23,7 +23,7 @@ def make_results(results: Path, *, store: bool) -> None:
             # It shows whether the folder can be written to: /proc cannot.
             (results / "store").mkdir(exist_ok=True)
     except OSError as error:
-        why = f"results={results} cannot be a folder to write to ({error.strerror}): set results=DIR or BENCH_RESULTS"
+        why = f"cannot write to results={results} ({error.strerror}): set results=DIR or BENCH_RESULTS to another folder"
         raise BadConfig([why]) from error
 
 
@@ -31,7 +31,9 @@ def _refuse_links(results: Path) -> None:
     """Raise BadConfig where a folder that a run writes to is a link or a file."""
     for place in (results / name for name in ("store", "wandb", "jobs")):
         if place.is_symlink():
-            raise BadConfig([f"{place} is a link, and nothing is written through one: move it away, or set results= to where it leads"])
+            raise BadConfig(
+                [f"{place} is a link, and nothing is written through one: move it away, or set results= to the folder that it points to"]
+            )
         if place.exists() and not place.is_dir():
             raise BadConfig([f"{place} is a file, and should be a folder: move it away, or set results=DIR"])
 
@@ -46,7 +48,7 @@ def check_keys(stages: Sequence[Stage]) -> None:
     for name, needed in sorted({(asking.api_key_env, asking.base_url is None) for asking in askings if asking.server == "endpoint"}):
         try:
             if secrets.key(name) is None and needed:
-                problems.append(f"the environment variable {name} (judge.api_key_env) must hold the judge's key")
+                problems.append(f"the judge needs an API key: set the environment variable {name} (judge.api_key_env)")
         except secrets.BadKey as error:
             problems.append(str(error))
     if problems:

@@ -68,7 +68,7 @@ class PlainScreen:
         seconds = time.monotonic() - self.since.pop(stage.key, time.monotonic())
         self.outcomes[outcome] += 1
         if outcome == "retried":
-            self.say(f"{stage_words(stage)}: {error}; trying once more")
+            self.say(f"{stage_words(stage)}: {error}; it runs again")
             return
         self.left.pop(stage, None)
         if outcome == "done":

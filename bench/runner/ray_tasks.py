@@ -28,8 +28,10 @@ def check(settings: RayLauncher, wanted: Sequence[Resources]) -> list[str]:
     try:
         _connect(settings)
     except Exception as error:  # Ray's own classes, and ConnectionError
-        way_out = "start one with `ray start --head`, or leave hydra.launcher.address=null to have one on this machine"
-        return [f"hydra/launcher=ray: no cluster at hydra.launcher.address={settings.address} ({reason(error)}): {way_out}"]
+        way_out = "start one with `ray start --head`, or set hydra.launcher.address=null to start one on this machine"
+        return [
+            f"hydra/launcher=ray: cannot connect to a cluster at hydra.launcher.address={settings.address} ({reason(error)}): {way_out}"
+        ]
     import ray
 
     nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
@@ -37,10 +39,10 @@ def check(settings: RayLauncher, wanted: Sequence[Resources]) -> list[str]:
         needed = {"CPU": given.cpus, "GPU": given.gpus, "memory": (given.mem_gb or 0) * 2**30}
         if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
             best = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in ("CPU", "GPU"))
-            words = f"a stage asks for {given.cpus} CPU, {given.gpus} GPU" + (f", {given.mem_gb:g} GB" if given.mem_gb else "")
+            words = f"a stage needs {given.cpus} CPU, {given.gpus} GPU" + (f", {given.mem_gb:g} GB" if given.mem_gb else "")
             close()
             way_out = "set hydra.launcher.gpu, e.g. hydra.launcher.gpu.gpus=0"
-            return [f"hydra/launcher=ray: {words}, and no node of the cluster has that (at most {best}): {way_out}"]
+            return [f"hydra/launcher=ray: {words}, but no node of the cluster has so much (at most {best}): {way_out}"]
     return []
 
 

@@ -166,7 +166,7 @@ class Scheduler:
         except OSError as error:
             if (running := self.running.pop(stage.key, None)) is not None:
                 running.lock.release()
-            self.failures[stage] = reason = f"could not begin: {error.filename or self.store.root}: {error.strerror or error}"
+            self.failures[stage] = reason = f"could not start: {error.filename or self.store.root}: {error.strerror or error}"
             self.store.record_failure(stage, reason)
             self.screen.stage_ended(stage, "failed", reason)
             self.on_end()
@@ -207,7 +207,7 @@ class Scheduler:
             error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)
         self.store.invalidate(stage)
         if outcome == "done" and not self.store.is_done(stage):
-            outcome, error = "failed", f"its folder did not pass its check: {self.store.status(stage).why}"
+            outcome, error = "failed", f"its files failed the check after it ran: {self.store.status(stage).why}"
         elif self.store.is_done(stage):  # It died after it had finished, or another command finished it.
             outcome, error = "done", ""
         running.lock.release()

@@ -63,14 +63,14 @@ class SlurmStage(NodeJob):
             self.pool.close()  # Its build folder can then be removed.
         Store(Path(self.job["store"])).remove_build_folders(self.job["kind"], self.job["key"])
         if self.restarts < self.requeues:
-            self.write("requeued", "was stopped at its time limit, or to make room, and is queued again")
+            self.write("requeued", "was stopped at its time limit or preempted, and is queued again")
         return submitit.helpers.DelayedSubmission(dataclasses.replace(self, restarts=self.restarts + 1))
 
     def stopped(self, error: Exception) -> tuple[Literal["lost", "late"], str]:
         if self.pool is None or self.restarts < self.requeues or type(error).__name__ != "UncompletedJobError":
             return super().stopped(error)
         limit = f"its time limit of {self.resources.time_min} min"
-        return "late", f"reached {limit} {self.requeues + 1} times (time_min, hydra.launcher.requeues)"
+        return "late", f"reached {limit} {self.requeues + 1} times: raise time_min or hydra.launcher.requeues"
 
 
 def make_executor(settings: SlurmLauncher, given: Resources, folder: Path) -> Any:
@@ -106,8 +106,8 @@ def check(settings: SlurmLauncher, wanted: Sequence[Resources]) -> list[str]:
     `sbatch --test-only` checks each kind of job without submitting it.
     """
     if missing := [name for name in COMMANDS if shutil.which(name) is None]:
-        where = "type the command on a machine from which jobs are submitted"
-        return [f"hydra/launcher=slurm needs SLURM's {', '.join(missing)} on the PATH: {where}"]
+        way_out = "run the command on a machine that submits jobs to the cluster"
+        return [f"hydra/launcher=slurm needs SLURM's {', '.join(missing)} on the PATH: {way_out}"]
     for given in wanted:
         text = make_executor(settings, given, Path("jobs"))._make_submission_file_text("true", "check")
         with without_slurm_variables():
@@ -115,13 +115,15 @@ def check(settings: SlurmLauncher, wanted: Sequence[Resources]) -> list[str]:
             try:
                 done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace", timeout=COMMAND_WAIT_S)
             except subprocess.TimeoutExpired:
-                return [f"hydra/launcher=slurm: sbatch has not answered within {COMMAND_WAIT_S:g} s: is the cluster up (sinfo)?"]
+                return [f"hydra/launcher=slurm: sbatch did not finish within {COMMAND_WAIT_S:g} s: check with sinfo that the cluster is up"]
         if done.returncode:
             resources = ", ".join(f"{name}={value}" for name, value in given.model_dump().items() if value is not None)
             words = "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines())
             if NO_CLUSTER.search(words):
-                return [f"hydra/launcher=slurm: sbatch finds no cluster ({words}): is it up (sinfo), is this a machine that submits to it?"]
-            return [f"hydra/launcher=slurm: sbatch refuses a job of {resources}: {words} (hydra.launcher.gpu, .cpu, .stages, .sbatch)"]
+                way_out = "check with sinfo that it is up, and run the command on a machine that submits jobs to it"
+                return [f"hydra/launcher=slurm: sbatch finds no cluster ({words}): {way_out}"]
+            way_out = "change hydra.launcher.gpu, .cpu, .stages or .sbatch"
+            return [f"hydra/launcher=slurm: sbatch rejects a job with {resources} ({words}): {way_out}"]
     return []
 
 
@@ -180,7 +182,7 @@ def read_squeue(text: str) -> Listing:
         if job and len(fields) == 4 and re.fullmatch(r"[A-Z_]+", fields[1].strip()):
             jobs[job["id"]] = JobState(fields[1].strip(), fields[2].strip(), fields[3].strip())
         elif job:
-            jobs[job["id"]] = JobState(UNKNOWN, "its line of squeue cannot be read", "")
+            jobs[job["id"]] = JobState(UNKNOWN, "its line in squeue's output cannot be read", "")
         elif line.strip() and not HEADING.fullmatch(line):
             unread.append(line)
     return Listing(jobs, unread)
@@ -221,7 +223,7 @@ class SlurmQueue:
                 submitted = [executor.submit(job) for job in own]
             return [job.job_id for job in submitted]
         except Exception as error:  # submitit raises several classes of its own and of its callees.
-            raise Refused(f"sbatch refused the job: {' '.join(str(error).split())}") from error
+            raise Refused(f"sbatch rejected the job: {' '.join(str(error).split())}") from error
 
     def ended(self, ids: Collection[str]) -> dict[str, Ending]:
         if ids and time.monotonic() - self.last_poll >= self.settings.poll_s:
@@ -229,13 +231,13 @@ class SlurmQueue:
             try:
                 self._look(ids, run_squeue())
             except (OSError, subprocess.SubprocessError) as error:
-                self._say_once(f"squeue does not answer, waiting for jobs all the same: {error}")
+                self._say_once(f"squeue failed; still waiting for the jobs: {error}")
         return {job_id: how for job_id, how in self.over.items() if job_id in ids}
 
     def _look(self, ids: Collection[str], listing: Listing) -> None:
         if listing.unread:
             line = printable(listing.unread[0])[:80]
-            self._say_once(f"squeue says what cannot be read ({line}): a job that it does not list may still be there, and is waited for")
+            self._say_once(f"cannot read a line of squeue's output ({line}); waiting also for jobs that it does not list")
         # The others may have been queued again.
         self.over = {job_id: ending for job_id, ending in self.over.items() if not ending.again}
         for job_id in set(ids) - self.over.keys():
@@ -243,13 +245,13 @@ class SlurmQueue:
             if job is None and listing.unread:
                 continue
             if job is None or job.state in OVER:
-                self.over[job_id] = Ending(f"{describe_end(job_id)} without a report ({self.folder / job_id}_0_log.err may say why)")
+                self.over[job_id] = Ending(f"{describe_end(job_id)} without a report: see {self.folder / job_id}_0_log.err")
             elif job.reason in STUCK or HOPELESS.fullmatch(job.reason):
                 self.cancel([job_id])
                 way_out = "change hydra.launcher.gpu, .cpu, .stages or .sbatch"
-                self.over[job_id] = Ending(f"would wait for ever ({job.reason}) and was cancelled: {way_out}", again=False)
+                self.over[job_id] = Ending(f"could never start ({job.reason}) and was cancelled: {way_out}", again=False)
             elif job.state == "PENDING" and job.reason not in USUAL:
-                self._say_once(f"jobs wait because of {job.reason} (squeue)")
+                self._say_once(f"jobs wait in the queue; squeue gives the reason {job.reason}")
 
     def _say_once(self, text: str) -> None:
         if text not in self.printed:

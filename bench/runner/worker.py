@@ -79,18 +79,20 @@ def _check_inputs(job: Mapping[str, Any], store: Store) -> None:
         try:
             manifest = store.verified_manifest(Path(facts["path"]))
             if manifest.evicted:
-                raise ValueError(f"{facts['path']}: weights absent, evicted while the sweep ran")
+                raise ValueError(f"the weights in {facts['path']} were deleted while the sweep ran (keep=)")
         except ValueError as error:
-            raise RuntimeError(f"input {role}: {error}; the same command makes it again") from error
+            raise RuntimeError(f"its input {role} cannot be used: {error}. Run the same command again to make it.") from error
         if manifest.digest != facts["digest"]:
-            raise RuntimeError(f"{facts['path']} ({role}) was made again with other bytes while the sweep ran: the same command goes on")
+            changed = f"its input {role} ({facts['path']}) changed on disk while the sweep ran"
+            raise RuntimeError(f"{changed}. Run the same command again to continue.")
 
 
 def _check_sources(job: Mapping[str, Any]) -> None:
     """Raise RuntimeError where a file of the user has changed since the command made its key."""
     for role, facts in job["inputs"].items():
         if facts.get("stamp") and tree_stamp(Path(facts["path"])) != facts["stamp"]:
-            raise RuntimeError(f"{facts['path']} ({role}) was changed while the sweep ran: the same command reads it anew")
+            changed = f"its input {role} ({facts['path']}) was changed while the sweep ran"
+            raise RuntimeError(f"{changed}. Run the same command again to read the new content.")
 
 
 def run_stage(job: Mapping[str, Any]) -> None:
@@ -101,7 +103,8 @@ def run_stage(job: Mapping[str, Any]) -> None:
     sources = {role: _Input(Path(facts["path"]), facts["key"]) for role, facts in job["inputs"].items()}
     stage = stage_settings.stage(job["kind"], settings, sources)  # type: ignore[arg-type]
     if stage.key != job["key"]:
-        raise RuntimeError(f"this worker makes key {stage.key} of {job['kind']}/{job['key']}: it runs another version of bench")
+        problem = f"the worker computes key {stage.key} for stage {job['kind']}/{job['key']}"
+        raise RuntimeError(f"{problem}: it runs another version of bench than the command")
     module = importlib.import_module(f"bench.stages.{stage.kind}")
     built = store.build_folder(stage)
     try:

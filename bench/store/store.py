@@ -93,16 +93,18 @@ def read_manifest(path: Path) -> Manifest:
     Raises ValueError with what is wrong, Misplaced where the folder was moved.
     """
     if not path.is_symlink() and not path.exists():
-        raise ValueError(f"{path.parent} has no manifest, so it was not finished")
+        raise ValueError(f"{path.parent} has no manifest.json: the stage was not finished")
     try:
         fields = read_object(path)
     except BadFile as error:
         raise ValueError(f"{path} cannot be read ({str(error).removeprefix(f'{path}: ')})") from error
     form = fields.get("format", 1)
     if not isinstance(form, int) or form > MANIFEST_FORMAT:
-        raise ValueError(f"{path} has format {form!r}: a later version of bench wrote it, this one reads up to format {MANIFEST_FORMAT}")
+        raise ValueError(
+            f"{path} has format {form!r} of a later version of bench; this version reads formats up to {MANIFEST_FORMAT}: update bench"
+        )
     if form > 1 and fields.pop("checksum", None) != hash_long(fields):
-        raise ValueError(f"{path} is not as it was written (its checksum is wrong)")
+        raise ValueError(f"{path} was changed after it was written (its checksum is wrong)")
     try:
         manifest = _MANIFEST.validate_python(fields)
     except ValidationError as error:
@@ -110,13 +112,13 @@ def read_manifest(path: Path) -> Manifest:
         raise ValueError(f"{path} cannot be read ({'.'.join(map(str, first['loc']))} {first['msg']})") from error
     names = {**manifest.files, **manifest.recorded_files}
     if outside := [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]:
-        raise ValueError(f"{path} names a file outside of its folder: {outside[0]}")
+        raise ValueError(f"{path} lists a file outside of its folder: {outside[0]}")
     if (manifest.kind, manifest.key) != (path.parent.parent.name, path.parent.name):
-        raise Misplaced(f"{path} is of stage {manifest.kind}/{manifest.key}, and lies in another folder")
+        raise Misplaced(f"{path} belongs to stage {manifest.kind}/{manifest.key}, but lies in the folder of another stage")
     if manifest.digest != files_digest(manifest.files):
-        raise ValueError(f"{path} contradicts itself: its files do not make its digest")
+        raise ValueError(f"{path} was changed: the checksums of its files do not give its digest")
     if manifest.key != stage_key(manifest.kind, manifest.version, manifest.settings, {r: i.get("key") for r, i in manifest.inputs.items()}):
-        raise ValueError(f"{path} contradicts itself: its version, settings and inputs do not make its key")
+        raise ValueError(f"{path} was changed: its version, settings and inputs do not give its key")
     return manifest
 
 
@@ -268,7 +270,7 @@ class Store:
         """The status for a reader of the stage's files: absent where its weights were evicted."""
         status = self.status(stage)
         if status.state == "done" and status.manifest and status.manifest.evicted:
-            why = "weights absent, evicted once their numbers were in: made again"
+            why = "its weights were deleted once their numbers were stored (keep=); they are needed and are made again"
             return Status("absent", f"{stage.kind}/{stage.key} ({stage.label}): {why}")
         return status
 
@@ -296,14 +298,18 @@ class Store:
         try:
             manifest = self.verified_manifest(folder)
         except ValueError as error:
-            return Status("damaged", f"{error}: taken as absent")
+            return Status("damaged", f"{error}: the stage counts as absent and is made again")
         for role, facts in manifest.inputs.items():
             if isinstance(source := stage.inputs.get(role), Stage):
                 self._readers.setdefault(source.key, set()).add(stage.key)
                 if self.status(source).state == "stale":
                     return Status("stale", manifest=manifest)  # The status of `source` has the reason.
             if source is not None and self.digest(source) not in (None, facts["digest"]):
-                return Status("stale", f"{stage.kind}/{stage.key}: its input {role!r} was made again with other bytes", manifest)
+                return Status(
+                    "stale",
+                    f"{stage.kind}/{stage.key}: its input {role!r} was made again with other bytes, so this stage runs again",
+                    manifest,
+                )
         return Status("done", manifest=manifest)
 
     def verified_manifest(self, folder: Path) -> Manifest:
@@ -324,7 +330,7 @@ class Store:
         try:
             info = path.stat()
             if not stat.S_ISREG(info.st_mode):
-                return "is no file"
+                return "is not a regular file"
             if info.st_size != facts.size:
                 return f"has {info.st_size} bytes instead of {facts.size}"
             if info.st_size < BIG_FILE:
@@ -506,7 +512,7 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(aside)
                 shutil.rmtree(aside, ignore_errors=True)
-        raise OSError(f"could not move {built} into place at {folder}")
+        raise OSError(f"could not move {built} to {folder}: something else keeps that place")
 
 
 BUILD = re.compile(r"\.build-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{6}$")

@@ -120,7 +120,7 @@ class _Client:
         except TimeoutError as error:
             # It is not written again offline: after a sync the uploaded part would be there twice.
             self._go_offline(error)
-            raise TimeoutError(f"its upload did not end; `wandb sync {_folder(entry)}` completes it") from error
+            raise TimeoutError(f"its upload did not finish; run `wandb sync {_folder(entry)}` to complete it") from error
         where = "online" if entry.online else "offline"
         self.written[where] = self.written.get(where, 0) + 1
         self._record(message, entry)

@@ -81,9 +81,11 @@ class WandbMirror:
             mode = "online" if account.has_key and account.mode not in ("offline", "dryrun") else "offline"
             if mode == "offline":
                 why = (
-                    "WANDB_MODE or `wandb offline` says so" if account.has_key else "no key is configured (WANDB_API_KEY or `wandb login`)"
+                    "WANDB_MODE or `wandb offline` says so"
+                    if account.has_key
+                    else "no key is configured: set WANDB_API_KEY or run `wandb login`"
                 )
-                self._notes.append(f"W&B: runs are written offline, {why}")
+                self._notes.append(f"W&B: runs are written offline, because {why}")
         self._send(
             op="open",
             directory=str(directory),
@@ -98,7 +100,7 @@ class WandbMirror:
             directory.mkdir(parents=True, exist_ok=True)
             self._process = _start(directory)
         except OSError as error:
-            self._notes.append(f"W&B: nothing is written, its process did not start: {brief(error)}")
+            self._notes.append(f"W&B: nothing is written, because its process did not start: {brief(error)}")
             self._ended.set()
             return
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read)]
@@ -197,8 +199,8 @@ class WandbMirror:
                 else f"it did not finish within {self._timeout_s:g} s (tracker.timeout_s) and was stopped"
             )
             yield (
-                f"W&B: {what}; {self._sent - self._answered} of {self._sent} runs may be missing there, results are not touched. "
-                f"The same command writes them again; see {where}/tracker.log"
+                f"W&B: {what}, so {self._sent - self._answered} of {self._sent} runs may be missing there. The results are complete. "
+                f"Run the same command again to write the missing runs; {where}/tracker.log has the error"
             )
             return
         written, before = self._report["written"], self._report["before"]
@@ -208,9 +210,9 @@ class WandbMirror:
             runs = shlex.quote(_shown(Path(self._report["runs"])))
             yield f"W&B: runs written offline: {written['offline']}; to upload them: wandb sync {runs}/offline-run-*"
         if before and not sum(written.values()):
-            yield f"W&B: nothing new, all {before} runs were written before"
+            yield f"W&B: nothing new to write, all {before} runs were written before"
         if self._report["failed"]:
-            yield f"W&B: {self._report['failed']} of {self._sent} runs were not written; see {where}/tracker.log"
+            yield f"W&B: {self._report['failed']} of {self._sent} runs were not written; {where}/tracker.log has the error"
 
     def _cell(self, sweep: str, key: str, name: str, config: Mapping[str, Any], tags: Sequence[str]) -> dict[str, Any]:
         return {

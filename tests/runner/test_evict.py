@@ -79,7 +79,7 @@ def test_evicted_is_done_for_numbers_and_absent_for_who_reads_weights(store: Sto
     assert (state(policy, store.root), state(cell.score, store.root)) == ("done", "done")
     assert seen.digest(policy) == digest
     assert seen.status_with_weights(policy).state == "absent"
-    assert "weights absent" in seen.status_with_weights(policy).why
+    assert "weights were deleted" in seen.status_with_weights(policy).why
     assert make_plan([cell], seen).to_do == []
 
 
@@ -92,7 +92,7 @@ def test_something_new_makes_them_again_and_what_was_computed_stays(store: Store
     asking = CellPlan(None, "new", "new", Stage("score", 1, Plain(value=9), {"completions": new}), {"train": policy})  # type: ignore[arg-type]
     plan = make_plan([cell, asking], Store(store.root))
     assert [stage.label for stage in plan.to_do] == ["model 0", "model 1", "new prompts", ""]  # inputs first, and not the old score
-    assert "weights absent" in plan.statuses[policy].why
+    assert "weights were deleted" in plan.statuses[policy].why
     trained(0, store)
     trained(1, store, model=base)
     assert names(policy, store) == WHOLE
@@ -146,10 +146,10 @@ def test_a_sweep_without_weights_gives_the_same_tables_and_trains_again_for_a_ne
     assert run.table() == smoke().table()
     assert not list(results.rglob("*.safetensors"))
     n = len({stage for cell in smoke_cells() for stage in cell.stages if stage.kind in ("sft", "train")})
-    assert f"weights of {n} stages evicted" in " ".join(run.out.split())
+    assert f"deleted the weights of {n} stages" in " ".join(run.out.split())
     status = bench("+sweep=smoke", "do=status", results=results)
     assert status.code == 0
-    assert f"weights of {n} stages evicted" in " ".join(status.out.split())
+    assert f"deleted the weights of {n} stages" in " ".join(status.out.split())
     again = bench("+sweep=smoke", "do=report", results=results)
     assert again.table() == smoke().table()
     rerun = bench("+sweep=smoke", results=results)
@@ -157,7 +157,7 @@ def test_a_sweep_without_weights_gives_the_same_tables_and_trains_again_for_a_ne
     start = smoke_cell("start").stages
     plan = bench("+sweep=smoke", "method=kto", "method.beta=3", "do=plan", results=results)
     words = " ".join(plan.out.split())
-    assert all(f"{s.kind}/{s.key} ({s.label}): weights absent" in words for s in start if s.kind == "sft")
+    assert all(f"{s.kind}/{s.key} ({s.label}): its weights were deleted" in words for s in start if s.kind == "sft")
 
 
 @pytest.mark.slow

@@ -158,7 +158,7 @@ def test_a_stage_beyond_its_time_is_ended(store: Store) -> None:
         start(pool, store, stage)
         pid = pool.workers[0].process.pid  # type: ignore[union-attr]
         report = wait(pool)[0]
-        assert report == StageReport(stage.key, "late", "ran longer than 2 s (hydra.launcher.stage_timeout_s) and was ended")
+        assert report == StageReport(stage.key, "late", "took longer than 2 s and was stopped: raise hydra.launcher.stage_timeout_s")
         assert gone(pid, within_s=0.5)
         assert pool.free == 1
     finally:

@@ -239,7 +239,7 @@ def test_a_stage_whose_folder_is_damaged_on_arrival_has_failed(root: Path, monke
         Scheduler(Losing(root), pool, Heard(), 1, failures, {}, lambda: None, lambda stage, rows: None).run(cells)
     finally:
         pool.close()
-    assert "text is missing: taken as absent" in failures[stage]
+    assert "text is missing: the stage counts as absent" in failures[stage]
 
 
 def test_an_interrupted_command_lets_its_locks_go_and_says_what_it_was_at(root: Path) -> None:

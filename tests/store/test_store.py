@@ -205,7 +205,7 @@ def flip(path: Path) -> None:
         (lambda folder: flip(folder / "speed.jsonl"), "speed.jsonl has a wrong checksum"),
         (lambda folder: (folder / "out.txt").write_text("con"), "out.txt has 3 bytes instead of 7"),
         (lambda folder: (folder / "sub" / "more.bin").unlink(), "more.bin is missing"),
-        (lambda folder: (folder / "manifest.json").unlink(), "has no manifest, so it was not finished"),
+        (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json: the stage was not finished"),
         (lambda folder: (folder / "manifest.json").write_text(""), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text('{"kind": "data"}'), "manifest.json cannot be read"),
@@ -215,23 +215,23 @@ def flip(path: Path) -> None:
         (lambda folder: pipe(folder / "manifest.json"), "manifest.json cannot be read (expected a file, got a pipe or a device)"),
         (lambda folder: replaced_by_folder(folder / "manifest.json"), "manifest.json cannot be read (expected a file, got a folder)"),
         (lambda folder: dangling(folder / "manifest.json"), "manifest.json cannot be read (cannot be read (No such file"),
-        (lambda folder: pipe(folder / "out.txt"), "out.txt is no file"),
-        (lambda folder: replaced_by_folder(folder / "out.txt"), "out.txt is no file"),
+        (lambda folder: pipe(folder / "out.txt"), "out.txt is not a regular file"),
+        (lambda folder: replaced_by_folder(folder / "out.txt"), "out.txt is not a regular file"),
         (lambda folder: dangling(folder / "out.txt"), "out.txt is missing"),
         (lambda folder: sealed(folder, files=[]), "manifest.json cannot be read"),
         (lambda folder: sealed(folder, files={"out.txt": {"size": 7}}), "manifest.json cannot be read"),
         (lambda folder: sealed(folder, counts=None), "manifest.json cannot be read (counts"),
-        (lambda folder: sealed(folder, files={}), "contradicts itself: its files do not make its digest"),
-        (lambda folder: sealed(folder, files={"../../out.txt": {"sha256": "", "size": 7, "mtime_ns": 0}}), "names a file outside"),
-        (lambda folder: sealed(folder, key="0" * 16), "is of stage data/0000000000000000, and lies in another folder"),
-        (lambda folder: sealed(folder, kind="sft"), "is of stage sft/"),
-        (lambda folder: sealed(folder, version=99), "its version, settings and inputs do not make its key"),
-        (lambda folder: sealed(folder, settings={"value": 1}), "its version, settings and inputs do not make its key"),
-        (lambda folder: sealed(folder, inputs={"data": {"key": "0" * 16, "digest": "x"}}), "do not make its key"),
-        (lambda folder: sealed(folder, format=3), "has format 3: a later version of bench wrote it, this one reads up to format 2"),
-        (lambda folder: sealed(folder, format="two"), "has format 'two': a later version of bench wrote it"),
+        (lambda folder: sealed(folder, files={}), "was changed: the checksums of its files do not give its digest"),
+        (lambda folder: sealed(folder, files={"../../out.txt": {"sha256": "", "size": 7, "mtime_ns": 0}}), "lists a file outside"),
+        (lambda folder: sealed(folder, key="0" * 16), "belongs to stage data/0000000000000000, but lies in the folder of another stage"),
+        (lambda folder: sealed(folder, kind="sft"), "belongs to stage sft/"),
+        (lambda folder: sealed(folder, version=99), "its version, settings and inputs do not give its key"),
+        (lambda folder: sealed(folder, settings={"value": 1}), "its version, settings and inputs do not give its key"),
+        (lambda folder: sealed(folder, inputs={"data": {"key": "0" * 16, "digest": "x"}}), "do not give its key"),
+        (lambda folder: sealed(folder, format=3), "has format 3 of a later version of bench; this version reads formats up to 2"),
+        (lambda folder: sealed(folder, format="two"), "has format 'two' of a later version of bench"),
         *[
-            (lambda folder, told=told: edit(folder, **told), "is not as it was written (its checksum is wrong)")
+            (lambda folder, told=told: edit(folder, **told), "was changed after it was written (its checksum is wrong)")
             for told in ({"counts": {"rows": 2}}, {"timings": {}}, {"recorded": {}}, {"unknown": 1}, {"checksum": None}, {"evicted": ["a"]})
         ],
     ],
@@ -244,7 +244,7 @@ def test_a_folder_that_is_not_whole_is_absent_and_says_so(tmp_path: Path, harm: 
     harm(store.folder(made))
     found = Store(tmp_path).status(made)
     assert found.state == "damaged" and found.manifest is None
-    assert why in found.why and str(store.folder(made)) in found.why and found.why.endswith(": taken as absent")
+    assert why in found.why and str(store.folder(made)) in found.why and "the stage counts as absent" in found.why
     assert Store(tmp_path).digest(made) is None
     with pytest.raises(FileNotFoundError, match="is damaged in"):
         Store(tmp_path).manifest(made)
@@ -303,7 +303,7 @@ def test_a_manifest_of_before_checksums_is_read_and_what_its_key_is_made_of_is_c
     for changes in ({"version": 2}, {"settings": {"value": 4}}, {"inputs": {}}):
         kept = (folder / "manifest.json").read_text()
         earlier(folder, **changes)
-        assert "do not make its key" in Store(tmp_path).status(made).why
+        assert "do not give its key" in Store(tmp_path).status(made).why
         (folder / "manifest.json").write_text(kept)
 
 
@@ -322,7 +322,7 @@ def test_a_file_that_cannot_be_opened_is_damage_with_its_reason(tmp_path: Path) 
         os.write(write, Store(tmp_path).status(made).why.encode())
         os._exit(0)
     os.waitpid(child, 0)
-    assert os.read(read, 1000).decode().endswith("out.txt cannot be read (Permission denied): taken as absent")
+    assert os.read(read, 1000).decode().endswith("out.txt cannot be read (Permission denied): the stage counts as absent and is made again")
 
 
 def test_a_file_where_the_folder_of_a_kind_should_be_is_damage(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_an_input_made_again_with_other_bytes_makes_all_that_read_it_stale(chain
     remake(a, tmp_path, "other")
     store = Store(tmp_path)
     assert [store.status(s).state for s in (c, b, a)] == ["stale", "stale", "done"]
-    assert store.status(b).why == f"sft/{b.key}: its input 'a' was made again with other bytes"
+    assert store.status(b).why == f"sft/{b.key}: its input 'a' was made again with other bytes, so this stage runs again"
     finish(b, store, "content")  # the same bytes again: what reads it was right all along
     assert [store.status(s).state for s in (c, b, a)] == ["done", "done", "done"]
     remake(a, tmp_path, "third")

@@ -122,7 +122,7 @@ def test_a_job_that_is_queued_again_is_said_and_waited_for(desk: Desk, store: St
 def test_a_store_that_a_node_does_not_see_is_said(store: Store, tmp_path: Path) -> None:
     given = Resources(gpus=0, cpus=1, mem_gb=None, time_min=5)
     job = NodeJob({**describe(fake("a"), store), "store": "/nowhere/store"}, str(tmp_path / "a.log"), "1", 1, None, given)
-    with pytest.raises(RuntimeError, match=r"/nowhere/store is not there on .*: results must be on a file system of all nodes"):
+    with pytest.raises(RuntimeError, match=r"/nowhere/store does not exist on node .*: set results= to a folder that all nodes share"):
         job()
 
 
@@ -131,7 +131,7 @@ def test_a_stage_beyond_its_time_is_ended_on_the_node(store: Store) -> None:
     given = Resources(gpus=0, cpus=1, mem_gb=None, time_min=5)
     NodeJob(describe(stage, store), str(store.sidecar(stage, "log")), "1", 1, 2.0, given)()
     answer = json.loads(store.sidecar(stage, "answer.json").read_text())
-    assert (answer["outcome"], answer["error"]) == ("late", "ran longer than 5 min (time_min) and was ended")
+    assert (answer["outcome"], answer["error"]) == ("late", "took longer than 5 min and was stopped: raise time_min")
 
 
 # What a stage needs ---------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_a_package_that_is_not_there_is_named_with_the_way_to_get_it(
     code = f"import sys, runpy; sys.modules[{package!r}] = None; runpy.run_module('bench', run_name='__main__')"
     done = run_bench("+sweep=smoke", f"hydra/launcher={launcher}", "tracker=none", python=("-c", code))
     assert done.returncode == 2  # type: ignore[attr-defined]
-    way_out = f"pip install -c constraints.txt -e '.[{launcher}]'"
+    way_out = f"install it with pip install -c constraints.txt -e '.[{launcher}]'"
     assert done.stderr == f"hydra/launcher={launcher} needs the package {package}, which is not installed: {way_out}\n"  # type: ignore[attr-defined]
     assert not list(tmp_path.glob("results/store/*"))
 
@@ -189,6 +189,6 @@ def test_a_machine_without_slurm_is_told_before_anything_runs(monkeypatch: pytes
     (tmp_path / "submitit.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    with pytest.raises(BadConfig, match="needs SLURM's sbatch, squeue, scontrol, scancel on the PATH: type the command on a machine"):
+    with pytest.raises(BadConfig, match="needs SLURM's sbatch, squeue, scontrol, scancel on the PATH: run the command on a machine"):
         launchers.check(open_door(["hydra/launcher=slurm"]).session.launcher, [fake("a")])
     launchers.check(open_door(["hydra/launcher=slurm"]).session.launcher, [])  # nothing is to do

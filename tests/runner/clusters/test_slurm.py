@@ -117,7 +117,7 @@ def test_unusual_reasons_to_wait_are_said_once(commands: Path, tmp_path: Path) -
     said: list[str] = []
     waiting = queue(tmp_path, said)
     assert waiting.ended(["1", "2", "3"]) == waiting.ended(["1", "2", "3"]) == {}
-    assert said == ["jobs wait because of AssocGrpGRES (squeue)"]
+    assert said == ["jobs wait in the queue; squeue gives the reason AssocGrpGRES"]
 
 
 def test_a_scheduler_that_does_not_answer_loses_no_job(commands: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_scheduler_that_does_not_answer_loses_no_job(commands: Path, tmp_path:
     said: list[str] = []
     waiting = queue(tmp_path, said)
     assert waiting.ended(["1"]) == waiting.ended(["1"]) == {}
-    assert len(said) == 1 and said[0].startswith("squeue does not answer, waiting for jobs all the same")
+    assert len(said) == 1 and said[0].startswith("squeue failed; still waiting for the jobs")
 
 
 def test_a_cluster_that_is_not_there_is_said_to_be_not_there(commands: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_cluster_that_is_not_there_is_said_to_be_not_there(commands: Path) -> 
         command(commands, name)
     for words, found in (
         ("sbatch: error: Unable to contact slurm controller (connect failure)", "sbatch finds no cluster"),
-        ("sbatch: error: Invalid account", "sbatch refuses a job of gpus=0"),
+        ("sbatch: error: Invalid account", "sbatch rejects a job with gpus=0"),
     ):
         (commands / "sbatch").write_text(f'#!/bin/sh\necho "{words}" >&2\nexit 1\n')
         with pytest.raises(BadConfig, match=found):
@@ -171,7 +171,7 @@ def test_what_the_cluster_does_not_have_is_refused_before_anything_runs(slurm: P
     check(slurm_settings(), [fake("a")])
     for changes, words in (({"gpus": 3}, "Requested node configuration is not available"), ({"partition": "nope"}, "invalid partition")):
         given = slurm_settings().cpu.model_copy(update=changes)
-        with pytest.raises(BadConfig, match=rf"sbatch refuses a job of gpus=.*{words}.*\(hydra.launcher.gpu, .cpu, .stages, .sbatch\)"):
+        with pytest.raises(BadConfig, match=rf"sbatch rejects a job with gpus=.*{words}.*: change hydra.launcher.gpu, .cpu, .stages or"):
             check(slurm_settings(cpu=given), [fake("a")])
 
 
@@ -194,7 +194,7 @@ def test_at_its_time_limit_a_job_is_queued_again_as_often_as_was_said(slurm: Pat
     by_key = {report.key: report for report in found}
     assert by_key[once.key] == StageReport(once.key, "done")
     assert by_key[ever.key].outcome == "late"
-    assert by_key[ever.key].error.startswith("reached its time limit of 1 min 2 times (time_min, hydra.launcher.requeues)")
+    assert by_key[ever.key].error.startswith("reached its time limit of 1 min 2 times: raise time_min or hydra.launcher.requeues")
     assert [len(attempts(stage, store.root)) for stage in (once, ever)] == [2, 2]
-    assert len(said) == 2 and all("was stopped at its time limit, or to make room, and is queued again" in line for line in said)
+    assert len(said) == 2 and all("was stopped at its time limit or preempted, and is queued again" in line for line in said)
     assert not list((store.root / "fake").glob("*.build-*"))
