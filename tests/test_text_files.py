@@ -207,10 +207,10 @@ def test_sizes_are_bounded_and_can_be_set(tmp_path: Path, monkeypatch: pytest.Mo
     path = written(tmp_path, b"\n" + fits + b"\n", "rows.gz")
     assert [(line, len(content)) for line, content in lines(path)] == [(2, 1 << 20)]
     path = written(tmp_path, b"\n" + fits + b" \n", "rows.gz")
-    assert refused(lambda: list(lines(path))).startswith(f"{path}:2: a row of more than 1 MiB (BENCH_MAX_ROW_MIB")
+    assert refused(lambda: list(lines(path))).startswith(f"{path}:2: the row is larger than 1 MiB; set BENCH_MAX_ROW_MIB")
     path = written(tmp_path, b"x" * (40 << 20), "rows.gz")  # no end of the row in sight
-    assert refused(lambda: list(lines(path))).startswith(f"{path}:1: a row of more than 1 MiB")
-    assert refused(read_text, path).startswith(f"{path}: larger than 2 MiB (BENCH_MAX_FILE_MIB")
+    assert refused(lambda: list(lines(path))).startswith(f"{path}:1: the row is larger than 1 MiB")
+    assert refused(read_text, path).startswith(f"{path}: is larger than 2 MiB; set BENCH_MAX_FILE_MIB")
     monkeypatch.setenv(text_files.ROW_LIMIT_ENV, "0")
     assert refused(lambda: list(lines(path))) == "the environment variable BENCH_MAX_ROW_MIB must be a whole number of MiB, got '0'"
 

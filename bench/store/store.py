@@ -266,7 +266,7 @@ class Store:
         """Whether a stage is done. Its weights may have been evicted."""
         return stage is not None and self.status(stage).state == "done"
 
-    def held(self, stage: Stage) -> Status:
+    def status_with_weights(self, stage: Stage) -> Status:
         """The status for a reader of the stage's files: absent where its weights were evicted."""
         status = self.status(stage)
         if status.state == "done" and status.manifest and status.manifest.evicted:
