@@ -31,7 +31,7 @@ class Evicted:
 
     def words(self) -> str:
         """A line for the screen; empty where nothing was evicted."""
-        return f"deleted the weights of {self.stages} stages (keep=), which frees {size_words(self.size)} of disk" if self.stages else ""
+        return f"weights of {self.stages} stages are deleted (keep=), which frees {size_words(self.size)} of disk" if self.stages else ""
 
 
 def weight_files(manifest: Manifest) -> Iterator[str]:

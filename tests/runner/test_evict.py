@@ -146,10 +146,10 @@ def test_a_sweep_without_weights_gives_the_same_tables_and_trains_again_for_a_ne
     assert run.table() == smoke().table()
     assert not list(results.rglob("*.safetensors"))
     n = len({stage for cell in smoke_cells() for stage in cell.stages if stage.kind in ("sft", "train")})
-    assert f"deleted the weights of {n} stages" in " ".join(run.out.split())
+    assert f"weights of {n} stages are deleted" in " ".join(run.out.split())
     status = bench("+sweep=smoke", "do=status", results=results)
     assert status.code == 0
-    assert f"deleted the weights of {n} stages" in " ".join(status.out.split())
+    assert f"weights of {n} stages are deleted" in " ".join(status.out.split())
     again = bench("+sweep=smoke", "do=report", results=results)
     assert again.table() == smoke().table()
     rerun = bench("+sweep=smoke", results=results)

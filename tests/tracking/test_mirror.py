@@ -240,7 +240,7 @@ def test_a_killed_tracker_costs_a_note(tmp_path: Path) -> None:
     tracker.close()
     tracker.close()
     assert time.monotonic() - began < 2
-    assert any("ended early; 201 of 201 runs may be missing" in note for note in tracker.notes)
+    assert any("ended early, so 201 of 201 runs may be missing" in note for note in tracker.notes)
 
 
 def test_a_stuck_tracker_is_stopped_in_time(tmp_path: Path) -> None:
