@@ -187,7 +187,7 @@ def test_ctrl_c_and_sigkill_change_nothing(tmp_path: Path) -> None:
     os.killpg(command.pid, signal.SIGINT)
     out, err = command.communicate(timeout=20)
     assert command.returncode == 130
-    assert "interrupted; the same command goes on from here" in err
+    assert "Interrupted. Run the same command again to continue from here." in err
     assert "Traceback" not in err + out
     assert gone(workers, within_s=1)
 

@@ -280,7 +280,7 @@ def test_results_that_may_only_be_read_are_shown(read_only: Path, results: Path,
     shutil.rmtree(folder_of(results, "score"))
     assert carry_out(open_door([*words, "do=run"])) == 3
     told = capsys.readouterr()
-    assert "could not begin: " in told.err and "Read-only file system" in told.err
+    assert "could not start: " in told.err and "Read-only file system" in told.err
 
 
 @pytest.fixture
@@ -526,10 +526,10 @@ def test_verify_tells_copies_of_stages_from_damaged_ones(results: Path, command:
     code, said = command("do=verify", sweep=None)
     assert code == 3
     for copy in copies:
-        assert f"DAMAGED  {copy}/manifest.json is of stage score/{score.name}, and lies in another folder: no stage of this place, " in said
-    assert (
-        f"DAMAGED  {store}/score/notes has no manifest, so it was not finished: no stage of this place, delete it or move it away" in said
-    )
+        moved = f"belongs to stage score/{score.name}, but lies in the folder of another stage"
+        assert f"DAMAGED  {copy}/manifest.json {moved}: no stage of this place, " in said
+    unfinished = "has no manifest.json: the stage was not finished"
+    assert f"DAMAGED  {store}/score/notes {unfinished}: no stage of this place, delete it or move it away" in said
     for folder in (*copies, store / "score" / "notes"):
         shutil.rmtree(folder)
     assert command("do=verify", sweep=None)[0] == 0

@@ -63,5 +63,5 @@ def main(opened: Opened) -> int:
             folder = user_path(do.out) if do.out else opened.session.results_dir / report.PASSPORTS
             root = folder if do.out else opened.session.results_dir
             whole &= passport.show(passport.read_passport(audit, store, command), root, folder)
-    store.tidy()
+    store.remove_leftovers()
     return OVER_BUDGET if over_budget else SOME_FAILED if failures or not whole else OK

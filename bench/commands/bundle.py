@@ -36,7 +36,7 @@ from bench.commands.cell_states import BUNDLE_FILE
 from bench.commands.faults import say_wrong
 from bench.commands.planned_sweep import sweep_of
 from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name, user_path
-from bench.output_files import why
+from bench.output_files import os_reason
 from bench.planning.inputs import CellPlan, Sources, all_stages
 from bench.records import size_words
 from bench.report import PASSPORTS
@@ -124,7 +124,7 @@ def _check_source(source: Source) -> None:
             same = hashlib.file_digest(file, "sha256").hexdigest() == source.digest
         fault = None if same else "is not the file that the bundle was made with"
     except OSError as error:
-        fault = f"cannot be read ({why(error)})"
+        fault = f"cannot be read ({os_reason(error)})"
     if fault:
         raise Unsound(f"DAMAGED  {printable(str(source.path))} {fault}: unpack the bundle again")
 

@@ -12,9 +12,9 @@ from bench.planning.inputs import CellPlan
 from bench.planning.to_do import make_plan
 from bench.records import grouped
 from bench.report import Sweep
-from bench.runner.cluster_queue import job_of
+from bench.runner.cluster_queue import submitted_job
 from bench.runner.progress_view import stage_words
-from bench.runner.slurm import OVER, JobState, look_at_squeue
+from bench.runner.slurm import OVER, JobState, squeue_or_empty
 from bench.store.store import Store
 from bench.text_files import BadFile, read_csv, read_object
 
@@ -35,7 +35,7 @@ def wrong_cells(sweep: Sweep, store: Store, made: Container[str] = ()) -> list[s
 
 
 def jobs_of(store: Store) -> Mapping[str, JobState]:
-    return look_at_squeue().jobs if any(store.root.glob("*/*.job.json")) else {}
+    return squeue_or_empty().jobs if any(store.root.glob("*/*.job.json")) else {}
 
 
 def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made: Container[str] = ()) -> tuple[str, str]:
@@ -46,10 +46,10 @@ def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made:
     was_made = cell.key in made or store.status(cell.score).state in ("done", "stale", "damaged")
     pending: dict[str, Any] = {}
     for stage in needed:
-        status = store.held(stage)
+        status = store.status_with_weights(stage)
         if error := store.failure(stage):
             return "failed", f"{stage_words(stage)}: {error.splitlines()[0]}"
-        held, handed_in = store.is_locked(stage), job_of(stage, store)
+        held, handed_in = store.is_locked(stage), submitted_job(stage, store)
         job = jobs.get(handed_in["id"]) if handed_in else None
         if handed_in and job and job.state not in OVER:
             place = f"waits ({job.reason})" if job.waits else f"on {job.node}"
@@ -59,7 +59,7 @@ def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made:
             pending["running"] = stage_words(stage) + (f": {handed_in['queue']} job {handed_in['id']}" if handed_in else "")
         elif store.was_interrupted(stage):
             pending.setdefault("interrupted", f"{stage_words(stage)}: the command was interrupted; the same command runs it again")
-        elif handed_in or store.was_begun(stage):
+        elif handed_in or store.has_build_folder(stage):
             pending.setdefault("lost", f"{stage_words(stage)}: begun, and nobody is at it; the same command runs it again")
         elif status.state in ("damaged", "stale"):
             pending.setdefault(status.state, status.why)

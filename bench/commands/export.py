@@ -72,7 +72,7 @@ def export(do: Export, results: Path, store: Store) -> list[str]:
     try:
         config = read_yaml(folder / "config.yaml")
         score = store.root / "score" / [key for key, facts in written.stages.items() if facts["kind"] == "score"][-1]
-        store.intact(score)
+        store.verified_manifest(score)
         result = Result.from_json(read_object(score / "result.json"))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise Unsound(f"DAMAGED  {folder}: {' '.join(str(error).split())}: do=report of its sweep writes it again") from error
@@ -108,9 +108,9 @@ def _of_policy(cell: str, stages: Mapping[str, Mapping[str, str]], store: Store)
             if facts["kind"] != "generate":
                 continue
             try:
-                source = store.intact(store.root / "generate" / key).inputs.get(role, {}).get("key", "")
+                source = store.verified_manifest(store.root / "generate" / key).inputs.get(role, {}).get("key", "")
                 if source in stages:
-                    return store.intact(store.root / stages[source]["kind"] / source)
+                    return store.verified_manifest(store.root / stages[source]["kind"] / source)
             except ValueError as error:
                 raise Unsound(f"DAMAGED  {error}: the same command makes it again") from error
     raise BadConfig([f"{cell}: nothing was trained for it, so there is no model of its own to export"])

@@ -25,7 +25,7 @@ from bench.commands.faults import say_wrong
 from bench.commands.planned_sweep import sweep_of
 from bench.config import FITTED, Rescore, user_path
 from bench.judges.formats import alpaca_eval, mt_bench
-from bench.output_files import why, write_where_asked
+from bench.output_files import os_reason, write_user_file
 from bench.planning.inputs import CellPlan
 from bench.records import Result, Verdict, grouped, read_items
 from bench.scoring.calibration import fitted, fitted_on, recalibrated
@@ -108,9 +108,9 @@ def _write_rows(do: Rescore, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the rows lie where `out` says, where it says anything."""
     if do.out:
         try:
-            write_where_asked(user_path(do.out), report.csv_text(rows))
+            write_user_file(user_path(do.out), report.csv_text(rows))
         except OSError as error:
-            say(f"not written: {do.out}: {why(error)}")
+            say(f"not written: {do.out}: {os_reason(error)}")
             return False
         say(f"rows     {do.out}")
     return True

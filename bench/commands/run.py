@@ -82,6 +82,6 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         tracker.sweep(sweep=sweep.name, rows=report.flat_rows(rows), files=paths.for_tracker)
         tracker.close()
     report.print_report(sweep, paths, tracker.notes, "; ".join(filter(None, [screen.summary(), gone.words()])))
-    store.tidy()
+    store.remove_leftovers()
     wrong = bool(failures or unwritten or paths.unwritten) or any(row.failed or not row.done for row in rows)
     return OVER_BUDGET if over_budget else SOME_FAILED if wrong else OK

@@ -18,7 +18,7 @@ from bench.cli.compose import BadConfig, Opened
 from bench.commands import OK, SOME_FAILED
 from bench.commands.why import read_cell
 from bench.judges.asked import journal
-from bench.output_files import ASIDE, why
+from bench.output_files import ASIDE, os_reason
 from bench.store.keys import KEY_LENGTH
 from bench.store.stage_settings import VERSIONS
 from bench.store.store import Manifest, Misplaced, Store, Unsound
@@ -77,7 +77,7 @@ class StagesLookedAt:
                 continue
             for folder in sorted(path for path in kind.iterdir() if path.is_dir() and "." not in path.name):
                 try:
-                    self.sound[folder.name] = self.store.intact(folder)
+                    self.sound[folder.name] = self.store.verified_manifest(folder)
                 except ValueError as error:
                     foreign = isinstance(error, Misplaced) or kind.name not in VERSIONS or not KEY.fullmatch(folder.name)
                     yield Fault("DAMAGED", str(error), NOT_HERE if foreign else RUN_AGAIN)
@@ -102,7 +102,7 @@ def _of_journals(store: Store) -> Iterator[Fault]:
         try:
             faults = journal.check(path)
         except OSError as error:
-            faults = [f"{path} cannot be read ({why(error)})"]
+            faults = [f"{path} cannot be read ({os_reason(error)})"]
         for fault in faults:
             yield Fault("DAMAGED", fault, mend)
 

@@ -112,7 +112,7 @@ def lineage(folder: Path, store: Store) -> Lineage:
 def _step(key: str, kind: str, label: str, store: Store) -> Step:
     folder = store.root / kind / key
     try:
-        manifest = store.intact(folder)
+        manifest = store.verified_manifest(folder)
     except ValueError as error:
         failure = read_failure(store.root / kind / f"{key}.failed.json")
         why = failure or (str(error) if folder.exists() else "not run")

@@ -27,7 +27,7 @@ from bench.engines.adapters import is_adapted, save_model
 from bench.machine import free_port, python_path
 from bench.store import stage_settings
 from bench.store.keys import tree_stamp
-from bench.store.stage_run import Outcome, Progress, StageRun, follow, reason
+from bench.store.stage_run import Outcome, Progress, StageRun, exit_with, reason
 from bench.text_files import read_object
 from bench.training.checkpoints import Checkpoints
 from bench.training.devices import Spread, learning, share_of
@@ -172,7 +172,7 @@ def main(path: Path) -> None:
     """One of the processes that train together."""
     secrets.guard_streams()
     job = read_object(path)
-    follow(job["worker"])
+    exit_with(job["worker"])
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # before a model is loaded: else all load theirs on the first
     rank = int(os.environ.get("RANK", "0"))

@@ -209,7 +209,7 @@ def test_models_do_not_outlive_their_stage() -> None:
         gone = weakref.ref(engine.model)
         del engine
         assert gone() is not None
-        worker.tidy()
+        worker.release_memory()
         assert gone() is None
     finally:
         gc.enable()

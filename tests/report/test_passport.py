@@ -330,7 +330,7 @@ def test_a_bad_label_and_items_without_answers_are_said_at_the_door(problems: Ca
     labels.write_text('{"item_id": "a", "preference": 2}\n')
     items.write_text(json.dumps([{"instruction": "Say a.", "output": "a."}] * 4))
     found = problems("do=audit", f"human={labels}")
-    assert any(f"{labels}:1: not a HumanLabel: label of a: preference must be in [0, 1], got 2" in problem for problem in found), found
+    assert any(f"{labels}:1: not a valid label: label of a: preference must be in [0, 1], got 2" in problem for problem in found), found
     found = problems("do=audit", "judge=alpaca_eval", "judge.model=m", f"judge.items={items}")
     assert any("needs answers to judge" in problem and "completions=FILE" in problem for problem in found), found
     labels.write_text('{"item_id": "a", "rating": 2}\n')

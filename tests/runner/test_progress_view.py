@@ -94,7 +94,7 @@ def test_plain_lines_say_how_each_stage_ended(sweep: Sweep, store: Store, tmp_pa
     assert f"tiny: 6 cells, 0 stages done, {total} to do, 2 at a time" in text
     first, second, third, *_ = sweep.cells[1].stages
     assert f"{first.kind} {first.label} ({first.key[:6]}) 0.0 s; {total - 1} stages left" in text
-    assert f"({second.key[:6]}): its worker process died (signal SIGKILL); trying once more" in text
+    assert f"({second.key[:6]}): its worker process died (signal SIGKILL); it runs again" in text
     failed = f"FAILED {third.kind} {third.label} ({third.key[:6]}): ValueError: expected [bold]this[/bold] (log: {tmp_path / 'log'})"
     assert failed in text
     assert "Traceback" not in text  # it is in the log
@@ -213,7 +213,7 @@ def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: St
     assert "4 to do" in out
     store.clear_marks(train)
     assert print_status(sweep, store) is True  # the other is lost
-    store.sweep(running.kind, running.key)
+    store.remove_build_folders(running.kind, running.key)
     shutil.rmtree(next(store.root.glob(f"train/{running.key}.build-*")))  # of this process, which lives
     assert print_status(sweep, store) is False
 
@@ -235,7 +235,7 @@ def test_status_tells_queued_jobs_from_running_ones_and_names_them(sweep: Sweep,
     cell = sweep.cells[1]
     train = cell.roles["train"]
     (store.root / "train").mkdir(parents=True)
-    store.beside(train, "job.json").write_text('{"queue": "slurm", "id": "17_3", "attempt": "a"}')
+    store.sidecar(train, "job.json").write_text('{"queue": "slurm", "id": "17_3", "attempt": "a"}')
     lock = store.try_lock(train)
     assert lock is not None
     waiting, running = JobState("PENDING", "Resources", ""), JobState("RUNNING", "None", "node7")
