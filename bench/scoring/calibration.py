@@ -1,8 +1,8 @@
-"""Calibrations of length control for a table's cells: from a user's file, or fitted on the other rows of the table.
+"""Calibrations of length control: from a user's file, or fitted on the other rows of the table.
 
-A file (judge.calibration=FILE) is an input of a cell's score stage. Fitted difficulties (judge.calibration=fitted) depend
-on the other cells of the table. The score stage does not use them: the length-controlled numbers of such a cell are
-computed when the table is made.
+A file (judge.calibration=FILE) is an input of a cell's score stage. Fitted difficulties
+(judge.calibration=fitted) depend on the other cells of the table. The score stage does not use them: the
+length-controlled numbers of such a cell are computed when the table is made.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ NOBODY_ELSE = "no other cell with the same items and judge to fit difficulties o
 
 
 def fitted_on(others: Sequence[Sequence[Verdict]], none: str) -> Calibration | Unmeasured:
-    """Difficulties fitted on the verdicts of other policies. Without other policies: Unmeasured, with the reason `none`."""
+    """Difficulties fitted on the verdicts of other policies.
+
+    Without other policies: Unmeasured, with the reason `none`.
+    """
     return alpaca_eval.fitted_calibration(fit_difficulty([judged(verdicts) for verdicts in others])) if others else Unmeasured(none)
 
 

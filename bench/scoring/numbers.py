@@ -1,41 +1,47 @@
 """Numbers of a cell, computed from verdicts, completions and log-probs. A missing number has a reason.
 
-win_rate, lc_win_rate        mean preference and its length-controlled form, in [0, 1]; standard errors and 95 % intervals
-                             are over prompts
-arena_win_rate, style_win_rate   mean outcome of the battles of an Arena-Hard judge, and the same with style controlled
-                             (bench/stats/style_control.py)
-win_rate_LABEL               the same for the member LABEL of a jury; also n_unscored_LABEL, arena_win_rate_LABEL and
-                             style_win_rate_LABEL
-n_turns_unscored             turns without a verdict in items that are scored by another turn (pairs of two turns)
+win_rate, lc_win_rate        mean preference and its length-controlled form, in [0, 1]; standard errors and
+                             95 % intervals are over prompts
+arena_win_rate, style_win_rate   mean outcome of the battles of an Arena-Hard judge, and the same with style
+                             controlled (bench/stats/style_control.py)
+win_rate_LABEL               the same for the member LABEL of a jury; also n_unscored_LABEL,
+                             arena_win_rate_LABEL and style_win_rate_LABEL
+n_turns_unscored             turns without a verdict in items that are scored by another turn (pairs of two
+                             turns)
 rating, rating_turn1, _turn2 mean rating, 1 to 10; the standard error is clustered by question
-expected_rating              mean of the judge's whole distribution over ratings, where the judge gives log-probs
-tasks/TASK/METRIC            result of a task of the forgetting check, in the task's own units; standard error and
-                             interval are over documents
-reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref; a tie is a half
-                             (paired data)
-reward_auc                   chance that a desirable held-out completion has a larger log π/π_ref than an undesirable one
-                             (unpaired data)
+expected_rating              mean of the judge's whole distribution over ratings, where the judge gives
+                             log-probs
+tasks/TASK/METRIC            result of a task of the forgetting check, in the task's own units; standard error
+                             and interval are over documents
+reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref; a tie
+                             is a half (paired data)
+reward_auc                   chance that a desirable held-out completion has a larger log π/π_ref than an
+                             undesirable one (unpaired data)
 reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows
 logps_chosen, _rejected      summed log-probs of held-out completions (nats), mean over rows
-shift_chosen, shift_rejected log π/π_ref per token of held-out completions, in nats: how far they rose or fell from the
-                             start model
-reward_best                  best of n: mean reward of the chosen completions. reward_best and reward_* are then rewards of
-                             the reward model, in its own units
-kl                           KL(π || π_ref) of whole completions in nats, on the policy's own samples at temperature 1
-label_accuracy               share of a loop's latest labels that agree with the truth, where the truth is known and no tie
-noise_precision, noise_recall   SPA's noise detector, over the pairs that it examined: the share of distrusted labels
-                             that are wrong, and the share of wrong labels that are distrusted
-noise_share                  share of labels that are wrong. It is the precision of distrusting labels at random
+shift_chosen, shift_rejected log π/π_ref per token of held-out completions, in nats: how far they rose or fell
+                             from the start model
+reward_best                  best of n: mean reward of the chosen completions. reward_best and reward_* are
+                             then rewards of the reward model, in its own units
+kl                           KL(π || π_ref) of whole completions in nats, on the policy's own samples at
+                             temperature 1
+label_accuracy               share of a loop's latest labels that agree with the truth, where the truth is
+                             known and no tie
+noise_precision, noise_recall   SPA's noise detector, over the pairs that it examined: the share of distrusted
+                             labels that are wrong, and the share of wrong labels that are distrusted
+noise_share                  share of labels that are wrong. It is the precision of distrusting labels at
+                             random
 mean_length, mean_tokens, unfinished   evaluation completions: characters, tokens, share cut at max_new_tokens
-repetition                   share of a completion's word 3-grams that occurred earlier in it (rep-3 of Su et al. 2022),
-                             mean over the completions that have 3-grams
-judge_*                      the policy as a judge that writes, on held-out rankings (bench/judges/self_judge.py)
+repetition                   share of a completion's word 3-grams that occurred earlier in it (rep-3 of Su
+                             et al. 2022), mean over the completions that have 3-grams
+judge_*                      the policy as a judge that writes, on held-out rankings
+                             (bench/judges/self_judge.py)
 unscored_REASON              replies of a language-model judge without a verdict, by reason (REASONS in
                              bench/judges/asked/replies.py)
 votes_from_text, votes_weighed   votes without the log-probs that weigh them; all votes that are weighed
 n_without_expected_rating    ratings without log-probs, where other ratings have them
-distinct                     number of different word 3-grams of all completions over the number of all 3-grams
-                             (distinct-n of Li et al. 2016). It falls as the amount of text grows
+distinct                     number of different word 3-grams of all completions over the number of all
+                             3-grams (distinct-n of Li et al. 2016). It falls as the amount of text grows
 """
 
 from __future__ import annotations
@@ -140,7 +146,10 @@ def _tasks(folder: Path, numbers: Numbers) -> None:
 
 
 def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:
-    """Calibration of the judged items from the input `calibration`, a user's file. None without this input."""
+    """Calibration of the judged items from the input `calibration`, a user's file.
+
+    None without this input.
+    """
     if "calibration" not in inputs:
         return None
     items = read_items(inputs["preference_items"])
