@@ -15,7 +15,7 @@ from bench.planning.inputs import CellPlan
 from bench.records import Result, Verdict, preference_verdicts
 from bench.scoring.numbers import calibration_of, lc_numbers
 from bench.stats.estimates import Unmeasured
-from bench.stats.length_control import Calibration, fit_difficulty, judged
+from bench.stats.length_control import Calibration, columns_of, fit_difficulty
 from bench.store.stage_settings import ScoreSettings
 from bench.store.store import Store
 
@@ -58,7 +58,7 @@ def fitted_on(others: Sequence[Sequence[Verdict]], none: str) -> Calibration | U
 
     Without other policies: Unmeasured, with the reason `none`.
     """
-    return alpaca_eval.fitted_calibration(fit_difficulty([judged(verdicts) for verdicts in others])) if others else Unmeasured(none)
+    return alpaca_eval.fitted_calibration(fit_difficulty([columns_of(verdicts) for verdicts in others])) if others else Unmeasured(none)
 
 
 def verdicts_of(cell: CellPlan, store: Store) -> list[Verdict]:
