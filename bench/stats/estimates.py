@@ -146,7 +146,7 @@ class Comparison:
 
     @property
     def lead(self) -> Difference:
-        """The difference that a table shows: `combined`, or `prompts` with one seed (the table must say so)."""
+        """The difference that a table shows: `combined`, or `prompts` with one seed (the table says so)."""
         return self.combined or self.prompts
 
 

@@ -175,7 +175,7 @@ def _has_calls(verdicts: Sequence[Verdict]) -> bool:
 
 
 def _both_orders(verdicts: Sequence[Verdict]) -> list[tuple[float, float]]:
-    """Pairs (preference with the policy shown first, with it shown second) of the items read in both orders."""
+    """Preferences with the policy shown first and shown second, of the items read in both orders."""
     pairs = []
     for verdict in verdicts:
         by_order = {call.policy_first: call.preference for call in verdict.calls}

@@ -128,7 +128,7 @@ class LengthRows(NamedTuple):
 
 
 def _tanh_gaps(gaps: Array) -> Array:
-    """tanh(g / sd) of each row of gaps (R, n); 0 for a row without spread, where there is nothing to control."""
+    """tanh(g / sd) of each row of gaps (R, n). A row without spread gives 0: there is nothing to control."""
     spread = gaps.std(axis=1, ddof=1, keepdims=True)
     return np.tanh(np.divide(gaps, spread, out=np.zeros_like(gaps), where=np.ptp(gaps, axis=1, keepdims=True) > 0))
 
@@ -280,7 +280,7 @@ def lc_win_rate(columns: Columns, rng: np.random.Generator, n_resamples: int = 5
 
 
 def refit_interval(draws: Array, n_resamples: int) -> dict[str, Any]:
-    """Standard error and interval of an estimate from its successful refits; None where more than 5 % failed."""
+    """Standard error and interval of an estimate from its successful refits; None if over 5 % failed."""
     n_failed = n_resamples - draws.size
     if n_failed > 0.05 * n_resamples:
         return {"standard_error": None, "low": None, "high": None, "n_failed_refits": n_failed}

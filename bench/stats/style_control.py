@@ -71,7 +71,7 @@ def battles(games: Sequence[float]) -> tuple[float, int]:
 
 
 def game_facts(games: Sequence[float], policy: str, baseline: str) -> dict[str, float]:
-    """`details` of a verdict: the games, policy first and then baseline first, and the markup of both texts."""
+    """`details` of a verdict: the games (policy first, then baseline first) and the markup of both texts."""
     facts = dict(zip(("policy_first", "baseline_first"), map(float, games), strict=True))
     for side, text in (("policy", policy), ("baseline", baseline)):
         facts |= {f"{side}_{name}": float(n) for name, n in markup(text).items()}

@@ -19,7 +19,7 @@ from bench.forecast.row_counts import data_lines
 from bench.models.tokenize import PromptTooLong, load_tokenizer, positions, preference_ids, row_ids
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan
-from bench.readers.learnable import looker
+from bench.readers.learnable import learn_check
 from bench.readers.rows import BadRows, raw_rows
 from bench.readers.splits import Divided, divide, overlap
 from bench.readers.subsets import normalised, prompt_group
@@ -334,7 +334,7 @@ def test_a_prompt_fits_where_it_can_be_trained_on(most: int, tiny_model: Path) -
             trained = bool(row_ids(tokenizer, prompt, "x", most))
         except PromptTooLong:
             trained = False
-        assert (looker(tokenizer, most)(prompt, ["x"]) is None) == trained
+        assert (learn_check(tokenizer, most)(prompt, ["x"]) is None) == trained
 
 
 # Overlap with the judge's items --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from bench.config import Settings
 from bench.forecast.row_counts import data_lines
 from bench.models.tokenize import load_tokenizer
 from bench.planning.inputs import CellPlan
-from bench.readers.learnable import SAME_TOKENS, TOO_LONG, UNWRITABLE, looker
+from bench.readers.learnable import SAME_TOKENS, TOO_LONG, UNWRITABLE, learn_check
 from bench.readers.rows import opposites, read_preferences
 from bench.records import Labelled, read_rows, write_jsonl
 from bench.stages import data
@@ -174,7 +174,7 @@ def test_rows_that_a_template_cannot_write_are_dropped_and_counted_where_that_is
 
 
 def test_what_is_found_of_a_row_is_found_again_without_looking(models: Mapping[str, Path]) -> None:
-    look, rows = looker(load_tokenizer(models["strict"]), 60), [user("name a dog")]
+    look, rows = learn_check(load_tokenizer(models["strict"]), 60), [user("name a dog")]
     for _ in range(2):
         assert look(rows, ["a", "b"]) is None and look(rows, []) is None
         assert look(rows, ["a", "a"]) == SAME_TOKENS
@@ -277,9 +277,9 @@ def test_special_tokens_that_somebody_typed_are_counted_by_plan_and_run(kind: st
 
 
 def test_an_end_that_plain_rows_have_is_no_typed_token(models: Mapping[str, Path]) -> None:
-    look, plain = looker(load_tokenizer(models["chatml"]), None), [{"role": "text", "content": "a"}]
-    assert look.marks(plain, ["b<|im_end|>", "c"]) == set()  # type: ignore[arg-type]
-    assert look.marks(plain, ["b<|im_end|>c", "c"]) == {"<|im_end|>"}  # type: ignore[arg-type]
+    look, plain = learn_check(load_tokenizer(models["chatml"]), None), [{"role": "text", "content": "a"}]
+    assert look.special_tokens(plain, ["b<|im_end|>", "c"]) == set()  # type: ignore[arg-type]
+    assert look.special_tokens(plain, ["b<|im_end|>c", "c"]) == {"<|im_end|>"}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["local", "dataset"])
