@@ -1,4 +1,7 @@
-"""The state of each cell, from what lies in the store: done, running, queued, failed, lost, damaged, stale, absent, interrupted, to do."""
+"""States of cells, from the files in the store.
+
+The states: done, running, queued, failed, lost, damaged, stale, absent, interrupted, to do.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,12 @@ from bench.runner.slurm import OVER, JobState, look_at_squeue
 from bench.store.store import Store
 from bench.text_files import BadFile, read_csv, read_object
 
-WRONG = ("failed", "lost", "damaged", "stale", "absent")  # states of a cell that the same command, or a person, has to mend
+# States that the same command, or a person, has to repair.
+WRONG = ("failed", "lost", "damaged", "stale", "absent")
 
 
 def wrong_cells(sweep: Sweep, store: Store, made: Container[str] = ()) -> list[str]:
-    """A line for each reason that cells have failed or are lost, damaged, stale or absent."""
+    """Lines about cells that have failed or are lost, damaged, stale or absent, one for each reason."""
     jobs = jobs_of(store)
     reasons = grouped((cell_state(cell, store, jobs, made), cell.name) for cell in sweep.cells)
     lines = []
@@ -39,7 +43,10 @@ def jobs_of(store: Store) -> Mapping[str, JobState]:
 
 
 def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made: Container[str] = ()) -> tuple[str, str]:
-    """(state, why) of a cell from what lies in the store, and from what SLURM says of its jobs, by id."""
+    """State of a cell and its reason, from the store and from SLURM's states of jobs, by job id.
+
+    `made`: keys of cells that had their numbers before.
+    """
     needed = make_plan([cell], store).to_do
     if not needed:
         return "done", ""
@@ -78,7 +85,7 @@ BUNDLE_FILE = "bundle.json"
 
 
 def made_cells(sweep: report.Sweep, results: Path) -> set[str]:
-    """Keys of cells that had their numbers: a run has left them in the cell's folder, or a table or the bundle says so."""
+    """Keys of cells that had their numbers: by the cell's folder, the sweep's table or the bundle."""
     made = {cell.key for cell in sweep.cells if (results / "cells" / cell.name / "result.json").is_file()}
     with contextlib.suppress(BadFile):
         rows = read_csv(results / "sweeps" / sweep.name / "table.csv", ("key", "status"))

@@ -1,4 +1,4 @@
-"""`do=plan`: what a command would run, and what that takes."""
+"""`do=plan`: prints the stages that a command would run, with time, tokens, memory and cost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def main(opened: Opened) -> int:
 
 
 def costs_of(plan: Plan, store: Store) -> dict[Stage, JudgeCost]:
-    """What judges would cost. Raises BadConfig for a file of completions that does not answer what they ask."""
+    """Costs of the judges by stage.
+
+    Raises BadConfig for a file of completions without a completion for each item.
+    """
     try:
         return judge_costs(plan.to_do, store)
     except BadFile as error:
@@ -60,7 +63,10 @@ def print_plan(
     costs: Mapping[Stage, JudgeCost],
     data: Sequence[str] = (),
 ) -> None:
-    """Cells, unique stages by kind with what is done, forecasts of time, tokens and judge cost; `data`: lines on the rows."""
+    """Print cells, unique stages by kind, and forecasts of time, tokens and judge cost.
+
+    `data`: lines about the rows of the data.
+    """
     console = Terminal(soft_wrap=True, highlight=False)
     cells = plain_table(f"{sweep.name}: {len(sweep.cells)} cells", ("cell", "to do", "done"))
     to_do = set(plan.to_do)
@@ -103,28 +109,28 @@ def print_plan(
         console.print(f"         {label}: {_cost_words(some)}")
     if of_labels:
         console.print(f"labels   {_cost_words(of_labels)}")
-    for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
-        console.print(f"         counted from {how}")
+    for source in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
+        console.print(f"         counted from {source}")
     for place, line in enumerate(data):
         console.plain(f"{'' if place else 'data':<9}{line}")
 
 
-def print_sizes(found: Sizes | None) -> None:
-    """What models of size take; nothing where there is nothing to say."""
+def print_sizes(sizes: Sizes | None) -> None:
+    """Print memory and compute of large models; nothing without a report."""
     console = Terminal(soft_wrap=True, highlight=False)
-    tables = {"work of models, to do": (STAGE_COLUMNS, found.stages), "by cell": (CELL_COLUMNS, found.cells)} if found else {}
+    tables = {"work of models, to do": (STAGE_COLUMNS, sizes.stages), "by cell": (CELL_COLUMNS, sizes.cells)} if sizes else {}
     for title, (columns, rows) in tables.items():
         table = plain_table(title, columns)
         for row in rows:
             table.add_row(*row)
         if rows:
             console.whole(table)
-    for place, line in enumerate(found.lines if found else ()):
+    for place, line in enumerate(sizes.lines if sizes else ()):
         console.plain(f"{'' if place else 'size':<9}{line}")
 
 
 def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
-    """What an audit would ask, line by line, and what that costs."""
+    """Print the requests of an audit, one line a stage, and their cost."""
     console = Terminal(soft_wrap=True, highlight=False)
     table = plain_table("to be asked", ("judge", "about", "requests", "tokens sent", "tokens back", "$"), n_texts=2)
     for cell in plan.cells:

@@ -1,9 +1,12 @@
-"""`do=verify`: a whole results folder looked through, of every sweep, with what would mend each fault.
+"""`do=verify`: checks a whole results folder, with all its sweeps, and prints a repair for each fault.
 
-Stages: the manifest's own checksum, that version, settings and inputs make its key, checksums of all files, and that no input was made
-again with other bytes since. Journals of replies and the ledger of dollars. Cells' folders: that they say which stages they are of, and
-that numbers and exported files are as they were written, of what the store holds now. What killed commands left is listed, and no fault:
-the next command that ends well deletes it.
+- Stages: the manifest's own checksum; that version, settings and inputs give its key; the checksums of all
+  files; and that no input was made again later with other bytes.
+- Journals of replies, and the ledger of dollars.
+- Cells' folders: that they name their stages; and that numbers and exported files are unchanged and match the
+  store.
+
+Files left by killed commands are listed, but are no fault: the next command that ends well deletes them.
 """
 
 from __future__ import annotations
@@ -39,8 +42,10 @@ def main(opened: Opened) -> int:
 
 @dataclass(frozen=True)
 class Fault:
+    """A fault of a results folder, with its repair."""
+
     kind: str  # a word: DAMAGED, STALE, CHANGED
-    what: str  # where it is, and what is wrong there
+    what: str  # the place and the fault
     mend: str
 
     def line(self) -> str:
@@ -48,23 +53,26 @@ class Fault:
 
 
 def show(results: Path, store: Store) -> bool:
-    """Print every fault and what would mend it. Whether there is none. Raises BadConfig where there is nothing to look through."""
+    """Print every fault and its repair; returns whether there is none.
+
+    Raises BadConfig for a folder without a store.
+    """
     if not store.root.is_dir():
         raise BadConfig([f"no store in {results}: set results=DIR or BENCH_RESULTS to a folder that a command has written to"])
-    stages = StagesLookedAt(store)
-    found = [*stages.faults(), *_of_journals(store), *_of_places(results), *_of_cells(results, store)]
-    for fault in found:
+    stages = CheckedStages(store)
+    faults = [*stages.faults(), *_of_journals(store), *_of_places(results), *_of_cells(results, store)]
+    for fault in faults:
         say(fault.line())
     left = [*_left(results, store), *stages.earlier()]
     for line in left:
         say(line)
     n = len(stages.sound)
-    say(f"{n} stages are as they were written{f', {len(found)} faults' if found else ''}")
-    return not found
+    say(f"{n} stages are as they were written{f', {len(faults)} faults' if faults else ''}")
+    return not faults
 
 
-class StagesLookedAt:
-    """Every stage's folder of a store; `sound`: the manifests of those that are as they were written, by key."""
+class CheckedStages:
+    """Check of every stage's folder in a store. `sound`: manifests of the unchanged stages, by key."""
 
     def __init__(self, store: Store):
         self.store = store
@@ -89,7 +97,7 @@ class StagesLookedAt:
                     yield Fault("STALE", what, RUN_AGAIN)
 
     def earlier(self) -> Iterator[str]:
-        """Stages that this version of bench does not read: it makes others in their place."""
+        """Lines about stages of another version that this version of bench does not read and makes anew."""
         for manifest in self.sound.values():
             if (known := VERSIONS.get(manifest.kind)) != manifest.version:  # type: ignore[call-overload]
                 now = f"this version of bench makes version {known}" if known else "this version of bench has no such kind"
@@ -108,7 +116,7 @@ def _of_journals(store: Store) -> Iterator[Fault]:
 
 
 def _of_places(results: Path) -> Iterator[Fault]:
-    """Where a folder should be that a command writes into, and is none."""
+    """Faults of places where a folder should be and is none."""
     ours = [path for path in sorted([*results.glob("cells/*"), *results.glob("sweeps/*")]) if NAME.fullmatch(path.name)]
     for place in (results / "cells", results / "sweeps", *ours):
         if place.is_symlink() or (place.exists() and not place.is_dir()):

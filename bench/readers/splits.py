@@ -1,4 +1,6 @@
-"""Splits of a dataset: train rows, held-out rows, prompts of later iterations. Overlap with the judge's items.
+"""Splits of a dataset: train, held-out and later iterations' rows.
+
+Overlap of train rows with the judge's items.
 
 Copies of a prompt (`subsets.prompt_group`) stay together in every split. The train prompts have one seeded
 order. The first ones are labelled (`fraction`; a smaller fraction is part of a larger one). The next ones are
