@@ -59,7 +59,9 @@ def find_files(path: Path, patterns: Sequence[str]) -> list[Path]:
     by_pattern = {pattern: sorted(path.glob(pattern)) for pattern in patterns}
     if missing := [pattern for pattern, files in by_pattern.items() if not files]:
         present = ", ".join(sorted(str(file.relative_to(path)) for file in itertools.islice(path.rglob("*.*"), 8))) or "nothing"
-        raise ValueError(f"{path} must hold {' and '.join(missing)}, as on the hub, or be one such file; it holds {present}")
+        raise ValueError(
+            f"{path}: expected a folder laid out as on the hub, or one data file; {' and '.join(missing)} is missing, it holds {present}"
+        )
     return list(dict.fromkeys(file for files in by_pattern.values() for file in files))
 
 
@@ -125,7 +127,7 @@ def check(path: Path, reading: Reading | Conversations, train_files: Sequence[st
         tally = Tally()
         first = [raw for file in files for raw in itertools.islice(_raws([file], split, reader, tally), PEEK)]
         if not first and not tally.problems:
-            raise ValueError(f"{', '.join(map(str, files[:3]))}: no rows")
+            raise ValueError(f"{', '.join(map(str, files[:3]))}: the file holds no rows")
         rows += list(reader.read(first, reading, tally, train=split == "train"))
         raise_bad_rows(tally.problems)
     return shown_by(rows[0]) if rows else Shown(None, False)
@@ -164,9 +166,9 @@ def _read_dataset(path: Path, stamp: str, reading: Reading, train_files: tuple[s
     elif getattr(reader, "HELDOUT_IN_TRAIN_FILES", False):
         heldout = _split(reader, reading, find_files(path, train_files), "heldout", counts) or None
     if not train:
-        raise ValueError(f"{path}: no train row is left of {counts['train/read']}: {_reasons(counts)}")
+        raise ValueError(f"{path}: none of {counts['train/read']} train rows can be used: {_reasons(counts)}")
     if len({row_form(row) for row in train}) > 1:
-        raise ValueError(f"{path}: paired and unpaired rows; a dataset has one form")
+        raise ValueError(f"{path}: holds paired and unpaired rows. A dataset must hold one kind: remove the others")
     return Splits(train, heldout, counts)
 
 
@@ -190,7 +192,7 @@ def _split(reader: Reader, reading: Any, files: Sequence[Path], split: str, coun
 def _reasons(counts: Mapping[str, int]) -> str:
     """Reasons why train rows were dropped, with their counts, in words."""
     start = "train/dropped/"
-    return ", ".join(f"{n} {name.removeprefix(start)}" for name, n in counts.items() if name.startswith(start)) or "it has none"
+    return ", ".join(f"{n} {name.removeprefix(start)}" for name, n in counts.items() if name.startswith(start)) or "there are no rows"
 
 
 def read_conversations(path: Path, settings: ConversationData) -> tuple[list[Conversation], dict[str, int]]:
@@ -201,5 +203,5 @@ def read_conversations(path: Path, settings: ConversationData) -> tuple[list[Con
     counts: dict[str, int] = {}
     rows = _split(load("conversations"), Conversations(reader="conversations"), find_files(path, settings.files), "train", counts)
     if not rows:
-        raise ValueError(f"{path}: no conversation is left of {counts['train/read']}: {_reasons(counts)}")
+        raise ValueError(f"{path}: none of {counts['train/read']} conversations can be used: {_reasons(counts)}")
     return rows, counts

@@ -76,7 +76,7 @@ def read_written(path: Path) -> list[WrittenRow]:
         if isinstance(row, BadFile):
             problems.append(str(row))
         elif (earlier := first.setdefault(row.prompt, row.place)) != row.place:
-            problems.append(f"{row.place}: answers what {earlier} answers: a prompt has one completion")
+            problems.append(f"{row.place}: answers the same prompt as {earlier}. A prompt has one completion: remove one of the rows")
         else:
             rows.append(row)
     models = dict.fromkeys(row.model for row in rows if row.model is not None)
@@ -114,7 +114,7 @@ def _written_or_bad(raw: Any, place: str) -> WrittenRow | BadFile:
     try:
         row = _row(raw, place)
         if FAILED_REQUEST in row.texts:
-            raise BadFile(f"{place}: the completion is {FAILED_REQUEST}, FastChat's mark of a request that failed: leave it out")
+            raise BadFile(f"{place}: the completion is {FAILED_REQUEST}, FastChat's mark of a failed request. Remove the row")
         return row
     except BadFile as error:
         return error
@@ -162,7 +162,7 @@ def first_choice(row: Mapping[str, Any], place: str) -> list[str]:
     match row.get("choices"):
         case [{"turns": [_, *_] as turns}, *_]:
             return [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(turns)]
-    raise BadFile(f"{place}: expected choices, of which the first has turns; got {describe(row.get('choices'))}")
+    raise BadFile(f"{place}: expected choices, the first of them with turns; got {describe(row.get('choices'))}")
 
 
 def turn_text(value: Any, what: str) -> str:
@@ -194,8 +194,8 @@ def matched(rows: Iterable[WrittenRow], items: Sequence[Item]) -> list[Completio
         messages: Messages = (*((message["role"], message["content"]) for message in item.context), question)
         row = by_id.get(item.id)
         if row is not None and (row.messages not in (None, messages) or not _agree(row.turns or (), turns)):
-            prompts = f"item {printable(item.id)} asks {describe(' / '.join(item.turns))}, and the row answers {describe(row.prompt_text)}"
-            raise BadFile(f"{row.place}: id and prompt are of two items: {prompts}; leave the ids out where the prompts are right")
+            prompts = f"item {printable(item.id)} asks {describe(' / '.join(item.turns))}, but the row answers {describe(row.prompt_text)}"
+            raise BadFile(f"{row.place}: id and prompt belong to two items: {prompts}. If the prompts are right, remove the ids")
         row = row or by_question.get(item.id) or by_question.get(OF_FASTCHAT.sub("", item.id))
         row = row or by_messages.get(messages) or (None if item.context else by_turns.get(turns))
         if row is None:
@@ -203,7 +203,7 @@ def matched(rows: Iterable[WrittenRow], items: Sequence[Item]) -> list[Completio
         n = len(item.turns)
         if len(row.texts) < n or (len(row.texts) > n and row.question is None):
             texts = f"{len(row.texts)} text{'s' * (len(row.texts) != 1)}"
-            raise BadFile(f"{row.place}: {texts} written, and item {item.id} asks {n} turn{'s' * (n != 1)}: one text a turn is expected")
+            raise BadFile(f"{row.place}: expected one text a turn, {n} for item {item.id}, got {texts}")
         completions.append(Completion(item.id, item.turns, list(row.texts[:n]), [], []))
     return completions
 

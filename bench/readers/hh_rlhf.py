@@ -38,7 +38,7 @@ def _turns(transcript: str) -> list[Message]:
     """Messages of a transcript. Raises ValueError for text that is no transcript."""
     before, *parts = SPEAKER.split(transcript)
     if before.strip() or not parts:
-        raise ValueError(f"a transcript begins with '\\n\\nHuman:', got {transcript[:60]!r}")
+        raise ValueError(f"a transcript must begin with '\\n\\nHuman:', got {transcript[:60]!r}")
     return [{"role": ROLES[speaker], "content": content.strip()} for speaker, content in zip(parts[::2], parts[1::2], strict=True)]
 
 

@@ -113,8 +113,8 @@ def check_conversations(template: Template | None, rows: Sequence[Conversation])
     """Raises ValueError for conversations of the training data that the template cannot write."""
     if template is not None and (refused := refusals(template, [row.messages for row in rows])):
         first = f"row {rows[refused[0].place].id}: {refused[0].why}"
-        what = f"{len(refused)} of {len(rows)} conversations cannot be written with the model's chat template, first {first}"
-        raise ValueError(f"{what}; name another model.chat_template, or leave them out")
+        what = f"the model's chat template cannot write {len(refused)} of {len(rows)} conversations. The first is {first}"
+        raise ValueError(f"{what}. Set another model.chat_template, or remove these conversations")
 
 
 @lru_cache(maxsize=2)  # cells that differ only in seed and fraction check the same rows

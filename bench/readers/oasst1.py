@@ -40,7 +40,7 @@ def _checked(raw: Raw, reading: Oasst1, seen: set[str]) -> Raw:
         raise ValueError(f"rank must be a whole number, got {raw.columns['rank']}")
     one_of(raw.columns, "deleted", (True, False))
     if name in seen:
-        raise ValueError(f"message_id {name[:80]!r} is another row's too")
+        raise ValueError(f"message_id {name[:80]!r} occurs twice; every row needs its own")
     seen.add(name)
     if raw.columns["deleted"]:
         raise drop("deleted")
@@ -59,7 +59,7 @@ def _pair(worse: Raw, ranked: Mapping[tuple[Any, Any], Raw], known: Mapping[str,
     above: set[str] = set()
     while parent is not None:
         if parent in above:
-            raise ValueError(f"parent_id leads back to {parent[:80]!r}: a conversation has a beginning")
+            raise ValueError(f"parent_id leads in a circle back to {parent[:80]!r}; every conversation needs a first message")
         above.add(parent)
         if (message := known.get(parent)) is None:
             raise drop("an ancestor is missing")

@@ -142,7 +142,7 @@ def read_preferences(path: Path) -> Preferences:
         else:
             (pairs if isinstance(row, Pair) else unpaired).append(row)  # type: ignore[arg-type]
     if pairs and unpaired:
-        problems.append(f"{path}: {len(pairs)} paired and {len(unpaired)} unpaired rows; a file holds one form")
+        problems.append(f"{path}: holds {len(pairs)} paired and {len(unpaired)} unpaired rows. A file must hold one kind: split it")
     raise_bad_rows(problems)
     if not pairs and not unpaired:
         raise BadRows(f"{path}: no rows; {EXPECTED}")
@@ -295,8 +295,7 @@ def _is_filled(value: Any) -> bool:
 
 
 def _not_trained_on(names: Sequence[str]) -> str:
-    verb = "are" if len(names) > 1 or names[0].endswith("s") else "is"
-    return f"has {' and '.join(names)}, which {verb} not trained on: leave the row out"
+    return f"has {' and '.join(names)}, and bench cannot train on this. Remove the row"
 
 
 def parse_row(raw: Any, row_id: str) -> Pair | Unpaired:
@@ -340,7 +339,7 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
     if all(isinstance(value, str) for value in values):
         if prompt is None:
             if len(columns) == 1:
-                raise ValueError("plain text needs a prompt column beside completion")
+                raise ValueError("a completion of plain text needs a prompt column")
             prompt, values = _implicit(*values)
         return _prompt(prompt), [_filled(value, column) for value, column in zip(values, columns, strict=True)]
     conversations = [read_messages(value, column) for value, column in zip(values, columns, strict=True)]
@@ -366,7 +365,7 @@ def _implicit(chosen: str, rejected: str) -> tuple[str, list[str]]:
     """
     prompt = chosen[: _shared(chosen, rejected)].removesuffix(" ")
     if not prompt.strip():
-        raise ValueError("chosen and rejected begin differently, and plain text needs its prompt at their start or in a prompt column")
+        raise ValueError("chosen and rejected have no common beginning. Plain text needs its prompt there or in a prompt column")
     return prompt, [chosen.removeprefix(prompt), rejected.removeprefix(prompt)]
 
 
@@ -407,7 +406,7 @@ def _message(message: Any, what: str) -> Message:
         raise ValueError(f"{what} {_not_trained_on(refused)}")
     for name in ("weight", "train"):
         if message.get(name) in (0, False) and message.get(name) is not None:
-            raise ValueError(f"{what} has {name}={message[name]!r}, which would be learnt from all the same: leave the row out")
+            raise ValueError(f"{what} has {name}={message[name]!r}, but bench would train on the message all the same. Remove the row")
     content = message["content"]
     if isinstance(content, list) and len(content) == 1 and _is_text_part(content[0]):
         content = content[0]["text"]

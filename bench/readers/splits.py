@@ -52,14 +52,14 @@ def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = (), look
         if same and settings.overlap == "refuse":
             first = next(row for row in train if row.id in same).prompt[-1]["content"]
             raise ValueError(
-                f"{len(same)} train rows ask what the judge asks (data.overlap=refuse), the first of them {first[:80]!r}: "
-                "take data.overlap=drop, or report to train on them and have it said"
+                f"{len(same)} train rows have the question of an item of the judge (data.overlap=refuse), for example {first[:80]!r}. "
+                "Set data.overlap=drop to leave them out, or data.overlap=report to train on them with a note in the report"
             )
         train = [row for row in train if row.id not in same]
     if (settings.fraction and not train) or not divided.heldout:
         raise ValueError(
             f"{path}: {len(train)} train and {len(divided.heldout)} held-out rows at data.heldout_fraction={settings.heldout_fraction:g}"
-            f"{_dropped(counts)}; both need some: change the fraction or bring more prompts"
+            f"{_dropped(counts)}. Both must hold rows: change the fraction or add prompts"
         )
     if settings.dataset is None:
         return Divided(train, divided.heldout, [], counts)
@@ -123,7 +123,7 @@ def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, look:
     if dataset.form == "unpaired":
         train, heldout = ([_as_unpaired(row, settings.seed) for row in rows] for rows in (train, heldout))
     elif dataset.form == "paired" and train and row_form(train[0]) != "paired":
-        raise ValueError(f"{path} holds unpaired rows: data.form=paired needs pairs")
+        raise ValueError(f"{path} holds unpaired rows, but data.form=paired needs pairs")
     if dataset.n_heldout is not None:
         groups_in_order = sorted({prompt_group(row.prompt) for row in heldout}, key=hash_fraction)
         kept = set(groups_in_order[: dataset.n_heldout])
@@ -152,8 +152,8 @@ def _learnable(rows: list[Any], look: LearnCheck, settings: LocalPairData, path:
         row, why = refused[0]
         place = f"{path}:{row.id}" if settings.dataset is None else place_of(row.id, path, settings.dataset)
         raise ValueError(
-            f"{len(refused)} of {len(rows)} {'' if split == FILE else f'{split} '}rows cannot be written with the model's chat template, "
-            f"first {place}: {why}; name another model.chat_template, or take data.unwritable=drop to leave them out and count them"
+            f"the model's chat template cannot write {len(refused)} of {len(rows)} {'' if split == FILE else f'{split} '}rows. "
+            f"The first is {place}: {why}. Set another model.chat_template, or data.unwritable=drop to leave them out and count them"
         )
     return kept
 

@@ -58,8 +58,8 @@ def check_labels(rows: Sequence[Pair] | Sequence[Unpaired]) -> None:
     n_undesirable = sum(not row.label for row in rows if isinstance(row, Unpaired))
     if bool(n_desirable) != bool(n_undesirable):
         raise ValueError(
-            f"the train rows are {n_desirable} desirable and {n_undesirable} undesirable ones; methods that learn from labels need both: "
-            "bring rows of the other label, or use more of those there are (data.fraction, data.heldout_fraction)"
+            f"the train rows are {n_desirable} desirable and {n_undesirable} undesirable ones. Methods that learn from labels need both: "
+            "add rows with the other label, or use more of the rows (data.fraction, data.heldout_fraction)"
         )
 
 

@@ -161,8 +161,8 @@ def test_rows_that_a_template_cannot_write_are_refused_with_their_number_and_the
     said = str(raised.value)
     rows = "rows" if kind == "local" else "train rows"
     first = f"{tmp_path}/rows.jsonl:{bad[0] + 1}"
-    assert said.startswith(f"{len(bad)} of 40 {rows} cannot be written with the model's chat template, first {first}: ")
-    assert f"{why}; name another model.chat_template, or take data.unwritable=drop to leave them out and count them" in said
+    assert said.startswith(f"the model's chat template cannot write {len(bad)} of 40 {rows}. The first is {first}: ")
+    assert f"{why}. Set another model.chat_template, or data.unwritable=drop to leave them out and count them" in said
     assert looked(refused, tmp_path)[1] == [f"{kind}: {said}"]
 
 
@@ -234,7 +234,7 @@ def test_plan_and_run_refuse_data_with_the_same_words_before_anything_is_spent(
     words = ("model=local", f"model.path={models['strict']}", "data=local", f"data.path={file}", "method=dpo,ipo", "judge=none")
     planned, ran = (bench(*words, f"do={verb}", results=results) for verb in ("plan", "run"))
     assert (planned.code, ran.code) == (2, 2) and planned.err == ran.err and len(ran.err.strip().splitlines()) == 1
-    assert "both need some" in ran.err or f"first {file}:8: System role not supported" in ran.err
+    assert "Both must hold rows" in ran.err or f"The first is {file}:8: System role not supported" in ran.err
     assert not list(results.glob("store/*/*"))
 
 
@@ -245,7 +245,7 @@ def test_conversations_that_a_template_cannot_write_are_refused_by_plan_and_run(
     tuned = ("+sft=ultrachat_200k", f"sft.path={rows}", "sft.train_files=[chats.jsonl]")
     _, refusals = looked(plans(*own, *tuned)[-1], tmp_path)
     (refusal,) = refusals
-    assert "1 of 5 conversations cannot be written with the model's chat template, first row train-3: " in refusal
+    assert "the model's chat template cannot write 1 of 5 conversations. The first is row train-3: " in refusal
 
 
 def test_settings_that_a_look_hangs_on_are_in_the_key(cell: Cell) -> None:
