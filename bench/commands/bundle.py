@@ -102,7 +102,7 @@ def read(results: Path, opened: Opened) -> Opened:
     try:
         facts = read_object(results / BUNDLE_FILE)
         if facts["format"] != FORMAT:
-            raise ValueError(f"format {facts['format']}, and this bench reads {FORMAT}")
+            raise ValueError(f"it has format {facts['format']}, and this version reads format {FORMAT}")
         sweep, replaced = facts["sweep"], facts["replaced"]
         axes, written, expected = (_items(facts[name], name) for name in ("axes", "cells", "expectations"))
         if not (sweep is None or is_name(sweep)):
@@ -215,11 +215,11 @@ def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sw
         size = _archive(root, out)
     done = sum(row.done for row in rows)
     mine = results / "sweeps" / sweep.name / "table.csv"
-    left = f"left out: {size_words(left_out)}, weights and what only training reads"
+    left = f"left out: {size_words(left_out)} of weights and of files that only training reads"
     lines = [f"{done} of {len(rows)} cells are done", f"bundle   {out}: {size_words(size)}; {left}"]
     if mine.is_file():
         same = mine.read_bytes() == _member(out, f"{root.name}/sweeps/{sweep.name}/table.csv")
-        lines.append(f"table    made from it, {'the same bytes as' if same else 'NOT the same as'} {mine}")
+        lines.append(f"table    computed from the bundle: {'the same bytes as' if same else 'NOT the same as'} {mine}")
     return [*lines, *warnings, f"again    tar xzf {out.name} && python -m bench do=report results={root.name}"]
 
 
@@ -304,10 +304,14 @@ def _look_through(root: Path, results: Path) -> list[str]:
         content = path.read_bytes()
         if names := secrets.holders(content):
             held = f"{path.relative_to(root)} holds the value of {', '.join(names)}"
-            raise BadConfig([f"{held}, and is not given away: unset it if it is no secret"])
+            raise BadConfig([f"{held}, so the bundle was not written. Unset the variable if it is no secret"])
         if any(folder in content for folder in folders):
             named.append(str(path.relative_to(root)))
-    return [f"LOOK     {len(named)} files name folders of this machine, first {named[0]}"] if named else []
+    return (
+        [f"LOOK     {len(named)} files name folders of this machine, for example {named[0]}: read them before you share the bundle"]
+        if named
+        else []
+    )
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -60,18 +60,18 @@ def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made:
         job = jobs.get(handed_in["id"]) if handed_in else None
         if handed_in and job and job.state not in OVER:
             place = f"waits ({job.reason})" if job.waits else f"on {job.node}"
-            alone = "" if held else "; no command waits for it, the same command takes it up"
+            alone = "" if held else "; no command waits for it. Run the sweep again to wait for it"
             pending["queued" if job.waits else "running"] = f"{stage_words(stage)}: job {handed_in['id']} {place}{alone}"
         elif held:
             pending["running"] = stage_words(stage) + (f": {handed_in['queue']} job {handed_in['id']}" if handed_in else "")
         elif store.was_interrupted(stage):
-            pending.setdefault("interrupted", f"{stage_words(stage)}: the command was interrupted; the same command runs it again")
+            pending.setdefault("interrupted", f"{stage_words(stage)}: the command was interrupted. Run the sweep again to continue")
         elif handed_in or store.was_begun(stage):
-            pending.setdefault("lost", f"{stage_words(stage)}: begun, and nobody is at it; the same command runs it again")
+            pending.setdefault("lost", f"{stage_words(stage)}: it was begun, and no command works on it. Run the sweep again")
         elif status.state in ("damaged", "stale"):
             pending.setdefault(status.state, status.why)
         elif was_made and not status.why:
-            gone = f"{stage.kind}/{stage.key} ({stage.label}) is not in the store any more: the same command makes it again"
+            gone = f"{stage.kind}/{stage.key} ({stage.label}) was deleted from the store. Run the sweep again to compute it"
             pending.setdefault("absent", gone)
         elif status.why:
             pending.setdefault("to do", status.why)

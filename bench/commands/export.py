@@ -68,20 +68,20 @@ def export(do: Export, results: Path, store: Store) -> list[str]:
     folder, out = why.find_cell(str(do.cell), results), user_path(str(do.out))
     written = why.read_cell(folder)
     if written.failed or not (folder / "result.json").exists():
-        raise Unsound(f"{folder.name} has no numbers for its card: {written.failed or 'not run yet'}")
+        raise Unsound(f"{folder.name} has no numbers, and its card needs them: {written.failed or 'not run yet'}")
     manifest = _of_policy(folder.name, written.stages, store)
     place = store.root / manifest.kind / manifest.key
     command = _command(written.key, results)
     if manifest.evicted:
         again = f"python -m bench {command} keep=weights" if command else "the same command with keep=weights"
-        raise BadConfig([f"{folder.name}: its weights were evicted (keep=); to train it again remove {place} and run {again}"])
+        raise BadConfig([f"{folder.name}: its weights were deleted (keep=...). To train it again, delete {place} and run {again}"])
     try:
         config = read_yaml(folder / "config.yaml")
         score = store.root / "score" / [key for key, facts in written.stages.items() if facts["kind"] == "score"][-1]
         store.intact(score)
         result = Result.from_json(read_object(score / "result.json"))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise Unsound(f"DAMAGED  {folder}: {' '.join(str(error).split())}: do=report of its sweep writes it again") from error
+        raise Unsound(f"DAMAGED  {folder}: {' '.join(str(error).split())}. Run do=report of its sweep to write it again") from error
     lineage = list(why.lines(why.lineage(folder, store)))
     exported = Exported(folder.name, written.key, config, result, manifest, lineage, command)
     try:
@@ -118,7 +118,7 @@ def _of_policy(cell: str, stages: Mapping[str, Mapping[str, str]], store: Store)
                 if source in stages:
                     return store.intact(store.root / stages[source]["kind"] / source)
             except ValueError as error:
-                raise Unsound(f"DAMAGED  {error}: the same command makes it again") from error
+                raise Unsound(f"DAMAGED  {error}. Run its sweep again to compute it") from error
     raise BadConfig([f"{cell}: nothing was trained for it, so there is no model of its own to export"])
 
 
@@ -204,7 +204,7 @@ def _numbers(result: Result) -> str:
             low, high = (result.metrics.get(f"{name}{end}") for end in ("_low", "_high"))
             rows.append(f"| {name} | {value:.6g} | {'' if low is None or high is None else f'{low:.6g} to {high:.6g}'} |")
     missing = [f"{name}: {reason}." for name, reason in result.missing.items()]
-    note = "Rates are in [0, 1]; intervals are over prompts. Not measured is left out."
+    note = "Rates are in [0, 1]. Intervals are over prompts. Numbers that were not measured are left out."
     return "\n\n".join(["\n".join(rows), " ".join([note, *missing])])
 
 
@@ -221,4 +221,4 @@ def _command_section(exported: Exported) -> str:
     how = (
         f"    python -m bench {nameless_command(exported.command)}" if exported.command else "    python -m bench, with the settings below"
     )
-    return f"{how}\n\nmakes the cell `{exported.key}` again, which is stage `{exported.model.kind}/{exported.model.key}`. {made}"
+    return f"{how}\n\ncomputes the cell `{exported.key}` again. The model is stage `{exported.model.kind}/{exported.model.key}`. {made}"

@@ -93,10 +93,10 @@ def print_plan(
             console.plain(status.why, "yellow")
     known = {stage: estimate.seconds for stage, estimate in forecast.items() if estimate.seconds is not None}
     unknown = len(forecast) - len(known)
-    time_words = "no like stage has run here yet: no forecast"
+    time_words = "no forecast: no similar stage has run here yet"
     if known or not forecast:
         time_words = f"about {clock(makespan_s(known, workers)).strip()} with {workers} at a time"
-        time_words += f" and {unknown} stages of which no like has run here" if unknown else ""
+        time_words += f", without {unknown} stages that have no forecast: no similar stage has run here" if unknown else ""
     console.print(f"time     {time_words}")
     uncounted = ", not counting rows of your file" if any(not isinstance(cell.cell.data, WorldData) for cell in sweep.cells) else ""
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{uncounted}")
@@ -132,7 +132,7 @@ def print_sizes(sizes: Sizes | None) -> None:
 def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
     """Print the requests of an audit, one line a stage, and their cost."""
     console = Terminal(soft_wrap=True, highlight=False)
-    table = plain_table("to be asked", ("judge", "about", "requests", "tokens sent", "tokens back", "$"), n_texts=2)
+    table = plain_table("requests to judges", ("judge", "about", "requests", "tokens sent", "tokens back", "$"), n_texts=2)
     for cell in plan.cells:
         for role in cell.roles.values():
             if cost := costs.get(role):
@@ -147,7 +147,7 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
         console.print(f"         counted from {how}")
     budgets = [budget for cell in plan.cells if (budget := getattr(cell.cell.judge, "budget_dollars", None)) is not None]
     if budgets and sum(cost.dollars for cost in costs.values() if cost.dollars is not None) > min(budgets):
-        stops = f"more than judge.budget_dollars={min(budgets):g}: it stops there (exit 4), and goes on once that is raised"
+        stops = f"This is more than judge.budget_dollars={min(budgets):g}. The command stops there (exit 4); raise it to continue."
         console.print(f"         {stops}", highlight=True)
 
 
@@ -158,7 +158,7 @@ def _cost_words(costs: Sequence[JudgeCost]) -> str:
     requests = sum(cost.requests for cost in costs)
     tokens = f"{sum(cost.prompt_tokens for cost in costs):,} + {sum(cost.completion_tokens for cost in costs):,} tokens"
     unknown = any(cost.dollars is None for cost in costs)
-    dollars = f"${known:.2f}" if known or not unknown else "no price known (judge.prices)"
+    dollars = f"${known:.2f}" if known or not unknown else "price unknown (set judge.prices)"
     return f"{dollars}{' and a model without a price' if known and unknown else ''}: {requests:,} requests, {tokens}"
 
 

@@ -36,14 +36,15 @@ def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
     old = csv.DictReader(before.decode(errors="replace").splitlines())
     if not any(row.done for row in rows) and any(row.get("status") == "done" for row in old):
         if any(_has_folder(row.cell, results) for row in rows) and print_faults(sweep, store, results):
-            say(f"no cell of {sweep.name} has its numbers any more: {table.parent} stays as it is")
+            say(f"The cells of {sweep.name} have lost their numbers, so {table.parent} was not changed.")
             return SOME_FAILED
-        raise BadConfig([f"no cell of {sweep.name} was run in {results}: {table.parent} stays as it is"])
+        reason = f"no cell of {sweep.name} was run in {results}, so {table.parent} was not changed. Set results= to the folder of the run"
+        raise BadConfig([reason])
     # Before the table is written: the faults depend on the old one.
     wrong = fault_lines(sweep, store, results)
     exported = [line for row in rows if row.done and _has_folder(row.cell, results) for line in write_cell(row.cell, store, results, None)]
     paths = report.write_files(sweep, rows, results)
-    notes = [f"CHANGED  {table} was another table before"] if before not in (b"", _content(table)) else []
+    notes = [f"CHANGED  {table} differs from the table that was there before"] if before not in (b"", _content(table)) else []
     report.print_report(sweep, paths, [*notes, *exported], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
     print_lines(wrong)
     return SOME_FAILED if wrong or exported or paths.unwritten or any(row.failed for row in rows) else OK

@@ -42,7 +42,7 @@ from bench.store.store import Store, Unsound
 from bench.terminal import say
 
 BOOTSTRAP_SEED = 0
-EXPORT_AGAIN = "do=report +sweep=... of its sweep makes it again"
+EXPORT_AGAIN = "run do=report +sweep=... of its sweep to write it again"
 Line = dict[str, Any]
 Columns = dict[str, Callable[[Line], str]]  # text of each column, from a row
 T = TypeVar("T")
@@ -125,7 +125,7 @@ def _write_rows(do: Rescore, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def _refusal(n_unscored: int, n: int, most: float) -> str | None:
     if n and n_unscored / n > most:
-        return f"{n_unscored} of {n} verdicts ({n_unscored / n:.0%}) have no score, more than max_unscored={most:g}: no mean of the rest"
+        return f"{n_unscored} of {n} verdicts ({n_unscored / n:.0%}) have no score, more than max_unscored={most:g}, so there is no mean"
     return None
 
 
@@ -198,7 +198,7 @@ def _read_models(folder: Path, reference: alpaca_eval.Outputs | None) -> tuple[l
         else:
             models.append(_Annotated(path.parent.parent.name, annotations, outputs))
     if not models and not refused:
-        raise ValueError(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, as AlpacaEval lays them out")
+        raise ValueError(f"{folder}: expected MODEL/ANNOTATOR/annotations.json (or .json.gz), AlpacaEval's layout, and found none")
     return models, refused
 
 
@@ -211,7 +211,7 @@ def _refused_row(path: Path, why: str) -> Line:
 def _fitted_without(model: _Annotated, models: Sequence[_Annotated]) -> Calibration | Unmeasured:
     """Calibration fitted on the other models with the same annotator."""
     others = [m.by_item for m in models if m is not model and m.annotations.annotator == model.annotations.annotator]
-    return fitted_on(others, "no other model under this annotator to fit difficulties on")
+    return fitted_on(others, "no other model has this annotator, so there is nothing to fit difficulties on")
 
 
 def _controlled(verdicts: Sequence[Verdict], calibration: Calibration | Unmeasured | None) -> LcWinRate | Unmeasured:
@@ -245,7 +245,7 @@ def _alpaca_eval_row(
             else:
                 numbers |= value
     if model.outputs is None:
-        missing["avg_length"] = "no model_outputs.json beside the annotations"
+        missing["avg_length"] = "there is no model_outputs.json next to the annotations"
     return {
         "model": model.name,
         "annotator": model.annotations.annotator,
@@ -292,13 +292,13 @@ def _alpaca_eval_notes(rows: Sequence[Line], do: Rescore) -> list[str]:
         do.calibration, f"calibration {', '.join(digests)} ({do.calibration})"
     )
     notes = [
-        f"LC win rate: ours, by item, {by}; brackets: 95 % over items (500 refits, seed {BOOTSTRAP_SEED}).",
-        "official LC: the package's length_controlled_winrate, by row position. Unscored: items without a vote, absent rows included.",
+        f"LC win rate is bench's own, by item, {by}. Brackets are 95 % intervals over items (500 refits, seed {BOOTSTRAP_SEED}).",
+        "Official LC is the package's length_controlled_winrate, by row position. Unscored counts items without a vote or a row.",
     ]
     if len({row["annotator"] for row in rows}) > 1:
-        notes.append("Rows of several annotators: each is another metric.")
+        notes.append("The rows come from several annotators. Do not compare rows of different annotators.")
     if repeated := [f"{row['model']} {row['n_repeated']}" for row in rows if row["n_repeated"]]:
-        notes.append(f"Rows that repeat an instruction: {', '.join(repeated)}. The package counts each; LC win rate the last.")
+        notes.append(f"Some rows repeat an instruction: {', '.join(repeated)}. The package counts each of them, LC win rate only the last.")
     reasons = grouped((row["reason"], row["model"]) for row in rows if row["reason"] and not row["refused"])
     return notes + [why + ("" if len(models) == len(rows) else f" ({', '.join(models)})") for why, models in reasons.items()]
 
@@ -405,9 +405,12 @@ PAIR_COLUMNS: Columns = {
 
 
 def _fastchat_notes(lines: Sequence[Line]) -> list[str]:
-    notes = ["First number: ours, last row of each question and turn, 95 % clustered by question. The others: FastChat's, over all rows."]
+    notes = [
+        "The first number is bench's own: over the last row of each question and turn, with 95 % intervals clustered by question.",
+        "The other numbers are FastChat's, over all rows.",
+    ]
     if repeated := [f"{line['model']} {line['duplicate_keys']}" for line in lines if line["duplicate_keys"]]:
-        notes.append(f"Rows that repeat a question and turn, each counted by FastChat: {', '.join(repeated)}.")
+        notes.append(f"Some rows repeat a question and turn: {', '.join(repeated)}. FastChat counts each of them.")
     return notes
 
 
@@ -426,7 +429,7 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> bool:
         if gone := [role for role, source in cell.score.inputs.items() if not _done(source, store)]:
             if not _done(cell.score, store):
                 continue  # not run: the table shows this
-            messages.append(f"{cell.name} is as it was stored, for the store has no {', '.join(gone).replace('_', ' ')}")
+            messages.append(f"{cell.name} shows its stored numbers, because the store has no {', '.join(gone).replace('_', ' ')}")
             continue
         calibration = calibrations.get(cell.key)
         result = _scored(cell, store, calibration)
@@ -437,7 +440,7 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> bool:
     for line in messages:
         say(line)
     how = "" if do.calibration is None else f", length control by calibration={do.calibration}"
-    say(f"{len(rescored)} of {len(rows)} cells scored anew from the store{how}; the store is as it was")
+    say(f"{len(rescored)} of {len(rows)} cells were scored again from the store{how}. The store was not changed.")
     return _write_rows(do, [line | {"calibration": row.calibration} for line, row in zip(report.flat_rows(rows), rows, strict=True)])
 
 
@@ -472,7 +475,7 @@ def _changes(cell: CellPlan, stored: Result | None, now: Result) -> list[str]:
     Differences in the last digits are ignored: they occur between machines.
     """
     if stored is None:
-        return [f"{cell.name} had no stored numbers"]
+        return [f"{cell.name} has no stored numbers to compare with"]
     moved: list[str] = []
     lines = []
     for name in sorted(stored.metrics.keys() | now.metrics.keys()):
@@ -482,4 +485,4 @@ def _changes(cell: CellPlan, stored: Result | None, now: Result) -> list[str]:
             if not any(name.startswith(f"{other}_") for other in moved):
                 lines.append(f"{name} {'-' if before is None else f'{before:.6g}'} -> {'-' if after is None else f'{after:.6g}'}")
             moved.append(name)
-    return [f"{cell.name} moved: {', '.join(lines)}"] if lines else []
+    return [f"{cell.name} changed: {', '.join(lines)}"] if lines else []

@@ -28,11 +28,11 @@ from bench.store.store import Manifest, Misplaced, Store, Unsound
 from bench.terminal import say
 from bench.text_files import open_regular, printable
 
-RUN_AGAIN = "the same command makes it again"
-NOT_HERE = "no stage of this place, delete it or move it away; a command that needs one here makes it"
+RUN_AGAIN = "run its sweep again to compute it"
+NOT_HERE = "this folder does not belong here, delete it or move it away; a command that needs a stage here computes it"
 NAME = re.compile(r".+-[0-9a-f]{8}", re.DOTALL)  # of a cell's or a sweep's folder
 KEY = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}")  # of a stage's folder
-REPORT_AGAIN = "do=report +sweep=... of its sweep writes it again"
+REPORT_AGAIN = "run do=report +sweep=... of its sweep to write it again"
 
 
 def main(opened: Opened) -> int:
@@ -67,7 +67,7 @@ def show(results: Path, store: Store) -> bool:
     for line in left:
         say(line)
     n = len(stages.sound)
-    say(f"{n} stages are as they were written{f', {len(faults)} faults' if faults else ''}")
+    say(f"{n} stages are unchanged{f', {len(faults)} faults' if faults else ''}")
     return not faults
 
 
@@ -101,11 +101,11 @@ class CheckedStages:
         for manifest in self.sound.values():
             if (known := VERSIONS.get(manifest.kind)) != manifest.version:  # type: ignore[call-overload]
                 now = f"this version of bench makes version {known}" if known else "this version of bench has no such kind"
-                yield f"EARLIER  {self.store.root / manifest.kind / manifest.key}: version {manifest.version}, {now}: can be deleted"
+                yield f"EARLIER  {self.store.root / manifest.kind / manifest.key}: version {manifest.version}, and {now}. It can be deleted"
 
 
 def _of_journals(store: Store) -> Iterator[Fault]:
-    mend = "its line is asked, or counted, again by the same command"
+    mend = "run its sweep again: it asks or counts this line again"
     for path in sorted([*store.root.glob("*/*.work/journal.jsonl"), *store.root.glob("*/spending.jsonl")]):
         try:
             faults = journal.check(path)
@@ -129,11 +129,11 @@ def _of_cells(results: Path, store: Store) -> Iterator[Fault]:
         try:
             written = read_cell(folder)
         except Unsound as error:
-            yield Fault("DAMAGED", str(error).removeprefix("DAMAGED  ").partition(": the same command")[0], REPORT_AGAIN)
+            yield Fault("DAMAGED", str(error).removeprefix("DAMAGED  ").partition(". Run its sweep")[0], REPORT_AGAIN)
             continue
         scores = [store.root / "score" / key / "result.json" for key, facts in written.stages.items() if facts["kind"] == "score"]
         if not written.failed and scores and scores[-1].is_file() and not _same(folder / "result.json", scores[-1]):
-            yield Fault("CHANGED", f"{folder / 'result.json'}: is not its score stage's", REPORT_AGAIN)
+            yield Fault("CHANGED", f"{folder / 'result.json'} differs from the result of its score stage", REPORT_AGAIN)
         for fault in report.export_faults(folder, store):
             yield Fault("CHANGED", fault, REPORT_AGAIN)
 
@@ -149,10 +149,10 @@ def _same(one: Path, other: Path) -> bool:
 def _left(results: Path, store: Store) -> Iterator[str]:
     for left in store.leftovers():
         if left.in_use():
-            yield f"IN USE   {left.kind / left.key}: a command is at it"
+            yield f"IN USE   {left.kind / left.key}: a command is using it"
             continue
         for path in left.paths:
-            yield f"LEFT     {path}: of a command that was killed; the next one that ends well deletes it"
+            yield f"LEFT     {path}: left by a command that was killed; the next command that ends well deletes it"
     for name in ("cells", "sweeps", report.PASSPORTS):
         for path in sorted(path for path in (results / name).rglob(".writing-*") if ASIDE.fullmatch(path.name)):
             yield f"LEFT     {path}: half written by a command that was killed; it can be deleted"

@@ -102,7 +102,7 @@ def read_cell(folder: Path) -> WrittenCell:
             raise ValueError(f"{path}: expected stages by key, each with its kind and label")
     except ValueError as error:
         reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:300]
-        raise Unsound(f"DAMAGED  {path}: {reason}: the same command, or do=report, writes it again") from error
+        raise Unsound(f"DAMAGED  {path}: {reason}. Run its sweep again, or do=report, to write it") from error
     return cell
 
 
@@ -255,7 +255,7 @@ def _detections(counts: Mapping[str, int]) -> str:
     if "looked_at" not in counts:
         return ""
     if not counts["looked_at"]:
-        return "; noise detector: it looked at no label with a known truth"
+        return "; noise detector: it examined no label with a known truth"
     distrusted, wrong = counts["distrusted"], counts["mislabelled"]
     precision = f", {counts['caught'] / distrusted:.1%} of these wrong" if distrusted else ""
     recall = f", {counts['caught'] / wrong:.1%} of the {wrong} wrong ones found" if wrong else ", none was wrong"

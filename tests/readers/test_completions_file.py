@@ -124,7 +124,7 @@ def test_fastchats_answers_are_matched_by_question_and_may_bring_later_turns(tmp
         Item("alpaca_eval-81", None, ["Count."]),
     ]
     assert [(c.id, c.completions) for c in matched(read, items)] == [("mt_bench-81", ["One."]), ("arena_hard-q82", ["Pear."])]
-    with pytest.raises(BadFile, match=r"f\.jsonl:2: 1 text written, and item mt_bench-q82 asks 2 turns"):
+    with pytest.raises(BadFile, match=r"f\.jsonl:2: expected one text a turn, 2 for item mt_bench-q82, got 1 text"):
         matched(read, [Item("mt_bench-q82", None, ["Count.", "Again."])])
 
 
