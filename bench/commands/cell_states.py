@@ -21,7 +21,7 @@ from bench.runner.slurm import OVER, JobState, look_at_squeue
 from bench.store.store import Store
 from bench.text_files import BadFile, read_csv, read_object
 
-# States that the same command, or a person, has to repair.
+# States that another run of the sweep, or a person, has to repair.
 WRONG = ("failed", "lost", "damaged", "stale", "absent")
 
 

@@ -50,9 +50,9 @@ class Exported:
     key: str
     config: Mapping[str, Any]
     result: Result
-    model: Manifest  # of the stage that left the model
+    model: Manifest  # manifest of the stage that trained the model
     lineage: Sequence[str]
-    command: str | None  # of the cell's sweep; None where no report has been written
+    command: str | None  # command of the cell's sweep; None where no report has been written
 
     @property
     def method(self) -> str:
@@ -101,7 +101,7 @@ def _write(exported: Exported, model: Path, out: Path) -> None:
             path.write_text(json.dumps(named, indent=1, sort_keys=True), "utf-8")
         (part / "README.md").write_text(card(exported, adapter=path.exists()), encoding="utf-8")
         if out.exists():
-            out.rmdir()  # it is empty: the checks before the command looked
+            out.rmdir()  # it is empty: this was checked before the command started
         part.replace(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)

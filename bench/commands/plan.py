@@ -105,7 +105,7 @@ def print_plan(
     evaluating = {stage: cost for stage, cost in costs.items() if not labels_samples(stage)}
     console.print(f"judge    {_cost_words(list(evaluating.values()))} ({names})")
     by_label = grouped((stage.label, cost) for stage, cost in evaluating.items())
-    for label, some in by_label.items() if len(by_label) > 1 else ():  # a jury's members
+    for label, some in by_label.items() if len(by_label) > 1 else ():  # members of a jury
         console.print(f"         {label}: {_cost_words(some)}")
     if of_labels:
         console.print(f"labels   {_cost_words(of_labels)}")

@@ -25,7 +25,7 @@ def with_start_cells(cells: Sequence[CellPlan], sources: Sequence[Sources]) -> l
     """The cells, each once. The cell of a start model stands before the first cell that starts from it."""
     by_key: dict[str, CellPlan] = {}
     for cell, source in zip(cells, sources, strict=True):
-        # For completions of a file, the cell itself.
+        # For completions from a file, this is the cell itself.
         start = plan_cell(start_cell(cell.cell), source, methods.chain)
         by_key.setdefault(start.key, start)
         by_key.setdefault(cell.key, cell)

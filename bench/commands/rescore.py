@@ -157,7 +157,7 @@ def _bracketed(name: str, digits: int) -> Callable[[Line], str]:
 class _Annotated:
     """One model's annotations by one annotator, as read from the files."""
 
-    name: str  # of the model's folder
+    name: str  # name of the model's folder
     annotations: alpaca_eval.Annotations
     outputs: alpaca_eval.Outputs | None
 
@@ -481,7 +481,7 @@ def _changes(cell: CellPlan, stored: Result | None, now: Result) -> list[str]:
     for name in sorted(stored.metrics.keys() | now.metrics.keys()):
         before, after = stored.metrics.get(name), now.metrics.get(name)
         if before is None or after is None or not math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-12):
-            # The interval of a number that moved.
+            # Skip the interval of a number that changed.
             if not any(name.startswith(f"{other}_") for other in moved):
                 lines.append(f"{name} {'-' if before is None else f'{before:.6g}'} -> {'-' if after is None else f'{after:.6g}'}")
             moved.append(name)

@@ -30,8 +30,8 @@ from bench.text_files import open_regular, printable
 
 RUN_AGAIN = "run its sweep again to compute it"
 NOT_HERE = "this folder does not belong here, delete it or move it away; a command that needs a stage here computes it"
-NAME = re.compile(r".+-[0-9a-f]{8}", re.DOTALL)  # of a cell's or a sweep's folder
-KEY = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}")  # of a stage's folder
+NAME = re.compile(r".+-[0-9a-f]{8}", re.DOTALL)  # name of a cell's or a sweep's folder
+KEY = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}")  # name of a stage's folder
 REPORT_AGAIN = "run do=report +sweep=... of its sweep to write it again"
 
 
@@ -44,12 +44,12 @@ def main(opened: Opened) -> int:
 class Fault:
     """A fault of a results folder, with its repair."""
 
-    kind: str  # a word: DAMAGED, STALE, CHANGED
+    kind: str  # DAMAGED, STALE or CHANGED
     what: str  # the place and the fault
-    mend: str
+    repair: str
 
     def line(self) -> str:
-        return f"{self.kind:<8} {printable(self.what)}: {self.mend}"
+        return f"{self.kind:<8} {printable(self.what)}: {self.repair}"
 
 
 def show(results: Path, store: Store) -> bool:
@@ -105,14 +105,14 @@ class CheckedStages:
 
 
 def _of_journals(store: Store) -> Iterator[Fault]:
-    mend = "run its sweep again: it asks or counts this line again"
+    repair = "run its sweep again: it asks or counts this line again"
     for path in sorted([*store.root.glob("*/*.work/journal.jsonl"), *store.root.glob("*/spending.jsonl")]):
         try:
             faults = journal.check(path)
         except OSError as error:
             faults = [f"{path} cannot be read ({why(error)})"]
         for fault in faults:
-            yield Fault("DAMAGED", fault, mend)
+            yield Fault("DAMAGED", fault, repair)
 
 
 def _of_places(results: Path) -> Iterator[Fault]:

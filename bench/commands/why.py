@@ -21,8 +21,8 @@ from bench.store.store import Store, Unsound, read_failure
 from bench.terminal import Terminal
 from bench.text_files import read_object
 
-SHORT = 8  # digits of a key, for people
-FEWEST = 4  # digits that name a cell
+SHORT = 8  # number of digits of a key on the screen
+FEWEST = 4  # least number of digits that names a cell
 
 
 def main(opened: Opened) -> int:
@@ -138,7 +138,7 @@ def _with_detections(step: Step, steps: Mapping[str, Step], store: Store) -> Ste
     if step.kind != "train" or step.failed or (pairs := steps.get(step.inputs.get("preferences", ""))) is None:
         return step
     behind = [steps[key] for key in pairs.inputs.values() if key in steps]
-    # Of a loop, or of the labelled data.
+    # Keys of the labels of a loop, or of the labelled data.
     keys = [each.key if each.kind == "label" else each.inputs.get("train", "") for each in behind]
     labels = [store.root / "label" / key for key in keys if key in steps and not steps[key].failed]
     if (detections := read_detections(store.root / "train" / step.key, labels)) is None:

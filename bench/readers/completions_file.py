@@ -35,7 +35,7 @@ from bench.text_files import (
 EXPECTED = "expected id, prompt or turns, and completion (text) or completions (a text a turn)"
 FORMS = f"{EXPECTED}; or AlpacaEval's instruction and output; or FastChat's question_id and choices"
 FAILED_REQUEST = "$ERROR$"
-OF_FASTCHAT = re.compile(r"^(mt_bench|arena_hard)-")  # prefix of the item's id, before the question's number
+OF_FASTCHAT = re.compile(r"^(mt_bench|arena_hard)-")  # prefix of an item's id, before the question's number
 
 
 Messages = tuple[tuple[str, str], ...]  # (role, content)
@@ -190,7 +190,7 @@ def matched(rows: Iterable[WrittenRow], items: Sequence[Item]) -> list[Completio
     completions = []
     for item in items:
         turns, question = tuple(item.turns), ("text" if item.plain else "user", item.turns[0])
-        # Of the first turn.
+        # The messages up to the first turn.
         messages: Messages = (*((message["role"], message["content"]) for message in item.context), question)
         row = by_id.get(item.id)
         if row is not None and (row.messages not in (None, messages) or not _agree(row.turns or (), turns)):

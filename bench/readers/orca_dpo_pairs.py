@@ -1,7 +1,7 @@
 """Intel/orca_dpo_pairs, one file of JSON lines: the data of HF's sweep over DPO, IPO and KTO for OpenHermes.
 
 Columns, all text: system (may be empty), question, chosen (GPT-4's or ChatGPT's completion from OpenOrca),
-rejected (Llama-2-13B-chat's). The author decides which completion is chosen: nobody compared them. There is
+rejected (Llama-2-13B-chat's). A completion is chosen because of its author: nobody compared the two. There is
 no split, and the order of the rows has no meaning.
 """
 

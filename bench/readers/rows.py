@@ -79,14 +79,14 @@ class Preferences:
         return "paired" if self.pairs else "unpaired"
 
 
-def read_prompts(path: Path, answered: bool) -> list[Text]:
+def read_prompts(path: Path, with_completions: bool) -> list[Text]:
     """Different prompts of a file (.jsonl, .json with one object a line, or .parquet), in its order.
 
-    Column `prompt` is text or messages. With `answered`, column `completion` (text or one assistant message)
-    is needed too; without it completions are empty. Raises BadRows with every bad row, and ValueError for a
-    file of another kind.
+    Column `prompt` is text or messages. With `with_completions`, column `completion` (text or one assistant
+    message) is needed too; without it completions are empty. Raises BadRows with every bad row, and
+    ValueError for a file of another kind.
     """
-    columns = ("prompt", "completion") if answered else ("prompt",)
+    columns = ("prompt", "completion") if with_completions else ("prompt",)
     by_key: dict[str, Text] = {}
     problems = []
     for number, read in raw_rows(path):
@@ -95,7 +95,7 @@ def read_prompts(path: Path, answered: bool) -> list[Text]:
             if not isinstance(raw, Mapping) or any(column not in raw for column in columns):
                 raise ValueError(f"expected columns {' and '.join(columns)}, got {_named(raw)}")
             check_columns(raw, columns)
-            prompt, texts = _prompt_and_completions(raw, columns[1:]) if answered else (_prompt(raw["prompt"]), [""])
+            prompt, texts = _prompt_and_completions(raw, columns[1:]) if with_completions else (_prompt(raw["prompt"]), [""])
         except ValueError as error:
             problems.append(refusal(f"{path}:{number}", error))
         else:

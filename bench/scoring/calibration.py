@@ -19,7 +19,7 @@ from bench.stats.length_control import Calibration, columns_of, fit_difficulty
 from bench.store.stage_settings import ScoreSettings
 from bench.store.store import Store
 
-Calibrations = Mapping[str, Calibration | Unmeasured]  # by cell key
+Calibrations = Mapping[str, Calibration | Unmeasured]  # keys: cell keys
 
 
 def by_cell(cells: Sequence[CellPlan], store: Store) -> dict[str, Calibration | Unmeasured]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-GRAM = 3  # words
+GRAM = 3  # number of words
 
 NOTHING_SCORED = "nothing was scored"
 NO_GRAM = f"no completion has {GRAM} words"

@@ -63,7 +63,7 @@ Array = NDArray[np.float64]
 ByItem = Mapping[str, float | None]
 BySeed = Mapping[int, ByItem]
 K = TypeVar("K", bound=Hashable)
-LEVEL = 0.95  # of every interval
+LEVEL = 0.95  # coverage of every interval
 
 
 @dataclass(frozen=True)

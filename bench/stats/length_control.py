@@ -53,7 +53,7 @@ class Gamed(NamedTuple):
     """The judge's preference, in [0, 1], for a deliberately long or short baseline over the real one."""
 
     preference: float
-    gap: float  # baseline length - its length, in standard deviations
+    gap: float  # baseline length - length of the version, in standard deviations
     weight: float
 
 
@@ -151,9 +151,11 @@ class Sample(NamedTuple):
 
 
 class _Fit(NamedTuple):
+    """Results of R length-controlled fits."""
+
     coefficients: Array  # (R, k)
     lc: Array  # (R,) probability of a win at equal length, averaged over items
-    failed: NDArray[np.bool_]  # (R,) no finite maximum
+    failed: NDArray[np.bool_]  # (R,) True where there is no finite maximum
 
 
 def _rows(columns: Columns) -> tuple[LengthRows, list[int]]:

@@ -38,8 +38,8 @@ from bench.records import Verdict
 from bench.stats.estimates import Array, Estimate, Unmeasured, percentile_interval, wilson
 from bench.stats.length_control import REFITS_AT_ONCE, Sample, fit_logistic, refit_interval
 
-STRONG = 3  # battles that a strong win counts for
-PRIOR = 4.0  # pseudo-battles for each style
+STRONG = 3  # number of battles of a strong win
+PRIOR = 4.0  # number of pseudo-battles for each style
 MARKUP = ("headers", "lists", "bold")
 STYLES = ("length", *MARKUP)
 
@@ -86,7 +86,7 @@ class StyleRows(NamedTuple):
 
     outcomes: Array  # (n,) mean over the item's battles
     weights: Array  # (n,) number of its battles
-    styles: Array  # (n, 4)
+    styles: Array  # (n, 4) differences in STYLES
 
 
 def _rows(verdicts: Sequence[Verdict]) -> StyleRows:
