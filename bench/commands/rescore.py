@@ -476,13 +476,13 @@ def _changes(cell: CellPlan, stored: Result | None, now: Result) -> list[str]:
     """
     if stored is None:
         return [f"{cell.name} has no stored numbers to compare with"]
-    moved: list[str] = []
+    changed: list[str] = []
     lines = []
     for name in sorted(stored.metrics.keys() | now.metrics.keys()):
         before, after = stored.metrics.get(name), now.metrics.get(name)
         if before is None or after is None or not math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-12):
             # Skip the interval of a number that changed.
-            if not any(name.startswith(f"{other}_") for other in moved):
+            if not any(name.startswith(f"{other}_") for other in changed):
                 lines.append(f"{name} {'-' if before is None else f'{before:.6g}'} -> {'-' if after is None else f'{after:.6g}'}")
-            moved.append(name)
+            changed.append(name)
     return [f"{cell.name} changed: {', '.join(lines)}"] if lines else []
