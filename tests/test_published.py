@@ -36,6 +36,7 @@ def manifests(results: Path, settings: str) -> list[tuple[Path, Manifest]]:
 
 
 @pytest.mark.slow
+@pytest.mark.essential
 def test_a_base_model_is_tuned_and_learns_from_pairs_by_dpo_kto_and_a_loop(words: tuple[str, ...], tmp_path: Path) -> None:
     results = tmp_path / "results"
     planned = bench(*words, "method=dpo,kto", "judge.n_items=4", "do=plan", results=results)

@@ -12,7 +12,7 @@ from bench.forecast.judge_cost import with_costs
 from bench.forecast.stage_time import estimates
 from bench.planning.audits import plan_audit
 from bench.planning.inputs import CellPlan
-from bench.planning.judging import judge_key, judge_manners
+from bench.planning.judging import judge_key
 from bench.planning.to_do import make_plan
 from bench.report import passport
 from bench.runner import launchers
@@ -38,7 +38,7 @@ def main(opened: Opened) -> int:
     files = audit_sources(do)
     audits: dict[str, CellPlan] = {}
     for cell, sources in zip(opened.cells, opened.sources, strict=True):
-        for manner in judge_manners(cell.judge):
+        for manner in cell.judge.gives:
             audit = plan_audit(cell, sources, do, files[manner], manner)
             audits.setdefault(judge_key(audit.roles["verdicts"]), audit)
     cells = list(audits.values())

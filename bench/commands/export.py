@@ -25,7 +25,7 @@ import yaml
 from bench.cli.compose import BadConfig, Opened
 from bench.commands import OK, why
 from bench.commands.bundle import nameless, nameless_command
-from bench.config import Export, user_path
+from bench.config import Export, method_facts, user_path
 from bench.models.tokenize import model_folder
 from bench.records import Result
 from bench.store.store import Manifest, Store, Unsound
@@ -164,7 +164,7 @@ def _hub_base(config: Mapping[str, Any]) -> str | None:
 
 def _header(exported: Exported, adapter: bool) -> dict[str, Any]:
     data, metrics = exported.config["data"], exported.result.metrics
-    reward = _is_best_of_n(exported)
+    reward = _exports_reward_model(exported)
     task = "text-classification" if reward else "text-generation"
     header: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": task}
     header["tags"] = ["preference-alignment", exported.method, *(["reward-model"] if reward else [])]
@@ -176,8 +176,8 @@ def _header(exported: Exported, adapter: bool) -> dict[str, Any]:
     return header
 
 
-def _is_best_of_n(exported: Exported) -> bool:
-    return exported.method == "best_of_n"
+def _exports_reward_model(exported: Exported) -> bool:
+    return method_facts(exported.method).chooses
 
 
 def _description(exported: Exported, adapter: bool) -> str:
@@ -188,12 +188,12 @@ def _description(exported: Exported, adapter: bool) -> str:
     base = _hub_base(exported.config) or f"the folder of {model['name']}"
     load = f"`PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)`, where BASE is {base}"
     sentences += [f"A LoRA adapter, loaded with PEFT together with its base model: {load}."] if adapter else []
-    if _is_best_of_n(exported):
+    if _exports_reward_model(exported):
         sentences.append(
             "A sequence classifier with one output: the reward model that chose the best of several samples of the start model."
         )
-    if exported.method == "csft":
-        sentences.append("Put its control token `<|good|>` after every prompt; the numbers below were measured with it.")
+    if (control := method_facts(exported.method).control) is not None:
+        sentences.append(f"Put its control token `{control}` after every prompt; the numbers below were measured with it.")
     return " ".join(sentences)
 
 

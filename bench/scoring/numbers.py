@@ -57,7 +57,6 @@ import numpy as np
 
 from bench.judges.asked.replies import count_reasons, votes_from_text
 from bench.judges.formats import alpaca_eval
-from bench.planning.judging import member_label
 from bench.records import (
     Completion,
     Labelled,
@@ -84,7 +83,7 @@ from bench.scoring import reasons
 from bench.stats import estimates
 from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.stats.style_control import StyleWinRate, arena_win_rate, has_games, style_win_rate
-from bench.store.stage_settings import ScoreSettings
+from bench.store.stage_settings import ScoreSettings, member_label
 
 # Roles of the completions for lengths and repetition. The first role that the cell has is used.
 COMPLETIONS = ("preference_completions", "rating_completions", "plain_completions")

@@ -57,7 +57,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special  # scipy.stats says the same and takes a third of a second to import
 
 Array = NDArray[np.float64]
 ByItem = Mapping[str, float | None]
@@ -189,7 +189,7 @@ def percentile_interval(draws: Array) -> tuple[float, float]:
 def _t_interval(value: float, standard_error: float | None, df: float) -> tuple[float | None, float | None]:
     if not standard_error:
         return None, None
-    margin = float(stats.t.ppf((1 + LEVEL) / 2, df)) * standard_error
+    margin = float(special.stdtrit(df, (1 + LEVEL) / 2)) * standard_error
     return value - margin, value + margin
 
 
@@ -197,7 +197,7 @@ def wilson(n_right: float, n: int) -> tuple[float, float]:
     """Wilson's interval for a proportion: never empty, never outside [0, 1]."""
     if not (n > 0 and 0 <= n_right <= n):
         raise ValueError(f"need 0 <= n_right <= n and n > 0, got {n_right} of {n}")
-    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    z = float(special.ndtri((1 + LEVEL) / 2))
     p = n_right / n
     centre, margin = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # At p = 0 the lower bound, and at p = 1 the upper bound, are exact except for rounding.
@@ -329,7 +329,7 @@ def _difference(value: float, standard_error: float | None, df: float, n_items: 
         t, p = None, 1.0 if value == 0 else 0.0
     else:
         t = value / standard_error
-        p = float(2 * stats.t.sf(abs(t), df))
+        p = float(2 * special.stdtr(df, -abs(t)))
     return Difference(value, standard_error, low, high, t, df, max(p, 2.0 ** (1 - n_items)), n_items, n_dropped)
 
 
@@ -370,7 +370,7 @@ def seed_difference(per_seed: Sequence[float]) -> Difference | None:
         return Difference(mean, standard_error, None, None, None, None, None, n)
     low, high = _t_interval(mean, standard_error, n - 1)
     t = mean / standard_error
-    return Difference(mean, standard_error, low, high, t, float(n - 1), float(2 * stats.t.sf(abs(t), n - 1)), n)
+    return Difference(mean, standard_error, low, high, t, float(n - 1), float(2 * special.stdtr(n - 1, -abs(t))), n)
 
 
 class _MeanSquares(NamedTuple):

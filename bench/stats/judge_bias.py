@@ -64,7 +64,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats as distributions
+from scipy import special
 
 from bench.records import HumanLabel, Verdict, grouped, over_turns
 from bench.stats import estimates
@@ -413,7 +413,7 @@ def noise_sd(first: Sequence[Verdict], second: Sequence[Verdict] | None) -> Stat
     value, error = variance.value, variance.standard_error
     if not error or value <= 0:
         return Estimate(math.sqrt(max(0.0, value)), error, None, None, variance.n)
-    factor = math.exp(float(distributions.t.ppf(0.975, max(1, len(pairs) - 1))) * error / value)
+    factor = math.exp(float(special.stdtrit(max(1, len(pairs) - 1), 0.975)) * error / value)
     return Estimate(math.sqrt(value), error / (2 * math.sqrt(value)), math.sqrt(value / factor), math.sqrt(value * factor), variance.n)
 
 
@@ -560,7 +560,7 @@ def _columns(lengths: Sequence[int], truths: Sequence[float] | None) -> Array:
 
 
 def _slope(slope: float, error: float, df: int, n: int, n_verdicts: int) -> Estimate:
-    margin = float(distributions.t.ppf(0.975, df)) * error
+    margin = float(special.stdtrit(df, 0.975)) * error
     return Estimate(slope, error, slope - margin, slope + margin, n, n_verdicts - n)
 
 
@@ -584,7 +584,7 @@ def sum_of_means(parts: Sequence[tuple[float, Array]], n_unscored: int) -> Estim
     if variance <= 1e-24:
         return Estimate(value, 0.0, None, None, n, n_unscored)
     df = variance**2 / math.fsum(v**2 / df for v, df in variances)
-    margin = float(distributions.t.ppf(0.975, df)) * math.sqrt(variance)
+    margin = float(special.stdtrit(df, 0.975)) * math.sqrt(variance)
     return Estimate(value, math.sqrt(variance), value - margin, value + margin, n, n_unscored)
 
 

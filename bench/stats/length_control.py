@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from bench.records import Verdict
@@ -376,6 +375,8 @@ def fit_difficulty(policies: Sequence[Columns]) -> dict[str, float]:
             gradient[len(names) + 2 * m : len(names) + 2 * m + 2] = xm.T @ residual
         # A policy that loses everything has no finite strength. The penalty of 1e-3 keeps it finite.
         return value + 5e-4 * float((w**2).sum()), gradient + np.concatenate([np.zeros(len(names)), 1e-3 * w.ravel()])
+
+    from scipy.optimize import minimize  # slow to import, and most commands fit nothing
 
     fit = minimize(loss, np.zeros(len(names) + 2 * len(x)), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "gtol": 1e-7})
     return dict(zip(names, fit.x[: len(names)].tolist(), strict=True))

@@ -493,6 +493,18 @@ class PairRankerSettings(Settings):
     template: str
 
 
+MEMBER = "member_"  # begins the role of a jury's member, whose label follows
+
+
+def member_role(label: str) -> str:
+    return f"{MEMBER}{label}_verdicts"
+
+
+def member_label(role: str) -> str | None:
+    """The member that a role is of; None where it is of none."""
+    return role.removeprefix(MEMBER).removesuffix("_verdicts") if role.startswith(MEMBER) else None
+
+
 class JurySettings(Settings):
     """The median of other judges' verdicts on the same answers, which are the inputs."""
 
@@ -570,6 +582,10 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "score": (ScoreSettings,),
     "audit": (AuditSettings, SelfJudgeSettings),
     "tasks": (TaskSettings,),
+}
+
+JUDGED_BY: dict[str, type[Settings]] = {
+    record.model_fields["judge"].default: record for record in SETTINGS["judge"] if "judge" in record.model_fields
 }
 
 

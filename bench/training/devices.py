@@ -13,9 +13,6 @@ from bench.store.stage_settings import ConversationSft, RewardModelSettings, Tra
 
 Spread = TrainSettings | RewardModelSettings | ConversationSft  # settings of a training that several devices may share
 
-# Losses of a whole batch that are not gathered from all devices: a baseline of its rows, statistics of its tokens, a running window.
-ONE_DEVICE = {"kto_pair", "offline_ppo", "spa"}
-
 
 class Share(NamedTuple):
     """What one device does of a step: so many rows at once, so many times."""
@@ -32,20 +29,22 @@ def learning(settings: Spread) -> Training | SftEpochs:
 def share_of(method: Training | SftEpochs, devices: int) -> Share:
     """A device's share of a step, the same rows in all: of each batch where it can be divided, else of the whole step.
 
-    KTO's z0 is a mean over a batch, gathered from all devices, so its batch is divided or nothing. Raises ValueError where the devices
-    cannot share evenly.
+    A batch whose rows share a number, such as KTO's z0, is divided or nothing: the number is gathered from all devices. Raises ValueError
+    where the devices cannot share evenly.
     """
-    name, size, accumulation = getattr(method, "name", ""), method.batch_size, method.gradient_accumulation_steps
+    name = getattr(method, "name", "")
+    size, accumulation = method.batch_size, method.gradient_accumulation_steps
     if devices == 1:
         return Share(size, accumulation)
-    if name in ONE_DEVICE:
+    if isinstance(method, Training) and not method.spreads:
         way_out = "train it with accelerate=one (a start model that several devices have made is taken as it is)"
         raise ValueError(f"method={name} looks at a whole batch and trains on one device, got accelerate.devices={devices}: {way_out}")
-    least = 2 if name == "kto" else 1
+    coupled = isinstance(method, Training) and method.couples_rows
+    least = 2 if coupled else 1
     if size % devices == 0 and size // devices >= least:
         return Share(size // devices, accumulation)
-    if name == "kto":
-        raise ValueError(f"method.batch_size={size} of kto must be a multiple of accelerate.devices={devices}, and twice that at least")
+    if coupled:
+        raise ValueError(f"method.batch_size={size} of {name} must be a multiple of accelerate.devices={devices}, and twice that at least")
     if size * accumulation % devices:
         where = "method" if isinstance(method, Training) else "sft.training"
         step = f"{where}.batch_size={size} x {where}.gradient_accumulation_steps={accumulation}"

@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from bench.config import METHODS
 from bench.engines.adapters import check_finite, is_adapted
 from bench.models.model_size import checkpoints
 from bench.models.tokenize import preference_ids
@@ -308,7 +309,8 @@ def paired_rows(job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejec
     rows = []
     for row in job.rows:
         if not isinstance(row, Pair):
-            raise ValueError(f"{job.settings.method.name} learns from pairs and the data are unpaired: take method=kto, csft, offline_ppo")
+            rows_too = ", ".join(name for name, kind in METHODS.items() if kind.feedback == "rows")
+            raise ValueError(f"{job.settings.method.name} learns from pairs and the data are unpaired: take method={rows_too}")
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
         rows.append(
             {

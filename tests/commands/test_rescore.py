@@ -313,12 +313,16 @@ def test_all_that_is_wrong_is_said_at_once_and_a_key_of_another_verb_is_unknown(
     assert ["calibration is for AlpacaEval's verdicts" in text for text in problems(*words)] == [True]
 
 
-def test_files_that_cannot_be_read_are_bad_config_and_no_traceback(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "bad.jsonl").write_text("{}\n")
+@needs_fixtures
+def test_a_calibration_of_another_set_is_bad_config(tmp_path: Path) -> None:
     (tmp_path / "of_another_set.csv").write_text("index,instruction_difficulty\n0,0.5\n1,0.1\n")
     with pytest.raises(BadConfig, match="knows 2 items by `index`, their number among all items, which are 805 here"):
         rescore_files(asked(ALPACA_EVAL, reference_outputs=str(REFERENCE), calibration=str(tmp_path / "of_another_set.csv")))
+
+
+def test_files_that_cannot_be_read_are_bad_config_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.jsonl").write_text("{}\n")
     for path, says in (("empty", "holds no MODEL/ANNOTATOR/annotations.json"), ("bad.jsonl", "expected an object with question_id")):
         with pytest.raises(BadConfig, match=says):
             rescore_files(asked(tmp_path / path))

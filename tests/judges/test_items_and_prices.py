@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import FIXTURES, needs_fixtures
 
 from bench.judges.asked.prices import OWN_PRICES, price_of, read_prices
 from bench.judges.formats.items import cut, read_alpaca_eval, read_arena_hard, read_mt_bench
 from bench.records import HumanLabel, Item, read_labels
 from bench.text_files import BadFile
 
-FIXTURES = Path("/work/shared/fixtures")
 
-
-@pytest.mark.skipif(not FIXTURES.exists(), reason="recorded data lie on the founders' machine")
+@needs_fixtures
 def test_the_official_files_are_read_whole() -> None:
     items = read_alpaca_eval(FIXTURES / "alpaca_eval" / "reference_outputs.json.gz")
     assert len(items) == 805 and len({item.id for item in items}) == 805

@@ -108,6 +108,8 @@ def _forecast_is_right(endpoint: Endpoint, trained: Path, words: list[str]) -> N
     assert float(found[1]) == pytest.approx(sum(call.dollars or 0 for call in calls), rel=0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.essential
 def test_a_local_judge_in_one_command_starts_and_stops_its_server(trained: Path, tmp_path: Path) -> None:
     """A server of the tests stands where vLLM's stands (tests/stand_in_vllm); the model, HTTP and the command are real."""
     model = make_model(tmp_path / "my-judge", max_positions=4096, heads=1)
