@@ -1,4 +1,4 @@
-"""`do=audit`: a passport for every judge of the cells."""
+"""`do=audit`: writes a passport for every judge of the cells."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from bench.terminal import say
 
 
 def main(opened: Opened) -> int:
-    """A passport for every judge of the cells. What is judged already is not judged again, nor asked."""
+    """Write a passport for every judge of the cells; returns the exit code.
+
+    Verdicts that are in the store already are used, and their judges are not asked again.
+    """
     do = opened.session.do
     assert isinstance(do, Audit)
     if not do.plan:

@@ -145,7 +145,7 @@ def test_arena_hards_first_form_of_turns_is_read_as_text(tmp_path: Path) -> None
         (None, answered(1, None), r"a\.jsonl:1: turns\[0\] must be text, got null"),
         (None, answered(1, {"token_len": 6}), r"a\.jsonl:1: turns\[0\] must be text, got an object with token_len"),
         (None, answered(1, {"content": None}), r"a\.jsonl:1: turns\[0\].content must be text, got null"),
-        (None, answered(1, "x", choices=[]), r"a\.jsonl:1: expected choices, of which the first has turns; got a list of 0"),
+        (None, answered(1, "x", choices=[]), r"a\.jsonl:1: expected choices, the first of them with turns; got a list of 0"),
         (None, answered(True, "x"), r"a\.jsonl:1: question_id must be a text or a whole number, got true"),
     ],
 )

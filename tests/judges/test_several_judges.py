@@ -124,7 +124,7 @@ def test_a_jury_shows_its_median_and_each_member_and_shares_their_stages(endpoin
     alone = bench(*files, "judge=arena_hard", "judge.model=game-judge", f"judge.base_url={endpoint.url}", results=ran.results)
     assert alone.code == 0 and len(endpoint.asked) == 12 * N  # a member's verdicts are those of the judge alone
     again = bench(*words, "do=rescore", f"out={tmp_path / 'out.csv'}", results=ran.results)
-    assert again.code == 0 and "3 of 3 cells scored anew" in again.out and "moved" not in again.out
+    assert again.code == 0 and "3 of 3 cells were scored again" in again.out and "changed: " not in again.out
     assert bench(*words, "do=status", results=ran.results).code == 0
     assert bench(*words, "do=report", results=ran.results).code == 0
 

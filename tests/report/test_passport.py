@@ -184,7 +184,7 @@ def test_a_judge_that_rates_is_planned_stopped_at_its_budget_and_audited(endpoin
     planned = bench(*words, "plan=true", "judge.budget_dollars=5", results=results)
     assert planned.code == 0 and not endpoint.asked, planned.err
     forecast = re.search(r"([\d,]+) requests", planned.out)
-    assert forecast and "more than judge.budget_dollars=5: it stops there (exit 4)" in planned.out
+    assert forecast and "more than judge.budget_dollars=5. The command stops there (exit 4)" in planned.out
     stopped = bench(*words, "judge.budget_dollars=5", results=results)
     assert stopped.code == 4 and "FAILED   mt_bench-severe-rating-" in stopped.out
     labels = tmp_path / "labels.jsonl"

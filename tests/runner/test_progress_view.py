@@ -184,7 +184,7 @@ def test_a_plan_is_printed_with_what_is_shared(sweep: Sweep, store: Store, capsy
     assert f"tokens   at most {1000 * len(plan.to_do):,}" in out
     assert "judge    $0.00 (gold)" in out
     print_plan(sweep, plan, {stage: StageForecast(None, 0) for stage in plan.to_do}, 2, {})
-    assert "no like stage has run here yet: no forecast" in capsys.readouterr().out
+    assert "no forecast: no similar stage has run here yet" in capsys.readouterr().out
 
 
 def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +205,7 @@ def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: St
     store.build_folder(running)
     state, why = cell_state(dpo, store, {})
     assert state == "lost"
-    assert "begun, and nobody is at it; the same command runs it again" in why
+    assert "it was begun, and no command works on it. Run the sweep again" in why
     assert print_status(sweep, store) is True
     out = capsys.readouterr().out
     assert "1 failed" in out
@@ -226,7 +226,7 @@ def test_status_says_interrupted_where_the_command_was_and_lost_where_a_worker_v
     store.record_interruption(train)
     state, why = cell_state(cell, store, {})
     assert (state, why.startswith("train ")) == ("interrupted", True)
-    assert "the same command runs it again" in why
+    assert "Run the sweep again to continue" in why
     store.clear_marks(train)
     assert cell_state(cell, store, {})[0] == "lost"
 
@@ -244,5 +244,5 @@ def test_status_tells_queued_jobs_from_running_ones_and_names_them(sweep: Sweep,
     assert cell_state(cell, store, {}) == ("running", f"train kto beta 0.1 ({train.key[:6]}): slurm job 17_3")  # no squeue on this machine
     lock.release()
     state, why = cell_state(cell, store, {"17_3": running})  # its command was killed
-    assert state == "running" and why.endswith("no command waits for it, the same command takes it up")
+    assert state == "running" and why.endswith("no command waits for it. Run the sweep again to wait for it")
     assert cell_state(cell, store, {"17_3": JobState("NODE_FAIL", "None", "node7")})[0] == "lost"
