@@ -35,7 +35,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench import report, secrets
+from bench import methods, report, secrets
 from bench.cli.compose import BadConfig, Opened
 from bench.cli.sweep_files import sweep_path
 from bench.commands import OK, SOME_FAILED
@@ -44,6 +44,7 @@ from bench.commands.faults import print_faults
 from bench.commands.planned_sweep import sweep_of
 from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name, user_path
 from bench.output_files import os_reason
+from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan, Sources, all_stages
 from bench.records import size_words
 from bench.report import PASSPORTS
@@ -114,6 +115,8 @@ def read(results: Path, opened: Opened) -> Opened:
         title, command = (secrets.shown(text(facts[name], name).replace("\n", " ")) for name in ("title", "command"))
         cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in written]
         sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in written]
+        for cell, source in zip(cells, sources, strict=True):
+            plan_cell(cell, source, methods.chain)  # raises for a cell whose files are not named
         expectations = tuple(Expectation.model_validate(item) for item in expected)
         varied = tuple(text(axis, "each of axes") for axis in axes)
     except (ValueError, KeyError, TypeError) as error:

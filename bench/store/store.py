@@ -35,7 +35,7 @@ from bench.config import LaterField as LaterField
 from bench.config import Unkeyed as Unkeyed
 from bench.records import grouped
 from bench.store.keys import Input, Source, Stage, file_digest, hash_long, keyed_settings, stage_key
-from bench.text_files import BadFile, read_object
+from bench.text_files import BadFile, printable, read_object
 
 # Bytes. A larger file is trusted while its modification time is that of its checksum: a sweep of 7B models
 # holds a terabyte, and to read it each time would take too long.
@@ -109,10 +109,10 @@ def read_manifest(path: Path) -> Manifest:
         manifest = _MANIFEST.validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{path} cannot be read ({'.'.join(map(str, first['loc']))} {first['msg']})") from error
+        raise ValueError(f"{path} cannot be read ({printable('.'.join(map(str, first['loc'])))} {first['msg']})") from error
     names = {**manifest.files, **manifest.recorded_files}
     if outside := [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]:
-        raise ValueError(f"{path} lists a file outside of its folder: {outside[0]}")
+        raise ValueError(f"{path} lists a file outside of its folder: {printable(outside[0])}")
     if (manifest.kind, manifest.key) != (path.parent.parent.name, path.parent.name):
         raise Misplaced(f"{path} belongs to stage {manifest.kind}/{manifest.key}, but lies in the folder of another stage")
     if manifest.digest != files_digest(manifest.files):
