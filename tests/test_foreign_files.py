@@ -484,7 +484,8 @@ def test_a_calibration_is_refused_or_read_as_it_stands(folder: Path, data: st.Da
         assert spoil or comma != ",", error
         assert "\n" not in str(error)
         return refused(error, folder)
-    by_index = [row for row in csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")) if (row["index"] or "").strip().isdecimal()]
+    rows_of_file = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+    by_index = [row for row in rows_of_file if (row["index"] or "").strip().isdecimal()]
     for k in range(n):
         mine = [row for row in by_index if int(row["index"]) == k]
         if f"item-{k}" in found.difficulty:
