@@ -7,8 +7,7 @@ import json
 import random
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bench.records import Message, Pair, Unpaired
 
@@ -71,30 +70,3 @@ def nested_subset(rows: Sequence[T], fraction: float, seed: int) -> list[T]:
     random.Random(f"fraction/{seed}").shuffle(order)
     keep = sorted(order[: max(1, round(fraction * len(rows)))])
     return [rows[i] for i in keep]
-
-
-def partners(prompts: Sequence[str], seed: int) -> list[int]:
-    """Index of a row with another prompt, for each row: the next such row on a seeded cycle through all rows.
-
-    Raises ValueError when all rows have the same prompt: then no completion is mismatched.
-    """
-    if len(set(prompts)) < 2:
-        raise ValueError("mismatched completions need rows of at least two prompts")
-    order = list(range(len(prompts)))
-    random.Random(f"partners/{seed}").shuffle(order)
-    partner = [0] * len(prompts)
-    following = order[0]
-    # Backwards and twice, so that the last rows of the cycle find partners at its start.
-    for row in reversed([*order, *order]):
-        partner[row] = following if prompts[following] != prompts[row] else partner[following]
-        following = row
-    return partner
-
-
-def with_partners(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Rows with mismatched completions added. KTO estimates its KL term from these at the rows' prompts."""
-    index = partners([prompt_key(row.prompt) for row in rows], seed)
-    both: list[Any] = [(row, rows[i]) for row, i in zip(rows, index, strict=True)]
-    if isinstance(rows[0], Pair):
-        return [replace(row, mismatched_chosen=partner.chosen, mismatched_rejected=partner.rejected) for row, partner in both]
-    return [replace(row, mismatched=partner.completion) for row, partner in both]

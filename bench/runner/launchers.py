@@ -8,9 +8,10 @@ from pathlib import Path
 
 from bench.cli.compose import BadConfig
 from bench.config import ClusterLauncher, LocalLauncher, RayLauncher, SlurmLauncher
-from bench.runner.cluster_queue import QueueLauncher, node_need
+from bench.runner.cluster_queue import QueueLauncher
 from bench.runner.launcher import Launcher
 from bench.runner.local_pool import Pool
+from bench.runner.node_job import node_need
 from bench.runner.ray_tasks import RayQueue
 from bench.runner.ray_tasks import check as check_ray
 from bench.runner.slurm import SlurmQueue

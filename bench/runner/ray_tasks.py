@@ -12,7 +12,8 @@ from typing import Any
 
 from bench.config import RayLauncher, Resources
 from bench.machine import python_path
-from bench.runner.cluster_queue import Ending, NodeJob
+from bench.runner.cluster_queue import Ending
+from bench.runner.node_job import NodeJob
 from bench.store.stage_run import reason
 
 # Size of Ray's object store in a cluster that we start. No stage uses it; by default it takes

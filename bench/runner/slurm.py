@@ -21,8 +21,9 @@ from typing import Any, Literal
 
 from bench.config import LocalLauncher, Resources, SlurmLauncher, SlurmResources
 from bench.machine import python_path
-from bench.runner.cluster_queue import Ending, NodeJob, Refused
+from bench.runner.cluster_queue import Ending, Refused
 from bench.runner.local_pool import FOREIGN, Pool
+from bench.runner.node_job import NodeJob
 from bench.store.store import Store
 from bench.terminal import shown
 from bench.text_files import printable

@@ -16,10 +16,11 @@ from bench.judges.formats import mt_bench
 from bench.judges.formats.alpaca_eval import read_pairs
 from bench.judges.formats.items import cut, read_benchmark_items
 from bench.readers import read_conversations
+from bench.readers.kl_partners import with_partners
 from bench.readers.learnable import LearnCheck, learn_check_of_model
 from bench.readers.rows import BadRows, read_prompts
 from bench.readers.splits import divide, overlap, overlap_counts
-from bench.readers.subsets import check_labels, nested_subset, prompt_key, with_partners
+from bench.readers.subsets import check_labels, nested_subset, prompt_key
 from bench.records import (
     Completion,
     Item,

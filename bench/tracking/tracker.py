@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.config import NoTracker, WandbTracker
-from bench.tracking.mirror import WandbMirror, configured_account
 from bench.tracking.values import Row
+from bench.tracking.wandb_mirror import WandbMirror, configured_account
 
 
 class Tracker(Protocol):

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.readers.kl_partners import partners, with_partners
 from bench.readers.rows import BadRows, Preferences, read_preferences
-from bench.readers.subsets import nested_subset, partners, prompt_key, split_heldout, with_partners
+from bench.readers.subsets import nested_subset, prompt_key, split_heldout
 from bench.records import Message, Pair, Unpaired
 from bench.text_files import HALF_CHARACTER
 

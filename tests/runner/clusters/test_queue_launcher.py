@@ -15,8 +15,9 @@ from test_launchers import beside, start, wait
 from bench.cli.compose import BadConfig, open_door
 from bench.config import ResourceChanges, Resources
 from bench.runner import launchers
-from bench.runner.cluster_queue import NodeJob, QueueLauncher
+from bench.runner.cluster_queue import QueueLauncher
 from bench.runner.launcher import StageReport
+from bench.runner.node_job import NodeJob
 from bench.runner.worker import describe
 from bench.store.stage_settings import GoldPreferenceSettings, LanguageJudgeSettings, needs
 from bench.store.store import Store

@@ -285,7 +285,7 @@ def _start(directory: Path) -> subprocess.Popen[str]:
     with (directory / "tracker.log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             # -P: the working folder holds a folder `wandb`.
-            [sys.executable, "-P", "-m", "bench.tracking.child"],
+            [sys.executable, "-P", "-m", "bench.tracking.wandb_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

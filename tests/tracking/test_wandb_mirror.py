@@ -15,9 +15,9 @@ import pytest
 from fake_wandb_server import FakeWandb
 
 from bench.config import NoTracker, WandbTracker
-from bench.tracking.mirror import configured_account
 from bench.tracking.tracker import Tracker, open_tracker
 from bench.tracking.values import cleaned
+from bench.tracking.wandb_mirror import configured_account
 
 HISTORY = [{"step": step, "loss": 1 / step, "rewards/margins": 0.1 * step} for step in range(1, 31)]
 TABLE = [{"cell": "dpo", "win_rate": 0.625, "kl": 1.5, "n_scored": 64}, {"cell": "none", "win_rate": 0.5, "kl": None, "n_scored": 64}]
@@ -81,7 +81,7 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_importing_loads_neither_wandb_nor_torch() -> None:
-    code = "import sys, bench.tracking.mirror; assert not {'wandb', 'torch'} & sys.modules.keys()"
+    code = "import sys, bench.tracking.wandb_mirror; assert not {'wandb', 'torch'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
