@@ -204,7 +204,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens([f"<more{i}>" for i in range(3)])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match="they are not of one model"):
+    with pytest.raises(ValueError, match="Use the tokenizer that belongs to the model"):
         loaded(folder)
 
 
@@ -212,7 +212,7 @@ def test_a_prompt_that_fills_the_models_positions_is_refused(tmp_path: Path) -> 
     from bench.config import Decoding
 
     engine = loaded(make("gpt_neox", tmp_path / "m"))
-    with pytest.raises(ValueError, match="a prompt of 128 tokens leaves no place for an answer in the model's 128"):
+    with pytest.raises(ValueError, match="a prompt of 128 tokens leaves no room for a completion: the model has 128 positions"):
         engine.generate([[5] * 128], Decoding(temperature=0.0, top_p=1.0, max_new_tokens=4), 0)
 
 
@@ -221,7 +221,7 @@ def test_what_needs_a_gpu_says_so(tmp_path: Path) -> None:
     from bench.config import Loading
 
     folder = make("llama", tmp_path / "m")
-    with pytest.raises(ValueError, match=r"flash_attention_2 needs a GPU and the flash-attn package: take model.attention=sdpa"):
+    with pytest.raises(ValueError, match=r"flash_attention_2 needs a GPU and the flash-attn package. Use model.attention=sdpa"):
         load_model(folder, "bfloat16", Loading(attention="flash_attention_2"))
     eager, usual = (load_model(folder, "float32", Loading(attention=way)) for way in ("eager", "auto"))
     assert (eager.config._attn_implementation, usual.config._attn_implementation) == ("eager", "sdpa")

@@ -54,10 +54,10 @@ def without(part: str) -> Callable[[Tensors], Tensors]:
 # Weights --------------------------------------------------------------------------------------------------------------
 
 LACKING: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
-    "layer": (without("layers.1."), r"it lacks model.layers.1.\S+, \S+, \S+ and 6 more tensors; copy"),
-    "head": (without("lm_head"), r"it lacks lm_head.weight; copy"),
-    "norm": (without("model.norm"), r"it lacks model.norm.weight; copy"),
-    "all": (lambda _: {"other": torch.zeros(2)}, r"it lacks lm_head.weight, .* and the model has no place for other; copy"),
+    "layer": (without("layers.1."), r"missing: model.layers.1.\S+, \S+, \S+ and 6 more tensors\). Copy"),
+    "head": (without("lm_head"), r"missing: lm_head.weight\). Copy"),
+    "norm": (without("model.norm"), r"missing: model.norm.weight\). Copy"),
+    "all": (lambda _: {"other": torch.zeros(2)}, r"missing: lm_head.weight, .*; the model has no place for other\). Copy"),
     "more": (lambda t: t | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}, r"model has no place for model.layers.0.self_attn.q"),
 }
 
@@ -67,7 +67,7 @@ def test_weights_that_do_not_all_arrive_are_refused_by_name(
     tensors: Callable[[Tensors], Tensors], why: str, whole: Path, tmp_path: Path
 ) -> None:
     folder = changed(whole, tmp_path / "damaged", tensors)
-    named = rf"the weights in {folder} are not those of its config.json: .*{why}"
+    named = rf"the weights in {folder} do not fit its config.json .*{why}"
     for load in (lambda: load_model(folder, "float32"), lambda: check_weights(folder), lambda: TransformersEngine(folder, "float32", 2)):
         with pytest.raises(ValueError, match=named):
             load()
@@ -75,12 +75,12 @@ def test_weights_that_do_not_all_arrive_are_refused_by_name(
 
 def test_a_new_reward_model_needs_the_whole_body_and_no_head(whole: Path, tmp_path: Path) -> None:
     for name in ("layer", "norm", "more"):
-        with pytest.raises(ValueError, match="are not those of its config"):
+        with pytest.raises(ValueError, match="do not fit its config"):
             new_reward_model(changed(whole, tmp_path / name, LACKING[name][0]), "float32", 0)
     folder = changed(whole, tmp_path / "headless", without("lm_head"))
     made = new_reward_model(folder, "float32", 0)
     assert torch.equal(made.model.embed_tokens.weight, load_file(folder / "model.safetensors")["model.embed_tokens.weight"])
-    with pytest.raises(ValueError, match=r"it lacks score.weight and the model has no place for lm_head.weight"):
+    with pytest.raises(ValueError, match=r"missing: score.weight; the model has no place for lm_head.weight"):
         Scorer(changed(whole, tmp_path / "causal", num_labels=1), "float32", 2)
 
 
@@ -155,14 +155,22 @@ def adapter(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 OF_ADAPTERS: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
-    "lacking": (without("layers.1.self_attn.q_proj.lora_B"), {}, r"adapter_config.json: it lacks .*layers.1.self_attn.q_proj.lora_B"),
-    "more": (lambda t: t | {A.replace("0", "7"): torch.zeros(2, 32)}, {}, r"adapter_config.json: the model has no place for .*layers.7"),
-    "other sizes": (lambda t: t | {A: torch.ones(3, 32)}, {}, r"lora_A.default.weight must have the sizes \[2, 32\], got \[3, 32\]; copy"),
+    "lacking": (without("layers.1.self_attn.q_proj.lora_B"), {}, r"adapter_config.json \(missing: .*layers.1.self_attn.q_proj.lora_B"),
+    "more": (lambda t: t | {A.replace("0", "7"): torch.zeros(2, 32)}, {}, r"adapter_config.json \(the model has no place for .*layers.7"),
+    "other sizes": (
+        lambda t: t | {A: torch.ones(3, 32)},
+        {},
+        r"lora_A.default.weight must have the sizes \[2, 32\], got \[3, 32\]\). Copy",
+    ),
     "another rank": (lambda t: t, {"r": 8}, r"must have the sizes \[8, 32\], got \[2, 32\], and 3 more tensors"),
     "NaN": (lambda t: t | {A: t[A] * float("nan")}, {}, r"not finite \(base_model.*0.self_attn.q_proj.lora_A.weight holds 64 NaN or"),
     "infinite": (lambda t: t | {A: t[A] / 0}, {}, "not finite"),
-    "of a kind that PEFT has not": (lambda t: t, {"peft_type": "FOO"}, "adapter_config.json says: peft_type is 'FOO', which"),
-    "of layers that are not there": (lambda t: t, {"target_modules": ["nothing"]}, "adapter_config.json says: .*nothing"),
+    "of a kind that PEFT has not": (
+        lambda t: t,
+        {"peft_type": "FOO"},
+        "adapter_config.json: this version of transformers does not support peft_type='FOO'",
+    ),
+    "of layers that are not there": (lambda t: t, {"target_modules": ["nothing"]}, "adapter_config.json: .*nothing"),
 }
 
 
@@ -199,10 +207,13 @@ def test_weights_that_are_not_finite_are_refused_with_their_folder(value: str, w
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ({"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4}}, "rope_parameters.rope_type is 'odd', which this version of transf"),
-        ({"rope_scaling": {"type": "odd", "factor": 2.0}}, "rope_parameters.type is 'odd'"),
+        (
+            {"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4}},
+            "this version of transformers does not support rope_parameters.rope_type='odd'",
+        ),
+        ({"rope_scaling": {"type": "odd", "factor": 2.0}}, "support rope_parameters.type='odd'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "KeyError: .*'rope_type'='yarn': {'factor'}"),
-        ({"hidden_act": "odd"}, "hidden_act is 'odd'"),
+        ({"hidden_act": "odd"}, "support hidden_act='odd'"),
         ({"model_type": "odd"}, "model type `odd`"),
         ({"rope_scaling": 3}, "rope_parameters"),
     ],
@@ -210,7 +221,7 @@ def test_weights_that_are_not_finite_are_refused_with_their_folder(value: str, w
 def test_what_transformers_has_not_is_refused_by_name(config: dict[str, Any], why: str, whole: Path, tmp_path: Path) -> None:
     folder = changed(whole, tmp_path / "odd", **config)
     for load in (lambda: load_model(folder, "float32"), lambda: check_weights(folder)):
-        with pytest.raises(ValueError, match=rf"the model in {folder} cannot be made as its config.json says: .*{why}") as caught:
+        with pytest.raises(ValueError, match=rf"cannot build the model in {folder} from its config.json: .*{why}") as caught:
             load()
         assert "\n" not in str(caught.value)
 
@@ -336,7 +347,7 @@ def test_what_leaves_a_table_of_positions_is_said_before_it_is_written(kind: str
     engine = TransformersEngine(of_table(kind, whole, tmp_path / kind), "float32", 2)
     prompts = [[5] * 10, [5] * 40]
     with pytest.raises(
-        ValueError, match=r"table of positions: 1 of 2 prompts, the longest of 40 tokens, and max_new_tokens=9 go beyond its 48"
+        ValueError, match=r"1 of 2 prompts \(the longest has 40 tokens\) with max_new_tokens=9 exceed the model's 48 positions"
     ):
         engine.generate(prompts, Decoding(temperature=0.0, top_p=1.0, max_new_tokens=9), 0)
     assert len(engine.generate(prompts, Decoding(temperature=0.0, top_p=1.0, max_new_tokens=8), 0)) == 2
