@@ -102,7 +102,7 @@ def test_masks_that_older_transformers_saved_are_no_part_of_a_model(whole: Path,
 
 def test_a_tensor_of_other_sizes_is_refused_by_name(whole: Path, tmp_path: Path) -> None:
     folder = changed(whole, tmp_path / "other", lambda t: t | {"model.norm.weight": torch.ones(3)})
-    with pytest.raises(ValueError, match=rf"in {folder} are not .*: model.norm.weight must have the sizes \[\d+\], got \[3\]; copy"):
+    with pytest.raises(ValueError, match=rf"in {folder} do not fit .*model.norm.weight must have the sizes \[\d+\], got \[3\]\). Copy"):
         load_model(folder, "float32")
 
 
@@ -112,11 +112,11 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 10
 @pytest.mark.parametrize(
     ("damaged", "why"),
     [
-        (lambda whole: whole[:-100], "cut short: its header speaks of"),
-        (lambda whole: whole[:100], "no safetensors file, or one that was cut short \\(100 bytes\\): copy it again"),
-        (lambda _: b"", "no safetensors file"),
-        (lambda _: (2).to_bytes(8, "little") + b"[]", "no safetensors file"),
-        (lambda _: POINTER, "a pointer of Git LFS, and not the weights: run `git lfs pull`"),
+        (lambda whole: whole[:-100], "it was cut short: it has"),
+        (lambda whole: whole[:100], "it is no safetensors file, or it was cut short \\(100 bytes\\): copy it again"),
+        (lambda _: b"", "it is no safetensors file"),
+        (lambda _: (2).to_bytes(8, "little") + b"[]", "it is no safetensors file"),
+        (lambda _: POINTER, "it is a Git LFS pointer, not the weights: run `git lfs pull`"),
     ],
     ids=["cut", "cut in the header", "empty", "of a list", "pointer"],
 )
@@ -257,7 +257,7 @@ def test_an_adapter_beside_a_whole_model_is_refused_at_the_door_and_by_both_engi
         lambda: Vllm(folder, "float32", SERVING),
     )
     for load in loads:
-        with pytest.raises(ValueError, match=rf"{folder} holds an adapter \(adapter_config.json\) beside a whole model: move"):
+        with pytest.raises(ValueError, match=rf"{folder} holds an adapter \(adapter_config.json\) and a whole model: move"):
             load()
 
 
@@ -265,7 +265,7 @@ def test_files_that_an_index_names_must_be_there(tmp_path: Path) -> None:
     check_shards(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
     (tmp_path / "1.safetensors").touch()
-    with pytest.raises(BadFile, match=r"index.json: it names 2.safetensors, which is not there: copy the whole folder again"):
+    with pytest.raises(BadFile, match=r"index.json names missing files \(2.safetensors\): copy the whole folder again"):
         check_shards(tmp_path)
     (tmp_path / "2.safetensors").touch()
     check_shards(tmp_path)
@@ -294,9 +294,15 @@ def test_weights_whose_kernels_come_from_the_hub_are_refused(whole: Path, tmp_pa
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ('{"num_hidden_layers": 1000000}', "num_hidden_layers must be <= 100, got 1,000,000: a damaged file, or raise bounds.layers"),
+        (
+            '{"num_hidden_layers": 1000000}',
+            "num_hidden_layers must be <= 100, got 1,000,000: the file may be damaged; if it is right, raise bounds.layers",
+        ),
         ('{"n_layer": 101}', "n_layer must be <= 100, got 101"),
-        ('{"hidden_size": 1000000}', "hidden_size must be <= 1,000, got 1,000,000: a damaged file, or raise bounds.width"),
+        (
+            '{"hidden_size": 1000000}',
+            "hidden_size must be <= 1,000, got 1,000,000: the file may be damaged; if it is right, raise bounds.width",
+        ),
         ('{"num_attention_heads": 65}', "num_attention_heads must be <= 64"),
         ('{"vocab_size": 5000}', "vocab_size must be <= 1,000, got 5,000"),
         ('{"text_config": {"num_hidden_layers": 5000}}', "text_config.num_hidden_layers must be <= 100"),
@@ -375,11 +381,11 @@ def test_tokens_without_a_row_are_named(whole: Path, tmp_path: Path) -> None:
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(
-        BadFile, match=rf"its pad token '<pad>' \({rows}\) has no row among the model's {rows} embeddings: take that token out"
+        BadFile, match=rf"the pad token '<pad>' \({rows}\) has no embedding: the model has {rows} embeddings. Either remove that token"
     ):
         check_rows(tmp_path, config)
     with pytest.raises(
-        BadFile, match=rf"its tokens '\S+' \({rows - 1}\), '<pad>' \({rows}\) have no rows among the model's {rows - 1} embed"
+        BadFile, match=rf"the tokens '\S+' \({rows - 1}\), '<pad>' \({rows}\) have no embedding: the model has {rows - 1} embed"
     ):
         check_rows(tmp_path, config | {"vocab_size": rows - 1})
     check_rows(tmp_path, {"text_config": config | {"vocab_size": rows + 1}})
@@ -404,7 +410,8 @@ def test_what_is_asked_and_what_is_taught_are_compared_as_tokens(whole: Path) ->
     check_rendering(whole, tokenizer, ends)  # each line end is a token of its own here: what is asked begins what is taught
     tokenizer.add_tokens(["\n\n"])
     with pytest.raises(
-        ValueError, match=r"samples in another form than it trains: it asks with the tokens \['Ċ'\] where .* has the tokens \["
+        ValueError,
+        match=r"differently for sampling and for training: sampling begins .* with the tokens \['Ċ'\], training with the tokens \[",
     ):
         check_rendering(whole, tokenizer, ends)
 
@@ -414,10 +421,10 @@ def test_a_template_that_treats_longer_conversations_otherwise_is_seen(whole: Pa
     shape = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     asks = "{% if add_generation_prompt %}{{ ('<|im_start|>bot\n' if messages | length > 2 else '<|im_start|>assistant\n') }}{% endif %}"
     tokenizer.chat_template = shape + asks
-    with pytest.raises(ValueError, match=r"another form than it trains: it asks with 'bot\\n' where an answer that is trained has"):
+    with pytest.raises(ValueError, match=r"for sampling and for training: sampling begins an answer with 'bot\\n', training with"):
         check_rendering(whole, tokenizer, {int(tokenizer.eos_token_id)})
     tokenizer.chat_template = "{{ 'Hello.' }}"
-    with pytest.raises(ValueError, match="leaves out what the user says where that is text"):
+    with pytest.raises(ValueError, match="leaves out user messages that are plain text"):
         check_rendering(whole, tokenizer, {int(tokenizer.eos_token_id)})
 
 
