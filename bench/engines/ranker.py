@@ -6,9 +6,9 @@ PairRM (Jiang et al. 2023), as its card describes the transformers form of the c
 `<|candidate2|>` second. Each part is encoded and cut by itself: the prompt at 1,224 tokens, and the
 completions share the rest of 2,048. Then
 
-    f = mean_tasks(head([h_source, h_first]) - head([h_source, h_second]))        h: last hidden state at the part's mark
+    f = mean_tasks(head([h_source, h_first]) - head([h_source, h_second]))
 
-with a head of two layers and tanh between them. The layout is tested on a small network of that form; the
+with h the last hidden state at the part's mark, and a head of two layers and tanh between them. The layout is tested on a small network of that form; the
 published weights were not available. A folder holds a PairRM if its config names the ids of the three marks.
 """
 

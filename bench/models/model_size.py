@@ -35,7 +35,7 @@ CHECKPOINTED_FROM = 10**9
 
 
 def checkpoints(setting: bool | Literal["auto"], parameters: float) -> bool:
-    """Whether a training uses gradient checkpointing: it computes activations again instead of keeping them."""
+    """Whether a training uses gradient checkpointing: it recomputes activations instead of keeping them."""
     return parameters >= CHECKPOINTED_FROM if setting == "auto" else setting
 
 

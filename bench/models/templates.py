@@ -136,7 +136,8 @@ def read_template(folder: Path) -> Template | None:
     text: Any = None
     if (folder / TEMPLATE).is_file():
         text = read_text(folder / TEMPLATE)
-    elif not any((folder / TEMPLATES).glob("*.jinja")):  # Such files replace the config's templates, and none of them is the default.
+    elif not any((folder / TEMPLATES).glob("*.jinja")):
+        # Such files would replace the config's templates, and none of them is the default.
         text = config.get("chat_template")
     if isinstance(text, list):  # Several templates, by name.
         text = {entry["name"]: entry.get("template") for entry in text if isinstance(entry, dict) and isinstance(entry.get("name"), str)}

@@ -63,7 +63,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     code = (folder / "config.json").exists() and trusts_code(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
-    except Exception as error:  # Errors of transformers and its libraries have many lines and do not name the folder.
+    except Exception as error:
+        # Errors of transformers and its libraries have many lines and do not name the folder.
         why = printable(" ".join(str(error).split()))[:300]
         raise ValueError(f"the tokenizer in {folder} cannot be read: {why}; copy the whole folder again") from error
     if tokenizer.eos_token is None:

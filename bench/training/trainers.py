@@ -59,8 +59,7 @@ class TrainingJob:
 
 
 class LengthBatches(torch.utils.data.Sampler[int]):
-    """Row indices in a seeded order: each batch holds rows of similar length, and the batches come in random
-    order.
+    """Row indices in a seeded order: rows of similar length share a batch, and batches come in random order.
 
     The order differs from epoch to epoch and is the same for the same seed. The short last batch stays last.
     """
@@ -197,8 +196,7 @@ def training_arguments(job: TrainingJob) -> dict[str, Any]:
 
 
 class Prepared:
-    """Mixin for TRL's preference trainers: rows come tokenised, with reference log-probabilities, in our
-    order.
+    """Mixin for TRL's preference trainers: rows come tokenised, with reference log-probs, in our order.
 
     Batches are made by a row's `length`. A row's `example` names its preference row and the completions that
     the loss uses. `fed` counts the rows of each step.
@@ -409,8 +407,7 @@ def fingerprint(model: PreTrainedModel, weights: Mapping[str, torch.Tensor] | No
 def check_weights(
     model: PreTrainedModel, before: dict[str, tuple[float, float]], weights: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """Raises FloatingPointError for weights that are not finite, RuntimeError for weights that the training
-    did not change.
+    """Raises FloatingPointError for weights that are not finite, and RuntimeError if no weight has changed.
 
     `before`: fingerprint at the start. `weights`: taken instead of the model's, where it is sharded.
     """

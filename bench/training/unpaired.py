@@ -21,7 +21,7 @@ from bench.training.trainers import Prepared, TrainingJob, method_arguments, out
 
 @dataclass(frozen=True)
 class UnpairedBatch:
-    """Inputs of our losses: B judged completions at T positions, where each position predicts the next token."""
+    """Inputs of our losses: B judged completions at T positions; each position predicts the next token."""
 
     policy_logps: torch.Tensor  # (B, T), 0 outside completions.
     ref_logps: torch.Tensor | None  # (B, T); None without `token_references`.

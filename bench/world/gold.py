@@ -64,7 +64,7 @@ def gold(turn: Turn, completion: str, weights: GoldWeights) -> Gold:
 
 
 def count_words(completion: str) -> int:
-    """Number of words, counted as in the gold reward, the length constraint and the annotator's length bias."""
+    """Number of words, as the gold reward, the length constraint and the annotator's length bias count them."""
     return len(_WORD.findall(completion))
 
 
