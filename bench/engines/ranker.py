@@ -8,8 +8,9 @@ completions share the rest of 2,048. Then
 
     f = mean_tasks(head([h_source, h_first]) - head([h_source, h_second]))
 
-with h the last hidden state at the part's mark, and a head of two layers and tanh between them. The layout is tested on a small network of that form; the
-published weights were not available. A folder holds a PairRM if its config names the ids of the three marks.
+with h the last hidden state at the part's mark, and a head of two layers and tanh between them. The layout is
+tested on a small network of that form; the published weights were not available. A folder holds a PairRM if
+its config names the ids of the three marks.
 """
 
 from __future__ import annotations

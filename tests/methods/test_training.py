@@ -113,7 +113,7 @@ def test_weights_that_did_not_move_or_are_not_finite_are_failures() -> None:
         check_weights(model, before)
     with torch.no_grad():
         model.bias[1] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"weight holds .* of 6, 1 more of 2 tensors are alike"):
+    with pytest.raises(FloatingPointError, match=r"weight holds .* of 6, and 1 more of 2 tensors have such values"):
         check_finite(model.state_dict())
     check_finite({"ids": torch.tensor([1, 2])})
 
