@@ -6,8 +6,10 @@ import contextlib
 import json
 import locale
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +26,7 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import warm
 from endpoint import Endpoint
 
 from bench.cli.compose import BadConfig, Opened, open_door
@@ -32,6 +35,22 @@ from bench.config import Cell
 ROOT = Path(__file__).parent.parent
 settings.register_profile("bench", deadline=None, derandomize=True, database=None)  # the same everywhere, on busy machines too
 settings.load_profile("bench")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        os.environ[warm.SHARED] = tempfile.mkdtemp(prefix="bench-tests-", suffix=f"-{os.getpid()}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests carry out whole commands come first: they take longest, and the others even out what is left at the end."""
+    items.sort(key=lambda item: not {"bench", "smoke", "smoke_cell"} & set(dir(getattr(item, "module", None))))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(warm.SHARED), ignore_errors=True)
+
 
 EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"  # the length of its header, and the header
 
@@ -47,15 +66,20 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture
 def run_bench(tmp_path: Path) -> RunBench:
-    """`python -m bench ...` in an empty folder; results land there too."""
+    """`python -m bench ...` in an empty folder, or the same forked from a warm process; results land there too."""
 
-    def run(*words: str, python: Sequence[str] = ("-m", "bench"), **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str, python: Sequence[str] = ("-m", "bench"), cold: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         variables = {key: value for key, value in os.environ.items() if key != "BENCH_RESULTS"}
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**variables, "PYTHONPATH": path, **environment}
+        if warm.POSSIBLE and not cold:
+            return warm.run("bench", *words, folder=tmp_path, environ=environment, timeout_s=120)
         return subprocess.run(
             [sys.executable, *python, *words],
             cwd=tmp_path,
-            env={**variables, "PYTHONPATH": path, **environment},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=120,

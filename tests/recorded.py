@@ -1,5 +1,6 @@
 """Recorded votes and judgements that lie beside a checkout, laid out as their programs lay them out; tests on them are skipped where
-they are not. They are not part of the repository or the wheel."""
+they are not. They are not part of the repository or the wheel: the variable BENCH_TEST_DATA names their folder, else it is `shared` in
+the checkout or beside it."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import atexit
 import functools
 import gzip
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,13 +18,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PLACES = (ROOT / "shared" / "fixtures", ROOT.parent / "shared" / "fixtures", Path("/work/shared/fixtures"))
-FIXTURES = next((place for place in PLACES if place.is_dir()), PLACES[0])
+PLACES = [Path(named)] if (named := os.environ.get("BENCH_TEST_DATA")) else [ROOT / "shared", ROOT.parent / "shared"]
+OUTSIDE = next((place for place in PLACES if place.is_dir()), PLACES[-1])
+FIXTURES, PUBLISHED_NUMBERS = OUTSIDE / "fixtures", OUTSIDE / "published"
 ALPACA_EVAL, MT_BENCH = FIXTURES / "alpaca_eval", FIXTURES / "mt_bench"
 REFERENCE, CALIBRATION = ALPACA_EVAL / "reference_outputs.json.gz", ALPACA_EVAL / "calibration.csv.gz"
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 
-needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no recorded judgements at {FIXTURES}")
+needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no recorded judgements at {FIXTURES} (BENCH_TEST_DATA)")
 
 # "LC reached here" of the fixtures' README: the package's length control with the fixtures' calibration.
 MODELS = {

@@ -40,7 +40,7 @@ def run_cells(cells: list[CellPlan], store: Store) -> None:
     for stage in dict.fromkeys(stage for cell in cells for stage in cell.stages):
         if store.status(stage).state != "done":
             run_stage(describe(stage, store))
-            store.forget(stage)
+            store.invalidate(stage)
 
 
 def stage(cell: CellPlan, label: str) -> Stage:

@@ -7,9 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from bench.config import JUDGES, METHODS, RewardModel, name_of
 
 ROOT = Path(__file__).parent.parent
 BENCH = ROOT / "bench"
@@ -27,6 +30,66 @@ def test_rooms_import_downwards_only() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+NAMED = {*METHODS, *JUDGES, name_of(RewardModel)}
+# Words for other things too: roles of a stage's inputs, ways to label, the lack of something. Refused where a name is tested.
+WORDS = {"none", "completions", "gold", "reward_model"}
+ROOMS_OF_NAMES = ("methods", "judges", "config")
+OTHER_NAMES = re.compile(r"\b(adapter|model|axis|launcher|engine|tracker)\.name\b")
+
+
+def names_in(source: str) -> list[str]:
+    """Names of methods and judges that stand as text in a module, with their lines. A field's annotation in a record may hold one: it is
+    what a stage is keyed by."""
+    tree = ast.parse(source)
+    keyed = {id(part) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for part in _fields(node)}
+    tested = {id(part) for node in ast.walk(tree) if _tests_a_name(node) for part in ast.walk(node)}
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in NAMED]
+    refused = [node for node in found if id(node) not in keyed and (node.value not in WORDS or id(node) in tested)]
+    return [f"{node.value} in line {node.lineno}" for node in refused]
+
+
+def _fields(record: ast.ClassDef) -> Iterator[ast.AST]:
+    for field in record.body:
+        if isinstance(field, ast.AnnAssign):
+            yield from ast.walk(field)
+
+
+def _tests_a_name(node: ast.AST) -> bool:
+    """Whether it compares something called `name`, of anything but an adapter, a model ..., or matches on it."""
+    asked = ast.unparse(node) if isinstance(node, ast.Compare) else ast.unparse(node.subject) if isinstance(node, ast.Match) else ""
+    return bool(re.search(r"\.name\b|'name'", OTHER_NAMES.sub("", asked)))
+
+
+@pytest.mark.parametrize("path", sorted(BENCH.rglob("*.py")), ids=lambda path: str(path.relative_to(BENCH)))
+def test_no_room_but_their_own_tests_for_a_method_or_judge_by_name(path: Path) -> None:
+    """What is true of a method or judge is a fact of its settings class (bench/config/methods.py, judges.py). A test or a table by name
+    elsewhere is one more file to find for whoever adds the next, and nothing fails where it is forgotten: the new one is taken for what the
+    others are."""
+    if path.relative_to(BENCH).parts[0] not in ROOMS_OF_NAMES:
+        assert names_in(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "n"),
+    [
+        ("passes = 2 if method.name == 'kto' else 1", 1),
+        ("ONE_DEVICE = {'kto_pair', 'spa'}", 2),
+        ("match name:\n    case 'dpo': pass", 1),
+        ("untrained = cell.method.name in ('none', 'completions')", 2),
+        ("if section.get('name') == 'gold': pass", 1),
+        ("match judge.name:\n    case 'gold' | 'none': pass", 2),
+        ("trainer = load('best_of_n')", 1),
+        ("scorer = Scorer(run.inputs['reward_model'])", 0),  # a role
+        ("if 'gold' in inputs: pass", 0),
+        ("whole = cell.adapter.name == 'none'", 0),
+        ("class S:\n    judge: Literal['pair_ranker'] = 'pair_ranker'", 0),  # what a stage is keyed by
+        ("loss_type = 'kto_loss'", 0),
+    ],
+)
+def test_a_name_is_seen_where_it_is_tested_and_no_word_is_taken_for_one(source: str, n: int) -> None:
+    assert len(names_in(source)) == n
 
 
 NO_TEXT = {"os.open", "gzip.open", "tarfile.open", "read_text", "text_files.read_text", "_Door(command, list(command.problems)).open"}
@@ -62,7 +125,12 @@ def test_planning_and_reading_load_nothing_heavy() -> None:
     assert out.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [["ruff", "check", "bench", "tests"], ["mypy"]], ids=lambda command: command[0])
+RUFF = pytest.param(["ruff", "check", "bench", "tests"], id="ruff")
+DEPTRY = pytest.param(["deptry", "."], id="deptry")
+MYPY = pytest.param(["mypy"], id="mypy", marks=[pytest.mark.slow, pytest.mark.essential])
+
+
+@pytest.mark.parametrize("command", [RUFF, DEPTRY, MYPY])
 def test_linter_and_type_checker_are_clean(command: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,7 +14,8 @@ import pytest
 from published import shp
 
 from bench.cli.compose import BadConfig, open_door
-from bench.conformance.table import FACTS, NAMES
+from bench.config import name_of
+from bench.conformance.table import METHODS, facts_of
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("conf", "sweeps", "results", "bench/judges", "bench/methods", "bench/runner", "tests")
@@ -138,7 +139,8 @@ def test_the_tree_of_the_first_readme_names_every_room() -> None:
 
 
 def test_the_table_of_methods_is_that_of_do_conformance() -> None:
-    cells = [(f"`{name}`", FACTS[name].paper, FACTS[name].equation, FACTS[name].computed_by, FACTS[name].elsewhere) for name in NAMES]
+    facts = {name_of(kind): facts_of(kind) for kind in METHODS}
+    cells = [(f"`{name}`", fact.paper, fact.equation, fact.computed_by, fact.elsewhere) for name, fact in facts.items()]
     rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
     lines = (ROOT / "bench" / "methods" / "README.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith("| `")] == rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import os
@@ -11,14 +10,15 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import warm
 import yaml
+from filelock import FileLock
 from pydantic import BaseModel
 
 from bench import methods
@@ -30,6 +30,7 @@ from bench.store.keys import LaterField, Stage
 from bench.store.store import Store
 
 ROOT = Path(__file__).parent.parent
+READ_AT_IMPORT = ("PYTHON", "HF_", "OMP_", "LANG", "LC_", "WANDB_", "CUDA_")  # beginnings of variables that packages read at import
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,28 @@ def command_line(*words: str, results: Path) -> list[str]:
     return [sys.executable, "-m", "bench", *words, f"results={results}", "tracker=none"]
 
 
-def bench(*words: str, results: Path, timeout_s: float = 300, **environ: str) -> Ran:
+def bench(*words: str, results: Path, timeout_s: float = 300, cold: bool = False, **environ: str) -> Ran:
+    """`python -m bench`, forked from a process that has imported it all (warm.py); `cold`: a Python of its own, as users start it."""
     began = time.monotonic()
+    cold = cold or not warm.POSSIBLE or any(name.startswith(READ_AT_IMPORT) for name in environ)
     line, environ = command_line(*words, results=results), environment(**environ)
-    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, env=environ, cwd=results.parent)
+    if cold:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, env=environ, cwd=results.parent)
+    else:
+        done = warm.run("bench", *line[3:], folder=results.parent, environ=environ, timeout_s=timeout_s)
     return Ran(results, done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 
 @functools.cache
 def smoke() -> Ran:
-    """The real smoke sweep, from nothing, once for all tests of a process."""
-    folder = Path(tempfile.mkdtemp(prefix="bench-smoke-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    ran = bench("+sweep=smoke", results=folder / "results")
-    assert ran.code == 0, ran.err[-3000:] + ran.out
-    return ran
+    """The real smoke sweep, from nothing, once for all tests: whichever process of xdist comes first runs it."""
+    folder = Path(os.environ[warm.SHARED])
+    with FileLock(folder / "smoke.lock"):
+        if not (said := folder / "smoke.json").exists():
+            ran = bench("+sweep=smoke", results=folder / "results", cold=True)
+            assert ran.code == 0, ran.err[-3000:] + ran.out
+            said.write_text(json.dumps([ran.code, ran.out, ran.err, ran.seconds]))
+    return Ran(folder / "results", *json.loads(said.read_text()))
 
 
 @functools.cache
@@ -150,6 +158,16 @@ def make_model(
     )
     LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_reward_model(folder: Path, num_labels: int = 1) -> Path:
+    """A causal model's folder with a new head of `num_labels` outputs."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    causal: Any = make_model(folder.with_name("causal"), max_positions=2048, heads=1)
+    AutoModelForSequenceClassification.from_pretrained(causal, num_labels=num_labels).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(causal).save_pretrained(folder)
     return folder
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.config import Audit, user_path
+from bench.config import Audit, Manner, user_path
 from bench.judges.formats import alpaca_eval, mt_bench
-from bench.planning.inputs import Manner
 from bench.records import read_labels
 from bench.store.keys import Source, tree_digest, tree_stamp
 

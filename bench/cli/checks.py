@@ -30,7 +30,6 @@ from bench.config import (
 )
 from bench.engines.lm_eval import INSTALL
 from bench.machine import cores, visible_gpus
-from bench.planning.judging import judge_manners
 
 
 def problems_of(session: Session, cells: Sequence[Cell], command: CommandLine, where: Where) -> Iterator[str]:
@@ -103,7 +102,7 @@ def _check_audit(do: Audit, cells: Sequence[Cell], where: Where) -> Iterator[str
             yield f"{error} ({where.of(f'do.{name}')})"
             continue
         judges = [cell.judge for cell in cells if not isinstance(cell.judge, NoJudge)]
-        if strangers := sorted({judge.name for judge in judges if manner not in judge_manners(judge)}):
+        if strangers := sorted({judge.name for judge in judges if manner not in judge.gives}):
             other = "preferences" if manner == "rating" else "ratings"
             text = f"{name}={path} holds {manner}s, and judge={', '.join(strangers)} gives {other} here: name a file of those"
             yield f"{text} ({where.of(f'do.{name}')})"

@@ -27,12 +27,17 @@ from bench.config import (
     NAME_WORDS,
     Cell,
     Expectation,
+    GoldJudge,
     IterativeDpo,
+    JuryJudge,
     Scale,
     Session,
+    Written,
     as_name,
     is_name,
+    judge_facts,
     misfits,
+    name_of,
     unread,
 )
 from bench.config.errors import BadConfig
@@ -66,7 +71,9 @@ def open_door(words: Sequence[str]) -> Opened:
     command = sweeps.parse_command_line(words)
     if command.refused:
         raise BadConfig(command.refused)
-    sweeps.register_sweeps()
+    sweeps.register_sources()
+    if command.sweep is not None:
+        sweeps.register_sweeps(command.sweep)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return _Door(command, list(command.problems)).open()
 
@@ -221,7 +228,7 @@ class _Door:
         tree, where = copy.deepcopy(composed[0]), Where(self.command, self.sweep_file, self.in_sweep, composed[1])
         if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # whatever the sweep sets of models and methods
             tree["model"] = {"kind": "none", "name": "none"}
-            tree["method"] = {"name": "completions", "path": str(file), "label": as_name(Path(str(file)).stem)}
+            tree["method"] = {"name": name_of(Written), "path": str(file), "label": as_name(Path(str(file)).stem)}
         later = {key: value for key, value in point.items() if key.startswith(f"{MEMBERS}.")}
         for key, value in point.items():
             if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
@@ -233,7 +240,7 @@ class _Door:
     def _seat_jury(self, jury: Any, where: Where) -> None:
         """Make each of a jury's members the whole section that its `judge: CHOICE` names, with what is set otherwise; what is asked is
         the jury's. What no member can be is said, and left for the record to refuse."""
-        members = jury.get("judges") if isinstance(jury, dict) and jury.get("name") == "jury" else None
+        members = jury.get("judges") if isinstance(jury, dict) and judge_facts(jury) is JuryJudge else None
         if members == "???":
             return
         if members is not None and not isinstance(members, dict):
@@ -248,14 +255,14 @@ class _Door:
             choice = own.get("judge") if isinstance(own, dict) else own
             if choice not in self._options("judge"):
                 self.problems.append(unknown("judge", choice, self._options("judge"), where.of(place)))
-                own = {"judge": (choice := "gold")}  # stands in, so that the rest can be checked
+                own = {"judge": (choice := name_of(GoldJudge))}  # stands in, so that the rest can be checked
             if (section := self._section("judge", str(choice))) is None:
                 continue
             given = {key: value for key, value in own.items() if key != "judge"} if isinstance(own, dict) else {}
             if taken := [key for key in (*OF_THE_JURY, "calibration") if key in given]:
                 self.problems.append(f"{place}.{taken[0]} is the jury's, whose members judge the same answers: set judge.{taken[0]}")
             asked = {key: jury[key] for key in OF_THE_JURY}
-            if section.get("name") == "gold":
+            if judge_facts(section) is GoldJudge:
                 of_gold = {key: asked[key] for key in ("n_items", "decoding")}
                 asked = {"preference": {**section["preference"], **of_gold}, "rating": {**section["rating"], **of_gold}}
             elif "calibration" in section:
@@ -293,7 +300,7 @@ class _Door:
         """Whether settings of a config file hold a credential, which is said. A judge's key is secret from here on."""
         for key, value in leaves(plain):
             if key.rpartition(".")[2] == "api_key_env" and isinstance(value, str):
-                secrets.read_from(value)
+                secrets.register_variable(value)
         if why := secrets.refusal("", plain):
             self.problems.append(why)
         return why is not None

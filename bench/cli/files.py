@@ -24,10 +24,9 @@ from bench.cli.folders import (
     tasks_folder,
     template_file,
 )
-from bench.cli.judge_files import JUDGE_FILES, JudgeFiles, judge_files_of, labeller_files, what_judge_reads, what_labeller_reads
+from bench.cli.judge_files import JudgeFiles, judge_files_of, labeller_files, what_judge_reads, what_labeller_reads
 from bench.cli.messages import MEMBERS, Tree, Where, short
 from bench.config import (
-    LOOPS,
     Bounds,
     Cell,
     Conversations,
@@ -41,6 +40,9 @@ from bench.config import (
     ModelJudge,
     Sft,
     Written,
+    is_loop,
+    judge_facts,
+    method_facts,
     misfits,
     user_path,
 )
@@ -112,23 +114,22 @@ class Files:
                     self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
         if isinstance(folder := forgetting.get("include_path"), str):
             self._once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
-        if isinstance(method := cell["method"], dict) and method.get("name") == "completions":
+        if isinstance(method := cell["method"], dict) and method_facts(method) is Written:
             self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
         judge = cell["judge"] if isinstance(cell["judge"], dict) else {}
-        jurors = judge.get("judges") if judge.get("name") == "jury" and isinstance(judge.get("judges"), dict) else {}
+        jurors = judge.get("judges") if judge_facts(judge) is JuryJudge and isinstance(judge.get("judges"), dict) else {}
         for place, section in {"judge": judge, **{f"{MEMBERS}.{label}": member for label, member in (jurors or {}).items()}}.items():
-            if isinstance(section, dict) and section.get("name") in JUDGE_FILES:
+            if isinstance(section, dict) and judge_facts(section).item_files:
                 read_files = partial(self._judge_files, partial(judge_files_of, section, self.bounds))
                 self._once(self._judges, what_judge_reads(section), read_files, where.of(place))
-        if isinstance(method, dict) and method.get("name") in LOOPS and isinstance(prompts := method.get("prompts"), str):
+        if isinstance(method, dict) and is_loop(method) and isinstance(prompts := method.get("prompts"), str):
             beside = _local_path(cell["data"]) or ""
-            read_once = partial(_prompts_file, answered=method["name"] == "spin", data=beside)
-            which = repr([method["name"] == "spin", prompts, beside])
-            n = self._once(self._prompts, which, lambda _: read_once(prompts), where.of("method.prompts"))
+            read_once = partial(_prompts_file, answered=method_facts(method).demonstrates, data=beside)
+            n = self._once(self._prompts, _which_prompts(method, beside), lambda _: read_once(prompts), where.of("method.prompts"))
             if n is not None and (few := _too_few(method, n)):
                 self.problems.append(f"{few} ({where.of('method.n_prompts')})")
         labelling = method.get("labelling_judge") if isinstance(method, dict) and method.get("labeller") == "judge" else None
-        if isinstance(labelling, dict) and labelling.get("name") in JUDGE_FILES:
+        if isinstance(labelling, dict) and judge_facts(labelling).item_files:
             what = what_labeller_reads(labelling)
             read_files = partial(self._judge_files, partial(labeller_files, labelling, self.bounds))
             self._once(self._judges, what, read_files, where.of("method.labelling_judge"))
@@ -331,6 +332,10 @@ def _data_file(text: str) -> tuple[Path, Shown]:
     return path, shown_by(read_preferences(path).rows[0])
 
 
+def _which_prompts(method: Tree, data: str) -> str:
+    return repr([method_facts(method).demonstrates, method["prompts"], data])
+
+
 def _prompts_file(text: str, answered: bool, data: str) -> int:
     """How many different prompts a loop's file holds. Raises ValueError where some of them are in the data too."""
     found = read_prompts(a_file(text, "method.prompts"), answered)
@@ -354,7 +359,7 @@ def _too_few(method: Tree, there: int) -> str | None:
     iteration, n = method.get("iteration"), method.get("n_prompts")
     if not isinstance(iteration, int) or not isinstance(n, int):
         return None
-    first = 0 if method["name"] == "spin" else 1
+    first = method_facts(method).starts_at
     needed = (iteration + 1 - first) * n
     if needed <= there:
         return None

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bench.cli.folders import ADD_ONE, a_file, model_folder, no_template
 from bench.cli.messages import Tree
-from bench.config import FITTED, Bounds
+from bench.config import FITTED, Bounds, LanguageJudge, judge_facts
 from bench.judges.asked.prices import price_of
-from bench.judges.asked.prompts import OWN_GAME, OWN_PROMPTS, annotator, arena_hard_template, mt_bench_digest, mt_bench_templates
+from bench.judges.asked.prompts import prompts_of
 from bench.judges.formats.alpaca_eval import read_calibration
 from bench.judges.formats.items import hub_file, read_benchmark_items
 from bench.models.templates import look, read_template
@@ -29,24 +29,10 @@ class JudgeFiles:
     calibration: Path | None = None
 
 
-# By judge, the files that bring items.
-JUDGE_FILES = {
-    "alpaca_eval": ("items",),
-    "mt_bench": ("items", "references", "baseline"),
-    "arena_hard": ("items", "baseline"),
-    "reward_model": ("items",),
-    "pair_ranker": ("items",),
-    "jury": ("items",),
-}
-
-
 def what_judge_reads(judge: Tree) -> str:
     """What the files of a judge depend on; they are read once for all cells."""
     names = ("name", "annotator", "prompts", "items", "references", "baseline", "mode", "model", "server", "prices", "tokenizer")
     return repr([judge.get(name) for name in (*names, "calibration")] + [judge.get("budget_dollars") is not None])
-
-
-CLASSIFIERS = {"reward_model": "a sequence classifier of one output", "pair_ranker": "PairRM, or a sequence classifier of one output"}
 
 
 def judge_files_of(judge: Tree, bounds: Bounds) -> JudgeFiles:
@@ -56,7 +42,7 @@ def judge_files_of(judge: Tree, bounds: Bounds) -> JudgeFiles:
     if given in (None, FITTED):
         return found
     path = a_file(given, "judge.calibration")
-    items = read_benchmark_items("arena_hard" if "baseline" in found.files else "alpaca_eval", found.files) if found.files else []
+    items = read_benchmark_items(judge_facts(judge).form_of(found.files), found.files) if found.files else []
     n = len(items) or judge["n_items"]
     read_calibration(path, items, n if isinstance(n, int) else None)
     return replace(found, calibration=path)
@@ -64,7 +50,7 @@ def judge_files_of(judge: Tree, bounds: Bounds) -> JudgeFiles:
 
 def _as_labeller(judge: Tree) -> Tree:
     """A judge's section without what it is asked about in an evaluation."""
-    return judge | dict.fromkeys(JUDGE_FILES[judge["name"]]) | ({"calibration": None} if "calibration" in judge else {})
+    return judge | dict.fromkeys(judge_facts(judge).item_files) | ({"calibration": None} if "calibration" in judge else {})
 
 
 def what_labeller_reads(judge: Tree) -> str:
@@ -79,20 +65,14 @@ def labeller_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
 
 
 def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
-    if judge["name"] == "jury" or judge["name"] in CLASSIFIERS:
-        what = CLASSIFIERS.get(judge["name"])
+    facts = judge_facts(judge)
+    if not issubclass(facts, LanguageJudge):
+        what = facts.classifier
         model = model_folder(judge["model"], bounds, "judge.model", what) if what and judge["model"] != "???" else None
         files = {"items": a_file(judge["items"], "judge.items")} if judge["items"] else {}
-        return JudgeFiles(None, model, files, len(read_benchmark_items("alpaca_eval", files)) if files else 0)
-    if judge["name"] == "arena_hard":
-        path = a_file(judge["prompts"], "judge.prompts") if judge["prompts"] else OWN_GAME
-        prompts = Source(path, arena_hard_template(path).digest)
-    elif judge["name"] == "alpaca_eval":
-        found = annotator(str(judge["annotator"]))
-        prompts = Source(found.folder, found.digest)
-    else:
-        path = a_file(judge["prompts"], "judge.prompts") if judge["prompts"] else OWN_PROMPTS
-        prompts = Source(path, mt_bench_digest(mt_bench_templates(path)))
+        return JudgeFiles(None, model, files, len(read_benchmark_items(facts.form_of(files), files)) if files else 0)
+    own_file = a_file(judge["prompts"], "judge.prompts") if judge.get("prompts") else None
+    prompts = Source(*prompts_of(judge["name"], own_file, str(judge.get("annotator"))))
     if judge["budget_dollars"] is not None and judge["server"] == "endpoint" and price_of(judge["model"], judge["prices"]) is None:
         raise ValueError(
             f"judge.budget_dollars needs a price of {judge['model']}, and {judge['prices'] or 'the price file of bench'} has none: "
@@ -106,11 +86,11 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
     model = model_folder(judge["model"], bounds, "judge.model") if judge["server"] != "endpoint" and judge["model"] != "???" else None
     if model and (why := no_template(model, ADD_ONE)):
         raise ValueError(why)
-    named = {role: judge[role] for role in JUDGE_FILES[judge["name"]] if judge[role]}
+    named = {role: judge[role] for role in facts.item_files if judge[role]}
     files = {role: hub_file() if (role, text) == ("items", "hub") else a_file(text, f"judge.{role}") for role, text in named.items()}
     if "items" not in files and files:
         raise ValueError(f"judge.{next(iter(files))} goes with judge.items, which is not set")
-    form = "alpaca_eval" if judge["name"] == "arena_hard" and "baseline" not in files else judge["name"]
+    form = facts.form_of(files)
     try:
         items = read_benchmark_items(form, files) if files else []
     except BadFile as error:

@@ -8,6 +8,7 @@ that only some grids make picks those grids.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import math
@@ -17,6 +18,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, RangeSweep, Transformer
+from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError
@@ -33,8 +36,8 @@ from omegaconf.grammar_parser import parse
 from omegaconf.resolvers import oc
 
 from bench import secrets
-from bench.cli.words import SWEEPS, with_commands
-from bench.config import MAX_CELLS, VERB_KEYS, as_name, user_path
+from bench.cli.words import CONF, SWEEPS, with_commands
+from bench.config import MAX_CELLS, METHODS, VERB_KEYS, as_name, user_path
 from bench.text_files import parse_yaml, read_text
 
 COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
@@ -128,7 +131,7 @@ def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> 
         if why := secrets.refusal(given.lstrip("+~"), value):
             reading.refused.append(f"{why} (command line)")
             return
-        if secrets.names_one(value):
+        if secrets.assigns_secret(value):
             what = "cannot be read, and gives a value to something named like a secret, and settings are written into files"
             reading.refused.append(f"{given} {what}: {secrets.WAY_OUT} (command line)")
             return
@@ -225,6 +228,35 @@ class ForeignConfigs(FileConfigSource):
         return ConfigResult(config=load_foreign(path), path=f"{self.scheme()}://{self.path}", provider=self.provider, header=header)
 
 
+class OwnConfigs(FileConfigSource):
+    """Config files of bench's own. A method's file holds its learning rates as `rates`, by scale; here they become its scales'
+    `learning_rate`, by method, so that adding a method touches no scale and a scale's rates can be set in one place."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        found = super().load_config(config_path)
+        path = Path(self._normalize_file_name(config_path))
+        if Path(self.path) != CONF or not isinstance(found.config, DictConfig):
+            return found
+        if path.parent.name == "method":
+            found.config.pop("rates", None)
+        if path.parent.name == "scale" and (rates := _rates().get(path.stem)):
+            found.config = OmegaConf.merge({"learning_rate": rates}, found.config)
+        return found
+
+
+@cache
+def _rates() -> dict[str, dict[str, float]]:
+    """Learning rates by scale and method, methods in the order of tables."""
+    order = [*METHODS, *sorted(path.stem for path in (CONF / "method").glob("*.yaml"))]
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(order):
+        path = CONF / "method" / f"{name}.yaml"
+        config: Any = OmegaConf.load(path) if path.exists() else {}
+        for scale, rate in config.get("rates", {}).items():
+            found.setdefault(scale, {})[name] = rate
+    return found
+
+
 def _check_values(value: Any, key: str, where: str) -> None:
     """Raises BadSweep for a resolver (`${oc.env:...}`), which may read what the file of somebody else does not say. `${scale.seeds}`, the
     name of a setting, is well."""
@@ -310,12 +342,22 @@ def _read_environment(name: str, *default: Any) -> Any:
 OmegaConf.register_new_resolver("oc.env", _read_environment, replace=True)
 
 
-def register_sweeps() -> None:
-    """Make each sweep file of ours an option of Hydra's group `sweep`; a broken one is left out and spoils only itself. Hydra learns to
-    read the user's folders."""
+@functools.cache
+def register_sources() -> None:
+    """Make Hydra read our own config files and the folders of `--config-dir` as we do."""
+    Plugins.instance()  # Hydra registers its own sources here, before ours
     SourcesRegistry.instance().register(ForeignConfigs)
-    for path in sorted(SWEEPS.glob("*.yaml")):
-        with contextlib.suppress(BadSweep):  # the door says why when it is asked for
+    SourcesRegistry.instance().types[OwnConfigs.scheme()] = OwnConfigs  # replaces Hydra's own; only CONF reads otherwise
+
+
+@functools.cache
+def register_sweeps(name: str | None = None) -> None:
+    """Make our sweep files options of Hydra's group `sweep`: only the named one where it exists, since Hydra copies every registered file
+    many times. A broken file is left out."""
+    register_sources()
+    paths = sorted(SWEEPS.glob("*.yaml"))
+    for path in [path for path in paths if path.stem == name] or paths:
+        with contextlib.suppress(BadSweep):  # the checks report it when it is named
             ConfigStore.instance().store(group="sweep", name=path.stem, node=load_sweep(path), package="_global_", provider=path.name)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -44,3 +44,16 @@ class Settings(BaseModel):
     """Base of every record that a user or a stage key sees: frozen, strict, closed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+K = TypeVar("K", bound=type[BaseModel])
+
+
+def name_of(kind: type[BaseModel]) -> str:
+    """The name that a record's `name` must be."""
+    (name,) = get_args(kind.model_fields["name"].annotation)
+    return str(name)
+
+
+def by_name(*kinds: K) -> dict[str, K]:
+    return {name_of(kind): kind for kind in kinds}

@@ -11,29 +11,8 @@ from bench.config.adapters import Adapter, NoAdapter
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, Unkeyed, misfit
 from bench.config.data import DatasetData, LocalData, Sft, WorldData
 from bench.config.forgetting import Forgetting
-from bench.config.judges import (
-    AlpacaEvalJudge,
-    ArenaHardJudge,
-    GoldJudge,
-    JuryJudge,
-    MtBenchJudge,
-    NoJudge,
-    PairRankerJudge,
-    RewardModelJudge,
-)
-from bench.config.methods import (
-    LOOPS,
-    NEEDS_NO_LABELS,
-    NEEDS_PAIRS,
-    BestOfN,
-    IterativeDpo,
-    NoMethod,
-    SelfRewarding,
-    Spa,
-    Spin,
-    Trained,
-    Written,
-)
+from bench.config.judges import AnyJudge
+from bench.config.methods import AnyMethod, SelfRewarding, Spin, Written, is_loop, method_facts
 from bench.config.world import LocalModel, NoModel, World, WorldModel
 
 
@@ -66,12 +45,10 @@ class Vllm(Serving):
 
 class Cell(Settings):
     model: WorldModel | LocalModel | NoModel = Field(discriminator="kind")
-    method: NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin | SelfRewarding = Field(discriminator="name")
+    method: AnyMethod = Field(discriminator="name")
     data: WorldData | LocalData | DatasetData = Field(discriminator="kind")
     world: World | None
-    judge: GoldJudge | NoJudge | AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge | JuryJudge = Field(
-        discriminator="name"
-    )
+    judge: AnyJudge = Field(discriminator="name")
     engine: Transformers | Vllm = Field(discriminator="name")
     seed: Seed
     adapter: NoAdapter | Adapter = Field(default=NoAdapter(), discriminator="name")
@@ -89,6 +66,7 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     """Combinations of a cell's sections that are impossible; the sections may have faults of their own."""
     model, method, data, judge = ({} if not isinstance(cell[key], Mapping) else cell[key] for key in ("model", "method", "data", "judge"))
     in_world = data.get("kind") == "world"
+    facts = method_facts(method)
     found: list[Misfit] = []
     if in_world and cell["world"] is None:
         found.append(("world", "data of the controlled world need the world section that data=world brings, got null"))
@@ -107,9 +85,9 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if judge.get("name") == "gold" and not in_world:
         text = f"judge=gold knows the truth of the controlled world only and needs its data, got data={data.get('name')}"
         found.append(("judge", f"{text}; take judge=none"))
-    if model.get("kind") == "none" and method.get("name") != "completions":
+    if model.get("kind") == "none" and facts is not Written:
         found.append(("model", f"method={method.get('name')} needs a model, got none; a file of completions is judged by completions=FILE"))
-    if model.get("kind") != "none" and method.get("name") == "completions":
+    if model.get("kind") != "none" and facts is Written:
         found.append(("model", f"completions of a file have no model, got model={model.get('name')}; take model=none"))
     if in_world and data.get("completions_by") == "sft" and _opponent(judge) == "chosen":
         text = "chosen completions are one opponent for all models only where data.completions_by=writer, got sft"
@@ -123,10 +101,10 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         found.append(("judge.items", f"{text}; set judge.items=FILE"))
     if judge.get("items", "") is None and judge.get("n_items", 1) is None:
         found.append(("judge.n_items", "judge.n_items must be set where judge.items is not: the controlled world has no end of prompts"))
-    if data.get("form") == "unpaired" and method.get("name") in NEEDS_PAIRS:
+    if data.get("form") == "unpaired" and facts.needs_pairs():
         text = f"method={method['name']} learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data"
         found.append(("data.form", text))
-    if data.get("fraction") == 0 and method.get("name") not in NEEDS_NO_LABELS and method.get("seed_training", ...) is not None:
+    if data.get("fraction") == 0 and facts.needs_labels and method.get("seed_training", ...) is not None:
         way_out = "; set method.seed_training=null" if "seed_training" in method else ""
         found.append(("data.fraction", f"method={method.get('name')} learns from labelled rows, got data.fraction=0{way_out}"))
     if method.get("judging_reference") == "base" and model.get("kind") == "local" and model.get("base") is None and not cell.get("sft"):
@@ -135,16 +113,16 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if method.get("judging_reference") == "base" and model.get("start") == "base":
         text = "method.judging_reference=base needs a start model that was tuned from the base model, got model.start=base"
         found.append(("method.judging_reference", text))
-    if method.get("name") == "self_rewarding":
+    if facts is SelfRewarding:
         found += _self_rewarding_misfits(method, data, in_world)
-    elif method.get("name") in LOOPS and not in_world and method.get("prompts") is None and not _brings_prompts(method, data):
-        what = "demonstrations" if method["name"] == "spin" else "new prompts"
+    elif is_loop(method) and not in_world and method.get("prompts") is None and (facts.demonstrates or data.get("kind") != "dataset"):
+        what = "demonstrations" if facts.demonstrates else "new prompts"
         text = f"method={method['name']} needs {what} beside data={data.get('name')}: set method.prompts=FILE"
         found.append(("method.prompts", text))
-    if in_world and method.get("name") != "self_rewarding" and method.get("prompts") is not None:
+    if in_world and facts is not SelfRewarding and method.get("prompts") is not None:
         text = f"prompts of a file go with data=local, got data={data.get('name')}, which has its own: leave out method.prompts"
         found.append(("method.prompts", text))
-    if method.get("labeller") == "gold" and not in_world and method.get("name") != "self_rewarding":
+    if method.get("labeller") == "gold" and not in_world and facts is not SelfRewarding:
         text = f"labeller=gold knows the truth of the controlled world only, got data={data.get('name')}; take another method.labeller"
         found.append(("method.labeller", text))
     if cell.get("sft") is not None and model.get("kind") != "local":
@@ -154,17 +132,17 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         if isinstance(section, Mapping) and "hub" in section and section.get("hub") is None and section.get("path") is None:
             text = f"{key}.path must be set where {key}.hub is not: name a folder or file of yours, or what the hub has as {key}.hub"
             found.append((f"{key}.path", text))
-    if method.get("name") == "spin" and in_world:
+    if facts is Spin and in_world:
         iteration, n, there = method.get("iteration"), method.get("n_prompts"), data.get("n_demonstrations")
         if isinstance(iteration, int) and isinstance(n, int) and isinstance(there, int) and (needed := (iteration + 1) * n) > there:
             text = f"iterations 0 to {iteration} of {n} prompts each need {needed} demonstrations, got data.n_demonstrations={there}"
             found.append(("method.n_prompts", text))
-    if cell.get("forgetting") is not None and method.get("name") == "csft":
-        text = "method=csft is asked with a control token after every prompt, which lm_eval does not write"
+    if cell.get("forgetting") is not None and facts.control is not None:
+        text = f"method={method['name']} is asked with a control token after every prompt, which lm_eval does not write"
         found.append(("forgetting", f"{text}; leave it out of the sweep or take forgetting=none"))
     adapter = cell.get("adapter")
-    if isinstance(adapter, Mapping) and adapter.get("name") != "none" and method.get("name") in WHOLE:
-        text = f"method={method['name']} trains {WHOLE[method['name']]}, got adapter={adapter.get('name')}; take adapter=none"
+    if isinstance(adapter, Mapping) and adapter.get("name") != "none" and facts.whole is not None:
+        text = f"method={method['name']} trains {facts.whole}, got adapter={adapter.get('name')}; take adapter=none"
         found.append(("adapter", text))
     engine, adapter = (cell[key] if isinstance(cell.get(key), Mapping) else {} for key in ("engine", "adapter"))
     if engine.get("name") == "vllm" and adapter.get("name") == "qlora":
@@ -172,8 +150,8 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         found.append(("engine", text))
     if engine.get("logps") == "vllm" and adapter.get("name") == "lora":
         found.append(("engine.logps", "vLLM does not score prompts under an adapter; take engine.logps=transformers"))
-    if method.get("name") == "best_of_n":
-        text = "method=best_of_n chooses among samples, which are all the same at temperature 0; set it above 0"
+    if facts.chooses:
+        text = f"method={method['name']} chooses among samples, which are all the same at temperature 0; set it above 0"
         asked = {"": judge, "preference.": judge.get("preference"), "rating.": judge.get("rating")}
         decodings = {place: manner.get("decoding") for place, manner in asked.items() if isinstance(manner, Mapping)}
         found += [
@@ -182,17 +160,6 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
             if isinstance(decoding, Mapping) and decoding.get("temperature") == 0
         ]
     return found
-
-
-def _brings_prompts(method: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
-    """Whether data that are not the world's have what a loop asks beside the labelled rows."""
-    return data.get("kind") == "dataset" and method.get("name") != "spin"
-
-
-WHOLE = {
-    "csft": "embeddings of its control tokens, which an adapter does not hold",
-    "best_of_n": "a reward model, which is trained whole",
-}
 
 
 def _name(section: Any) -> Any:

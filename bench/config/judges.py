@@ -1,15 +1,19 @@
-"""Judges: how the policy answers them, how they are asked, and how one that is a language model is paid."""
+"""Judges: how the policy answers them, how they are asked, and how one that is a language model is paid.
+
+Facts about a judge are class variables and properties: no settings, so they reach no key.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from bench.config.base import AsList, Count, Name, Positive, Probability, Settings, misfit
+from bench.config.base import AsList, Count, Name, Positive, Probability, Settings, by_name, misfit, name_of
 
 LABEL = re.compile(r"[A-Za-z][A-Za-z0-9]*")  # how a jury calls a member: part of names of numbers
 ENDINGS = ("n", "se", "low", "high", "failed")  # which these names have of their own
@@ -37,21 +41,54 @@ class RatingJudging(Settings):
     decoding: Decoding
 
 
-class GoldJudge(Settings):
+Manner = Literal["preference", "rating"]  # what a verdict is
+ItemForm = Literal["alpaca_eval", "mt_bench", "arena_hard"]  # how a file of items is laid out
+
+
+class JudgeSettings(Settings):
+    """What every judge is, beside its settings."""
+
+    item_files: ClassVar[tuple[str, ...]] = ()  # settings that name files of items; empty: it asks the world's own prompts only
+    turns: ClassVar[Literal[1, 2]] = 1  # of an item
+    classifier: ClassVar[str | None] = None  # what its model must be, where that is a classifier
+    manner_in_name: ClassVar[bool] = False  # what it gives is said where it is named: it could give something else
+
+    @property
+    def gives(self) -> tuple[Manner, ...]:
+        """The kinds of verdict that it gives."""
+        return ("preference",)
+
+    @classmethod
+    def form_of(cls, files: Collection[str]) -> ItemForm:
+        """How its items are laid out, given the roles of the files that are there."""
+        return "alpaca_eval"
+
+
+class GoldJudge(JudgeSettings):
     """The controlled world's own truth, in both manners."""
+
+    manner_in_name = True
 
     name: Literal["gold"]
     split: Literal["development", "evaluation"]  # choose settings on the first, report the second
     preference: PreferenceJudging
     rating: RatingJudging
 
+    @property
+    def gives(self) -> tuple[Manner, ...]:
+        return "preference", "rating"
 
-class NoJudge(Settings):
+
+class NoJudge(JudgeSettings):
     """Completions are written and measured, nobody judges them."""
 
     name: Literal["none"]
     n_items: Count
     decoding: Decoding
+
+    @property
+    def gives(self) -> tuple[Manner, ...]:
+        return ()
 
 
 class Asking(Settings):
@@ -96,8 +133,10 @@ class VerdictDecoding(Settings):
     request: dict[str, Any]
 
 
-class LanguageJudge(Asking):
+class LanguageJudge(JudgeSettings, Asking):
     """What every judge that is a language model sets."""
+
+    item_files: ClassVar[tuple[str, ...]] = ("items",)
 
     model: str = Field(min_length=1)  # as an endpoint is asked for it; a folder for the other servers
     provider: Name  # who serves the model: part of what a verdict is
@@ -124,6 +163,10 @@ class AlpacaEvalJudge(LanguageJudge):
 class MtBenchJudge(LanguageJudge):
     """Two turns in eight categories: a rating of each answer, or each pair of answers in both orders."""
 
+    item_files = ("items", "references", "baseline")
+    turns = 2
+    manner_in_name = True
+
     name: Literal["mt_bench"]
     mode: Literal["single", "pairwise"]
     prompts: str | None  # FastChat's judge_prompts.jsonl; None: ours
@@ -131,18 +174,35 @@ class MtBenchJudge(LanguageJudge):
     baseline: str | None  # the opponent's FastChat model_answer/*.jsonl, for pairs
     temperatures: dict[str, Annotated[float, Field(ge=0)]]  # of the policy, by category; decoding.temperature elsewhere
 
+    @property
+    def gives(self) -> tuple[Manner, ...]:
+        return ("rating",) if self.mode == "single" else ("preference",)
+
+    @classmethod
+    def form_of(cls, files: Collection[str]) -> ItemForm:
+        return "mt_bench"
+
 
 class ArenaHardJudge(LanguageJudge):
     """Games over a fixed opponent, each pair in both orders, five verdicts; asked as Arena-Hard-Auto asks."""
+
+    item_files = ("items", "baseline")
 
     name: Literal["arena_hard"]
     prompts: str | None  # a file of Arena-Hard's settings, with prompt_template; None: ours
     baseline: str | None  # the opponent's answers, where items are Arena-Hard's own question.jsonl
     calibration: str | None
 
+    @classmethod
+    def form_of(cls, files: Collection[str]) -> ItemForm:
+        return "arena_hard" if "baseline" in files else "alpaca_eval"
 
-class ModelJudge(Settings):
+
+class ModelJudge(JudgeSettings):
     """What a judge sets that is a classifier in a folder."""
+
+    item_files = ("items",)
+    classifier = "a sequence classifier of one output"
 
     model: str = Field(min_length=1)  # its folder
     dtype: Literal["float32", "bfloat16"]
@@ -161,6 +221,8 @@ class RewardModelJudge(ModelJudge):
 class PairRankerJudge(ModelJudge):
     """Preferences over a fixed opponent by a model that reads both answers at once, in both orders."""
 
+    classifier = "PairRM, or a sequence classifier of one output"
+
     name: Literal["pair_ranker"]
     template: str  # of the text that a classifier reads; PairRM's own folder has its own
 
@@ -171,16 +233,17 @@ class PairRankerJudge(ModelJudge):
         return self
 
 
-Member = Annotated[
-    GoldJudge | AlpacaEvalJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge, Field(discriminator="name")
-]  # of a jury: they all prefer one of two one-turn answers
+ModelledJudge = AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge  # these label samples too
+Member = GoldJudge | ModelledJudge  # of a jury: those that prefer one of two one-turn answers
 
 
-class JuryJudge(Settings):
+class JuryJudge(JudgeSettings):
     """Several judges of the same answers. Each member is a whole section, as if it judged alone; items and decoding are the jury's."""
 
+    item_files = ("items",)
+
     name: Literal["jury"]
-    judges: dict[str, Member]
+    judges: dict[str, Annotated[Member, Field(discriminator="name")]]
     items: str | None
     n_items: Count | None
     calibration: str | None
@@ -198,7 +261,21 @@ class JuryJudge(Settings):
         ]
         if found:
             raise misfit(*(("judges", text) for text in found))
+        seats = ", ".join(repr(name_of(kind)) for kind in get_args(Member) if kind.turns == 1)
+        two_turns = {f"judges.{label}.name": judge.name for label, judge in self.judges.items() if judge.turns != 1}
+        if two_turns:
+            raise misfit(*((place, f"judge.{place} must be one of {seats}, got {name!r}") for place, name in two_turns.items()))
         return self
 
     def __hash__(self) -> int:  # fields that hold dicts have none
         return hash(self.model_dump_json())
+
+
+AnyJudge = GoldJudge | NoJudge | ModelledJudge | JuryJudge  # of a cell
+JUDGES: dict[str, type[JudgeSettings]] = by_name(*get_args(AnyJudge))
+
+
+def judge_facts(section: Any) -> type[JudgeSettings]:
+    """The class that a judge's section is of, whose class variables are its facts; of one that is unknown, those of no judge."""
+    name = section.get("name") if isinstance(section, dict) else section
+    return JUDGES.get(name, JudgeSettings) if isinstance(name, str) else JudgeSettings

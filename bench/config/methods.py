@@ -1,20 +1,54 @@
-"""What each method sets."""
+"""What each method sets, and what is a fact about it.
+
+Facts are class variables: no settings, so they reach no key. Whoever wants to know something about a method asks its class, not its name.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from bench.config.base import AsList, Count, FlipRate, Fraction, LaterField, Misfit, Name, Positive, Probability, Settings, misfit
-from bench.config.judges import AlpacaEvalJudge, ArenaHardJudge, MtBenchJudge, PairRankerJudge, RewardModelJudge
+from bench.config.base import AsList, Count, FlipRate, Fraction, LaterField, Misfit, Name, Positive, Probability, Settings, by_name, misfit
+from bench.config.judges import ModelledJudge
 from bench.config.world import SftTraining, Writer
 
+# What a training reads of its data: nothing; whole pairs; the chosen half of pairs; rows with a label, of which a pair makes two.
+Feedback = Literal["nothing", "pairs", "chosen", "rows"]
 
-class Training(Settings):
+
+class MethodSettings(Settings):
+    """What every method is, beside its settings."""
+
+    trains: ClassVar[bool] = False  # False: its cells stand beside a sweep's grid, not in it
+    feedback: ClassVar[Feedback] = "nothing"
+    needs_labels: ClassVar[bool] = True  # False: some of its trainings, or all, learn from no labelled row
+    demonstrates: ClassVar[bool] = False  # its new prompts come with answers, which it learns from
+    chooses: ClassVar[bool] = False  # among samples of the start model, by a reward model; no policy is trained
+    control: ClassVar[str | None] = None  # token that its policy is asked with, after every prompt
+    whole: ClassVar[str | None] = None  # what it trains that an adapter does not hold; None: it trains an adapter where one is set
+    starts_at: ClassVar[int] = 1  # a loop's first iteration that samples
+    spreads: ClassVar[bool] = True  # over devices; False: its loss looks at a whole batch, which is not gathered from all of them
+    couples_rows: ClassVar[bool] = False  # the rows of a batch share a number of the loss, so batch size is part of the method
+    with_partners: ClassVar[bool] = False  # each completion goes forward beside another prompt's, without a gradient
+    looks_first: ClassVar[bool] = False  # all rows go forward once before the first step
+    has_reference: ClassVar[bool] = True  # in its loss
+    curve_has_z0: ClassVar[bool] = False  # `kl` of its curve is KTO's reference point
+
+    @classmethod
+    def needs_pairs(cls) -> bool:
+        """Whether it learns from pairs only; the others learn from unpaired rows too, or from nothing."""
+        return cls.feedback in ("pairs", "chosen")
+
+
+class Training(MethodSettings):
     """What every trained method sets; TRL's and transformers' trainers read it."""
+
+    trains = True
+    feedback: ClassVar[Feedback] = "pairs"
+    trainer: ClassVar[str | None] = None  # the module of bench/methods that trains it; None: the one of its name
 
     learning_rate: Positive
     num_train_epochs: Positive
@@ -30,18 +64,27 @@ class Training(Settings):
         """The loss of a policy that is still its own reference, whatever the data; None where it hangs on them."""
         return None
 
+    @property
+    def forward_only(self) -> float:
+        """How often each completion goes forward without a gradient."""
+        return self.num_train_epochs * self.with_partners + self.looks_first
+
 
 LOG_2 = math.log(2)  # -log σ(0)
 
 
-class NoMethod(Settings):
+class NoMethod(MethodSettings):
     """The start model as it is, judged like the others."""
+
+    needs_labels = False
 
     name: Literal["none"]
 
 
-class Written(Settings):
+class Written(MethodSettings):
     """A file of completions: nothing is trained, nobody writes."""
+
+    needs_labels = False
 
     name: Literal["completions"]
     path: str
@@ -66,6 +109,11 @@ class Ipo(Training):
 
 
 class Kto(Training):
+    feedback = "rows"
+    couples_rows = True
+    with_partners = True
+    curve_has_z0 = True
+
     name: Literal["kto"]
     beta: Positive
     batch_size: Annotated[int, Field(ge=2)]  # the KL term is estimated from the rows of a batch
@@ -120,29 +168,40 @@ class Hinge(Training):
 
 
 class Slic(Training):
+    has_reference = False
+
     name: Literal["slic"]
     delta: Positive  # margin, in nats of the whole completion
     lambda_nll: float = Field(ge=0)  # the paper's lambda
 
 
 class Simpo(Training):
+    has_reference = False
+
     name: Literal["simpo"]
     beta: Positive  # of log-probabilities per token: larger than DPO's
     gamma: float = Field(ge=0)  # margin, absolute; the authors' code sets gamma / beta
 
 
 class Orpo(Training):
+    has_reference = False
+
     name: Literal["orpo"]
     lambda_or: float = Field(ge=0)  # the paper's lambda
 
 
 class Cpo(Training):
+    has_reference = False
+
     name: Literal["cpo"]
     beta: Positive
     alpha: float = Field(ge=0)  # weight of the NLL term
 
 
 class KtoPair(Training):
+    spreads = False
+    couples_rows = True
+
     name: Literal["kto_pair"]
     beta: Positive
 
@@ -151,11 +210,17 @@ class KtoPair(Training):
 
 
 class SftChosen(Training):
+    feedback = "chosen"
+    has_reference = False
+
     name: Literal["sft_chosen"]
 
 
 class BestOfN(Training):
     """The start model's best of n samples by a reward model, which the training settings are for."""
+
+    chooses = True
+    whole = "a reward model, which is trained whole"
 
     name: Literal["best_of_n"]
     n: Annotated[int, Field(ge=2)]
@@ -164,14 +229,26 @@ class BestOfN(Training):
 class RewardModel(Training):
     """A Bradley-Terry reward model: what best_of_n trains, whatever its n."""
 
+    trainer = "best_of_n"
+
     name: Literal["reward_model"] = "reward_model"
 
 
 class Csft(Training):
+    feedback = "rows"
+    control = "<|good|>"
+    whole = "embeddings of its control tokens, which an adapter does not hold"
+    has_reference = False
+
     name: Literal["csft"]
 
 
 class OfflinePpo(Training):
+    feedback = "rows"
+    spreads = False  # a baseline of its rows, statistics of its tokens
+    couples_rows = True
+    looks_first = True
+
     name: Literal["offline_ppo"]
     clip: Annotated[float, Field(gt=0, lt=1)]  # ratios are held in [clip, 1 / clip]
     gamma: Fraction  # discount a token
@@ -181,7 +258,8 @@ class OfflinePpo(Training):
     value_max_grad_norm: Positive  # the value head's own; max_grad_norm is the policy's
 
 
-Trained = Dpo | Ipo | Kto | Cdpo | Robust | IpoSummed | Hinge | Slic | Simpo | Orpo | Cpo | KtoPair | SftChosen | Csft | OfflinePpo
+# In the order of tables.
+Trained = SftChosen | Dpo | Cdpo | Robust | Ipo | IpoSummed | Hinge | Slic | Simpo | Orpo | Cpo | Kto | KtoPair | Csft | OfflinePpo
 
 
 # Loops: sample, label, train, again ----------------------------------------------------------------------------------
@@ -218,9 +296,7 @@ class IterativeDpo(Loop):
     draws: Annotated[int, Field(ge=2)]  # of a prompt, of which the best and the worst make a pair
     labeller: Literal["gold", "reward_model", "implicit", "judge", "random", "shorter"]
     # Of labeller=judge: a judge's section as it is, whose items and decoding say nothing here, where samples are judged.
-    labelling_judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge | None = Field(
-        discriminator="name"
-    )
+    labelling_judge: ModelledJudge | None = Field(discriminator="name")
     judging_reference: JudgingReference  # of implicit rewards
     length_penalty: Annotated[float, Field(ge=0)]  # of implicit rewards, a token
     training_reference: Literal["previous", "start"]
@@ -284,6 +360,10 @@ def _prefers_something(loop: IterativeDpo | Spa) -> None:
 
 
 class Spin(Loop):
+    needs_labels = False
+    demonstrates = True
+    starts_at = 0
+
     name: Literal["spin"]
     loss: Literal["spin", "sft"]  # sft: continued SFT on the same demonstrations, a control
     betas: Annotated[tuple[Positive, ...], AsList] = Field(min_length=1)  # the paper's lambda, of iterations 0, 1, ...
@@ -324,6 +404,8 @@ class SelfRewarding(Loop):
 class RefinedDpo(Training):
     """SPA's training of one iteration."""
 
+    spreads = False  # a running window of confidences
+
     name: Literal["spa"]
     beta: Positive
     alpha: FlipRate
@@ -337,12 +419,15 @@ class RefinedDpo(Training):
         return LOG_2
 
 
-LOOPS = frozenset({"iterative_dpo", "spa", "spin", "self_rewarding"})
+AnyMethod = NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin | SelfRewarding  # of a cell
+METHODS: dict[str, type[MethodSettings]] = by_name(*get_args(AnyMethod))
 
-# Methods that learn from no labelled row; loops that start with a seed training learn from some.
-NEEDS_NO_LABELS = frozenset({"none", "completions", "spin"})
 
-# Methods that learn from pairs only; the others learn from unpaired rows too.
-NEEDS_PAIRS = frozenset(
-    {"dpo", "ipo", "cdpo", "robust", "ipo_summed", "hinge", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen", "best_of_n"} | LOOPS
-)
+def method_facts(section: Any) -> type[MethodSettings]:
+    """The class that a method's section is of, whose class variables are its facts; of one that is unknown, those of no method."""
+    name = section.get("name") if isinstance(section, dict) else section
+    return METHODS.get(name, MethodSettings) if isinstance(name, str) else MethodSettings
+
+
+def is_loop(section: Any) -> bool:
+    return issubclass(method_facts(section), Loop)

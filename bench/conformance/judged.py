@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.conformance.references import Judged, PrescribedPair, spread
+from bench.config import Csft
+from bench.conformance.references import Judged, Row, spread
 from bench.methods.csft import BAD, GOOD
 from bench.methods.offline_ppo import make_value_head
 
@@ -19,7 +20,7 @@ OUTSIDE = 7.0  # value of places outside completions: nothing may look at them
 SIDES = ("chosen", "rejected")
 
 
-def token_features(rows: Sequence[PrescribedPair], first_prompt: int, sides: Sequence[int]) -> list[dict[str, Any]]:
+def token_features(rows: Sequence[Row], first_prompt: int, sides: Sequence[int]) -> list[dict[str, Any]]:
     return [
         {
             "prompt_ids": [first_prompt + i],
@@ -31,7 +32,7 @@ def token_features(rows: Sequence[PrescribedPair], first_prompt: int, sides: Seq
     ]
 
 
-def token_references(rows: Sequence[PrescribedPair], sides: Sequence[int], width: int) -> dict[str, Any]:
+def token_references(rows: Sequence[Row], sides: Sequence[int], width: int) -> dict[str, Any]:
     """Sums, and token by token (B, width) in float64: a collator would make them float32."""
     chosen = [(getattr(row, f"ref_{SIDES[side]}"), getattr(row, f"{SIDES[side]}_length")) for row in rows for side in sides]
     tokens = [spread(total, n) + [0.0] * (width - n) for total, n in chosen]
@@ -51,9 +52,9 @@ def passes_through(head: Any) -> None:
         last.weight[0, 0], last.weight[0, 1] = 1.0, -1.0
 
 
-def csft_rows(bench: Bench) -> list[PrescribedPair]:
+def csft_rows(bench: Bench) -> list[Row]:
     """The real pairs' log-probabilities with the control token of each side, by the policy as its trainer makes it."""
-    trainer = bench.trainer(bench.first_settings("csft"))
+    trainer = bench.trainer(bench.first_settings(Csft))
     model, tokenizer = copy.deepcopy(trainer.model).double().eval(), trainer.processing_class
     del model.forward  # TRL's
     found = []
@@ -62,9 +63,7 @@ def csft_rows(bench: Bench) -> list[PrescribedPair]:
         for side, control in zip(SIDES, (GOOD, BAD), strict=True):
             prompt, completion = bench.ids(pair.prompt, getattr(pair, side))
             sums[side] = sum(bench.token_logps(model, [*prompt, tokenizer.convert_tokens_to_ids(control)], completion))
-        found.append(
-            PrescribedPair(sums["chosen"], sums["rejected"], row.ref_chosen, row.ref_rejected, row.chosen_length, row.rejected_length)
-        )
+        found.append(Row(sums["chosen"], sums["rejected"], row.ref_chosen, row.ref_rejected, row.chosen_length, row.rejected_length))
     return found
 
 

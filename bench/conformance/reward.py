@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from bench.config import RewardModel
+from bench.config import BestOfN, Cpo, Dpo, RewardModel, name_of
 from bench.conformance.checks import (
     EXACT,
     FIRST_PROMPT,
@@ -23,28 +23,35 @@ from bench.conformance.checks import (
     TRAINING,
     Bench,
     Check,
-    Computed,
     FirstStep,
-    accumulated,
-    computed,
+    Kind,
     deviation,
     method,
     quiet,
     worst_of,
 )
-from bench.conformance.references import PrescribedPair, Rewards, bradley_terry
+from bench.conformance.references import TRL, Facts, Rewards, Row, bradley_terry
 from bench.engines.reward import new_reward_model
 from bench.methods import load
 from bench.store.stage_settings import RewardModelSettings
 from bench.training.trainers import TrainingJob
 
+FACTS = Facts(
+    "2203.02155 eq. 1",
+    "-log σ(R_w - R_l), then argmax R of n",
+    f"{TRL} RewardTrainer",
+    "InstructGPT: all pairs of a prompt are one element of a batch; TRL drops rows over max_length, here they are cut",
+)
 # margins 1 and -2: -log sigma(1) = 0.3132616875, -log sigma(-2) = 2.1269280110
 GOLDEN: list[Rewards] = [(1.5, 0.5), (-3.0, -1.0)]
 GOLDEN_LOSS = 1.2200948493
-REDUCTIONS = [("DPO at β 1, reference 0", "dpo", {"beta": 1.0}), ("CPO at β 1, α 0", "cpo", {"beta": 1.0, "alpha": 0.0})]
+REDUCTIONS: list[tuple[str, Kind, dict[str, float]]] = [
+    ("DPO at β 1, reference 0", Dpo, {"beta": 1.0}),
+    ("CPO at β 1, α 0", Cpo, {"beta": 1.0, "alpha": 0.0}),
+]
 
 
-class RewardsOfTable(torch.nn.Module):
+class Prescribed(torch.nn.Module):
     """A model that gives the rewards of a table (pairs, 2)."""
 
     def __init__(self, rows: Sequence[Rewards]):
@@ -73,7 +80,7 @@ class RewardBench:
         settings = RewardModelSettings(method=method, max_length=MAX_LENGTH, dtype="float32", seed=0)
         pairs, callback = self.bench.pairs, callback or TrainerCallback()
         job = TrainingJob(settings, self.model(), self.bench.tokenizer, pairs, {}, self.bench.folder, callback)
-        return load("best_of_n").make_trainer(job)
+        return load(name_of(BestOfN)).make_trainer(job)
 
     def first_step(self, **training: Any) -> FirstStep:
         seen = FirstStep()
@@ -81,11 +88,15 @@ class RewardBench:
             self.trainer(seen, **training).train()
         return seen
 
-    def prescribed(self, rows: Sequence[Rewards]) -> Computed:
-        """At prescribed rewards, a table (pairs, 2)."""
+    def prescribed(self, rows: Sequence[Rewards]) -> tuple[float, torch.Tensor, dict[str, float]]:
+        """(loss, its gradient by the table (pairs, 2), logged numbers) at prescribed rewards."""
+        model, metrics = Prescribed(rows), self._trainer._metrics["train"]
         features = [{"chosen_ids": [FIRST_PROMPT + i, 1], "rejected_ids": [FIRST_PROMPT + i, 2, 2]} for i in range(len(rows))]
-        inputs = self._trainer.data_collator([feature | {"row": 0} for feature in features])
-        return computed(self._trainer, RewardsOfTable(rows), inputs)
+        metrics.clear()
+        loss = self._trainer.compute_loss(model, self._trainer.data_collator([feature | {"row": 0} for feature in features]))
+        loss.backward()
+        assert model.table.grad is not None
+        return loss.item(), model.table.grad, {name: values[-1] for name, values in metrics.items()}
 
     def by_hand(self) -> list[Rewards]:
         """Rewards of the real pairs: one row at a time, unpadded, float64, the head's weights times the last token's hidden state."""
@@ -106,15 +117,15 @@ class RewardBench:
 
 def reward_checks(bench: Bench) -> Iterator[Check]:
     rewards = RewardBench(bench)
-    yield Check("golden", "golden value", abs(rewards.prescribed(GOLDEN).loss - GOLDEN_LOSS), TEN_DIGITS)
+    yield Check("golden", "golden value", abs(rewards.prescribed(GOLDEN)[0] - GOLDEN_LOSS), TEN_DIGITS)
     yield no_difference(rewards)
     yield equation(rewards)
     yield gradient(rewards)
     yield logged(rewards)
-    for text, name, settings in REDUCTIONS:
-        yield reduces(rewards, text, name, settings)
+    for text, kind, settings in REDUCTIONS:
+        yield reduces(rewards, text, kind, settings)
     yield real_batch(rewards)
-    yield accumulated(rewards.first_step, N_PAIRS)
+    yield accumulation(rewards)
 
 
 def random_rewards(rng: random.Random, n: int, spread: float) -> list[Rewards]:
@@ -131,25 +142,25 @@ def no_difference(rewards: RewardBench) -> Check:
     """Equal rewards give log 2, and a shift of all rewards of a pair changes nothing."""
     rows = _batches()[1]
     shifted = [(chosen + 7, rejected + 7) for chosen, rejected in rows]
-    equal = deviation(rewards.prescribed([(chosen, chosen) for chosen, _ in rows]).loss, math.log(2))
-    return Check("loss", "equal rewards, shifts", max(equal, deviation(rewards.prescribed(shifted).loss, bradley_terry(rows))), EXACT)
+    equal = deviation(rewards.prescribed([(chosen, chosen) for chosen, _ in rows])[0], math.log(2))
+    return Check("loss", "equal rewards, shifts", max(equal, deviation(rewards.prescribed(shifted)[0], bradley_terry(rows))), EXACT)
 
 
 def equation(rewards: RewardBench) -> Check:
-    found = [deviation(rewards.prescribed(rows).loss, bradley_terry(rows)) for rows in _batches()]
-    return Check("loss", "equation", worst_of(found), EXACT)
+    found = [deviation(rewards.prescribed(rows)[0], bradley_terry(rows)) for rows in _batches()]
+    return Check("loss", "equation", worst_of(*found), EXACT)
 
 
 def gradient(rewards: RewardBench, step: float = 1e-5) -> Check:
     """Autograd of the trainer's loss against central differences of the reference."""
-    deviations = []
+    worst = 0.0
     for rows in _batches()[:2]:
-        found = rewards.prescribed(rows).gradient
+        found = rewards.prescribed(rows)[1]
         for i, (chosen, rejected) in enumerate(rows):
             for j, (a, b) in enumerate(((step, 0.0), (0.0, step))):
                 up, down = (bradley_terry([*rows[:i], (chosen + sign * a, rejected + sign * b), *rows[i + 1 :]]) for sign in (1, -1))
-                deviations.append(deviation(found[i, j].item(), (up - down) / (2 * step)))
-    return Check("gradient", "gradient", worst_of(deviations), GRADIENT)
+                worst = worst_of(worst, deviation(found[i, j].item(), (up - down) / (2 * step)))
+    return Check("gradient", "gradient", worst, GRADIENT)
 
 
 def logged(rewards: RewardBench) -> Check:
@@ -164,19 +175,30 @@ def logged(rewards: RewardBench) -> Check:
         "max_reward": max(every),
     }
     found = rewards.first_step(batch_size=N_PAIRS).logs
-    worst = worst_of(deviation(found.get(name, math.nan), value) for name, value in expected.items())
+    worst = worst_of(*(deviation(found.get(name, math.nan), value) for name, value in expected.items()))
     return Check("logged", "logged rewards", worst, SINGLE)
 
 
-def reduces(rewards: RewardBench, text: str, name: str, settings: dict[str, float]) -> Check:
+def reduces(rewards: RewardBench, text: str, kind: Kind, settings: dict[str, float]) -> Check:
     """A preference loss whose log-ratios are the rewards."""
     rows = _batches()[1]
-    logps = [PrescribedPair(chosen, rejected, 0.0, 0.0, 10, 12) for chosen, rejected in rows]
-    other = rewards.bench.prescribed(method(name, settings), logps).loss
-    return Check("loss", text, deviation(rewards.prescribed(rows).loss, other), EXACT)
+    logps = [Row(chosen, rejected, 0.0, 0.0, 10, 12) for chosen, rejected in rows]
+    other = rewards.bench.prescribed(method(kind, settings), logps)[0].item()
+    return Check("loss", text, deviation(rewards.prescribed(rows)[0], other), EXACT)
 
 
 def real_batch(rewards: RewardBench) -> Check:
     """What a whole training logs at its first step, with padding and cut completions, against rewards by hand."""
     found = rewards.first_step(batch_size=N_PAIRS).logs["loss"]
     return Check("batch", "real batch", deviation(found, bradley_terry(rewards.by_hand())), SINGLE)
+
+
+def accumulation(rewards: RewardBench) -> Check:
+    """Eight pairs at once, or in two, four, eight parts: one gradient, one logged loss."""
+    whole = rewards.first_step(batch_size=N_PAIRS)
+    worst = 0.0
+    for size in (4, 2, 1):
+        parts = rewards.first_step(batch_size=size, gradient_accumulation_steps=N_PAIRS // size)
+        apart = (parts.gradient - whole.gradient).abs().max().item() / whole.gradient.abs().max().item()
+        worst = worst_of(worst, apart, deviation(parts.logs["loss"], whole.logs["loss"]))
+    return Check("batch", "batch size and accumulation", worst, SINGLE)

@@ -27,7 +27,7 @@ from bench.models.hub import read_config
 from bench.models.model_config import ADAPTER, check_no_adapter
 from bench.models.tokenize import Ids, check_rendering, model_folder
 from bench.store.keys import hash_key, tree_stamp
-from bench.store.stage_run import AT_REST, VERSIONS
+from bench.store.stage_run import AFTER_STAGE, ENGINE_VERSIONS
 from bench.text_files import whole_number
 
 CHILD = Path(__file__).with_name("vllm_child.py")
@@ -125,7 +125,7 @@ class _Kept:
                 self.close()
         if self.child is None:
             child = Child(serving)
-            VERSIONS["vllm"] = child.ask("start", model=str(folder), arguments=_arguments(dtype, serving, rank))["version"]
+            ENGINE_VERSIONS["vllm"] = child.ask("start", model=str(folder), arguments=_arguments(dtype, serving, rank))["version"]
             self.child, self.architecture, self.weights = child, architecture, weights
         return self.child
 
@@ -152,7 +152,7 @@ def _arguments(dtype: str, serving: Serving, rank: int | None) -> dict[str, Any]
 
 KEPT = _Kept()
 atexit.register(KEPT.close)
-AT_REST.append(KEPT.free_gpu_memory)
+AFTER_STAGE.append(KEPT.free_gpu_memory)
 
 
 class VllmEngine:

@@ -43,7 +43,6 @@ from bench.training.devices import Spread, share_of
 
 VLLM_SEQUENCES = 256  # that vLLM writes at once, by default
 SFT_OPTIMIZER = "adamw_torch"
-FORWARD_AGAIN = {"kto": 0.5, "offline_ppo": 0.5}  # share of the tokens of a training, all passes counted, that only go forward
 
 
 @dataclass(frozen=True)
@@ -118,12 +117,9 @@ class Sizes:
                 return Work(trained=len(rows) * mean * settings.training.num_train_epochs, context=mean)
             case TrainSettings() | RewardModelSettings():
                 n, mean = self._rows(cell, stage, ("train",), settings.max_length)
-                again = FORWARD_AGAIN.get(settings.method.name, 0.0)
                 tokens = n * mean * settings.method.num_train_epochs
                 reference = tokens if "reference_model" in inputs else 0
-                # KTO's mismatched completions, and the first look of offline PPO, go forward only
-                forward = tokens if again and settings.method.name == "kto" else n * mean if again else 0
-                return Work(trained=tokens, scored=forward + reference, context=mean)
+                return Work(trained=tokens, scored=n * mean * settings.method.forward_only + reference, context=mean)
             case LogpsSettings(rows="preferences", max_length=int(most)) | RewardScoreSettings(rows="preferences", max_length=int(most)):
                 n, mean = self._rows(cell, stage, settings.splits, most)
                 return Work(scored=n * mean * passes(settings), context=mean)
@@ -195,7 +191,8 @@ class Sizes:
         longest = getattr(settings, "max_length", None) or math.ceil(2 * work.context)
         if work.trained:
             training = getattr(settings, "method", None) or getattr(settings, "training", None) or settings.pretraining
-            sequences = _at_once(settings, training, gpu.devices) * (2 if _paired(stage) or getattr(training, "name", "") == "kto" else 1)
+            twice = _paired(stage) or getattr(training, "with_partners", False)
+            sequences = _at_once(settings, training, gpu.devices) * (2 if twice else 1)
             optimizer = getattr(training, "optimizer", SFT_OPTIMIZER)
             of_batch: dict[str, Any] = {"optimizer": optimizer, "sequences": sequences, "length": longest, "checkpointing": checkpointing}
             memory = training_memory(shape, dtype=dtype, sharding=gpu.sharding, devices=gpu.devices, **of_batch, **held)
@@ -236,9 +233,8 @@ def _stage(source: Stage | Source) -> Stage:
 def _paired(stage: Stage) -> bool:
     """Whether a row of a training is two sequences: a pair, whose method does not make two rows of it."""
     preferences = stage.inputs.get("preferences")
-    name = getattr(getattr(stage.settings, "method", None), "name", "")
-    unpaired = name in ("kto", "csft", "offline_ppo", "sft_chosen")
-    return isinstance(preferences, Stage) and not unpaired and getattr(preferences.settings, "form", "paired") == "paired"
+    feedback = getattr(getattr(stage.settings, "method", None), "feedback", "pairs")
+    return isinstance(preferences, Stage) and feedback == "pairs" and getattr(preferences.settings, "form", "paired") == "paired"
 
 
 def shape_of(cell: CellPlan) -> Shape:

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import user_path
+from bench.engines.base import silent
 from bench.forecast.row_counts import Aside
 from bench.forecast.stage_time import StageForecast
+from bench.judges import load
 from bench.judges.asked.prices import price_of
-from bench.judges.asked.request import Request
+from bench.judges.asked.request import Request, ask_nobody
 from bench.models.token_counts import counter
 from bench.planning.judging import labels_samples
 from bench.records import Completion, Item, read_completions, read_items, read_verdicts
-from bench.stages.judge import language_judge
 from bench.store.keys import Stage
 from bench.store.stage_settings import GenerateSettings, LanguageJudgeSettings, SampleSettings
 from bench.store.store import Store
@@ -76,7 +77,8 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
     if labels_samples(stage):
         written = "the policy's samples"
     paths = {role: store.folder(source) for role, source in stage.inputs.items()}
-    asked = [shown.request for shown in language_judge(settings, paths, lambda _: []).requests(items, answers)]
+    judge: Any = load(settings).make_judge(settings, paths, ask_nobody, silent)
+    asked = [shown.request for shown in judge.requests(items, answers)]
     requests = list({request.digest: request for request in asked}.values())
     count, counter = _counter(stage, settings, store)
     prompt = sum(count(request) for request in requests)

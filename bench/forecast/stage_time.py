@@ -149,8 +149,7 @@ def token_bound(stage: Stage) -> int:
 def passes(settings: Any) -> float:
     """How often a stage looks at each completion of its preference rows."""
     if isinstance(settings, TrainSettings | RewardModelSettings):
-        method = settings.method
-        return method.num_train_epochs * (2 if method.name == "kto" else 1) + (method.name == "offline_ppo")
+        return settings.method.num_train_epochs + settings.method.forward_only
     return 2 if getattr(settings, "mismatched", False) else 1
 
 

@@ -10,14 +10,18 @@ answers are two ties without being asked about; a game without a verdict is not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from bench.judges.asked.asking_judge import NO_BASELINE, AskingJudge, Replies, ShownRequest
-from bench.judges.asked.prompts import PromptTemplate
+from bench.judges.asked.prompts import PromptTemplate, arena_hard_template
 from bench.judges.asked.replies import read_game
+from bench.judges.asked.request import Ask, Progress, request_body
 from bench.records import Item, Verdict, about_texts
 from bench.stats.style_control import battles, game_facts
+from bench.store.stage_settings import LanguageJudgeSettings
 
 POLICY_FIRST = (True, False)  # the games of an item
 
@@ -26,6 +30,7 @@ POLICY_FIRST = (True, False)  # the games of an item
 class AskedGames(AskingJudge):
     template: PromptTemplate
     name: str = "arena_hard"
+    against_baseline: ClassVar = False  # it reads the items'
 
     def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
         if item.baseline is None or ours[0] == item.baseline[0]:
@@ -52,3 +57,9 @@ class AskedGames(AskingJudge):
             margin = float(reading.margin or 0)  # of B
             games[POLICY_FIRST.index(asked.policy_first is True)] = -margin if asked.policy_first else margin
         return Verdict(item.id, self.name, preference=battles(games)[0], details=game_facts(games, mine, theirs), **about)
+
+
+def make_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> AskedGames:
+    model = settings.model or inputs["model"].name
+    body = request_body(settings, model, {"temperature": 0.0, "top_p": 1.0, "max_tokens": 16000})
+    return AskedGames(body, f"game/{settings.parser}", ask, arena_hard_template(inputs["prompts"]))

@@ -7,12 +7,16 @@ An empty completion is rated like any other (gold 0); only an item without a tas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from bench.config import GoldWeights, WorldAnnotator
 from bench.judges import compared
+from bench.judges.asked.request import Ask, Progress
 from bench.records import Completion, Item, Verdict, by_id, sigmoid
+from bench.store.stage_settings import GoldPreferenceSettings, GoldRatingSettings
 from bench.world.gold import Gold, annotator_prefers, count_words, gold
 from bench.world.tasks import Turn
 
@@ -26,6 +30,7 @@ class GoldPreference:
     weights: GoldWeights
     temperature: float
     name: str = "gold_preference"
+    against_baseline: ClassVar = True
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
         for item, mine, other in compared(items, completions, against):
@@ -51,6 +56,7 @@ class GoldRating:
 
     weights: GoldWeights
     name: str = "gold_rating"
+    against_baseline: ClassVar = False
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
         known = by_id(items)
@@ -96,6 +102,14 @@ class GoldAnnotator:
                 baseline_length=len(texts[1]),
                 details={"gold_first": first, "gold_second": second},
             )
+
+
+def make_judge(
+    settings: GoldPreferenceSettings | GoldRatingSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress
+) -> GoldPreference | GoldRating:
+    if isinstance(settings, GoldPreferenceSettings):
+        return GoldPreference(settings.gold, settings.temperature)
+    return GoldRating(settings.gold)
 
 
 def _details(found: Gold) -> dict[str, float]:

@@ -11,8 +11,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
 
-from bench.records import Completion, Item, Verdict
+from bench.judges.asked.request import Ask, Progress
+from bench.records import Completion, Item, Verdict, preference_verdicts
+from bench.store.stage_settings import JurySettings, member_label
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Jury:
 
     members: Mapping[str, Sequence[Verdict]]
     name: str = "jury"
+    against_baseline: ClassVar = False
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
         found = {label: {verdict.item_id: verdict for verdict in given} for label, given in self.members.items()}
@@ -41,3 +46,8 @@ class Jury:
             )
             return replace(about, unscored=f"{len(preferences)} of {len(self.members)} members have a verdict ({why})")
         return replace(about, preference=statistics.median(preferences.values()), unscored=None)
+
+
+def make_judge(settings: JurySettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> Jury:
+    found = {label: path for role, path in inputs.items() if (label := member_label(role))}
+    return Jury({label: preference_verdicts(path) for label, path in found.items()})

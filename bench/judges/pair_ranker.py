@@ -12,13 +12,18 @@ A causal model that is asked for a letter is no ranker but judge=local. Both ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
 
 from bench.judges import compared
 from bench.judges.asked.prompts import PromptTemplate
+from bench.judges.asked.request import Ask, Progress
 from bench.models.tokenize import conversation
 from bench.records import Call, Completion, Item, Message, Verdict, about_texts, sigmoid
+from bench.store.stage_settings import PairRankerSettings
 
 PARSER = "pair ranker 1"
 Compare = Callable[[Sequence[tuple[str, str, str]]], Sequence[float]]  # of (prompt, first, second): logits that the first is better
@@ -47,6 +52,7 @@ class RankedPreference:
     model: str
     digest: str
     name: str = "pair_ranker"
+    against_baseline: ClassVar = True
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
         asked = list(compared(items, completions, against))
@@ -72,3 +78,11 @@ class RankedPreference:
             ],
             **about_texts(ours, theirs),
         )
+
+
+def make_judge(settings: PairRankerSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> RankedPreference:
+    from bench.engines.ranker import load_ranker
+
+    template = pair_template(settings.template)
+    ranker = load_ranker(inputs["model"], settings.dtype, settings.batch_size, partial(pair_text, template))
+    return RankedPreference(lambda pairs: ranker.logits(pairs, progress), inputs["model"].name, template.digest)

@@ -10,13 +10,17 @@ order=both each pair is asked in both orders and the two are averaged.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from bench.judges.asked.asking_judge import NO_BASELINE, AskingJudge, Replies, ShownRequest
-from bench.judges.asked.prompts import PackageAnnotator
+from bench.judges.asked.prompts import PackageAnnotator, annotator
 from bench.judges.asked.replies import read_preference
+from bench.judges.asked.request import Ask, Progress, request_body
 from bench.records import Item, Verdict, about_texts
+from bench.store.stage_settings import LanguageJudgeSettings
 
 
 def policy_first(instruction: str) -> bool:
@@ -29,6 +33,7 @@ class AskedPreference(AskingJudge):
     annotator: PackageAnnotator
     order: str
     name: str = "alpaca_eval"
+    against_baseline: ClassVar = False  # it reads the items'
 
     def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
         if item.baseline is None or ours[0] == item.baseline[0]:
@@ -55,3 +60,10 @@ class AskedPreference(AskingJudge):
         if any(reading.from_text for reading in readings):
             about["details"] = {"from_text": float(sum(reading.from_text for reading in readings))}
         return Verdict(item.id, self.name, preference=min(1.0, max(0.0, sum(found) / len(found))), **about)
+
+
+def make_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> AskedPreference:
+    model = settings.model or inputs["model"].name
+    found = annotator(settings.annotator)
+    body = request_body(settings, model, found.decoding)
+    return AskedPreference(body, f"{found.parser}/{settings.parser}", ask, found, settings.mode)

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from bench.judges.asked.asking_judge import NO_BASELINE, AskingJudge, Replies, ShownRequest
-from bench.judges.asked.prompts import PromptTemplate
+from bench.judges.asked.prompts import PromptTemplate, mt_bench_templates
 from bench.judges.asked.replies import Reading, read_pairwise, read_rating
+from bench.judges.asked.request import Ask, Progress, request_body
 from bench.records import Item, Verdict, about_texts
+from bench.store.stage_settings import LanguageJudgeSettings
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class AskedRating(AskingJudge):
     mode: str
     name: str = "mt_bench"
     most_turns: ClassVar[int] = 2
+    against_baseline: ClassVar = False  # it reads the items'
 
     def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
         math, later = "-math-v1" if item.reference else "", "-multi-turn" if turn else ""
@@ -80,3 +84,10 @@ def _both_orders(readings: Sequence[Reading]) -> float:
         return 0.5
     shares = [1 - (readings[0].value or 0.0), readings[1].value or 0.0]
     return shares[0] if shares[0] == shares[1] else 0.5
+
+
+def make_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> AskedRating:
+    model = settings.model or inputs["model"].name
+    decoding = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048, "top_logprobs": 20}
+    parser = f"{'rating' if settings.mode == 'single' else 'winner'}/{settings.parser}"
+    return AskedRating(request_body(settings, model, decoding), parser, ask, mt_bench_templates(inputs["prompts"]), settings.mode)

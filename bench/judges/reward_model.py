@@ -7,12 +7,16 @@ A function of the texts: it is shown no order, and says the same again. Equal te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from bench.judges import compared
-from bench.models.tokenize import conversation
+from bench.judges.asked.request import Ask, Progress
+from bench.models.tokenize import conversation, row_ids
 from bench.records import Completion, Item, Message, Verdict, about_texts, sigmoid
+from bench.store.stage_settings import RewardJudgeSettings
 
 Rewards = Callable[[Sequence[tuple[Sequence[Message], str]]], Sequence[float]]  # of (prompt, completion), in the model's own units
 
@@ -21,6 +25,7 @@ Rewards = Callable[[Sequence[tuple[Sequence[Message], str]]], Sequence[float]]  
 class RewardModelPreference:
     rewards: Rewards
     name: str = "reward_model"
+    against_baseline: ClassVar = True
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
         pairs = list(compared(items, completions, against))
@@ -38,3 +43,14 @@ class RewardModelPreference:
                 details={"reward": ours, "reward_baseline": theirs},
                 **about_texts(mine, other),
             )
+
+
+def make_judge(settings: RewardJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> RewardModelPreference:
+    from bench.engines.reward import Scorer
+
+    scorer = Scorer(inputs["model"], settings.dtype, settings.batch_size)
+
+    def rewards(rows: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
+        return scorer.rewards([row_ids(scorer.tokenizer, prompt, text, None) for prompt, text in rows], progress)
+
+    return RewardModelPreference(rewards)

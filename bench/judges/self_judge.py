@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from scipy import stats as scipy_stats
-
 from bench.config import JudgePrompt
 from bench.judges.asked.thinking import after_thinking
 from bench.models.tokenize import conversation
@@ -196,9 +194,6 @@ class Ranking(NamedTuple):
     perfect: list[bool]
 
 
-CORRELATIONS: dict[str, Callable[..., Any]] = {"spearman": scipy_stats.spearmanr, "kendall": scipy_stats.kendalltau}
-
-
 def judge_quality(rankings: Sequence[Ranking]) -> Iterator[tuple[str, estimates.Estimate | None]]:
     """The paper's five numbers on held-out rankings (table 4), each over what was scored.
 
@@ -208,11 +203,14 @@ def judge_quality(rankings: Sequence[Ranking]) -> Iterator[tuple[str, estimates.
     spearman, kendall   means over prompts whose truths differ; 0 for a judge that gives all the same (the paper does not say)
     tie_rate       pairs that differ in truth and that the judge does not tell apart
     """
+    from scipy import stats  # slow to import, and most commands judge nothing
+
+    measures: dict[str, Callable[..., Any]] = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}
     pairs: dict[str, list[float | None]] = {}
     ties: dict[str, list[float | None]] = {}
     best: list[bool | None] = []
     exact: list[bool | None] = []
-    correlations: dict[str, list[float | None]] = {name: [] for name in CORRELATIONS}
+    correlations: dict[str, list[float | None]] = {name: [] for name in measures}
     for place, ranking in enumerate(rankings):
         scored = [(s, t, p) for s, t, p in zip(*ranking, strict=True) if s is not None]
         orders = [(_sign(a[0] - b[0]), _sign(a[1] - b[1])) for a, b in itertools.combinations(scored, 2)]
@@ -224,7 +222,7 @@ def judge_quality(rankings: Sequence[Ranking]) -> Iterator[tuple[str, estimates.
             exact.append(all(judged == true for judged, true in orders))
         if apart:
             scores, truths = [s for s, _, _ in scored], [t for _, t, _ in scored]
-            for name, of in CORRELATIONS.items():
+            for name, of in measures.items():
                 correlations[name].append(0.0 if len(set(scores)) == 1 else float(of(scores, truths).statistic))
     yield "pair_accuracy", estimates.rating_mean(pairs)
     yield "best_accuracy", estimates.accuracy(best)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from bench.config import Csft
 from bench.methods import one_shot
 from bench.models.model_config import positions
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from bench.planning.inputs import Ground, Policy
     from bench.training.trainers import TrainingJob
 
-GOOD, BAD = "<|good|>", "<|bad|>"
+assert Csft.control is not None
+GOOD, BAD = Csft.control, "<|bad|>"
 
 
 def chain(cell: Cell, ground: Ground) -> Policy:

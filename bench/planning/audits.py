@@ -10,15 +10,15 @@ from bench.config import (
     Cell,
     GoldJudge,
     LanguageJudge,
+    Manner,
     ModelJudge,
     Settings,
     WorldData,
 )
 from bench.planning.cells import start_cell
-from bench.planning.inputs import CellPlan, Manner, Policy, Sources
+from bench.planning.inputs import CellPlan, Policy, Sources
 from bench.planning.judging import _judging, judge_key, judge_name
 from bench.planning.pieces import (
-    _form,
     _prompts,
     generate,
 )
@@ -88,7 +88,7 @@ def _audited_items(cell: Cell, sources: Sources, n: int, n_turns: Literal[1, 2])
     """Items with a baseline where pairs are judged; one turn, or two where answers are rated."""
     if not _brings_tasks(cell, sources):
         assert sources.judge is not None and isinstance(cell.judge, (LanguageJudge, ModelJudge))
-        settings = JudgeItemData(form=_form(cell.judge), n=min(n, sources.judge.n_items), n_turns=n_turns)
+        settings = JudgeItemData(form=cell.judge.form_of(sources.judge.files), n=min(n, sources.judge.n_items), n_turns=n_turns)
         return stage("data", settings, sources.judge.files, f"{cell.judge.name} items")
     assert cell.world is not None
     split = cell.judge.split if isinstance(cell.judge, GoldJudge) else "evaluation"

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from bench.config import (
-    BestOfN,
+    Adapter,
     Cell,
     Decoding,
     Forgetting,
+    GoldJudge,
     JuryJudge,
     LanguageJudge,
     Loop,
     ModelJudge,
-    MtBenchJudge,
+    NoJudge,
     NoMethod,
+    Training,
     WorldData,
     WorldModel,
     Written,
@@ -61,7 +63,7 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     """The graph of one cell. `chain` gives what a method hands over to be judged."""
     if isinstance(cell.method, Written):
         return _judged(cell, sources, None, {}, {})
-    cell = start_cell(cell) if cell.method.name == "none" else cell
+    cell = start_cell(cell) if isinstance(cell.method, NoMethod) else cell
     ground = _ground(cell, sources)
     policy = chain(cell, ground)
     if policy.train is None:  # judged as it is: what it would learn from need not be made
@@ -105,7 +107,7 @@ def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str
             verdicts = stage("judge", JurySettings(), {"items": items, "completions": completions, **members}, f"{manner} verdicts")
             roles |= members | {f"{manner}_verdicts": verdicts}
             inputs |= members | {f"{manner}_verdicts": verdicts}
-        elif cell.judge.name != "none":
+        elif not isinstance(cell.judge, NoJudge):
             judging, read = _judging(cell, manner, sources)
             verdicts = stage("judge", judging, {"items": items, "completions": completions, **read}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
@@ -114,7 +116,7 @@ def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str
     if cell.forgetting is not None and policy is not None:
         roles["tasks"] = inputs["tasks"] = _tasks(cell, cell.forgetting, policy, sources)
     learnt = policy is not None and policy.train is not None  # a loop's iteration 0 may be the start model
-    beta = None if not learnt or isinstance(cell.method, NoMethod | Written | BestOfN) else reward_scale(cell.method)
+    beta = None if not learnt or not isinstance(cell.method, Training) or cell.method.chooses else reward_scale(cell.method)
     best_of = policy.best_of if policy else 1
     scoring = ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0, best_of=best_of)
     score = stage("score", scoring, {**inputs, **read_too}, "score")
@@ -133,7 +135,7 @@ def readable_name(cell: Cell) -> str:
     """What a folder is called, before its key: the settings that sweeps usually vary."""
     if isinstance(cell.method, Written):
         return f"completions-{cell.method.label}-s{cell.seed}"
-    parts: list[str] = ["start" if cell.method.name == "none" else cell.method.name]
+    parts: list[str] = ["start" if isinstance(cell.method, NoMethod) else cell.method.name]
     if isinstance(cell.method, Loop):
         parts.append(f"i{cell.method.iteration}")
     parts += [f"{name}{value:g}" for name in ("beta", "n") if (value := getattr(cell.method, name, None)) is not None]
@@ -141,7 +143,7 @@ def readable_name(cell: Cell) -> str:
         parts.append(f"frac{cell.data.fraction:g}")
     if isinstance(cell.model, WorldModel) and cell.model.start == "base":
         parts.append("base")
-    if cell.adapter.name != "none" and cell.method.name != "none":
+    if isinstance(cell.adapter, Adapter) and not isinstance(cell.method, NoMethod):
         parts.append(cell.adapter.name)
     parts += [cell.model.name, f"s{cell.seed}"]
     return "-".join(parts)
@@ -178,7 +180,7 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
 def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]]:
     """(manner, items, decoding) of everything the policy is asked for the table."""
     judge = cell.judge
-    if judge.name == "gold":
+    if isinstance(judge, GoldJudge):
         assert cell.world is not None
         world, split = cell.world, judge.split
         n = judge.preference.n_items
@@ -190,8 +192,7 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
         double = _prompts(cell, split, judge.rating.n_items, seed=world.eval_seed, n_turns=2)
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
     if isinstance(judge, (LanguageJudge, ModelJudge, JuryJudge)):
-        manner = "rating" if isinstance(judge, MtBenchJudge) and judge.mode == "single" else "preference"
-        return [(manner, _judge_items(cell, judge, sources), judge.decoding)]
+        return [(judge.gives[0], _judge_items(cell, judge, sources), judge.decoding)]
     if sources.data is not None:
         items = stage("data", LocalPromptData(n=judge.n_items), {"preferences": _whole(cell, sources)}, "held-out prompts")
     else:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from bench.config import Cell
 from bench.store.keys import Input, Source, Stage
-
-Manner = Literal["preference", "rating"]  # what a verdict is
 
 
 @dataclass(frozen=True)

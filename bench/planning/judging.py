@@ -11,38 +11,29 @@ from bench.config import (
     Asking,
     Cell,
     GoldJudge,
+    JudgeSettings,
     JuryJudge,
     LanguageJudge,
+    Manner,
     Member,
     MtBenchJudge,
     NoJudge,
-    PairRankerJudge,
     Settings,
     Training,
     as_name,
+    name_of,
 )
-from bench.planning.inputs import JudgeSources, Manner, Sources
+from bench.planning.inputs import JudgeSources, Sources
 from bench.store.keys import Inputs, Source, Stage, canonical_json, hash_key
 from bench.store.stage_settings import (
+    JUDGED_BY,
     DrawnData,
     GoldPreferenceSettings,
     GoldRatingSettings,
     LanguageJudgeSettings,
-    PairRankerSettings,
-    RewardJudgeSettings,
+    member_role,
     stage,
 )
-
-MEMBER = "member_"  # begins the role of a jury's member, whose label follows
-
-
-def member_role(label: str) -> str:
-    return f"{MEMBER}{label}_verdicts"
-
-
-def member_label(role: str) -> str | None:
-    """The member that a role is of; None where it is of none."""
-    return role.removeprefix(MEMBER).removesuffix("_verdicts") if role.startswith(MEMBER) else None
 
 
 def _members(cell: Cell, jury: JuryJudge, sources: Sources, items: Stage, completions: Stage) -> dict[str, Stage]:
@@ -67,7 +58,7 @@ def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[
     return judging_by(cell.judge, cell, manner, sources.judge)
 
 
-def judging_by(judge: Member | MtBenchJudge, cell: Cell, manner: str, sources: JudgeSources | None) -> tuple[Settings, dict[str, Source]]:
+def judging_by(judge: Member, cell: Cell, manner: str, sources: JudgeSources | None) -> tuple[Settings, dict[str, Source]]:
     """The same by a judge that may be one of several, or label samples."""
     if isinstance(judge, GoldJudge):
         assert cell.world is not None
@@ -79,10 +70,9 @@ def judging_by(judge: Member | MtBenchJudge, cell: Cell, manner: str, sources: J
         assert sources.prompts is not None
         return _language_judging(judge, sources), {"prompts": sources.prompts} | ({"model": sources.model} if sources.model else {})
     assert sources.model is not None
-    if isinstance(judge, PairRankerJudge):
-        settings = PairRankerSettings(batch_size=cell.engine.batch_size, dtype=judge.dtype, template=judge.template)
-        return settings, {"model": sources.model}
-    return RewardJudgeSettings(batch_size=cell.engine.batch_size, dtype=judge.dtype), {"model": sources.model}
+    record: Any = JUDGED_BY[judge.name]
+    own = judge.model_dump(include=set(record.model_fields))
+    return record(batch_size=cell.engine.batch_size, **own), {"model": sources.model}
 
 
 def _language_judging(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge, sources: JudgeSources) -> LanguageJudgeSettings:
@@ -114,13 +104,6 @@ def _mode(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge) -> Literal["of
     return judge.order if isinstance(judge, AlpacaEvalJudge) else judge.mode
 
 
-def judge_manners(judge: Settings) -> tuple[Manner, ...]:
-    """What kinds of verdict a judge gives."""
-    if isinstance(judge, GoldJudge):
-        return "preference", "rating"
-    return ("rating",) if isinstance(judge, MtBenchJudge) and judge.mode == "single" else ("preference",)
-
-
 def judge_key(verdicts: Stage) -> str:
     """Who gave a stage's verdicts, whatever was judged: its key without items and completions, in both orders, asked once."""
     settings: Any = verdicts.settings
@@ -132,8 +115,8 @@ def judge_key(verdicts: Stage) -> str:
     return hash_key({"judge": stage("judge", settings).key, "inputs": members})
 
 
-def judge_name(judge: Settings, manner: Manner) -> str:
+def judge_name(judge: JudgeSettings, manner: Manner) -> str:
     """How folders and tables call a judge: what it is, which model, and what it gives where it could give several things."""
     model = getattr(judge, "model", None)
-    parts = [str(getattr(judge, "name", "judge")), *([as_name(Path(model).name)] if isinstance(model, str) else [])]
-    return "-".join([*parts, *([manner] if isinstance(judge, GoldJudge | MtBenchJudge) else [])])
+    parts = [name_of(type(judge)), *([as_name(Path(model).name)] if isinstance(model, str) else [])]
+    return "-".join([*parts, *([manner] if judge.manner_in_name else [])])

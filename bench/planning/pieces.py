@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from bench.config import (
     Adapter,
-    ArenaHardJudge,
     Cell,
     DatasetData,
     Decoding,
+    GoldJudge,
     JuryJudge,
     LanguageJudge,
     Loading,
@@ -18,6 +18,7 @@ from bench.config import (
     LocalModel,
     ModelJudge,
     MtBenchJudge,
+    NoJudge,
     NoModel,
     RefinedDpo,
     Serving,
@@ -114,7 +115,7 @@ def pair_settings(cell: Cell) -> LocalPairData:
         return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **_looked_at(cell, data), **_kept(data))
     own = {name: getattr(data, name) for name in DatasetRows.model_fields.keys() - {"version"}}
     rows = DatasetRows(version=version(data.reading.reader), **own)
-    overlap = data.overlap if cell.judge.name not in ("none", "gold") else "report"  # with held-out prompts there is none
+    overlap = data.overlap if not isinstance(cell.judge, NoJudge | GoldJudge) else "report"  # with held-out prompts there is none
     of_rows: dict[str, Any] = {"dataset": rows, "overlap": overlap, **_looked_at(cell, data)}
     return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **of_rows, **_kept(data))
 
@@ -276,21 +277,15 @@ def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label
 
 def _kl_decoding(cell: Cell) -> Decoding:
     """The policy's own distribution, as long as the judge lets it write."""
-    judged = cell.judge.preference.decoding if cell.judge.name == "gold" else cell.judge.decoding
+    judged = cell.judge.preference.decoding if isinstance(cell.judge, GoldJudge) else cell.judge.decoding
     return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=judged.max_new_tokens)
 
 
 def _judge_items(cell: Cell, judge: LanguageJudge | ModelJudge | JuryJudge, sources: Sources) -> Stage:
     """The items of the user's file, or the world's own evaluation prompts with its reference writer as the opponent."""
-    n_turns: Literal[1, 2] = 2 if isinstance(judge, MtBenchJudge) else 1
     if sources.judge is None or not sources.judge.files:
         assert cell.world is not None and judge.n_items is not None
-        return _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed, n_turns=n_turns, reference=cell.world.reference)
+        return _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed, n_turns=judge.turns, reference=cell.world.reference)
     n = min(judge.n_items or sources.judge.n_items, sources.judge.n_items)
-    return stage("data", JudgeItemData(form=_form(judge), n=n, n_turns=n_turns), sources.judge.files, f"{cell.judge.name} items")
-
-
-def _form(judge: LanguageJudge | ModelJudge | JuryJudge) -> Literal["alpaca_eval", "mt_bench", "arena_hard"]:
-    if isinstance(judge, ArenaHardJudge) and judge.baseline is not None:
-        return "arena_hard"
-    return "mt_bench" if isinstance(judge, MtBenchJudge) else "alpaca_eval"
+    of_items = JudgeItemData(form=judge.form_of(sources.judge.files), n=n, n_turns=judge.turns)
+    return stage("data", of_items, sources.judge.files, f"{cell.judge.name} items")

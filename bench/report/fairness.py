@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
+from bench.config import NoMethod
 from bench.records import grouped, read_verdicts
 from bench.report.groups import Group, chosen, method_name, row_words
 from bench.report.rows import CellRow
@@ -234,7 +235,7 @@ def known(row: CellRow, group: Group, axes: Sequence[str], store: Store) -> Cell
     """What the store knows of one cell of a group."""
     cell, roles = row.cell.cell, row.cell.roles
     facts: dict[str, Value | None] = {}
-    if cell.method.name != "none":
+    if not isinstance(cell.method, NoMethod):
         train = roles.get("train")
         measured = None
         if train is not None and store.is_done(train) and (path := store.folder(train) / "facts.json").exists():

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from bench.config import NoMethod, method_facts
 from bench.judges.asked.journal import JOURNAL_DROPPED
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import AS_CONTROL
 from bench.readers.rows import OPPOSITE, OTHER_PROMPT
 from bench.records import grouped
-from bench.report.groups import UNTRAINED, Group, row_words
+from bench.report.groups import Group, row_words
 from bench.report.rows import CellRow
 from bench.store.keys import Stage
 from bench.store.stage_settings import TrainSettings
@@ -226,7 +227,7 @@ def kl_blow_up(e: Evidence) -> Finding | None:
 def not_moved(e: Evidence) -> Finding | None:
     """The policy writes as the start model does, whatever its rewards say."""
     kl = e.metrics.get("kl")
-    if kl is None or not e.curve or abs(kl) >= KL_NONE or e.method == "best_of_n":
+    if kl is None or not e.curve or abs(kl) >= KL_NONE or method_facts(e.method).chooses:
         return None
     says = f"The policy is {kl:.2g} nats a completion from the start model: it writes as that does. Rates, steps or rows are too few."
     return Finding("not moved", says, kl, "nats", f"less than {KL_NONE:g} nats", "warning", _numbers(e.metrics, "kl", "kl_se"))
@@ -271,7 +272,7 @@ def entropy_moved(e: Evidence) -> Finding | None:
 def z0_at_zero(e: Evidence) -> Finding | None:
     """KTO's `kl` of the curve; what others call so is something else."""
     values = [row["kl"] for row in e.curve if "kl" in row]
-    if e.method != "kto" or not values:
+    if not method_facts(e.method).curve_has_z0 or not values:
         return None
     share = sum(value <= Z0_ZERO_NATS for value in values) / len(values)
     if share <= Z0_SHARE:
@@ -376,14 +377,14 @@ def known_start(cell: CellPlan) -> float | None:
 
 def of_rows(rows: Sequence[CellRow], store: Store) -> dict[str, list[Finding]]:
     """Findings of every row that has its numbers, by cell key; a start model has only what needs no start model."""
-    starts = {(row.group_key, row.cell.cell.seed): row.metrics for row in rows if row.cell.cell.method.name == "none"}
+    starts = {(row.group_key, row.cell.cell.seed): row.metrics for row in rows if isinstance(row.cell.cell.method, NoMethod)}
     found = {}
     for row in rows:
         if row.done:
-            method = row.cell.cell.method.name
-            start = starts.get((row.start_key, row.cell.cell.seed), {}) if method not in UNTRAINED else {}
-            noted = noted_rows(row.cell, store, trained=method not in UNTRAINED)
-            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start, method, known_start(row.cell), noted))
+            method = row.cell.cell.method
+            start = starts.get((row.start_key, row.cell.cell.seed), {}) if method.trains else {}
+            noted = noted_rows(row.cell, store, trained=method.trains)
+            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start, method.name, known_start(row.cell), noted))
     return found
 
 

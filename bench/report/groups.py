@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.config import Cell, Expectation, Written
+from bench.config import Cell, Expectation, NoMethod, Written
 from bench.records import grouped
 from bench.report.rows import ALPHA, CellRow, seedless
 from bench.stats import estimates
@@ -32,11 +32,11 @@ class Group:
 
     @property
     def is_start(self) -> bool:
-        return self.cell.method.name == "none"
+        return isinstance(self.cell.method, NoMethod)
 
     @property
     def is_trained(self) -> bool:
-        return self.cell.method.name not in UNTRAINED
+        return self.cell.method.trains
 
     @property
     def done(self) -> list[CellRow]:
@@ -90,9 +90,6 @@ def pool(rows: Sequence[CellRow]) -> Grid:
     return Grid(found, varied, pairs)
 
 
-UNTRAINED = ("none", "completions")  # start models and files of completions: beside the grid, not in it
-
-
 OWN_COLUMN = {"seed", "method.name", "method.label", "method.beta", "method.iteration", "data.name", "data.fraction", "model.name"}
 
 
@@ -107,7 +104,7 @@ def varied_settings(cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         rows.setdefault(seedless(cell), cell)
     for cell in rows.values():
-        flat, kind = settings(cell), cell.method.name if cell.method.name in UNTRAINED else ""
+        flat, kind = settings(cell), "" if cell.method.trains else cell.method.name
         named_by = NAMED_BY | ({"method": "method.label"} if isinstance(cell.method, Written) else {})
         for key, value in flat.items():
             name = named_by.get(key.split(".")[0])
@@ -134,7 +131,7 @@ def method_name(cell: Cell) -> str:
     """How tables call a cell's method."""
     if isinstance(cell.method, Written):
         return cell.method.label
-    return "start" if cell.method.name == "none" else cell.method.name
+    return "start" if isinstance(cell.method, NoMethod) else cell.method.name
 
 
 NAMES = {"model.name": "", "data.name": "", "method.beta": "beta", "data.fraction": "labels", "method.iteration": "iteration"}
@@ -147,7 +144,7 @@ def line_names(cells: Mapping[str, Cell], varied: Sequence[str], about: Containe
     """
     flat = {key: settings(cell) for key, cell in cells.items()}
     methods = {key: method_name(cell) for key, cell in cells.items()}
-    trained = [key for key, cell in cells.items() if cell.method.name not in UNTRAINED]
+    trained = [key for key, cell in cells.items() if cell.method.trains]
     names = {}
     for key, method in methods.items():
         alike = [flat[other] for other in cells if methods[other] == method]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import GoldJudge, JuryJudge
-from bench.planning.judging import judge_key, judge_name, member_label
+from bench.planning.judging import judge_key, judge_name
 from bench.report.rows import Sweep
+from bench.store.stage_settings import member_label
 from bench.text_files import BadFile, read_object
 
 PASSPORTS = "judges"  # folder of the results that holds them

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bench.config import FITTED, Cell, Expectation, GoldJudge, WorldData
+from bench.config import FITTED, Cell, Expectation, GoldJudge, NoMethod, WorldData
 from bench.planning.cells import start_cell
 from bench.planning.inputs import CellPlan
 from bench.records import Result, TaskResult, Verdict, read_jsonl
@@ -64,7 +64,7 @@ def seedless(cell: Cell) -> str:
     """Same for cells that differ by seed only, and for start models that differ in what a training alone would read: they are one cell."""
     config = cell.model_dump(mode="json", exclude={"seed"})
     chosen_answers = isinstance(cell.judge, GoldJudge) and cell.judge.preference.opponent == "chosen"
-    if cell.method.name == "none" and isinstance(cell.data, WorldData) and not chosen_answers:
+    if isinstance(cell.method, NoMethod) and isinstance(cell.data, WorldData) and not chosen_answers:
         config["data"] = {name: config["data"][name] for name in ("kind", "demonstrations", "n_demonstrations", "earlier")}
     return hash_key(config)
 
@@ -111,7 +111,7 @@ def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: M
         result = now.result if now else stored_result(cell, store)
         calibration = now.calibration if now and now.calibration else known.get(cell.key)
         told = now is not None and now.calibration is not None
-        if result and calibration and calibrations.asked(cell) == FITTED and not told:
+        if result and calibration and calibrations.calibration_setting(cell) == FITTED and not told:
             result = calibrations.recalibrated(result, cell, store, calibration)
         rows.append(_row(cell, store, failures.get(cell.key), result, calibration))
     first: dict[str, str] = {}

@@ -2,48 +2,38 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from bench.config import Settings
 from bench.engines.vllm_server import wait_until_ready
-from bench.judges import Judge, baseline
-from bench.judges.arena_hard import AskedGames
+from bench.judges import baseline, load
 from bench.judges.asked.journal import JOURNAL_DROPPED, Journal, Ledger, n_dropped
 from bench.judges.asked.prices import price_of
-from bench.judges.asked.prompts import annotator, arena_hard_template, mt_bench_templates
+from bench.judges.asked.prompts import annotator
 from bench.judges.asked.replies import asks_for_weights, count_reasons, earlier_parsers, read_preference, votes_from_text
-from bench.judges.asked.request import Ask, Asker, Reply, Request
-from bench.judges.gold import GoldPreference, GoldRating
-from bench.judges.jury import Jury
-from bench.judges.pair_ranker import Compare, RankedPreference, pair_template, pair_text
-from bench.judges.preference import AskedPreference
-from bench.judges.rating import AskedRating
-from bench.judges.reward_model import RewardModelPreference, Rewards
-from bench.models.tokenize import letter_ids, load_tokenizer, row_ids
-from bench.planning.judging import member_label
-from bench.records import Completion, Item, Message, Verdict, preference_verdicts, read_completions, read_items, write_jsonl
+from bench.judges.asked.request import Asker, Reply, Request
+from bench.models.tokenize import letter_ids, load_tokenizer
+from bench.records import Verdict, read_completions, read_items, write_jsonl
 from bench.store.keys import Stage
 from bench.store.stage_run import Outcome, StageRun
-from bench.store.stage_settings import (
-    GoldPreferenceSettings,
-    GoldRatingSettings,
-    JurySettings,
-    LanguageJudgeSettings,
-    PairRankerSettings,
-    RewardJudgeSettings,
-)
+from bench.store.stage_settings import LanguageJudgeSettings
 
 
 def run(settings: Settings, run: StageRun) -> Outcome:
     items = read_items(run.inputs["items"])
     completions = read_completions(run.inputs["completions"])
     asked: dict[str, tuple[Request, Reply]] = {}
-    judge, against = _judge(settings, items, run, asked)
+
+    def ask(requests: Sequence[Request]) -> Sequence[Reply]:
+        assert isinstance(settings, LanguageJudgeSettings)
+        replies = _ask(settings, run, requests)
+        asked.update({request.digest: (request, reply) for request, reply in zip(requests, replies, strict=True)})
+        return replies
+
+    judge = load(settings).make_judge(settings, run.inputs, ask, run.progress)
+    against = baseline(items) if judge.against_baseline else None
     # A file of completions need not answer every item; what is not there is unscored, not lost.
     answered, why = {completion.id for completion in completions}, "the policy has no completion of it"
     missing = [
@@ -105,81 +95,6 @@ def _counts(asked: Sequence[tuple[Request, Reply]]) -> dict[str, int]:
     }
 
 
-def _judge(
-    settings: Settings, items: list[Item], run: StageRun, asked: dict[str, tuple[Request, Reply]]
-) -> tuple[Judge, list[Completion] | None]:
-    """The judge, and whom completions are compared with; `asked` takes up what it asks a language model."""
-    match settings:
-        case GoldPreferenceSettings():
-            return GoldPreference(settings.gold, settings.temperature), baseline(items)
-        case GoldRatingSettings():
-            return GoldRating(settings.gold), None
-        case RewardJudgeSettings():
-            return RewardModelPreference(_rewards(settings, run)), baseline(items)
-        case PairRankerSettings():
-            digest = pair_template(settings.template).digest
-            return RankedPreference(_compare(settings, run), run.inputs["model"].name, digest), baseline(items)
-        case JurySettings():
-            roles = {label: path for role, path in run.inputs.items() if (label := member_label(role))}
-            return Jury({label: preference_verdicts(path) for label, path in roles.items()}), None
-        case LanguageJudgeSettings():
-
-            def ask(requests: Sequence[Request]) -> Sequence[Reply]:
-                replies = _ask(settings, run, requests)
-                asked.update({request.digest: (request, reply) for request, reply in zip(requests, replies, strict=True)})
-                return replies
-
-            return language_judge(settings, run.inputs, ask), None
-    raise TypeError(f"no judge for {type(settings).__name__}")
-
-
-def _rewards(settings: RewardJudgeSettings, run: StageRun) -> Rewards:
-    from bench.engines.reward import Scorer
-
-    scorer = Scorer(run.inputs["model"], settings.dtype, settings.batch_size)
-
-    def rewards(rows: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
-        return scorer.rewards([row_ids(scorer.tokenizer, prompt, text, None) for prompt, text in rows], run.progress)
-
-    return rewards
-
-
-def _compare(settings: PairRankerSettings, run: StageRun) -> Compare:
-    from bench.engines.ranker import load_ranker
-
-    as_text = partial(pair_text, pair_template(settings.template))
-    ranker = load_ranker(run.inputs["model"], settings.dtype, settings.batch_size, as_text)
-    return lambda pairs: ranker.logits(pairs, run.progress)
-
-
-def language_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask) -> AskedPreference | AskedRating | AskedGames:
-    """The judge that settings and inputs describe; forecasts make one too, for its requests."""
-    model = settings.model or inputs["model"].name
-    if settings.manner == "alpaca_eval":
-        found = annotator(settings.annotator)
-        body = request_body(settings, model, found.decoding)
-        return AskedPreference(body, f"{found.parser}/{settings.parser}", ask, found, settings.mode)
-    if settings.manner == "arena_hard":
-        body = request_body(settings, model, {"temperature": 0.0, "top_p": 1.0, "max_tokens": 16000})
-        return AskedGames(body, f"game/{settings.parser}", ask, arena_hard_template(inputs["prompts"]))
-    decoding = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048, "top_logprobs": 20}
-    parser = f"{'rating' if settings.mode == 'single' else 'winner'}/{settings.parser}"
-    return AskedRating(request_body(settings, model, decoding), parser, ask, mt_bench_templates(inputs["prompts"]), settings.mode)
-
-
-def request_body(settings: LanguageJudgeSettings, model: str, decoding: Any) -> dict[str, Any]:
-    """What a request holds beside its messages: the manner's decoding, what the settings set, further fields."""
-    own = {name: getattr(settings, name) for name in ("temperature", "top_p", "max_tokens", "top_logprobs")}
-    body = {**decoding, **{name: value for name, value in own.items() if value is not None}}
-    if body.get("top_logprobs"):
-        body["logprobs"] = True
-    else:
-        body.pop("logprobs", None)
-        body.pop("top_logprobs", None)
-    further = json.loads(settings.request)
-    return {"model": model} | {name: value for name, value in (body | further).items() if value is not None}
-
-
 def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Request]) -> Sequence[Reply]:
     """Replies from whoever serves the model, those of the journal first. Raises ServedModelsDiffer when they name two models."""
     from bench.judges.asked.endpoint import Endpoint, check_served, drop_other_models
@@ -215,7 +130,7 @@ def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Requ
 def _drop_without_log_probs(settings: LanguageJudgeSettings, requests: Sequence[Request], journal: Journal) -> None:
     """Votes of an earlier run that lack their log-probs, while others have them, are asked again where they are too many."""
     assert settings.asking is not None
-    if settings.manner != "alpaca_eval" or not requests or not asks_for_weights(annotator(settings.annotator).parser, requests[0].body):
+    if not settings.annotator or not requests or not asks_for_weights(annotator(settings.annotator).parser, requests[0].body):
         return
     kwargs = annotator(settings.annotator).parser_kwargs
     known = {request.digest: journal.replies[request.digest] for request in requests if request.digest in journal.replies}
@@ -228,7 +143,7 @@ def _drop_without_log_probs(settings: LanguageJudgeSettings, requests: Sequence[
 
 def letters(settings: LanguageJudgeSettings) -> list[str]:
     """The tokens whose log-probs decide, where the annotator reads log-probs."""
-    if settings.manner != "alpaca_eval" or (found := annotator(settings.annotator)).parser != "logprob_parser":
+    if not settings.annotator or (found := annotator(settings.annotator)).parser != "logprob_parser":
         return []
     return list(dict.fromkeys((found.parser_kwargs["numerator_token"], *found.parser_kwargs["denominator_tokens"])))
 

@@ -26,10 +26,10 @@ def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outco
     """The training itself, in this process, which may be one of several."""
     tokenizer = load_tokenizer(run.inputs["model"])
     if isinstance(settings, RewardModelSettings):
-        method, reference = "best_of_n", {}
+        reference = {}
         model = new_reward_model(run.inputs["model"], settings.dtype, settings.seed)
     else:
-        method, reference = settings.method.name, read_logps(run.inputs["reference_logps"])
+        reference = read_logps(run.inputs["reference_logps"])
         model = start_model(settings, run)
         check_fit(run.inputs["model"], model, tokenizer)
     if controls := getattr(model.config, "control_tokens", None):
@@ -39,7 +39,7 @@ def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outco
     # float32 weights whatever the dtype: see engines/hf.py
     beside = run.inputs.get("reference_model"), run.inputs.get("base"), devices_of(run)
     job = TrainingJob(settings, in_float32(model), tokenizer, rows, reference, run.out, recorder, *beside)
-    trainer = load(method).make_trainer(job)  # may add tokens to model and tokenizer
+    trainer = load(settings.method.trainer or settings.method.name).make_trainer(job)  # may add tokens to model and tokenizer
     if not train_and_save(trainer, tokenizer, run, recorder, settings.dtype):
         return Outcome({})
     (run.out / "facts.json").write_text(json.dumps(training_facts(trainer, job).to_json(), indent=1, allow_nan=False), encoding="utf-8")

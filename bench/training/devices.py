@@ -16,10 +16,6 @@ from bench.store.stage_settings import ConversationSft, RewardModelSettings, Tra
 # Settings of a training that several devices may share.
 Spread = TrainSettings | RewardModelSettings | ConversationSft
 
-# Methods with a loss over a whole batch whose parts are not gathered from all devices: a baseline over the
-# batch's rows, statistics over its tokens, a running window.
-ONE_DEVICE = {"kto_pair", "offline_ppo", "spa"}
-
 
 class Share(NamedTuple):
     """One device's share of a training step."""
@@ -36,24 +32,26 @@ def learning(settings: Spread) -> Training | SftEpochs:
 def share_of(method: Training | SftEpochs, devices: int) -> Share:
     """A device's share of a step; the step as a whole has the same rows as on one device.
 
-    Each batch is divided among the devices if that is possible; otherwise the whole step is divided. KTO's z0
-    is a mean over a batch, gathered from all devices, so only KTO's batch may be divided. Raises ValueError
-    if the devices cannot share evenly.
+    Each batch is divided among the devices if that is possible; otherwise the whole step is divided. If the
+    rows of a batch share a number, such as KTO's z0, only the batch may be divided, because that number is
+    gathered from all devices. Raises ValueError if the devices cannot share evenly.
     """
-    name, size, accumulation = getattr(method, "name", ""), method.batch_size, method.gradient_accumulation_steps
+    name = getattr(method, "name", "")
+    size, accumulation = method.batch_size, method.gradient_accumulation_steps
     if devices == 1:
         return Share(size, accumulation)
-    if name in ONE_DEVICE:
+    if isinstance(method, Training) and not method.spreads:
         way_out = "Train it with accelerate=one (its start model may come from a training on several devices)."
         raise ValueError(
             f"method={name} trains on one device, because its loss needs the whole batch, got accelerate.devices={devices}. {way_out}"
         )
-    least = 2 if name == "kto" else 1
+    coupled = isinstance(method, Training) and method.couples_rows
+    least = 2 if coupled else 1
     if size % devices == 0 and size // devices >= least:
         return Share(size // devices, accumulation)
-    if name == "kto":
+    if coupled:
         raise ValueError(
-            f"method.batch_size must be a multiple of accelerate.devices={devices}, with at least 2 rows per device, for method=kto, "
+            f"method.batch_size must be a multiple of accelerate.devices={devices}, with at least 2 rows per device, for method={name}, "
             f"got {size}. Set method.batch_size={max(2, -(-size // devices)) * devices} or use fewer devices."
         )
     if size * accumulation % devices:

@@ -29,7 +29,7 @@ from bench.engines.adapters import is_adapted, save_model
 from bench.machine import free_port, python_path
 from bench.store import stage_settings
 from bench.store.keys import tree_stamp
-from bench.store.stage_run import Outcome, Progress, StageRun, follow, reason
+from bench.store.stage_run import Outcome, Progress, StageRun, exit_with, reason
 from bench.text_files import read_object
 from bench.training.checkpoints import Checkpoints
 from bench.training.devices import Spread, learning, share_of
@@ -188,7 +188,7 @@ def main(path: Path) -> None:
     """Train as one of several processes; `path`: the job file that the stage wrote."""
     secrets.guard_streams()
     job = read_object(path)
-    follow(job["worker"])
+    exit_with(job["worker"])
     if torch.cuda.is_available():
         # Before loading: otherwise all processes load on GPU 0.
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -20,6 +20,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from bench.config import METHODS
 from bench.engines.adapters import check_finite, is_adapted
 from bench.models.model_size import checkpoints
 from bench.models.tokenize import preference_ids
@@ -334,7 +335,8 @@ def paired_rows(job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejec
     for row in job.rows:
         if not isinstance(row, Pair):
             name = job.settings.method.name
-            raise ValueError(f"{name} learns from pairs, but the data are unpaired. Use paired data, or method=kto, csft or offline_ppo.")
+            rows_too = ", ".join(name for name, kind in METHODS.items() if kind.feedback == "rows")
+            raise ValueError(f"{name} learns from pairs, but the data are unpaired. Use paired data, or method={rows_too}.")
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
         rows.append(
             {

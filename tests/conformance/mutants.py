@@ -15,11 +15,13 @@ import types
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+from bench.config import RefinedDpo, Trained, by_name
 from bench.conformance.checks import Bench, quick_checks
 from bench.training import losses
 
+KINDS = by_name(*get_args(Trained), RefinedDpo)
 PAIRED = ("dpo", "cdpo", "ipo_summed", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen")
 OURS = (*PAIRED, "csft", "offline_ppo", "spa")
 PPO = ("TokenLogps", "token_mean", "_next", "_discounted", "terminal_rewards", "future_rewards", "generalized_advantages", "whitened")
@@ -148,7 +150,7 @@ def killed(mutant: Mutant, bench: Bench) -> str | None:
     with _in_place(mutant):
         for name in USED_BY.get(mutant.function, (mutant.function,)):
             try:
-                for check in quick_checks(bench, name):
+                for check in quick_checks(bench, KINDS[name]):
                     if not check.passed:
                         return check.name
             except Exception:  # whatever: it computes no loss
@@ -160,7 +162,7 @@ def main() -> int:
     bench = Bench()
     try:
         for name in OURS:
-            for check in quick_checks(bench, name):
+            for check in quick_checks(bench, KINDS[name]):
                 if not check.passed:
                     raise AssertionError(f"{name}: {check.name} fails without a mutant")
         found = [(mutant, killed(mutant, bench)) for mutant in make_mutants(Path(losses.__file__).read_text())]

@@ -11,8 +11,9 @@ import pytest
 import trl
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
+from bench.config import Dpo, SftChosen
 from bench.conformance.checks import Bench, method, random_rows
-from bench.conformance.references import PrescribedPair
+from bench.conformance.references import Row
 from bench.conformance.table import TRL_VERSION
 
 DPO_LOSSES = {"sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"}
@@ -45,20 +46,20 @@ def test_defaults(config: type) -> None:
 def test_sigmoid_ignores_label_smoothing(trainers: Bench) -> None:
     """Which is why cDPO is a loss of ours."""
     rows = random_rows(random.Random(1), 4)
-    m = method("dpo", {"beta": 0.37})  # a trainer of this test's own
-    plain = trainers.prescribed(m, rows).loss
+    m = method(Dpo, {"beta": 0.37})  # a trainer of this test's own
+    plain = trainers.prescribed(m, rows)[0].item()
     trainers.prepared(m).label_smoothing = 0.3
-    assert trainers.prescribed(m, rows).loss == plain
+    assert trainers.prescribed(m, rows)[0].item() == plain
 
 
 def test_sft_pools_the_tokens_of_a_batch(trainers: Bench) -> None:
     """Which is why DPO's SFT term is a loss of ours: 2 and 60 nats over 1 and 20 tokens are 62 / 21 pooled, (2 + 3) / 2 by completion."""
-    rows = [PrescribedPair(-2, -5, -2, -5, 1, 3), PrescribedPair(-60, -5, -60, -5, 20, 3)]
-    m = method("dpo", {"beta": 0.73})
+    rows = [Row(-2, -5, -2, -5, 1, 3), Row(-60, -5, -60, -5, 20, 3)]
+    m = method(Dpo, {"beta": 0.73})
     trainer = trainers.prepared(m)
     trainer.loss_types = ["sft"]
-    assert trainers.prescribed(m, rows).loss == pytest.approx(62 / 21)
-    assert trainers.prescribed(method("sft_chosen", {}), rows).loss == pytest.approx(2.5)
+    assert trainers.prescribed(m, rows)[0].item() == pytest.approx(62 / 21)
+    assert trainers.prescribed(method(SftChosen, {}), rows)[0].item() == pytest.approx(2.5)
 
 
 def test_kto_refuses_batches_of_one_and_logs_no_accuracies() -> None:

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import FIXTURES, needs_fixtures
 
 from bench.judges.asked.prices import OWN_PRICES, price_of, read_prices
 from bench.judges.formats.items import cut, read_alpaca_eval, read_arena_hard, read_mt_bench
 from bench.records import HumanLabel, Item, read_labels
 from bench.text_files import BadFile
 
-FIXTURES = Path("/work/shared/fixtures")
 
-
-@pytest.mark.skipif(not FIXTURES.exists(), reason="recorded data lie on the founders' machine")
+@needs_fixtures
 def test_the_official_files_are_read_whole() -> None:
     items = read_alpaca_eval(FIXTURES / "alpaca_eval" / "reference_outputs.json.gz")
     assert len(items) == 805 and len({item.id for item in items}) == 805
@@ -146,7 +145,7 @@ def test_arena_hards_first_form_of_turns_is_read_as_text(tmp_path: Path) -> None
         (None, answered(1, None), r"a\.jsonl:1: turns\[0\] must be text, got null"),
         (None, answered(1, {"token_len": 6}), r"a\.jsonl:1: turns\[0\] must be text, got an object with token_len"),
         (None, answered(1, {"content": None}), r"a\.jsonl:1: turns\[0\].content must be text, got null"),
-        (None, answered(1, "x", choices=[]), r"a\.jsonl:1: expected choices, of which the first has turns; got a list of 0"),
+        (None, answered(1, "x", choices=[]), r"a\.jsonl:1: expected choices, the first of them with turns; got a list of 0"),
         (None, answered(True, "x"), r"a\.jsonl:1: question_id must be a text or a whole number, got true"),
     ],
 )
@@ -230,12 +229,12 @@ def price(prompt: str) -> str:
         (price("true"), r"p\.yaml: 0.prompt: Input should be a valid number, got true"),
         (price("'2'"), "0.prompt: Input should be a valid number, got the text '2'"),
         (price("-1"), "0.prompt: Input should be greater than or equal to 0"),
-        (price(".nan"), r"p\.yaml:1: not YAML \(.nan is no finite number"),
+        (price(".nan"), r"p\.yaml:1: not YAML \(.nan is not a finite number"),
         ("- {models: [m], prompt: 1, completion: 1, date: 2026-13-25, source: s}", r"p\.yaml: not YAML \(month must be"),
         ("- {models: [1], prompt: 1, completion: 1, date: 2026-11-25, source: s}", "Input should be a valid string, got the number 1"),
         ("models: m", "Input should be a valid list, got an object with models"),
         ("- {models: [m, n, m], prompt: 1, completion: 1, date: 2026-11-25, source: s}", r"p\.yaml: m has more than one price"),
-        ("a: &a [b]\nc: [" + ", ".join(["*a"] * 60_000) + "]", "write out to more than 100000 values"),
+        ("a: &a [b]\nc: [" + ", ".join(["*a"] * 60_000) + "]", "expand to more than 100000 values"),
         ("[" * 5000, "nested deeper than 100"),
     ],
     ids=range(10),
@@ -250,16 +249,16 @@ def test_prices_that_are_none_are_one_line(tmp_path: Path, source: str, says: st
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"item_id": "a", "preference": True}], ":1: not a HumanLabel: label of a: preference must be in .0, 1., got True"),
-        ([{"item_id": "a", "preference": float("nan")}], ":1: not a HumanLabel: label of a: exactly one of preference and rating"),
-        ([{"item_id": "a", "rating": -1}], ":1: not a HumanLabel: label of a: rating must be in .1, 10., got -1"),
-        ([{"item_id": "a", "rating": "7"}], ":1: not a HumanLabel: label of a: rating must be in .1, 10., got '7'"),
-        ([{"item_id": None, "rating": 7}], ":1: not a HumanLabel: item_id must be a text or a whole number, got null"),
-        ([{"item_id": "a", "rating": 7, "turn": True}], ":1: not a HumanLabel: turn must be a whole number from 0 to 1000000, got true"),
-        ([{"item_id": "a", "rating": 7, "turn": 2}], ":1: not a HumanLabel: label of a: turn must be 0 or 1, got 2"),
-        ([{"item_id": "a", "preference": 1, "turn": 1}], ":1: not a HumanLabel: label of a: turn must be 0, a preference is of the whole"),
-        ([{"item_id": "a", "rating": 7, "who": "me"}], ":1: not a HumanLabel: HumanLabel has no who; known: item_id, preference"),
-        ([{"item_id": "a", "rating": 7}, {"item_id": "a", "rating": 8}], r":2: labels item a again, after .*l\.jsonl:1"),
+        ([{"item_id": "a", "preference": True}], ":1: not a valid label: label of a: preference must be in .0, 1., got True"),
+        ([{"item_id": "a", "preference": float("nan")}], ":1: not a valid label: label of a: exactly one of preference and rating"),
+        ([{"item_id": "a", "rating": -1}], ":1: not a valid label: label of a: rating must be in .1, 10., got -1"),
+        ([{"item_id": "a", "rating": "7"}], ":1: not a valid label: label of a: rating must be in .1, 10., got '7'"),
+        ([{"item_id": None, "rating": 7}], ":1: not a valid label: item_id must be a text or a whole number, got null"),
+        ([{"item_id": "a", "rating": 7, "turn": True}], ":1: not a valid label: turn must be a whole number from 0 to 1000000, got true"),
+        ([{"item_id": "a", "rating": 7, "turn": 2}], ":1: not a valid label: label of a: turn must be 0 or 1, got 2"),
+        ([{"item_id": "a", "preference": 1, "turn": 1}], ":1: not a valid label: label of a: turn must be 0, because a preference"),
+        ([{"item_id": "a", "rating": 7, "who": "me"}], ":1: not a valid label: unknown field who; known: item_id, preference"),
+        ([{"item_id": "a", "rating": 7}, {"item_id": "a", "rating": 8}], r":2: item a is labelled again, after .*l\.jsonl:1"),
         ([3], ":1: expected an object, got the number 3"),
     ],
 )

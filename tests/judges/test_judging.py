@@ -108,6 +108,8 @@ def _forecast_is_right(endpoint: Endpoint, trained: Path, words: list[str]) -> N
     assert float(found[1]) == pytest.approx(sum(call.dollars or 0 for call in calls), rel=0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.essential
 def test_a_local_judge_in_one_command_starts_and_stops_its_server(trained: Path, tmp_path: Path) -> None:
     """A server of the tests stands where vLLM's stands (tests/stand_in_vllm); the model, HTTP and the command are real."""
     model = make_model(tmp_path / "my-judge", max_positions=4096, heads=1)
@@ -210,7 +212,7 @@ def test_items_on_the_users_own_data_must_be_named(problems: Callable[..., list[
 
 def test_a_missing_key_is_said_before_anything_is_trained(trained: Path) -> None:
     ran = bench(*CELL, *ASKED, "judge.api_key_env=NOT_SET_HERE", results=trained)
-    assert ran.code == 2 and "the environment variable NOT_SET_HERE (judge.api_key_env) must hold the judge's key" in ran.err
+    assert ran.code == 2 and "the judge needs an API key: set the environment variable NOT_SET_HERE (judge.api_key_env)" in ran.err
 
 
 def test_official_items_come_from_the_hubs_cache_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,11 @@ import gzip
 import json
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from endpoint import listed
+from recorded import ALPACA_EVAL, needs_fixtures
 
 from bench.judges.asked.chat_completion import thin
 from bench.judges.asked.prompts import annotator
@@ -20,7 +20,6 @@ from bench.judges.asked.thinking import UNENDED, UNMARKED, after_thinking
 from bench.judges.preference import policy_first
 from bench.records import Call, Verdict
 
-VOTES = Path("/work/shared/fixtures/alpaca_eval")
 WEIGHTED: dict[str, Any] = {"numerator_token": "m", "denominator_tokens": ["m", "M"], "is_binarize": False}
 
 
@@ -32,13 +31,13 @@ def reply(text: str, probabilities: dict[str, float] | None = None, **more: Any)
     return Reply(text, tokens=[listed(text, probabilities)] if probabilities else None, **more)
 
 
-@pytest.mark.skipif(not VOTES.exists(), reason="recorded votes lie on the founders' machine")
+@needs_fixtures
 def test_recorded_votes_come_back_from_their_log_probs() -> None:
     """Every vote of the fixtures that has a raw completion, to 1e-9; the others are of equal answers or lack it."""
-    instructions = [row["instruction"] for row in json.loads(gzip.decompress((VOTES / "reference_outputs.json.gz").read_bytes()))]
+    instructions = [row["instruction"] for row in json.loads(gzip.decompress((ALPACA_EVAL / "reference_outputs.json.gz").read_bytes()))]
     found = annotator("weighted_alpaca_eval_gpt4_turbo")
     checked, worst = 0, 0.0
-    for path in sorted((VOTES / "annotations").glob("*.json.gz")):
+    for path in sorted((ALPACA_EVAL / "annotations").glob("*.json.gz")):
         for row in json.loads(gzip.decompress(path.read_bytes()))["rows"]:
             if not row.get("raw_completion"):
                 continue

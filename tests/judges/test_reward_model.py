@@ -6,10 +6,9 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny import bench, make_model
+from tiny import bench, make_reward_model
 
 from bench.judges import baseline
 from bench.judges.reward_model import RewardModelPreference
@@ -21,16 +20,6 @@ from bench.store.stage_settings import RewardJudgeSettings
 
 ITEMS = [Item(f"i{n}", "writing", [f"please name {n}"], baseline=["the red apple."]) for n in range(5)]
 ANSWERS = [Completion(f"i{n}", [f"please name {n}"], ["the red apple." if n == 0 else "a dog" * n], [], []) for n in range(5)]
-
-
-def make_reward_model(folder: Path, num_labels: int = 1) -> Path:
-    """A causal model's folder with a new head of `num_labels` outputs."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    causal: Any = make_model(folder.with_name("causal"), max_positions=2048, heads=1)
-    AutoModelForSequenceClassification.from_pretrained(causal, num_labels=num_labels).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(causal).save_pretrained(folder)
-    return folder
 
 
 def judged(root: Path, model: Path) -> list[Verdict]:

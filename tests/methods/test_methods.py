@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import pkgutil
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from tiny import plans
 
-from bench import methods
-from bench.config import LOOPS, NEEDS_PAIRS
+from bench.cli.sweep_files import register_sweeps
+from bench.config import METHODS, is_loop
 from bench.planning.inputs import CellPlan
 from bench.store.keys import Stage, canonical_json
 
-TRAINED = sorted({module.name for module in pkgutil.iter_modules(methods.__path__)} - {"iterations", "none"})
-ONE_SHOT = [name for name in TRAINED if name not in LOOPS]
+TRAINED = [name for name, kind in METHODS.items() if kind.trains]
+ONE_SHOT = [name for name in TRAINED if not is_loop(name)]
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +58,33 @@ def test_a_control_token_moves_keys_and_its_absence_does_not(cells: dict[str, Ce
     assert "control" not in canonical_json(without.settings) and "<|good|>" in canonical_json(stage.settings)
 
 
+CONF = Path(__file__).parents[2] / "conf"
+
+
 @pytest.mark.parametrize("preset", ["world", "llm"])
 def test_a_scale_preset_has_a_learning_rate_for_every_method(preset: str) -> None:
-    text = (Path(__file__).parents[2] / "conf" / "scale" / f"{preset}.yaml").read_text()
-    assert set(yaml.safe_load(text)["learning_rate"]) == set(TRAINED)
+    for name in TRAINED:
+        rates = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text())["rates"]
+        assert preset in rates, name
+        assert set(rates) <= {path.stem for path in (CONF / "scale").glob("*.yaml")}, name
+
+
+@pytest.mark.parametrize(
+    ("scale", "rates"),
+    [
+        ("world_quick", {"dpo": 1e-3, "slic": 3e-4}),  # its base's
+        ("phi_2", {"dpo": 5e-6, "iterative_dpo": 5e-6, "cpo": 5e-7}),  # its own, its base's
+        ("archangel", {"kto": 5e-7, "orpo": 5e-7, "simpo": 3e-7}),
+    ],
+)
+def test_a_scale_made_from_another_has_its_own_rates_and_else_that_ones(scale: str, rates: dict[str, float]) -> None:
+    register_sweeps()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", overrides=[f"scale={scale}", "method=dpo"]))
+    assert isinstance(config, dict) and set(config["scale"]["learning_rate"]) == set(TRAINED)
+    assert {name: config["scale"]["learning_rate"][name] for name in rates} == rates
+    assert "rates" not in config["method"]
 
 
 def test_which_methods_need_pairs() -> None:
-    assert set(TRAINED) - {"kto", "csft", "offline_ppo"} == NEEDS_PAIRS
+    assert set(TRAINED) - {"kto", "csft", "offline_ppo"} == {name for name, kind in METHODS.items() if kind.needs_pairs()}

@@ -20,9 +20,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import TrainingArguments
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from bench.config import Adapter, RewardModel, SftEpochs
-from bench.conformance.checks import SETTINGS, TRAINING
+from bench.config import Adapter, RewardModel, SftEpochs, by_name
+from bench.conformance.checks import KINDS, TRAINING
 from bench.conformance.checks import method as conformance_method
+from bench.conformance.references import REFERENCES
 from bench.engines.adapters import check_finite
 from bench.engines.hf import TransformersEngine, load_model
 from bench.models.model_size import checkpoints
@@ -208,7 +209,7 @@ def test_models_do_not_outlive_their_stage() -> None:
         gone = weakref.ref(engine.model)
         del engine
         assert gone() is not None
-        worker.tidy()
+        worker.release_memory()
         assert gone() is None
     finally:
         gc.enable()
@@ -243,7 +244,8 @@ def training(name: str, folder: Path) -> tuple[Any, Any, dict[str, Path]]:
     if name == "best_of_n":
         return train_stage.run, RewardModelSettings(method=RewardModel.model_validate(TRAINING | learning), **usual), inputs
     plain, _, adapted = name.partition(" ")
-    method, adapter = conformance_method(plain, SETTINGS[plain][0], **learning), LORA if adapted else None
+    kind = by_name(*KINDS)[plain]
+    method, adapter = conformance_method(kind, REFERENCES[kind].settings[0], **learning), LORA if adapted else None
     return train_stage.run, TrainSettings(method=method, adapter=adapter, **usual), inputs
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from recorded import PUBLISHED_NUMBERS
 from safetensors.torch import load_file
 from tiny import make_model, smoke_cell, smoke_folder
 from transformers import (
@@ -25,8 +26,9 @@ from transformers import (
     TrainerCallback,
 )
 
-from bench.config import Decoding
-from bench.conformance.checks import SETTINGS, method
+from bench.config import Decoding, by_name
+from bench.conformance.checks import KINDS, method
+from bench.conformance.references import REFERENCES
 from bench.engines.hf import TransformersEngine, load_model
 from bench.methods import load
 from bench.methods.csft import BAD, GOOD, add_control_tokens, check_positions
@@ -40,14 +42,15 @@ from bench.store.stage_settings import LogpsSettings, TrainSettings
 from bench.training import losses
 from bench.training.trainers import Recorder, TrainingJob
 
-IMBALANCE = Path("/work/shared/published/kto_data_imbalance.yaml")
+IMBALANCE = PUBLISHED_NUMBERS / "kto_data_imbalance.yaml"
 LEARNING = {"learning_rate": 1e-3, "batch_size": 16, "max_grad_norm": 1.0}
 
 
 def train_settings(name: str, max_length: int = 192, seed: int = 0, **training: Any) -> TrainSettings:
-    settings = {**SETTINGS[name][0], **{k: v for k, v in training.items() if k in ("weight_ratio",)}}
+    kind = by_name(*KINDS)[name]
+    settings = {**REFERENCES[kind].settings[0], **{k: v for k, v in training.items() if k in ("weight_ratio",)}}
     rest = {k: v for k, v in training.items() if k not in settings}
-    return TrainSettings(method=method(name, settings, **LEARNING | rest), max_length=max_length, dtype="float32", seed=seed)
+    return TrainSettings(method=method(kind, settings, **LEARNING | rest), max_length=max_length, dtype="float32", seed=seed)
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def plan(run_bench: RunBench, model: Path, tmp_path: Path) -> Callable[..., Any]
         own = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
         own |= {"HF_HUB_OFFLINE": "0"} | environment
         start = ("model=local", f"model.path={model}", "data=ultrafeedback_binarized", "method=dpo", f"do={do}")
-        return run_bench(*start, f"results={tmp_path / 'results'}", *words, **own)
+        return run_bench(*start, f"results={tmp_path / 'results'}", *words, cold=False, **own)
 
     return run
 

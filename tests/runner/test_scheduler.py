@@ -184,7 +184,7 @@ def test_an_input_made_again_with_the_same_bytes_leaves_its_readers_alone(root: 
 
 def test_progress_arrives_whole_and_what_a_killed_command_left_is_not_read(root: Path) -> None:
     stage = fake("steps", steps=50)
-    left = Store(root).beside(stage, "progress.jsonl")
+    left = Store(root).sidecar(stage, "progress.jsonl")
     left.write_text('{"step": 999, "total": 999}\n' * 200 + '{"step": ')
     command = Command(root).run(stage)
     assert [row["step"] for _, row in command.rows] == list(range(1, 51))
@@ -228,8 +228,8 @@ def test_a_stage_whose_folder_is_damaged_on_arrival_has_failed(root: Path, monke
     stage = fake("a")
 
     class Losing(Store):
-        def forget(self, stage: Stage) -> None:
-            super().forget(stage)
+        def invalidate(self, stage: Stage) -> None:
+            super().invalidate(stage)
             (self.folder(stage) / "text").unlink(missing_ok=True)
 
     cells = [CellPlan(None, stage.key, "a", stage, {})]  # type: ignore[arg-type]
@@ -239,7 +239,7 @@ def test_a_stage_whose_folder_is_damaged_on_arrival_has_failed(root: Path, monke
         Scheduler(Losing(root), pool, Heard(), 1, failures, {}, lambda: None, lambda stage, rows: None).run(cells)
     finally:
         pool.close()
-    assert "text is missing: taken as absent" in failures[stage]
+    assert "text is missing: the stage counts as absent" in failures[stage]
 
 
 def test_an_interrupted_command_lets_its_locks_go_and_says_what_it_was_at(root: Path) -> None:

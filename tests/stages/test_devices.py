@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 import yaml
 from safetensors.torch import load_file
 from tiny import ROOT, smoke_cell, smoke_folder
@@ -150,7 +151,7 @@ stage.run(settings, StageRun(inputs, root / "killed", Progress(root / "killed.pr
 """
 
 
-def kill_in_the_middle(root: Path, config: Spread, run: StageRun, steps: int = 2, whole: int = 0) -> None:
+def kill_in_the_middle(root: Path, config: Spread, run: StageRun, steps: int = 2, whole: int = 0, cold: bool = False) -> None:
     """The same stage in a process of its own, ended by SIGKILL once it has taken some steps and `whole` of its checkpoints are; only its
     work folder is of use. It is stopped while checkpoints are counted, so that what was counted is what it leaves."""
     import pickle
@@ -159,9 +160,13 @@ def kill_in_the_middle(root: Path, config: Spread, run: StageRun, steps: int = 2
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     with (root / "killed.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(root)], env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        process: subprocess.Popen[bytes] | warm.Started
+        if warm.POSSIBLE and not cold:
+            process = warm.start(KILLED, str(root), folder=root, environ=environment, log=log.fileno())
+        else:
+            process = subprocess.Popen(
+                [sys.executable, "-c", KILLED, str(root)], env=environment, stdout=log, stderr=log, start_new_session=True
+            )
         progress, until = root / "killed.progress", time.monotonic() + 240
         while not progress.exists() or len(progress.read_text().splitlines()) < steps:
             assert process.poll() is None, (root / "killed.log").read_text()[-2000:]
@@ -221,13 +226,27 @@ def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(trainin
             assert (run.out / file).read_bytes() == (undisturbed.out / file).read_bytes(), file
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DPO training that was killed at its fourth step or later, and in `undisturbed` what it would have come to."""
+    root = tmp_path_factory.mktemp("killed")
+    train_stage.run(settings(), stage_run(root, "undisturbed", None))
+    (root / "killed").mkdir()
+    kill_in_the_middle(root, settings(), stage_run(root, "out", accelerate(1, checkpoint_s=1e-6)), steps=4, whole=2)
+    (root / "out").rmdir()
+    return root
+
+
+@pytest.fixture
+def to_resume(killed: Path, tmp_path: Path) -> StageRun:
+    """The killed training, in a folder of the test's own, about to go on."""
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    return stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6))
+
+
 @pytest.mark.parametrize("damage", ["short", "other bytes", "mark", "without checksums"])
-def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(damage: str, tmp_path: Path) -> None:
-    undisturbed = stage_run(tmp_path, "undisturbed", None)
-    train_stage.run(settings(), undisturbed)
-    run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6))
-    (tmp_path / "killed").mkdir()
-    kill_in_the_middle(tmp_path, settings(), run, steps=4, whole=2)
+def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(damage: str, to_resume: StageRun, tmp_path: Path) -> None:
+    run = to_resume
     marks = (tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json")
     older, newest = sorted(marks, key=lambda mark: mark.stat().st_mtime_ns)[-2:]
     weights = newest.parent / "model.safetensors"
@@ -243,13 +262,11 @@ def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(damage: str, tmp
     before = int(older.parent.name.rpartition("-")[2])
     train_stage.run(settings(), run)
     assert json.loads(run.progress.path.read_text().splitlines()[0])["step"] == before + 1
-    assert (run.out / "model" / "model.safetensors").read_bytes() == (undisturbed.out / "model" / "model.safetensors").read_bytes()
+    assert (run.out / "model" / "model.safetensors").read_bytes() == (tmp_path / "undisturbed" / "model" / "model.safetensors").read_bytes()
 
 
-def test_a_checkpoint_of_another_way_of_sharding_is_not_gone_on_from(tmp_path: Path) -> None:
-    run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6))
-    (tmp_path / "killed").mkdir()
-    kill_in_the_middle(tmp_path, settings(), run)
+def test_a_checkpoint_of_another_way_of_sharding_is_not_gone_on_from(to_resume: StageRun) -> None:
+    run = to_resume
     assert run.accelerate is not None
     other = run.accelerate.model_copy(update={"config": {**run.accelerate.config, "distributed_type": "FSDP"}})
     train_stage.run(settings(), dataclasses.replace(run, accelerate=other))
@@ -269,10 +286,8 @@ def test_what_was_trained_is_not_lost_where_it_cannot_be_saved(tmp_path: Path, m
     assert not (tmp_path / "work").exists()
 
 
-def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(tmp_path: Path) -> None:
-    run = stage_run(tmp_path, "out", accelerate(1, checkpoint_s=1e-6))
-    (tmp_path / "killed").mkdir()
-    kill_in_the_middle(tmp_path, settings(), run)
+def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(to_resume: StageRun, tmp_path: Path) -> None:
+    run = to_resume
     rows = tmp_path / "rows" / "train.jsonl"
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:64]))
     shutil.rmtree(tmp_path / "rows2", ignore_errors=True)
@@ -324,7 +339,7 @@ def test_two_processes_train_to_the_curve_of_one_and_go_on_when_killed(
     assert not (tmp_path / "work").exists()
     again = stage_run(tmp_path, "again", how.model_copy(update={"checkpoint_s": 1e-6}), method)
     (tmp_path / "killed").mkdir()
-    kill_in_the_middle(tmp_path, config, again, steps=8)
+    kill_in_the_middle(tmp_path, config, again, steps=8, cold=True)
     (newest, *_) = (tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json")
     assert (newest.parent / ("adapter_model.safetensors" if training == "qlora" else SHARDED[sharding])).exists()
     run_stage(config, again)

@@ -172,7 +172,7 @@ def test_what_was_written_is_not_written_again(tmp_path: Path) -> None:
     assert len(first) == 3
     again, notes = report(status="failed", reason="lost")
     assert again == first
-    assert any("nothing new, all 3 runs" in note for note in notes)
+    assert any("nothing new to write, all 3 runs" in note for note in notes)
     with (tmp_path / "results" / "wandb" / "ledger.jsonl").open("a") as ledger:
         ledger.write('{"id": "cut of')
     time.sleep(1.1)  # W&B names folders by the second
@@ -240,7 +240,7 @@ def test_a_killed_tracker_costs_a_note(tmp_path: Path) -> None:
     tracker.close()
     tracker.close()
     assert time.monotonic() - began < 2
-    assert any("ended early; 201 of 201 runs may be missing" in note for note in tracker.notes)
+    assert any("ended early, so 201 of 201 runs may be missing" in note for note in tracker.notes)
 
 
 def test_a_stuck_tracker_is_stopped_in_time(tmp_path: Path) -> None:

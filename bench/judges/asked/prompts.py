@@ -244,3 +244,13 @@ def arena_hard_template(path: Path) -> PromptTemplate:
     if lacking := [f"{{{place}}}" for place in GAME_PLACES if f"{{{place}}}" not in prompt]:
         raise BadFile(f"{path}: prompt_template has no place for {', '.join(lacking)}")
     return PromptTemplate("arena_hard", (("system", system.strip()), ("user", prompt.strip())))
+
+
+def prompts_of(judge: str, file: Path | None, annotator_name: str) -> tuple[Path, str]:
+    """(file or folder, digest) of what a judge that is a language model is asked with. `file`: the user's own prompts."""
+    if judge == "alpaca_eval":
+        found = annotator(annotator_name)
+        return found.folder, found.digest
+    if judge == "arena_hard":
+        return file or OWN_GAME, arena_hard_template(file or OWN_GAME).digest
+    return file or OWN_PROMPTS, mt_bench_digest(mt_bench_templates(file or OWN_PROMPTS))

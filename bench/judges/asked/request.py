@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from bench.records import Message, Record
 from bench.store.keys import hash_long
+from bench.store.stage_settings import LanguageJudgeSettings
 
 Progress = Callable[[int, int], None]
 
@@ -61,3 +62,20 @@ class Asker(Protocol):
 
 
 Ask = Callable[[Sequence[Request]], Sequence[Reply]]
+
+
+def ask_nobody(_: Sequence[Request]) -> Sequence[Reply]:
+    raise RuntimeError("this judge was made to say what it would ask")
+
+
+def request_body(settings: LanguageJudgeSettings, model: str, decoding: Any) -> dict[str, Any]:
+    """What a request holds beside its messages: the manner's decoding, what the settings set, further fields."""
+    own = {name: getattr(settings, name) for name in ("temperature", "top_p", "max_tokens", "top_logprobs")}
+    body = {**decoding, **{name: value for name, value in own.items() if value is not None}}
+    if body.get("top_logprobs"):
+        body["logprobs"] = True
+    else:
+        body.pop("logprobs", None)
+        body.pop("top_logprobs", None)
+    further = json.loads(settings.request)
+    return {"model": model} | {name: value for name, value in (body | further).items() if value is not None}
