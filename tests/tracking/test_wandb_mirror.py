@@ -139,7 +139,7 @@ def test_offline_runs_hold_what_was_reported(tmp_path: Path, monkeypatch: pytest
     assert content["data"] == [["dpo", 0.625, 1.5, 64], ["none", 0.5, None, 64]]
     assert "table-kto_beta" in [artifact["name"] for artifact in records(table, "artifact")]
 
-    assert any("offline, no key" in note for note in tracker.notes)
+    assert any("offline" in note and "no key is configured" in note for note in tracker.notes)
     assert any("wandb sync results/wandb/offline-run-*" in note for note in tracker.notes)
     assert any("1 of 2 files" in note for note in tracker.notes)
     assert {path.name for path in tmp_path.iterdir()} <= {"results", "table.csv", "home"}
