@@ -118,7 +118,7 @@ def _with_judging(cell: Cell, sources: Sources, policy: Policy | None, roles: di
             calibration[f"{manner}_items"], calibration["calibration"] = items, sources.judge.calibration
     if cell.forgetting is not None and policy is not None:
         roles["tasks"] = inputs["tasks"] = _tasks(cell, cell.forgetting, policy, sources)
-    trained = policy is not None and policy.train is not None  # Iteration 0 of an iterative method may not be.
+    trained = policy is not None and policy.train is not None  # Iteration 0 of a loop may be the start model.
     beta = None if not trained or not isinstance(cell.method, Training) or cell.method.chooses else reward_scale(cell.method)
     best_of = policy.best_of if policy else 1
     scoring = ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0, best_of=best_of)
