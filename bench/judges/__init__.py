@@ -39,7 +39,9 @@ def baseline(items: Sequence[Item]) -> list[Completion]:
     """
     for item in items:
         if item.baseline is None:
-            raise ValueError(f"item {item.id} has no baseline completion to compare with")
+            raise ValueError(
+                f"item {item.id} has no baseline completion to compare with: add one, or choose a judge that rates completions"
+            )
     return [Completion(item.id, item.turns, item.baseline or [], [], []) for item in items]
 
 

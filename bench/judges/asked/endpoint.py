@@ -128,17 +128,17 @@ class Endpoint:
                     await self._await_batch(client, missing, sent, path, deadline)
                 except openai.APIStatusError as error:
                     failure = JudgeUnfinished if _is_transient(error.status_code) else JudgeRefused
-                    raise failure(f"the endpoint's batches said {_error_text(error)}") from None
+                    raise failure(f"The endpoint's batch API answered {_error_text(error)}") from None
                 except openai.APIConnectionError as error:
                     self._refuse_redirect(error)
                     raise JudgeUnfinished(
-                        f"the connection failed ({secrets.shown(str(error))}); the same command goes on from the batch it sent"
+                        f"The connection failed ({secrets.shown(str(error))}). The same command continues with the batch that was sent."
                     ) from None
                 often = {digest for digest, n in times_sent.items() if n >= self.asking.attempts} - self.journal.replies.keys()
                 if often:
                     raise JudgeUnfinished(
-                        f"{len(often)} of {len(missing)} requests had no reply in {self.asking.attempts} batches (judge.attempts); the "
-                        "replies that came are kept, and the same command sends the rest anew"
+                        f"{len(often)} of {len(missing)} requests had no reply in {self.asking.attempts} batches (judge.attempts). The "
+                        "replies that came are kept; the same command sends the rest again."
                     )
 
     async def _pending_batch(self, client: openai.AsyncOpenAI, path: Path) -> _SentBatch | None:
@@ -154,11 +154,11 @@ class Endpoint:
             if sent.id is not None:
                 return sent
         except Misfit as error:
-            log(f"{path}: {error}; the batch is looked for by the stage's key")
+            log(f"{path}: {error}. Searching the endpoint's batches for this stage's key.")
             sent = _SentBatch(None, 0.0)
         batch = await self._find_batch(client, sent.mark, path)
         if batch:
-            log(f"batch {batch} was sent by an earlier run: it is waited for, and not sent again")
+            log(f"Batch {batch} was sent by an earlier run. Waiting for it; it is not sent again.")
         sent = replace(sent, id=batch)
         write_whole(path, sent.to_row())
         return sent
@@ -185,8 +185,8 @@ class Endpoint:
             if _is_transient(error.status_code):
                 raise
             raise JudgeRefused(
-                f"a batch may have been sent before, and the endpoint lists none ({error.status_code}): delete {path} to send it anew, "
-                "and perhaps pay it twice"
+                f"An earlier run may have sent a batch, but the endpoint does not list batches (status {error.status_code}). Delete "
+                f"{path} to send it again; it may then be paid twice."
             ) from None
 
     async def _send_batch(
@@ -253,7 +253,7 @@ class Endpoint:
         while (batch := await self._batch_object(client, sent.id, path)).get("status") not in ENDED:
             if time.monotonic() + BATCH_POLL_S > deadline:
                 status = printable(str(batch.get("status")))[:100]
-                raise JudgeUnfinished(f"batch {sent.id} is {status}: the same command looks again (judge.batch_wait_s)")
+                raise JudgeUnfinished(f"Batch {sent.id} is still {status}. Run the same command later, or raise judge.batch_wait_s.")
             await asyncio.sleep(BATCH_POLL_S)
         wanted = set(sent.requests) or set(missing)
         result = _BatchResult()
@@ -270,13 +270,13 @@ class Endpoint:
         self.journal.add_taken(sent.id)
         self._settle(sent.reserved, max(result.spent, sent.reserved) if result.has_unknown_lines else result.spent)
         path.unlink()
-        log(f"batch {sent.id} {batch['status']}: {len(result.replies)} of {len(wanted)} requests have a reply{result.summary()}")
+        log(f"Batch {sent.id} {batch['status']}: {len(result.replies)} of {len(wanted)} requests have a reply{result.summary()}")
         if not result.replies:
             errors = batch["errors"].get("data") if isinstance(batch.get("errors"), dict) else None
             messages = [str(e["message"]) for e in errors if isinstance(e, dict) and e.get("message")] if isinstance(errors, list) else []
             why = secrets.excerpt("; ".join(messages), 300) or f"no reply in it{result.summary()}"
-            resend = ": the same command sends them anew" if batch["status"] == "expired" or result.is_transient() else ""
-            raise (JudgeUnfinished if resend else JudgeRefused)(f"batch {sent.id} {batch['status']}: {why}{resend}")
+            resend = ". The same command sends its requests again." if batch["status"] == "expired" or result.is_transient() else ""
+            raise (JudgeUnfinished if resend else JudgeRefused)(f"Batch {sent.id} {batch['status']}: {why}{resend}")
 
     def _add_line(self, line: str, wanted: Collection[str], missing: dict[str, Request], result: _BatchResult) -> None:
         """Add a line of a batch's output, if it is the first reply to a request of this batch."""
@@ -286,7 +286,7 @@ class Endpoint:
             row = None
         digest = row.get("custom_id") if isinstance(row, dict) else None
         if not isinstance(digest, str) or digest not in wanted:
-            strange = "an id that was not asked for" if isinstance(digest, str) else f"no row of a batch: {secrets.excerpt(line, 60)!r}"
+            strange = "an id of no request" if isinstance(digest, str) else f"no batch row: {secrets.excerpt(line, 60)!r}"
             result.errors["", strange] += 1
             result.has_unknown_lines = True
             return
@@ -313,8 +313,10 @@ class Endpoint:
         try:
             return await self._batch_response(client.batches.with_raw_response.retrieve(batch))
         except openai.NotFoundError:
-            words = f"the endpoint knows no batch {batch}, which an earlier run sent (to another endpoint, or with another key?)"
-            raise JudgeRefused(f"{words}: set what it was sent with, or delete {path} to send and pay it anew") from None
+            words = f"The endpoint has no batch {batch}, which an earlier run sent, perhaps to another endpoint or with another key"
+            raise JudgeRefused(
+                f"{words}. Set the endpoint and key it was sent with, or delete {path} to send it again and pay again."
+            ) from None
 
     async def _file_text(self, client: openai.AsyncOpenAI, file: Any) -> str:
         if not isinstance(file, str):
@@ -329,7 +331,7 @@ class Endpoint:
         except NotACompletion as error:
             content, body = None, f"{error}: {body}"
         if not isinstance(content, dict):
-            raise JudgeUnfinished(f"the endpoint's batches said {secrets.excerpt(body, 300)!r}, which is no object")
+            raise JudgeUnfinished(f"The endpoint's batch API must answer with a JSON object, got {secrets.excerpt(body, 300)!r}")
         return content
 
     async def _with_timeout(self, call: Awaitable[Any]) -> Any:
@@ -338,7 +340,7 @@ class Endpoint:
             async with asyncio.timeout(self.asking.timeout_s):
                 return await call
         except TimeoutError:
-            raise JudgeUnfinished(f"the endpoint's batches took longer than {self.asking.timeout_s:g} s (judge.timeout_s)") from None
+            raise JudgeUnfinished(f"The endpoint's batch API took longer than {self.asking.timeout_s:g} s (judge.timeout_s)") from None
 
     # Request by request -------------------------------------------------------------------------------------
 
@@ -377,7 +379,7 @@ class Endpoint:
     def _conclude(self, missing: dict[str, Request], refused: dict[str, Reply], failed: dict[str, Exception]) -> None:
         """Store refusals of single requests, then raise if some requests have no reply."""
         if refused and len(refused) == len(missing) and not self.journal.replies:
-            raise JudgeRefused(f"the endpoint refused every request: {next(iter(refused.values())).error}")
+            raise JudgeRefused(f"All requests were refused. The first: {next(iter(refused.values())).error}")
         for digest, reply in refused.items():
             self.journal.add(digest, reply)
         if self.stopped:
@@ -386,8 +388,8 @@ class Endpoint:
             last = next(reversed(failed.values()))
             tries = f"after {self.asking.attempts} attempts (judge.attempts)"
             raise JudgeUnfinished(
-                f"{len(failed)} of {len(missing)} requests got no reply {tries}, the last because {last}; "
-                f"the {len(self.journal.replies)} replies that came are kept, and the same command asks for the rest"
+                f"{len(failed)} of {len(missing)} requests got no reply {tries}. The last error: {last}. "
+                f"The {len(self.journal.replies)} replies that came are kept; the same command asks for the rest."
             )
 
     def _client(self) -> openai.AsyncOpenAI:
@@ -397,7 +399,9 @@ class Endpoint:
         """
         key = secrets.key(self.asking.api_key_env) or ("none" if self.base_url else None)
         if key is None:
-            raise JudgeRefused(f"the environment variable {self.asking.api_key_env} (judge.api_key_env) holds no key")
+            raise JudgeRefused(
+                f"The environment variable {self.asking.api_key_env} (judge.api_key_env) is empty. Set it to the endpoint's API key."
+            )
         hooks = openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._check_redirect]})
         return openai.AsyncOpenAI(base_url=self.base_url, api_key=key, timeout=self.asking.timeout_s, max_retries=0, http_client=hooks)
 
@@ -417,7 +421,7 @@ class Endpoint:
             where = printable(str(error.__cause__))[:200]
             here = self.base_url or "api.openai.com"
             raise JudgeRefused(
-                f"the endpoint at {here} sends on to {where}, where nothing was sent: if that is right, set judge.base_url to it"
+                f"The endpoint at {here} redirects to {where}. Nothing was sent there. If that address is right, set judge.base_url to it."
             ) from None
 
     def _stop(self, why: Exception) -> None:
@@ -473,8 +477,8 @@ class Endpoint:
         if self.paused_s > LONGEST_WAIT_S:
             long = f"{wait_s:g} s" if wait_s > LONGEST_WAIT_S else f"{self.paused_s:g} s in all since the last reply"
             raise JudgeUnfinished(
-                f"{error}, and asks to wait {long} (Retry-After), more than the {LONGEST_WAIT_S:g} s that a run waits; the "
-                f"{len(self.journal.replies)} replies that came are kept, and the same command asks for the rest"
+                f"{error}, and asks to wait {long} (Retry-After). A run waits at most {LONGEST_WAIT_S:g} s. The "
+                f"{len(self.journal.replies)} replies that came are kept; the same command asks for the rest."
             ) from None
         self.not_before = max(self.not_before, until)
 
@@ -490,7 +494,7 @@ class Endpoint:
                 return bound
             except OverBudget as error:
                 if not self.under_way:
-                    raise OverBudget(f"{error}; the replies so far are kept: raise the budget, and the same command goes on") from None
+                    raise OverBudget(f"{error}. The replies so far are kept. Raise the budget and run the same command again.") from None
             await self.settled.wait()
             if self.stopped:
                 raise self.stopped
@@ -503,7 +507,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             return self._refusal(error)
         except (openai.APITimeoutError, TimeoutError):  # A reply may have been sent and billed.
-            raise _Retryable(f"it took longer than {self.asking.timeout_s:g} s (judge.timeout_s)", maybe_billed=True) from None
+            raise _Retryable(f"the request took longer than {self.asking.timeout_s:g} s (judge.timeout_s)", maybe_billed=True) from None
         except (openai.OpenAIError, httpx2.HTTPError, OSError, EOFError) as error:
             if isinstance(error, openai.APIConnectionError):
                 self._refuse_redirect(error)
@@ -514,7 +518,7 @@ class Endpoint:
             return self._priced(reply_of(secrets.clean_data(read_body(body))), round(time.perf_counter() - began, 4))
         except NotACompletion as error:
             shown = secrets.excerpt(body.decode(errors="replace"), 200)
-            raise _Retryable(f"what came is no chat completion ({secrets.shown(str(error))}): {shown!r}", maybe_billed=True) from None
+            raise _Retryable(f"the body is not a chat completion ({secrets.shown(str(error))}): {shown!r}", maybe_billed=True) from None
 
     async def _body(self, client: openai.AsyncOpenAI, request: Request) -> bytes:
         rest = {name: value for name, value in request.body.items() if name != "model"}
@@ -527,10 +531,10 @@ class Endpoint:
         """A refused request's reply. Raises _Retryable or JudgeRefused for any other error."""
         words = _error_text(error)
         if _is_transient(error.status_code):
-            raise _Retryable(f"the endpoint said {words}", _retry_after_s(error.response.headers.get("retry-after"))) from None
+            raise _Retryable(f"the endpoint answered {words}", _retry_after_s(error.response.headers.get("retry-after"))) from None
         if error.status_code in REFUSED:
             return Reply("", error=f"{REQUEST_REFUSED} with {words}")
-        raise JudgeRefused(f"the endpoint at {self.base_url or 'api.openai.com'} said {words}") from None
+        raise JudgeRefused(f"The endpoint at {self.base_url or 'api.openai.com'} answered {words}") from None
 
     def _priced(self, reply: Reply, latency_s: float | None) -> Reply:
         """The reply with its cost and latency. `latency_s` is None for a reply from a batch file."""
@@ -560,7 +564,7 @@ class _SentBatch:
         """The batch in a row. Raises Misfit."""
         batch, mark, requests, reserved = row.get("id"), row.get("mark"), row.get("requests") or [], number(row.get("reserved"))
         if not all(value is None or isinstance(value, str) for value in (batch, mark)) or reserved is None or reserved < 0:
-            raise Misfit(f"expected a batch's id and what it can cost, got {describe(row)}")
+            raise Misfit(f"expected a batch id and its reserved dollars, got {describe(row)}")
         if not isinstance(requests, list) or not all(isinstance(request, str) for request in requests):
             raise Misfit(f"expected a list of requests, got {describe(requests)}")
         return cls(batch, reserved, tuple(requests), mark)
@@ -606,7 +610,7 @@ def _error_of(row: dict[str, Any], status: Any, body: Any) -> tuple[int | str, s
 def _id(response: dict[str, Any]) -> str:
     """The id in a response of the batch API. Raises JudgeUnfinished without one."""
     if not isinstance(value := response.get("id"), str) or not value:
-        raise JudgeUnfinished(f"the endpoint's batches answered without an id: {secrets.excerpt(json.dumps(response), 300)}")
+        raise JudgeUnfinished(f"The endpoint's batch API answered without an id: {secrets.excerpt(json.dumps(response), 300)}")
     return value
 
 
@@ -626,7 +630,7 @@ async def _bounded(chunks: AsyncIterator[bytes]) -> bytes:
     async for chunk in chunks:
         body += chunk
         if len(body) > limit:
-            raise _Retryable(f"what came is longer than {limit >> 20} MiB", maybe_billed=True)
+            raise _Retryable(f"the body is longer than {limit >> 20} MiB", maybe_billed=True)
     return body
 
 
@@ -661,8 +665,8 @@ def check_served(replies: Sequence[Reply], requests: Sequence[Request], journal:
     if len(served) > 1:
         others = _replies_to_drop(journal, {request.digest for request in requests})
         raise ServedModelsDiffer(
-            f"replies came from {' and '.join(served)}: verdicts of two models are not pooled; the same command drops {others.summary()} "
-            "and asks for them again, or name one of the models as judge.model"
+            f"Replies came from {' and '.join(served)}. Verdicts of two models must not be mixed. The same command drops "
+            f"{others.summary()} and asks for them again. Or set judge.model to one of these models."
         )
 
 

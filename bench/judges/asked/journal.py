@@ -54,10 +54,10 @@ def decode(line: bytes) -> Decoded:
     if "v" not in line_data:
         return Decoded(line_data, False)
     if line_data["v"] != FORMAT:
-        raise Misfit(f"of another version ({describe(line_data['v'])})")
+        raise Misfit(f"written by another version ({describe(line_data['v'])})")
     row = line_data.get("row")
     if not isinstance(row, dict) or line_data.get("sum") != _checksum(row):
-        raise Misfit("damaged: its checksum is another")
+        raise Misfit("damaged: its checksum does not match")
     return Decoded(row, True)
 
 
@@ -94,7 +94,7 @@ class Journal:
         if not self.path.exists() and (older := next((path for path in earlier if path.exists()), None)):
             self._read(older)
             write_whole(self.path, *(_row(request, reply) for request, reply in self.replies.items()))
-            log(f"{older}: its {len(self.replies)} replies are taken over; nothing of them is asked again")
+            log(f"Copied {len(self.replies)} replies from the journal of an earlier version, {older}. Their requests are not sent again.")
         else:
             self._read(self.path)
 
@@ -108,9 +108,9 @@ class Journal:
             except (Misfit, NotACompletion) as error:
                 misfits.append(f"line {place}: {error}")
         if misfits:
-            log(f"{path}: {len(misfits)} lines do not fit and are dropped, what they answered is asked again; {printable(misfits[0])}")
+            log(f"{path}: dropped {len(misfits)} unreadable lines (first: {printable(misfits[0])}). Their requests are sent again.")
         if unchecked:
-            log(f"{path}: {unchecked} replies of an earlier program, without checksums, are read as they are")
+            log(f"{path}: read {unchecked} replies without checksums, written by an earlier version.")
 
     def _apply(self, row: dict[str, Any]) -> None:
         if isinstance(dropped := row.get("dropped"), list):
@@ -172,7 +172,7 @@ class Ledger:
         with self.lock:
             spent = self.total(sharing, dollars)
             if spent + dollars > budget:
-                unread = f"; {self.n_unread} unreadable lines of {self.path} count with it" if self.n_unread else ""
+                unread = f"; this counts {self.n_unread} unreadable lines of {self.path}" if self.n_unread else ""
                 raise OverBudget(
                     f"${spent:.4f} of judge.budget_dollars={budget:g} are spent, and the next request can cost ${dollars:.4f}{unread}"
                 )
@@ -190,7 +190,7 @@ class Ledger:
             for line in self._new_lines():
                 self._apply(line)
         if self.n_unread > known:
-            log(f"{self.path}: {self.n_unread} lines cannot be read; each counts as ${max(self.largest, unread_dollars):.4f}")
+            log(f"{self.path}: {self.n_unread} unreadable lines. Each counts as ${max(self.largest, unread_dollars):.4f} spent.")
         # A stage gives back at most its reservations. A total below 0 comes from damage; it counts as 0.
         return sum(max(0.0, self.spent.get(stage, 0.0)) for stage in stages) + self.n_unread * max(self.largest, unread_dollars)
 

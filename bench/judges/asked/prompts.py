@@ -66,7 +66,7 @@ def parse_messages(template: str) -> tuple[tuple[str, str], ...]:
         parts = [("user", re.sub(r"^<\|prompter\|>|(<\|endoftext\|>)?<\|assistant\|>$", "", template))]
     messages = [(role, content.strip()) for role, content in parts]
     if not messages:
-        raise ValueError("a template that begins with the mark of a message and has none")
+        raise ValueError("the template starts with the mark of a chat message, but no message can be read from it")
     return tuple(messages if messages[-1][0] != "assistant" or messages[-1][1] else messages[:-1])
 
 
@@ -104,7 +104,7 @@ def annotators_folder() -> Path:
     """
     spec = importlib.util.find_spec("alpaca_eval")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("the alpaca-eval package is not installed here: pip install alpaca-eval==0.6.6")
+        raise ValueError("The alpaca-eval package is not installed. Install it: pip install alpaca-eval==0.6.6")
     return Path(spec.submodule_search_locations[0]) / "evaluators_configs"
 
 
@@ -142,12 +142,14 @@ def annotator(name: str) -> PackageAnnotator:
     if not isinstance(configs, dict) or not configs:
         raise BadFile(f"{files[0]}: expected an annotator's settings by its name, got {describe(configs)}")
     if len(configs) != 1:
-        raise ValueError(f"annotator {name!r} is a pool of {len(configs)}; bench asks one judge at a time: name one of the others")
+        raise ValueError(
+            f"annotator {name!r} is a pool of {len(configs)} annotators, and bench asks one at a time: choose another judge.annotator"
+        )
     (config,) = configs.values()
     if not isinstance(config, dict):
         raise BadFile(f"{files[0]}: expected an annotator's settings, got {describe(config)}")
     if (batch := config.get("batch_size") or 1) != 1:
-        raise ValueError(f"annotator {name!r} asks about {batch} items in one prompt; bench asks about one: name another")
+        raise ValueError(f"annotator {name!r} shows {batch} items in one prompt, and bench shows one: choose another judge.annotator")
     kwargs, parser_kwargs = (_settings(config, key, files[0]) for key in ("completions_kwargs", "completion_parser_kwargs"))
     prompt = text(config.get("prompt_template"), f"{files[0]}: prompt_template")
     return PackageAnnotator(
@@ -192,7 +194,7 @@ def _pair_messages(path: Path) -> tuple[tuple[str, str], ...]:
         raise error if isinstance(error, BadFile) else BadFile(f"{path}: {error}") from error
     whole = "".join(content for _, content in messages)
     if missing := [place for place in ("{instruction}", "{output_1}", "{output_2}") if place not in whole]:
-        raise BadFile(f"{path}: no place for {', '.join(missing)}")
+        raise BadFile(f"{path}: the template has no placeholder {', '.join(missing)}")
     return messages
 
 
@@ -228,14 +230,14 @@ def mt_bench_templates(path: Path) -> dict[str, PromptTemplate]:
             raise BadFile(f"{place}: expected an object with name, system_prompt and prompt_template, got {describe(row)}")
         name, system, prompt = (text(row[key], f"{place}: {key}") for key in needed)
         if name in templates:
-            raise BadFile(f"{place}: a second prompt called {printable(name)}")
+            raise BadFile(f"{place}: a second prompt with the name {printable(name)}; each needs its own name")
         templates[name] = PromptTemplate(name, (("system", system), ("user", prompt)))
     for name, places in (SINGLE | PAIRWISE).items():
         if name not in templates:
             raise BadFile(f"{path} has no prompt called {name}; it has {printable(', '.join(sorted(templates))) or 'none'}")
         whole = "".join(content for _, content in templates[name].messages)
         if missing := [place for place in places if f"{{{place}}}" not in whole]:
-            raise BadFile(f"{path}: prompt {name} has no place for {', '.join(f'{{{place}}}' for place in missing)}")
+            raise BadFile(f"{path}: prompt {name} has no placeholder {', '.join(f'{{{place}}}' for place in missing)}")
     return templates
 
 
@@ -265,7 +267,7 @@ def arena_hard_template(path: Path) -> PromptTemplate:
     for new, old in GAME_PLACES.items():
         prompt = prompt.replace(f"{{{old}}}", f"{{{new}}}")
     if missing := [f"{{{place}}}" for place in GAME_PLACES if f"{{{place}}}" not in prompt]:
-        raise BadFile(f"{path}: prompt_template has no place for {', '.join(missing)}")
+        raise BadFile(f"{path}: prompt_template has no placeholder {', '.join(missing)}")
     return PromptTemplate("arena_hard", (("system", system.strip()), ("user", prompt.strip())))
 
 

@@ -76,7 +76,7 @@ Ask = Callable[[Sequence[Request]], Sequence[Reply]]
 
 def refuse_to_ask(_: Sequence[Request]) -> Sequence[Reply]:
     """Raises RuntimeError. Given to a judge that only lists its requests."""
-    raise RuntimeError("this judge was made to say what it would ask")
+    raise RuntimeError("This judge only lists its requests and cannot send them.")
 
 
 def request_body(settings: LanguageJudgeSettings, model: str, decoding: Any) -> dict[str, Any]:

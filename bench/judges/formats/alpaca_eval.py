@@ -103,7 +103,7 @@ def read_outputs(path: Path) -> Outputs:
     if len(models) != 1:
         raise BadFile(f"{path}: expected the outputs of one model (`generator`), got {printable(', '.join(list(models)[:5]))}")
     if len({item.id for item in items}) < len(items):
-        raise BadFile(f"{path}: an instruction comes twice; items are told apart by it")
+        raise BadFile(f"{path}: an instruction appears twice. Remove one of the rows, because instructions identify items.")
     return Outputs(next(iter(models)), items, completions)
 
 
@@ -155,14 +155,16 @@ def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outp
         pair = [file_texts[side].get(item) if own is None else own for side, own in shown.items()]
         preference, unscored = _preference(row.get("preference"))
         if preference is not None and None in pair:
-            raise BadFile(f"{place} has a vote but not both `output_1` and `output_2`, nor do the files beside it")
+            raise BadFile(f"{place} has a vote but lacks `output_1` or `output_2`, and the files of outputs lack it too")
         baseline, policy = pair
         model, base, annotator = (_named(row, key, place) for key in ("generator_2", "generator_1", "annotator"))
         names[model, base, annotator] = None
         for side, name in (("output_1", row.get("generator_1")), ("output_2", row.get("generator_2"))):
             file = files[side]
             if file and shown[side] is None and item in file_texts[side] and name is not None and file.model not in (name, NO_GENERATOR):
-                raise BadFile(f"{place}: {side} is not in the row, and the file that should bring it is of {describe(file.model)}")
+                raise BadFile(
+                    f"{place}: the row has no {side}, and the file with these outputs is of another model, {describe(file.model)}"
+                )
         raw = row.get("preference_raw_completion", row.get("raw_completion"))
         verdicts.append(
             Verdict(
@@ -192,11 +194,11 @@ def contradiction(annotations: Annotations, outputs: Outputs | None, reference: 
         absent = [row for row, (item, _) in enumerate(judged) if item not in digests]
         other = [row for row, (item, digest) in enumerate(judged) if digest is not None and digests.get(item, digest) != digest]
         if absent or other:
-            what = f"ask what the {name} does not answer" if absent else f"have another {side} than the {name}"
+            what = f"have an instruction that is not in the {name}" if absent else f"have another {side} than the {name}"
             rows = absent or other
             return (
-                f"{len(rows)} of {len(judged)} rows {what} (first: row {rows[0]}): bring the {name} that was judged, or leave it out where "
-                "the rows hold both texts"
+                f"{len(rows)} of {len(judged)} rows {what} (first: row {rows[0]}). Use the {name} that was judged, or remove it if "
+                "the rows hold both texts."
             )
     return None
 
@@ -236,7 +238,7 @@ def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
     if not pairs:
         raise BadFile(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts")
     if len(annotators) > 1:
-        raise BadFile(f"{folder} holds verdicts of {', '.join(sorted(annotators))}: lay out those of one annotator")
+        raise BadFile(f"{folder} holds verdicts of several annotators ({', '.join(sorted(annotators))}). Keep those of one annotator.")
     return list(pairs.values())
 
 
@@ -308,7 +310,7 @@ def read_calibration(path: Path, items: Sequence[Item] | None = None, n: int | N
     """
     rows = read_csv(path, ("instruction_difficulty",))
     if not rows:
-        raise BadFile(f"{path}: expected rows below the head, got none")
+        raise BadFile(f"{path}: expected rows below the header, got none")
     if n is not None:
         _check_numbers(path, [row for _, row in rows], n)
     difficulty: dict[str, float] = {}
@@ -321,7 +323,7 @@ def read_calibration(path: Path, items: Sequence[Item] | None = None, n: int | N
         if (item := _calibrated_item(row, items, place)) is None:
             continue
         if not math.isclose(difficulty.setdefault(item, value), value, rel_tol=1e-6, abs_tol=1e-6):
-            raise BadFile(f"{place}: instruction_difficulty {value:g} of an item that an earlier row gives {difficulty[item]:g}")
+            raise BadFile(f"{place}: instruction_difficulty is {value:g}, but {difficulty[item]:g} in an earlier row of the same item")
         gamed.setdefault(item, []).extend(votes)
     return Calibration(
         difficulty, {item: votes for item, votes in gamed.items() if votes}, text_digest(decode(read_bytes(path), str(path)))
@@ -341,8 +343,8 @@ def _check_numbers(path: Path, rows: Sequence[Mapping[str, str]], n: int) -> Non
     numbers = {row.get("index", "").strip() for row in rows if not row.get("item_id") and not row.get("instruction")}
     if numbers and numbers != {str(place) for place in range(n)}:
         raise BadFile(
-            f"{path} knows {len(numbers)} items by `index`, their number among all items, which are {n} here: give the items that it was "
-            "made for (a part of them by judge.n_items), or a column `instruction`"
+            f"{path} numbers {len(numbers)} items by `index`, but there are {n} items here. Use the items that it was made for "
+            "(judge.n_items selects a part of them), or add a column `instruction`."
         )
 
 
@@ -352,7 +354,7 @@ def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None, place
     if row.get("instruction"):
         return item_id(row["instruction"])
     if items is None:
-        raise BadFile(f"{place}: items are known by `index`, a number of the reference's rows: set reference_outputs=FILE")
+        raise BadFile(f"{place}: items are given by `index`, a row number of the reference. Set reference_outputs=FILE.")
     index = row.get("index", "").strip()
     if not index.isascii() or not index.isdecimal() or len(index) > 9:
         raise BadFile(f"{place}: index must be a whole number from 0, got {describe(index)}")

@@ -52,15 +52,15 @@ def read_mt_bench(questions: Path, references: Path | None = None, answers: Path
             [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(row["turns"])],
         )
         if answers and key not in theirs:
-            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}")
+            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}. Use the answers to these questions.")
         for path, answer in ((references, right.get(key)), (answers, theirs.get(key))):
             if answer is not None and len(answer) < len(turns):
-                raise BadFile(f"{path}: question {printable(key)} has {len(turns)} turns, and {len(answer)} answers here")
+                raise BadFile(f"{path}: question {printable(key)} has {len(turns)} turns, but {len(answer)} answers in this file")
         category = optional_text(row.get("category"), f"{place}: category")
         items.append(Item(f"mt_bench-{key}", category, turns, baseline=theirs.get(key), reference=right.get(key)))
     if references and items and not any(item.reference for item in items):
         none = f"{references} has no reference for any of the {len(items)} questions of {questions}"
-        raise BadFile(f"{none}: take the file that belongs to them")
+        raise BadFile(f"{none}. Use the references of these questions.")
     _check_baseline(answers, items)
     return _each_once(questions, items)
 
@@ -85,7 +85,7 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
                 if prompts and isinstance(prompts[-1], str):
                     answered[key] = place, prompts[-1]
             case other:
-                raise BadFile(f"{place}: messages must end in the assistant's (role, content), got {describe(other)}")
+                raise BadFile(f"{place}: the last message must be the assistant's (role and content), got {describe(other)}")
         models[_model(row, "model", place)] = None
     _of_one_model(answers, models)
     items = []
@@ -93,12 +93,12 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
         _has(row, place, "uid", "prompt")
         key, prompt = id_text(row["uid"], f"{place}: uid"), text(row["prompt"], f"{place}: prompt")
         if key not in theirs:
-            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}")
+            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}. Use the answers to these questions.")
         if key in answered and answered[key][1].strip() != prompt.strip():
             there, other = answered[key]
             raise BadFile(
-                f"{there}: answers {describe(other)}, and question {printable(key)} of {questions} is {describe(prompt)}: take the answers "
-                "that belong to these questions"
+                f"{there}: this answers {describe(other)}, but question {printable(key)} of {questions} is {describe(prompt)}. "
+                "Use the answers to these questions."
             )
         category = optional_text(row.get("category"), f"{place}: category")
         items.append(Item(f"arena_hard-{key}", category, [prompt], baseline=[theirs[key]]))
@@ -114,8 +114,8 @@ def _has(row: Mapping[str, Any], place: str, *names: str) -> None:
 def _answer(answer: str, place: str) -> str:
     """The answer of a row. Raises BadFile for FastChat's mark of a failed request."""
     if answer == FAILED_REQUEST:
-        failed = f"{place}: the answer is {FAILED_REQUEST}, FastChat's mark of a request that failed"
-        raise BadFile(f"{failed}: ask again, or leave the question out")
+        failed = f"{place}: the answer is {FAILED_REQUEST}, FastChat's mark of a failed request"
+        raise BadFile(f"{failed}. Generate the answer again, or remove the question.")
     return answer
 
 
@@ -124,15 +124,15 @@ def _check_baseline(path: Path | None, items: Sequence[Item]) -> None:
     answers = [text for item in items for text in item.baseline or ()]
     if answers and not any(answer.strip() for answer in answers):
         empty = f"{path}: each of its {len(answers)} answers is empty"
-        raise BadFile(f"{empty}, and an opponent who says nothing always loses: take another file")
+        raise BadFile(f"{empty}. An opponent with empty answers always loses. Use another file.")
 
 
 def _each_once(path: Path, items: list[Item]) -> list[Item]:
     if not items:
-        raise BadFile(f"{path}: no questions")
+        raise BadFile(f"{path}: expected a question on each line, got an empty file")
     if twice := [id for id, n in Counter(item.id for item in items).items() if n > 1]:
         shown = printable(twice[0].partition("-")[2])
-        raise BadFile(f"{path}: question {shown} comes twice ({len(twice)} do); each has an id of its own")
+        raise BadFile(f"{path}: question {shown} appears twice ({len(twice)} questions do). Give each question its own id.")
     return items
 
 
@@ -185,4 +185,4 @@ def hub_file() -> Path:
         return Path(hf_hub_download(HUB_DATASET, HUB_FILE, repo_type="dataset"))
     except Exception as error:  # Many kinds: no network, a gated file, not in the cache.
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"judge.items=hub: {HUB_DATASET}/{HUB_FILE} could not be had ({why}); name a file") from error
+        raise ValueError(f"judge.items=hub: {HUB_DATASET}/{HUB_FILE} cannot be loaded ({why}). Set judge.items to a file.") from error

@@ -132,7 +132,7 @@ def _compared(row: Mapping[str, Any], place: str) -> Compared:
     _has(row, place, ("model_1", "model_2", "g1_winner", "g2_winner"))
     question, model, baseline = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model_1", "model_2"))
     if model == baseline:
-        raise BadFile(f"{place}: model_1 and model_2 must be two models, got {describe(model)} twice: leave the row out")
+        raise BadFile(f"{place}: model_1 and model_2 must be different models, got {describe(model)} twice. Remove the row.")
     judge, prompt_name = _judge(row["judge"], place)
     for key in ("g1_winner", "g2_winner"):
         if not isinstance(row[key], str) or row[key] not in (*WINNERS, NO_WINNER):
@@ -172,7 +172,7 @@ def _judge(value: Any, place: str) -> tuple[str, str]:
             return id_text(value, f"{place}: judge"), ""
         case [model, prompt]:
             return id_text(model, f"{place}: judge[0]"), text(prompt, f"{place}: judge[1]")
-    raise BadFile(f"{place}: judge must be a name, or a list of one and its prompt's name, got {describe(value)}")
+    raise BadFile(f"{place}: judge must be a model name, or a list of model name and prompt name, got {describe(value)}")
 
 
 def compared(model: str, baseline: str, verdict: Verdict) -> Compared:
@@ -295,14 +295,14 @@ def read_judged(path: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
         else:
             last[" vs ".join(row.models), row.question, row.turn] = row
     if len(judges := {row.verdict.judge if isinstance(row, Rated) else row.judge for row in last.values()}) > 1:
-        raise ValueError(f"{path} holds judgements of {', '.join(sorted(judges))}: keep those of one judge")
+        raise ValueError(f"{path} holds judgements of several judges ({', '.join(sorted(judges))}). Keep those of one judge.")
     if later := next((key for key in last if key[2] > 1), None):
-        raise BadFile(f"{path}: {printable('/'.join(later[:2]))}: turns 1 and 2 are read, got turn {later[2] + 1}")
+        raise BadFile(f"{path}: {printable('/'.join(later[:2]))}: only turns 1 and 2 are supported, got turn {later[2] + 1}")
     verdicts = {key: _recorded_verdict(row, f"{key[0]}/{key[1]}") for key, row in last.items()}
     unscored = sum(verdict.unscored is not None for verdict in verdicts.values())
     if unscored > MOST_UNSCORED * len(verdicts):
         share = f"{unscored} of {len(verdicts)} judgements ({unscored / len(verdicts):.0%}) have no score"
-        raise ValueError(f"{path}: {share}, more than {MOST_UNSCORED:.0%}: the rest is no record of this judge")
+        raise ValueError(f"{path}: {share}, more than {MOST_UNSCORED:.0%}. Use a file with fewer failed judgements.")
     results = []
     for name, question in dict.fromkeys(key[:2] for key in last):
         of_item = {turn: last[name, question, turn] for turn in (0, 1) if (name, question, turn) in last}
@@ -329,7 +329,7 @@ def _judged(
     shown = {turn: read_prompt(row.user_prompt if isinstance(row, Rated) else row.user_prompts[0]) for turn, row in rows.items()}
     last = shown[max(shown)]
     if last is None or len(last.turns) != max(shown) + 1 or len(last.answers) != len(last.turns):
-        raise ValueError(f"{path}: {name}: user_prompt is not one of FastChat's prompts, from which answers are read")
+        raise ValueError(f"{path}: {name}: user_prompt is not one of FastChat's prompts, so its answers cannot be read")
 
     def same(turn: int) -> bool:
         early, n = shown[turn], turn + 1
