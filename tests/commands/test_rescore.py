@@ -94,7 +94,9 @@ def test_annotations_of_other_texts_than_the_files_beside_them_are_refused(
 
 def test_texts_of_another_model_do_not_stand_in_for_those_that_rows_lack(tmp_path: Path) -> None:
     folder = small_layout(tmp_path, [annotated(i, output_2=None) for i in range(6)], [row | {"generator": "other"} for row in OURS])
-    with pytest.raises(BadConfig, match="row 0: the row has no output_2, and the file with these outputs is of another model, the text 'other'"):
+    with pytest.raises(
+        BadConfig, match="row 0: the row has no output_2, and the file with these outputs is of another model, the text 'other'"
+    ):
         rescore_files(asked(folder))
 
 

@@ -346,7 +346,7 @@ def test_a_calibration_knows_items_by_number_by_instruction_or_by_id(tmp_path: P
     with pytest.raises(ValueError, match="numbers 3 items by `index`, but there are 2 items here"):
         read_calibration(path, items, 2)
     assert [tuple(gamed) for gamed in found.gamed["x"]] == [(0.9, -1.5, 0.1), (0.1, 2.0, 0.1)]  # 0.2 shared by two versions
-    with pytest.raises(ValueError, match="set reference_outputs=FILE"):
+    with pytest.raises(ValueError, match="Set reference_outputs=FILE"):
         read_calibration(path)
     path.write_text("instruction,instruction_difficulty\na,0.5\n")
     assert read_calibration(path).difficulty == {item_id("a"): 0.5}

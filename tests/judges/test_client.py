@@ -216,7 +216,7 @@ def test_two_served_models_are_not_pooled(serve: Serve, tmp_path: Path) -> None:
     endpoint = serve(lambda body: Said("x", model=f"model-{content(body) == 'q1'}"))
     asking = asker(endpoint, tmp_path)
     replies = asking.ask(requests(3), silent)
-    with pytest.raises(ServedModelsDiffer, match="model-False and model-True. Verdicts of two models must not be mixed"):
+    with pytest.raises(ServedModelsDiffer, match=r"model-False and model-True\. Verdicts of two models must not be mixed"):
         check_served(replies, requests(3), asking.journal)
 
 

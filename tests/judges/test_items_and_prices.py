@@ -48,7 +48,7 @@ def asked(prompt: str) -> dict[str, str]:
         ([], r"a\.jsonl has no answer to question a of .*q\.jsonl"),
         (
             [arena_answer("a", "x", asked("Count.")), arena_answer("b", "y", asked("Name a river."))],
-            r"a\.jsonl:2: answers the text 'Name a river\.', and question b of .*q\.jsonl is the text 'Name a fruit\.': take the answers",
+            r"a\.jsonl:2: this answers the text 'Name a river\.', but question b of .*q\.jsonl is the text 'Name a fruit\.'. Use the",
         ),
         ([arena_answer("a", ""), arena_answer("b", " \n")], r"a\.jsonl: each of its 2 answers is empty"),
         ([arena_answer("a", "x"), arena_answer("b", "$ERROR$")], r"a\.jsonl:2: the answer is \$ERROR\$"),

@@ -487,7 +487,7 @@ def test_a_damaged_batch_file_is_said_and_its_batch_found_again(
 @pytest.mark.usefixtures("quick")
 def test_an_announced_batch_that_never_arrived_is_sent_once_and_counted_once(serve: Serve, tmp_path: Path) -> None:
     asking = asker("http://127.0.0.1:9/v1", tmp_path, PRICE, batch_wait_s=5.0, budget_dollars=1000.0)
-    with pytest.raises(JudgeUnfinished, match="the connection failed"):
+    with pytest.raises(JudgeUnfinished, match="The connection failed"):
         asking.ask(requests(2), silent)
     assert Ledger(tmp_path / "spending.jsonl").total(["s"]) == 18.0  # 9 each, at half the price
     endpoint = serve(content)
@@ -498,7 +498,8 @@ def test_an_announced_batch_that_never_arrived_is_sent_once_and_counted_once(ser
     with contextlib.suppress(JudgeUnfinished):
         asker("http://127.0.0.1:9/v1", tmp_path / "b", batch_wait_s=5.0).ask(requests(2), silent)
     with pytest.raises(
-        JudgeRefused, match=r"may have sent a batch, but the endpoint does not list batches \(status 404\)\. Delete .*batch\.json to send it again"
+        JudgeRefused,
+        match=r"may have sent a batch, but the endpoint does not list batches \(status 404\)\. Delete .*batch\.json to send it again",
     ):
         batched(unlisted, tmp_path / "b")
 
@@ -553,7 +554,12 @@ def failing(code: Any, message: str) -> Callable[[list[dict[str, Any]]], str]:
 @pytest.mark.parametrize(
     ("code", "message", "kind", "told"),
     [
-        (500, "The engine is overloaded", JudgeUnfinished, "3 failed with 500: The engine is overloaded. The same command sends its requests again"),
+        (
+            500,
+            "The engine is overloaded",
+            JudgeUnfinished,
+            "3 failed with 500: The engine is overloaded. The same command sends its requests again",
+        ),
         (404, "The model `nope` does not exist", JudgeRefused, "3 failed with 404: The model `nope` does not exist"),
         (400, "max_tokens is no parameter", JudgeRefused, "3 failed with 400: max_tokens is no parameter"),
         (
