@@ -219,7 +219,7 @@ def sample_settings(cell: Cell, decoding: Decoding, draws: int, seed: int) -> Sa
 
 
 def inference_settings(cell: Cell) -> dict[str, Any]:
-    """Settings shared by all stages that run a cell's model: batch size and dtype."""
+    """Settings shared by all inference stages of a cell's model: batch size and dtype."""
     return {"batch_size": cell.engine.batch_size, "dtype": dtype(cell)}
 
 

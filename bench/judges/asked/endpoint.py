@@ -327,7 +327,7 @@ class Endpoint:
         """The JSON object in a response of the batch API. Raises JudgeUnfinished for anything else."""
         body = (await self._with_timeout(call)).http_response.text
         try:
-            content = read_body(body, "the answer")
+            content = read_body(body, "the response")
         except NotACompletion as error:
             content, body = None, f"{error}: {body}"
         if not isinstance(content, dict):
