@@ -23,7 +23,7 @@ from bench.forecast.row_counts import Aside
 from bench.forecast.stage_time import StageForecast
 from bench.judges import load
 from bench.judges.asked.prices import price_of
-from bench.judges.asked.request import Request, ask_nobody
+from bench.judges.asked.request import Request, refuse_to_ask
 from bench.models.token_counts import counter
 from bench.planning.judging import labels_samples
 from bench.records import Completion, Item, read_completions, read_items, read_verdicts
@@ -77,7 +77,7 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
     if labels_samples(stage):
         written = "the policy's samples"
     paths = {role: store.folder(source) for role, source in stage.inputs.items()}
-    judge: Any = load(settings).make_judge(settings, paths, ask_nobody, silent)
+    judge: Any = load(settings).make_judge(settings, paths, refuse_to_ask, silent)
     asked = [shown.request for shown in judge.requests(items, answers)]
     requests = list({request.digest: request for request in asked}.values())
     count, counter = _counter(stage, settings, store)

@@ -77,8 +77,8 @@ OURS = [output(i, f"ours {i}", "m") for i in range(6)]
             "6 of 6 rows have another output_2 than the model_outputs.json",
         ),
         ([annotated(0), annotated(1, output_1="x")], OURS, "1 of 2 rows have another output_1 than the reference (first: row 1)"),
-        ([annotated(9)], OURS, "1 of 1 rows ask what the model_outputs.json does not answer (first: row 0)"),
-        ([annotated(8)], [output(8, "ours 8", "m")], "1 of 1 rows ask what the reference does not answer (first: row 0)"),
+        ([annotated(9)], OURS, "1 of 1 rows have an instruction that is not in the model_outputs.json (first: row 0)"),
+        ([annotated(8)], [output(8, "ours 8", "m")], "1 of 1 rows have an instruction that is not in the reference (first: row 0)"),
         ([annotated(0, output_1="ours 0", output_2="theirs")], OURS, "another output_2 than the model_outputs.json"),
     ],
 )
@@ -94,7 +94,9 @@ def test_annotations_of_other_texts_than_the_files_beside_them_are_refused(
 
 def test_texts_of_another_model_do_not_stand_in_for_those_that_rows_lack(tmp_path: Path) -> None:
     folder = small_layout(tmp_path, [annotated(i, output_2=None) for i in range(6)], [row | {"generator": "other"} for row in OURS])
-    with pytest.raises(BadConfig, match="row 0: output_2 is not in the row, and the file that should bring it is of the text 'other'"):
+    with pytest.raises(
+        BadConfig, match="row 0: the row has no output_2, and the file with these outputs is of another model, the text 'other'"
+    ):
         rescore_files(asked(folder))
 
 
@@ -316,7 +318,7 @@ def test_all_that_is_wrong_is_said_at_once_and_a_key_of_another_verb_is_unknown(
 @needs_fixtures
 def test_a_calibration_of_another_set_is_bad_config(tmp_path: Path) -> None:
     (tmp_path / "of_another_set.csv").write_text("index,instruction_difficulty\n0,0.5\n1,0.1\n")
-    with pytest.raises(BadConfig, match="knows 2 items by `index`, their number among all items, which are 805 here"):
+    with pytest.raises(BadConfig, match="numbers 2 items by `index`, but there are 805 items here"):
         rescore_files(asked(ALPACA_EVAL, reference_outputs=str(REFERENCE), calibration=str(tmp_path / "of_another_set.csv")))
 
 

@@ -196,10 +196,10 @@ def test_a_calibration_by_number_belongs_to_items_of_that_number(problems: Calla
     path.write_text("index,instruction_difficulty\n" + "".join(f"{i},0.5\n" for i in range(5)))
     words = (*ASKED, f"judge.items={items}", f"judge.calibration={path}")
     (found,) = problems(*words)
-    assert "knows 5 items by `index`, their number among all items, which are 3 here" in found
+    assert "numbers 5 items by `index`, but there are 3 items here" in found
     items.write_text(json.dumps([{"instruction": f"Say {i}.", "output": f"{i}."} for i in range(5)]))
     assert problems(*words, "judge.n_items=2", "judge.provider=x") == []
-    assert "which are 64 here" in problems(*ASKED, f"judge.calibration={path}", "judge.n_items=64")[0]
+    assert "but there are 64 items here" in problems(*ASKED, f"judge.calibration={path}", "judge.n_items=64")[0]
 
 
 def test_items_on_the_users_own_data_must_be_named(problems: Callable[..., list[str]], model_folder: Path, pairs_file: Path) -> None:
