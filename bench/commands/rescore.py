@@ -99,7 +99,7 @@ def show(found: Rescores, do: Rescore) -> bool:
     """Print the table, and write the rows where `out` says. Whether they are there."""
     cells = [[value(row) for value in found.columns.values()] for row in found.rows]
     refused = [f"REFUSED {row['model']}: {row['reason']}" for row in found.rows if row["refused"]]
-    report.print_table(f"{do.judgements}", report.Table(list(found.columns), cells, found.notes + refused))
+    report.print_table(f"{do.judgements}", report.Table(list(found.columns), cells, {report.HOW_TO_READ: found.notes + refused}))
     names = list(dict.fromkeys(name for row in found.rows for name in row))
     return _write_rows(do, [{name: row.get(name) for name in names if name != "refused"} for row in found.rows])
 
