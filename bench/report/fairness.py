@@ -131,29 +131,29 @@ class Certificate:
     def lines(self) -> list[str]:
         """Lines of table.md: the facts that are equal, then one line per fact that differs."""
         differences = (f"{d.value} in {', '.join(d.who)}; {d.others} in the other cells" for d in self.differences)
-        return [*self._common(), *(f"{MARK} Difference in {d.fact}: {w}." for d, w in zip(self.differences, differences, strict=True))]
+        return [*self._common(), *(f"{MARK} Cells differ in {d.fact}: {w}." for d, w in zip(self.differences, differences, strict=True))]
 
     def short(self) -> list[str]:
         """Lines of the terminal: like `lines`, with one line per set of differing cells."""
         lines = self._common()
         for who, differences in groupby(sorted(self.differences, key=lambda d: d.who), key=lambda d: d.who):
             facts = "; ".join(f"{d.fact} {d.value} instead of {d.others}" for d in differences)
-            lines.append(f"{MARK} Different from the other cells: {', '.join(who)} ({facts}).")
+            lines.append(f"{MARK} These differ from the other cells: {', '.join(who)} ({facts}).")
         return lines
 
     def _common(self) -> list[str]:
         apart = f", apart from the axes ({_keys(self.axes, ', ')})" if self.axes else ""
         everywhere = [fact for fact in self.same if fact not in self.unknown]
         where_known = [fact for fact in self.same if fact in self.unknown]
-        lines = [f"Equal in all cells{apart}: {', '.join(everywhere)}."] if everywhere else []
-        lines += [f"Equal in all cells where it is known{apart}: {', '.join(where_known)}."] if where_known else []
-        lines += [f"Equal between cells with the same {keys}: {', '.join(facts)}." for keys, facts in self.within.items()]
-        lines += [f"Not compared, because each {keys} has its own: {', '.join(facts)}." for keys, facts in self.apart.items()]
-        lines += [f"Different between methods on purpose: {fact} ({values})." for fact, values in self.by_method.items()]
+        lines = [f"These facts are equal in all cells{apart}: {', '.join(everywhere)}."] if everywhere else []
+        lines += [f"These facts are equal in all cells where they are known{apart}: {', '.join(where_known)}."] if where_known else []
+        lines += [f"These facts are equal between cells with the same {keys}: {', '.join(facts)}." for keys, facts in self.within.items()]
+        lines += [f"Not comparable, because each {k} has its own: {', '.join(facts)}." for k, facts in self.apart.items()]
+        lines += [f"Methods differ in {fact} on purpose: {values}." for fact, values in self.by_method.items()]
         if self.n_trained == 1:
             lines.append("Facts of only one training are known, so there is nothing to compare it with.")
         by_cells = grouped((", ".join(cells), fact) for fact, cells in self.unknown.items())
-        return [*lines, *(f"Not known for {cells}: {', '.join(facts)}." for cells, facts in by_cells.items())]
+        return [*lines, *(f"These facts are not known for {cells}: {', '.join(facts)}." for cells, facts in by_cells.items())]
 
     def words(self, key: str) -> str:
         """Text of the column `differs` of table.csv: facts unlike the other cells', then unknown facts."""

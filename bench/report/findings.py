@@ -449,16 +449,17 @@ def lines(groups: Sequence[Group], of_cell: Mapping[str, Sequence[Finding]]) -> 
         if rows and group.is_trained and not all_of_it:
             quiet.append(group.number)
     named = [_in_short(name, having) for name, having in by_name.items()]
-    return named + ([f"{row_words(quiet).capitalize()}: {NONE}."] if quiet else [])
+    return named + ([f"{row_words(quiet).capitalize()} {'has' if len(quiet) == 1 else 'have'} {NONE}."] if quiet else [])
 
 
 def _in_short(name: str, having: Sequence[tuple[Group, Sequence[Finding], int]]) -> str:
-    """One line, such as `Rows 2 to 4 (2 of 3 seeds), row 9: displacement (-0.135 to -0.118 nats a token).`"""
+    """One line, such as `Rows 2 to 4 (2 of 3 seeds) have the finding 'displacement' (-0.13 nats a token).`"""
     values = sorted(finding.value for _, same, _ in having for finding in same)
     span = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (values[0], values[-1])))
     by_seeds = grouped((f" ({len(same)} of {n} seeds)" if len(same) < n else "", group.number) for group, same, n in having)
     where = ", ".join(f"{row_words(rows)}{seeds}" for seeds, rows in by_seeds.items())
-    return f"{where[0].upper()}{where[1:]}: {name} ({span} {having[0][1][0].unit})."
+    have = "has" if len(having) == 1 else "have"
+    return f"{where[0].upper()}{where[1:]} {have} the finding '{name}' ({span} {having[0][1][0].unit})."
 
 
 def markdown(title: str, rows: Sequence[CellRow], of_cell: Mapping[str, Sequence[Finding]]) -> str:
