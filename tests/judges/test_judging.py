@@ -99,7 +99,7 @@ def _forecast_is_right(endpoint: Endpoint, trained: Path, words: list[str]) -> N
     before = {path.parent for path in trained.glob("store/judge/*/verdicts.jsonl")}
     planned = bench(*words, "judge.order=both", "do=plan", results=trained)
     found = re.search(r"judge    \$([\d.]+): (\d+) requests, ([\d,]+) \+ (\d+) tokens", planned.out)
-    assert found and "as this judge's earlier replies tell" in planned.out and "counted from the policy's answers" in planned.out
+    assert found and "measured on this judge's earlier replies" in planned.out and "counted from the policy's completions" in planned.out
     assert bench(*words, "judge.order=both", results=trained).code == 0
     new = [path for path in trained.glob("store/judge/*/verdicts.jsonl") if path.parent not in before]
     calls = [call for path in new for row in read_jsonl(path, Verdict) for call in row.calls]
