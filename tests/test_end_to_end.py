@@ -286,6 +286,11 @@ def bad_stage(words: tuple[str, ...]) -> str:
     return plans(*words)[-1].roles["train"].key
 
 
+def test_the_plan_of_a_finished_sweep_is_one_line() -> None:
+    planned = bench("+sweep=smoke", "do=plan", results=smoke().results)
+    assert planned.out == "smoke: nothing to do, all 5 cells are finished; do=report prints the table\n"
+
+
 def test_a_shared_cause_is_said_once(tmp_path: Path) -> None:
     """Of 117 labelled pairs a thousandth is one row, which has no partner: a stage that all trained cells share fails."""
     results = copy_results(smoke(), tmp_path / "results")

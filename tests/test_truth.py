@@ -223,17 +223,18 @@ def test_changed_exports_are_refused_by_rescore_and_named_by_verify(results: Pat
     rows = json.loads(path.read_text())
     path.write_text(json.dumps([row | {"preference": 2.0} for row in rows]))
     code, said = command("do=rescore", f"judgements={results / 'cells'}", sweep=None)
-    assert code == 3 and f"REFUSED {name}: {path}: is not as it was exported" in said
+    assert code == 3 and f"REFUSED {name}: {path}: changed or missing since it was exported" in said
     line = next(line for line in said.splitlines() if line.strip().startswith(name))
     assert "%" not in line and line.split()[1:7] == ["-"] * 6
     code, said = command("do=verify", sweep=None)
-    assert code == 3 and f"CHANGED  {path}: is not as it was exported: run do=report +sweep=... of its sweep to write it again" in said
+    way_out = "run do=report +sweep=... of its sweep to write it again"
+    assert code == 3 and f"CHANGED  {path}: changed or missing since it was exported: {way_out}" in said
     path.write_text(json.dumps(rows))  # other spaces are other bytes
     assert command("do=rescore", f"judgements={results / 'cells'}", sweep=None)[0] == 3
     for single in cell_folder(results).glob("*_single.jsonl"):
         flip(single)
         code, said = command("do=rescore", f"judgements={single}", sweep=None)
-        assert code == 3 and "is not as it was exported" in said
+        assert code == 3 and "changed or missing since it was exported" in said
 
 
 def test_exports_of_verdicts_that_were_made_again_are_refused(results: Path, command: Command) -> None:

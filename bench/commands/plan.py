@@ -24,7 +24,7 @@ from bench.runner.local_pool import pool_size
 from bench.runner.progress_view import clock, makespan_s
 from bench.store.keys import Stage
 from bench.store.store import Store
-from bench.terminal import Terminal, plain_table
+from bench.terminal import Terminal, plain_table, say
 from bench.text_files import BadFile
 
 
@@ -36,9 +36,14 @@ def main(opened: Opened) -> int:
     costs = costs_of(plan, store)
     data = data_lines(sweep.cells, store)
     workers = pool_size(session.launcher, session.accelerate.gpus)
-    print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data.lines)
     assert isinstance(session.do, PlanVerb)
-    print_sizes(compute_table.report(sweep.cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
+    if plan.to_do:
+        print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data.lines)
+    else:
+        cells = "its cell is" if len(sweep.cells) == 1 else f"all {len(sweep.cells)} cells are"
+        say(f"{sweep.name}: nothing to do, {cells} finished; do=report prints the table")
+    if plan.to_do or session.do.size != "auto":
+        print_sizes(compute_table.report(sweep.cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
     if data.refusals:
         raise BadConfig(data.refusals)
     return OK

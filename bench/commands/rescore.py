@@ -106,7 +106,8 @@ def show(rescores: Rescores, do: Rescore) -> bool:
     """Print the table and write the rows to `out`; returns False if they could not be written."""
     cells = [[value(row) for value in rescores.columns.values()] for row in rescores.rows]
     refused = [f"REFUSED {row['model']}: {row['reason']}" for row in rescores.rows if row["refused"]]
-    report.print_table(f"{do.judgements}", report.Table(list(rescores.columns), cells, rescores.notes + refused))
+    notes = {report.HOW_TO_READ: rescores.notes + refused}
+    report.print_table(f"{do.judgements}", report.Table(list(rescores.columns), cells, notes))
     names = list(dict.fromkeys(name for row in rescores.rows for name in row))
     return _write_rows(do, [{name: row.get(name) for name in names if name != "refused"} for row in rescores.rows])
 

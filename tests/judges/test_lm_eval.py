@@ -20,7 +20,7 @@ from bench.engines.lm_eval import _answers, _results, by_shots, evaluate, faults
 from bench.records import Result, TaskAnswer, TaskResult, read_jsonl, write_jsonl
 from bench.report.groups import Group
 from bench.report.rows import CellRow
-from bench.report.tables import _how_asked, _tasks_notes, tasks
+from bench.report.tables import _task_settings, _tasks_notes, tasks
 from bench.scoring.numbers import Numbers, _tasks
 from bench.store.keys import tree_stamp
 from bench.store.stage_run import Progress, StageRun
@@ -221,10 +221,11 @@ def test_a_task_has_one_column_of_its_usual_metric(place: Path) -> None:
 def test_cells_that_were_asked_other_documents_are_named(place: Path) -> None:
     same, other = group(place, result("arc", "acc", 0.5)), group(place, result("arc", "acc", 0.4, asked="cd"))
     assert _tasks_notes([*same.done, *same.done]) == [
-        "Tasks of lm-evaluation-harness, beside the judge and no part of a win rate: arc (5 shots, 100 documents, version 1.0). "
-        "Brackets: 95 % over seeds (t) where there are several, else over documents."
+        "Tasks of lm-evaluation-harness were run too; they do not enter the win rate: arc (5 shots, 100 documents, version 1.0). "
+        "Their square brackets are 95 % intervals over seeds (t), or over documents where a row has one seed."
     ]
-    assert _tasks_notes([*same.done, *other.done])[1:] == ["arc was not asked of all cells alike: other documents, prompts or versions."]
+    unlike = "The task arc was not run alike in all cells: documents, prompts or versions differ."
+    assert _tasks_notes([*same.done, *other.done])[1:] == [unlike]
 
 
 # The package itself ---------------------------------------------------------------------------------------------------
@@ -350,5 +351,5 @@ def test_a_group_without_a_version_or_shots_says_neither() -> None:
     found = {"results": {"g": {"acc,none": 0.5, "sample_len": 4}}, "lm_eval_version": "0"}
     (result,) = _results("g", found | {name: {} for name in ("higher_is_better", "n-shot", "versions", "samples")}, True)
     assert (result.version, result.shots) == (None, None)
-    assert _how_asked(result.version, result.shots, result.n) == "4 documents"
-    assert _how_asked("1.0", 5, 4) == "5 shots, 4 documents, version 1.0"
+    assert _task_settings(result.version, result.shots, result.n) == "4 documents"
+    assert _task_settings("1.0", 5, 4) == "5 shots, 4 documents, version 1.0"

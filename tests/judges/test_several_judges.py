@@ -153,7 +153,7 @@ def test_arena_hards_numbers_stand_beside_the_win_rate_and_are_scored_again_with
 
 def _fitted_difficulties_are_the_tables(ran: Ran, words: list[str], rows: Mapping[str, Mapping[str, str]], tmp_path: Path) -> None:
     """The same by judge.calibration=fitted and by do=rescore of the run without it; a cell's own score knows nothing of it."""
-    assert "LC win rate: item difficulties fitted on the other rows (3 digests, in table.csv)" in ran.out
+    assert "LC win rate % uses item difficulties fitted on the other rows (3 digests, in table.csv)." in ran.out
     plain = [*words[:-1], "judge.calibration=null"]
     rescored = bench(*plain, "do=rescore", "calibration=fitted", f"out={tmp_path / 'fitted.csv'}", results=ran.results)
     assert rescored.code == 0, rescored.err

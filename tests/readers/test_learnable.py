@@ -273,7 +273,7 @@ def test_special_tokens_that_somebody_typed_are_counted_by_plan_and_run(kind: st
     noted = {name: n for name, n in counts.items() if "/noted/" in name}
     what = "in the text, which the model reads as a control token"
     assert noted[f"{split}/noted/with <|im_end|> {what}"] == 3 and counts[f"{split}/read"] == counts["train"] + counts["heldout"] == N
-    assert f"3 with <|im_end|> {what}" in looked(asked, tmp_path)[0].partition("kept all the same: ")[2]
+    assert f"3 with <|im_end|> {what}" in looked(asked, tmp_path)[0].partition("kept with a note: ")[2]
 
 
 def test_an_end_that_plain_rows_have_is_no_typed_token(models: Mapping[str, Path]) -> None:
