@@ -64,7 +64,7 @@ def _rows(job: TrainingJob) -> list[dict[str, Any]]:
     rows = []
     for row in job.rows:
         if not isinstance(row, Pair):
-            raise ValueError("a reward model learns from pairs and the data are unpaired: bring pairs, or take method=kto")
+            raise ValueError("The data are unpaired, and the reward model of method=best_of_n needs pairs. Use paired data, or method=kto.")
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
         whole = {f"{side}_ids": ids[side].whole for side in ("chosen", "rejected")}
         example = TrainerRow(row, {side: ids[side] for side in ("chosen", "rejected")})

@@ -96,4 +96,7 @@ def check_positions(model: PreTrainedModel, max_length: int) -> None:
 
     places = positions(model.config.to_dict())
     if places is not None and max_length >= places and has_position_table(model):
-        raise ValueError(f"model.max_length={max_length} leaves no place for a control token in {places} positions: set {places - 1}")
+        raise ValueError(
+            f"The model has {places} positions, and method=csft needs model.max_length={max_length} and one more for its control token. "
+            f"Set model.max_length={places - 1} or less."
+        )

@@ -132,7 +132,9 @@ def make_trainer(job: TrainingJob) -> Trainer:
     reference: Any = None
     if settings.decoupling:
         if job.reference_model is None:
-            raise ValueError("de-coupled noise detection reads the reference's logits, and the training has no reference_model")
+            raise ValueError(
+                "De-coupled noise detection needs the reference's logits, but this training has no reference model. Set method.decoupling=[0.0]."
+            )
         reference = in_float32(load_model(job.reference_model, job.settings.dtype, job.settings.loading, job.base))
 
     class RefinedTrainer(TiesHalf, DPOTrainer):
