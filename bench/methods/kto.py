@@ -46,7 +46,7 @@ def class_weights(ratio: float, n_desirable: int, n_undesirable: int) -> Weights
     if not n_desirable or not n_undesirable:
         raise ValueError(
             f"method.weight_ratio needs desirable and undesirable rows, got {n_desirable} desirable and {n_undesirable} undesirable. "
-            "Set method.desirable_weight and method.undesirable_weight instead."
+            "Set method.weight_ratio=null, and the two weights yourself."
         )
     raised = ratio * n_undesirable / n_desirable
     return Weights(raised, 1.0) if raised >= 1 else Weights(1.0, 1 / raised)

@@ -133,7 +133,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
     if settings.decoupling:
         if job.reference_model is None:
             raise ValueError(
-                "De-coupled noise detection needs the reference's logits, but this training has no reference model. Set method.decoupling=[0.0]."
+                "De-coupled detection needs the reference's logits, and this training has no model for them. Set method.decoupling=[0.0]."
             )
         reference = in_float32(load_model(job.reference_model, job.settings.dtype, job.settings.loading, job.base))
 

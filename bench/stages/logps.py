@@ -1,5 +1,7 @@
-"""What a model makes of given completions, by row id: summed log-probabilities (one reference pass serves every beta, order and batch), or
-a reward model's rewards."""
+"""Scores given completions with a model: summed log-probabilities, or rewards of a reward model, by row id.
+
+One reference pass serves every beta, order and batch.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,7 @@ def _preferences(
     mismatched: bool,
     control: str | None = None,
 ) -> Iterator[tuple[str, Ids]]:
-    """(name, ids) of each completion of the rows; names are `<split>/<row id>/<column>`."""
+    """Yields (name, ids) of each completion of the rows; names are `<split>/<row id>/<column>`."""
     too_long = []
     for split in splits:
         for row in read_rows(folder / f"{split}.jsonl"):
@@ -91,14 +93,14 @@ def _preferences(
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, max_length: int) -> Iterator[tuple[str, Ids]]:
-    """(name, ids) of the texts of every draw, as pairs of them are tokenised and cut for training."""
+    """Yields (name, ids) of the text of every draw, tokenised and cut as for training."""
     prompts = {item.id: conversation(item, []) for item in read_items(items)}
     for completion in read_completions(folder):
         yield draw_name(completion), row_ids(tokenizer, prompts[completion.id], completion.completions[0], max_length)
 
 
 def _drawn(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, control: str | None) -> Iterator[tuple[str, Ids]]:
-    """(item id, ids) of what a policy drew: its very tokens, without an EOS where it was cut."""
+    """Yields (item id, ids) of a policy's completions: exactly the sampled tokens, without an EOS if cut."""
     prompts = {item.id: conversation(item, []) for item in read_items(items)}
     for completion in read_completions(folder):
         yield completion.id, Ids(prompt_ids(tokenizer, prompts[completion.id], control), completion.ids[0])
