@@ -1,1 +1,1 @@
-"""Stages, one kind a file: `run(settings, run) -> Outcome` reads input folders and writes the output folder."""
+"""Stages, one kind a file: `run(settings, run) -> Outcome` reads input folders and writes an output folder."""

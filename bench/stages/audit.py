@@ -86,8 +86,8 @@ def _truths(
         known = {place: labels[place] for place in places if place in labels}
         if not known:
             raise ValueError(
-                f"human: none of the {len(labels)} labels is about one of the {len(places)} judged items; the first label is of "
-                f"{next(iter(labels), 'nothing')}, the first item is {places[0]}"
+                f"None of the {len(labels)} labels in human= is for one of the {len(places)} judged items. The first label is for "
+                f"{next(iter(labels), 'nothing')}, and the first item is {places[0]}. Bring labels for these items."
             )
         truths["human"] = known, known
     return truths
@@ -131,7 +131,10 @@ def _check_served(inputs: Mapping[str, Path]) -> None:
                     served[call.served].append(str(inputs[role]))
     if len(served) > 1:
         where = "; ".join(f"{model} in {', '.join(folders)}" for model, folders in sorted(served.items()))
-        raise ValueError(f"verdicts of two models are not pooled: name one of them as judge.model, or delete the folders of one ({where})")
+        raise ValueError(
+            f"The verdicts of this audit come from two models and cannot be pooled: {where}. Set judge.model to one of them, or delete "
+            "the folders of the other."
+        )
 
 
 def _plain(statistics: Mapping[str, Found]) -> dict[str, Any]:

@@ -219,7 +219,9 @@ def _from_labels(settings: PairData, run: StageRun) -> Outcome:
         ties, unscored = _undecided(labelled)
         counts |= {f"{split}_prompts": len(labelled), f"{split}_ties": ties, f"{split}_unscored": unscored}
         if not rows:
-            raise ValueError(f"no {split} pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored")
+            raise ValueError(
+                f"No {split} pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored. Use more prompts."
+            )
         if split == "train":
             rows = _kept(rows, settings)
         counts[split] = len(rows)
@@ -251,7 +253,10 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
         rows = [row for row, unusable in zip(rows, reasons, strict=True) if unusable is None]
     if not rows:
         others = "".join(f", {n} {name.rpartition('/')[2]}" for name, n in dropped.items())
-        raise ValueError(f"no pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored{others}")
+        raise ValueError(
+            f"No pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored{others}. "
+            "Raise method.n_prompts, or use another method.labeller."
+        )
     _write_rows(run, "train", rows, settings.seed)
     return Outcome({"train": len(rows), "train_prompts": len(labelled), "train_ties": ties, "train_unscored": unscored, **dropped})
 
@@ -263,7 +268,10 @@ def _undecided(labelled: Sequence[Labelled]) -> tuple[int, int]:
 
 
 def _kept(rows: list[Any], settings: PairData | LocalPairData) -> list[Any]:
-    """The train rows to use: the nested subset by fraction, and the fraction of either label of unpaired rows."""
+    """The train rows to use: the nested subset by fraction.
+
+    For unpaired rows the fractions of desirable and undesirable rows apply too.
+    """
     if getattr(settings, "dataset", None) is None:  # A dataset's fraction is a choice of prompts, made before.
         rows = nested_subset(rows, settings.fraction, settings.seed)
     for label, fraction in ((True, settings.desirable_fraction), (False, settings.undesirable_fraction)):
@@ -282,8 +290,7 @@ def _write_rows(run: StageRun, split: str, rows: list[Any], seed: int) -> None:
         write_jsonl(run.out / f"{split}.jsonl", with_partners(rows, seed))
     except ValueError as error:
         shares = "data.fraction, data.desirable_fraction, data.undesirable_fraction" if split == "train" else "data.heldout_fraction"
-        way_out = f"bring more prompts, or set {shares} higher"
-        raise ValueError(f"{len(rows)} {split} rows: {error}; {way_out}") from error
+        raise ValueError(f"The {len(rows)} {split} rows are too few: {error}. Use more prompts, or raise {shares}.") from error
 
 
 def _row(label: Labelled, settings: PairData) -> Pair | Unpaired | None:
@@ -336,8 +343,8 @@ def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
     if len(kept) < settings.n:
         needed = settings.after + settings.n
         raise ValueError(
-            f"iterations up to this one ask for {needed} prompts without labels, and {len(rows)} are left beside the labelled ones: "
-            "lower method.n_prompts or data.fraction"
+            f"The iterations up to this one need {needed} prompts without labels, and the dataset has {len(rows)} left. "
+            "Lower method.n_prompts or data.fraction."
         )
     return _write(run.out / "items.jsonl", _local_items(kept, settings.n))
 
@@ -366,8 +373,13 @@ def _file_items(settings: FilePromptData, run: StageRun) -> list[Item]:
     file, look = run.inputs["file"], _look(settings.max_length, run)
     rows = read_prompts(file, settings.answers)[settings.after : settings.after + settings.n]
     if len(rows) < settings.n:
-        raise ValueError(f"{file}: {settings.n} prompts after the first {settings.after} were asked for, {len(rows)} are there")
+        raise ValueError(
+            f"{file} has {len(rows)} prompts after the first {settings.after}, and this iteration needs {settings.n}. "
+            "Add prompts, or lower method.n_prompts."
+        )
     looked = [(row, look(row.prompt, [row.completion] if settings.answers else [])) for row in rows] if look else []
     if problems := [f"{file}:{row.id}: {unusable.why or unusable.reason}" for row, unusable in looked if unusable is not None]:
-        raise BadRows(f"{len(problems)} of {len(rows)} prompts cannot be used with this model, first {problems[0]}: leave them out")
+        raise BadRows(
+            f"{len(problems)} of {len(rows)} prompts cannot be used with this model. The first is {problems[0]}. Remove them from the file."
+        )
     return [self_judging_data.as_item(f"new-{row.id}", row.prompt, [row.completion] if settings.answers else None) for row in rows]

@@ -37,9 +37,11 @@ def _from_file(settings: WrittenCompletions, run: StageRun) -> Outcome:
     items, rows = read_items(run.inputs["items"]), read_written(path)
     completions = matched(rows, items)
     if not completions and (settings.alone or all(len(item.turns) == 1 for item in items)):
-        asked = f"item {items[0].id} asks {items[0].turns[0]!r}"
-        why = f"{path}: none of its {len(rows)} rows answers one of the {len(items)} prompts; {asked}, the first row"
-        raise BadFile(f"{why} answers {rows[0].asked!r}")
+        first = f"The judge's first prompt is {items[0].turns[0]!r} (item {items[0].id}), and the first row's is {rows[0].asked!r}"
+        raise BadFile(
+            f"{path}: none of its {len(rows)} rows is for one of the judge's {len(items)} prompts. {first}. Bring completions of the "
+            "judge's prompts, written exactly alike."
+        )
     write_jsonl(run.out / "completions.jsonl", completions)
     return Outcome({"rows": len(completions), "missing": len(items) - len(completions), "in_file": len(rows)})
 

@@ -64,14 +64,15 @@ def _check_log_probs(settings: LanguageJudgeSettings, verdicts: Sequence[Verdict
     if votes is None or asking is None or votes.n_from_text <= asking.max_without_logprobs * votes.n:
         return
     count = f"{votes.n_from_text} of {votes.n} votes came without the log-probs that weigh them"
-    limit = f"more than judge.max_without_logprobs={asking.max_without_logprobs:g}"
-    from_text = "and they count as their text has them, 0 or 1"
     if votes.n_from_text == votes.n:
         raise JudgeRefused(
-            f"{count}: the endpoint gives none. The replies are kept: set judge.max_without_logprobs=1, {from_text}; or take an endpoint "
-            "that gives log-probs"
+            f"{count}: the endpoint gives none. The replies are kept. Set judge.max_without_logprobs=1 to count each vote as its text "
+            "says, 0 or 1; or use an endpoint that gives log-probs."
         )
-    raise JudgeUnfinished(f"{count}, {limit}: the same command asks for those again; or set a larger share, {from_text}")
+    raise JudgeUnfinished(
+        f"{count}, more than judge.max_without_logprobs={asking.max_without_logprobs:g} allows. Run the same command to ask for these "
+        "votes again; or raise judge.max_without_logprobs to count them as their text says, 0 or 1."
+    )
 
 
 def earlier(stage: Stage) -> list[Stage]:

@@ -168,7 +168,10 @@ def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageR
             policy, reference = (read_logps(run.inputs[f"{role}_logps"]) for role in ("policy", "reference"))
             if other := [name for name, row in policy.items() if row.n_tokens != reference[name].n_tokens]:
                 counts = f"{policy[other[0]].n_tokens} tokens and {reference[other[0]].n_tokens}"
-                raise ValueError(f"the policy and its judging reference read {other[0]} as {counts}: both need one tokenizer and template")
+                raise ValueError(
+                    f"The policy and its judging reference tokenise completion {other[0]} differently: {counts}. Use a reference with the "
+                    "same tokenizer and chat template."
+                )
             return {
                 name: settings.beta * (row.logps - reference[name].logps) - settings.length_penalty * row.n_tokens
                 for name, row in policy.items()
@@ -179,7 +182,7 @@ def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageR
             return {draw_name(c): random.Random(f"label/{settings.seed}/{draw_name(c)}").random() for c in completions}
         case "shorter":
             return {draw_name(c): -float(count_words(c.completions[0])) for c in completions}
-    raise ValueError(f"{settings.labeller} has no scores")
+    raise ValueError(f"labeller '{settings.labeller}' has no scores of single samples")
 
 
 def _between(settings: RankLabels | SelfLabels, item: Item, pair: Sequence[Completion], scores: Scores) -> Labelled:

@@ -39,7 +39,9 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
         named = list(_preferences(engine.tokenizer, *where, settings.max_length, *how))
     else:
         if settings.max_length is not None and settings.control is not None:
-            raise ValueError(f"texts are scored as training sees them, which is without {settings.control}")
+            raise ValueError(
+                f"Texts cut for training are scored without a control token, got {settings.control}. Leave max_length or control out."
+            )
         completions, items = run.inputs["completions"], run.inputs["items"]
         if settings.max_length is None:
             named = list(_drawn(engine.tokenizer, completions, items, settings.control))
@@ -47,7 +49,10 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
             named = list(_texts(engine.tokenizer, completions, items, settings.max_length))
     sums = engine.logps([ids for _, ids in named], run.progress)
     if bad := [(name, value) for (name, _), value in zip(named, sums, strict=True) if not math.isfinite(value)]:
-        raise FloatingPointError(f"{len(bad)} of {len(sums)} log-probabilities are not finite, first {bad[0][0]}: {bad[0][1]}")
+        raise FloatingPointError(
+            f"{len(bad)} of {len(sums)} log-probabilities are not finite. The first is {bad[0][1]}, of {bad[0][0]}. The model has probably "
+            "diverged: lower its learning rate."
+        )
     write_jsonl(run.out / "logps.jsonl", [Logps(name, value, len(ids.completion)) for (name, ids), value in zip(named, sums, strict=True)])
     return _outcome(named)
 
@@ -89,7 +94,9 @@ def _preferences(
                 if mismatched or not column.startswith("mismatched"):
                     yield f"{split}/{row.id}/{column}", ids
     if too_long:
-        raise PromptTooLong(f"{len(too_long)} rows to drop, or raise model.max_length; first {too_long[0]}")
+        raise PromptTooLong(
+            f"{len(too_long)} rows have prompts that are too long. Drop them, or raise model.max_length. First: {too_long[0]}"
+        )
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, max_length: int) -> Iterator[tuple[str, Ids]]:

@@ -114,7 +114,7 @@ def _true_evaluations(settings: TrueEvaluationData, run: StageRun) -> Outcome:
         rankings = with_draws(source)
         for item, draws in nested_subset(rankings, settings.fraction, settings.seed):  # type: ignore[type-var]  # any list
             if item.task is None:
-                raise ValueError(f"item {item.id} brings no task: who knows the truth knows it of the controlled world's prompts only")
+                raise ValueError(f"Item {item.id} has no task of the controlled world, and true evaluations exist only for such tasks.")
             turn = Turn.from_json(item.task[0])
             replies = ((question, _true_reply(settings, turn, question)) for question in questions(settings.prompt, item, draws))
             rows += [Text(f"{place}/{question.name}", question.messages, reply) for question, reply in replies if reply is not None]
@@ -151,8 +151,10 @@ def _kept_evaluations(settings: KeptEvaluationData, run: StageRun) -> Outcome:
         if name.rpartition("#")[0].split(">")[0] in agreeing and read_reply(settings.prompt, text) is not None
     ]
     if not kept:
-        agree = f"of {len(replies)} judgements of {len(truths)} ranked completions none agrees with a ranking and can be read"
-        raise ValueError(f"{agree}: the start model cannot judge in this form; try another method.judge_prompt, or method.eft=false")
+        raise ValueError(
+            f"None of {len(replies)} judgements of {len(truths)} ranked completions can be read and agrees with a ranking: the start model "
+            "cannot judge in this form. Try another method.judge_prompt, or method.eft=false."
+        )
     return _written(_thinned(settings.prompt, kept, settings.seed), settings.n, settings.seed, run.out)
 
 
@@ -194,7 +196,10 @@ def _written_prompts(settings: WrittenPromptData, run: StageRun) -> Outcome:
     texts = [reply.completions[0] for reply in read_completions(run.inputs["completions"])]
     new = new_ones(texts, [*known, *written], settings.similarity, settings.n)
     if not new.kept:
-        raise ValueError(f"of {len(texts)} prompts that the model wrote none is new and usable: {new.dropped}")
+        raise ValueError(
+            f"None of the {len(texts)} prompts that the start model wrote is new and usable ({new.dropped}). "
+            "Raise method.n_prompts, or bring prompts as method.prompts=FILE."
+        )
     write_jsonl(run.out / "items.jsonl", [Item(f"written-{text_digest(text)}", None, [text]) for text in new.kept])
     return Outcome({"rows": len(new.kept), "written": len(texts), **new.dropped})
 

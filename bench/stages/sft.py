@@ -89,7 +89,9 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
         if any(row.answers)
     ]
     if not examples:
-        raise ValueError(f"no answer of {len(rows)} conversations begins within model.max_length={settings.max_length}: raise it")
+        raise ValueError(
+            f"No assistant message of the {len(rows)} conversations starts within model.max_length={settings.max_length}. Raise it."
+        )
     model = in_float32(load_model(run.inputs["model"], settings.dtype))  # Weights are float32 whatever the dtype: see engines/hf.py.
     check_fit(run.inputs["model"], model, tokenizer)
     training, devices = settings.training, devices_of(run)

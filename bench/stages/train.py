@@ -33,7 +33,7 @@ def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outco
         model = start_model(settings, run)
         check_fit(run.inputs["model"], model, tokenizer)
     if controls := getattr(model.config, "control_tokens", None):
-        raise ValueError(f"the start model is asked with {controls[0]}, which no method trains with: start from the model before it")
+        raise ValueError(f"The start model was trained with the control token {controls[0]} (CSFT). Use the model it was trained from.")
     rows = read_rows(run.inputs["preferences"] / "train.jsonl")
     recorder = Recorder(run.progress)
     # Weights are float32 whatever the dtype: see engines/hf.py.
