@@ -190,7 +190,7 @@ def _of_file(file: Source, ground: Ground, loop: Loop, place: int, t: int, *, an
 
 
 class _Look(NamedTuple):
-    """The model's tokenizer and maximal length in tokens, by which unusable rows are dropped.
+    """The model's tokenizer and maximal length in tokens. Rows that do not suit them are dropped.
 
     They are those of the labelled rows. In the controlled world there are none.
     """

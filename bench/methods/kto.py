@@ -38,7 +38,7 @@ class Weights(NamedTuple):
 
 
 def class_weights(ratio: float, n_desirable: int, n_undesirable: int) -> Weights:
-    """The weights for which λ_D n_D / (λ_U n_U) is `ratio`.
+    """The weights λ_D and λ_U with λ_D n_D / (λ_U n_U) equal to `ratio`.
 
     The side with too little weight is raised; the other stays at 1. Raises ValueError if one side has no
     rows.

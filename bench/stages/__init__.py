@@ -1,1 +1,1 @@
-"""Stages, one kind a file: `run(settings, run) -> Outcome` reads input folders and writes an output folder."""
+"""Stages, one kind a file: `run(settings, run) -> Outcome` reads the inputs' folders and writes its own."""

@@ -74,7 +74,7 @@ def _judge_calls(run: StageRun) -> dict[str, int]:
 
 
 def extremes(draws: Sequence[Completion], scores: Scores) -> tuple[Completion, Completion]:
-    """The samples with the highest and the lowest score, in the order in which they were drawn.
+    """The samples with the highest and the lowest score, in drawing order.
 
     Of equal scores the first sample counts. If all scores are equal, the first two samples are returned.
     """

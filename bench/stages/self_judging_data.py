@@ -68,7 +68,7 @@ def make(settings: Settings, run: StageRun) -> Outcome:
 
 
 def with_draws(inputs: Mapping[str, Path]) -> list[tuple[Item, list[Completion]]]:
-    """Each item with its completions, in the order in which they were drawn."""
+    """Each item with its completions, in drawing order."""
     draws = grouped((completion.id, completion) for completion in read_completions(inputs["completions"]))
     return [(item, draws.get(item.id, [])) for item in read_items(inputs["items"])]
 
@@ -198,7 +198,7 @@ def _written_prompts(settings: WrittenPromptData, run: StageRun) -> Outcome:
     if not new.kept:
         raise ValueError(
             f"None of the {len(texts)} prompts that the start model wrote is new and usable ({new.dropped}). "
-            "Raise method.n_prompts, or bring prompts as method.prompts=FILE."
+            "Raise method.similarity or method.n_prompts."
         )
     write_jsonl(run.out / "items.jsonl", [Item(f"written-{text_digest(text)}", None, [text]) for text in new.kept])
     return Outcome({"rows": len(new.kept), "written": len(texts), **new.dropped})
