@@ -83,7 +83,8 @@ KINDS: tuple[Kind, ...] = tuple(sorted(REFERENCES, key=(*get_args(Trained), Refi
 class Check:
     """One comparison: the largest relative deviation, and the tolerance for it."""
 
-    kind: Literal["golden", "loss", "gradient", "logged", "batch"]  # Golden values have ten digits; a batch is in float32.
+    # Golden values have ten digits; a batch is in float32.
+    kind: Literal["golden", "loss", "gradient", "logged", "batch"]
     name: str
     deviation: float
     tolerance: float
@@ -183,9 +184,9 @@ class Prescribed(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **_: Any) -> SimpleNamespace:
         inside = (labels[:, 1:] != -100).double()
         shares = inside * torch.arange(1, inside.shape[1] + 1)
-        where = input_ids[:, 0] - FIRST_PROMPT, input_ids[:, 1] - 1
-        sums = self.table[where]
-        self.base_model(self.values[where], shares)
+        place = input_ids[:, 0] - FIRST_PROMPT, input_ids[:, 1] - 1
+        sums = self.table[place]
+        self.base_model(self.values[place], shares)
         nothing = torch.zeros_like(inside)
         per_token = sums[:, None] * shares / shares.sum(dim=1, keepdim=True)
         return SimpleNamespace(log_probs=per_token, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
@@ -535,7 +536,8 @@ def logged(bench: Bench, kind: Kind) -> Check:
             expected |= {"rewards/margins": means["chosen"] - means["rejected"]}
             expected |= {f"logps/{side}": math.fsum(getattr(row, side) for row in rows) / len(rows) for side in ("chosen", "rejected")}
             against = zip(gains["chosen"], gains["rejected"], strict=True)
-            if kind.feedback == "rows":  # Rows need not be pairs: each desirable row is compared with each undesirable one.
+            # Rows need not be pairs: each desirable row is compared with each undesirable one.
+            if kind.feedback == "rows":
                 against = ((a, b) for a in gains["chosen"] for b in gains["rejected"])  # type: ignore[assignment]
             right = [a > b for a, b in against]
             expected["rewards/accuracies"] = sum(right) / len(right)

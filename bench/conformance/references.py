@@ -98,7 +98,7 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """A method's loss from its paper, with the values at which its trainer is checked."""
+    """A method's loss from its paper, with test values for its trainer."""
 
     loss: Loss
     facts: Facts
@@ -518,7 +518,8 @@ def ppo_total(parts: PpoParts, m: Any) -> float:
     # -ln(1.5 x 2.25 x .4) / 3 = -.1000348642. In all -.5851391614 + .0016833333 - .0100034864.
     row=PPO_ROW,
     golden=-0.5934593145,
-    at_first_step=lambda rows, m: m.value_weight * ppo_parts(judged(rows), m).value,  # Whitened advantages have mean 0, and there is no KL.
+    # Whitened advantages have mean 0, and there is no KL.
+    at_first_step=lambda rows, m: m.value_weight * ppo_parts(judged(rows), m).value,
 )
 def offline_ppo(rows: Sequence[Row], m: Any) -> float:
     """HALOs legacy: policy loss + 0.01 critic loss + 0.1 KL, with the reference as the old policy."""

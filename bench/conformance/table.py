@@ -79,15 +79,15 @@ def _table(checks_by_method: dict[Kind, list[Check]]) -> Table:
     for column in COLUMNS:
         number = column in NUMBERS
         table.add_column(column, justify="right" if number else "left", no_wrap=column != "elsewhere")
-    for kind, made in checks_by_method.items():
+    for kind, method_checks in checks_by_method.items():
         paper, equation, computed_by, elsewhere = facts_of(kind)
         numbers = [
-            f"{sum(check.passed for check in made)} of {len(made)}",
-            *(_largest(made, kind) for kind in ("loss", "gradient", "batch")),
+            f"{sum(check.passed for check in method_checks)} of {len(method_checks)}",
+            *(_largest(method_checks, kind) for kind in ("loss", "gradient", "batch")),
         ]
         table.add_row(*map(escape, (name_of(kind), paper, equation, computed_by, *numbers, elsewhere)))
     return table
 
 
-def _largest(made: list[Check], kind: str) -> str:
-    return f"{max(check.deviation for check in made if check.kind == kind):.0e}"
+def _largest(method_checks: list[Check], kind: str) -> str:
+    return f"{max(check.deviation for check in method_checks if check.kind == kind):.0e}"

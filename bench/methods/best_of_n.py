@@ -81,7 +81,8 @@ def make_trainer(job: TrainingJob) -> Trainer:
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **named: Any) -> Any:
             with outputs_of(model) as outputs:
                 result = super().compute_loss(model, inputs, *args, **named)
-            right = share_right(*outputs[0].logits.detach().squeeze(-1).chunk(2))  # TRL counts a tie as wrong.
+            # TRL counts a tie as wrong.
+            right = share_right(*outputs[0].logits.detach().squeeze(-1).chunk(2))
             self._metrics["train"]["accuracy"][-1] = self.accelerator.gather(right).mean().item()
             return result
 

@@ -56,7 +56,8 @@ def make_trainer(job: TrainingJob) -> Trainer:
 
     def loss(batch: UnpairedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         assert batch.reference_logps is not None
-        with torch.autocast(batch.hidden.device.type, enabled=False):  # As in HALOs, values are computed in float32.
+        # As in HALOs, values are computed in float32.
+        with torch.autocast(batch.hidden.device.type, enabled=False):
             values = value_head(batch.hidden.to(next(value_head.parameters()).dtype)).squeeze(-1)
         rows = losses.TokenLogps(batch.logps, batch.reference_logps, batch.mask.to(batch.logps.dtype), batch.desirable)
         parts = losses.offline_ppo(rows, values, clip=settings.clip, gamma=settings.gamma, gae_lambda=settings.gae_lambda)

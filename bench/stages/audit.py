@@ -130,9 +130,9 @@ def _check_served(inputs: Mapping[str, Path]) -> None:
                 if call.served and str(inputs[role]) not in served.setdefault(call.served, []):
                     served[call.served].append(str(inputs[role]))
     if len(served) > 1:
-        where = "; ".join(f"{model} in {', '.join(folders)}" for model, folders in sorted(served.items()))
+        by_model = "; ".join(f"{model} in {', '.join(folders)}" for model, folders in sorted(served.items()))
         raise ValueError(
-            f"The verdicts of this audit come from two models and cannot be pooled: {where}. Set judge.model to one of them, or delete "
+            f"The verdicts of this audit come from two models and cannot be pooled: {by_model}. Set judge.model to one of them, or delete "
             "the folders of the other."
         )
 
@@ -172,8 +172,8 @@ def _of_itself(settings: SelfJudgeSettings, run: StageRun) -> Outcome:
     for name, estimate in judge_quality(ours):
         numbers.add(f"judge_{name}", estimate, f"no ranking with a judgement that could be read ({judged.unparsed} unparsed)")
     numbers.add("judge_shorter_accuracy", dict(judge_quality(shorter))["pair_accuracy"], "no two completions differ in truth")
-    read = sum(judged.histogram.values())
-    numbers.metrics |= {f"judge_share_{value}": n / read for value, n in judged.histogram.items()}
+    n_read = sum(judged.histogram.values())
+    numbers.metrics |= {f"judge_share_{value}": n / n_read for value, n in judged.histogram.items()}
     (run.out / "judge.json").write_text(
         json.dumps(Result(numbers.metrics, numbers.missing).to_json(), indent=1, sort_keys=True, allow_nan=False), encoding="utf-8"
     )

@@ -272,7 +272,8 @@ def _kept(rows: list[Any], settings: PairData | LocalPairData) -> list[Any]:
 
     For unpaired rows the fractions of desirable and undesirable rows apply too.
     """
-    if getattr(settings, "dataset", None) is None:  # A dataset's fraction is a choice of prompts, made before.
+    # The fraction of a dataset was applied earlier, as a choice of prompts.
+    if getattr(settings, "dataset", None) is None:
         rows = nested_subset(rows, settings.fraction, settings.seed)
     for label, fraction in ((True, settings.desirable_fraction), (False, settings.undesirable_fraction)):
         if fraction == 1:

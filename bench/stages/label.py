@@ -158,7 +158,8 @@ def _by_judge(settings: RankLabels, item: Item, draws: Sequence[Completion], ver
         return Labelled(item.id, conversation(item, []), *texts, p_first=None, first_preferred=None, unscored=reason)
     pair = extremes(scored, scores)
     label, (first, second) = _between(settings, item, pair, scores), (scores[draw_name(draw)] for draw in pair)
-    return replace(label, p_first=0.5 + (first - second) / 2) if preferring else label  # For two samples this is the preference itself.
+    # For two samples this is the preference itself.
+    return replace(label, p_first=0.5 + (first - second) / 2) if preferring else label
 
 
 def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageRun) -> Scores:
@@ -229,6 +230,7 @@ def _by_itself(
             labels.append(_between(settings, item, extremes(scored, judged.scores), judged.scores))
             continue
         texts = [completion.completions[0] for completion in draws[item.id]]
-        unscored, p_first = (None, 0.5) if len(set(texts)) == 1 else (TOO_FEW, None)  # Equal texts get no question about pairs.
+        # Equal texts get no question about pairs; they are a tie.
+        unscored, p_first = (None, 0.5) if len(set(texts)) == 1 else (TOO_FEW, None)
         labels.append(Labelled(item.id, conversation(item, []), texts[0], texts[1], p_first, None, unscored=unscored))
     return labels, {"judgements": judged.replies, "unparsed": judged.unparsed}

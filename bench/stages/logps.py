@@ -35,8 +35,8 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
     engine = open_engine(settings, run.inputs)
     if settings.rows == "preferences":
         assert settings.max_length is not None, "preference rows are cut where training cuts them"
-        where, how = (run.inputs["preferences"], settings.splits), (settings.mismatched, settings.control)
-        named = list(_preferences(engine.tokenizer, *where, settings.max_length, *how))
+        folder, max_length = run.inputs["preferences"], settings.max_length
+        named = list(_preferences(engine.tokenizer, folder, settings.splits, max_length, settings.mismatched, settings.control))
     else:
         if settings.max_length is not None and settings.control is not None:
             raise ValueError(
@@ -62,8 +62,8 @@ def _rewards(settings: RewardScoreSettings, run: StageRun) -> Outcome:
     if settings.rows == "completions":
         named = list(_texts(scorer.tokenizer, run.inputs["completions"], run.inputs["items"], settings.max_length))
     else:
-        where = run.inputs["preferences"], settings.splits
-        named = list(_preferences(scorer.tokenizer, *where, settings.max_length, mismatched=False))
+        folder = run.inputs["preferences"]
+        named = list(_preferences(scorer.tokenizer, folder, settings.splits, settings.max_length, mismatched=False))
     rewards = scorer.rewards([ids for _, ids in named], run.progress)
     write_jsonl(run.out / "rewards.jsonl", [Reward(name, reward) for (name, _), reward in zip(named, rewards, strict=True)])
     return _outcome(named)

@@ -47,7 +47,8 @@ def run(settings: Settings, run: StageRun) -> Outcome:
 
 def _base(settings: BaseSettings, run: StageRun) -> Outcome:
     tokenizer = new_tokenizer(settings.max_length)
-    model = new_model(settings, tokenizer)  # type: ignore[arg-type]  # The settings are a WorldModel's fields without its names.
+    # The settings are a WorldModel's fields without its names.
+    model = new_model(settings, tokenizer)  # type: ignore[arg-type]
     rows = read_jsonl(run.inputs["corpus"] / "rows.jsonl", Text)
     steps = settings.pretraining.steps
     pretrain(model, tokenizer, rows, settings.pretraining, lambda step, loss: run.progress(step, steps, loss=loss))
@@ -92,7 +93,8 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
         raise ValueError(
             f"No assistant message of the {len(rows)} conversations starts within model.max_length={settings.max_length}. Raise it."
         )
-    model = in_float32(load_model(run.inputs["model"], settings.dtype))  # Weights are float32 whatever the dtype: see engines/hf.py.
+    # Weights are float32 whatever the dtype: see engines/hf.py.
+    model = in_float32(load_model(run.inputs["model"], settings.dtype))
     check_fit(run.inputs["model"], model, tokenizer)
     training, devices = settings.training, devices_of(run)
     check_rows(len(examples), training, devices)
@@ -115,7 +117,8 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
         return Outcome({})
     counts = {"rows": len(examples), "without_answer": len(rows) - len(examples), "steps": len(recorder.history), "tokens": recorder.tokens}
     if devices > 1:
-        counts["left_out"] = len(examples) % (share.batch_size * devices)  # Each epoch leaves these out: they fill no batch of all devices.
+        # Each epoch leaves these rows out: they fill no batch of all devices.
+        counts["left_out"] = len(examples) % (share.batch_size * devices)
     return Outcome(counts, recorder.recorded_files)
 
 

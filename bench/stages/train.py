@@ -39,7 +39,8 @@ def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outco
     # Weights are float32 whatever the dtype: see engines/hf.py.
     others = run.inputs.get("reference_model"), run.inputs.get("base"), devices_of(run)
     job = TrainingJob(settings, in_float32(model), tokenizer, rows, reference, run.out, recorder, *others)
-    trainer = load(settings.method.trainer or settings.method.name).make_trainer(job)  # It may add tokens to model and tokenizer.
+    # A trainer may add tokens to model and tokenizer.
+    trainer = load(settings.method.trainer or settings.method.name).make_trainer(job)
     if not train_and_save(trainer, tokenizer, run, recorder, settings.dtype):
         return Outcome({})
     (run.out / "facts.json").write_text(json.dumps(training_facts(trainer, job).to_json(), indent=1, allow_nan=False), encoding="utf-8")
