@@ -187,7 +187,7 @@ def test_ctrl_c_and_sigkill_change_nothing(tmp_path: Path) -> None:
     os.killpg(command.pid, signal.SIGINT)
     out, err = command.communicate(timeout=20)
     assert command.returncode == 130
-    assert "interrupted; the same command goes on from here" in err
+    assert "Interrupted. Run the same command again to continue from here." in err
     assert "Traceback" not in err + out
     assert gone(workers, within_s=1)
 
@@ -251,7 +251,8 @@ def test_one_bad_cell_is_one_failed_row(tmp_path: Path) -> None:
     sweep = only_sweep(ran)
     start, good, bad = rows_of(ran, sweep)
     assert (start["status"], good["status"], bad["status"]) == ("done", "done", "failed")
-    assert re.fullmatch(r"dpo: FloatingPointError: (loss|grad_norm) was (nan|inf) at step \d of \d: lower the learning rate", bad["reason"])
+    why = r"the training diverged: (loss|grad_norm) was (nan|inf) at step \d of \d. Lower the learning rate\."
+    assert re.fullmatch(f"dpo: FloatingPointError: {why}", bad["reason"])
     assert bad["win_rate"] == ""
     assert bad["reason"] in (results / "sweeps" / sweep / "table.md").read_text()
     assert bad["reason"] in ran.out
@@ -292,7 +293,7 @@ def test_a_shared_cause_is_said_once(tmp_path: Path) -> None:
     sweep = only_sweep(ran)
     assert ran.code == 3
     assert [row["status"] for row in rows_of(ran, sweep)] == ["done"] + ["failed"] * 4
-    reason = "ValueError: 1 train rows: mismatched completions need rows of at least two prompts"
+    reason = "ValueError: Too few train rows (1): mismatched completions need rows of at least two prompts"
     for text in (ran.out, (results / "sweeps" / sweep / "table.md").read_text()):
         assert text.count(reason) == 1
     assert ran.err.count(reason) == 2  # the stage's line, the first cell's

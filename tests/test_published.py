@@ -90,4 +90,4 @@ def test_the_plan_says_what_the_judge_asks_too(words: tuple[str, ...], tmp_path:
     dropped = bench(*own, *judge, "data.overlap=drop", results=tmp_path / "results").out
     assert "2 train rows (1 word for word, 1 but for case and spaces) are asked by the judge too: dropped (data.overlap=drop)" in dropped
     refused = bench(*own, *judge, "data.overlap=refuse", results=tmp_path / "results").out
-    assert "2 train rows ask what the judge asks (data.overlap=refuse)" in refused
+    assert "2 train rows have the question of an item of the judge (data.overlap=refuse)" in refused

@@ -300,7 +300,7 @@ class _Door:
         """Whether settings of a config file hold a credential, which is said. A judge's key is secret from here on."""
         for key, value in leaves(plain):
             if key.rpartition(".")[2] == "api_key_env" and isinstance(value, str):
-                secrets.read_from(value)
+                secrets.register_variable(value)
         if why := secrets.refusal("", plain):
             self.problems.append(why)
         return why is not None

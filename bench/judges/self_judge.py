@@ -83,7 +83,7 @@ def _asked(prompt: JudgePrompt, item: Item, texts: Sequence[str]) -> list[list[M
     if item.task is not None:
         turn = Turn.from_json(item.task[0])
         whole = {"additive": judging.TOTAL, "multiple_choice": judging.GRADE, "pairwise": judging.BETTER}
-        return judging.criteria(turn, texts[0]) if prompt == "criteria" else [judging.asked(turn, texts, whole[prompt])]
+        return judging.criteria(turn, texts[0]) if prompt == "criteria" else [judging.judging_prompt(turn, texts, whole[prompt])]
     whole = {"additive": ADDITIVE, "multiple_choice": CHOICE, "pairwise": BETTER}
     said = conversation(item, [])
     asked = said[0]["content"] if len(said) == 1 else "\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in said)

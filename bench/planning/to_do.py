@@ -33,9 +33,9 @@ def make_plan(cells: Sequence[CellPlan], store: Store) -> Plan:
         """`held`: its files are going to be read, so evicted weights have to be made again."""
         if stage in statuses and (not held or statuses[stage].state != "done"):
             return
-        statuses[stage] = store.held(stage) if held else store.status(stage)
+        statuses[stage] = store.status_with_weights(stage) if held else store.status(stage)
         if statuses[stage].state != "done":
-            for source in stage.before:
+            for source in stage.input_stages:
                 need(source, held=True)
         order.pop(stage, None)
         order[stage] = None

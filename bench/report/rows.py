@@ -111,7 +111,7 @@ def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: M
         result = now.result if now else stored_result(cell, store)
         calibration = now.calibration if now and now.calibration else known.get(cell.key)
         told = now is not None and now.calibration is not None
-        if result and calibration and calibrations.asked(cell) == FITTED and not told:
+        if result and calibration and calibrations.calibration_setting(cell) == FITTED and not told:
             result = calibrations.recalibrated(result, cell, store, calibration)
         rows.append(_row(cell, store, failures.get(cell.key), result, calibration))
     first: dict[str, str] = {}

@@ -19,10 +19,11 @@ from bench.judges.formats import mt_bench
 from bench.judges.formats.alpaca_eval import read_pairs
 from bench.judges.formats.items import cut, read_benchmark_items
 from bench.readers import read_conversations
-from bench.readers.learnable import Look, look_of_model
+from bench.readers.kl_partners import with_partners
+from bench.readers.learnable import LearnCheck, learn_check_of_model
 from bench.readers.rows import BadRows, read_prompts
 from bench.readers.splits import divide, overlap, overlap_counts
-from bench.readers.subsets import check_labels, nested_subset, prompt_key, with_partners
+from bench.readers.subsets import check_labels, nested_subset, prompt_key
 from bench.records import (
     Completion,
     Item,
@@ -291,7 +292,7 @@ def _write_rows(run: StageRun, split: str, rows: list[Any], seed: int) -> None:
         write_jsonl(run.out / f"{split}.jsonl", with_partners(rows, seed))
     except ValueError as error:
         shares = "data.fraction, data.desirable_fraction, data.undesirable_fraction" if split == "train" else "data.heldout_fraction"
-        raise ValueError(f"The {len(rows)} {split} rows are too few: {error}. Use more prompts, or raise {shares}.") from error
+        raise ValueError(f"Too few {split} rows ({len(rows)}): {error}. Use more prompts, or raise {shares}.") from error
 
 
 def _row(label: Labelled, settings: PairData) -> Pair | Unpaired | None:
@@ -328,14 +329,14 @@ def _judge_items(run: StageRun) -> list[Item]:
     return read_items(run.inputs["items"]) if "items" in run.inputs else []
 
 
-def _look(max_length: int | None, run: StageRun) -> Look | None:
+def _look(max_length: int | None, run: StageRun) -> LearnCheck | None:
     """A check of rows against the model's tokenizer and length; None if no model is given."""
     if TOKENIZER not in run.inputs:
         return None
     from bench.models.tokenize import positions
 
     folder = run.inputs[TOKENIZER]
-    return look_of_model(folder, tree_stamp(folder), max_length or positions(folder))
+    return learn_check_of_model(folder, tree_stamp(folder), max_length or positions(folder))
 
 
 def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:

@@ -37,7 +37,7 @@ def _from_file(settings: WrittenCompletions, run: StageRun) -> Outcome:
     items, rows = read_items(run.inputs["items"]), read_written(path)
     completions = matched(rows, items)
     if not completions and (settings.alone or all(len(item.turns) == 1 for item in items)):
-        first = f"The judge's first prompt is {items[0].turns[0]!r} (item {items[0].id}), and the first row's is {rows[0].asked!r}"
+        first = f"The judge's first prompt is {items[0].turns[0]!r} (item {items[0].id}), and the first row's is {rows[0].prompt_text!r}"
         raise BadFile(
             f"{path}: none of its {len(rows)} rows is for one of the judge's {len(items)} prompts. {first}. Bring completions of the "
             "judge's prompts, written exactly alike."

@@ -354,7 +354,7 @@ def test_a_calibration_knows_items_by_number_by_instruction_or_by_id(tmp_path: P
     with pytest.raises(BadFile, match=r"c\.csv:2: instruction_difficulty must be a number with a decimal point, got the text 'much'"):
         read_calibration(path)
     path.write_text("item_id,difficulty\nx,1\n")
-    with pytest.raises(ValueError, match="expected a column instruction_difficulty, comma-separated; got columns item_id, difficulty"):
+    with pytest.raises(ValueError, match="header with column instruction_difficulty, comma-separated; got columns item_id, difficulty"):
         read_calibration(path)
 
 
@@ -363,7 +363,7 @@ GAMED = (
     "v,0.9,0,-1.5,0.25,False\nv,0.8,1,-1.0,-1.0,False\nv,0.7,2,-0.5,0.5,False\n"
     "c,0.1,0,2.0,0.25,False\nc,0.2,1,1.5,-1.0,False\nc,0.3,2,1.0,0.5,False\n"
 )
-NO_COLUMN = ": expected a column instruction_difficulty, comma-separated; got one column"
+NO_COLUMN = ": expected a header with column instruction_difficulty, comma-separated; got one column"
 BY_ITEM = "\n".join(sorted(GAMED.splitlines(), key=lambda line: (line[0] != "m", line.split(",")[2])))
 
 
@@ -400,7 +400,7 @@ def test_a_calibration_as_a_spreadsheet_saves_it_gives_the_same_numbers(tmp_path
     [
         (GAMED.replace(".", "#").replace(",", ";").replace("#", ","), f"{NO_COLUMN} 'model;preference;index;"),
         (GAMED.replace(",", "\t"), f"{NO_COLUMN} 'model"),
-        (GAMED.replace("0.9", "0,9"), ":2: expected 6 fields, comma-separated, as the head has; got 7"),
+        (GAMED.replace("0.9", "0,9"), ":2: expected 6 comma-separated fields, as in the header; got 7"),
         (GAMED.replace("0.9", '"0,9"'), ":2: preference must be a number with a decimal point, got the text '0,9'"),
         (GAMED.replace("0.9", "nan"), ":2: preference must be a number with a decimal point, got the text 'nan'"),
         (GAMED.replace("0.9", "1.9"), r":2: preference must be in \[0, 1\], got the text '1.9'"),

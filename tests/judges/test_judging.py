@@ -212,7 +212,7 @@ def test_items_on_the_users_own_data_must_be_named(problems: Callable[..., list[
 
 def test_a_missing_key_is_said_before_anything_is_trained(trained: Path) -> None:
     ran = bench(*CELL, *ASKED, "judge.api_key_env=NOT_SET_HERE", results=trained)
-    assert ran.code == 2 and "the environment variable NOT_SET_HERE (judge.api_key_env) must hold the judge's key" in ran.err
+    assert ran.code == 2 and "the judge needs an API key: set the environment variable NOT_SET_HERE (judge.api_key_env)" in ran.err
 
 
 def test_official_items_come_from_the_hubs_cache_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,12 +116,12 @@ def test_a_mark_and_line_ends_change_no_annotator(tmp_path: Path, mark: bytes, e
         ("mine: {prompt_template: mine/p.txt, fn_completion_parser: 3}", "fn_completion_parser must be text, got the number 3"),
         ("mine: {prompt_template: mine/p.txt, completions_kwargs: [a]}", "completions_kwargs must be settings by name, got a list of 1"),
         (OWN.replace("3}", "true}"), "max_tokens must be a whole number from 0 to 1000000000, got true"),
-        (OWN.replace("3}", "3, temperature: .nan}"), "configs.yaml:3: not YAML ..nan is no finite number"),
+        (OWN.replace("3}", "3, temperature: .nan}"), "configs.yaml:3: not YAML ..nan is not a finite number"),
         (OWN.replace("3}", "3, temperature: true}"), "temperature must be a number from 0, got true"),
         (OWN.replace("3}", "3, logprobs: 'yes'}"), "logprobs must be true or false, got the text 'yes'"),
         (OWN.replace("x,", "3,"), "model_name must be text, got the number 3"),
         (OWN + OWN, "configs.yaml:1: a mapping holds 'mine' twice"),
-        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)), "write out to more than"),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)), "expand to more than"),
     ],
 )
 def test_an_annotator_that_cannot_be_used_is_one_line(tmp_path: Path, config: str, says: str) -> None:

@@ -115,7 +115,7 @@ def test_a_jury_shows_its_median_and_each_member_and_shares_their_stages(endpoin
     assert all(row["style_win_rate_game"] for row in rows) and "arena_win_rate" not in rows[0]
     found = [row for row in verdicts(ran.results)["jury"] if len(row.details or {}) == 3]
     assert found and all(row.preference == sorted((row.details or {}).values())[1] for row in found)
-    lacking = re.findall(r"Judge (\S+): no passport.*: (python -m bench do=audit .*)", ran.out)
+    lacking = re.findall(r"Judge (\S+): not audited yet.*: (python -m bench do=audit .*)", ran.out)
     assert {name: command.split()[5] for name, command in lacking} == {
         "alpaca_eval-long-judge": "judge.model=long-judge",
         "alpaca_eval-odd-judge": "judge.model=odd-judge",
@@ -126,7 +126,7 @@ def test_a_jury_shows_its_median_and_each_member_and_shares_their_stages(endpoin
     alone = bench(*files, "judge=arena_hard", "judge.model=game-judge", f"judge.base_url={endpoint.url}", results=ran.results)
     assert alone.code == 0 and len(endpoint.asked) == 12 * N  # a member's verdicts are those of the judge alone
     again = bench(*words, "do=rescore", f"out={tmp_path / 'out.csv'}", results=ran.results)
-    assert again.code == 0 and "3 of 3 cells scored anew" in again.out and "moved" not in again.out
+    assert again.code == 0 and "3 of 3 cells were scored again" in again.out and "changed: " not in again.out
     assert bench(*words, "do=status", results=ran.results).code == 0
     assert bench(*words, "do=report", results=ran.results).code == 0
 

@@ -44,7 +44,7 @@ def smoke_plan(n: int) -> CellPlan:
 def run_missing(cell: CellPlan, store: Store) -> None:
     for stage in make_plan([cell], store).to_do:
         run_stage(describe(stage, store))
-        store.forget(stage)
+        store.invalidate(stage)
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,7 @@ def test_a_judge_that_rates_is_planned_stopped_at_its_budget_and_audited(endpoin
     planned = bench(*words, "plan=true", "judge.budget_dollars=5", results=results)
     assert planned.code == 0 and not endpoint.asked, planned.err
     forecast = re.search(r"([\d,]+) requests", planned.out)
-    assert forecast and "more than judge.budget_dollars=5: it stops there (exit 4)" in planned.out
+    assert forecast and "more than judge.budget_dollars=5. The command stops there (exit 4)" in planned.out
     stopped = bench(*words, "judge.budget_dollars=5", results=results)
     assert stopped.code == 4 and "FAILED   mt_bench-severe-rating-" in stopped.out
     labels = tmp_path / "labels.jsonl"
@@ -330,7 +330,7 @@ def test_a_bad_label_and_items_without_answers_are_said_at_the_door(problems: Ca
     labels.write_text('{"item_id": "a", "preference": 2}\n')
     items.write_text(json.dumps([{"instruction": "Say a.", "output": "a."}] * 4))
     found = problems("do=audit", f"human={labels}")
-    assert any(f"{labels}:1: not a HumanLabel: label of a: preference must be in [0, 1], got 2" in problem for problem in found), found
+    assert any(f"{labels}:1: not a valid label: label of a: preference must be in [0, 1], got 2" in problem for problem in found), found
     found = problems("do=audit", "judge=alpaca_eval", "judge.model=m", f"judge.items={items}")
     assert any("needs answers to judge" in problem and "completions=FILE" in problem for problem in found), found
     labels.write_text('{"item_id": "a", "rating": 2}\n')
