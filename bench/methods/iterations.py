@@ -158,10 +158,10 @@ def _samples(cell: Cell, loop: Loop, policy: Input, items: Stage, draws: int, t:
 
 
 def _pairs(cell: Cell, ground: Ground, loop: Loop, data: list[Stage], round_: Round) -> Stage:
-    look = _look(ground)
+    limits = _row_limits(ground)
     sources = {"fresh": data[-1:], "two_latest": data[-2:], "accumulated": data}[loop.pairs]
     inputs: Inputs = {f"{number:02d}": source for number, source in enumerate(sources, len(data) - len(sources))}
-    return stage("data", LoopPairData(seed=cell.seed, max_length=look.max_length), inputs | look.inputs, round_.label("pairs"))
+    return stage("data", LoopPairData(seed=cell.seed, max_length=limits.max_length), inputs | limits.inputs, round_.label("pairs"))
 
 
 # Prompts ----------------------------------------------------------------------------------------------------
@@ -184,12 +184,12 @@ def demonstrations(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
 
 
 def _of_file(file: Source, ground: Ground, loop: Loop, place: int, t: int, *, answers: bool) -> Stage:
-    look = _look(ground)
-    settings = FilePromptData(after=place * loop.n_prompts, n=loop.n_prompts, answers=answers, max_length=look.max_length)
-    return stage("data", settings, {"file": file} | look.inputs, f"iteration {t} {'demonstrations' if answers else 'prompts'}")
+    limits = _row_limits(ground)
+    settings = FilePromptData(after=place * loop.n_prompts, n=loop.n_prompts, answers=answers, max_length=limits.max_length)
+    return stage("data", settings, {"file": file} | limits.inputs, f"iteration {t} {'demonstrations' if answers else 'prompts'}")
 
 
-class _Look(NamedTuple):
+class _RowLimits(NamedTuple):
     """The model's tokenizer and maximal length in tokens. Rows that do not suit them are dropped.
 
     They are those of the labelled rows. In the controlled world there are none.
@@ -199,9 +199,9 @@ class _Look(NamedTuple):
     max_length: int | None
 
 
-def _look(ground: Ground) -> _Look:
+def _row_limits(ground: Ground) -> _RowLimits:
     inputs = {role: source for role, source in ground.preferences.inputs.items() if role == TOKENIZER}
-    return _Look(inputs, getattr(ground.preferences.settings, "max_length", None) if inputs else None)
+    return _RowLimits(inputs, getattr(ground.preferences.settings, "max_length", None) if inputs else None)
 
 
 def new_prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:

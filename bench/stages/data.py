@@ -248,8 +248,8 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
         labelled += labels
     ties, unscored = _undecided(labelled)
     dropped: Counter[str] = Counter()
-    if (look := _look(settings.max_length, run)) is not None:
-        reasons = [look(row.prompt, own_completions(row)) for row in rows]
+    if (learn_check := _learn_check(settings.max_length, run)) is not None:
+        reasons = [learn_check(row.prompt, own_completions(row)) for row in rows]
         dropped.update(f"train/dropped/{unusable.reason}" for unusable in reasons if unusable is not None)
         rows = [row for row, unusable in zip(rows, reasons, strict=True) if unusable is None]
     if not rows:
@@ -315,7 +315,7 @@ def _pair(label: Labelled) -> Pair | None:
 
 
 def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
-    splits = divide(settings, run.inputs["file"], _judge_items(run), _look(settings.max_length, run))
+    splits = divide(settings, run.inputs["file"], _judge_items(run), _learn_check(settings.max_length, run))
     train = _kept(splits.train, settings) if settings.fraction else []
     if settings.fraction:
         _write_rows(run, "train", train, settings.seed)
@@ -329,7 +329,7 @@ def _judge_items(run: StageRun) -> list[Item]:
     return read_items(run.inputs["items"]) if "items" in run.inputs else []
 
 
-def _look(max_length: int | None, run: StageRun) -> LearnCheck | None:
+def _learn_check(max_length: int | None, run: StageRun) -> LearnCheck | None:
     """A check of rows against the model's tokenizer and length; None if no model is given."""
     if TOKENIZER not in run.inputs:
         return None
@@ -340,7 +340,7 @@ def _look(max_length: int | None, run: StageRun) -> LearnCheck | None:
 
 
 def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
-    rows = divide(settings.pairs, run.inputs["file"], _judge_items(run), _look(settings.pairs.max_length, run)).next_prompts
+    rows = divide(settings.pairs, run.inputs["file"], _judge_items(run), _learn_check(settings.pairs.max_length, run)).next_prompts
     kept = rows[settings.after : settings.after + settings.n]
     if len(kept) < settings.n:
         needed = settings.after + settings.n
@@ -372,15 +372,15 @@ def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int) -> list[Item
 
 
 def _file_items(settings: FilePromptData, run: StageRun) -> list[Item]:
-    file, look = run.inputs["file"], _look(settings.max_length, run)
+    file, learn_check = run.inputs["file"], _learn_check(settings.max_length, run)
     rows = read_prompts(file, settings.answers)[settings.after : settings.after + settings.n]
     if len(rows) < settings.n:
         raise ValueError(
             f"{file} has {len(rows)} prompts after the first {settings.after}, and this iteration needs {settings.n}. "
             "Add prompts, or lower method.n_prompts."
         )
-    looked = [(row, look(row.prompt, [row.completion] if settings.answers else [])) for row in rows] if look else []
-    if problems := [f"{file}:{row.id}: {unusable.why or unusable.reason}" for row, unusable in looked if unusable is not None]:
+    checked = [(row, learn_check(row.prompt, [row.completion] if settings.answers else [])) for row in rows] if learn_check else []
+    if problems := [f"{file}:{row.id}: {unusable.why or unusable.reason}" for row, unusable in checked if unusable is not None]:
         raise BadRows(
             f"{len(problems)} of {len(rows)} prompts cannot be used with this model. The first is {problems[0]}. Remove them from the file."
         )
