@@ -110,15 +110,15 @@ def read(results: Path, opened: Opened) -> Opened:
             raise ValueError(f"sweep must be {NAME_WORDS}, got {describe(sweep)}")
         if not isinstance(replaced, bool):
             raise ValueError(f"replaced must be true or false, got {describe(replaced)}")
+        title, command = (secrets.shown(text(facts[name], name).replace("\n", " ")) for name in ("title", "command"))
+        varied = tuple(text(axis, "each of axes") for axis in axes)
         if not written:
             raise ValueError("cells must hold one cell or more, got an empty list")
-        title, command = (secrets.shown(text(facts[name], name).replace("\n", " ")) for name in ("title", "command"))
         cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in written]
         sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in written]
         for cell, source in zip(cells, sources, strict=True):
             plan_cell(cell, source, methods.chain)  # raises for a cell whose files are not named
         expectations = tuple(Expectation.model_validate(item) for item in expected)
-        varied = tuple(text(axis, "each of axes") for axis in axes)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / BUNDLE_FILE}: ")
         raise BadConfig([f"{results / BUNDLE_FILE} cannot be read by this version of bench: {' '.join(reason.split())[:300]}"]) from error
