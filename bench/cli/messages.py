@@ -62,7 +62,7 @@ def in_words(detail: Mapping[str, Any], record: type[BaseModel], section: str, w
     came = f"got {short(detail['input'])} ({where.of(key)})"
     match kind:
         case "misfit":
-            for name, text in context["found"]:
+            for name, text in context["misfits"]:
                 yield key, f"{text} ({where.of('.'.join([*path, name]))})"
         case "extra_forbidden":
             yield key, unknown("key", key, siblings, where.of(key), ".".join(path[:-1]))

@@ -298,14 +298,14 @@ def test_best_of_n_refuses_unpaired_rows_and_samples_that_are_all_the_same(probl
         "method.n must be >= 2, got 1 (method.n=1 on the command line)",
         "method=best_of_n learns from pairs, got unpaired rows; take method=kto, csft or "
         "offline_ppo, or paired data (data.form=unpaired on the command line)",
-        "method=best_of_n chooses among samples, which are all the same at temperature 0; set it above 0 "
+        "method=best_of_n chooses among samples, and at temperature 0 they are all the same; set a temperature above 0 "
         "(judge.rating.decoding.temperature=0 on the command line)",
     ]
 
 
 def test_ktos_weights_are_set_in_one_way(problems: Problems) -> None:
     assert problems("method=kto", "method.weight_ratio=1.33", "method.undesirable_weight=2") == [
-        "weight_ratio sets both weights, which must then be 1, got desirable_weight=1 and undesirable_weight=2 "
+        "weight_ratio sets both weights, so leave them at 1, got desirable_weight=1 and undesirable_weight=2 "
         "(method.weight_ratio=1.33 on the command line)"
     ]
     assert problems("method=kto", "method.weight_ratio=1.33") == []
@@ -383,7 +383,7 @@ def test_a_mark_and_line_ends_change_no_chat_template(model_folder: Path, tmp_pa
 
 def test_a_path_of_a_user_who_is_not_known_is_refused(problems: Problems, monkeypatch: pytest.MonkeyPatch) -> None:
     (problem,) = problems("results='~nobody-of-that-name/x'")
-    assert problem.startswith("results=~nobody-of-that-name/x is in the home of a user who is not known here: set results=DIR")
+    assert problem.startswith("results=~nobody-of-that-name/x is in the home of a user unknown on this machine: set results=DIR")
     for word, said in (
         ("completions='~nobody-of-that-name/x'", "completions must be a file, got ~nobody-of-that-name/x: no such file"),
         ("judge.calibration='~nobody-of-that-name/x'", "no such file"),
