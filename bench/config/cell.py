@@ -28,7 +28,8 @@ class Serving(Settings):
     """How vLLM is run; settings that change no number reach no key."""
 
     python: Annotated[str | None, Unkeyed()]
-    """Path of the python of an environment with vLLM; null: this one."""
+    """Path of the python of an environment with vLLM, for other versions than training has; null: this one.
+    """
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), Unkeyed()]
     """Share of a GPU's memory that vLLM takes, above 0 to 1; it is given back between stages."""
     tensor_parallel_size: Annotated[Count, Unkeyed()]

@@ -167,8 +167,8 @@ class Published(Settings):
     hub: str | None
     """Repository on the Hugging Face hub, OWNER/NAME; null: `path` is read."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
-    """Commit of the hub's repository, 40 hexadecimal digits; null: the locked one, else the newest, which is
-    then locked."""
+    """Commit of the hub's repository, 40 hexadecimal digits; null: the locked one (results/revisions.json),
+    else the newest, which is then locked."""
     path: str | None
     """Path of a copy of the dataset's folder, or of one of its files; null: it comes from the hub."""
     train_files: Patterns = Field(min_length=1)

@@ -191,10 +191,12 @@ class LanguageJudge(JudgeSettings, Asking):
     """Further words of the vLLM server's command."""
     verdict: VerdictDecoding
     """Decoding of the judge's replies, and further fields of the request; null: as the annotator or the
-    manner says."""
+    benchmark says."""
     items: str | None
     """File of items in the form of the judge's benchmark, or hub for AlpacaEval's official 805; null: the
-    controlled world's evaluation prompts."""
+    controlled world's evaluation prompts. AlpacaEval has a list of instruction and output (the baseline's);
+    MT-Bench FastChat's question.jsonl; Arena-Hard its question.jsonl with `baseline`, or AlpacaEval's list
+    without it."""
     n_items: Count | None
     """Number of items to judge, the first of the file; null: all of them."""
     decoding: Decoding

@@ -163,7 +163,8 @@ class Kto(Training):
     """Rows of one forward and backward pass, 2 or more; times gradient_accumulation_steps, a step has usually
     8 to 128. The KL term is estimated from the rows of a batch."""
     desirable_weight: Positive
-    """The paper's lambda_D, weight of the desirable rows; usual 1."""
+    """The paper's lambda_D, weight of the desirable rows; usual 1. Leave both weights at 1 for as many
+    desirable as undesirable rows."""
     undesirable_weight: Positive
     """The paper's lambda_U, weight of the undesirable rows; usual 1."""
     weight_ratio: Annotated[Positive | None, LaterField()] = None
@@ -376,7 +377,7 @@ class Loop(Training):
     """Longest sampled completion in tokens; SPA: 300."""
     pairs: Literal["fresh", "two_latest", "accumulated"]
     """Pairs that an iteration trains on: its own (fresh), its own and the iteration's before (two_latest), or
-    the labelled pairs and every iteration's (accumulated)."""
+    the labelled pairs and every iteration's (accumulated). SPA and self-rewarding take fresh."""
     prompts: str | None = None
     """File of new prompts of yours, to go with data=local: .jsonl or .parquet with prompt (text or messages);
     null: the controlled world's."""

@@ -158,7 +158,7 @@ class Resources(Settings):
     cpus: Count
     """Number of CPU cores."""
     mem_gb: Positive | None
-    """Memory in GB; null: the cluster's default."""
+    """Memory in GB; null: the cluster's default (Ray reserves none)."""
     time_min: Count
     """Time limit in minutes."""
 
@@ -201,7 +201,8 @@ class ClusterLauncher(AnyLauncher):
     here_workers: Count
     """Number of worker processes on this machine."""
     env: dict[str, str]
-    """Environment variables of the workers on the nodes, as in {HF_HUB_OFFLINE: "1"}."""
+    """Environment variables of the workers on the nodes, as in {HF_HUB_OFFLINE: "1"}. sbatch also passes on
+    those of the command's shell."""
     gpu: Resources
     """Resources of a stage that loads a model; set gpus to 0 on a cluster without GPUs."""
     cpu: Resources
@@ -325,7 +326,7 @@ class Bounds(Settings):
     positions: Count
     """Largest number of positions."""
     template_s: Positive
-    """Longest first look at a chat template, in seconds."""
+    """Longest first look at a chat template, in seconds; it runs in a process of its own."""
 
 
 class Session(Settings):

@@ -141,13 +141,14 @@ class LocalModel(Settings):
     kind: Literal["local"]
     name: Name
     path: str | None
-    """Path of the model's folder; null: it comes from the hub. A folder is known by its content."""
+    """Path of the model's folder; null: it comes from the hub. A folder is known by its content, and the hub
+    is not asked."""
     hub: str | None = None
     """Repository on the Hugging Face hub, OWNER/NAME; null: `path` is read. Where both are set, the path is a
     copy."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
-    """Commit of the hub's repository, 40 hexadecimal digits; null: the locked one, else the newest, which is
-    then locked."""
+    """Commit of the hub's repository, 40 hexadecimal digits; null: the locked one (results/revisions.json),
+    else the newest, which is then locked."""
     dtype: Literal["float32", "bfloat16"]
     """Number format of the weights: float32 or bfloat16."""
     max_length: Count
@@ -156,8 +157,9 @@ class LocalModel(Settings):
     chat_template: str | None = None
     """Chat template in place of the tokenizer's: tulu, zephyr or a Jinja file; null: the tokenizer's own."""
     template_date: Annotated[str, AfterValidator(_a_day)] | None = None
-    """Day that the chat template writes, so that prompts are the same every day; null: 2024-07-26 if the
-    template reads the clock, else its own. It is part of the key where the template reads it."""
+    """Day (2025-01-31) that the chat template writes, so that prompts are the same every day; null:
+    2024-07-26 if the template reads the clock, else its own. It is part of the key where the template reads
+    it."""
     base: str | None = None
     """Folder of the model that the start model was tuned from, for method.judging_reference=base; null: none.
     """

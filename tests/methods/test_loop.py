@@ -210,8 +210,8 @@ def test_an_axis_of_iterations_is_typed_like_any_other() -> None:
     ("words", "said"),
     [
         (("method=spin", "method.n_prompts=1500"), "iterations 0 to 3 of 1500 prompts each need 6000 demonstrations"),
-        (("method=iterative_dpo", "method.labeller=implicit", "method.seed_training=null"), "without a seed_training implicit labels need"),
-        (("method=spa", "method.seed_training=null"), "implicit labels need judging_reference=base, got start"),
+        (("method=iterative_dpo", "method.labeller=implicit", "method.seed_training=null"), "without seed_training a start model is its own reference"),
+        (("method=spa", "method.seed_training=null"), "set judging_reference=base, got start"),
         (("method=spa", "data.fraction=0"), "method=spa learns from labelled rows, got data.fraction=0; set method.seed_training=null"),
         (("method=dpo", "data.fraction=0"), "method=dpo learns from labelled rows, got data.fraction=0"),
         (("method=spa", "method.judging_reference=base", "model.start=base"), "a start model that was tuned from the base model"),
