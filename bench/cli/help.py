@@ -1,4 +1,5 @@
-"""The help: one screen for a bare `bench`, the commands and choices for `--help`, and one choice with its settings.
+"""The help: one screen for a bare `bench`, the commands and choices for `--help`, and one choice with its
+settings.
 
 Texts are the comments of conf/ and sweeps/ and the docstrings of settings, so help needs no composed config.
 """
@@ -36,16 +37,16 @@ README.md has a first table and how to read it.
 TITLES = {
     "method": "how the policy learns",
     "model": "the start model, or a folder",
-    "data": "what it learns from",
-    "judge": "who decides",
+    "data": "the data to learn from",
+    "judge": "the judge of completions",
     "scale": "settings of a paper or of the world",
     "sft": "how a base model becomes the start model",
-    "engine": "who generates",
+    "engine": "the program that generates",
     "adapter": "full fine-tuning or LoRA",
     "accelerate": "how one training is spread over devices",
     "hydra/launcher": "where stages run",
-    "hardware": "the GPU that a plan reckons with",
-    "forgetting": "tasks beside the judge",
+    "hardware": "the GPU that a plan computes with",
+    "forgetting": "tasks in addition to the judge",
     "tracker": "where a sweep is mirrored",
 }
 
@@ -259,7 +260,7 @@ def _tree(path: Path) -> dict[str, Any]:
 
 
 def _record(annotation: Any, part: Any, choice: str) -> Any:
-    """The settings class of a section among those of a union: the one whose `name` or `kind` is the section's."""
+    """The settings class of a section, found among a union's members by the section's `name` or `kind`."""
     from pydantic import BaseModel
 
     part = part if isinstance(part, dict) else {}

@@ -64,7 +64,7 @@ TWO = "judge.judges={truth: {judge: gold}, asked: {judge: alpaca_eval, model: m}
         (("judge.judges={a: {judge: gold}, b: {judge: reward_model, model: nowhere}}",), "got nowhere: no such folder (judge.judges="),
         ((TWO, "judge.judges.asked.concurrency=0"), "judge.judges.asked.concurrency must be >= 1, got 0"),
         (("judge.judges={a: {judge: gold}, b: {judge: gold}}",), "a and b are the same judge, and its vote would count twice: leave b out"),
-        ((TWO, "do=audit"), "do=audit asks one judge, got judge=jury; audit its members one by one"),
+        ((TWO, "do=audit"), "do=audit measures one judge, got judge=jury; audit its members one by one"),
     ],
 )
 def test_a_wrong_jury_is_said_at_the_door(problems: Callable[..., list[str]], words: tuple[str, ...], said: str) -> None:

@@ -210,7 +210,10 @@ def test_an_axis_of_iterations_is_typed_like_any_other() -> None:
     ("words", "said"),
     [
         (("method=spin", "method.n_prompts=1500"), "iterations 0 to 3 of 1500 prompts each need 6000 demonstrations"),
-        (("method=iterative_dpo", "method.labeller=implicit", "method.seed_training=null"), "without seed_training a start model is its own reference"),
+        (
+            ("method=iterative_dpo", "method.labeller=implicit", "method.seed_training=null"),
+            "without seed_training a start model is its own reference",
+        ),
         (("method=spa", "method.seed_training=null"), "set judging_reference=base, got start"),
         (("method=spa", "data.fraction=0"), "method=spa learns from labelled rows, got data.fraction=0; set method.seed_training=null"),
         (("method=dpo", "data.fraction=0"), "method=dpo learns from labelled rows, got data.fraction=0"),
@@ -494,7 +497,7 @@ def test_a_key_is_text_whatever_it_looks_like(key: str, opened: Callable[..., Op
 
 
 def test_a_lineage_needs_one_cell_and_no_other_words(problems: Callable[..., list[str]]) -> None:
-    assert problems("do=why") == ["do=why explains one cell: give its key or name, as in table.csv (do=why cell=KEY)"]
+    assert problems("do=why") == ["do=why explains one cell: add cell=KEY, the key or name of a cell in table.csv"]
     assert problems("do=why", "cell=0123abcd", "method=dpo") == ["cell=0123abcd is looked up in the results folder: leave out method=dpo"]
 
 
