@@ -193,7 +193,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ],
         ),
         (["hydra/sweeper=basic"], ["cannot set hydra/sweeper (hydra/sweeper=basic on the command line): bench unfolds every command "
-                                   "and bench unfolds it; leave the word out"]),
+                                   "itself; leave the word out"]),
         (["hydra.foo=1"], ["cannot compose hydra.foo=1: Could not override 'hydra.foo'. To append to your config use +hydra.foo=1"]),
         (["--config-dir=/nope"], ["--config-dir must be a folder of configs, got /nope: no such folder"]),
         (["--config-dir"], ["--config-dir must be a folder of configs, got nothing: no such folder"]),
@@ -672,5 +672,5 @@ def test_qlora_without_its_package_is_refused_and_can_be_planned(
     monkeypatch.setattr("bench.cli.checks.importlib.util.find_spec", lambda package: None)
     words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "adapter=qlora"]
     (problem,) = problems(*words)
-    assert problem.startswith("adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or take")
+    assert problem.startswith("adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or use")
     assert opened(*words, "do=plan").cells

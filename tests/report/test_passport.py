@@ -335,7 +335,7 @@ def test_a_bad_label_and_items_without_answers_are_said_at_the_door(problems: Ca
     assert any("needs completions to judge" in problem and "completions=FILE" in problem for problem in found), found
     labels.write_text('{"item_id": "a", "rating": 2}\n')
     found = problems("do=audit", f"human={labels}", "judge=alpaca_eval", "judge.model=m")
-    assert any("holds ratings, but judge=alpaca_eval gives preferences here: use a file of preferences" in problem for problem in found), found
+    assert any("holds ratings, but judge=alpaca_eval gives preferences here: use a file" in problem for problem in found), found
     labels.write_text('{"item_id": "a", "rating": 2}\n{"item_id": "a", "preference": 1}\n')
     assert any("labels of one kind, preference or rating" in problem for problem in problems("do=audit", f"human={labels}"))
 
