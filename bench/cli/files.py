@@ -346,7 +346,7 @@ def _prompts_identity(method: Tree, data: str) -> str:
 
 
 def _prompts_file(text: str, answered: bool, data: str) -> int:
-    """Number of different prompts in a loop's file. Raises ValueError where the data have some of them too."""
+    """Number of different prompts in a loop's file. Raises ValueError where the data have some too."""
     prompts = read_prompts(a_file(text, "method.prompts"), answered)
     path = user_path(data)
     if not data or not path.is_file():

@@ -181,7 +181,7 @@ def _values(override: Override, parser: OverridesParser, most: int) -> list[Any]
 
 
 def _range_length(values: RangeSweep) -> int:
-    """Number of values in a range, counted without making them. Raises ValueError for a range without an end."""
+    """Number of values in a range; none is made. Raises ValueError for a range without an end."""
     ends = (values.start or 0, values.stop or 0, values.step)
     if not all(math.isfinite(end) for end in ends) or not values.step:
         raise ValueError(f"a range from {ends[0]} to {ends[1]} in steps of {ends[2]} has no end")

@@ -82,7 +82,7 @@ class WorldData(Settings):
 
 
 class LocalData(Settings):
-    """A preference file of the user's: JSONL or Parquet in TRL's paired or unpaired form, text or messages."""
+    """A preference file of the user's: JSONL or Parquet, TRL's paired or unpaired form, text or messages."""
 
     kind: Literal["local"]
     name: Name
@@ -162,7 +162,7 @@ Patterns = Annotated[tuple[str, ...], AsList]  # Patterns of file names in the h
 
 
 class Published(Settings):
-    """Source of a public dataset: the hub, at a revision that is locked at its first use, or a copy on disk."""
+    """Source of a public dataset: the hub, at a revision locked at its first use, or a copy on disk."""
 
     hub: str | None
     """Repository on the Hugging Face hub, OWNER/NAME; null: `path` is read."""

@@ -222,7 +222,7 @@ class AlpacaEvalJudge(LanguageJudge):
 
 
 class MtBenchJudge(LanguageJudge):
-    """Two turns in eight categories: a rating of each completion, or each pair of completions in both orders."""
+    """Two turns in eight categories: a rating of each completion, or each pair in both orders."""
 
     item_files = ("items", "references", "baseline")
     turns = 2

@@ -92,7 +92,7 @@ class Training(MethodSettings):
     """Largest norm of a gradient, longer ones are clipped to it; usual 1 to 10."""
 
     def start_loss(self) -> float | None:
-        """The loss while the policy equals its reference, whatever the data; None where it depends on them."""
+        """The loss while the policy equals its reference; None where it depends on the data."""
         return None
 
     @property
@@ -351,7 +351,7 @@ Trained = SftChosen | Dpo | Cdpo | Robust | Ipo | IpoSummed | Hinge | Slic | Sim
 
 
 class SeedTraining(Settings):
-    """DPO on the labelled pairs before a loop's first iteration; other settings are those of the iterations."""
+    """DPO on the labelled pairs before a loop's first iteration; other settings are the iterations'."""
 
     beta: Positive
     """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5."""
@@ -383,8 +383,8 @@ class Loop(Training):
     null: the controlled world's."""
 
 
-# The model that implicit rewards are measured against: the start model, the policy before the one that writes,
-# or the model that the start model was tuned from.
+# The model that implicit rewards are measured against: the start model, the policy before the one that
+# writes, or the model that the start model was tuned from.
 JudgingReference = Literal["start", "previous", "base"]
 
 

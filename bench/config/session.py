@@ -311,7 +311,7 @@ def user_path(path: str | Path) -> Path:
 
 
 class Bounds(Settings):
-    """Limits on a model's files: sizes in its config.json, and seconds for a first look at its chat template."""
+    """Limits on a model's files: sizes in its config.json, and seconds for a look at its chat template."""
 
     layers: Count
     """Largest number of layers."""

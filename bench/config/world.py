@@ -12,7 +12,7 @@ from bench.config.base import AsList, Category, Count, Misfit, Name, Positive, P
 
 
 class Writer(Settings):
-    """Error rates of a simulated writer, each a probability per answer (missed_constraint: per constraint)."""
+    """Error rates of a simulated writer, probabilities per answer (missed_constraint: per constraint)."""
 
     error: Probability
     """Probability of a wrong answer."""
