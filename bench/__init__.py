@@ -1,3 +1,3 @@
-"""The benchmark harness for LLM preference alignment; README.md says how it is used."""
+"""A benchmark harness for LLM preference alignment. README.md explains its use."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,7 @@
-"""`python -m bench`: checks every cell of a command, then carries it out; Hydra answers its own flags.
+"""`python -m bench`: checks every cell of a command and then runs the command. Hydra handles its own flags.
 
-Exit codes: 0 well, 2 bad config, 3 some cells failed, 4 over budget, 130 interrupted; 1 only for a bug of ours.
+Exit codes: 0 success, 2 bad config, 3 some cells failed, 4 over budget, 130 interrupted; 1
+only for a bug in bench.
 """
 
 from __future__ import annotations
@@ -15,39 +16,43 @@ from typing import NoReturn
 from bench import secrets
 
 BAD_CONFIG, SOME_FAILED, INTERRUPTED = 2, 3, 130
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
-# Hydra answers these by itself: shell completion, the composed config.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
+# Flags that Hydra handles itself: shell completion, the composed config.
 HYDRA_FLAGS = ("--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 
 def main() -> NoReturn:
+    """Run the command of sys.argv and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal whose encoding lacks a character is no reason to end
+            # A terminal may lack a character; print it escaped.
+            stream.reconfigure(errors="backslashreplace")
     secrets.guard_streams()
     signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, as some parents leave it, every child seems to end well
+    # Some parents ignore SIGCHLD: every child would then seem to succeed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         words = sys.argv[1:]
         if not words or words[0] == "help" or {"--help", "-h"} & set(words):
             _help([word for word in words if word not in ("help", "--help", "-h")], whole=bool(words))
         elif "--version" in words:
-            _say_versions()
+            _print_versions()
         elif any(word.split("=")[0] in HYDRA_FLAGS for word in words):
-            _ask_hydra()
+            _run_hydra()
         else:
             _run(words)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("Interrupted. Run the same command again to continue from here.", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has left: `... | head`
+    except BrokenPipeError:  # The reader of our output has ended, as in `... | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in OF_THE_DISK:
+        if error.errno not in DISK_ERRORS:
             raise
         from bench.terminal import say
 
-        say(f"{error.filename or 'a file'}: {error.strerror}; nothing that was finished is lost, the same command goes on", error=True)
+        fault = f"{error.filename or 'a file'}: {error.strerror}."
+        say(f"{fault} Finished stages are kept: remove the cause and run the same command again.", error=True)
         sys.exit(SOME_FAILED)
     sys.exit(0)
 
@@ -72,7 +77,7 @@ def _run(words: list[str]) -> None:
 
 
 def _help(topics: list[str], *, whole: bool) -> None:
-    """One screen for a bare `bench`, everything for `help`, or one topic after another."""
+    """Print help: one screen for a bare `bench`, all of it for `help`, or each topic."""
     from bench.cli import help as helping
     from bench.terminal import say
 
@@ -86,7 +91,8 @@ def _help(topics: list[str], *, whole: bool) -> None:
             sys.exit(BAD_CONFIG)
 
 
-def _say_versions() -> None:
+def _print_versions() -> None:
+    """Print the versions of bench, Hydra, torch, transformers and TRL, one a line."""
     from importlib.metadata import PackageNotFoundError, version
 
     from bench import __version__
@@ -100,15 +106,16 @@ def _say_versions() -> None:
             print(f"{package} is not installed")
 
 
-def _ask_hydra() -> None:
-    """Shell completion and the composed config, by Hydra's own main: it never calls the task."""
+def _run_hydra() -> None:
+    """Run Hydra's own main for its flags. It never calls the task."""
     import hydra
 
     from bench.cli import sweep_files
     from bench.cli.words import CONF, with_commands
     from bench.terminal import say
 
-    words, problems = with_commands(word for word in sys.argv[1:] if word not in ("-m", "--multirun"))  # ours always sweeps
+    # Bench always sweeps.
+    words, problems = with_commands(word for word in sys.argv[1:] if word not in ("-m", "--multirun"))
     if problems:
         for problem in problems:
             say(problem, error=True)

@@ -1,8 +1,10 @@
-"""The one way to write what people read: tables, figures, findings, samples, cells' folders and their exports, passports.
+"""Writes the files that people read: tables, figures, findings, samples, folders of
+cells, exports, passports.
 
-A file is written aside and moved into place, so that a full disk or a kill leaves the old one whole; a file that holds the same bytes
-already is left alone. Nothing is written through a link, nor outside the folder that a command writes to: in a results folder of
-somebody else's, any name may be a link to a file of the reader's. (That folder itself may be one: its path was typed by the reader.)
+A file is written under a temporary name and moved into place, so a full disk or a kill leaves the old file
+whole. A file that already holds the same bytes is not touched. Nothing is written through a link, nor outside
+the command's output folder: in a results folder from another person, any name may be a link to one of your
+files. (The output folder itself may be a link, because you typed its path.)
 """
 
 from __future__ import annotations
@@ -19,43 +21,50 @@ from pathlib import Path
 
 from bench.text_files import printable
 
-ASIDE = re.compile(r"\.writing-(?P<pid>\d+)-[0-9a-f]{6}")  # the name of a file that is not whole yet
+# The temporary name of a file that is being written
+ASIDE = re.compile(r"\.writing-(?P<pid>\d+)-[0-9a-f]{6}")
 
 
 @dataclass
 class OutputFiles:
-    """Writes below `root`, and remembers what could not be written, so that one bad place does not end the rest."""
+    """Writes files below `root`.
+
+    It collects errors in `refused`, so that one bad path does not stop the others.
+    """
 
     root: Path
-    refused: dict[Path, str] = field(default_factory=dict)  # a file or folder, and why it is not as it should be
+    refused: dict[Path, str] = field(default_factory=dict)  # path -> reason
 
     def write(self, path: Path, content: str | bytes) -> bool:
-        """Whether the file now holds this."""
+        """Write a file. Returns whether it now holds this content."""
         return self._tried(path, lambda: write(self.root, path, content))
 
     def remove(self, path: Path) -> bool:
-        """Whether there is no such file now."""
+        """Remove a file. Returns whether it is gone."""
         return self._tried(path, lambda: remove(self.root, path))
 
     def _tried(self, path: Path, act: Callable[[], None]) -> bool:
         try:
             act()
         except OSError as error:
-            self.refused[path] = why(error)
+            self.refused[path] = os_reason(error)
             return False
         return True
 
     def lines(self) -> list[str]:
-        """A line for each reason that something was not written."""
+        """Lines for the screen on files that were not written, one per reason."""
         by_reason: dict[str, list[Path]] = {}
         for path, reason in self.refused.items():
             by_reason.setdefault(reason, []).append(path)
-        more = {reason: f" and {len(paths) - 1} more files" if len(paths) > 1 else "" for reason, paths in by_reason.items()}
+        more = {
+            reason: f" and {len(paths) - 1} more file{'s' if len(paths) > 2 else ''}" if len(paths) > 1 else ""
+            for reason, paths in by_reason.items()
+        }
         return [f"not written: {printable(str(paths[0]))}{more[reason]}: {reason}" for reason, paths in by_reason.items()]
 
 
-def why(error: OSError) -> str:
-    """What the file system said, without the path."""
+def os_reason(error: OSError) -> str:
+    """The reason of a file system error, without the path."""
     if isinstance(error, IsADirectoryError):
         return "is a folder, and should be a file: move it away"
     return printable(error.strerror or str(error))
@@ -78,8 +87,8 @@ def write(root: Path, path: Path, content: str | bytes) -> None:
             raise
 
 
-def write_where_asked(path: Path, content: str) -> None:
-    """Write a file that the reader has named, through a link or to a device where that is what they named. Raises OSError."""
+def write_user_file(path: Path, content: str) -> None:
+    """Write to a path that the user typed. It may be a link or a device. Raises OSError."""
     if path.exists() and not path.is_file():
         path.write_text(content, encoding="utf-8")
     else:
@@ -88,14 +97,17 @@ def write_where_asked(path: Path, content: str) -> None:
 
 
 def remove(root: Path, path: Path) -> None:
-    """Remove a file or link below `root`, where there is one. Raises OSError."""
+    """Remove a file or link below `root`, if it exists. Raises OSError."""
     with contextlib.suppress(FileNotFoundError), _folder(root, path, make=False) as (folder, name):
         os.unlink(name, dir_fd=folder)
 
 
 @contextlib.contextmanager
 def _folder(root: Path, path: Path, *, make: bool) -> Iterator[tuple[int, str]]:
-    """(descriptor of the folder that holds a file, the file's name), found from `root` down without following a link."""
+    """Open the folder of a file below `root` without following links: (file descriptor, the file's name).
+
+    `make`: create missing folders.
+    """
     *folders, name = _parts(root, path)
     if make:
         _make_root(root)
@@ -122,13 +134,18 @@ def _make_root(root: Path) -> None:
 
 
 def _parts(root: Path, path: Path) -> tuple[str, ...]:
+    """The names in a path below `root`. Raises OSError for a path outside."""
     parts = path.relative_to(root).parts if path.is_relative_to(root) else ()
     if not parts or ".." in parts:
-        raise OSError(errno.EPERM, f"lies outside of {root}, where this command writes", str(path))
+        raise OSError(errno.EPERM, f"lies outside of {root}, the only folder that this command writes to", str(path))
     return parts
 
 
 def _open_folder(parent: int, name: str, place: Path) -> int:
+    """A file descriptor of a folder.
+
+    Raises OSError for a link or a file; `place` is its path, for the message.
+    """
     try:
         return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
     except OSError as error:
@@ -140,10 +157,10 @@ def _open_folder(parent: int, name: str, place: Path) -> int:
 
 
 def _holds(folder: int, name: str, data: bytes) -> bool:
-    """Whether a regular file of that name has these bytes already."""
+    """Whether a regular file of this name already has these bytes."""
     try:
-        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != len(data):
+        info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if not stat.S_ISREG(info.st_mode) or info.st_size != len(data):
             return False
         with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
             return file.read() == data

@@ -1,4 +1,4 @@
-"""Shapes on disk: one dataclass a record, JSONL with one record a line."""
+"""Records on disk: one dataclass per record, one JSON record per line."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ K = TypeVar("K")
 V = TypeVar("V")
 Named = TypeVar("Named", "Item", "Completion", "Labelled")
 
-Message = Mapping[str, str]  # {"role": ..., "content": ...}, as chat templates read it
+Message = Mapping[str, str]  # {"role": ..., "content": ...}, the form that chat templates read
 
 
 @dataclass(frozen=True)
 class Record:
+    """A record that is written as one JSON object."""
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -33,21 +35,24 @@ class Record:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
+        """The record of a JSON object. Raises ValueError for an unknown field."""
         names = {field.name for field in dataclasses.fields(cls)}
         unknown = set(row) - names
         if unknown:
-            raise ValueError(f"{cls.__name__} has no {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}")
+            raise ValueError(f"unknown field {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}")
         return cls(**row)
 
 
 @dataclass(frozen=True)
 class Item(Record):
-    """One prompt to answer. `turns` are the user's; a later turn is asked after the policy's own earlier answers.
+    """One prompt for the policies, of one or several turns.
 
-    `context`: messages before the first turn (system prompt, earlier conversation). `plain`: text without a chat template.
-    `task` is what the controlled world's gold judge reads (one entry a turn), None elsewhere.
-    `baseline`: the fixed opponent's completion of each turn, None where nobody is compared with. `reference`: right answers that a
-    judge is shown, None where there are none.
+    `turns`: the user's messages. A later turn follows the policy's own completions of the earlier turns.
+    `context`: messages before the first turn (system prompt, earlier conversation).
+    `plain`: the prompt is text without a chat template.
+    `task`: the input of the controlled world's gold judge, one entry per turn; None elsewhere.
+    `baseline`: the opponent's completion of each turn; None where there is no opponent.
+    `reference`: correct answers that a judge is shown; None where there are none.
     """
 
     id: str
@@ -65,7 +70,7 @@ class Item(Record):
 
 @dataclass(frozen=True)
 class Text(Record):
-    """One supervised example: `prompt` is empty for plain text."""
+    """One supervised example. `prompt` is empty for plain text."""
 
     id: str
     prompt: list[Message]
@@ -74,7 +79,10 @@ class Text(Record):
 
 @dataclass(frozen=True)
 class Conversation(Record):
-    """One supervised example of several turns, which ends in an answer: every answer is learnt from."""
+    """One supervised example of several turns, the last by the assistant.
+
+    Training uses every assistant turn.
+    """
 
     id: str
     messages: list[Message]
@@ -82,8 +90,11 @@ class Conversation(Record):
 
 @dataclass(frozen=True)
 class Pair(Record):
-    """A preference. `mismatched_*`: a completion of another prompt, which estimates KTO's KL term at this prompt
-    when `chosen` (or `rejected`) is the KTO row."""
+    """A preference pair.
+
+    `mismatched_*`: a completion of another prompt. It estimates KTO's KL term at this prompt when `chosen`
+    (or `rejected`) is the KTO row.
+    """
 
     id: str
     prompt: list[Message]
@@ -95,7 +106,7 @@ class Pair(Record):
 
 @dataclass(frozen=True)
 class Unpaired(Record):
-    """One judged completion; label True is desirable."""
+    """One completion with a label; True is desirable. `mismatched` as in Pair."""
 
     id: str
     prompt: list[Message]
@@ -105,20 +116,23 @@ class Unpaired(Record):
 
 
 def completion_columns(row: Pair | Unpaired) -> tuple[str, ...]:
-    """The columns of a preference row that hold completions of its prompt."""
+    """The names of a preference row's columns with completions, mismatched ones included."""
     if isinstance(row, Pair):
         return ("chosen", "rejected", "mismatched_chosen", "mismatched_rejected")
     return ("completion", "mismatched")
 
 
 def own_completions(row: Pair | Unpaired) -> tuple[str, ...]:
-    """What answers a preference row's prompt."""
+    """The completions of a preference row's own prompt."""
     return (row.chosen, row.rejected) if isinstance(row, Pair) else (row.completion,)
 
 
 @dataclass(frozen=True)
 class Shared(Record):
-    """A train row, by id, that asks what one of the judge's items asks: word for word (exact), or but for case and spaces (normalised)."""
+    """A train row, by id, with the same prompt as an item of the judge.
+
+    `how`: `exact` is word for word; `normalised` ignores case and spaces.
+    """
 
     id: str
     how: str
@@ -126,10 +140,11 @@ class Shared(Record):
 
 @dataclass(frozen=True)
 class Labelled(Record):
-    """Two completions of a prompt and what the labeller said; `first_preferred` None is a tie.
+    """Two completions of a prompt and their label. `first_preferred` None is a tie.
 
-    `p_first` in [0, 1]: how likely the labeller was to prefer the first, None where it is `unscored` (the reason). `correct`: whether
-    the label agrees with the truth, None where the truth is not known or is a tie.
+    `p_first` in [0, 1]: the labeller's probability of preferring the first; None where the pair is unscored.
+    `correct`: whether the label agrees with the truth; None where the truth is unknown or a tie.
+    `unscored`: the reason why there is no label.
     """
 
     id: str
@@ -144,7 +159,10 @@ class Labelled(Record):
 
 @dataclass(frozen=True)
 class Trust(Record):
-    """What a noise detector said of a pair's label when training came to it; `confidence` in [0, 1]: how likely it held the label to be."""
+    """The verdict of a training's noise detector on a pair's label.
+
+    `confidence` in [0, 1]: its probability that the label is right.
+    """
 
     id: str
     distrusted: bool
@@ -153,10 +171,10 @@ class Trust(Record):
 
 @dataclass(frozen=True)
 class Completion(Record):
-    """What a policy wrote for an item: one text and token count a turn, EOS included in the count.
+    """A policy's completions of an item: one text and one token count per turn. The count includes EOS.
 
-    `finished[t]` is False where the text was cut at max_new_tokens. `draw` tells several samples of a prompt apart.
-    `ids`: the tokens that were drawn, which encoding the text again need not give.
+    `finished[t]` is False where the text was cut at max_new_tokens. `draw` numbers several samples of a
+    prompt. `ids`: the drawn tokens. Encoding the text again may give other tokens.
     """
 
     id: str
@@ -169,12 +187,12 @@ class Completion(Record):
 
 
 def draw_name(completion: Completion) -> str:
-    """What a sample is called among those of all draws; the first is called as its item."""
+    """The name of a sample among all draws: `id/draw`, or just `id` for draw 0."""
     return f"{completion.id}/{completion.draw}" if completion.draw else completion.id
 
 
 def pair_name(first: Completion, second: Completion) -> str:
-    """What two samples of a prompt are called where they are judged against each other."""
+    """The name of two samples of a prompt that are judged against each other: `id/draw-draw`."""
     return f"{first.id}/{first.draw}-{second.draw}"
 
 
@@ -189,7 +207,7 @@ class Logps(Record):
 
 @dataclass(frozen=True)
 class Reward(Record):
-    """What a reward model gives a completion, in its own units."""
+    """A reward model's reward of a completion, in the model's own units."""
 
     id: str
     reward: float
@@ -197,17 +215,17 @@ class Reward(Record):
 
 @dataclass(frozen=True)
 class Call(Record):
-    """One request to a judging model and what came back. Both orders of a pair, or several judges, are several calls."""
+    """One request to a judge model, and its reply. Both orders of a pair are two calls."""
 
-    model: str  # as asked for
-    served: str | None  # as the reply names it
-    prompt_digest: str  # of the prompt's template, before the texts went in
-    parser: str  # name and version of what reads the reply
+    model: str  # the name in the request
+    served: str | None  # the name in the reply
+    prompt_digest: str  # of the prompt template, without the item's texts
+    parser: str  # name and version of the reply parser
     decoding: Mapping[str, Any]
-    policy_first: bool | None = None  # order shown; None where there is no opponent
-    preference: float | None = None  # for the policy, as this reply alone has it; None where it has none
-    raw: str | None = None  # the reply, whole
-    top_logprobs: Mapping[str, float] | None = None  # of the token that decides, in nats
+    policy_first: bool | None = None  # the order in the prompt; None where there is no opponent
+    preference: float | None = None  # for the policy, from this reply alone; None where it has none
+    raw: str | None = None  # the whole reply
+    top_logprobs: Mapping[str, float] | None = None  # of the deciding token, in nats
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     latency_s: float | None = None
@@ -217,10 +235,10 @@ class Call(Record):
 
 @dataclass(frozen=True)
 class Verdict(Record):
-    """What a judge decided on one item: a preference, a rating, or unscored with its reason.
+    """A judge's decision on one item: a preference, a rating, or unscored with its reason.
 
-    `preference` in [0, 1]: how sure the judge is that the policy wins over the baseline; 0.5 is a tie.
-    `rating` 1 to 10. At most one of the two is set; both None means unscored and `unscored` says why.
+    `preference` in [0, 1]: the judge's confidence that the policy wins over the baseline; 0.5 is a tie.
+    `rating`: 1 to 10. `unscored`: the reason why there is neither. Exactly one of the three is set.
     """
 
     item_id: str
@@ -230,16 +248,16 @@ class Verdict(Record):
     preference: float | None = None
     rating: float | None = None
     unscored: str | None = None
-    raw: str | None = None  # what the judge said, whole
-    policy_length: int | None = None  # characters, as AlpacaEval counts
+    raw: str | None = None  # the judge's whole reply
+    policy_length: int | None = None  # in characters, as in AlpacaEval
     baseline_length: int | None = None
     details: Mapping[str, float] | None = None  # named parts of the judgement
-    policy_digest: str | None = None  # of the texts that were judged (`text_digest`)
+    policy_digest: str | None = None  # `text_digest` of the judged texts
     baseline_digest: str | None = None
-    calls: list[Call] = field(default_factory=list)  # the requests behind it; none where the judge is a function
+    calls: list[Call] = field(default_factory=list)  # its requests; empty for a judge that is a function
 
     def to_json(self) -> dict[str, Any]:
-        """What is set: most verdicts leave most fields at their defaults."""
+        """The fields that differ from their defaults; most fields of most verdicts do not."""
         defaults = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(self)} | {"calls": []}
         return {name: value for name, value in super().to_json().items() if value != defaults[name]}
 
@@ -258,7 +276,10 @@ class Verdict(Record):
 
 @dataclass(frozen=True)
 class HumanLabel(Record):
-    """What a person says of an item: prefers the policy's completion (1), the baseline's (0), neither (0.5); or rates a turn, 1 to 10."""
+    """A person's label of an item: a preference, or a rating of one turn.
+
+    `preference`: 1 for the policy's completion, 0 for the baseline's, 0.5 for a tie. `rating`: 1 to 10.
+    """
 
     item_id: str
     preference: float | None = None
@@ -270,20 +291,23 @@ class HumanLabel(Record):
             raise ValueError(f"label of {self.item_id}: exactly one of preference and rating must be set")
         for name, low, high in (("preference", 0, 1), ("rating", 1, 10)):
             value = getattr(self, name)
-            if value is not None and ((found := number(value)) is None or not low <= found <= high):
+            if value is not None and ((finite := number(value)) is None or not low <= finite <= high):
                 raise ValueError(f"label of {self.item_id}: {name} must be in [{low}, {high}], got {value!r}")
         last = 0 if self.rating is None else 1
+        allowed = "0 or 1" if last else "0, because a preference is for the whole item"
         if not 0 <= self.turn <= last:
-            raise ValueError(
-                f"label of {self.item_id}: turn must be {'0 or 1' if last else '0, a preference is of the whole item'}, got {self.turn}"
-            )
+            raise ValueError(f"label of {self.item_id}: turn must be {allowed}, got {self.turn}")
 
 
 @dataclass(frozen=True)
 class TaskResult(Record):
-    """A metric of one task, in the task's own units. `value`: None where it is no finite number, as the perplexity of a model that has
-    come apart; `standard_error`: over its `n` documents, None where the metric has none; `asked`: digest of what was asked, None of a group
-    of tasks; `shown`: it was asked for, or is a part of a group without numbers of its own."""
+    """A metric of one task, in the task's own units.
+
+    `value`: None where it is not finite, such as the perplexity of a broken model.
+    `standard_error`: over its `n` documents; None where the metric has none.
+    `asked`: digest of documents, prompts and correct answers; None for a group of tasks.
+    `shown`: whether the config names the task, or a group of it that has no numbers of its own.
+    """
 
     task: str
     metric: str
@@ -292,20 +316,20 @@ class TaskResult(Record):
     n: int
     higher_is_better: bool | None
     shots: int | None
-    version: str | None  # of the task; a group may have none
+    version: str | None  # of the task; None for some groups
     harness: str  # version of lm_eval
     asked: str | None
     shown: bool
 
 
 def task_number(task: str, metric: str) -> str:
-    """How a cell's numbers call a metric of a task."""
+    """The name of a task's metric among a cell's metrics."""
     return f"tasks/{task}/{metric}"
 
 
 @dataclass(frozen=True)
 class TaskAnswer(Record):
-    """A document of a task: its part of each metric, `how` the reply was read."""
+    """One document of a task: its value for each metric. `how`: the way in which the reply was read."""
 
     task: str
     document: int
@@ -315,8 +339,10 @@ class TaskAnswer(Record):
 
 @dataclass(frozen=True)
 class Result(Record):
-    """A cell's numbers. A metric that was not measured is absent from `metrics` and says why in `missing`. `calibration`: digest of
-    what length control knew beforehand, None where it knew nothing."""
+    """A cell's metrics. A metric that was not measured is absent from `metrics`; `missing` has the reason.
+
+    `calibration`: digest of the calibration that length control used; None without one.
+    """
 
     metrics: dict[str, float]
     missing: dict[str, str]
@@ -327,28 +353,32 @@ class Result(Record):
 
 
 def about_texts(policy: str | None, baseline: str | None = None) -> dict[str, Any]:
-    """What a verdict holds of the texts that it is about: their lengths and digests."""
+    """The lengths and digests of the judged texts, as fields of a verdict."""
     texts = {"policy": policy, "baseline": baseline}
     lengths = {f"{side}_length": None if text is None else len(text) for side, text in texts.items()}
     return lengths | {f"{side}_digest": None if text is None else text_digest(text) for side, text in texts.items()}
 
 
 def preference_verdicts(folder: Path) -> list[Verdict]:
-    """One verdict an item: where turns were judged one by one, the mean and summed lengths of those that were scored."""
+    """The verdicts in a judge's folder, one per item (see `over_turns`)."""
     return over_turns(read_verdicts(folder))
 
 
 def over_turns(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """One verdict per item.
+
+    Of several turns: the mean preference and the summed lengths of the scored turns.
+    """
     by_item = grouped((verdict.item_id, verdict) for verdict in verdicts)
     return [turns[0] if len(turns) == 1 else _mean_turn(turns) for turns in by_item.values()]
 
 
 def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    """The values of each key, keys and values in the order in which they come."""
-    found: dict[K, list[V]] = {}
+    """The values of each key. Keys and values keep their order."""
+    groups: dict[K, list[V]] = {}
     for key, value in pairs:
-        found.setdefault(key, []).append(value)
-    return found
+        groups.setdefault(key, []).append(value)
+    return groups
 
 
 def _mean_turn(turns: list[Verdict]) -> Verdict:
@@ -357,25 +387,25 @@ def _mean_turn(turns: list[Verdict]) -> Verdict:
         return turns[0]
     preference = sum(verdict.preference for verdict in turns if verdict.preference is not None) / len(scored)
     lengths = {name: [getattr(verdict, name) for verdict in scored] for name in ("policy_length", "baseline_length")}
-    summed: dict[str, Any] = {name: None if None in found else sum(found) for name, found in lengths.items()}
+    summed: dict[str, Any] = {name: None if None in values else sum(values) for name, values in lengths.items()}
     return dataclasses.replace(scored[0], preference=preference, **summed)
 
 
 def text_digest(text: str) -> str:
-    """How verdicts name the text that was judged."""
+    """The digest of a judged text in a verdict: 16 hexadecimal digits of its sha256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_detections(training: Path, labels: Iterable[Path]) -> list[tuple[bool, bool]] | None:
-    """(distrusted, mislabelled) of each pair that a training's noise detector looked at and whose truth is known; None without a detector.
+    """(distrusted, mislabelled) of each pair with known truth that a training's noise detector checked.
 
-    `labels`: folders of the label stages that the training's pairs come from.
+    None without a detector. `labels`: folders of the label stages that the training's pairs come from.
     """
     if not (path := training / "trust.jsonl").exists():
         return None
     correct = {label.id: label.correct for folder in labels for label in read_jsonl(folder / "labels.jsonl", Labelled)}
-    looked_at = [(trust.distrusted, correct.get(trust.id)) for trust in read_jsonl(path, Trust)]
-    return [(distrusted, not right) for distrusted, right in looked_at if right is not None]
+    checked = [(trust.distrusted, correct.get(trust.id)) for trust in read_jsonl(path, Trust)]
+    return [(distrusted, not right) for distrusted, right in checked if right is not None]
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:
@@ -385,6 +415,7 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
 
 
 def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
+    """Yield the records of a file. Raises ValueError with file and line for a bad one."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -394,7 +425,7 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
 
 
 def read_labels(path: Path) -> list[HumanLabel]:
-    """A person's file of labels, one of each item and turn. Raises BadFile."""
+    """A person's labels from a file, at most one per item and turn. Raises BadFile."""
     labels: list[HumanLabel] = []
     first: dict[tuple[str, int, bool], str] = {}
     for place, row in text_files.read_rows(path):
@@ -402,9 +433,9 @@ def read_labels(path: Path) -> list[HumanLabel]:
             item, turn = id_text(row.get("item_id"), "item_id"), whole_number(row.get("turn", 0), "turn", 0, 10**6)
             label = HumanLabel.from_json(row | {"item_id": item})
         except ValueError as error:
-            raise BadFile(f"{place}: not a HumanLabel: {printable(str(error))}") from error
+            raise BadFile(f"{place}: not a valid label: {printable(str(error))}") from error
         if (earlier := first.setdefault((item, turn, label.rating is None), place)) != place:
-            raise BadFile(f"{place}: labels item {printable(item)} again, after {earlier}: one label of an item and turn is expected")
+            raise BadFile(f"{place}: item {printable(item)} is labelled again, after {earlier}: expected one label per item and turn")
         labels.append(label)
     return labels
 
@@ -422,33 +453,34 @@ def read_verdicts(folder: Path) -> list[Verdict]:
 
 
 def read_logps(folder: Path) -> dict[str, Logps]:
-    """A logps stage's sums by row name."""
+    """The log-probabilities of a logps stage, by row name."""
     return {row.id: row for row in read_jsonl(folder / "logps.jsonl", Logps)}
 
 
 def read_rewards(folder: Path) -> dict[str, float]:
-    """A reward model's rewards by name."""
+    """A reward model's rewards, by row name."""
     return {row.id: row.reward for row in read_jsonl(folder / "rewards.jsonl", Reward)}
 
 
 def read_rows(path: Path) -> list[Pair] | list[Unpaired]:
-    """Preference rows of either form."""
+    """The preference rows of a file, pairs or unpaired ones."""
     with path.open(encoding="utf-8") as file:
         paired = '"chosen"' in file.readline()
     return list(read_jsonl(path, Pair)) if paired else list(read_jsonl(path, Unpaired))
 
 
 def by_id(records: Iterable[Named]) -> dict[str, Named]:
-    """Records by their ids; of equal ids the last counts."""
+    """Records by id. Of equal ids the last one counts."""
     return {record.id: record for record in records}
 
 
 def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))  # a large x of either sign is no overflow
+    """1 / (1 + exp(-x)), without overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
 
 
 def size_words(size: float) -> str:
-    """Bytes for people, in powers of ten as disks are sold."""
+    """A size in bytes as text for people: `1.23 GB`, in powers of ten."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.3g} {unit}"

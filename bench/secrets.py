@@ -1,14 +1,16 @@
-"""What is secret, and the one cleaner of everything that leaves the process.
+"""Finds secrets, and removes them from all text that leaves the process.
 
-Secret are: values of environment variables that are named like a secret (OPENAI_API_KEY, HF_TOKEN, DB_PASSWORD) or that a judge names
-(judge.api_key_env), passwords in URLs that any variable holds, and the tokens that Hugging Face, W&B and .netrc keep in files.
-A value counts from 8 characters on. A number, or one word of letters only, counts from 16 on; folders and files
-that exist, and URLs without credentials, never count. So `TOKEN=true` or `KEY=default` blacken no output.
+Secrets are the values of environment variables with a secret-like name (OPENAI_API_KEY, HF_TOKEN,
+DB_PASSWORD) or that a judge names (judge.api_key_env), passwords in URLs of any variable, and the tokens that
+Hugging Face, W&B and .netrc keep in files. A value counts from 8 characters on; a number, or one word of
+letters only, from 16 on. Paths that exist and URLs without credentials never count. So `TOKEN=true` or
+`KEY=default` redacts nothing.
 
-Each is found as it is, and as repr, JSON, HTML, URLs, hexadecimal digits, base64 and base32 (at any offset, broken into lines or not) write
-it, with characters that nobody sees between its own, and in what gzip or zlib made smaller before base64 wrote it.
-`clean` also replaces what only looks like a key (sk-..., hf_..., Bearer ..., http://user:password@host, ?api_key=...); `without_values`
-leaves such shapes alone, for texts that are data, as a judge's reply is.
+A secret is found as it is, and as written by repr, JSON, HTML, URLs, hexadecimal digits, base64 and base32
+(at any offset, with or without line breaks), with invisible characters inside, and in base64 of gzip or zlib.
+
+`clean` also replaces text that only looks like a key (sk-..., hf_..., Bearer ..., http://user:password@host,
+?api_key=...). `without_values` keeps such text, because it is for data, such as a judge's reply.
 """
 
 from __future__ import annotations
@@ -35,18 +37,20 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from bench.text_files import open_regular
 
 REDACTED = "[redacted]"
-SHORTEST, SHORTEST_WORD = 8, 16  # characters of a secret; of one that is a number or one word
-CHUNK = 8 * 2**20  # bytes of a log that are cleaned at once
+SHORTEST, SHORTEST_WORD = 8, 16  # least characters of a secret, and of one that is a number or one word
+CHUNK = 8 * 2**20  # bytes of a log that are cleaned together
 
 _NAME = re.compile(
     r"secret|passw|passphrase|credential|authorization|bearer|apikey|(^|_)(token|auth|pwd|jwt|cookie)$"
     r"|(api|access|private|signing|account|subscription|encryption|master|service|deploy|license|ssh)_key(_id)?$"
 )
-_VARIABLE = re.compile(r"_(key|pass|pw|pat|sas)s?_?\d*$|(^|_)token(_|$)|(^|_)(key|token)_?\d+$")  # further names, in the environment only
-_QUERY = {"key", "sig", "signature", "code", "x_amz_signature", "x_goog_signature"}  # further names, in the query of a URL only
+# Further names, in the environment only
+_VARIABLE = re.compile(r"_(key|pass|pw|pat|sas)s?_?\d*$|(^|_)token(_|$)|(^|_)(key|token)_?\d+$")
+# Further names, in the query of a URL only
+_QUERY = {"key", "sig", "signature", "code", "x_amz_signature", "x_goog_signature"}
 _NO_SECRET = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|stop|special|control)_token$|_(env|file|path|dir|name|type)$")
 
-# (what must stand in a text for the pattern to be tried, the pattern, what replaces it)
+# (text that must occur before the pattern is tried, the pattern, its replacement)
 _SHAPES = (
     *((f"{start}-", re.compile(rf"{start}-(?<!\w{start}-)[\w-]{{16,}}"), REDACTED) for start in ("sk", "pk", "rk")),
     ("hf_", re.compile(r"hf_(?<!\whf_)\w{16,}"), REDACTED),
@@ -67,17 +71,18 @@ _URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+")
 
 
 class BadKey(ValueError):
-    """A variable holds something that cannot be a key; the message names the variable, never the value."""
+    """A variable's value cannot be a key. The message names the variable, never the value."""
 
 
-# What is secret -------------------------------------------------------------------------------------------------------
+# What is secret ---------------------------------------------------------------------------------------------
 
-_named: set[str] = set()  # variables that judges read their keys from, however they are called
+_named: set[str] = set()  # variables that judges read their keys from, under any name
 
 
 @functools.lru_cache(maxsize=4096)
 def names_secret(name: str) -> bool:
-    """Whether a field or variable with this name holds a secret: api_key, judgeApiKey, X-Api-Key; not eos_token, api_key_env."""
+    """Whether a field or variable with this name holds a secret: api_key, judgeApiKey, X-Api-Key;
+    not eos_token, api_key_env."""
     words = _words(name)
     return bool(_NAME.search(words)) and not _NO_SECRET.search(words)
 
@@ -87,7 +92,8 @@ def _words(name: str) -> str:
 
 
 def is_ordinary(value: str) -> bool:
-    """Whether a value is no secret whatever its name is: too short, a number, a word, an existing file, a URL without credentials."""
+    """Whether a value is no secret under any name: short, a number, a word, a path
+    that exists, or a plain URL."""
     if len(value) < SHORTEST:
         return True
     if len(value) < SHORTEST_WORD and (re.fullmatch(r"[A-Za-z]+", value) or re.fullmatch(r"[-+\d.,:eE ]+", value)):
@@ -98,27 +104,28 @@ def is_ordinary(value: str) -> bool:
     return bool(_URL.fullmatch(value)) and not list(_url_secrets(value))
 
 
-def read_from(variable: str) -> None:
-    """Count what a variable holds among the secrets: a judge's key is one under any name."""
+def register_variable(variable: str) -> None:
+    """Treat a variable's value as a secret from now on, whatever its name: a judge reads its key from it."""
     _named.add(variable)
 
 
 def key(variable: str) -> str | None:
-    """The key that a variable holds, without the white space around it; None where it holds none. From here on it is secret.
+    """The key in a variable, without white space around it; None where it is empty.
 
-    Raises BadKey for one with a control character, or anything else that no HTTP header can carry."""
-    read_from(variable)
+    From now on it is a secret. Raises BadKey for a key with a character that an HTTP header cannot carry.
+    """
+    register_variable(variable)
     value = os.environ.get(variable, "").strip().strip("\ufeff").strip()
     if bad := next((i for i, c in enumerate(value, 1) if not (c.isascii() and c.isprintable())), None):
         what = "a control character" if value[bad - 1].isascii() else "a character that is not ASCII"
         raise BadKey(
-            f"the environment variable {variable} must hold one key in one line, got {what} at place {bad} of {len(value)}: set it anew"
+            f"the environment variable {variable} must hold one key in one line, got {what} at position {bad} of {len(value)}: set it again"
         )
     return value or None
 
 
 def _secrets(environment: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """(value, name) of each secret now."""
+    """Yield (value, name) of each secret."""
     for name, value in environment:
         if name in _named or is_secret_variable(name):
             parts = (value, value.strip(), *re.split(r"[\x00-\x20\x7f]+", value))
@@ -130,13 +137,14 @@ def _secrets(environment: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]
 
 @functools.lru_cache(maxsize=4096)
 def is_secret_variable(name: str) -> bool:
-    """Whether an environment variable with this name holds a secret: names_secret's, and OPENAI_KEY, GH_TOKEN_2, DB_PASS."""
+    """Whether an environment variable with this name holds a secret: names_secret's, and
+    OPENAI_KEY, GH_TOKEN_2, DB_PASS."""
     words = _words(name)
     return names_secret(name) or (bool(_VARIABLE.search(words)) and not _NO_SECRET.search(words))
 
 
 def _url_secrets(text: str) -> Iterator[str]:
-    """Passwords and tokens in the URLs of a text."""
+    """Yield passwords and tokens in the URLs of a text."""
     for url in _URL.findall(text):
         with contextlib.suppress(ValueError):
             split = urlsplit(url)
@@ -152,11 +160,11 @@ def _is_secret_query(name: str) -> bool:
 
 
 def _stored() -> Iterator[tuple[str, str]]:
-    """(value, name) of tokens in files of the user's."""
-    env, found = os.environ.get, []
+    """Yield (value, name) of the tokens in the user's files: Hugging Face's, W&B's and .netrc."""
+    env, tokens = os.environ.get, []
     hub = Path(env("HF_HOME") or Path(env("XDG_CACHE_HOME") or "~/.cache", "huggingface")).expanduser()
     with contextlib.suppress(OSError, ValueError):
-        found.append(("Hugging Face's token", Path(env("HF_TOKEN_PATH") or hub / "token").expanduser().read_text("utf-8").strip()))
+        tokens.append(("Hugging Face's token", Path(env("HF_TOKEN_PATH") or hub / "token").expanduser().read_text("utf-8").strip()))
     for name, path in (
         ("Hugging Face's token", hub / "stored_tokens"),
         ("W&B's key", Path(env("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings"),
@@ -164,14 +172,14 @@ def _stored() -> Iterator[tuple[str, str]]:
         stored = configparser.ConfigParser(interpolation=None)
         with contextlib.suppress(configparser.Error, OSError, ValueError):
             stored.read(path)
-        found += [(name, value) for section in stored.values() for field, value in section.items() if field in ("api_key", "hf_token")]
+        tokens += [(name, value) for section in stored.values() for field, value in section.items() if field in ("api_key", "hf_token")]
     for path in [Path(env("NETRC") or "")] if env("NETRC") else [Path("~/.netrc"), Path("~/_netrc")]:
         with contextlib.suppress(OSError, ValueError, netrc.NetrcParseError):
-            found += [(f"{path}", password or "") for _, _, password in netrc.netrc(path.expanduser()).hosts.values()]
-    yield from ((value, name) for name, value in found if not is_ordinary(value))
+            tokens += [(f"{path}", password or "") for _, _, password in netrc.netrc(path.expanduser()).hosts.values()]
+    yield from ((value, name) for name, value in tokens if not is_ordinary(value))
 
 
-# How a secret may be written ------------------------------------------------------------------------------------------
+# How a secret may be written --------------------------------------------------------------------------------
 
 _ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v", "\a": "a"}
 _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
@@ -179,14 +187,17 @@ _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 
 @dataclass(frozen=True)
 class _Form:
-    """One way to write a secret. `anchors`: a text that holds none of them does not hold it; none: the pattern must be tried."""
+    """One way to write a secret.
+
+    `anchors`: a text with none of them cannot match. Where there are no anchors, the pattern is always tried.
+    """
 
     pattern: str
     anchors: tuple[str, ...]
 
 
 def _char(c: str) -> str:
-    """A pattern of all ways to write a character; letters and digits are never escaped."""
+    """A pattern for all ways to write a character. Letters and digits are never escaped."""
     if c.isascii() and c.isalnum():
         return c
     units = c.encode("utf-16-be", "surrogatepass")
@@ -206,16 +217,17 @@ def _longest_run(text: str) -> str:
 
 
 def _forms(value: str) -> Iterator[_Form]:
+    """Yield the ways to write a secret: escaped, hexadecimal, base64 and base32 at each offset."""
     anchor = _longest_run(value)
     yield _Form("".join(map(_char, value)), (anchor,) if anchor else ())
     content = value.encode("utf-8", "surrogateescape")
     yield _Form(f"(?i:{content.hex()})", (content.hex(), content.hex().upper()))
     for offset in range(3):
         whole = base64.b64encode(b"\0" * offset + content).decode()
-        # a character that the secret shares with its neighbours may be any
+        # A character that also encodes bits of neighbouring text may be any.
         core = whole[(0, 2, 3)[offset] : (offset + len(content)) * 8 // 6]
         chars = [{"+": rf"(?:{_char('+')}|-)", "/": f"(?:{_char('/')}|_)"}.get(c, c) for c in core]
-        pieces = len(core) // 64 + 2  # one of so many is whole, where lines of 64 characters or more break it
+        pieces = len(core) // 64 + 2  # One of so many is whole where lines of 64 characters or more break it.
         size = -(-len(core) // pieces)
         anchors = tuple(_longest_run(core[i : i + size]) for i in range(0, len(core), size))
         last = "(?:[A-Za-z0-9+/_-]=*)?" if (offset + len(content)) % 3 else ""
@@ -229,13 +241,15 @@ def _forms(value: str) -> Iterator[_Form]:
         yield _Form(f"{_LINES.join(core)}(?:[A-Z2-7]=*)?", anchors)
 
 
-_LINES = r"(?:\s|\\+[rn])*"  # where base64 and base32 may be broken
-_PACKED_STARTS = ("H4sI", "eJw", "eJx", "eJy", "eJz", "eNo", "eNp", "eNq", "eNr")  # of base64 of what gzip and zlib write
+_LINES = r"(?:\s|\\+[rn])*"  # line breaks inside base64 and base32
+# Beginnings of gzip and zlib data in base64
+_PACKED_STARTS = ("H4sI", "eJw", "eJx", "eJy", "eJz", "eNo", "eNp", "eNq", "eNr")
 _PACKED = re.compile(r"[A-Za-z0-9+/_-](?:(?:[\r\n]|\\+[rn])*[A-Za-z0-9+/_-]){11,}={0,2}")
-_MOST_UNPACKED = 2**20  # bytes of it that are looked at
-_UNSEEN = ("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u180e", "\u200e", "\u200f")  # characters of no width
+_MOST_UNPACKED = 2**20  # bytes of unpacked data that are searched
+# Characters of no width
+_UNSEEN = ("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u180e", "\u200e", "\u200f")
 _UNSEEN_ESCAPES = tuple(dict.fromkeys(form(f"{ord(c):04x}") for c in _UNSEEN for form in (r"\u{}".format, lambda d: rf"\u{d.upper()}")))
-_UNSEEN_WRITTEN = [  # as they are, and as JSON and JSON in JSON write them
+_UNSEEN_WRITTEN = [  # as they are, in JSON, and in JSON inside JSON
     re.compile(rf"[{''.join(_UNSEEN)}]|{slashes}u(?i:{'|'.join(f'{ord(c):04x}' for c in _UNSEEN)})") for slashes in (r"\\", r"\\+")
 ]
 
@@ -245,7 +259,7 @@ def _has_unseen(text: str) -> bool:
 
 
 def _unpacked(run: str) -> str:
-    """What a run of base64 becomes when it is decompressed, as far as that can be done."""
+    """The decompressed text of a run of base64; empty where it cannot be decompressed."""
     digits = re.sub(_LINES, "", run).rstrip("=").translate(str.maketrans("-_", "+/"))
     digits = digits[:-1] if len(digits) % 4 == 1 else digits
     with contextlib.suppress(binascii.Error, zlib.error):
@@ -256,6 +270,8 @@ def _unpacked(run: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Cleaner:
+    """Finds and replaces a fixed set of secrets."""
+
     forms: tuple[tuple[str, _Form], ...]  # (name, form) of every secret, the longest first
     pattern: re.Pattern[str]
     values: tuple[tuple[str, str], ...]  # (name, value)
@@ -273,16 +289,16 @@ class _Cleaner:
         return "".join([*parts, text[end:]]) if parts else text
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Where secrets stand in a text, from first to last."""
-        found = self._plain(text)
-        found += [run.span() for run in _packed_runs(text) if self._plain(_unpacked(run[0]))]
+        """The places (start, stop) of secrets in a text, in order and without overlap."""
+        places = self._plain(text)
+        places += [run.span() for run in _packed_runs(text) if self._plain(_unpacked(run[0]))]
         for pattern in _UNSEEN_WRITTEN if _has_unseen(text) else ():
-            unseen = [place for match in pattern.finditer(text) for place in match.span()]
+            unseen = [index for match in pattern.finditer(text) for index in match.span()]
             bounds = [0, *unseen, len(text)]
             seen = list(zip(bounds[::2], bounds[1::2], strict=True))
-            places = [place for start, stop in seen for place in range(start, stop)]
-            found += [(places[start], places[stop - 1] + 1) for start, stop in self._plain("".join(text[a:b] for a, b in seen))]
-        return _merged(found)
+            indices = [index for start, stop in seen for index in range(start, stop)]
+            places += [(indices[start], indices[stop - 1] + 1) for start, stop in self._plain("".join(text[a:b] for a, b in seen))]
+        return _merged(places)
 
     def _plain(self, text: str) -> list[tuple[int, int]]:
         return [match.span() for match in self.pattern.finditer(text)] if any(_may_hold(text, form) for _, form in self.forms) else []
@@ -298,7 +314,7 @@ def _packed_runs(text: str) -> Iterator[re.Match[str]]:
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans in order, those that overlap as one."""
+    """The spans in order; overlapping ones are joined."""
     merged: list[tuple[int, int]] = []
     for start, stop in sorted(spans):
         if merged and start < merged[-1][1]:
@@ -318,7 +334,7 @@ def _cleaner() -> _Cleaner:
 
 @functools.lru_cache(maxsize=4)
 def _cleaner_of(environment: tuple[tuple[str, str], ...], _: frozenset[str]) -> _Cleaner:
-    """Made once for each environment, with the files that its variables name."""
+    """The cleaner for an environment and the token files that it names. It is cached."""
     names: dict[str, str] = {}
     for value, name in _secrets(environment):
         names.setdefault(value, name)
@@ -327,16 +343,19 @@ def _cleaner_of(environment: tuple[tuple[str, str], ...], _: frozenset[str]) -> 
     return _Cleaner(forms, re.compile("|".join(form.pattern for _, form in forms) or r"(?!)"), values)
 
 
-# Cleaning -------------------------------------------------------------------------------------------------------------
+# Cleaning ---------------------------------------------------------------------------------------------------
 
 
 def clean(text: str) -> str:
-    """A text without secrets and without what looks like one: for screens, logs, errors, tables and trackers."""
+    """The text without secrets and without anything that looks like a key.
+
+    For screens, logs, errors, tables, trackers.
+    """
     return _without_shapes(_cleaner().clean(text))
 
 
 def without_values(text: str) -> str:
-    """A text without secrets that this process knows: for data, in which a made-up key may stand."""
+    """The text without the secrets that this process knows. For data: a made-up key in it stays."""
     return _cleaner().clean(text)
 
 
@@ -350,7 +369,7 @@ def _without_shapes(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    r"""A cleaned text for screens and messages: control characters that others wrote are escaped (\x1b)."""
+    r"""The cleaned text with control characters escaped (\x1b), for screens and messages."""
     return _CONTROLS.sub(lambda match: _escaped(match[0]), clean(text))
 
 
@@ -359,8 +378,11 @@ def _escaped(c: str) -> str:
 
 
 def excerpt(text: str, length: int) -> str:
-    """The beginning of a text of somebody else's in one line, cleaned before it is cut: half a key is not recognised. A text that
-    holds a secret in a writing that `clean` does not know is left out."""
+    """The first `length` characters of a foreign text on one line, cleaned.
+
+    It is cleaned before it is cut, because half a key is not recognised. A text with a secret in a form that
+    `clean` does not know is left out.
+    """
     line = shown(text[: max(100_000, length)])
     if hidden := _hidden(line):
         return f"{REDACTED}: the text holds the value of {hidden} in another writing"
@@ -370,12 +392,16 @@ def excerpt(text: str, length: int) -> str:
 
 _ESCAPED = re.compile(r"\\+(?:u([0-9a-f]{4})|x([0-9a-f]{2})|([0-7]{3}))|[%=]([0-9a-f]{2})", re.IGNORECASE)
 _LINE_ENDS, _TAGS, _NO_KEY = re.compile(r"\\+[nrt]"), re.compile(r"<[^<>]{0,200}>"), re.compile(r"[\W_]+")
-HIDDEN_LENGTH = 16  # letters and digits of a secret that is looked for in other writings; shorter ones could be words by chance
+# Least letters and digits of a secret that is searched in other forms: shorter ones may match by chance.
+HIDDEN_LENGTH = 16
 
 
 def _hidden(text: str) -> str | None:
-    """The name of a secret whose letters and digits a text has one after the other, either way round, whatever stands between them
-    (zero bytes, spaces, tags) and in whatever way they are escaped."""
+    """The name of a secret that a text holds in an unusual form; None without one.
+
+    The secret's letters and digits are searched in order, forwards and backwards, with anything between them
+    (zero bytes, spaces, tags) and escaped in any way.
+    """
     plain = _ESCAPED.sub(_unescaped, html.unescape(unquote(text)))
     plain = _bare(_TAGS.sub("", _LINE_ENDS.sub("", plain)))
     unbroken = _LINE_ENDS.sub("", "".join(text.split()))
@@ -401,7 +427,10 @@ def _bare_secrets(cleaner: _Cleaner) -> Iterator[tuple[str, str]]:
 
 
 def clean_value(value: Any, *, secret: bool = False) -> Any:
-    """Containers with every text in them cleaned, names too; texts of secretly named fields are replaced whole."""
+    """The value with every text inside cleaned, names too.
+
+    Texts of fields with a secret-like name are replaced whole.
+    """
     if isinstance(value, str):
         return REDACTED if secret else clean(value)
     if isinstance(value, Mapping):
@@ -410,7 +439,7 @@ def clean_value(value: Any, *, secret: bool = False) -> Any:
 
 
 def clean_data(value: Any) -> Any:
-    """JSON that somebody sent, with `without_values` of every text in it; fields keep what they hold, however they are named."""
+    """JSON data from outside, with `without_values` applied to every text. A field's name does not matter."""
     if isinstance(value, str):
         return without_values(value)
     if isinstance(value, dict):
@@ -423,7 +452,10 @@ def _name(name: Any, cleaned: Callable[[str], str]) -> Any:
 
 
 def clean_pieces(pieces: Sequence[str]) -> list[str]:
-    """Pieces of one text (a reply's tokens) without the secrets that run through them: the first piece of such a place says so."""
+    """The pieces of one text (a reply's tokens) without secrets that span them.
+
+    The first piece of a secret becomes REDACTED, the others become empty.
+    """
     if not (spans := _cleaner().spans("".join(pieces))):
         return list(pieces)
     left, end = [], 0
@@ -435,21 +467,23 @@ def clean_pieces(pieces: Sequence[str]) -> list[str]:
 
 
 def holders(content: str | bytes) -> list[str]:
-    """Names of the variables and files whose secrets a text or a file's content holds."""
+    """The sorted names of variables and files with a secret that occurs in a text or in a file's content."""
     text = content.decode("utf-8", "surrogateescape") if isinstance(content, bytes) else content
     return sorted(_cleaner().holders(text))
 
 
-# At the door ----------------------------------------------------------------------------------------------------------
+# Settings ---------------------------------------------------------------------------------------------------
 
 
-WAY_OUT = "put it into an environment variable, and leave it out here (judge.api_key_env names the one of a judge's key)"
+WAY_OUT = "put it into an environment variable and remove it here (judge.api_key_env names the variable of a judge's key)"
 _ASSIGNMENT = re.compile(r"(?<![\w-])(?P<name>-{0,2}[A-Za-z_][\w.-]*)=(?P<value>[^\s&;]+)")
 
 
 def refusal(name: str, value: Any) -> str | None:
-    """Why a setting, or a section of settings, must not be typed: it holds a credential, and settings are written into files. None for
-    any other. The words name the setting and never repeat its value."""
+    """The message for a setting, or section of settings, that holds a credential; None for any other.
+
+    Settings are written into files, so they must hold none. The message names the setting, never its value.
+    """
     return _refusal(name, value, _cleaner())
 
 
@@ -458,7 +492,7 @@ def _refusal(name: str, value: Any, cleaner: _Cleaner) -> str | None:
         inside = ((f"{name}.{k}" if name else str(k), item) for k, item in value.items())
         return next((why for place, item in inside if (why := _refusal(place, item, cleaner))), None)
     if isinstance(value, (list, tuple)):
-        for flag, following in itertools.pairwise(value):  # of a command: --api-key, KEY
+        for flag, following in itertools.pairwise(value):  # as in a command: --api-key, KEY
             if isinstance(flag, str) and flag.startswith("-") and names_secret(flag) and not str(following).startswith("-"):
                 return f"{name} gives {flag} a value, and settings are written into files: {WAY_OUT}"
         return next((why for item in value if (why := _refusal(name, item, cleaner))), None)
@@ -472,21 +506,22 @@ def _refusal(name: str, value: Any, cleaner: _Cleaner) -> str | None:
     return None
 
 
-def names_one(text: str) -> bool:
-    """Whether a text that cannot be read gives a secretly named field or flag a value, as `{api_key: ...` does."""
+def assigns_secret(text: str) -> bool:
+    """Whether an unreadable text gives a value to a field or flag with a secret-like
+    name, as in `{api_key: ...`."""
     return any(map(is_secret_variable, re.findall(r"[A-Za-z_][\w-]*(?=['\"]?\s*[:=,])", text)))
 
 
-@functools.lru_cache(maxsize=4096)  # cells of a sweep share most of their settings
+@functools.lru_cache(maxsize=4096)  # Cells of a sweep share most settings.
 def _credential(text: str, cleaner: _Cleaner) -> str | None:
-    """What a text holds that is a credential, without its value."""
+    """The kind of credential that a text holds, without its value; None without one."""
     for url in _URL.findall(text):
         with contextlib.suppress(ValueError):
             split = urlsplit(url)
             if "@" in split.netloc:
                 return "a URL with a user or password"
-            if found := next((k for k, v in [*parse_qsl(split.query), *parse_qsl(split.fragment)] if v and _is_secret_query(k)), None):
-                return f"a URL with a key (its query field {shown(found)})"
+            if field := next((k for k, v in [*parse_qsl(split.query), *parse_qsl(split.fragment)] if v and _is_secret_query(k)), None):
+                return f"a URL with a key (its query field {shown(field)})"
     for match in _ASSIGNMENT.finditer(text):
         if is_secret_variable(match["name"]) and not match["value"].startswith(("$", '"$')):
             return f"a value of {match['name']}"
@@ -495,11 +530,11 @@ def _credential(text: str, cleaner: _Cleaner) -> str | None:
     return "what looks like a key" if _without_shapes(text) != text else None
 
 
-# Streams and files ----------------------------------------------------------------------------------------------------
+# Streams and files ------------------------------------------------------------------------------------------
 
 
 class CleanStream:
-    """A text stream that cleans what is written to it; everything else is the stream's own."""
+    """A text stream that cleans all text written to it. Its other methods are those of the wrapped stream."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -517,7 +552,7 @@ class CleanStream:
 
 
 def guard_streams() -> None:
-    """Clean whatever this process prints from here on."""
+    """Clean everything that this process prints from now on."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, CleanStream):
@@ -525,8 +560,11 @@ def guard_streams() -> None:
 
 
 def pipe_into(log: Path) -> tuple[int, threading.Thread]:
-    """(where a child process may print, who cleans that into a log line by line). Close the first once the child has it; the thread ends
-    with the last process that holds it."""
+    """Start a thread that cleans a child's output line by line into a log: (file descriptor, thread).
+
+    The child prints to the descriptor. Close it here once the child is started. The thread ends with the
+    last process that holds it.
+    """
     source, sink = os.pipe()
     out = log.open("wb", buffering=0)
 
@@ -536,7 +574,7 @@ def pipe_into(log: Path) -> tuple[int, threading.Thread]:
             while data := pipe.read(65536):
                 held += data
                 cut = max(held.rfind(b"\n"), held.rfind(b"\r")) + 1 or (len(held) - 4096 if len(held) > 2**20 else 0)
-                with contextlib.suppress(OSError):  # a full disk must not hold up the child
+                with contextlib.suppress(OSError):  # A full disk must not block the child.
                     out.write(_clean_bytes(held[:cut]))
                 held = held[cut:]
             with contextlib.suppress(OSError):
@@ -548,7 +586,7 @@ def pipe_into(log: Path) -> tuple[int, threading.Thread]:
 
 
 def clean_file(path: Path) -> None:
-    """Clean a log in place; one that is clean, or gone, is left as it is."""
+    """Clean a log in place. A log that is clean or gone is not touched."""
     aside = path.with_name(f"{path.name}.clean-{os.getpid()}")
     with contextlib.suppress(OSError):
         with open_regular(path) as file:

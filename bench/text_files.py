@@ -1,9 +1,10 @@
-"""The one way to read a text file that a person hands in: data, completions, items, prompts, prices, calibrations, configs.
+"""Reads the text files of users: data, completions, items, prompts, prices, calibrations, configs.
 
-Every reader here drops a byte order mark, takes `\\n`, `\\r\\n` and `\\r` as line ends, reads `.gz`, and refuses by `BadFile` what it
-cannot read, with file, row, what was expected and what came. In JSON, a number that is not finite (NaN, Infinity, 1e999) is null: a
-missing measurement is never a number. A name that an object holds twice, half of a surrogate pair, nesting beyond MAX_DEPTH and rows
-beyond `row_limit()` bytes are refused.
+Every reader drops a byte order mark, takes `\\n`, `\\r\\n` and `\\r` as line ends, and reads `.gz`. It raises
+`BadFile` for a file that it cannot read, with file, row, what was expected and what came. In JSON, a number
+that is not finite (NaN, Infinity, 1e999) is null, because a missing measurement is never a number. Errors
+are: a name twice in one object, half of a surrogate pair, nesting deeper than MAX_DEPTH, and rows of more
+than `row_limit()` bytes.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from typing import IO, Any
 
 import yaml
 
-MAX_DEPTH = 100  # lists and objects inside each other
-MAX_YAML_NODES = 100_000  # of a YAML file, with every alias written out
-MAX_YAML_BYTES = 1 << 20  # PyYAML reads about as much in ten seconds
-MAX_DIGITS = 1000  # of a whole number
+MAX_DEPTH = 100  # levels of nested lists and objects
+MAX_YAML_NODES = 100_000  # values of a YAML file, with every alias written out
+MAX_YAML_BYTES = 1 << 20  # PyYAML takes about ten seconds for so many.
+MAX_DIGITS = 1000  # digits of a whole number
 ROW_LIMIT_ENV, ROW_LIMIT_MIB = "BENCH_MAX_ROW_MIB", 16
 FILE_LIMIT_ENV, FILE_LIMIT_MIB = "BENCH_MAX_FILE_MIB", 4096
 CHUNK = 1 << 20
@@ -40,26 +41,28 @@ SHOWN_BAD_ROWS = 20
 TOO_DEEP = f"nested deeper than {MAX_DEPTH} lists and objects"
 HALF_CHARACTER = r"half a surrogate pair (an escape like \ud83d by itself) is no character: the text was cut in the middle of one"
 OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
-CSV_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")  # float() takes 1_000 and other digits
-GZIP = b"\x1f\x8b"  # begins a gzip file
+# `float` also accepts 1_000 and digits of other scripts.
+CSV_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
 BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 class BadFile(ValueError):
-    """A file, or a row of it, that cannot be used; the message names the file and, where there is one, the row."""
+    """A file or row that cannot be used. The message names the file and, if there is one, the row."""
 
 
 class NotJson(BadFile):
-    """A text that is no JSON at all."""
+    """A text that is not JSON."""
 
 
 def row_limit() -> int:
-    """Bytes that a row may have; BENCH_MAX_ROW_MIB sets it."""
+    """The largest size of a row in bytes, from BENCH_MAX_ROW_MIB (16 MiB by default)."""
     return _limit(ROW_LIMIT_ENV, ROW_LIMIT_MIB)
 
 
 def file_limit() -> int:
-    """Bytes, unpacked, that a file which is read whole may have; BENCH_MAX_FILE_MIB sets it."""
+    """The largest unpacked size in bytes of a file that is read whole, from
+    BENCH_MAX_FILE_MIB (4 GiB by default)."""
     return _limit(FILE_LIMIT_ENV, FILE_LIMIT_MIB)
 
 
@@ -70,11 +73,14 @@ def _limit(name: str, default_mib: int) -> int:
     return int(value) << 20
 
 
-# Values ---------------------------------------------------------------------------------------------------------------
+# Values -----------------------------------------------------------------------------------------------------
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None: booleans and texts are no numbers, and an integer too large for a float is out of range."""
+    """The value as a float where it is a finite number, else None.
+
+    Booleans, texts and integers too large for a float give None.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -84,7 +90,7 @@ def number(value: Any) -> float | None:
 
 
 def describe(value: Any, limit: int = 80) -> str:
-    """A value that came where another was expected, for messages: what sort it is, and its beginning."""
+    """The type of a value and its beginning, for a message after `got`."""
     match value:
         case None:
             return "null (or a number that is not finite)"
@@ -102,41 +108,46 @@ def describe(value: Any, limit: int = 80) -> str:
 
 
 def text(value: Any, what: str) -> str:
-    """The value where it is text. Raises BadFile for anything else; `what` is its place and name."""
+    """The value itself. Raises BadFile unless it is text; `what` is its place and name."""
     if not isinstance(value, str):
         raise BadFile(f"{what} must be text, got {describe(value)}")
     return value
 
 
 def optional_text(value: Any, what: str) -> str | None:
-    """The value where it is text, None where it is null."""
+    """The value itself, text or None. Raises BadFile for anything else."""
     return None if value is None else text(value, what)
 
 
 def texts(value: Any, what: str) -> list[str]:
-    """The value where it is a list of texts, at least one. Raises BadFile for anything else."""
+    """The value itself. Raises BadFile unless it is a list of at least one text."""
     if not isinstance(value, list) or not value:
         raise BadFile(f"{what} must be a list of texts, got {describe(value)}")
     return [text(one, f"{what}[{place}]") for place, one in enumerate(value)]
 
 
 def id_text(value: Any, what: str) -> str:
-    """A name: text that is not empty, or a whole number as text. Raises BadFile for anything else."""
+    """The value as an id: text that is not empty, or a whole number as text.
+
+    Raises BadFile for anything else.
+    """
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise BadFile(f"{what} must be a text or a whole number, got {describe(value)}")
     return str(value)
 
 
 def whole_number(value: Any, what: str, low: int, high: int) -> int:
-    """The value where it is a whole number of a range, ends included. Raises BadFile for anything else."""
+    """The value itself. Raises BadFile unless it is a whole number from `low` to `high`, ends included."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise BadFile(f"{what} must be a whole number from {low} to {high}, got {describe(value)}")
     return value
 
 
 def printable(value: str) -> str:
-    """A text from elsewhere as it can be shown on one line: control, format and unpaired characters are escaped, so that it can
-    neither move the cursor nor set a terminal's title nor turn the direction of the line."""
+    """The text on one line, with control, format and unpaired characters escaped.
+
+    Escaped, it cannot move the cursor, set the terminal's title or turn the direction of the line.
+    """
     return "".join(_escaped(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in value)
 
 
@@ -149,7 +160,7 @@ def _cut(value: str, limit: int) -> str:
 
 
 def listed_problems(problems: Sequence[str]) -> str:
-    """Problems of a file's rows, a line each; of many the first, and how many more there are."""
+    """The first SHOWN_BAD_ROWS problems, one a line, and the number of the others."""
     left = len(problems) - SHOWN_BAD_ROWS
     return "\n".join([*problems[:SHOWN_BAD_ROWS], *([f"... and {left} more"] if left > 0 else [])])
 
@@ -163,28 +174,37 @@ def is_unicode(value: str) -> bool:
     return True
 
 
-# Text -----------------------------------------------------------------------------------------------------------------
+# Text -------------------------------------------------------------------------------------------------------
 
 
 def read_bytes(path: Path) -> bytes:
-    """A whole file, unpacked where it is .gz. Raises BadFile where it cannot be read or is larger than `file_limit()`."""
+    """A whole file; .gz is unpacked.
+
+    Raises BadFile for one that cannot be read or is larger than `file_limit()`.
+    """
     limit = file_limit()
     with open_binary(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise BadFile(f"{path}: larger than {limit >> 20} MiB ({FILE_LIMIT_ENV} sets how large a file may be)")
+        raise BadFile(f"{path}: is larger than {limit >> 20} MiB; set {FILE_LIMIT_ENV} to allow larger files")
     return content
 
 
 def read_text(path: Path) -> str:
-    """A whole text file without its byte order mark, its lines ended by `\\n`. Raises BadFile for bytes that are not UTF-8."""
+    """A whole text file without byte order mark, with `\\n` as line end.
+
+    Raises BadFile for other bytes than UTF-8.
+    """
     return re.sub("\r\n?", "\n", decode(read_bytes(path), str(path)))
 
 
 def decode(content: bytes, where: str) -> str:
-    """UTF-8, a byte order mark dropped. Raises BadFile."""
+    """The text of UTF-8 bytes, without byte order mark.
+
+    Raises BadFile, its message beginning with `where`.
+    """
     encoding = next((known for mark, known in OTHER_MARKS.items() if content.startswith(mark)), None)
-    if encoding is None and content[:4].count(0):  # a mark is not needed to tell them
+    if encoding is None and content[:4].count(0):  # UTF-16 and UTF-32 are recognised without a mark too.
         encoding = {"utf-16": "UTF-16", "utf-32": "UTF-32"}.get(json.detect_encoding(content)[:6])
     if encoding:
         raise BadFile(f"{where}: expected UTF-8, got {encoding}: save the file as UTF-8")
@@ -195,7 +215,7 @@ def decode(content: bytes, where: str) -> str:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """The bytes of a regular file. A pipe is not waited for. Raises OSError for anything else."""
+    """Open a regular file for reading bytes. Raises OSError for anything else; it never waits for a pipe."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     mode = os.fstat(file).st_mode
     if stat.S_ISREG(mode):
@@ -208,7 +228,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 @contextlib.contextmanager
 def open_binary(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a regular file, unpacked where it is .gz. Raises BadFile for anything else, also while it is read."""
+    """Open a regular file for reading bytes; .gz is unpacked. Raises BadFile, also while the file is read."""
     shown = printable(str(path))
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -216,23 +236,26 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
         packed = path.suffix.lower() == ".gz"
         with gzip.open(path) if packed else path.open("rb") as file:
             if not packed and file.peek(2)[:2] == GZIP:
-                raise BadFile(f"{shown}: holds gzip: give it a name that ends in .gz")
-            yield file  # type: ignore[misc]  # gzip's own class of binary file
+                raise BadFile(f"{shown}: is a gzip file: rename it so that its name ends in .gz")
+            yield file  # type: ignore[misc]  # GzipFile is not an IO[bytes].
     except BROKEN_GZIP as error:
-        raise BadFile(f"{shown}: not a whole gzip file ({printable(str(error))})") from error
+        raise BadFile(f"{shown}: the gzip file is damaged or incomplete ({printable(str(error))})") from error
     except OSError as error:
         raise BadFile(f"{shown}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         if isinstance(error, BadFile) or "null byte" not in str(error):
             raise
-        raise BadFile(f"{shown}: no name of a file") from error
+        raise BadFile(f"{shown}: is not a valid file name") from error
 
 
-# JSON -----------------------------------------------------------------------------------------------------------------
+# JSON -------------------------------------------------------------------------------------------------------
 
 
 def parse_json(content: str | bytes, where: str) -> Any:
-    """A JSON text by the rules at the top of this file. Raises BadFile, `where` first."""
+    """The value of a JSON text, by the rules at the top of this file.
+
+    Raises BadFile; the message begins with `where`.
+    """
     source = decode(content, where) if isinstance(content, bytes) else content
     try:
         value = _DECODER.decode(source.strip(" \t\r\n"))
@@ -247,12 +270,12 @@ def parse_json(content: str | bytes, where: str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """A file that is one JSON text."""
+    """The value of a JSON file. Raises BadFile."""
     return parse_json(read_bytes(path), str(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A file that is one JSON object."""
+    """The object of a JSON file. Raises BadFile."""
     return _an_object(read_json(path), str(path))
 
 
@@ -263,20 +286,24 @@ def _an_object(value: Any, where: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of every row of a file of JSON lines; the place, FILE:LINE, begins every refusal."""
+    """Yield (place, object) for every row of a JSONL file. The place is `FILE:LINE`. Raises BadFile."""
     for line, parse in json_lines(path):
         place = f"{path}:{line}"
         yield place, _an_object(parse(), place)
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """(line, what parses it) of every line that is not blank: a caller may collect refusals. Raises BadFile for the file itself."""
+    """Yield (line number, parser) for every line that is not blank.
+
+    The parser raises BadFile for its line, so a caller can collect the errors of several lines. Raises
+    BadFile for the file itself.
+    """
     for line, content in lines(path):
         yield line, partial(parse_json, content, f"{path}:{line}")
 
 
 def read_list(path: Path) -> list[Any]:
-    """A file that is one JSON list; its rows are named `FILE: row N`, from 0."""
+    """The list of a JSON file. Raises BadFile."""
     value = read_json(path)
     if not isinstance(value, list):
         raise BadFile(f"{path}: expected a list, got {describe(value)}")
@@ -284,9 +311,10 @@ def read_list(path: Path) -> list[Any]:
 
 
 def read_objects(path: Path, expected: str = "objects") -> list[tuple[str, dict[str, Any]]]:
-    """(place, object) of every row of a file that is one JSON list of objects, at least one; the place is `FILE: row N`, from 0.
+    """(place, object) for every row of a JSON list with at least one object.
 
-    An object whose `rows` share its other entries is such a list as well.
+    The place is `FILE: row N`, from 0. The file may also hold one object with a list `rows`: each row then
+    gets the object's other entries. Raises BadFile; `expected` names the rows in its message.
     """
     try:
         value = read_json(path)
@@ -303,7 +331,7 @@ def read_objects(path: Path, expected: str = "objects") -> list[tuple[str, dict[
 
 
 def begins_as_list(path: Path) -> bool:
-    """Whether the first character of a file opens a JSON list."""
+    """Whether the first character of a file is `[`, after blanks."""
     with open_binary(path) as file:
         while chunk := file.read(CHUNK):
             if start := chunk.removeprefix(codecs.BOM_UTF8).lstrip():
@@ -312,19 +340,21 @@ def begins_as_list(path: Path) -> bool:
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, bytes) of the lines that are not blank, without marks of order and line ends. Raises BadFile for a line of more
-    than `row_limit()` bytes."""
+    """Yield (number from 1, bytes) of the lines that are not blank, without byte order mark and line ends.
+
+    Raises BadFile for a line of more than `row_limit()` bytes.
+    """
     limit = row_limit()
     number, rest, first = 0, b"", True
     with open_binary(path) as file:
         while chunk := file.read(CHUNK):
             if first:
                 chunk, first = chunk if chunk.startswith(tuple(OTHER_MARKS)) else chunk.removeprefix(codecs.BOM_UTF8), False
-            if not rest and not chunk.strip(b"\n"):  # blank lines by the million
+            if not rest and not chunk.strip(b"\n"):  # There may be millions of blank lines.
                 number += len(chunk)
                 continue
             if chunk.endswith(b"\r"):
-                chunk += file.read(1)  # a line end is not parted
+                chunk += file.read(1)  # `\r\n` may lie across two chunks.
             *whole, rest = re.split(rb"\r\n?|\n", rest + chunk)
             for line in whole:
                 number += 1
@@ -337,12 +367,15 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _bounded(line: bytes, path: Path, number: int, limit: int) -> bytes:
     if len(line) > limit:
-        raise BadFile(f"{path}:{number}: a row of more than {limit >> 20} MiB ({ROW_LIMIT_ENV} sets how large a row may be)")
+        raise BadFile(f"{path}:{number}: the row is larger than {limit >> 20} MiB; set {ROW_LIMIT_ENV} to allow larger rows")
     return line
 
 
 def _check(value: Any, where: str, *, escapes: bool) -> None:
-    """Raise BadFile for what JSON and YAML can spell and no reader should see; the message leads to the part that holds it."""
+    """Raise BadFile where a value has a fault (see `_fault`).
+
+    The message gives the path to the faulty part.
+    """
     fault = _fault(value, escapes)
     if fault is None:
         return
@@ -356,7 +389,10 @@ def _check(value: Any, where: str, *, escapes: bool) -> None:
 
 
 def _fault(value: Any, escapes: bool) -> str | None:
-    """The first of: half a surrogate pair, a name twice, nesting. None where there is none; level by level, since values may be deep."""
+    """The fault of a value: half a surrogate pair, a name twice, or too deep nesting; None without one.
+
+    It goes level by level, without recursion, because a value may be very deep.
+    """
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH + 1):
         if escapes and not all(is_unicode(one) for one in level if isinstance(one, str)):
@@ -371,17 +407,17 @@ def _fault(value: Any, escapes: bool) -> str | None:
 
 
 class _NamedTwice(dict[str, Any]):
-    """An object that holds a name twice."""
+    """A JSON object with the same name twice; `name` is that name."""
 
     name: str
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
     names: set[str] = set()
-    twice = _NamedTwice(found)
+    twice = _NamedTwice(value)
     twice.name = next(name for name, _ in pairs if name in names or names.add(name))  # type: ignore[func-returns-value]
     return twice
 
@@ -400,19 +436,22 @@ def _float(digits: str) -> float | None:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_int=_whole, parse_constant=lambda _: None)  # type: ignore[arg-type]
 
 
-# YAML -----------------------------------------------------------------------------------------------------------------
+# YAML -------------------------------------------------------------------------------------------------------
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML file, by its safe schema. Raises BadFile."""
+    """The value of a YAML file, read with the safe schema. Raises BadFile."""
     return parse_yaml(read_text(path), str(path))
 
 
 def parse_yaml(content: str, where: str) -> Any:
-    """A YAML text. Raises BadFile for aliases that write out to more than MAX_YAML_NODES values or hold themselves, for a name that
-    a mapping holds twice, and for numbers that are not finite."""
+    """The value of a YAML text.
+
+    Raises BadFile for aliases that expand to more than MAX_YAML_NODES values or contain themselves, for a
+    name twice in one mapping, and for numbers that are not finite.
+    """
     if len(content) > MAX_YAML_BYTES:
-        raise BadFile(f"{where}: more than {MAX_YAML_BYTES >> 20} MiB of YAML")
+        raise BadFile(f"{where}: expected at most {MAX_YAML_BYTES >> 20} MiB of YAML, got more")
     loader: Any = None
     try:
         loader = _Loader(content)
@@ -420,7 +459,7 @@ def parse_yaml(content: str, where: str) -> Any:
         if node is None:
             return None
         if _written_out(node, {}, where) > MAX_YAML_NODES:
-            raise BadFile(f"{where}: its aliases (*name) write out to more than {MAX_YAML_NODES} values")
+            raise BadFile(f"{where}: its aliases (*name) expand to more than {MAX_YAML_NODES} values")
         value = loader.construct_document(node)
     except RecursionError:
         raise BadFile(f"{where}: {TOO_DEEP}") from None
@@ -428,7 +467,8 @@ def parse_yaml(content: str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark else where
         raise BadFile(f"{place}: not YAML ({printable(str(error.problem or error.context))})") from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # a date of month 13, !!bool x
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # Such as a date in month 13, or `!!bool x`
         if isinstance(error, BadFile):
             raise
         raise BadFile(f"{where}: not YAML ({printable(' '.join(str(error).split()))})") from error
@@ -440,12 +480,12 @@ def parse_yaml(content: str, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without numbers that are not finite."""
+    """The safe YAML loader. It refuses numbers that are not finite."""
 
     def construct_yaml_float(self, node: Any) -> float:
         value = super().construct_yaml_float(node)
         if not math.isfinite(value):
-            raise yaml.constructor.ConstructorError(None, None, f"{node.value} is no finite number", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{node.value} is not a finite number", node.start_mark)
         return value
 
 
@@ -453,7 +493,10 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def _written_out(node: Any, sizes: dict[int, int | None], where: str, depth: int = 0) -> int:
-    """Values of a node with its aliases written out; each node is looked at once. Raises BadFile for a mapping that holds a name twice."""
+    """The number of values of a node with its aliases expanded. Each node is visited once.
+
+    Raises BadFile for a mapping with the same name twice, and for an alias that contains itself.
+    """
     if depth > MAX_DEPTH:
         raise BadFile(f"{where}: {TOO_DEEP}")
     if isinstance(node, yaml.ScalarNode):
@@ -461,7 +504,7 @@ def _written_out(node: Any, sizes: dict[int, int | None], where: str, depth: int
     if id(node) in sizes:
         size = sizes[id(node)]
         if size is None:
-            raise BadFile(f"{where}:{node.start_mark.line + 1}: an alias (*name) holds itself")
+            raise BadFile(f"{where}:{node.start_mark.line + 1}: an alias (*name) contains itself")
         return size
     sizes[id(node)] = None
     parts = node.value
@@ -475,13 +518,16 @@ def _written_out(node: Any, sizes: dict[int, int | None], where: str, depth: int
     return size
 
 
-# CSV ------------------------------------------------------------------------------------------------------------------
+# CSV --------------------------------------------------------------------------------------------------------
 
 
 def read_csv(path: Path, needed: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:
-    """(place, fields by column) of every row of a comma-separated file with a head line; blank lines are left out. Raises BadFile for
-    a head that lacks a needed column or names one twice, and for a row of more or fewer fields than the head."""
-    source = decode(read_bytes(path), str(path))  # not read_text: a field keeps its line ends
+    """(place, fields by column) for every row of a comma-separated file with a header.
+
+    Blank lines are skipped. Raises BadFile for a header without a needed column or with a column twice, and
+    for a row with more or fewer fields than the header.
+    """
+    source = decode(read_bytes(path), str(path))  # read_text would change the line ends inside fields.
     reader = csv.reader(io.StringIO(source, newline=""), strict=True)
     rows: list[tuple[str, dict[str, str]]] = []
     head: list[str] = []
@@ -493,7 +539,7 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> list[tuple[str, dict[str
             if not head:
                 head = _head(path, [field.strip() for field in fields], needed)
             elif len(fields) != len(head):
-                raise BadFile(f"{place}: expected {len(head)} fields, comma-separated, as the head has; got {len(fields)}")
+                raise BadFile(f"{place}: expected {len(head)} comma-separated fields, as in the header; got {len(fields)}")
             else:
                 rows.append((place, dict(zip(head, fields, strict=True))))
     except csv.Error as error:
@@ -506,14 +552,14 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> list[tuple[str, dict[str
 def _head(path: Path, head: list[str], needed: Sequence[str]) -> list[str]:
     if lacking := [name for name in needed if name not in head]:
         came = f"one column {_cut(head[0], 60)!r}" if len(head) == 1 else f"columns {_cut(', '.join(head), 120)}"
-        raise BadFile(f"{path}: expected a column {' and '.join(lacking)}, comma-separated; got {printable(came)}")
+        raise BadFile(f"{path}: expected a header with column {' and '.join(lacking)}, comma-separated; got {printable(came)}")
     if twice := [name for name in head if head.count(name) > 1]:
-        raise BadFile(f"{path}: the head names {twice[0]!r} twice")
+        raise BadFile(f"{path}: the header names column {twice[0]!r} twice")
     return head
 
 
 def csv_number(field: str, what: str) -> float | None:
-    """A finite number of a CSV field; an empty field is None. Raises BadFile for anything else."""
+    """The finite number in a CSV field; None for an empty field. Raises BadFile for anything else."""
     if not field.strip():
         return None
     if not CSV_NUMBER.fullmatch(field.strip()) or not math.isfinite(value := float(field)):

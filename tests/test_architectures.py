@@ -40,7 +40,7 @@ def run_cells(cells: list[CellPlan], store: Store) -> None:
     for stage in dict.fromkeys(stage for cell in cells for stage in cell.stages):
         if store.status(stage).state != "done":
             run_stage(describe(stage, store))
-            store.forget(stage)
+            store.invalidate(stage)
 
 
 def stage(cell: CellPlan, label: str) -> Stage:
@@ -169,14 +169,14 @@ def loaded(folder: Path) -> Any:
 
 def test_a_template_that_begins_twice_is_refused(tmp_path: Path) -> None:
     folder = make("llama", tmp_path / "m", lambda t: setattr(t, "chat_template", "{{ bos_token }}" + str(t.chat_template)))
-    with pytest.raises(ValueError, match="begins a conversation with more than one <s>: leave one"):
+    with pytest.raises(ValueError, match="begins a conversation with more than one <s>: remove all but one"):
         loaded(folder)
 
 
 def test_a_template_that_asks_in_another_form_than_it_teaches_is_refused(tmp_path: Path) -> None:
     other = "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
     folder = make("mistral", tmp_path / "m", lambda t: setattr(t, "chat_template", other + "{% if add_generation_prompt %}Bot:{% endif %}"))
-    with pytest.raises(ValueError, match="samples in another form than it trains: it asks with 'Bot:' where an answer that is trained has"):
+    with pytest.raises(ValueError, match="for sampling and for training: sampling begins an answer with 'Bot:', training with"):
         loaded(folder)
 
 
@@ -184,7 +184,7 @@ def test_an_answer_that_never_ends_is_refused(tmp_path: Path) -> None:
     endless = "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '\n' }}{% endfor %}"
     asks = "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
     folder = make("mistral", tmp_path / "m", lambda t: setattr(t, "chat_template", endless + asks))
-    with pytest.raises(ValueError, match=r"ends an answer with .*none of its end tokens does \('</s>'\): completions would never"):
+    with pytest.raises(ValueError, match=r"ends an answer with .*not with one of the end tokens \('</s>'\): completions would never"):
         loaded(folder)
 
 
@@ -195,7 +195,7 @@ def test_a_tokenizer_that_ends_every_prompt_is_refused(tmp_path: Path) -> None:
         ends = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
 
-    with pytest.raises(ValueError, match="puts </s> after every text: its prompts would end before they are answered"):
+    with pytest.raises(ValueError, match="puts </s> after every text: prompts would end before the completion"):
         loaded(make("llama", tmp_path / "m", end_all))
 
 
@@ -204,7 +204,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens([f"<more{i}>" for i in range(3)])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match="they are not of one model"):
+    with pytest.raises(ValueError, match="Use the tokenizer that belongs to the model"):
         loaded(folder)
 
 
@@ -212,7 +212,7 @@ def test_a_prompt_that_fills_the_models_positions_is_refused(tmp_path: Path) -> 
     from bench.config import Decoding
 
     engine = loaded(make("gpt_neox", tmp_path / "m"))
-    with pytest.raises(ValueError, match="a prompt of 128 tokens leaves no place for an answer in the model's 128"):
+    with pytest.raises(ValueError, match="a prompt of 128 tokens leaves no room for a completion: the model has 128 positions"):
         engine.generate([[5] * 128], Decoding(temperature=0.0, top_p=1.0, max_new_tokens=4), 0)
 
 
@@ -221,7 +221,7 @@ def test_what_needs_a_gpu_says_so(tmp_path: Path) -> None:
     from bench.config import Loading
 
     folder = make("llama", tmp_path / "m")
-    with pytest.raises(ValueError, match=r"flash_attention_2 needs a GPU and the flash-attn package: take model.attention=sdpa"):
+    with pytest.raises(ValueError, match=r"flash_attention_2 needs a GPU and the flash-attn package. Use model.attention=sdpa"):
         load_model(folder, "bfloat16", Loading(attention="flash_attention_2"))
     eager, usual = (load_model(folder, "float32", Loading(attention=way)) for way in ("eager", "auto"))
     assert (eager.config._attn_implementation, usual.config._attn_implementation) == ("eager", "sdpa")

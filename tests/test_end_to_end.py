@@ -187,7 +187,7 @@ def test_ctrl_c_and_sigkill_change_nothing(tmp_path: Path) -> None:
     os.killpg(command.pid, signal.SIGINT)
     out, err = command.communicate(timeout=20)
     assert command.returncode == 130
-    assert "interrupted; the same command goes on from here" in err
+    assert "Interrupted. Run the same command again to continue from here." in err
     assert "Traceback" not in err + out
     assert gone(workers, within_s=1)
 
@@ -251,7 +251,8 @@ def test_one_bad_cell_is_one_failed_row(tmp_path: Path) -> None:
     sweep = only_sweep(ran)
     start, good, bad = rows_of(ran, sweep)
     assert (start["status"], good["status"], bad["status"]) == ("done", "done", "failed")
-    assert re.fullmatch(r"dpo: FloatingPointError: (loss|grad_norm) was (nan|inf) at step \d of \d: lower the learning rate", bad["reason"])
+    why = r"the training diverged: (loss|grad_norm) was (nan|inf) at step \d of \d. Lower the learning rate\."
+    assert re.fullmatch(f"dpo: FloatingPointError: {why}", bad["reason"])
     assert bad["win_rate"] == ""
     assert bad["reason"] in (results / "sweeps" / sweep / "table.md").read_text()
     assert bad["reason"] in ran.out
@@ -283,6 +284,11 @@ def test_the_next_command_tries_a_failed_cell_again_and_nothing_else(tmp_path: P
 
 def bad_stage(words: tuple[str, ...]) -> str:
     return plans(*words)[-1].roles["train"].key
+
+
+def test_the_plan_of_a_finished_sweep_is_one_line() -> None:
+    planned = bench("+sweep=smoke", "do=plan", results=smoke().results)
+    assert planned.out == "smoke: nothing to do, all 5 cells are finished; do=report prints the table\n"
 
 
 def test_a_shared_cause_is_said_once(tmp_path: Path) -> None:

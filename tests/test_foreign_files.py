@@ -33,6 +33,7 @@ from bench.text_files import BadFile, number, printable
 
 TEXT = st.text(max_size=6)
 NAME = st.text("abcü😀 _-.", min_size=1, max_size=4)
+SAID = TEXT.map(lambda text: f"x{text}")  # an opponent that says nothing is refused
 NUMBER = st.integers(0, 10**6)
 ODD = st.one_of(
     st.none(), st.booleans(), st.floats(), st.integers(-3, 11), st.just(10**400), TEXT, st.just("cut \ud83d"), st.lists(TEXT, max_size=2),
@@ -93,7 +94,7 @@ def read_completions(folder: Path) -> Found:
 
 @st.composite
 def alpaca_items(draw: st.DrawFn) -> dict[str, Any]:
-    rows = draw(st.lists(st.fixed_dictionaries({"instruction": TEXT, "output": TEXT}, optional={"dataset": TEXT}), min_size=1, max_size=3))
+    rows = draw(st.lists(st.fixed_dictionaries({"instruction": TEXT, "output": SAID}, optional={"dataset": TEXT}), min_size=1, max_size=3))
     return {draw(st.sampled_from(["i.json", "i.json.gz"])): draw(st.sampled_from([rows, {"rows": rows, "dataset": "shared"}]))}
 
 
@@ -140,10 +141,11 @@ def read_fastchat(folder: Path) -> Found:
 @st.composite
 def arena(draw: st.DrawFn) -> dict[str, Any]:
     uids = draw(st.lists(NAME, min_size=1, max_size=3, unique=True))
-    answer = st.builds(lambda text, plain: text if plain else {"answer": text}, TEXT, st.booleans())
-    messages = [[{"role": "user", "content": "x"}, {"role": "assistant", "content": draw(answer)}] for _ in uids]
+    answer = st.builds(lambda text, plain: text if plain else {"answer": text}, SAID, st.booleans())
+    prompts = [draw(TEXT) for _ in uids]
+    messages = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": draw(answer)}] for prompt in prompts]
     return {
-        "q.jsonl": [{"uid": uid, "category": draw(TEXT), "prompt": draw(TEXT)} for uid in uids],
+        "q.jsonl": [{"uid": uid, "category": draw(TEXT), "prompt": prompt} for uid, prompt in zip(uids, prompts, strict=True)],
         "a.jsonl": [{"uid": uid, "model": "m", "messages": said} for uid, said in zip(uids, messages, strict=True)],
     }
 
@@ -482,7 +484,8 @@ def test_a_calibration_is_refused_or_read_as_it_stands(folder: Path, data: st.Da
         assert spoil or comma != ",", error
         assert "\n" not in str(error)
         return refused(error, folder)
-    by_index = [row for row in csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")) if row["index"].strip().isdecimal()]
+    rows_of_file = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+    by_index = [row for row in rows_of_file if (row["index"] or "").strip().isdecimal()]
     for k in range(n):
         mine = [row for row in by_index if int(row["index"]) == k]
         if f"item-{k}" in found.difficulty:

@@ -126,10 +126,11 @@ def test_planning_and_reading_load_nothing_heavy() -> None:
 
 
 RUFF = pytest.param(["ruff", "check", "bench", "tests"], id="ruff")
+DEPTRY = pytest.param(["deptry", "."], id="deptry")
 MYPY = pytest.param(["mypy"], id="mypy", marks=[pytest.mark.slow, pytest.mark.essential])
 
 
-@pytest.mark.parametrize("command", [RUFF, MYPY])
+@pytest.mark.parametrize("command", [RUFF, DEPTRY, MYPY])
 def test_linter_and_type_checker_are_clean(command: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

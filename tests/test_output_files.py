@@ -72,7 +72,7 @@ def test_what_stands_in_the_way_is_said_and_the_rest_is_written(tmp_path: Path) 
     out = OutputFiles(tmp_path)
     assert [out.write(tmp_path / name, "x") for name in ("a/one", "a/two", "b", "c")] == [False, False, False, True]
     assert out.lines() == [
-        f"not written: {tmp_path}/a/one and 1 more files: {tmp_path}/a is a file, and should be a folder: move it away",
+        f"not written: {tmp_path}/a/one and 1 more file: {tmp_path}/a is a file, and should be a folder: move it away",
         f"not written: {tmp_path}/b: is a folder, and should be a file: move it away",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
@@ -109,9 +109,9 @@ print(out.lines())
 def test_a_path_that_was_typed_may_be_a_link_or_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "there").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "there")
-    output_files.write_where_asked(tmp_path / "link", "new")
+    output_files.write_user_file(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "there").read_text() == "new"
-    code = "from pathlib import Path; from bench.output_files import write_where_asked as w; w(Path('/dev/stdout'), 'rows')"
+    code = "from pathlib import Path; from bench.output_files import write_user_file as w; w(Path('/dev/stdout'), 'rows')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "rows"
     with pytest.raises(IsADirectoryError):
-        output_files.write_where_asked(tmp_path, "x")
+        output_files.write_user_file(tmp_path, "x")

@@ -42,7 +42,7 @@ def test_a_base_model_is_tuned_and_learns_from_pairs_by_dpo_kto_and_a_loop(words
     planned = bench(*words, "method=dpo,kto", "judge.n_items=4", "do=plan", results=results)
     assert planned.code == 0, planned.err
     assert "ultrafeedback_binarized: 24 train rows of 24 prompts (fraction 0.5 of 49), 12 held out" in planned.out
-    assert "dropped: 1 empty completion, 1 same completions; kept all the same: 1 equal scores" in planned.out
+    assert "dropped: 1 empty completion, 1 same completions; kept with a note: 1 equal scores" in planned.out
     assert "ultrachat_200k: 24 conversations of 24 read" in planned.out
     assert not results.exists(), "a plan runs nothing"
     ran = bench(*words, "method=dpo,kto", "judge.n_items=4", results=results)
@@ -86,8 +86,9 @@ def test_the_plan_says_what_the_judge_asks_too(words: tuple[str, ...], tmp_path:
     judge = ("judge=alpaca_eval", "judge.model=some", "judge.base_url=http://127.0.0.1:9", f"judge.items={items}", "method=dpo", "do=plan")
     own = [word for word in words if not word.startswith(("data.fraction", "judge."))]
     said = bench(*own, *judge, results=tmp_path / "results")
-    assert "2 train rows (1 word for word, 1 but for case and spaces) are asked by the judge too, and trained on" in said.out, said.err
+    same = "2 train rows (1 word for word, 1 apart from case and spaces) have a prompt that the judge uses too"
+    assert f"{same}: they are trained on" in said.out, said.err
     dropped = bench(*own, *judge, "data.overlap=drop", results=tmp_path / "results").out
-    assert "2 train rows (1 word for word, 1 but for case and spaces) are asked by the judge too: dropped (data.overlap=drop)" in dropped
+    assert f"{same}: dropped (data.overlap=drop)" in dropped
     refused = bench(*own, *judge, "data.overlap=refuse", results=tmp_path / "results").out
-    assert "2 train rows ask what the judge asks (data.overlap=refuse)" in refused
+    assert "2 train rows have the question of an item of the judge (data.overlap=refuse)" in refused

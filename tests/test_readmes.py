@@ -99,7 +99,7 @@ def test_every_command_opens(line: str, own: dict[str, str], tmp_path: Path, mon
     try:
         open_command(words)
     except BadConfig as error:
-        assert all("could not be had from the hub" in problem for problem in error.problems), error
+        assert all("could not be fetched from the hub" in problem for problem in error.problems), error
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -336,13 +336,13 @@ def test_logs_of_stages_are_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pool, reports = Pool(LocalLauncher(name="local", workers=1, threads=1, stage_timeout_s=60.0, retries=0)), []
     stages = [fake("prints", prints=f"key {KEY}"), fake("fails", fail=f"no luck with {KEY}\x1b[2J")]
     for stage in stages:
-        pool.start(describe(stage, store) | {}, store.beside(stage, "log"))
+        pool.start(describe(stage, store) | {}, store.sidecar(stage, "log"))
         until = time.monotonic() + 60
         while len(reports) < len(stages) and time.monotonic() < until and not (found := pool.reports(0.5)):
             pass
         reports += found
     pool.close()
-    logs = [store.beside(stage, "log").read_text() for stage in stages]
+    logs = [store.sidecar(stage, "log").read_text() for stage in stages]
     assert logs[0].count("key [redacted]") == 4 and "no luck with [redacted]" in logs[1]
     assert reports[1].error == "ValueError: no luck with [redacted]\\x1b[2J"
     store.record_failure(stages[1], f"no luck with {KEY}")

@@ -100,7 +100,7 @@ def test_what_is_whole_is_well_and_written_again_to_the_same_bytes(results: Path
     assert {name: contents(results / name) for name in ("cells", "sweeps")} == before
     code, said = command("do=verify", sweep=None)
     assert (code, said.count("\n")) == (0, 1), said
-    assert "stages are as they were written" in said
+    assert "stages are unchanged" in said
 
 
 def stale(results: Path) -> None:
@@ -117,12 +117,12 @@ def stale(results: Path) -> None:
     [
         (lambda results: flip(folder_of(results, "score") / "result.json"), "DAMAGED", "result.json has a wrong checksum"),
         (lambda results: flip(folder_of(results, "score") / "manifest.json"), "DAMAGED", "manifest.json"),
-        (lambda results: shutil.rmtree(folder_of(results, "score")), "ABSENT", "not in the store any more: the same command makes it"),
-        (lambda results: shutil.rmtree(folder_of(results, "preference_verdicts")), "ABSENT", "is not in the store any more"),
+        (lambda results: shutil.rmtree(folder_of(results, "score")), "ABSENT", "was deleted from the store. Run the sweep again"),
+        (lambda results: shutil.rmtree(folder_of(results, "preference_verdicts")), "ABSENT", "was deleted from the store"),
         (stale, "STALE", "verdicts' was made again with other bytes"),
         (lambda results: fail(results, "score"), "FAILED", "no room on the disk"),
         (lambda results: fail(results, "preference_verdicts"), "FAILED", "no room on the disk"),
-        (lambda results: lose(results, "preference_verdicts"), "LOST", "begun, and nobody is at it"),
+        (lambda results: lose(results, "preference_verdicts"), "LOST", "it was begun, and no command works on it"),
     ],
     ids=["damaged", "manifest", "score gone", "verdicts gone", "stale", "failed", "verdicts failed", "verdicts lost"],
 )
@@ -161,7 +161,7 @@ def test_a_bundle_remembers_which_cells_were_done(foreign: Path, capsys: pytest.
     shutil.rmtree(folder_of(foreign, "score"))
     for _ in range(2):
         assert carry_out(open_command(["do=report", f"results={foreign}", "tracker=none"])) == 3
-        assert "is not in the store any more" in " ".join(capsys.readouterr().out.split())
+        assert "was deleted from the store" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_export_of_a_model_that_is_damaged_or_failed_ends_with_3(results: Path, command: Command, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_an_export_of_a_model_that_is_damaged_or_failed_ends_with_3(results: Pat
     stages = cell_folder(results) / "stages.json"
     stages.write_text(json.dumps(json.loads(stages.read_text()) | {"failed": "train: loss was nan"}))
     code, said = command(*words, sweep=None)
-    assert code == 3 and "has no numbers for its card: train: loss was nan" in said
+    assert code == 3 and "has no numbers, and its card needs them: train: loss was nan" in said
     outside = '{"key": "a", "failed": null, "stages": {"../../x": {"kind": "..", "label": ""}}}'
     for content in ("null", "[" * 100_000, '{"key": 1}', outside):
         stages.write_text(content)
@@ -223,17 +223,18 @@ def test_changed_exports_are_refused_by_rescore_and_named_by_verify(results: Pat
     rows = json.loads(path.read_text())
     path.write_text(json.dumps([row | {"preference": 2.0} for row in rows]))
     code, said = command("do=rescore", f"judgements={results / 'cells'}", sweep=None)
-    assert code == 3 and f"REFUSED {name}: {path}: is not as it was exported" in said
+    assert code == 3 and f"REFUSED {name}: {path}: changed or missing since it was exported" in said
     line = next(line for line in said.splitlines() if line.strip().startswith(name))
     assert "%" not in line and line.split()[1:7] == ["-"] * 6
     code, said = command("do=verify", sweep=None)
-    assert code == 3 and f"CHANGED  {path}: is not as it was exported: do=report +sweep=... of its sweep writes it again" in said
+    way_out = "run do=report +sweep=... of its sweep to write it again"
+    assert code == 3 and f"CHANGED  {path}: changed or missing since it was exported: {way_out}" in said
     path.write_text(json.dumps(rows))  # other spaces are other bytes
     assert command("do=rescore", f"judgements={results / 'cells'}", sweep=None)[0] == 3
     for single in cell_folder(results).glob("*_single.jsonl"):
         flip(single)
         code, said = command("do=rescore", f"judgements={single}", sweep=None)
-        assert code == 3 and "is not as it was exported" in said
+        assert code == 3 and "changed or missing since it was exported" in said
 
 
 def test_exports_of_verdicts_that_were_made_again_are_refused(results: Path, command: Command) -> None:
@@ -280,7 +281,7 @@ def test_results_that_may_only_be_read_are_shown(read_only: Path, results: Path,
     shutil.rmtree(folder_of(results, "score"))
     assert carry_out(open_command([*words, "do=run"])) == 3
     told = capsys.readouterr()
-    assert "could not begin: " in told.err and "Read-only file system" in told.err
+    assert "could not start: " in told.err and "Read-only file system" in told.err
 
 
 @pytest.fixture
@@ -420,7 +421,7 @@ def test_a_bundle_writes_through_none_of_its_links(foreign: Path, tmp_path: Path
         ({"cells": None}, "cannot be read by this version"),
         ({"cells": []}, "cells must hold one cell or more, got an empty list"),
         ({"expectations": 3}, "cannot be read by this version"),
-        ({"format": 2}, "format 2, and this bench reads 1"),
+        ({"format": 2}, "it has format 2, and this version reads format 1"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -501,11 +502,11 @@ def test_verify_names_each_fault_of_a_store_and_what_would_mend_it(results: Path
     code, said = command("do=verify", sweep=None)
     assert code == 3
     for line in (
-        f"DAMAGED  {folder_of(results, 'preference_completions')}/completions.jsonl has a wrong checksum: the same command makes it again",
+        f"DAMAGED  {folder_of(results, 'preference_completions')}/completions.jsonl has a wrong checksum: run its sweep again to compute",
         f"DAMAGED  {store}/judge/abc.work/journal.jsonl:2: ",
         f"DAMAGED  {store}/odd is a file, and should be a folder: move it away",
         f"STALE    {folder_of(results, 'score')}: its input ",
-        f"LEFT     {leftover}: of a command that was killed",
+        f"LEFT     {leftover}: left by a command that was killed",
     ):
         assert line in said, (line, said)
     (store / "odd").unlink()
@@ -526,10 +527,10 @@ def test_verify_tells_copies_of_stages_from_damaged_ones(results: Path, command:
     code, said = command("do=verify", sweep=None)
     assert code == 3
     for copy in copies:
-        assert f"DAMAGED  {copy}/manifest.json is of stage score/{score.name}, and lies in another folder: no stage of this place, " in said
-    assert (
-        f"DAMAGED  {store}/score/notes has no manifest, so it was not finished: no stage of this place, delete it or move it away" in said
-    )
+        moved = f"belongs to stage score/{score.name}, but lies in the folder of another stage"
+        assert f"DAMAGED  {copy}/manifest.json {moved}: this folder does not belong here, " in said
+    unfinished = "has no manifest.json: the stage was not finished"
+    assert f"DAMAGED  {store}/score/notes {unfinished}: this folder does not belong here, delete it or move it away" in said
     for folder in (*copies, store / "score" / "notes"):
         shutil.rmtree(folder)
     assert command("do=verify", sweep=None)[0] == 0
@@ -579,7 +580,7 @@ def test_a_report_of_cells_that_are_all_damaged_or_gone_says_so_and_keeps_the_ta
     for cell in damaged:
         flip(Store(results / "store").folder(cell.score) / "result.json")
     code, said = command("do=report")
-    assert code == 3 and "has its numbers any more" in said and contents(results / "sweeps") == before
+    assert code == 3 and "have lost their numbers" in said and contents(results / "sweeps") == before
     for cell in damaged:
         assert f"DAMAGED  {Store(results / 'store').folder(cell.score)}/result.json" in said, said
     assert gone.score.key in said

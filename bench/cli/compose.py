@@ -310,7 +310,7 @@ class _Opening:
         here on."""
         for key, value in leaves(plain):
             if key.rpartition(".")[2] == "api_key_env" and isinstance(value, str):
-                secrets.read_from(value)
+                secrets.register_variable(value)
         if why := secrets.refusal("", plain):
             self.problems.append(why)
         return why is not None

@@ -133,7 +133,7 @@ def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> 
         if why := secrets.refusal(given.lstrip("+~"), value):
             reading.refused.append(f"{why} (command line)")
             return
-        if secrets.names_one(value):
+        if secrets.assigns_secret(value):
             what = "cannot be read and sets something named like a secret; settings are written into files"
             reading.refused.append(f"{given} {what}: {secrets.WAY_OUT} (command line)")
             return

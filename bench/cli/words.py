@@ -18,6 +18,21 @@ def choices(group: str) -> list[str]:
 
 
 VERBS = choices("do")
+# Hydra's flags that are followed by a word of theirs.
+FLAGS_WITH_A_VALUE = (
+    "--config-dir",
+    "-cd",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+    "--package",
+    "-p",
+    "--config-name",
+    "-cn",
+)
 
 
 def near(name: str, known: Sequence[str]) -> str:
@@ -34,7 +49,7 @@ def with_commands(words: Iterable[str]) -> tuple[list[str], list[str]]:
     for word in words:
         if takes_value or word.startswith(("-", "+", "~")) or "=" in word or not word:
             done.append(word)
-            takes_value = not takes_value and word in ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--config-name", "-cn")
+            takes_value = not takes_value and word in FLAGS_WITH_A_VALUE
         elif word in VERBS:
             done.append(f"do={word}")
         else:

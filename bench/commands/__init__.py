@@ -1,4 +1,7 @@
-"""One file for each command, as conf/do/ names them; each is imported when it is asked for."""
+"""Commands, one file each, with the names of conf/do/.
+
+A command's file is imported only when the command runs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`do=audit`: a passport for every judge of the cells."""
+"""`do=audit`: writes a passport for every judge of the cells."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from bench.terminal import say
 
 
 def main(opened: Opened) -> int:
-    """A passport for every judge of the cells. What is judged already is not judged again, nor asked."""
+    """Write a passport for every judge of the cells; returns the exit code.
+
+    Verdicts that are in the store already are used, and their judges are not asked again.
+    """
     do = opened.session.do
     assert isinstance(do, Audit)
     if not do.plan:
@@ -63,5 +66,5 @@ def main(opened: Opened) -> int:
             folder = user_path(do.out) if do.out else opened.session.results_dir / report.PASSPORTS
             root = folder if do.out else opened.session.results_dir
             whole &= passport.show(passport.read_passport(audit, store, command), root, folder)
-    store.tidy()
+    store.remove_leftovers()
     return OVER_BUDGET if over_budget else SOME_FAILED if failures or not whole else OK

@@ -1,11 +1,18 @@
-"""`do=bundle +sweep=... out=FILE.tar.gz`: a sweep for a referee, who recomputes its tables with no judge, no GPU and no training.
+"""`do=bundle +sweep=... out=FILE.tar.gz`: writes a sweep into an archive for a referee.
 
-In it is a results folder: every stage's manifest; the files of those that tables and numbers read (completions, verdicts, log-probs,
-curves, scores), without weights; passports; the sweep file; `bundle.json`, from which `do=report results=EXTRACTED` and `do=rescore` plan
-the same cells without the models and data that they were made of. The tables in it were made from it. Same results, same bytes.
+The referee recomputes its tables without a judge, a GPU or training. The archive is a results folder with:
 
-Files of the user's are named by digest and bare name; folders of this machine are left out of what is written here, and said where a
-stage has written them. A file that holds the value of a key from the environment is refused.
+- the manifest of every stage;
+- the files that tables and numbers read (completions, verdicts, log-probs, curves, scores), without weights;
+- passports and the sweep file;
+- `bundle.json`, from which `do=report results=EXTRACTED` and `do=rescore` plan the same cells without their
+  models and data.
+
+The tables in the archive are computed from the archive itself. The same results give the same bytes.
+
+The user's files appear with their digest and bare name. Folders of this machine are removed from all that
+this command writes; where a stage's own file names one, the command prints a warning. A file with the value
+of a key from the environment is refused.
 """
 
 from __future__ import annotations
@@ -28,15 +35,16 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench import report, secrets
+from bench import methods, report, secrets
 from bench.cli.compose import BadConfig, Opened
 from bench.cli.sweep_files import sweep_path
 from bench.commands import OK, SOME_FAILED
 from bench.commands.cell_states import BUNDLE_FILE
-from bench.commands.faults import say_wrong
+from bench.commands.faults import print_faults
 from bench.commands.planned_sweep import sweep_of
 from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name, user_path
-from bench.output_files import why
+from bench.output_files import os_reason
+from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan, Sources, all_stages
 from bench.records import size_words
 from bench.report import PASSPORTS
@@ -58,9 +66,10 @@ Made by `python -m bench {command}`. With bench at revision {revision} (package 
     python -m bench do=report results=.       # the tables and figures again, from what the stages left
     python -m bench do=rescore results=.      # every number again, from completions, verdicts and log-probs
 
-No judge is asked, nothing is trained, no GPU is used. `sweeps/{name}/` holds the tables as these commands write them, `store/` the
-stages: completions, verdicts with the judge's replies, log-probs, curves and scores with their checksums, and held-out rows
-and prompts as text. Weights and the rows that training reads are left out; their manifests name them with checksums.
+These commands ask no judge, train nothing and use no GPU. `sweeps/{name}/` holds the tables as these commands write
+them. `store/` holds the stages: completions, verdicts with the judge's replies, log-probs, curves and scores with their
+checksums, and held-out rows and prompts as text. Weights and training rows are left out; the manifests list them with
+their checksums.
 """
 
 
@@ -69,14 +78,16 @@ def main(opened: Opened) -> int:
     assert isinstance(do, Bundle)
     store, sweep = Store(results / "store"), sweep_of(opened)
     say("\n".join(write(do, opened, sweep, store, sweep_of)))
-    return SOME_FAILED if say_wrong(sweep, store, results) else OK
+    return SOME_FAILED if print_faults(sweep, store, results) else OK
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
 def opened_from(opened: Opened) -> Opened:
-    """The command, with the cells of a bundle where its results folder is one and it names no cells; else as it is."""
+    """The command with the cells of a bundle, if its results folder is one and it names no cells; else
+    unchanged.
+    """
     results = opened.session.results_dir
     if opened.sweep or opened.replaced or not (results / BUNDLE_FILE).is_file():
         return opened
@@ -84,29 +95,36 @@ def opened_from(opened: Opened) -> Opened:
 
 
 def read(results: Path, opened: Opened) -> Opened:
-    """Raises BadConfig for a bundle of another version of bench, or one that is not as bench writes them."""
+    """The command with the cells of the bundle in `results`.
+
+    Raises BadConfig for a bundle of another version of bench, or one that bench did not write. Raises Unsound
+    for a changed calibration file.
+    """
     try:
-        told = read_object(results / BUNDLE_FILE)
-        if told["format"] != FORMAT:
-            raise ValueError(f"format {told['format']}, and this bench reads {FORMAT}")
-        sweep, replaced = told["sweep"], told["replaced"]
-        axes, written, expected = (_items(told[name], name) for name in ("axes", "cells", "expectations"))
+        facts = read_object(results / BUNDLE_FILE)
+        if facts["format"] != FORMAT:
+            raise ValueError(f"it has format {facts['format']}, and this version reads format {FORMAT}")
+        sweep, replaced = facts["sweep"], facts["replaced"]
+        axes, written, expected = (_items(facts[name], name) for name in ("axes", "cells", "expectations"))
         if not (sweep is None or is_name(sweep)):
             raise ValueError(f"sweep must be {NAME_WORDS}, got {describe(sweep)}")
         if not isinstance(replaced, bool):
             raise ValueError(f"replaced must be true or false, got {describe(replaced)}")
         if not written:
             raise ValueError("cells must hold one cell or more, got an empty list")
-        title, command = (secrets.shown(text(told[name], name).replace("\n", " ")) for name in ("title", "command"))
+        title, command = (secrets.shown(text(facts[name], name).replace("\n", " ")) for name in ("title", "command"))
         cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in written]
         sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in written]
+        for cell, source in zip(cells, sources, strict=True):
+            plan_cell(cell, source, methods.chain)  # raises for a cell whose files are not named
         expectations = tuple(Expectation.model_validate(item) for item in expected)
         varied = tuple(text(axis, "each of axes") for axis in axes)
     except (ValueError, KeyError, TypeError) as error:
-        said = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / BUNDLE_FILE}: ")
-        raise BadConfig([f"{results / BUNDLE_FILE} cannot be read by this version of bench: {' '.join(said.split())[:300]}"]) from error
-    for source in (found.judge.calibration for found in sources if found.judge and found.judge.calibration):
-        _check_source(source)
+        reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / BUNDLE_FILE}: ")
+        raise BadConfig([f"{results / BUNDLE_FILE} cannot be read by this version of bench: {' '.join(reason.split())[:300]}"]) from error
+    for of_cell in sources:
+        if of_cell.judge and of_cell.judge.calibration:
+            _check_source(of_cell.judge.calibration)
     own = replace(opened, sweep=sweep, replaced=replaced, title=title, command=command, axes=varied)
     return replace(own, cells=cells, sources=sources, expectations=expectations)
 
@@ -118,19 +136,22 @@ def _items(value: Any, name: str) -> list[Any]:
 
 
 def _check_source(source: Source) -> None:
-    """Raises Unsound for a file of a bundle that numbers are computed with, and that is not the one it was made with."""
+    """Raises Unsound for a calibration file of a bundle with another digest than the bundle names."""
     try:
         with open_regular(source.path) as file:
             same = hashlib.file_digest(file, "sha256").hexdigest() == source.digest
         fault = None if same else "is not the file that the bundle was made with"
     except OSError as error:
-        fault = f"cannot be read ({why(error)})"
+        fault = f"cannot be read ({os_reason(error)})"
     if fault:
         raise Unsound(f"DAMAGED  {printable(str(source.path))} {fault}: unpack the bundle again")
 
 
 def _placed(value: Any, results: Path) -> Any:
-    """Sources as they were written, with paths in this folder. Raises ValueError for one that leads out of it."""
+    """Sources of a bundle, with their paths inside `results`.
+
+    Raises ValueError for a path that leads out of it.
+    """
     if not isinstance(value, dict):
         return value
     placed = {}
@@ -143,11 +164,11 @@ def _placed(value: Any, results: Path) -> Any:
     return placed
 
 
-# Without folders of this machine --------------------------------------------------------------------------------------
+# Removing folders of this machine -------------------------------------------------------------------------------------
 
 
 def nameless(value: Any) -> Any:
-    """Settings in which each absolute path is its last part."""
+    """Settings with every absolute path replaced by its last part."""
     if isinstance(value, Mapping):
         return {key: nameless(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -156,6 +177,7 @@ def nameless(value: Any) -> Any:
 
 
 def nameless_command(command: str) -> str:
+    """The command line with every absolute path replaced by its last part."""
     words = []
     for word in shlex.split(command):
         key, sign, value = word.partition("=")
@@ -167,42 +189,47 @@ def nameless_command(command: str) -> str:
 
 
 def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sweep: Callable[[Opened], report.Sweep]) -> list[str]:
-    """Write the archive; returns lines on what is in it. `make_sweep`: the report's sweep of an opened command.
+    """Write the archive; returns lines about its contents, for the screen.
 
-    Raises BadConfig where a file holds a secret of the environment."""
+    `make_sweep` makes the report's sweep from an opened command. Raises BadConfig if a file holds a secret
+    from the environment.
+    """
     out, results = user_path(str(do.out)), opened.session.results_dir
     with tempfile.TemporaryDirectory() as aside:
         root = Path(aside) / f"bundle-{sweep.name}"
         left_out = _stages(sweep.cells, store, root)
         copied = _copy_sources(sweep.cells, root)
-        _write_json(root / BUNDLE_FILE, told_of(opened, copied, sweep.cells, store))
-        installed = {f"{found.name}=={found.version}" for found in importlib.metadata.distributions() if found.name}
+        _write_json(root / BUNDLE_FILE, bundle_facts(opened, copied, sweep.cells, store))
+        installed = {f"{package.name}=={package.version}" for package in importlib.metadata.distributions() if package.name}
         _write_json(root / "environment.json", environment() | {"distributions": sorted(installed, key=str.lower)})
         if opened.sweep and (path := sweep_path(opened.sweep, ())).is_file():
             shutil.copyfile(path, root / "sweep.yaml")
             (root / "sweep.yaml").chmod(0o644)
         if (results / PASSPORTS).is_dir():
             shutil.copytree(results / PASSPORTS, root / PASSPORTS)
-        told = {"title": sweep.title, "command": nameless_command(opened.command), "name": sweep.name}
-        (root / "README.md").write_text(README.format(**told, revision=environment()["revision"]), encoding="utf-8")
+        words = {"title": sweep.title, "command": nameless_command(opened.command), "name": sweep.name}
+        (root / "README.md").write_text(README.format(**words, revision=environment()["revision"]), encoding="utf-8")
         again = make_sweep(read(root, opened))
         rows = report.collect(again, Store(root / "store"), {})
         report.write_files(again, rows, root)
-        shutil.rmtree(root / "cells", ignore_errors=True)  # what a report leaves beside cells' folders, which are not here
+        # A report writes files for cells' folders, and a bundle has none.
+        shutil.rmtree(root / "cells", ignore_errors=True)
         warnings = _look_through(root, results)
         size = _archive(root, out)
     done = sum(row.done for row in rows)
     mine = results / "sweeps" / sweep.name / "table.csv"
-    left = f"left out: {size_words(left_out)}, weights and what only training reads"
+    left = f"left out: {size_words(left_out)} of weights and of files that only training reads"
     lines = [f"{done} of {len(rows)} cells are done", f"bundle   {out}: {size_words(size)}; {left}"]
     if mine.is_file():
         same = mine.read_bytes() == _member(out, f"{root.name}/sweeps/{sweep.name}/table.csv")
-        lines.append(f"table    made from it, {'the same bytes as' if same else 'NOT the same as'} {mine}")
+        lines.append(f"table    computed from the bundle: {'the same bytes as' if same else 'NOT the same as'} {mine}")
     return [*lines, *warnings, f"again    tar xzf {out.name} && python -m bench do=report results={root.name}"]
 
 
 def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
-    """Every finished stage: its manifest, and the files that tables and numbers read. Returns the bytes that were left out."""
+    """Copy every finished stage's manifest and the files that tables and numbers read; returns the bytes left
+    out.
+    """
     read_by_tables = {stage for cell in cells for stage in [cell.score, *cell.roles.values(), *cell.score.inputs.values()]}
     left_out = 0
     for stage in all_stages(cells):
@@ -211,26 +238,26 @@ def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
             _write_json(root / "store" / stage.kind / f"{stage.key}.failed.json", failed)
         if not store.is_done(stage):
             continue
-        manifest, folder, there = store.manifest(stage), store.folder(stage), root / "store" / stage.kind / stage.key
-        there.mkdir(parents=True)
-        every = {**manifest.files, **manifest.recorded_files}
-        of_training = [name for name in every if name.endswith(WEIGHTS) or name.startswith("model/") or name == "train.jsonl"]
-        gone = [name for name in every if name in (*manifest.evicted, *of_training) or stage not in read_by_tables]
-        for name in every.keys() - set(gone):
-            (there / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, there / name)
-        write_manifest(there / "manifest.json", replace(manifest, evicted=sorted(gone)))
-        left_out += sum(every[name].size for name in gone)
+        manifest, folder, target = store.manifest(stage), store.folder(stage), root / "store" / stage.kind / stage.key
+        target.mkdir(parents=True)
+        files = {**manifest.files, **manifest.recorded_files}
+        of_training = [name for name in files if name.endswith(WEIGHTS) or name.startswith("model/") or name == "train.jsonl"]
+        gone = [name for name in files if name in (*manifest.evicted, *of_training) or stage not in read_by_tables]
+        for name in files.keys() - set(gone):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, target / name)
+        write_manifest(target / "manifest.json", replace(manifest, evicted=sorted(gone)))
+        left_out += sum(files[name].size for name in gone)
     return left_out
 
 
 def _here(text: str) -> str:
-    """A reason without the folders of this machine."""
+    """The text of a reason without folders of this machine: only the last part of a path stays."""
     return re.sub(r"(?<![\w.])(?:/[^\s/:'\",]+)+/([^\s/:'\",]+)", r"\1", text)
 
 
 def _copy_sources(cells: Sequence[CellPlan], root: Path) -> dict[str, str]:
-    """The user's files that numbers are computed with (calibrations): digest -> where it lies in the bundle."""
+    """Copy the user's calibration files; returns their paths in the bundle by digest."""
     copied = {}
     for source in (source for cell in cells for source in cell.score.inputs.values() if isinstance(source, Source)):
         copied[source.digest] = place = f"sources/{source.key}/{source.path.name}"
@@ -239,7 +266,9 @@ def _copy_sources(cells: Sequence[CellPlan], root: Path) -> dict[str, str]:
     return copied
 
 
-def told_of(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store) -> dict[str, Any]:
+def bundle_facts(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store) -> dict[str, Any]:
+    """Content of `bundle.json`. `copied`: paths in the bundle of the user's files, by digest."""
+
     def placed(value: Any) -> Any:
         if isinstance(value, dict) and value.keys() >= {"path", "digest"}:
             return {"path": copied.get(value["digest"], Path(value["path"]).name), "digest": value["digest"]}
@@ -268,17 +297,24 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _look_through(root: Path, results: Path) -> list[str]:
-    """Lines on files that name folders of this machine. Raises BadConfig for a secret, before anything is written."""
+    """Warnings about files that name folders of this machine.
+
+    Raises BadConfig if a file holds a secret, before the archive is written.
+    """
     folders = {f"{path}/".encode() for path in (results, Path.cwd(), Path.home()) if len(path.parts) > 1}
     named = []
     for path in _files(root):
         content = path.read_bytes()
-        if found := secrets.holders(content):
-            held = f"{path.relative_to(root)} holds the value of {', '.join(found)}"
-            raise BadConfig([f"{held}, and is not given away: unset it if it is no secret"])
+        if names := secrets.holders(content):
+            held = f"{path.relative_to(root)} holds the value of {', '.join(names)}"
+            raise BadConfig([f"{held}, so the bundle was not written. Unset the variable if it is no secret"])
         if any(folder in content for folder in folders):
             named.append(str(path.relative_to(root)))
-    return [f"LOOK     {len(named)} files name folders of this machine, first {named[0]}"] if named else []
+    return (
+        [f"LOOK     {len(named)} files name folders of this machine, for example {named[0]}: read them before you share the bundle"]
+        if named
+        else []
+    )
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -286,7 +322,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _archive(root: Path, out: Path) -> int:
-    """Sorted, without owners and times; returns the size in bytes."""
+    """Write the archive, with sorted files and without owners and times; returns its size in bytes."""
     part = out.with_name(f"{out.name}.part-{os.getpid()}")
     try:
         with (

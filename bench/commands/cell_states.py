@@ -1,4 +1,7 @@
-"""The state of each cell, from what lies in the store: done, running, queued, failed, lost, damaged, stale, absent, interrupted, to do."""
+"""States of cells, from the files in the store.
+
+The states: done, running, queued, failed, lost, damaged, stale, absent, interrupted, to do.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,18 @@ from bench.planning.inputs import CellPlan
 from bench.planning.to_do import make_plan
 from bench.records import grouped
 from bench.report import Sweep
-from bench.runner.cluster_queue import job_of
+from bench.runner.cluster_queue import submitted_job
 from bench.runner.progress_view import stage_words
-from bench.runner.slurm import OVER, JobState, look_at_squeue
+from bench.runner.slurm import OVER, JobState, squeue_or_empty
 from bench.store.store import Store
 from bench.text_files import BadFile, read_csv, read_object
 
-WRONG = ("failed", "lost", "damaged", "stale", "absent")  # states of a cell that the same command, or a person, has to mend
+# States that another run of the sweep, or a person, has to repair.
+WRONG = ("failed", "lost", "damaged", "stale", "absent")
 
 
 def wrong_cells(sweep: Sweep, store: Store, made: Container[str] = ()) -> list[str]:
-    """A line for each reason that cells have failed or are lost, damaged, stale or absent."""
+    """Lines about cells that have failed or are lost, damaged, stale or absent, one for each reason."""
     jobs = jobs_of(store)
     reasons = grouped((cell_state(cell, store, jobs, made), cell.name) for cell in sweep.cells)
     lines = []
@@ -35,36 +39,39 @@ def wrong_cells(sweep: Sweep, store: Store, made: Container[str] = ()) -> list[s
 
 
 def jobs_of(store: Store) -> Mapping[str, JobState]:
-    return look_at_squeue().jobs if any(store.root.glob("*/*.job.json")) else {}
+    return squeue_or_empty().jobs if any(store.root.glob("*/*.job.json")) else {}
 
 
 def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made: Container[str] = ()) -> tuple[str, str]:
-    """(state, why) of a cell from what lies in the store, and from what SLURM says of its jobs, by id."""
+    """State of a cell and its reason, from the store and from SLURM's states of jobs, by job id.
+
+    `made`: keys of cells that had their numbers before.
+    """
     needed = make_plan([cell], store).to_do
     if not needed:
         return "done", ""
     was_made = cell.key in made or store.status(cell.score).state in ("done", "stale", "damaged")
     pending: dict[str, Any] = {}
     for stage in needed:
-        status = store.held(stage)
+        status = store.status_with_weights(stage)
         if error := store.failure(stage):
             return "failed", f"{stage_words(stage)}: {error.splitlines()[0]}"
-        held, handed_in = store.is_locked(stage), job_of(stage, store)
+        held, handed_in = store.is_locked(stage), submitted_job(stage, store)
         job = jobs.get(handed_in["id"]) if handed_in else None
         if handed_in and job and job.state not in OVER:
             place = f"waits ({job.reason})" if job.waits else f"on {job.node}"
-            alone = "" if held else "; no command waits for it, the same command takes it up"
+            alone = "" if held else "; no command waits for it. Run the sweep again to wait for it"
             pending["queued" if job.waits else "running"] = f"{stage_words(stage)}: job {handed_in['id']} {place}{alone}"
         elif held:
             pending["running"] = stage_words(stage) + (f": {handed_in['queue']} job {handed_in['id']}" if handed_in else "")
         elif store.was_interrupted(stage):
-            pending.setdefault("interrupted", f"{stage_words(stage)}: the command was interrupted; the same command runs it again")
-        elif handed_in or store.was_begun(stage):
-            pending.setdefault("lost", f"{stage_words(stage)}: begun, and nobody is at it; the same command runs it again")
+            pending.setdefault("interrupted", f"{stage_words(stage)}: the command was interrupted. Run the sweep again to continue")
+        elif handed_in or store.has_build_folder(stage):
+            pending.setdefault("lost", f"{stage_words(stage)}: it was begun, and no command works on it. Run the sweep again")
         elif status.state in ("damaged", "stale"):
             pending.setdefault(status.state, status.why)
         elif was_made and not status.why:
-            gone = f"{stage.kind}/{stage.key} ({stage.label}) is not in the store any more: the same command makes it again"
+            gone = f"{stage.kind}/{stage.key} ({stage.label}) was deleted from the store. Run the sweep again to compute it"
             pending.setdefault("absent", gone)
         elif status.why:
             pending.setdefault("to do", status.why)
@@ -78,7 +85,7 @@ BUNDLE_FILE = "bundle.json"
 
 
 def made_cells(sweep: report.Sweep, results: Path) -> set[str]:
-    """Keys of cells that had their numbers: a run has left them in the cell's folder, or a table or the bundle says so."""
+    """Keys of cells that had their numbers: by the cell's folder, the sweep's table or the bundle."""
     made = {cell.key for cell in sweep.cells if (results / "cells" / cell.name / "result.json").is_file()}
     with contextlib.suppress(BadFile):
         rows = read_csv(results / "sweeps" / sweep.name / "table.csv", ("key", "status"))

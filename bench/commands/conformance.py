@@ -1,4 +1,4 @@
-"""`do=conformance`: every method against its paper's equation. Loads torch."""
+"""`do=conformance`: compares every method with its paper's equation. Loads torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with the cells of a sweep and their stages."""
+"""Faults of a sweep's cells and their stages."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from bench.store.store import Store
 from bench.terminal import say
 
 
-def say_wrong(sweep: report.Sweep, store: Store, results: Path) -> bool:
-    """Say what is wrong with the cells' stages. Whether anything is."""
-    return say_all(wrong_lines(sweep, store, results))
+def print_faults(sweep: report.Sweep, store: Store, results: Path) -> bool:
+    """Print the faults of the cells and their stages; returns whether there are any."""
+    return print_lines(fault_lines(sweep, store, results))
 
 
-def say_all(lines: Sequence[str]) -> bool:
-    """Whether there are any."""
+def print_lines(lines: Sequence[str]) -> bool:
+    """Print the lines; returns whether there are any."""
     for line in lines:
         say(line)
     return bool(lines)
 
 
-def wrong_lines(sweep: report.Sweep, store: Store, results: Path) -> list[str]:
-    """Cells that have failed, or whose stages are lost, stale, damaged or gone; and finished stages that are not as they were written,
-    also where no number of a table hangs on them any more."""
+def fault_lines(sweep: report.Sweep, store: Store, results: Path) -> list[str]:
+    """Lines about failed cells, about lost, stale, damaged or absent stages, and about changed finished
+    stages.
+
+    A finished stage with other files than it wrote is reported even if no number of a table depends on it any
+    more.
+    """
     return list(dict.fromkeys([*wrong_cells(sweep, store, made_cells(sweep, results)), *damaged_lines(sweep, store)]))
 
 
 def damaged_lines(sweep: report.Sweep, store: Store) -> list[str]:
-    found = [store.status(stage) for stage in all_stages(sweep.cells)]
-    return [f"DAMAGED  {status.why}" for status in found if status.state == "damaged"]
+    """Lines about the sweep's stages that are damaged in the store."""
+    statuses = [store.status(stage) for stage in all_stages(sweep.cells)]
+    return [f"DAMAGED  {status.why}" for status in statuses if status.state == "damaged"]

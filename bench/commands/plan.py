@@ -1,4 +1,4 @@
-"""`do=plan`: what a command would run, and what that takes."""
+"""`do=plan`: prints the stages that a command would run, with time, tokens, memory and cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bench.runner.local_pool import pool_size
 from bench.runner.progress_view import clock, makespan_s
 from bench.store.keys import Stage
 from bench.store.store import Store
-from bench.terminal import Terminal, plain_table
+from bench.terminal import Terminal, plain_table, say
 from bench.text_files import BadFile
 
 
@@ -36,16 +36,24 @@ def main(opened: Opened) -> int:
     costs = costs_of(plan, store)
     data = data_lines(sweep.cells, store)
     workers = pool_size(session.launcher, session.accelerate.gpus)
-    print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data.lines)
     assert isinstance(session.do, PlanVerb)
-    print_sizes(compute_table.report(sweep.cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
+    if plan.to_do:
+        print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data.lines)
+    else:
+        cells = "its cell is" if len(sweep.cells) == 1 else f"all {len(sweep.cells)} cells are"
+        say(f"{sweep.name}: nothing to do, {cells} finished; do=report prints the table")
+    if plan.to_do or session.do.size != "auto":
+        print_sizes(compute_table.report(sweep.cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
     if data.refusals:
         raise BadConfig(data.refusals)
     return OK
 
 
 def costs_of(plan: Plan, store: Store) -> dict[Stage, JudgeCost]:
-    """What judges would cost. Raises BadConfig for a file of completions that does not answer what they ask."""
+    """Costs of the judges by stage.
+
+    Raises BadConfig for a file of completions without a completion for each item.
+    """
     try:
         return judge_costs(plan.to_do, store)
     except BadFile as error:
@@ -60,7 +68,10 @@ def print_plan(
     costs: Mapping[Stage, JudgeCost],
     data: Sequence[str] = (),
 ) -> None:
-    """Cells, unique stages by kind with what is done, forecasts of time, tokens and judge cost; `data`: lines on the rows."""
+    """Print cells, unique stages by kind, and forecasts of time, tokens and judge cost.
+
+    `data`: lines about the rows of the data.
+    """
     console = Terminal(soft_wrap=True, highlight=False)
     cells = plain_table(f"{sweep.name}: {len(sweep.cells)} cells", ("cell", "to do", "done"))
     to_do = set(plan.to_do)
@@ -87,10 +98,10 @@ def print_plan(
             console.plain(status.why, "yellow")
     known = {stage: estimate.seconds for stage, estimate in forecast.items() if estimate.seconds is not None}
     unknown = len(forecast) - len(known)
-    time_words = "no like stage has run here yet: no forecast"
+    time_words = "no forecast: no similar stage has run here yet"
     if known or not forecast:
         time_words = f"about {clock(makespan_s(known, workers)).strip()} with {workers} at a time"
-        time_words += f" and {unknown} stages of which no like has run here" if unknown else ""
+        time_words += f", without {unknown} stages that have no forecast: no similar stage has run here" if unknown else ""
     console.print(f"time     {time_words}")
     uncounted = ", not counting rows of your file" if any(not isinstance(cell.cell.data, WorldData) for cell in sweep.cells) else ""
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{uncounted}")
@@ -99,34 +110,34 @@ def print_plan(
     evaluating = {stage: cost for stage, cost in costs.items() if not labels_samples(stage)}
     console.print(f"judge    {_cost_words(list(evaluating.values()))} ({names})")
     by_label = grouped((stage.label, cost) for stage, cost in evaluating.items())
-    for label, some in by_label.items() if len(by_label) > 1 else ():  # a jury's members
+    for label, some in by_label.items() if len(by_label) > 1 else ():  # members of a jury
         console.print(f"         {label}: {_cost_words(some)}")
     if of_labels:
         console.print(f"labels   {_cost_words(of_labels)}")
-    for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
-        console.print(f"         counted from {how}")
+    for source in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
+        console.print(f"         counted from {source}")
     for place, line in enumerate(data):
         console.plain(f"{'' if place else 'data':<9}{line}")
 
 
-def print_sizes(found: Sizes | None) -> None:
-    """What models of size take; nothing where there is nothing to say."""
+def print_sizes(sizes: Sizes | None) -> None:
+    """Print memory and compute of large models; nothing without a report."""
     console = Terminal(soft_wrap=True, highlight=False)
-    tables = {"work of models, to do": (STAGE_COLUMNS, found.stages), "by cell": (CELL_COLUMNS, found.cells)} if found else {}
+    tables = {"work of models, to do": (STAGE_COLUMNS, sizes.stages), "by cell": (CELL_COLUMNS, sizes.cells)} if sizes else {}
     for title, (columns, rows) in tables.items():
         table = plain_table(title, columns)
         for row in rows:
             table.add_row(*row)
         if rows:
             console.whole(table)
-    for place, line in enumerate(found.lines if found else ()):
+    for place, line in enumerate(sizes.lines if sizes else ()):
         console.plain(f"{'' if place else 'size':<9}{line}")
 
 
 def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
-    """What an audit would ask, line by line, and what that costs."""
+    """Print the requests of an audit, one line a stage, and their cost."""
     console = Terminal(soft_wrap=True, highlight=False)
-    table = plain_table("to be asked", ("judge", "about", "requests", "tokens sent", "tokens back", "$"), n_texts=2)
+    table = plain_table("requests to judges", ("judge", "about", "requests", "tokens sent", "tokens back", "$"), n_texts=2)
     for cell in plan.cells:
         for role in cell.roles.values():
             if cost := costs.get(role):
@@ -141,7 +152,7 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
         console.print(f"         counted from {how}")
     budgets = [budget for cell in plan.cells if (budget := getattr(cell.cell.judge, "budget_dollars", None)) is not None]
     if budgets and sum(cost.dollars for cost in costs.values() if cost.dollars is not None) > min(budgets):
-        stops = f"more than judge.budget_dollars={min(budgets):g}: it stops there (exit 4), and goes on once that is raised"
+        stops = f"This is more than judge.budget_dollars={min(budgets):g}. The command stops there (exit 4); raise it to continue."
         console.print(f"         {stops}", highlight=True)
 
 
@@ -152,7 +163,7 @@ def _cost_words(costs: Sequence[JudgeCost]) -> str:
     requests = sum(cost.requests for cost in costs)
     tokens = f"{sum(cost.prompt_tokens for cost in costs):,} + {sum(cost.completion_tokens for cost in costs):,} tokens"
     unknown = any(cost.dollars is None for cost in costs)
-    dollars = f"${known:.2f}" if known or not unknown else "no price known (judge.prices)"
+    dollars = f"${known:.2f}" if known or not unknown else "price unknown (set judge.prices)"
     return f"{dollars}{' and a model without a price' if known and unknown else ''}: {requests:,} requests, {tokens}"
 
 

@@ -1,4 +1,4 @@
-"""The cells of a command, planned, as the sweep that they make."""
+"""Planned cells of a command, as a sweep."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from bench.store.keys import hash_key
 
 
 def sweep_of(opened: Opened) -> report.Sweep:
-    """The cells of a command, planned."""
-    asked = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
-    cells = with_start_cells(asked, opened.sources)
+    """Sweep of a command: its cells planned, with the cells of their start models."""
+    planned = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
+    cells = with_start_cells(planned, opened.sources)
     name = opened.sweep or "cells"
-    if opened.replaced or not opened.sweep:  # one that no other set of cells has
+    if opened.replaced or not opened.sweep:  # a name that no other set of cells has
         name += f"-{hash_key(sorted(cell.key for cell in cells))[:8]}"
     return report.Sweep(name, opened.title, opened.command, cells, opened.expectations, opened.axes)
 
 
 def with_start_cells(cells: Sequence[CellPlan], sources: Sequence[Sources]) -> list[CellPlan]:
-    """The cells, each once, with the cell of every start model in front of the first one that starts from it."""
-    found: dict[str, CellPlan] = {}
+    """The cells, each once. The cell of a start model stands before the first cell that starts from it."""
+    by_key: dict[str, CellPlan] = {}
     for cell, source in zip(cells, sources, strict=True):
-        start = plan_cell(start_cell(cell.cell), source, methods.chain)  # of completions of a file, these themselves
-        found.setdefault(start.key, start)
-        found.setdefault(cell.key, cell)
-    return list(found.values())
+        # For completions from a file, this is the cell itself.
+        start = plan_cell(start_cell(cell.cell), source, methods.chain)
+        by_key.setdefault(start.key, start)
+        by_key.setdefault(cell.key, cell)
+    return list(by_key.values())

@@ -1,4 +1,4 @@
-"""`do=report`: tables and figures again, from the store."""
+"""`do=report`: writes tables and figures again, from the store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from bench import report
 from bench.cli.compose import BadConfig, Opened
 from bench.commands import OK, SOME_FAILED, bundle
-from bench.commands.faults import say_all, say_wrong, wrong_lines
+from bench.commands.faults import fault_lines, print_faults, print_lines
 from bench.commands.planned_sweep import sweep_of
 from bench.planning.inputs import CellPlan
 from bench.runner.cell_folders import write_cell
@@ -25,28 +25,33 @@ def main(opened: Opened) -> int:
 
 
 def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
-    """Tables and figures from the store; a table that was another one before is said. A table of somebody's runs is never emptied: raises
-    BadConfig in a clone that has no store, and says what is wrong with the cells where they were run here."""
+    """Write tables and figures from the store; returns the exit code. A changed table is reported.
+
+    A table with numbers is never replaced by an empty one. If the cells were run here, their faults are
+    printed and the table stays. Raises BadConfig if they were not, as in a clone without a store.
+    """
     rows = report.collect(sweep, store, {})
     table = results / "sweeps" / sweep.name / "table.csv"
     before = _content(table)
     old = csv.DictReader(before.decode(errors="replace").splitlines())
     if not any(row.done for row in rows) and any(row.get("status") == "done" for row in old):
-        if any(_has_folder(row.cell, results) for row in rows) and say_wrong(sweep, store, results):
-            say(f"no cell of {sweep.name} has its numbers any more: {table.parent} stays as it is")
+        if any(_has_folder(row.cell, results) for row in rows) and print_faults(sweep, store, results):
+            say(f"The cells of {sweep.name} have lost their numbers, so {table.parent} was not changed.")
             return SOME_FAILED
-        raise BadConfig([f"no cell of {sweep.name} was run in {results}: {table.parent} stays as it is"])
-    wrong = wrong_lines(sweep, store, results)  # first: it may be told from the table as it was
+        reason = f"no cell of {sweep.name} was run in {results}, so {table.parent} was not changed. Set results= to the folder of the run"
+        raise BadConfig([reason])
+    # Before the table is written: the faults depend on the old one.
+    wrong = fault_lines(sweep, store, results)
     exported = [line for row in rows if row.done and _has_folder(row.cell, results) for line in write_cell(row.cell, store, results, None)]
     paths = report.write_files(sweep, rows, results)
-    notes = [f"CHANGED  {table} was another table before"] if before not in (b"", _content(table)) else []
+    notes = [f"CHANGED  {table} differs from the table that was there before"] if before not in (b"", _content(table)) else []
     report.print_report(sweep, paths, [*notes, *exported], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
-    say_all(wrong)
+    print_lines(wrong)
     return SOME_FAILED if wrong or exported or paths.unwritten or any(row.failed for row in rows) else OK
 
 
 def _content(path: Path) -> bytes:
-    """Empty where there is no file that can be read."""
+    """Content of a file; empty if it cannot be read."""
     try:
         return path.read_bytes() if path.is_file() else b""
     except OSError:
@@ -54,5 +59,5 @@ def _content(path: Path) -> bytes:
 
 
 def _has_folder(cell: CellPlan, results: Path) -> bool:
-    """Whether a run has left the cell's folder here: a bundle has none."""
+    """Whether a run has written the cell's folder here. A bundle has no such folders."""
     return (results / "cells" / cell.name / "stages.json").is_file()

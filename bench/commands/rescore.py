@@ -1,10 +1,14 @@
-"""`do=rescore`: tables again from stored verdicts, with no judge and no model.
+"""`do=rescore`: computes tables again from stored verdicts, without a judge or a model.
 
-Without `judgements` the sweep's own verdicts in the store: every score stage whose inputs are there is computed anew with the code of
-today and compared with what it left. Nothing in the store is touched.
-With `judgements=DIR` a folder in AlpacaEval's layout, one row a model: the package's columns with the package's values, and beside
-them our `lc_win_rate`; **all rates of this file are percent**, as the package's. With `judgements=FILE.jsonl` FastChat's judgements, one
-row a model: FastChat's averages over all rows, and beside them ours over the last row of each question.
+Without `judgements` it takes the sweep's own verdicts in the store. Every score stage with all its inputs is
+computed again with the current code and compared with its stored result. The store does not change.
+
+With `judgements=DIR` it takes a folder in AlpacaEval's layout, one row a model. The package's columns hold
+the package's values, and our `lc_win_rate` stands next to them. **All rates of this file are percent**, as in
+the package.
+
+With `judgements=FILE.jsonl` it takes FastChat's judgements, one row a model: FastChat's averages over all
+rows, and ours over the last row of each question.
 """
 
 from __future__ import annotations
@@ -21,11 +25,11 @@ import numpy as np
 from bench import report
 from bench.cli.compose import BadConfig, Opened
 from bench.commands import OK, SOME_FAILED, bundle
-from bench.commands.faults import say_wrong
+from bench.commands.faults import print_faults
 from bench.commands.planned_sweep import sweep_of
 from bench.config import FITTED, Rescore, user_path
 from bench.judges.formats import alpaca_eval, mt_bench
-from bench.output_files import why, write_where_asked
+from bench.output_files import os_reason, write_user_file
 from bench.planning.inputs import CellPlan
 from bench.records import Result, Verdict, grouped, read_items
 from bench.scoring.calibration import fitted, fitted_on, recalibrated
@@ -38,9 +42,9 @@ from bench.store.store import Store, Unsound
 from bench.terminal import say
 
 BOOTSTRAP_SEED = 0
-EXPORT_AGAIN = "do=report +sweep=... of its sweep makes it again"
+EXPORT_AGAIN = "run do=report +sweep=... of its sweep to write it again"
 Line = dict[str, Any]
-Columns = dict[str, Callable[[Line], str]]  # what each column shows of a row
+Columns = dict[str, Callable[[Line], str]]  # text of each column, from a row
 T = TypeVar("T")
 
 
@@ -48,19 +52,19 @@ def main(opened: Opened) -> int:
     do = opened.session.do
     assert isinstance(do, Rescore)
     if do.judgements is not None:
-        found = rescore_files(do)
-        written = show(found, do)
-        return SOME_FAILED if found.refused or not written else OK
+        rescores = rescore_files(do)
+        written = show(rescores, do)
+        return SOME_FAILED if rescores.refused or not written else OK
     opened = bundle.opened_from(opened)
     results = opened.session.results_dir
     store, sweep = Store(results / "store"), sweep_of(opened)
     written = rescore_sweep(do, sweep, store)
-    return SOME_FAILED if say_wrong(sweep, store, results) or not written else OK
+    return SOME_FAILED if print_faults(sweep, store, results) or not written else OK
 
 
 @dataclass
 class Rescores:
-    """What came out of files of judgements: a row a model, and how to show them."""
+    """Rows computed from files of judgements, one a model, with the columns and notes of their table."""
 
     rows: list[Line]
     columns: Columns
@@ -72,14 +76,17 @@ class Rescores:
 
 
 def rescore_files(do: Rescore) -> Rescores:
-    """Rows of a folder or file of judgements. Raises BadConfig where one of the files cannot be read as what it should be."""
+    """Rows of a folder or file of judgements.
+
+    Raises BadConfig for a file that is not in the expected format.
+    """
     assert do.judgements is not None
     path = user_path(do.judgements)
     return _alpaca_eval(path, do) if path.is_dir() else _fastchat(path, do)
 
 
 def _read(read: Callable[..., T], *arguments: Any) -> T:
-    """What is wrong in a user's file is no bug of ours."""
+    """Result of `read`. An error in a user's file is raised as BadConfig, because it is no bug of bench."""
     try:
         return read(*arguments)
     except (OSError, ValueError) as error:
@@ -95,22 +102,23 @@ def _reference_and_calibration(do: Rescore) -> tuple[alpaca_eval.Outputs | None,
     return reference, path, _read(alpaca_eval.read_calibration, path, items, None if items is None else len(items))
 
 
-def show(found: Rescores, do: Rescore) -> bool:
-    """Print the table, and write the rows where `out` says. Whether they are there."""
-    cells = [[value(row) for value in found.columns.values()] for row in found.rows]
-    refused = [f"REFUSED {row['model']}: {row['reason']}" for row in found.rows if row["refused"]]
-    report.print_table(f"{do.judgements}", report.Table(list(found.columns), cells, found.notes + refused))
-    names = list(dict.fromkeys(name for row in found.rows for name in row))
-    return _write_rows(do, [{name: row.get(name) for name in names if name != "refused"} for row in found.rows])
+def show(rescores: Rescores, do: Rescore) -> bool:
+    """Print the table and write the rows to `out`; returns False if they could not be written."""
+    cells = [[value(row) for value in rescores.columns.values()] for row in rescores.rows]
+    refused = [f"REFUSED {row['model']}: {row['reason']}" for row in rescores.rows if row["refused"]]
+    notes = {report.HOW_TO_READ: rescores.notes + refused}
+    report.print_table(f"{do.judgements}", report.Table(list(rescores.columns), cells, notes))
+    names = list(dict.fromkeys(name for row in rescores.rows for name in row))
+    return _write_rows(do, [{name: row.get(name) for name in names if name != "refused"} for row in rescores.rows])
 
 
 def _write_rows(do: Rescore, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the rows lie where `out` says, where it says anything."""
+    """Write the rows to `out`, if it is set; returns False if they could not be written."""
     if do.out:
         try:
-            write_where_asked(user_path(do.out), report.csv_text(rows))
+            write_user_file(user_path(do.out), report.csv_text(rows))
         except OSError as error:
-            say(f"not written: {do.out}: {why(error)}")
+            say(f"not written: {do.out}: {os_reason(error)}")
             return False
         say(f"rows     {do.out}")
     return True
@@ -118,15 +126,15 @@ def _write_rows(do: Rescore, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def _refusal(n_unscored: int, n: int, most: float) -> str | None:
     if n and n_unscored / n > most:
-        return f"{n_unscored} of {n} verdicts ({n_unscored / n:.0%}) have no score, more than max_unscored={most:g}: no mean of the rest"
+        return f"{n_unscored} of {n} verdicts ({n_unscored / n:.0%}) have no score, more than max_unscored={most:g}, so there is no mean"
     return None
 
 
 def _interval(name: str, estimate: Estimate | None, factor: float = 1) -> Line:
-    """A value, its standard error and its interval under their names; empty cells where there is none."""
+    """Columns of a value, its standard error and its interval, by name; None without an estimate."""
     parts = {"": "value", "_se": "standard_error", "_low": "low", "_high": "high"}
-    found = {suffix: getattr(estimate, part) if estimate else None for suffix, part in parts.items()}
-    return {name + suffix: None if value is None else factor * value for suffix, value in found.items()}
+    values = {suffix: getattr(estimate, part) if estimate else None for suffix, part in parts.items()}
+    return {name + suffix: None if value is None else factor * value for suffix, value in values.items()}
 
 
 def _number(name: str, digits: int) -> Callable[[Line], str]:
@@ -134,7 +142,7 @@ def _number(name: str, digits: int) -> Callable[[Line], str]:
 
 
 def _bracketed(name: str, digits: int) -> Callable[[Line], str]:
-    """A value with its interval, where it has one."""
+    """Text of a value, with its interval if it has one."""
 
     def text(row: Line) -> str:
         value, low, high = (_number(name + suffix, digits)(row) for suffix in ("", "_low", "_high"))
@@ -148,9 +156,9 @@ def _bracketed(name: str, digits: int) -> Callable[[Line], str]:
 
 @dataclass(frozen=True)
 class _Annotated:
-    """One model under one annotator, as read."""
+    """One model's annotations by one annotator, as read from the files."""
 
-    name: str  # of the model's folder
+    name: str  # name of the model's folder
     annotations: alpaca_eval.Annotations
     outputs: alpaca_eval.Outputs | None
 
@@ -171,22 +179,27 @@ def _alpaca_eval(folder: Path, do: Rescore) -> Rescores:
 
 
 def _read_models(folder: Path, reference: alpaca_eval.Outputs | None) -> tuple[list[_Annotated], dict[Path, str]]:
-    """Models as annotated, and why others are refused: bench itself has exported them and they were changed, or the store has others now;
-    or they are about other texts than the files beside them."""
+    """Models with their annotations, and reasons why other files are refused.
+
+    A file is refused in two cases: bench exported it, and it was changed or the store has other verdicts now;
+    or it is about other texts than the output files in its folder. Raises ValueError for a folder without
+    annotations.
+    """
     models, refused = [], {}
     store = Store(folder.parent / "store")
     for path in alpaca_eval.find_annotations(folder):
         if faults := report.export_faults(path.parent.parent, store):
             refused[path] = f"{faults[0]}: {EXPORT_AGAIN}"
             continue
-        outputs = alpaca_eval.read_outputs(found) if (found := alpaca_eval.find_outputs(path)) else None
+        outputs_file = alpaca_eval.find_outputs(path)
+        outputs = alpaca_eval.read_outputs(outputs_file) if outputs_file else None
         annotations = alpaca_eval.read_annotations(path, outputs, reference)
         if why := alpaca_eval.contradiction(annotations, outputs, reference):
             refused[path] = f"{path}: {why}"
         else:
             models.append(_Annotated(path.parent.parent.name, annotations, outputs))
     if not models and not refused:
-        raise ValueError(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, as AlpacaEval lays them out")
+        raise ValueError(f"{folder}: expected MODEL/ANNOTATOR/annotations.json (or .json.gz), AlpacaEval's layout, and found none")
     return models, refused
 
 
@@ -197,9 +210,9 @@ def _refused_row(path: Path, why: str) -> Line:
 
 
 def _fitted_without(model: _Annotated, models: Sequence[_Annotated]) -> Calibration | Unmeasured:
-    """Difficulties from the other models under the same annotator."""
+    """Calibration fitted on the other models with the same annotator."""
     others = [m.by_item for m in models if m is not model and m.annotations.annotator == model.annotations.annotator]
-    return fitted_on(others, "no other model under this annotator to fit difficulties on")
+    return fitted_on(others, "no other model has this annotator, so there is nothing to fit difficulties on")
 
 
 def _controlled(verdicts: Sequence[Verdict], calibration: Calibration | Unmeasured | None) -> LcWinRate | Unmeasured:
@@ -225,15 +238,15 @@ def _alpaca_eval_row(
     if not refusal:
         ours = _controlled(verdicts, calibration)
         official = alpaca_eval.official_win_rate(model.annotations), alpaca_eval.official_lc_win_rate(model.annotations, path)
-        for name, found in zip(("lc_win_rate", "win_rate", "length_controlled_winrate"), (ours, *official), strict=True):
-            if isinstance(found, Unmeasured):
-                missing[name] = found.reason
-            elif isinstance(found, LcWinRate):
-                controlled = found
+        for name, value in zip(("lc_win_rate", "win_rate", "length_controlled_winrate"), (ours, *official), strict=True):
+            if isinstance(value, Unmeasured):
+                missing[name] = value.reason
+            elif isinstance(value, LcWinRate):
+                controlled = value
             else:
-                numbers |= found
+                numbers |= value
     if model.outputs is None:
-        missing["avg_length"] = "no model_outputs.json beside the annotations"
+        missing["avg_length"] = "there is no model_outputs.json next to the annotations"
     return {
         "model": model.name,
         "annotator": model.annotations.annotator,
@@ -280,13 +293,13 @@ def _alpaca_eval_notes(rows: Sequence[Line], do: Rescore) -> list[str]:
         do.calibration, f"calibration {', '.join(digests)} ({do.calibration})"
     )
     notes = [
-        f"LC win rate: ours, by item, {by}; brackets: 95 % over items (500 refits, seed {BOOTSTRAP_SEED}).",
-        "official LC: the package's length_controlled_winrate, by row position. Unscored: items without a vote, absent rows included.",
+        f"LC win rate is bench's own, by item, {by}. Brackets are 95 % intervals over items (500 refits, seed {BOOTSTRAP_SEED}).",
+        "Official LC is the package's length_controlled_winrate, by row position. Unscored counts items without a vote or a row.",
     ]
     if len({row["annotator"] for row in rows}) > 1:
-        notes.append("Rows of several annotators: each is another metric.")
+        notes.append("The rows come from several annotators. Do not compare rows of different annotators.")
     if repeated := [f"{row['model']} {row['n_repeated']}" for row in rows if row["n_repeated"]]:
-        notes.append(f"Rows that repeat an instruction: {', '.join(repeated)}. The package counts each; LC win rate the last.")
+        notes.append(f"Some rows repeat an instruction: {', '.join(repeated)}. The package counts each of them, LC win rate only the last.")
     reasons = grouped((row["reason"], row["model"]) for row in rows if row["reason"] and not row["refused"])
     return notes + [why + ("" if len(models) == len(rows) else f" ({', '.join(models)})") for why, models in reasons.items()]
 
@@ -393,9 +406,12 @@ PAIR_COLUMNS: Columns = {
 
 
 def _fastchat_notes(lines: Sequence[Line]) -> list[str]:
-    notes = ["First number: ours, last row of each question and turn, 95 % clustered by question. The others: FastChat's, over all rows."]
+    notes = [
+        "The first number is bench's own: over the last row of each question and turn, with 95 % intervals clustered by question.",
+        "The other numbers are FastChat's, over all rows.",
+    ]
     if repeated := [f"{line['model']} {line['duplicate_keys']}" for line in lines if line["duplicate_keys"]]:
-        notes.append(f"Rows that repeat a question and turn, each counted by FastChat: {', '.join(repeated)}.")
+        notes.append(f"Some rows repeat a question and turn: {', '.join(repeated)}. FastChat counts each of them.")
     return notes
 
 
@@ -403,27 +419,29 @@ def _fastchat_notes(lines: Sequence[Line]) -> list[str]:
 
 
 def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> bool:
-    """Print the sweep's table with every score computed anew, and say which stored numbers moved; rows to `out` if set. Whether they are
-    there."""
-    calibrations = _of_cells(do, sweep.cells, store)
+    """Print the sweep's table with every score computed again, and the stored numbers that changed.
+
+    Writes the rows to `out` if set. Returns False if they could not be written.
+    """
+    calibrations = _calibrations(do, sweep.cells, store)
     rescored: dict[str, report.Rescored] = {}
-    said: list[str] = []
+    messages: list[str] = []
     for cell in sweep.cells:
         if gone := [role for role, source in cell.score.inputs.items() if not _done(source, store)]:
             if not _done(cell.score, store):
-                continue  # not run: the table says so
-            said.append(f"{cell.name} is as it was stored, for the store has no {', '.join(gone).replace('_', ' ')}")
+                continue  # not run: the table shows this
+            messages.append(f"{cell.name} shows its stored numbers, because the store has no {', '.join(gone).replace('_', ' ')}")
             continue
         calibration = calibrations.get(cell.key)
         result = _scored(cell, store, calibration)
         rescored[cell.key] = report.Rescored(result, calibration)
-        said += _moved(cell, report.stored_result(cell, store), result)
+        messages += _changes(cell, report.stored_result(cell, store), result)
     rows = report.collect(sweep, store, {}, rescored)
     report.print_comparison(sweep, rows)
-    for line in said:
+    for line in messages:
         say(line)
     how = "" if do.calibration is None else f", length control by calibration={do.calibration}"
-    say(f"{len(rescored)} of {len(rows)} cells scored anew from the store{how}; the store is as it was")
+    say(f"{len(rescored)} of {len(rows)} cells were scored again from the store{how}. The store was not changed.")
     return _write_rows(do, [line | {"calibration": row.calibration} for line, row in zip(report.flat_rows(rows), rows, strict=True)])
 
 
@@ -434,12 +452,12 @@ def _done(stage: object, store: Store) -> bool:
 def _scored(cell: CellPlan, store: Store, calibration: Calibration | Unmeasured | None) -> Result:
     assert isinstance(cell.score.settings, ScoreSettings)
     inputs = {role: store.folder(source) for role, source in cell.score.inputs.items()}
-    found = score(cell.score.settings, inputs)
-    return found if calibration is None else recalibrated(found, cell, store, calibration)
+    result = score(cell.score.settings, inputs)
+    return result if calibration is None else recalibrated(result, cell, store, calibration)
 
 
-def _of_cells(do: Rescore, cells: Sequence[CellPlan], store: Store) -> Mapping[str, Calibration | Unmeasured]:
-    """The calibration of each judged cell, by its items' ids; none where none is asked for."""
+def _calibrations(do: Rescore, cells: Sequence[CellPlan], store: Store) -> Mapping[str, Calibration | Unmeasured]:
+    """Calibration of each judged cell, by cell key; empty without do.calibration."""
     if do.calibration is None:
         return {}
     if do.calibration == FITTED:
@@ -449,19 +467,23 @@ def _of_cells(do: Rescore, cells: Sequence[CellPlan], store: Store) -> Mapping[s
     roles = ("preference_verdicts", "preference_items")
     ready = [cell for cell in cells if all(role in cell.roles and _done(cell.roles[role], store) for role in roles)]
     items = {cell.key: read_items(store.folder(cell.roles["preference_items"])) for cell in ready}
-    return {key: alpaca_eval.for_items(whole, found) for key, found in items.items()}
+    return {key: alpaca_eval.for_items(whole, of_cell) for key, of_cell in items.items()}
 
 
-def _moved(cell: CellPlan, stored: Result | None, now: Result) -> list[str]:
-    """What a cell's stored numbers were, where they are others now; the last digits may differ between machines."""
+def _changes(cell: CellPlan, stored: Result | None, now: Result) -> list[str]:
+    """Lines about the cell's numbers that differ from the stored ones.
+
+    Differences in the last digits are ignored: they occur between machines.
+    """
     if stored is None:
-        return [f"{cell.name} had no stored numbers"]
-    moved: list[str] = []
+        return [f"{cell.name} has no stored numbers to compare with"]
+    changed: list[str] = []
     lines = []
     for name in sorted(stored.metrics.keys() | now.metrics.keys()):
         before, after = stored.metrics.get(name), now.metrics.get(name)
         if before is None or after is None or not math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-12):
-            if not any(name.startswith(f"{other}_") for other in moved):  # the interval of a number that moved
+            # Skip the interval of a number that changed.
+            if not any(name.startswith(f"{other}_") for other in changed):
                 lines.append(f"{name} {'-' if before is None else f'{before:.6g}'} -> {'-' if after is None else f'{after:.6g}'}")
-            moved.append(name)
-    return [f"{cell.name} moved: {', '.join(lines)}"] if lines else []
+            changed.append(name)
+    return [f"{cell.name} changed: {', '.join(lines)}"] if lines else []

@@ -1,4 +1,7 @@
-"""`do=run`, from planned cells to tables: stages on a launcher, one cell's failure one row, results read from the store."""
+"""`do=run`: runs the stages of the planned cells and writes the tables.
+
+Stages run on a launcher. A failed cell is one failed row of the table. All numbers are read from the store.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,7 @@ def main(opened: Opened) -> int:
 
 
 def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -> int:
+    """Run the plan's stages, then write and print the report; returns the exit code."""
     results = session.results_dir
     tracker = open_tracker(session.tracker, results / "wandb")
     forecast = estimates(plan.to_do, store)
@@ -52,12 +56,13 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     trained = {stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage] for stage in plan.to_do if stage.kind == "train"}
 
     def ended() -> None:
-        """Write and track each cell as soon as it has its numbers, or cannot have them any more."""
+        """Write and track each cell once it has its numbers or has failed."""
         for cell in sweep.cells:
             reason = failure_of(cell, failures)
             if cell.key not in written and (reason or store.is_done(cell.score)):
                 written.add(cell.key)
-                for line in write_cell(cell, store, results, reason):  # its numbers are in the store, where the tables find them
+                # The tables do not need these files: they read the store.
+                for line in write_cell(cell, store, results, reason):
                     unwritten.append(line)
                     screen.say(line)
                 track_cell(tracker, sweep, cell, store, reason)
@@ -82,6 +87,6 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         tracker.sweep(sweep=sweep.name, rows=report.flat_rows(rows), files=paths.for_tracker)
         tracker.close()
     report.print_report(sweep, paths, tracker.notes, "; ".join(filter(None, [screen.summary(), gone.words()])))
-    store.tidy()
+    store.remove_leftovers()
     wrong = bool(failures or unwritten or paths.unwritten) or any(row.failed or not row.done for row in rows)
     return OVER_BUDGET if over_budget else SOME_FAILED if wrong else OK

@@ -1,4 +1,4 @@
-"""`do=status`: what is done, running, failed or lost, and why."""
+"""`do=status`: prints the state of each cell (done, running, failed, lost ...) and its reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Container
 from bench.cli.compose import Opened
 from bench.commands import OK, SOME_FAILED, bundle
 from bench.commands.cell_states import WRONG, cell_state, jobs_of, made_cells
-from bench.commands.faults import damaged_lines, say_all
+from bench.commands.faults import damaged_lines, print_lines
 from bench.commands.planned_sweep import sweep_of
 from bench.report import Sweep
 from bench.runner.evict import evicted
@@ -21,12 +21,16 @@ def main(opened: Opened) -> int:
     results = opened.session.results_dir
     store, sweep = Store(results / "store"), sweep_of(opened)
     made = made_cells(sweep, results)
-    return SOME_FAILED if print_status(sweep, store, made) or say_all(damaged_lines(sweep, store)) else OK
+    return SOME_FAILED if print_status(sweep, store, made) or print_lines(damaged_lines(sweep, store)) else OK
 
 
 def print_status(sweep: Sweep, store: Store, made: Container[str] = ()) -> bool:
-    """Cells by state: done, running, queued, failed, lost (begun, and nobody is at it), damaged, stale, absent (gone since it was made),
-    interrupted, to do. True when one has failed or is lost, damaged, stale or absent. `made`: keys of cells that had their numbers."""
+    """Print the state of each cell; returns whether one has failed or is lost, damaged, stale or absent.
+
+    The states: done, running, queued, failed, lost (begun, and no command works on it), damaged, stale,
+    absent (deleted since it was done), interrupted, to do. `made`: keys of cells that had their numbers
+    before.
+    """
     console = Terminal(soft_wrap=True)
     table = plain_table(f"{sweep.name}: {len(sweep.cells)} cells", ("cell", "state", "stages"), n_texts=3)
     table.add_column("why")

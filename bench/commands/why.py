@@ -1,4 +1,7 @@
-"""`do=why cell=KEY`: how a cell's policy came to be, from the manifests of its stages: who wrote what, who labelled it, what it trained."""
+"""`do=why cell=KEY`: prints the lineage of a cell's policy, from the manifests of its stages.
+
+The lineage names the model that wrote each text, the labeller of each pair, and the data of each training.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from bench.store.store import Store, Unsound, read_failure
 from bench.terminal import Terminal
 from bench.text_files import read_object
 
-SHORT = 8  # digits of a key, for people
-FEWEST = 4  # digits that name a cell
+SHORT = 8  # number of digits of a key on the screen
+FEWEST = 4  # least number of digits that names a cell
 
 
 def main(opened: Opened) -> int:
@@ -31,7 +34,7 @@ def main(opened: Opened) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a cell's lineage. `inputs`: role -> key; `failed`: why it has no counts, where it has none."""
+    """One stage of a cell's lineage. `inputs`: keys by role. `failed`: the reason why it has no counts."""
 
     key: str
     kind: str
@@ -44,38 +47,43 @@ class Step:
 
 @dataclass(frozen=True)
 class Lineage:
+    """Stages that led to a cell's policy, and the reason if the cell failed."""
+
     cell: str
     failed: str | None
-    steps: list[Step]  # what is read before what reads it; log-probs are left to those who read them
+    steps: list[Step]  # a stage stands after its inputs; stages of log-probs are named by their readers
 
 
 def explain(do: Why, results: Path, store: Store) -> None:
-    """Print a cell's lineage. Raises BadConfig where no cell, or more than one, is called so."""
+    """Print a cell's lineage. Raises BadConfig unless exactly one cell has the name."""
     console = Terminal(soft_wrap=True)
     for line in lines(lineage(find_cell(str(do.cell), results), store)):
         console.plain(line)
 
 
 def find_cell(name: str, results: Path) -> Path:
-    """The folder of the cell with this key, beginning of a key, or name."""
-    found = {}
+    """Folder of the cell with this name, key, or first digits of a key.
+
+    Raises BadConfig unless exactly one matches.
+    """
+    matches = {}
     for path in sorted(results.glob("cells/*/stages.json")):
         try:
             key = read_cell(path.parent).key
         except Unsound:
-            key = ""  # its name can be asked for, which says what is wrong with it
+            key = ""  # its name still works, and the command then prints the fault
         if path.parent.name == name or (len(name) >= FEWEST and key.startswith(name)):
-            found[path.parent.name] = path.parent
-    if len(found) != 1:
+            matches[path.parent.name] = path.parent
+    if len(matches) != 1:
         where = results / "cells"
-        what = f"{len(found)} cells in {where} have it: {', '.join(found)}" if found else f"no cell in {where} has it"
+        what = f"{len(matches)} cells in {where} have it: {', '.join(matches)}" if matches else f"no cell in {where} has it"
         raise BadConfig([f"cell must be a cell's key (column key of table.csv) or name, got {name}: {what}"])
-    return next(iter(found.values()))
+    return next(iter(matches.values()))
 
 
 @dataclass(frozen=True)
 class WrittenCell:
-    """What a cell's folder says: its stages are {"kind", "label", ...} by key."""
+    """Content of a cell's stages.json. `stages`: {"kind", "label", ...} by key."""
 
     key: str
     failed: str | None
@@ -86,20 +94,23 @@ _WRITTEN = TypeAdapter(WrittenCell)
 
 
 def read_cell(folder: Path) -> WrittenCell:
-    """Raises Unsound where the folder does not say what a command writes there."""
+    """Content of stages.json in a cell's folder. Raises Unsound for a file that bench did not write so."""
     path = folder / "stages.json"
     try:
-        found = _WRITTEN.validate_python(read_object(path))
-        if not all({"kind", "label"} <= facts.keys() and is_name(facts["kind"]) and is_name(key) for key, facts in found.stages.items()):
+        cell = _WRITTEN.validate_python(read_object(path))
+        if not all({"kind", "label"} <= facts.keys() and is_name(facts["kind"]) and is_name(key) for key, facts in cell.stages.items()):
             raise ValueError(f"{path}: expected stages by key, each with its kind and label")
     except ValueError as error:
-        said = " ".join(str(error).removeprefix(f"{path}: ").split())[:300]
-        raise Unsound(f"DAMAGED  {path}: {said}: the same command, or do=report, writes it again") from error
-    return found
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:300]
+        raise Unsound(f"DAMAGED  {path}: {reason}. Run its sweep again, or do=report, to write it") from error
+    return cell
 
 
 def lineage(folder: Path, store: Store) -> Lineage:
-    """From the folder of a cell, as it was left by the last command that made it. Raises Unsound."""
+    """Lineage of a cell, from its folder as the last command wrote it.
+
+    Raises Unsound for a damaged folder.
+    """
     written = read_cell(folder)
     steps = {key: _step(key, facts["kind"], facts["label"], store) for key, facts in written.stages.items()}
     writers = [step.inputs["model"] for step in steps.values() if step.kind == "generate" and "model" in step.inputs]
@@ -112,7 +123,7 @@ def lineage(folder: Path, store: Store) -> Lineage:
 def _step(key: str, kind: str, label: str, store: Store) -> Step:
     folder = store.root / kind / key
     try:
-        manifest = store.intact(folder)
+        manifest = store.verified_manifest(folder)
     except ValueError as error:
         failure = read_failure(store.root / kind / f"{key}.failed.json")
         why = failure or (str(error) if folder.exists() else "not run")
@@ -121,16 +132,20 @@ def _step(key: str, kind: str, label: str, store: Store) -> Step:
 
 
 def _with_detections(step: Step, steps: Mapping[str, Step], store: Store) -> Step:
-    """A training whose noise detector was recorded counts how right it was, where the truth of its labels is known."""
+    """The step with counts of its noise detector, if it is a training with a recorded one and known true
+    labels.
+    """
     if step.kind != "train" or step.failed or (pairs := steps.get(step.inputs.get("preferences", ""))) is None:
         return step
     behind = [steps[key] for key in pairs.inputs.values() if key in steps]
-    keys = [each.key if each.kind == "label" else each.inputs.get("train", "") for each in behind]  # of a loop, or of the labelled data
+    # Keys of the labels of a loop, or of the labelled data.
+    keys = [each.key if each.kind == "label" else each.inputs.get("train", "") for each in behind]
     labels = [store.root / "label" / key for key in keys if key in steps and not steps[key].failed]
-    if (found := read_detections(store.root / "train" / step.key, labels)) is None:
+    if (detections := read_detections(store.root / "train" / step.key, labels)) is None:
         return step
-    counts = {"looked_at": len(found), "mislabelled": sum(wrong for _, wrong in found)}
-    counts |= {"distrusted": sum(distrusted for distrusted, _ in found), "caught": sum(distrusted and wrong for distrusted, wrong in found)}
+    caught = sum(distrusted and wrong for distrusted, wrong in detections)
+    counts = {"looked_at": len(detections), "mislabelled": sum(wrong for _, wrong in detections)}
+    counts |= {"distrusted": sum(distrusted for distrusted, _ in detections), "caught": caught}
     return replace(step, counts={**step.counts, **counts})
 
 
@@ -147,23 +162,23 @@ def _ancestors(keys: list[str], steps: Mapping[str, Step]) -> Iterator[str]:
 # Words ----------------------------------------------------------------------------------------------------------------
 
 
-def lines(found: Lineage) -> Iterator[str]:
-    steps = {step.key: step for step in found.steps}
-    yield f"{found.cell}{f': FAILED, {found.failed}' if found.failed else ''}"
-    for step in found.steps:
+def lines(history: Lineage) -> Iterator[str]:
+    steps = {step.key: step for step in history.steps}
+    yield f"{history.cell}{f': FAILED, {history.failed}' if history.failed else ''}"
+    for step in history.steps:
         if step.kind != "logps" or step.failed:
             yield f"  {step.label or step.kind} ({step.kind}/{step.key[:SHORT]}): {step.failed or words(step, steps)}"
 
 
 def words(step: Step, steps: Mapping[str, Step]) -> str:
-    """What a stage made of what, with its counts."""
+    """Description of a stage: its inputs, its result and its counts."""
 
     def name(role: str) -> str:
         source = step.inputs.get(role, "")
         return steps[source].label if source in steps else "your model" if role == "model" else "your file or folder"
 
     def model_of(role: str) -> str:
-        """Whose log-probs or rewards an input holds."""
+        """Label of the model that computed the log-probs or rewards of an input."""
         scored = steps.get(step.inputs.get(role, ""))
         key = scored.inputs.get("model", "") if scored else ""
         return steps[key].label if key in steps else "your model"
@@ -174,16 +189,16 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
             return f"{counts['rows']} samples of {name('items')}, {step.settings['draws']} each, written by {name('model')}"
         case "label":
             who, pairs = _labeller(step, name, model_of), f"{counts['rows']} pairs of {name('completions')}"
-            told = f"{who}: {pairs}, {_ties(counts)}, {_accuracy(counts)}"
-            return f"{told}; {_judgements(counts)}" if "judgements" in counts else told
+            labels = f"{who}: {pairs}, {_ties(counts)}, {_accuracy(counts)}"
+            return f"{labels}; {_judgements(counts)}" if "judgements" in counts else labels
         case "audit":
             scores = ", ".join(f"{n} scores of {key.removeprefix('judged_')}" for key, n in counts.items() if key.startswith("judged_"))
             return f"{counts['rankings']} held-out rankings; {_judgements(counts)}; {scores or 'no scores'}"
         case "data" if "train" in counts:
             dropped = {key.removeprefix("train_"): n for key, n in counts.items() if key.startswith("train_")}
-            said = f", of {dropped['prompts']} labelled prompts: {_ties(dropped)}" if "ties" in dropped else ""
+            prompts = f", of {dropped['prompts']} labelled prompts: {_ties(dropped)}" if "ties" in dropped else ""
             sources = ", ".join(name(role) for role in sorted(step.inputs) if role != TOKENIZER)
-            return f"{counts['train']} train rows kept from {sources}{said}{_dropped(counts)}"
+            return f"{counts['train']} train rows kept from {sources}{prompts}{_dropped(counts)}"
         case "data":
             read = f" from {', '.join(name(role) for role in sorted(step.inputs))}" if step.inputs else ""
             more = "".join(f", {n} {what}" for what, n in counts.items() if what != "rows")
@@ -208,7 +223,7 @@ def _labeller(step: Step, name: Any, model_of: Any) -> str:
         case "self":
             return f"labelled by what {model_of('replies')} wrote as the judge ({step.settings['prompt']})"
         case "reward_model":
-            return f"labelled by {'your reward model' if (whose := model_of('rewards')) == 'your model' else f'the {whose}'}"
+            return f"labelled by {'your reward model' if (model := model_of('rewards')) == 'your model' else f'the {model}'}"
         case "gold":
             return "labelled by the world's annotator"
         case "human":
@@ -226,9 +241,9 @@ def _judgements(counts: Mapping[str, int]) -> str:
 
 
 def _dropped(counts: Mapping[str, int]) -> str:
-    """Rows of a file or dataset that are not used, by reason."""
-    found = [f"{n} {' '.join(key.split('/dropped/'))}" for key, n in counts.items() if "/dropped/" in key]
-    return f"; dropped: {', '.join(found)}" if found else ""
+    """Counts of rows of a file or dataset that are not used, by reason, in words."""
+    reasons = [f"{n} {' '.join(key.split('/dropped/'))}" for key, n in counts.items() if "/dropped/" in key]
+    return f"; dropped: {', '.join(reasons)}" if reasons else ""
 
 
 def _accuracy(counts: Mapping[str, int]) -> str:
@@ -240,8 +255,8 @@ def _detections(counts: Mapping[str, int]) -> str:
     if "looked_at" not in counts:
         return ""
     if not counts["looked_at"]:
-        return "; noise detector: it looked at no label with a known truth"
-    found, wrong = counts["distrusted"], counts["mislabelled"]
-    precision = f", {counts['caught'] / found:.1%} of these wrong" if found else ""
+        return "; noise detector: it examined no label with a known truth"
+    distrusted, wrong = counts["distrusted"], counts["mislabelled"]
+    precision = f", {counts['caught'] / distrusted:.1%} of these wrong" if distrusted else ""
     recall = f", {counts['caught'] / wrong:.1%} of the {wrong} wrong ones found" if wrong else ", none was wrong"
-    return f"; noise detector: {found} of {counts['looked_at']} labels with a known truth distrusted{precision}{recall}"
+    return f"; noise detector: {distrusted} of {counts['looked_at']} labels with a known truth distrusted{precision}{recall}"

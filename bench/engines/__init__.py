@@ -1,1 +1,1 @@
-"""What generates and scores: one interface, `load(model folder) -> engine` with `generate` and `logps`."""
+"""Engines load a model and run it: `generate` writes completions, `logps` scores them (see base.Engine)."""

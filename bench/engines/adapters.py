@@ -1,6 +1,7 @@
-"""LoRA adapters in transformers' models (PEFT): put in, written, and read beside their base.
+"""LoRA adapters (PEFT) in transformers' models: adding a new one, and saving it.
 
-A training keeps the adapter alone. Its weights are float32 whatever the dtype: they are small, and rounding would lose their updates.
+A training saves only the adapter, without its base model. The adapter's weights are float32 for every dtype:
+they are few, and rounding would lose their updates.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from bench.text_files import read_object
 
 
 def add_adapter(model: PreTrainedModel, settings: Adapter, seed: int) -> None:
-    """A new adapter, the same for the same seed, that changes nothing yet (B is 0) and is all that is trained of the model.
+    """Add a new adapter to a model. Only the adapter is trained.
 
-    Raises ValueError for target modules that the model does not have, or that are its output embeddings, which losses read directly.
+    It is the same for the same seed, and it does not change the model's outputs yet (B is 0). Raises
+    ValueError for target modules that the model does not have, and for its output embeddings, because losses
+    read those directly.
     """
     from peft import LoraConfig
 
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides by it
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT only divides by it.
         lora_dropout=settings.dropout,
         target_modules=list(settings.target_modules) or "all-linear",
         task_type="CAUSAL_LM",
@@ -45,37 +48,44 @@ def add_adapter(model: PreTrainedModel, settings: Adapter, seed: int) -> None:
 
 
 def own_dropout_off(model: PreTrainedModel) -> None:
-    """The model's own dropout off, as TRL does it where no adapter is trained; an adapter's stays as it was set."""
+    """Turn the model's own dropout off; the adapter's dropout stays as it is.
+
+    TRL does the same where no adapter is trained.
+    """
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Dropout) and "lora_dropout" not in name:
             layer.p = 0.0
 
 
 def is_adapted(model: PreTrainedModel) -> bool:
+    """Whether a model has a PEFT adapter."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
-    """Raises FloatingPointError, which names a tensor, where weights hold NaN or infinities: such a model is not to be kept."""
+    """Raises FloatingPointError if weights hold NaN or infinite values; the error names one tensor."""
     bad = {name: value for name, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()}
     if bad:
         name, value = next(iter(bad.items()))
         n_nan, n_infinite = int(value.isnan().sum()), int(value.isinf().sum())
-        what = f"{name} holds {n_nan} NaN and {n_infinite} infinite values of {value.numel()}"
-        more = f", {len(bad) - 1} more of {len(weights)} tensors are alike" if len(bad) > 1 else ""
-        raise FloatingPointError(f"the trained weights are not finite ({what}{more}): lower the learning rate")
+        count = f"{name} holds {n_nan} NaN and {n_infinite} infinite values of {value.numel()}"
+        more = f", and {len(bad) - 1} more of {len(weights)} tensors have such values" if len(bad) > 1 else ""
+        raise FloatingPointError(f"the trained weights are not finite ({count}{more}). Lower the learning rate.")
 
 
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """The model, or of an adapted one the adapter, with the tokenizer that it was trained with. `weights`: where the model is in parts.
+    """Save a model, or only its adapter if it has one, with its tokenizer.
 
-    Raises FloatingPointError for weights that are not finite."""
+    `weights`: saved instead of the model's, where it is sharded. Raises FloatingPointError for weights that
+    are not finite.
+    """
     check_finite(model.state_dict() if weights is None else weights)
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     if (path := folder / ADAPTER).exists():
         config = read_object(path)
-        config["base_model_name_or_path"] = None  # a path of this machine; the base is an input of whoever reads the adapter
+        # It is a path of this machine; the base model is an input of its own.
+        config["base_model_name_or_path"] = None
         path.write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")

@@ -1,8 +1,10 @@
-"""Tasks of lm-evaluation-harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness), run by its own code: what a policy still can.
+"""Tasks of lm-evaluation-harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness), run by its code
+to measure forgetting.
 
-The only file that speaks to lm_eval. A task is named as there, `NAME@SHOTS` where its own number of examples is not wanted. Own tasks
-are YAML files of a folder, to which paths in them are relative. The model is loaded by us, adapter and quantisation included, in the
-dtype in which it writes; lm_eval's HFLM asks it. Standard errors are lm_eval's, over documents.
+This is the only file that imports lm_eval. Tasks have lm_eval's names; `NAME@SHOTS` sets another number of
+examples than the task's own. The user's own tasks are YAML files of a folder, and paths in them are relative
+to it. We load the model, with adapter and quantisation, in the dtype in which it writes; lm_eval's HFLM runs
+it. Standard errors are lm_eval's, over documents.
 """
 
 from __future__ import annotations
@@ -28,24 +30,29 @@ if TYPE_CHECKING:
 
     from bench.store.stage_settings import TaskSettings
 
-RESAMPLES = 1000  # of the metrics whose standard error lm_eval bootstraps
+RESAMPLES = 1000  # Bootstrap samples, for metrics whose standard error lm_eval bootstraps.
 INSTALL = "pip install -c constraints.txt -e '.[forgetting]'"
 
 
-class Answered(NamedTuple):
+class Evaluation(NamedTuple):
+    """Results of a model on tasks, and on every document of them."""
+
     results: list[TaskResult]
     answers: list[TaskAnswer]
 
 
 def by_shots(tasks: Iterable[str]) -> dict[int | None, list[str]]:
-    """Names of tasks by the number of examples that is asked for; None: each task's own."""
+    """Task names grouped by number of examples; None stands for each task's own number."""
     parted = (task.partition("@") for task in tasks)
     return grouped((int(shots) if shots else None, name) for name, _, shots in parted)
 
 
 @contextlib.contextmanager
-def _among(include: Path | None, names: Sequence[str]) -> Iterator[Any]:
-    """lm_eval's task manager, in the folder of own tasks. Its thousands of own ones are looked through only where some are asked for."""
+def _task_manager(include: Path | None, names: Sequence[str]) -> Iterator[Any]:
+    """lm_eval's task manager, with the working directory set to the folder of the user's tasks.
+
+    lm_eval's own tasks, which are thousands, are indexed only if `names` contains some of them.
+    """
     from lm_eval.tasks import TaskManager
 
     with contextlib.chdir(include or Path.cwd()), _leaving_no_bytecode():
@@ -55,7 +62,11 @@ def _among(include: Path | None, names: Sequence[str]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _leaving_no_bytecode() -> Iterator[None]:
-    """Functions of tasks lie beside them: a compiled copy there would be a change of the folder that keys are made of."""
+    """Keep Python from writing compiled files.
+
+    The folder of the user's tasks may hold Python functions. A compiled copy there would change the folder,
+    and with it the keys.
+    """
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
@@ -67,57 +78,63 @@ def _leaving_no_bytecode() -> Iterator[None]:
 
 
 def faults(tasks: Sequence[str], include: Path | None) -> list[str]:
-    """Why tasks cannot be asked: names that nobody knows, data that cannot be had. In a process of its own, which fetches the data."""
-    told = json.dumps({"tasks": list(tasks), "include": str(include) if include else None})
+    """Reasons why tasks cannot run: unknown names, and data that cannot be fetched; empty if all can.
+
+    A process of its own loads the tasks and fetches their data.
+    """
+    request = json.dumps({"tasks": list(tasks), "include": str(include) if include else None})
     environment = os.environ | {"PYTHONPATH": python_path()}
-    ask = [sys.executable, "-P", "-m", "bench.engines.lm_eval", told]
-    done = subprocess.run(ask, capture_output=True, encoding="utf-8", env=environment, check=False, errors="replace")
+    command = [sys.executable, "-P", "-m", "bench.engines.lm_eval", request]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False, errors="replace")
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        return [f"lm_eval cannot load its tasks: {last}"]
+        last = (done.stderr.strip().splitlines() or [f"its process ended with exit code {done.returncode}"])[-1]
+        return [f"lm_eval cannot load its tasks (forgetting.tasks): {last}"]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _faults(tasks: Sequence[str], include: Path | None) -> Iterator[str]:
     names = [name for names in by_shots(tasks).values() for name in names]
-    with _among(include, names) as manager:
+    with _task_manager(include, names) as manager:
         for name in names:
             if name not in manager.task_index:
                 near = difflib.get_close_matches(name, manager.all_tasks, 3)
-                meant = f"did you mean {', '.join(near)}?" if near else "lm_eval ls tasks lists what is known"
+                meant = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists all"
                 yield f"unknown task {name!r} (forgetting.tasks); {meant}"
                 continue
             try:
                 manager.load([name])
-            except Exception as error:  # of datasets, the hub, or a task's own code
+            except Exception as error:  # Errors of datasets, of the hub, or of a task's own code.
                 why = secrets.excerpt(str(error), 300)
-                way_out = "data of its own tasks come from the hub once: go where there is a network, or set forgetting.include_path"
-                yield f"task {name} (forgetting.tasks) cannot be made, {type(error).__name__}: {why}; {way_out}"
+                way_out = (
+                    "The data of lm_eval's tasks come from the hub the first time: connect to it once, or set forgetting.include_path."
+                )
+                yield f"task {name} (forgetting.tasks) cannot be loaded, {type(error).__name__}: {why}. {way_out}"
 
 
-def main(told: str) -> None:
-    asked = json.loads(told)
+def main(request: str) -> None:
+    """Print the faults of the tasks in a JSON request, as a JSON list."""
+    asks = json.loads(request)
     with contextlib.redirect_stdout(sys.stderr):
-        found = list(_faults(asked["tasks"], Path(asked["include"]) if asked["include"] else None))
-    print(json.dumps(found))
+        problems = list(_faults(asks["tasks"], Path(asks["include"]) if asks["include"] else None))
+    print(json.dumps(problems))
 
 
-# Asking ---------------------------------------------------------------------------------------------------------------
+# Running tasks --------------------------------------------------------------------------------------------------------
 
 
-def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, include: Path | None) -> Answered:
-    """What a model makes of the tasks, and of every document of them."""
+def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, include: Path | None) -> Evaluation:
+    """Run the tasks with a model. `include`: folder of the user's own tasks."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
     results: list[TaskResult] = []
     answers: list[TaskAnswer] = []
-    asked = by_shots(settings.tasks)
-    with _among(include, [name for names in asked.values() for name in names]) as manager:
-        asker = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
-        for shots, names in asked.items():
-            found: Any = lm_eval.simple_evaluate(
-                model=asker,
+    groups = by_shots(settings.tasks)
+    with _task_manager(include, [name for names in groups.values() for name in names]) as manager:
+        harness_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
+        for shots, names in groups.items():
+            output: Any = lm_eval.simple_evaluate(
+                model=harness_model,
                 tasks=names,
                 num_fewshot=shots,
                 limit=settings.limit,
@@ -126,25 +143,28 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings:
                 fewshot_as_multiturn=settings.chat_template,
                 bootstrap_iters=RESAMPLES,
             )
-            parts = {part for group in found["group_subtasks"].values() for part in group}
-            roots = [task for task in (*found["results"], *found["group_subtasks"]) if task not in parts]
-            shown = {task for root in roots for task in _shown(root, found)}
-            results += [row for task in found["results"] for row in _results(task, found, task in shown)]
-            answers += [row for task, samples in found["samples"].items() for row in _answers(task, samples)]
-    return Answered(results, answers)
+            parts = {part for group in output["group_subtasks"].values() for part in group}
+            roots = [task for task in (*output["results"], *output["group_subtasks"]) if task not in parts]
+            shown = {task for root in roots for task in _shown(root, output)}
+            results += [row for task in output["results"] for row in _results(task, output, task in shown)]
+            answers += [row for task, samples in output["samples"].items() for row in _answers(task, samples)]
+    return Evaluation(results, answers)
 
 
-def _shown(task: str, found: Mapping[str, Any]) -> Iterator[str]:
-    """The task or group itself where it has numbers, else its parts."""
-    if any(_metrics(found["results"].get(task, {}))):
+def _shown(task: str, output: Mapping[str, Any]) -> Iterator[str]:
+    """The task or group itself if it has numbers, else its parts."""
+    if any(_metrics(output["results"].get(task, {}))):
         yield task
     else:
-        for child in found["group_subtasks"].get(task, ()):
-            yield from _shown(child, found)
+        for child in output["group_subtasks"].get(task, ()):
+            yield from _shown(child, output)
 
 
 def _metrics(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None, float | None]]:
-    """(metric, filter, value, standard error) of a task, from keys like `acc,none` and `acc_stderr,none`; None: no finite number."""
+    """(metric, filter, value, standard error) of a task, from keys like `acc,none` and `acc_stderr,none`.
+
+    A value or error is None if it is no finite number.
+    """
     for key, value in numbers.items():
         metric, comma, how = key.partition(",")
         if comma and not metric.endswith("_stderr") and isinstance(value, (int, float)):
@@ -156,8 +176,8 @@ def _finite(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _results(task: str, found: Mapping[str, Any], shown: bool) -> Iterator[TaskResult]:
-    numbers = found["results"][task]
+def _results(task: str, output: Mapping[str, Any], shown: bool) -> Iterator[TaskResult]:
+    numbers = output["results"][task]
     for metric, how, value, error in _metrics(numbers):
         yield TaskResult(
             task=task,
@@ -165,17 +185,17 @@ def _results(task: str, found: Mapping[str, Any], shown: bool) -> Iterator[TaskR
             value=value,
             standard_error=error,
             n=int(numbers["sample_len"]),
-            higher_is_better=found["higher_is_better"].get(task, {}).get(metric),
-            shots=found["n-shot"].get(task),
-            version=None if (version := found["versions"].get(task)) is None else str(version),
-            harness=found["lm_eval_version"],
-            asked=_asked(found["samples"].get(task, ())),
+            higher_is_better=output["higher_is_better"].get(task, {}).get(metric),
+            shots=output["n-shot"].get(task),
+            version=None if (version := output["versions"].get(task)) is None else str(version),
+            harness=output["lm_eval_version"],
+            asked=_questions_digest(output["samples"].get(task, ())),
             shown=shown,
         )
 
 
-def _asked(samples: Sequence[Mapping[str, Any]]) -> str | None:
-    """Digest of documents, prompts and right answers; None of a group."""
+def _questions_digest(samples: Sequence[Mapping[str, Any]]) -> str | None:
+    """Digest of a task's documents, prompts and right answers; None for a group of tasks."""
     hashes = sorted((sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]) for sample in samples)
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16] if hashes else None
 

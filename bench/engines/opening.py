@@ -1,4 +1,4 @@
-"""Opens the engine that a stage's settings name."""
+"""Opening the engine that a stage's settings name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from bench.store.stage_settings import GenerateSettings, LogpsSettings, SampleSe
 
 
 def open_engine(settings: SampleSettings | LogpsSettings | GenerateSettings, inputs: Mapping[str, Path]) -> Engine:
-    """The engine that the settings name, with the policy in `inputs`: its folder `model`, and `base` of one that is an adapter."""
+    """The engine that the settings name, with its policy loaded.
+
+    `inputs`: the policy's folder `model`, and for an adapter its base model's folder `base`.
+    """
     model, base, control = inputs["model"], inputs.get("base"), getattr(settings, "control", None)
     if settings.engine == "vllm":
         from bench.engines.vllm import VllmEngine

@@ -1,1 +1,1 @@
-"""What a plan will take: rows, judge cost, stage time, compute, memory."""
+"""Forecasts of a plan: rows, judge cost, stage time, compute, memory."""

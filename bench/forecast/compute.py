@@ -1,9 +1,13 @@
-"""`do=plan` for models of any size: tokens, FLOPs, memory, GPU-hours and disk of stages, before anything is spent. Loads no torch.
+"""Tokens, FLOPs, memory, GPU-hours and disk of a plan's stages (`do=plan`), for models of any size.
 
-Sizes of a model come from its config.json (`bench/models/model_size.py`), tokens from the rows and items themselves, counted by the model's
-tokenizer on a sample of them; what has not been written yet counts as long as it may be, so generation is a bound. A stage takes
-FLOPs / (peak x mfu), those of the second forward that gradient checkpointing makes among them; one that writes takes at least as long as
-reading all weights once a step does.
+Loads no torch.
+
+A model's sizes come from its config.json (`bench/models/model_size.py`). Tokens come from the rows and items,
+counted on a sample by the model's tokenizer. Completions that are not written yet count at their largest
+length, so generation is an upper bound.
+
+A stage takes FLOPs / (peak x mfu) seconds. These FLOPs include the second forward pass of gradient
+checkpointing. A generating stage takes at least the time to read all weights once per step.
 """
 
 from __future__ import annotations
@@ -18,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import Adapter, Hardware, LocalModel, WorldModel
-from bench.forecast.row_counts import Aside, learnt, model_folder, sample
-from bench.forecast.stage_time import answers_asked, passes, token_bound
+from bench.forecast.row_counts import ScratchData, learnt, model_folder, sample
+from bench.forecast.stage_time import n_completions, passes, token_bound
 from bench.models.hub import read_config
 from bench.models.model_size import BYTES, Memory, Shape, checkpoints, read_shape, scoring_memory, training_memory, writing_memory
 from bench.models.token_counts import Messages, counter_or_none
@@ -41,14 +45,17 @@ from bench.store.stage_settings import (
 from bench.store.store import Store
 from bench.training.devices import Spread, share_of
 
-VLLM_SEQUENCES = 256  # that vLLM writes at once, by default
+VLLM_SEQUENCES = 256  # Sequences that vLLM generates at once by default.
 SFT_OPTIMIZER = "adamw_torch"
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one stage asks of a model. Tokens: `trained` forward and backward, `scored` forward, `written` one after another in `steps`;
-    `context`: tokens that one looks at, on average."""
+    """Tokens of one stage that pass through its model.
+
+    `trained` tokens go forward and backward, `scored` tokens forward. `written` tokens are generated one
+    after another in `steps`. `context` is the mean number of tokens that a token attends to.
+    """
 
     trained: float = 0
     scored: float = 0
@@ -61,31 +68,37 @@ class Work:
         return self.trained + self.scored + self.written
 
     def flops(self, shape: Shape, adapter: int = 0) -> float:
-        """`adapter`: weights of one beside the model's, which is then what is trained."""
+        """FLOPs of this work.
+
+        `adapter` is the number of an adapter's weights; with one, only the adapter is trained.
+        """
         forward = (self.scored + self.written) * shape.forward_flops(self.context, adapter)
         return self.trained * shape.trained_flops(self.context, adapter) + forward
 
 
 @dataclass(frozen=True)
 class Sized:
-    """One stage: its work, and what that takes. `flops` are the model's; hours are of all that is computed."""
+    """Work of one stage, and its time and memory.
+
+    `flops` leaves out the second forward of gradient checkpointing; `gpu_hours` has it.
+    """
 
     work: Work
     flops: float
     gpu_hours: float
     memory: Memory
-    weights: int  # bytes that it leaves on disk, of an adapter where there is one
+    weights: int  # Bytes that the stage leaves on disk; those of its adapter where it has one.
     checkpointing: bool = False
-    adapter: int = 0  # weights of one, which is trained or read beside the model
+    adapter: int = 0  # Number of weights of the adapter that is trained or read with the model.
 
 
 @dataclass
 class Sizes:
-    """Sizes of the stages of a command, on one kind of GPU; close it."""
+    """Sizes of the stages of a command on one kind of GPU. Call `close` at the end."""
 
     store: Store
     hardware: Hardware
-    counted: bool = False  # some rows were counted by the model's tokenizer
+    counted: bool = False  # Whether the model's tokenizer counted some rows.
     _known: dict[Stage, Sized | None] = field(default_factory=dict)
     _means: dict[tuple[str, Path | None], float] = field(default_factory=dict)
     _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
@@ -94,11 +107,11 @@ class Sizes:
         self._folder.cleanup()
 
     @cached_property
-    def aside(self) -> Aside:
-        return Aside(self.store, Path(self._folder.name))
+    def scratch(self) -> ScratchData:
+        return ScratchData(self.store, Path(self._folder.name))
 
     def of(self, cell: CellPlan, shape: Shape) -> dict[Stage, Sized]:
-        """The stages of a cell in which its model runs."""
+        """Sizes of the cell's stages that run its model."""
         for stage in cell.stages:
             if stage not in self._known:
                 work = self._work(cell, stage)
@@ -111,7 +124,7 @@ class Sizes:
             case BaseSettings() | SftSettings():
                 return Work(trained=token_bound(stage), context=settings.max_length)
             case ConversationSft():
-                path = next(iter(sorted(self.aside.folder(inputs["conversations"]).glob("*.jsonl"))))
+                path = next(iter(sorted(self.scratch.folder(inputs["conversations"]).glob("*.jsonl"))))
                 rows = [row.messages for row in read_jsonl(path, Conversation)]
                 mean = self._mean(cell, inputs["conversations"].key, sample(rows), settings.max_length)
                 return Work(trained=len(rows) * mean * settings.training.num_train_epochs, context=mean)
@@ -132,7 +145,7 @@ class Sizes:
 
     def _writing(self, cell: CellPlan, stage: Stage, settings: GenerateSettings | SampleSettings) -> Work:
         draws = settings.draws if isinstance(settings, SampleSettings) else settings.best_of
-        n, new = answers_asked(stage.inputs["items"]) * draws, settings.decoding.max_new_tokens
+        n, new = n_completions(stage.inputs["items"]) * draws, settings.decoding.max_new_tokens
         prompt = self._prompt(cell, stage.inputs["items"])
         at_once = VLLM_SEQUENCES if settings.engine == "vllm" else settings.batch_size
         return Work(scored=n * prompt, written=n * new, steps=math.ceil(n / at_once) * new, context=prompt + new / 2)
@@ -140,11 +153,11 @@ class Sizes:
     # Rows and their tokens
 
     def _rows(self, cell: CellPlan, stage: Stage, splits: Iterable[str], most: int) -> tuple[float, float]:
-        """(judged completions, mean tokens of one with its prompt) of the preference rows that a stage reads."""
+        """(number of completions, mean tokens of one with its prompt) of the preference rows of a stage."""
         preferences = _stage(stage.inputs["preferences"])
         if not isinstance(preferences.settings, LocalPairData):
             return token_bound(stage) / most / passes(stage.settings), most
-        folder, _ = self.aside.look(preferences)
+        folder, _ = self.scratch.load(preferences)
         n, total = 0, 0.0
         for split in splits:
             rows = read_rows(folder / f"{split}.jsonl")
@@ -154,21 +167,21 @@ class Sizes:
         return n, total / n if n else 0.0
 
     def _prompt(self, cell: CellPlan, items: Stage | Source) -> float:
-        """Mean tokens of a prompt; 0 where only a model could say, as in the controlled world."""
+        """Mean tokens of a prompt. 0 where the prompts are not known yet, and in the controlled world."""
         if not isinstance(items, Stage) or not isinstance(cell.cell.model, LocalModel):
             return 0.0
         try:
-            folder, _ = self.aside.look(items)
-        except (AttributeError, OSError, ValueError):  # its own inputs are written by a model
+            folder, _ = self.scratch.load(items)
+        except (AttributeError, OSError, ValueError):  # A model has to write the inputs first.
             return 0.0
-        asked = [
+        prompts = [
             [*item.context, *({"role": "text" if item.plain else "user", "content": turn} for turn in item.turns)]
             for item in sample(read_items(folder))
         ]
-        return self._mean(cell, items.key, asked, cell.cell.model.max_length, opens=True)
+        return self._mean(cell, items.key, prompts, cell.cell.model.max_length, opens=True)
 
     def _mean(self, cell: CellPlan, what: str, rows: Iterable[Messages], most: int, opens: bool = False) -> float:
-        """Mean tokens of rows, each cut at `most`; `most` where the model's tokenizer cannot be had without torch."""
+        """Mean tokens of rows, each cut at `most`. Without a tokenizer that works without torch, `most`."""
         folder = model_folder(cell)
         if (what, folder) not in self._means:
             count = counter_or_none(folder)
@@ -182,8 +195,8 @@ class Sizes:
     def _sized(self, stage: Stage, work: Work, shape: Shape) -> Sized:
         settings: Any = stage.settings
         dtype, gpu, weights = getattr(settings, "dtype", "float32"), self.hardware, 0
-        set_to = _adapter(stage)
-        adapter = shape.adapter(set_to.rank, set_to.target_modules) if set_to else 0
+        lora = _adapter(stage)
+        adapter = shape.adapter(lora.rank, lora.target_modules) if lora else 0
         held: dict[str, Any] = {"adapter": adapter, "quantized": bool(getattr(getattr(settings, "loading", None), "quantized", None))}
         flops, checkpointing = work.flops(shape, adapter), checkpoints(getattr(settings, "gradient_checkpointing", False), shape.parameters)
         again = work.trained * shape.forward_flops(work.context, adapter) if checkpointing else 0
@@ -211,14 +224,17 @@ class Sizes:
 
 
 def _adapter(stage: Stage) -> Adapter | None:
-    """The adapter that a stage trains, or of the model that it reads."""
+    """Adapter that a stage trains, or that of the model that it reads."""
     model = stage.inputs.get("model")
     settings = stage.settings if stage.kind == "train" else model.settings if isinstance(model, Stage) else None
     return getattr(settings, "adapter", None)
 
 
 def _at_once(settings: Any, training: Any, devices: int) -> int:
-    """Rows of a batch that a device takes; all of them of a training that is not spread, or that devices cannot share."""
+    """Rows of a batch on one device.
+
+    All rows for a training on one device, or a batch that devices cannot share.
+    """
     if isinstance(settings, Spread):
         with contextlib.suppress(ValueError):
             return share_of(training, devices).batch_size
@@ -231,19 +247,19 @@ def _stage(source: Stage | Source) -> Stage:
 
 
 def _paired(stage: Stage) -> bool:
-    """Whether a row of a training is two sequences: a pair, whose method does not make two rows of it."""
+    """Whether a training row is two sequences: a pair, for a method that does not split it into two rows."""
     preferences = stage.inputs.get("preferences")
     feedback = getattr(getattr(stage.settings, "method", None), "feedback", "pairs")
     return isinstance(preferences, Stage) and feedback == "pairs" and getattr(preferences.settings, "form", "paired") == "paired"
 
 
 def shape_of(cell: CellPlan) -> Shape:
-    """Raises ValueError for a model whose sizes cannot be read."""
+    """Sizes of a cell's model. Raises ValueError where they cannot be read."""
     model = cell.cell.model
     if isinstance(model, LocalModel):
         return read_shape(read_config(folder) if (folder := model_folder(cell)) else {})
     if not isinstance(model, WorldModel):
-        raise ValueError("completions of a file have no model")
+        raise ValueError("cannot size completions from a file: they have no model")
     from bench.world.tokenizer import new_tokenizer
 
     return read_shape(

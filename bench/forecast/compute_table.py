@@ -1,4 +1,4 @@
-"""What `do=plan` prints of the sizes of a command's stages: a table, and lines under it."""
+"""Sizes of a plan's stages as `do=plan` prints them: a table and lines under it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from bench.store.store import Store
 
 
 def wanted(cells: Sequence[CellPlan], size: str) -> list[CellPlan]:
-    """The cells whose sizes are worth a look: those of pretrained models, or all where it was asked for."""
+    """Cells to be sized: those of pretrained models; those of the world only with size=stages or cells."""
     return [cell for cell in cells if isinstance(cell.cell.model, LocalModel if size == "auto" else LocalModel | WorldModel)]
 
 
 @dataclass
 class SizeReport:
-    """What is printed: a table, lines under it, and a table of cells where it was asked for."""
+    """Rows of the table by stage kind, lines under it, and rows by cell (empty without size=cells)."""
 
     stages: list[list[str]]
     lines: list[str]
@@ -34,7 +34,7 @@ CELL_COLUMNS = ("cell", "tokens", "PFLOPs", "GPU-hours alone", "GPU-hours to do"
 
 
 def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hardware: Hardware, keep: Keep, size: str) -> SizeReport | None:
-    """None where there is nothing worth a look."""
+    """Sizes of the cells and of the stages to do. None where no cell is to be sized."""
     chosen = wanted(cells, size)
     if not chosen:
         return None
@@ -47,10 +47,10 @@ def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hard
                 shapes[cell.cell.model.name] = shape = shape_of(cell)
                 of_cell[cell.key] = sizes.of(cell, shape)
             except ValueError as error:
-                lines.append(f"{cell.name}: {' '.join(str(error).split())}")
+                lines.append(f"{cell.name}: not sized: {' '.join(str(error).split())}")
     finally:
         sizes.close()
-    every = {stage: sized for found in of_cell.values() for stage, sized in found.items()}
+    every = {stage: sized for of_stage in of_cell.values() for stage, sized in of_stage.items()}
     waiting = {stage: every[stage] for stage in to_do if stage in every}
     kinds = dict.fromkeys(stage.kind for stage in every)
     table = []
@@ -60,24 +60,26 @@ def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hard
         table.append([kind, str(len(some)), *_total(some), largest])
     lines = [*_model_lines(shapes, every.values(), hardware), *_time_lines(of_cell, every, waiting, hardware), *lines]
     folders = {folder for cell in chosen if (folder := model_folder(cell)) and not any(folder.glob("*.safetensors"))}
-    lines += [f"{folder} holds no weights yet: what is done is seen once they are there" for folder in sorted(folders)]
+    lines += [f"{folder} has no weights yet: finished stages are recognised once the weights are there" for folder in sorted(folders)]
     lines += _measured_lines({stage: sized for stage, sized in every.items() if stage.kind == "train" and stage not in waiting}, store)
     lines += _memory_lines(waiting, hardware)
     lines += _disk_lines(waiting, keep)
-    how = f"counted by the model's tokenizer on {SAMPLE} rows at most" if sizes.counted else "as many as max_length allows"
-    lines.append(f"tokens of rows and prompts {how}; of what is still to be written as many as it may have")
+    how = (
+        f"are counted by the model's tokenizer on a sample of about {SAMPLE} rows" if sizes.counted else "are as many as max_length allows"
+    )
+    lines.append(f"tokens of rows and prompts {how}; completions still to be written count at their largest length")
     if any(stage.kind == "tasks" for stage in to_do):
-        lines.append("what tasks of lm-evaluation-harness take is not counted: their documents are not read before a run")
+        lines.append("tasks of lm-evaluation-harness are not counted: their documents are read only during a run")
     of_cells = [
-        [cell.name, *_total(found.values()), _total(sized for stage, sized in found.items() if stage in waiting)[2]]
+        [cell.name, *_total(of_stage.values()), _total(sized for stage, sized in of_stage.items() if stage in waiting)[2]]
         for cell in chosen
-        if size == "cells" and (found := of_cell.get(cell.key)) is not None
+        if size == "cells" and (of_stage := of_cell.get(cell.key)) is not None
     ]
     return SizeReport(table, lines, of_cells)
 
 
 def _total(sized: Iterable[Sized]) -> tuple[str, str, str]:
-    """(tokens, PFLOPs, GPU-hours)"""
+    """(tokens, PFLOPs, GPU-hours) as texts."""
     some = list(sized)
     hours = sum(s.gpu_hours for s in some)
     return f"{sum(s.work.tokens for s in some):,.0f}", f"{sum(s.flops for s in some) / 1e15:,.3g}", f"{hours:,.3g}"
@@ -87,9 +89,9 @@ def _model_lines(shapes: Mapping[str, Shape], sized: Iterable[Sized], gpu: Hardw
     for name, shape in shapes.items():
         yield f"{name}: {shape.parameters:,} parameters"
     for adapter in sorted({s.adapter for s in sized if s.work.trained and s.adapter}):
-        yield f"an adapter has {adapter:,}, which are all that is trained beside it; log-probs of the base are the reference's"
+        yield f"adapter: {adapter:,} parameters, the only ones trained; the model without it gives the reference's log-probs"
     spread = f", {gpu.devices} a training, sharding {gpu.sharding}" if gpu.devices > 1 else ""
-    reached = f"{gpu.mfu:.0%} of its {gpu.peak_tflops:g} TFLOP/s, {gpu.mbu:.0%} of its {gpu.bandwidth_gbs:g} GB/s where text is written"
+    reached = f"{gpu.mfu:.0%} of its {gpu.peak_tflops:g} TFLOP/s, {gpu.mbu:.0%} of its {gpu.bandwidth_gbs:g} GB/s in generation"
     yield f"on {gpu.name} ({gpu.memory_gb:g} GB{spread}), at {reached} (hardware.mfu, hardware.mbu)"
 
 
@@ -99,23 +101,23 @@ def _time_lines(
     hours = sum(s.gpu_hours for s in waiting.values())
     dollars = f", ${hours * gpu.price_per_hour:,.2f} at ${gpu.price_per_hour:g} an hour" if gpu.price_per_hour is not None else ""
     yield f"to do: {hours:,.3g} GPU-hours{dollars}"
-    alone = sum(s.gpu_hours for found in of_cell.values() for s in found.values())
+    alone = sum(s.gpu_hours for of_stage in of_cell.values() for s in of_stage.values())
     shared = sum(s.gpu_hours for s in every.values())
     if len(of_cell) > 1 and shared:
-        times = f"{alone / shared:.2f} times as much"
-        yield f"shared stages: the grid takes {shared:,.3g} GPU-hours from nothing; cell by cell it would take {alone:,.3g}, {times}"
+        times = f"{alone / shared:.2f} times as many"
+        yield f"shared stages: the whole sweep takes {shared:,.3g} GPU-hours; without sharing it would take {alone:,.3g}, {times}"
 
 
 def _measured_lines(trainings: Mapping[Stage, Sized], store: Store) -> Iterator[str]:
-    """What trainings that are done were fed and how fast they were, beside what the forecast says of them."""
+    """Measured tokens and speed of finished trainings against their forecast, one line per device."""
     done = ((sized, store.manifest(stage)) for stage, sized in trainings.items() if store.is_done(stage) and sized.work.trained)
     by_device = grouped((str(m.recorded.get("device", "?")), (sized, m)) for sized, m in done if "tokens" in m.counts)
-    for device, found in by_device.items():
-        times = sum(m.counts["tokens"] for _, m in found) / sum(s.work.trained for s, _ in found)
-        rate = sum(s.flops for s, _ in found) / sum(m.timings["wall_s"] for _, m in found) / 1e12
-        what = f"{len(found)} trainings" if len(found) > 1 else "one training"
-        fed = f"{times:.2f} times the tokens that the forecast says"
-        yield f"measured: {what} on {device} took {fed}, at {rate:.3g} TFLOP/s with all that is around a step"
+    for device, some in by_device.items():
+        times = sum(m.counts["tokens"] for _, m in some) / sum(s.work.trained for s, _ in some)
+        rate = sum(s.flops for s, _ in some) / sum(m.timings["wall_s"] for _, m in some) / 1e12
+        what = f"{len(some)} trainings" if len(some) > 1 else "one training"
+        tokens = f"{times:.2f} times the forecast number of tokens"
+        yield f"measured: {what} on {device} read {tokens}, at {rate:.3g} TFLOP/s (start-up and logging included)"
 
 
 def _memory_lines(waiting: Mapping[Stage, Sized], gpu: Hardware) -> Iterator[str]:
@@ -127,7 +129,7 @@ def _memory_lines(waiting: Mapping[Stage, Sized], gpu: Hardware) -> Iterator[str
         counted = ", ".join(f"{size_words(size)} {name}" for size, name in parts)
         choice = f"{'with' if kept else 'without'} gradient checkpointing"
         other = f"{size_words(memory.otherwise)} {'without' if kept else 'with'}: model.gradient_checkpointing={str(not kept).lower()}"
-        yield f"a training holds {counted}, about {size_words(memory.activations)} activations a device {choice} ({other})"
+        yield f"memory of a training: {counted}, about {size_words(memory.activations)} activations a device {choice} ({other})"
     if not waiting:
         return
     worst = max(waiting.values(), key=lambda sized: sized.memory.total)
@@ -135,7 +137,7 @@ def _memory_lines(waiting: Mapping[Stage, Sized], gpu: Hardware) -> Iterator[str
         helps = worst.work.trained and not worst.checkpointing
         ways = [*(["model.gradient_checkpointing=true"] if helps else []), "more devices (accelerate=fsdp accelerate.devices=N)"]
         way_out = ", ".join([*ways, "a smaller batch, or a larger GPU"])
-        yield f"{size_words(worst.memory.total)} a device is more than the {gpu.memory_gb:g} GB of {gpu.name}: {way_out}"
+        yield f"too large: {size_words(worst.memory.total)} a device is more than the {gpu.memory_gb:g} GB of {gpu.name}: use {way_out}"
 
 
 def _disk_lines(waiting: Mapping[Stage, Sized], keep: Keep) -> Iterator[str]:
@@ -146,6 +148,6 @@ def _disk_lines(waiting: Mapping[Stage, Sized], keep: Keep) -> Iterator[str]:
     what = ", ".join(f"{len(some)} {name} to train, {size_words(max(some))} each" for some, name in parts if some)
     stays = {"weights": [*models, *adapters], "adapters": adapters, "numbers": []}[keep]
     left = f"keep={keep} leaves {size_words(sum(stays)) if stays else 'no weights'}"
-    at_most = f", {size_words(sum(models) + sum(adapters))} at most while it runs"
-    other = "; with keep=numbers they go as cells get their numbers" if keep == "weights" else at_most
+    at_most = f", {size_words(sum(models) + sum(adapters))} at most during the run"
+    other = "; keep=numbers deletes them as cells get their numbers" if keep == "weights" else at_most
     yield f"disk: {what}; {left}{other}"

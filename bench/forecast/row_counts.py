@@ -1,6 +1,9 @@
-"""What data hold, before they are used: rows by what becomes of them, overlap with what is judged, tokens. For do=plan; no model runs.
+"""Counts of a plan's data: rows read, dropped and kept, overlap with the judge's prompts, tokens.
 
-Counts of a data stage that is done are those of its manifest; any other is made aside, which takes as long as reading its rows.
+No model runs.
+
+Counts of a finished data stage come from its manifest. Any other data stage is made in a temporary folder,
+which takes as long as reading its rows.
 """
 
 from __future__ import annotations
@@ -31,15 +34,17 @@ from bench.store.stage_settings import (
 )
 from bench.store.store import Store
 
-SAMPLE = 200  # rows whose tokens are counted
+SAMPLE = 200  # Rows whose tokens are counted.
 
 Counts = Mapping[str, int]
 
 
 @dataclass
-class Aside:
-    """Data stages made in a folder that goes away; no store knows them. `stand_in`: completions in place of those that a model would
-    have to write."""
+class ScratchData:
+    """Data stages made in a temporary folder, outside the store.
+
+    `stand_in` gives completions in place of those that a model would have to write.
+    """
 
     store: Store
     root: Path
@@ -47,10 +52,13 @@ class Aside:
     made: dict[str, tuple[Path, Counts] | ValueError] = field(default_factory=dict)
 
     def folder(self, source: Stage | Source) -> Path:
-        return source.path if isinstance(source, Source) else self.look(source)[0]
+        return source.path if isinstance(source, Source) else self.load(source)[0]
 
-    def look(self, stage: Stage) -> tuple[Path, Counts]:
-        """(folder, counts) of a data stage, made here where it is not done. Raises ValueError for what the stage refuses."""
+    def load(self, stage: Stage) -> tuple[Path, Counts]:
+        """(folder, counts) of a data stage, made here if it is not finished.
+
+        Raises ValueError for bad data.
+        """
         if self.store.is_done(stage):
             return self.store.folder(stage), self.store.manifest(stage).counts
         if stage.key not in self.made:
@@ -58,14 +66,14 @@ class Aside:
                 self.made[stage.key] = self._make(stage)
             except (ValueError, OSError) as error:
                 self.made[stage.key] = error if isinstance(error, ValueError) else ValueError(str(error))
-        if isinstance(found := self.made[stage.key], ValueError):
-            raise found
-        return found
+        if isinstance(result := self.made[stage.key], ValueError):
+            raise result
+        return result
 
     def _make(self, stage: Stage) -> tuple[Path, Counts]:
         writes = self.stand_in is not None and isinstance(stage.settings, GenerateSettings | SampleSettings)
         inputs = {role: self.folder(source) for role, source in stage.inputs.items() if role == "items" or not writes}
-        if TOKENIZER in inputs and not inputs[TOKENIZER].is_dir():  # a model of the hub that is not here yet
+        if TOKENIZER in inputs and not inputs[TOKENIZER].is_dir():  # A hub model that is not downloaded yet.
             del inputs[TOKENIZER]
         out = self.root / stage.key
         out.mkdir()
@@ -80,102 +88,106 @@ class Aside:
             progress.close()
 
 
-class Looked(NamedTuple):
-    """What data hold, in words, and what a run would refuse of them."""
+class DataSummary(NamedTuple):
+    """Lines on the data, and reasons to refuse them in a run."""
 
     lines: list[str]
     refusals: list[str]
 
 
-def data_lines(cells: Sequence[CellPlan], store: Store) -> Looked:
-    """Of the files and public datasets of these cells, each once."""
+def data_lines(cells: Sequence[CellPlan], store: Store) -> DataSummary:
+    """Summary of the files and public datasets of these cells, each once."""
     lines: dict[str, None] = {}
     refusals: dict[str, None] = {}
     with tempfile.TemporaryDirectory() as folder:
-        aside = Aside(store, Path(folder))
+        scratch = ScratchData(store, Path(folder))
         for cell in cells:
             try:
-                lines |= dict.fromkeys(_of_cell(cell, aside))
+                lines |= dict.fromkeys(_lines_of_cell(cell, scratch))
             except ValueError as error:
                 refusals |= dict.fromkeys(f"{cell.cell.data.name}: {error}".splitlines())
-    return Looked(list(lines), list(refusals))
+    return DataSummary(list(lines), list(refusals))
 
 
 def data_refusals(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store) -> list[str]:
-    """What these stages would refuse of files and public datasets, in the words of data_lines. Before a run, so that nothing is spent."""
+    """Reasons for these stages to refuse files and public datasets, as in `data_lines`.
+
+    They are looked for before a run, so that nothing is spent.
+    """
     waiting, refusals = set(to_do), dict[str, None]()
     with tempfile.TemporaryDirectory() as folder:
-        aside = Aside(store, Path(folder))
+        scratch = ScratchData(store, Path(folder))
         for cell in cells:
             try:
-                _look_at_stages([stage for stage in cell.stages if stage in waiting], aside)
+                _check_stages([stage for stage in cell.stages if stage in waiting], scratch)
             except ValueError as error:
                 refusals |= dict.fromkeys(f"{cell.cell.data.name}: {error}".splitlines())
     return list(refusals)
 
 
-def _look_at_stages(stages: Sequence[Stage], aside: Aside) -> None:
+def _check_stages(stages: Sequence[Stage], scratch: ScratchData) -> None:
     for stage in stages:
         if _reads_files(stage):
-            aside.look(stage)
+            scratch.load(stage)
         if isinstance(stage.settings, ConversationSft):
             model, conversations = stage.inputs["model"], stage.inputs["conversations"]
             if isinstance(model, Source) and model.path.is_dir():
-                path = aside.folder(conversations) / "rows.jsonl"
+                path = scratch.folder(conversations) / "rows.jsonl"
                 check_conversations(read_template(model.path), list(read_jsonl(path, Conversation)))
 
 
-def _of_cell(cell: CellPlan, aside: Aside) -> Iterator[str]:
-    _look_at_stages(cell.stages, aside)
+def _lines_of_cell(cell: CellPlan, scratch: ScratchData) -> Iterator[str]:
+    _check_stages(cell.stages, scratch)
     for stage in cell.stages:
         if isinstance(stage.settings, ConversationData):
-            counts = aside.look(stage)[1]
-            yield f"{cell.cell.sft and cell.cell.sft.name}: {counts['rows']:,} conversations{_less('train', counts)}"
+            counts = scratch.load(stage)[1]
+            yield f"{cell.cell.sft and cell.cell.sft.name}: {counts['rows']:,} conversations{_dropped_and_noted('train', counts)}"
     preferences = cell.roles.get("preferences")
     if preferences is None or not isinstance(settings := preferences.settings, LocalPairData):
         return
-    folder, counts = aside.look(preferences)
+    folder, counts = scratch.load(preferences)
     rows = read_rows(folder / "train.jsonl") if settings.fraction else []
     words = f"{cell.cell.data.name}: {len(rows):,} train rows of {counts['train_prompts']:,} prompts"
     if "all_train_prompts" in counts and settings.fraction != 1:
         words += f" (fraction {settings.fraction:g} of {counts['all_train_prompts']:,})"
     yield f"{words}, {counts['heldout']:,} held out{_tokens(cell, rows)}"
     for split in (FILE, "train", "heldout"):
-        if less := _less(split, counts):
-            yield f"  {split}{less}"
+        if words := _dropped_and_noted(split, counts):
+            yield f"  {split}{words}"
     if same := _same("heldout", counts):
-        yield f"  {same} are asked of held-out rows too: dropped from the train rows"
+        yield f"  {same} share their prompt with a held-out row: dropped from the train rows"
     if same := _same("items", counts):
-        yield f"  {same} are asked by the judge too: dropped (data.overlap={settings.overlap})"
-    if (asked := cell.roles.get("overlap")) is not None and (same := _same("items", aside.look(asked)[1])):
-        yield f"  {same} are asked by the judge too, and trained on"
+        yield f"  {same} have a prompt that the judge uses too: dropped (data.overlap={settings.overlap})"
+    if (overlap := cell.roles.get("overlap")) is not None and (same := _same("items", scratch.load(overlap)[1])):
+        yield f"  {same} have a prompt that the judge uses too: they are trained on"
 
 
 def _reads_files(stage: Stage) -> bool:
-    """Whether a data stage is made of files alone, so that it can be made before anything has run."""
+    """Whether a data stage is made of files alone and can be made before anything has run."""
     sources = [source for role, source in stage.inputs.items() if role != TOKENIZER]
     return stage.kind == "data" and bool(sources) and all(isinstance(source, Source) or _reads_files(source) for source in sources)
 
 
-def _less(split: str, counts: Counts) -> str:
-    """What was read of a split, dropped and noted."""
+def _dropped_and_noted(split: str, counts: Counts) -> str:
+    """Numbers of rows of a split that were read, dropped and noted, in words; empty without counts."""
     if f"{split}/read" not in counts:
         return ""
-    found = []
+    parts = []
     for kind in ("dropped", "noted"):
         start = f"{split}/{kind}/"
         if reasons := [f"{n:,} {name.removeprefix(start)}" for name, n in sorted(counts.items()) if name.startswith(start)]:
-            found.append(f"{'kept all the same' if kind == 'noted' else kind}: {', '.join(reasons)}")
-    return "; ".join([f" of {counts[f'{split}/read']:,} read", *found])
+            parts.append(f"{'kept with a note' if kind == 'noted' else kind}: {', '.join(reasons)}")
+    return "; ".join([f" of {counts[f'{split}/read']:,} read", *parts])
 
 
 def _same(of: str, counts: Counts) -> str:
+    """Number of train rows that share a prompt with `of` (heldout or items), in words; empty for 0."""
     exact, nearly = (counts.get(f"overlap/{of}/{how}", 0) for how in ("exact", "normalised"))
-    return f"{exact + nearly:,} train rows ({exact:,} word for word, {nearly:,} but for case and spaces)" if exact + nearly else ""
+    return f"{exact + nearly:,} train rows ({exact:,} word for word, {nearly:,} apart from case and spaces)" if exact + nearly else ""
 
 
 def _tokens(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> str:
-    """About how many tokens a pass over the rows has, where the model's tokenizer can be had without torch."""
+    """Approximate tokens of a pass over the rows, in words; empty without a tokenizer that needs no torch."""
     if not rows or (count := counter_or_none(model_folder(cell))) is None:
         return ""
     some = sample(rows)
@@ -184,7 +196,7 @@ def _tokens(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> str:
 
 
 def learnt(rows: Sequence[Pair] | Sequence[Unpaired]) -> Iterator[Messages]:
-    """Each completion with its prompt."""
+    """Messages of each completion with its prompt."""
     for row in rows:
         role = "text" if row.prompt[0]["role"] == "text" else "assistant"
         for column in completion_columns(row):
@@ -193,10 +205,11 @@ def learnt(rows: Sequence[Pair] | Sequence[Unpaired]) -> Iterator[Messages]:
 
 
 def sample(rows: Sequence[Any]) -> Sequence[Any]:
+    """Evenly spaced rows, fewer than 2 · SAMPLE."""
     return rows[:: max(1, len(rows) // SAMPLE)]
 
 
 def model_folder(cell: CellPlan) -> Path | None:
-    """The folder of the user's model, which its stages read; None in the controlled world."""
+    """Folder of the user's model; None in the controlled world."""
     models = (stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate"))
     return next((source.path for source in models if isinstance(source, Source)), None)

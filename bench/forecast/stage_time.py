@@ -1,4 +1,4 @@
-"""What a sweep takes: forecasts of stages from the timings of like ones in the store, and bounds of their tokens."""
+"""Forecasts of stage times from similar stages in the store, and upper bounds of stage tokens."""
 
 from __future__ import annotations
 
@@ -45,19 +45,23 @@ from bench.store.store import Manifest, Store
 
 @dataclass(frozen=True)
 class StageForecast:
-    """Forecast of one stage. `seconds` is None where no like stage has run in this store; `tokens` is an upper bound."""
+    """Forecast of one stage.
+
+    `seconds` is None where no similar stage has run here; `tokens` is an upper bound.
+    """
 
     seconds: float | None
     tokens: int
 
 
-Traits = frozenset[tuple[str, Any]]  # (dotted setting, value) of a stage and of the model that it works with
+Traits = frozenset[tuple[str, Any]]  # (dotted setting, value) pairs of a stage and of its model.
 
 
 def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, StageForecast]:
-    """Forecasts from the stored timings of the most similar finished stages of the same kind, a token where stages have any.
+    """Forecasts from the time per token of the most similar finished stages of the same kind.
 
-    None where the likes were far smaller (FAR): most of a tiny stage's time is start-up, and says nothing of a large one.
+    The most similar stages differ in the fewest settings. Seconds are None where these were far smaller
+    (FAR): most of a tiny stage's time is start-up, which says nothing about a large stage.
     """
     paces: dict[str, dict[Traits, list[Pace]]] = {}
     for done, seconds in _finished(store):
@@ -66,18 +70,18 @@ def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, StageForecas
     nearest: dict[tuple[str, Traits], list[Pace]] = {}
     forecast = {}
     for planned in stages:
-        like, tokens = (planned.kind, _traits(planned)), token_bound(planned)
-        if like not in nearest:  # those that differ in the fewest settings
+        traits, tokens = (planned.kind, _traits(planned)), token_bound(planned)
+        if traits not in nearest:
             known = paces.get(planned.kind, {})
-            least = min((len(like[1] ^ other) for other in known), default=0)
-            nearest[like] = [pace for other, some in known.items() if len(like[1] ^ other) == least for pace in some]
-        near = [pace.seconds_a_token for pace in nearest[like] if tokens <= FAR * pace.tokens]
+            least = min((len(traits[1] ^ other) for other in known), default=0)
+            nearest[traits] = [pace for other, some in known.items() if len(traits[1] ^ other) == least for pace in some]
+        near = [pace.seconds_a_token for pace in nearest[traits] if tokens <= FAR * pace.tokens]
         forecast[planned] = StageForecast(statistics.median(near) * (tokens or 1) if near else None, tokens)
     return forecast
 
 
-FAR = 10  # times the tokens
-MOST_CRITERIA = 7  # the world's six kinds of constraint, and the answer
+FAR = 10  # Times the tokens of a similar stage.
+MOST_CRITERIA = 7  # The world's six kinds of constraint, and the answer.
 
 
 class Pace(NamedTuple):
@@ -100,7 +104,10 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _finished(store: Store) -> list[tuple[Stage, float]]:
-    """(stage, wall seconds) of what the store holds; stages of other versions of bench are left out."""
+    """(stage, wall seconds) of finished stages in the store.
+
+    Stages of other versions of bench are left out.
+    """
     manifests = {manifest.key: manifest for manifest in store.history()}
     stages: dict[str, Stage] = {}
 
@@ -118,7 +125,7 @@ def _finished(store: Store) -> list[tuple[Stage, float]]:
 
 
 def _read_settings(manifest: Manifest) -> Settings:
-    """The settings record of a stored stage. Raises ValueError for one that this version of bench does not know."""
+    """Settings record of a stored stage. Raises ValueError for one of another version of bench."""
     for record in SETTINGS.get(manifest.kind, ()):
         with contextlib.suppress(ValidationError):
             return record.model_validate(manifest.settings)
@@ -126,7 +133,10 @@ def _read_settings(manifest: Manifest) -> Settings:
 
 
 def token_bound(stage: Stage) -> int:
-    """Most tokens that a stage writes, scores or trains on (once an epoch); 0 where no model runs or a file's rows are not counted."""
+    """Largest number of tokens that a stage generates, scores or trains on (over all epochs).
+
+    0 where no model runs, and for rows of a file, which are not counted.
+    """
     settings, inputs = stage.settings, stage.inputs
     match settings:
         case BaseSettings():
@@ -134,9 +144,9 @@ def token_bound(stage: Stage) -> int:
         case SftSettings():
             return settings.training.steps * settings.training.batch_size * settings.max_length
         case SampleSettings():
-            return answers_asked(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
+            return n_completions(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
         case GenerateSettings():
-            return answers_asked(inputs["items"]) * settings.best_of * settings.decoding.max_new_tokens
+            return n_completions(inputs["items"]) * settings.best_of * settings.decoding.max_new_tokens
         case LogpsSettings(rows="completions") | RewardScoreSettings(rows="completions"):
             return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
         case LogpsSettings(max_length=int(most)) | RewardScoreSettings(max_length=int(most)):
@@ -147,38 +157,38 @@ def token_bound(stage: Stage) -> int:
 
 
 def passes(settings: Any) -> float:
-    """How often a stage looks at each completion of its preference rows."""
+    """Number of times that each completion of its preference rows passes through a stage's model."""
     if isinstance(settings, TrainSettings | RewardModelSettings):
         return settings.method.num_train_epochs + settings.method.forward_only
     return 2 if getattr(settings, "mismatched", False) else 1
 
 
-def answers_asked(items: Stage | Source) -> int:
-    """How many completions a set of items asks for."""
+def n_completions(items: Stage | Source) -> int:
+    """Number of completions that a set of items needs."""
     assert isinstance(items, Stage)
     if isinstance(items.settings, ChosenData):
-        return answers_asked(items.inputs["items"])
+        return n_completions(items.inputs["items"])
     if isinstance(items.settings, RankedData):
-        return 0  # as many as the user's file has
+        return 0  # As many as the user's file has, which is not read here.
     if isinstance(items.settings, JudgeQuestionData):
         judged = items.inputs["completions"]
         assert isinstance(judged, Stage)
         n = getattr(judged.settings, "draws", 2)
         questions = {"pairwise": n * (n - 1), "criteria": n * MOST_CRITERIA}.get(items.settings.prompt, n)
-        return answers_asked(items.inputs["items"]) * questions
+        return n_completions(items.inputs["items"]) * questions
     of_world = (PromptData, NewPromptData, DemonstratedData, PromptRequestData, WrittenPromptData)
     assert isinstance(items.settings, (*of_world, NextPromptData, FilePromptData, LocalPromptData, JudgeItemData))
     return items.settings.n * getattr(items.settings, "n_turns", 1)
 
 
 def _completions(preferences: Stage | Source, split: str) -> int:
-    """Most judged completions that a split of preference rows can hold; 0 for a user's file, which is counted when it is read."""
+    """Largest number of completions in a split of preference rows. 0 for a user's file, not read here."""
     if isinstance(preferences, Stage) and isinstance(preferences.settings, LoopPairData):
         seen = [source for source in preferences.inputs.values() if isinstance(source, Stage)]
-        return sum(2 * answers_asked(s.inputs["items"]) if s.kind == "label" else _completions(s, split) for s in seen)
+        return sum(2 * n_completions(s.inputs["items"]) if s.kind == "label" else _completions(s, split) for s in seen)
     if not (isinstance(preferences, Stage) and isinstance(preferences.settings, PairData)):
         return 0
     labels = preferences.inputs[split]
     assert isinstance(labels, Stage)
-    rows = answers_asked(labels.inputs["items"]) * (preferences.settings.fraction if split == "train" else 1)
+    rows = n_completions(labels.inputs["items"]) * (preferences.settings.fraction if split == "train" else 1)
     return math.ceil(rows) * (2 if preferences.settings.form == "paired" else 1)

@@ -1,6 +1,7 @@
-"""Who decides. A judge turns items and completions into verdicts; a labeller is a judge that compares two completions of one policy.
+"""Judges turn items and completions into verdicts. A labeller is a judge of two completions of one policy.
 
-A judge writes facts, one verdict an item and turn; rates and ratings are computed from files of them. One judge a file.
+A judge writes one verdict per item and turn. Win rates and mean ratings are computed later from the stored
+verdicts. Each judge has its own file.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from bench.records import Completion, Item, Verdict, by_id
 
 
 class Judge(Protocol):
-    """`against` holds the completions that the policy is compared with; None where each is rated by itself."""
+    """Turns items and completions into verdicts.
 
-    against_baseline: ClassVar[bool]  # it is given the items' own baselines to compare with
+    `against` holds the opponent's completions; None for a judge that rates each completion alone.
+    """
+
+    against_baseline: ClassVar[bool]  # True: the caller passes the items' baselines as `against`.
 
     @property
     def name(self) -> str: ...
@@ -29,35 +33,43 @@ class Judge(Protocol):
 
 
 def baseline(items: Sequence[Item]) -> list[Completion]:
-    """The fixed opponent's completions, which items bring with them. Raises ValueError when one has none."""
+    """The fixed opponent's completions, taken from the items.
+
+    Raises ValueError for an item without a baseline.
+    """
     for item in items:
         if item.baseline is None:
-            raise ValueError(f"item {item.id} has no baseline completion to compare with")
+            raise ValueError(
+                f"item {item.id} has no baseline completion to compare with: add one, or choose a judge that rates completions"
+            )
     return [Completion(item.id, item.turns, item.baseline or [], [], []) for item in items]
 
 
-def compared(
+def text_pairs(
     items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None
 ) -> Iterator[tuple[Item, str, str]]:
-    """Each completion's item, its text and the one that it is compared with, of their first turns."""
+    """(item, completion, opponent's completion) of each first turn."""
     known, others = by_id(items), by_id(against or ())
     for completion in completions:
         yield known[completion.id], completion.completions[0], others[completion.id].completions[0]
 
 
 class JudgeModule(Protocol):
-    """What a judge's module holds."""
+    """The interface of a judge's module."""
 
     @staticmethod
     def make_judge(settings: Any, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> Judge:
-        """The judge that a stage's settings and inputs describe. `ask` asks the language model, of a judge that is one."""
+        """The judge described by a stage's settings and inputs.
+
+        `ask` sends requests to its language model, if any.
+        """
 
 
-# Where a judge's stage settings have another name than its module.
+# Modules of judges whose stage settings use a different name.
 MODULES = {"gold_preference": "gold", "gold_rating": "gold", "alpaca_eval": "preference", "mt_bench": "rating"}
 
 
 def load(settings: Settings) -> JudgeModule:
-    """The module of the judge that has these stage settings: by their `judge`, or the manner of a language model."""
+    """The judge's module, found by the settings' `judge`, or by their `manner` for a language model."""
     name: str = getattr(settings, "judge", "") or getattr(settings, "manner", "")
     return import_module(f"bench.judges.{MODULES.get(name, name)}")  # type: ignore[return-value]

@@ -1,11 +1,14 @@
-"""A language model that plays games between two answers, in the manner of Arena-Hard-Auto 2.0 (Li et al. 2024).
+"""A language model compares two completions in games, as in Arena-Hard-Auto 2.0 (Li et al. 2024).
 
-Each pair is shown in both orders; a game ends with one of five verdicts, from a strong win of A to a strong win of B. A strong verdict
-counts as three battles, any other as one: the preference of an item is the mean outcome of its battles. Rates over all battles and with
-style controlled are computed from what a verdict holds (bench/stats/style_control.py): both games, both lengths, both answers' markup.
+Each pair is shown in both orders, one game per order. A game ends with one of five verdicts, from a strong
+win of A to a strong win of B. A strong verdict counts as three battles, any other as one. An item's
+preference is the mean outcome of its battles. Each verdict stores both games, both lengths and both
+completions' markup; bench/stats/style_control.py computes the win rates over all battles, plain and with
+style controlled.
 
-As in Arena-Hard an item of which one game cannot be read has no verdict; here it stays, unscored and with its text. Deviations: equal
-answers are two ties without being asked about; a game without a verdict is not asked to be continued.
+As in Arena-Hard, an item has no verdict if one of its games cannot be read. Deviations: such an item is kept,
+unscored and with the reply's text; equal completions are two ties and no request is sent; a game without a
+verdict is not continued with a second request.
 """
 
 from __future__ import annotations
@@ -23,22 +26,24 @@ from bench.records import Item, Verdict, about_texts
 from bench.stats.style_control import battles, game_facts
 from bench.store.stage_settings import LanguageJudgeSettings
 
-POLICY_FIRST = (True, False)  # the games of an item
+POLICY_FIRST = (True, False)  # The two games of an item.
 
 
 @dataclass(frozen=True)
 class AskedGames(AskingJudge):
+    """Judges each pair in two games."""
+
     template: PromptTemplate
     name: str = "arena_hard"
-    against_baseline: ClassVar = False  # it reads the items'
+    against_baseline: ClassVar = False  # It reads the baselines from the items.
 
-    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
+    def turn_requests(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
         if item.baseline is None or ours[0] == item.baseline[0]:
             return
         for first in POLICY_FIRST:
             a, b = (ours[0], item.baseline[0]) if first else (item.baseline[0], ours[0])
             messages = self.template.fill({"QUESTION": item.turns[0], "ANSWER_A": a, "ANSWER_B": b})
-            yield self.shown(item, turn, first, messages, self.template.digest)
+            yield self.make_request(item, turn, first, messages, self.template.digest)
 
     def verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Replies) -> Verdict:
         if item.baseline is None:
@@ -53,9 +58,9 @@ class AskedGames(AskingJudge):
         if why := next((reading.why for reading in readings if reading.why), None):
             return Verdict(item.id, self.name, unscored=why, **about)
         games = [0.0, 0.0]
-        for (asked, _), reading in zip(replies, readings, strict=True):
-            margin = float(reading.margin or 0)  # of B
-            games[POLICY_FIRST.index(asked.policy_first is True)] = -margin if asked.policy_first else margin
+        for (shown, _), reading in zip(replies, readings, strict=True):
+            margin = float(reading.margin or 0)  # For B.
+            games[POLICY_FIRST.index(shown.policy_first is True)] = -margin if shown.policy_first else margin
         return Verdict(item.id, self.name, preference=battles(games)[0], details=game_facts(games, mine, theirs), **about)
 
 

@@ -1,8 +1,10 @@
-"""The controlled world's own truth as a judge, exact and instant: preferences in AlpacaEval 2.0's manner, ratings in MT-Bench's.
+"""The gold judge: the controlled world's own truth, exact and instant.
+
+It gives preferences as AlpacaEval 2.0 does, and ratings as MT-Bench does.
 
 preference = σ((gold(policy) - gold(opponent)) / temperature)        rating = 1 + 0.9 gold, gold in [0, 10]
 
-An empty completion is rated like any other (gold 0); only an item without a task is unscored.
+An empty completion is rated like any other (gold 0). Only an item without a task is unscored.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from bench.config import GoldWeights, WorldAnnotator
-from bench.judges import compared
+from bench.judges import text_pairs
 from bench.judges.asked.request import Ask, Progress
 from bench.records import Completion, Item, Verdict, by_id, sigmoid
 from bench.store.stage_settings import GoldPreferenceSettings, GoldRatingSettings
@@ -25,7 +27,7 @@ NO_TASK = "the item has no task that the gold judge could read"
 
 @dataclass(frozen=True)
 class GoldPreference:
-    """P(policy wins) over an opponent's completion of the same first turn."""
+    """P(policy wins) against the opponent, on the first turn."""
 
     weights: GoldWeights
     temperature: float
@@ -33,7 +35,7 @@ class GoldPreference:
     against_baseline: ClassVar = True
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        for item, mine, other in compared(items, completions, against):
+        for item, mine, other in text_pairs(items, completions, against):
             if item.task is None:
                 yield Verdict(item.id, self.name, category=item.category, unscored=NO_TASK)
                 continue
@@ -66,28 +68,31 @@ class GoldRating:
                 if item.task is None:
                     yield Verdict(item.id, self.name, number, item.category, unscored=NO_TASK)
                     continue
-                found = gold(Turn.from_json(item.task[number]), text, self.weights)
+                score = gold(Turn.from_json(item.task[number]), text, self.weights)
                 yield Verdict(
                     item.id,
                     self.name,
                     number,
                     item.category,
-                    rating=1 + 0.9 * found.total,
+                    rating=1 + 0.9 * score.total,
                     policy_length=len(text),
-                    details=_details(found),
+                    details=_details(score),
                 )
 
 
 @dataclass(frozen=True)
 class GoldAnnotator:
-    """The labeller of the world's pairs: the gold difference, bent by length, through a logistic (see config.WorldAnnotator)."""
+    """The labeller of the world's pairs: a logistic of the gold difference with a length bias.
+
+    See config.WorldAnnotator.
+    """
 
     weights: GoldWeights
     annotator: WorldAnnotator
     name: str = "gold_annotator"
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        for item, *texts in compared(items, completions, against):
+        for item, *texts in text_pairs(items, completions, against):
             if item.task is None:
                 yield Verdict(item.id, self.name, category=item.category, unscored=NO_TASK)
                 continue
@@ -112,6 +117,6 @@ def make_judge(
     return GoldRating(settings.gold)
 
 
-def _details(found: Gold) -> dict[str, float]:
-    parts = {name: getattr(found, name) for name in ("content", "constraints", "conciseness", "fluency")}
-    return {"gold": found.total} | parts
+def _details(score: Gold) -> dict[str, float]:
+    parts = {name: getattr(score, name) for name in ("content", "constraints", "conciseness", "fluency")}
+    return {"gold": score.total} | parts

@@ -1,13 +1,17 @@
-"""A pairwise ranker as a judge: a model that reads a prompt and two answers at once and says how much better the first is.
+"""A pairwise ranker as a judge: a model that reads a prompt with two completions and scores the first.
 
-preference = (σ(f(prompt, policy, baseline)) + σ(-f(prompt, baseline, policy))) / 2        f: a logit, of the answer shown first
+preference = (σ(f(prompt, policy, baseline)) + σ(-f(prompt, baseline, policy))) / 2
+f = logit of the completion shown first
 
-after PairRM (Jiang et al. 2023, LLM-Blender). Two kinds of folder are read (bench/engines/ranker.py):
+After PairRM (Jiang et al. 2023, LLM-Blender). Two kinds of model folder work (bench/engines/ranker.py):
 
-PairRM's own       the transformers form of PairRM (llm-blender/PairRM-hf), known by its config: its marks, its head, its cuts
-any other          a sequence classifier of one output, fed a text of both answers: `template`, through its chat template if it has one
+PairRM       the transformers form of PairRM (llm-blender/PairRM-hf), recognized by its config. Its own marks,
+             head and truncation are used.
+any other    a sequence classifier with one output. It reads one text with both completions: `template` filled
+             in, then the model's chat template if it has one.
 
-A causal model that is asked for a letter is no ranker but judge=local. Both orders are always read; equal answers are a tie.
+For a causal model that writes a letter use judge=local. Both orders are always read. Equal completions are a
+tie.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from bench.judges import compared
+from bench.judges import text_pairs
 from bench.judges.asked.prompts import PromptTemplate
 from bench.judges.asked.request import Ask, Progress
 from bench.models.tokenize import conversation
@@ -26,7 +30,8 @@ from bench.records import Call, Completion, Item, Message, Verdict, about_texts,
 from bench.store.stage_settings import PairRankerSettings
 
 PARSER = "pair ranker 1"
-Compare = Callable[[Sequence[tuple[str, str, str]]], Sequence[float]]  # of (prompt, first, second): logits that the first is better
+# (prompt, first, second) -> logit that first is better
+Compare = Callable[[Sequence[tuple[str, str, str]]], Sequence[float]]
 
 
 def pair_template(text: str) -> PromptTemplate:
@@ -34,19 +39,22 @@ def pair_template(text: str) -> PromptTemplate:
 
 
 def pair_text(template: PromptTemplate, pair: tuple[str, str, str]) -> str:
-    """What a classifier reads; nothing in a prompt or an answer is taken for a place of the template."""
+    """The text that a classifier reads. Braces in a prompt or completion are not treated as placeholders."""
     (message,) = template.fill(dict(zip(("prompt", "first", "second"), pair, strict=True)))
     return message["content"]
 
 
 def prompt_text(messages: Sequence[Message]) -> str:
-    """What was asked, as one text: messages before the last turn come before it, a blank line between."""
+    """The conversation as one text: all messages in order, a blank line between two."""
     return "\n\n".join(message["content"] for message in messages)
 
 
 @dataclass(frozen=True)
 class RankedPreference:
-    """`model` and `digest`: of what is asked and of the form that it is asked in, for the record."""
+    """Judges pairs with a ranker.
+
+    `model` (its name) and `digest` (of the template) go into the record of each call.
+    """
 
     compare: Compare
     model: str
@@ -55,17 +63,18 @@ class RankedPreference:
     against_baseline: ClassVar = True
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        asked = list(compared(items, completions, against))
-        differ = [(item, ours, theirs) for item, ours, theirs in asked if ours != theirs]
+        compared = list(text_pairs(items, completions, against))
+        differ = [(item, ours, theirs) for item, ours, theirs in compared if ours != theirs]
         prompts = {item.id: prompt_text(conversation(item, [])) for item, _, _ in differ}
         pairs = [(prompts[item.id], *texts) for item, ours, theirs in differ for texts in ((ours, theirs), (theirs, ours))]
         logits = self.compare(pairs) if pairs else []
-        found = {item.id: (logits[2 * i], logits[2 * i + 1]) for i, (item, _, _) in enumerate(differ)}
-        for item, ours, theirs in asked:
-            yield self._verdict(item, ours, theirs, found.get(item.id))
+        by_item = {item.id: (logits[2 * i], logits[2 * i + 1]) for i, (item, _, _) in enumerate(differ)}
+        for item, ours, theirs in compared:
+            yield self._verdict(item, ours, theirs, by_item.get(item.id))
 
     def _verdict(self, item: Item, ours: str, theirs: str, logits: tuple[float, float] | None) -> Verdict:
-        shares = [] if logits is None else [sigmoid(logits[0]), sigmoid(-logits[1])]  # of the policy, shown first and second
+        # P(policy better), with the policy shown first and second.
+        shares = [] if logits is None else [sigmoid(logits[0]), sigmoid(-logits[1])]
         return Verdict(
             item.id,
             self.name,

@@ -1,10 +1,12 @@
-"""A language model that prefers one of two answers, asked as an annotator of the alpaca-eval package asks (AlpacaEval 2.0).
+"""A language model prefers one of two completions, asked as in AlpacaEval 2.0 (package alpaca-eval).
 
-The opponent is the first output and the policy the second, unless the item's instruction draws the other order: the package's rule.
-preference = P(policy's answer) as the annotator's parser reads it. Equal answers are a tie and are not asked about.
+preference = P(policy's completion), as the annotator's parser reads it
 
-Deviations, on purpose: a vote that cannot be read stays, unscored and with its text; answers are never read as template; with
-order=both each pair is asked in both orders and the two are averaged.
+The package's rule for the order: the opponent is the first output and the policy the second, unless a draw
+seeded by the instruction swaps them. Equal completions are a tie, and no request is sent.
+
+Deliberate deviations: an unreadable vote is kept, unscored and with its text; completions are never read as
+part of the template; with order=both each pair is shown in both orders and the two preferences are averaged.
 """
 
 from __future__ import annotations
@@ -24,25 +26,27 @@ from bench.store.stage_settings import LanguageJudgeSettings
 
 
 def policy_first(instruction: str) -> bool:
-    """Whether AlpacaEval shows the policy's answer first: drawn from the instruction alone, seed 0."""
+    """Whether AlpacaEval shows the policy's completion first: drawn from the instruction alone, seed 0."""
     return random.Random(f"is_switched_outputs{instruction}0").choices([False, True])[0]
 
 
 @dataclass(frozen=True)
 class AskedPreference(AskingJudge):
+    """Judges pairs with an annotator of the alpaca-eval package."""
+
     annotator: PackageAnnotator
     order: str
     name: str = "alpaca_eval"
-    against_baseline: ClassVar = False  # it reads the items'
+    against_baseline: ClassVar = False  # It reads the baselines from the items.
 
-    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
+    def turn_requests(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
         if item.baseline is None or ours[0] == item.baseline[0]:
             return
-        asked = item.turns[0]
-        for first in (False, True) if self.order == "both" else (policy_first(asked),):
+        instruction = item.turns[0]
+        for first in (False, True) if self.order == "both" else (policy_first(instruction),):
             one, two = (ours[0], item.baseline[0]) if first else (item.baseline[0], ours[0])
-            messages = self.annotator.template.fill({"instruction": asked, "output_1": one, "output_2": two})
-            yield self.shown(item, turn, first, messages, self.annotator.digest)
+            messages = self.annotator.template.fill({"instruction": instruction, "output_1": one, "output_2": two})
+            yield self.make_request(item, turn, first, messages, self.annotator.digest)
 
     def verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Replies) -> Verdict:
         about = about_texts(ours[0], item.baseline[0] if item.baseline else None) | {"category": item.category}
@@ -53,17 +57,17 @@ class AskedPreference(AskingJudge):
         readings = [read_preference(reply, self.annotator.parser, self.annotator.parser_kwargs) for _, reply in replies]
         calls = self.calls(replies, readings)
         about |= {"calls": calls, "raw": "\n\n".join(reply.text for _, reply in replies)}
-        found = [call.preference for call in calls if call.preference is not None]
-        if len(found) < len(replies):
+        preferences = [call.preference for call in calls if call.preference is not None]
+        if len(preferences) < len(replies):
             why = next(reading.why for reading in readings if reading.why)
             return Verdict(item.id, self.name, unscored=why, **about)
         if any(reading.from_text for reading in readings):
             about["details"] = {"from_text": float(sum(reading.from_text for reading in readings))}
-        return Verdict(item.id, self.name, preference=min(1.0, max(0.0, sum(found) / len(found))), **about)
+        return Verdict(item.id, self.name, preference=min(1.0, max(0.0, sum(preferences) / len(preferences))), **about)
 
 
 def make_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> AskedPreference:
     model = settings.model or inputs["model"].name
-    found = annotator(settings.annotator)
-    body = request_body(settings, model, found.decoding)
-    return AskedPreference(body, f"{found.parser}/{settings.parser}", ask, found, settings.mode)
+    config = annotator(settings.annotator)
+    body = request_body(settings, model, config.decoding)
+    return AskedPreference(body, f"{config.parser}/{settings.parser}", ask, config, settings.mode)

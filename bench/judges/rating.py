@@ -1,10 +1,11 @@
-"""A language model that rates answers, or pairs of them, in the manner of MT-Bench (Zheng et al. 2023, FastChat's llm_judge).
+"""A language model rates completions, or compares pairs, as in MT-Bench (Zheng et al. 2023; FastChat).
 
-single     each turn of an item is rated by itself, 1 to 10; the second turn's prompt shows the first exchange as well
-pairwise   each turn's two answers are compared in both orders: a win needs both, any disagreement is a tie
+single     each turn of an item is rated from 1 to 10; the second turn's prompt also shows the first turn
+pairwise   each turn's two completions are compared in both orders: a win needs both, else it is a tie
 
-Where an item has reference answers the judge is shown them. Beside the rating that the text gives, `expected_rating` is the mean over
-the ratings' own probabilities, where the endpoint lists them. Deviation: a reply without a rating stays, unscored and with its text.
+The judge sees an item's reference answers if there are any. `expected_rating` is the mean of the ratings 1 to
+10 weighted by their probabilities, if the endpoint lists log-probs. Deviation: a reply without a rating is
+kept, unscored and with its text.
 """
 
 from __future__ import annotations
@@ -24,35 +25,39 @@ from bench.store.stage_settings import LanguageJudgeSettings
 
 @dataclass(frozen=True)
 class AskedRating(AskingJudge):
-    """`templates` by FastChat's names."""
+    """Rates turns or compares pairs. `templates`: prompts by FastChat's names."""
 
     templates: Mapping[str, PromptTemplate]
     mode: str
     name: str = "mt_bench"
     most_turns: ClassVar[int] = 2
-    against_baseline: ClassVar = False  # it reads the items'
+    against_baseline: ClassVar = False  # It reads the baselines from the items.
 
-    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
+    def turn_requests(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
         math, later = "-math-v1" if item.reference else "", "-multi-turn" if turn else ""
         if self.mode == "single":
-            yield self._one(f"single{math or '-v1'}{later}", item, turn, None, {"answer": ours})
+            yield self._turn_request(f"single{math or '-v1'}{later}", item, turn, None, {"answer": ours})
             return
         if item.baseline is None or ours[turn] == item.baseline[turn]:
             return
         for first in (True, False):
             answers = (ours, item.baseline) if first else (item.baseline, ours)
-            yield self._one(f"pair{math or '-v2'}{later}", item, turn, first, {"answer_a": answers[0], "answer_b": answers[1]})
+            yield self._turn_request(f"pair{math or '-v2'}{later}", item, turn, first, {"answer_a": answers[0], "answer_b": answers[1]})
 
-    def _one(self, name: str, item: Item, turn: int, first: bool | None, answers: Mapping[str, Sequence[str]]) -> ShownRequest:
-        """The first turn's prompts take `question` and `answer`, the second's `question_1`, `question_2` and so on."""
-        told = {"question": item.turns, **answers}
-        texts = {key: values[0] for key, values in told.items()} if turn == 0 else {}
+    def _turn_request(self, name: str, item: Item, turn: int, first: bool | None, answers: Mapping[str, Sequence[str]]) -> ShownRequest:
+        """The request for a turn, with FastChat's placeholders filled in.
+
+        The first turn's prompts take `question` and `answer`; the second's take `question_1`, `question_2`
+        and so on.
+        """
+        fields = {"question": item.turns, **answers}
+        texts = {key: values[0] for key, values in fields.items()} if turn == 0 else {}
         for number in range(turn + 1):
-            texts |= {f"{key}_{number + 1}": values[number] for key, values in told.items()} if turn else {}
+            texts |= {f"{key}_{number + 1}": values[number] for key, values in fields.items()} if turn else {}
             if item.reference:
                 texts[f"ref_answer_{number + 1}"] = item.reference[number]
         template = self.templates[name]
-        return self.shown(item, turn, first, template.fill(texts), template.digest)
+        return self.make_request(item, turn, first, template.fill(texts), template.digest)
 
     def verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Replies) -> Verdict:
         read = read_rating if self.mode == "single" else read_pairwise
@@ -76,9 +81,10 @@ class AskedRating(AskingJudge):
 
 
 def _both_orders(readings: Sequence[Reading]) -> float:
-    """1 or 0 where both orders agree on a winner, else a tie; equal answers, about which nobody was asked, are one too.
+    """1 or 0 if both orders agree on a winner, else 0.5 (a tie). Equal completions have no readings and are a
+    tie.
 
-    The first reading is of the order in which the policy is A, whose value is the share of B.
+    In the first reading the policy is A, in the second it is B. A reading's value is the share of B.
     """
     if not readings:
         return 0.5

@@ -1,8 +1,9 @@
-"""A reward model as a judge: the Bradley-Terry preference (1952) of its rewards for the two answers to the first turn.
+"""A reward model as a judge: the Bradley-Terry preference (1952) between its rewards for two completions.
 
 preference = σ(R(policy) - R(baseline))
 
-A function of the texts: it is shown no order, and says the same again. Equal texts are a tie. Texts are read whole, not cut.
+Only the first turn is judged. The preference is a function of the texts: there is no order of presentation,
+and repeating it gives the same. Equal texts are a tie. Texts are read whole, without truncation.
 """
 
 from __future__ import annotations
@@ -12,24 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from bench.judges import compared
+from bench.judges import text_pairs
 from bench.judges.asked.request import Ask, Progress
 from bench.models.tokenize import conversation, row_ids
 from bench.records import Completion, Item, Message, Verdict, about_texts, sigmoid
 from bench.store.stage_settings import RewardJudgeSettings
 
-Rewards = Callable[[Sequence[tuple[Sequence[Message], str]]], Sequence[float]]  # of (prompt, completion), in the model's own units
+# (prompt, completion) -> reward, in the model's own units
+Rewards = Callable[[Sequence[tuple[Sequence[Message], str]]], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class RewardModelPreference:
+    """Judges pairs by the difference of their rewards."""
+
     rewards: Rewards
     name: str = "reward_model"
     against_baseline: ClassVar = True
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        pairs = list(compared(items, completions, against))
-        # Equal texts once: in two batches they would differ in their last digits.
+        pairs = list(text_pairs(items, completions, against))
+        # Equal texts are scored once, because in different batches they would differ in the last digits.
         texts = list(dict.fromkeys((item.id, text) for item, *both in pairs for text in both))
         prompts = {item.id: conversation(item, []) for item, _, _ in pairs}
         rewards = dict(zip(texts, self.rewards([(prompts[item], text) for item, text in texts]), strict=True))

@@ -1,12 +1,15 @@
-"""A model that judges by writing (LLM-as-a-judge, Yuan et al. 2024, arXiv 2401.10020, section 2.1 and appendix A): what it is asked, how
-its replies are read, what they add up to, and how right that is.
+"""The policy as its own judge (LLM-as-a-judge): questions, reading of replies, scores, judge quality.
 
-additive         one reply a completion: up to five points, one for each thing that it does well, then `Score: n`
-criteria         one reply a criterion: 1 or 0. The score is the sum; a model too small to go through a list can do this
-multiple_choice  one reply a completion: the letter of one of five descriptions, A the best
-pairwise         one reply an ordered pair of completions: first or second. The score is the share of comparisons won
+Source: Yuan et al. 2024, arXiv 2401.10020, section 2.1 and appendix A.
 
-The words are ours. In the controlled world the questions are those of bench/world/judging.py.
+additive         one reply per completion: up to five points, one per quality it has, then `Score: n`
+criteria         one reply per criterion: 1 or 0. The score is the sum. Models too small to work through a
+                 list can still answer one criterion at a time.
+multiple_choice  one reply per completion: the letter of one of five descriptions, A is the best
+pairwise         one reply per ordered pair of completions: first or second. The score is the share of
+                 comparisons won.
+
+Deviation: the prompts are worded here, not copied. In the controlled world bench/world/judging.py words them.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from bench.world import judging
 from bench.world.tasks import Turn
 
 MOST_POINTS = 5
-LETTERS = "ABCDE"  # from the best
+LETTERS = "ABCDE"  # The best first.
 POINTS = (
     "it is on the topic and gives some information that was asked for, even if incomplete",
     "it deals with a substantial part of what was asked, even if some of it stays open",
@@ -35,7 +38,7 @@ POINTS = (
     "it is clearly an assistant's answer to this user: direct, complete, well organised, helpful in tone",
     "an expert could have written it for this very question, and nothing in it is superfluous",
 )
-_SHOWN = "A user asked:\n{asked}\n\n{answers}\n\n"
+_SHOWN = "A user asked:\n{conversation}\n\n{completions}\n\n"
 _ONE, _TWO = "An assistant answered:\n{0}", "First answer:\n{0}\n\nSecond answer:\n{1}"
 ADDITIVE = (
     "Judge the answer by adding up points, one for each of these that is true:\n"
@@ -52,11 +55,14 @@ CHOICE = (
 BETTER = 'Which answer is better: more helpful, more accurate and closer to what was asked? Reply with "Better: first" or "Better: second".'
 
 
-# Questions ------------------------------------------------------------------------------------------------------------
+# Questions --------------------------------------------------------------------------------------------------
 
 
 class JudgeQuestion(NamedTuple):
-    """One thing that the judge is asked. `about`: which completion, or which two, as they are shown; `criterion`: its place."""
+    """One question to the judge.
+
+    `about`: one completion, or two in the order shown; `criterion`: its index.
+    """
 
     about: tuple[Completion, ...]
     criterion: int
@@ -68,31 +74,35 @@ class JudgeQuestion(NamedTuple):
 
 
 def questions(prompt: JudgePrompt, item: Item, draws: Sequence[Completion]) -> list[JudgeQuestion]:
-    """Everything that is asked about the completions of one item; pairs in both orders, equal texts not held against each other."""
+    """All questions about the completions of one item.
+
+    Pairs come in both orders; pairs of equal texts are skipped.
+    """
     if prompt == "pairwise":
         pairs = [(a, b) for a, b in itertools.permutations(draws, 2) if a.completions[0] != b.completions[0]]
-        return [JudgeQuestion(pair, 0, _asked(prompt, item, [c.completions[0] for c in pair])[0]) for pair in pairs]
+        return [JudgeQuestion(pair, 0, _question_messages(prompt, item, [c.completions[0] for c in pair])[0]) for pair in pairs]
     return [
         JudgeQuestion((completion,), place, messages)
         for completion in draws
-        for place, messages in enumerate(_asked(prompt, item, completion.completions[:1]))
+        for place, messages in enumerate(_question_messages(prompt, item, completion.completions[:1]))
     ]
 
 
-def _asked(prompt: JudgePrompt, item: Item, texts: Sequence[str]) -> list[list[Message]]:
+def _question_messages(prompt: JudgePrompt, item: Item, texts: Sequence[str]) -> list[list[Message]]:
+    """The messages of each question about one completion, or about a pair."""
     if item.task is not None:
         turn = Turn.from_json(item.task[0])
         whole = {"additive": judging.TOTAL, "multiple_choice": judging.GRADE, "pairwise": judging.BETTER}
-        return judging.criteria(turn, texts[0]) if prompt == "criteria" else [judging.asked(turn, texts, whole[prompt])]
+        return judging.criteria(turn, texts[0]) if prompt == "criteria" else [judging.judging_prompt(turn, texts, whole[prompt])]
     whole = {"additive": ADDITIVE, "multiple_choice": CHOICE, "pairwise": BETTER}
-    said = conversation(item, [])
-    asked = said[0]["content"] if len(said) == 1 else "\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in said)
-    answers = (_ONE if len(texts) == 1 else _TWO).format(*texts)
-    wanted = [CRITERION.format(point) for point in POINTS] if prompt == "criteria" else [whole[prompt]]
-    return [[{"role": "user", "content": _SHOWN.format(asked=asked, answers=answers) + what}] for what in wanted]
+    turns = conversation(item, [])
+    shown = turns[0]["content"] if len(turns) == 1 else "\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in turns)
+    completions = (_ONE if len(texts) == 1 else _TWO).format(*texts)
+    tasks = [CRITERION.format(point) for point in POINTS] if prompt == "criteria" else [whole[prompt]]
+    return [[{"role": "user", "content": _SHOWN.format(conversation=shown, completions=completions) + task}] for task in tasks]
 
 
-# Replies --------------------------------------------------------------------------------------------------------------
+# Replies ----------------------------------------------------------------------------------------------------
 
 _SCORE = re.compile(r"score\W{1,4}(\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*5)?(?![\d./])", re.IGNORECASE)
 _MARK = re.compile(r"(?:^|[\s:\"'])([01])[\"'.!]*$")
@@ -101,17 +111,19 @@ _WINNER = re.compile(r"better\W{1,4}(first|second)\b", re.IGNORECASE)
 
 
 def read_reply(prompt: JudgePrompt, reply: str) -> float | None:
-    """What one reply says; None where it cannot be read. Points, a mark, 5 (A) to 1 (E), or 1 and 0 for the first and the second.
+    """The judgement in one reply; None if it cannot be read.
 
-    The last of several scores counts; one outside 0 to 5 is none. What the model thinks before it answers is no judgement.
+    additive: points from 0 to 5. criteria: 0 or 1. multiple_choice: 5 (A) to 1 (E). pairwise: 1 for the
+    first, 0 for the second. The last of several scores counts; one outside 0 to 5 is unread. The thinking
+    part is ignored.
     """
     text = after_thinking(reply)
     if text is None:
         return None
     match prompt:
         case "additive":
-            found = _SCORE.findall(text)
-            return float(found[-1]) if found and float(found[-1]) <= MOST_POINTS else None
+            scores = _SCORE.findall(text)
+            return float(scores[-1]) if scores and float(scores[-1]) <= MOST_POINTS else None
         case "criteria":
             mark = _MARK.search(text)
             return float(mark[1]) if mark else None
@@ -126,9 +138,10 @@ def read_reply(prompt: JudgePrompt, reply: str) -> float | None:
 
 @dataclass(frozen=True)
 class SelfJudgements:
-    """Scores by draw_name, of those that have one, and what was read.
+    """Scores by draw_name, with counts of the replies behind them. Completions without a score are left out.
 
-    `perfect`: those that have the highest score there is. `histogram`: single judgements by value, as text.
+    `perfect`: completions with the highest possible score. `histogram`: number of judgements by value, as
+    text.
     """
 
     scores: Mapping[str, float]
@@ -139,13 +152,16 @@ class SelfJudgements:
 
 
 def add_up(prompt: JudgePrompt, replies: Iterable[tuple[str, int, str]]) -> SelfJudgements:
-    """From (name of the question, draw, text). Judgements of a question are averaged over those that can be read; one criterion without
-    any, or no comparison, and there is no score."""
+    """Scores from replies, each given as (name of the question, draw, text).
+
+    The readable judgements of a question are averaged. A completion has no score if one criterion has no
+    readable judgement, or if it has no comparison.
+    """
     read: dict[str, dict[int, float | None]] = {}
     for name, draw, text in replies:
         read.setdefault(name, {})[draw] = read_reply(prompt, text)
     values = [value for draws in read.values() for value in draws.values()]
-    scores, histogram = _compared(read) if prompt == "pairwise" else _summed(read)
+    scores, histogram = _comparison_scores(read) if prompt == "pairwise" else _summed_scores(read)
     n_criteria = {name: float(n) for name, n in Counter(name.rpartition("#")[0] for name in read).items()}
     best = {"pairwise": dict.fromkeys(scores, 1.0), "criteria": n_criteria}.get(prompt)
     perfect = frozenset(name for name, score in scores.items() if score == (best[name] if best else MOST_POINTS))
@@ -155,7 +171,7 @@ def add_up(prompt: JudgePrompt, replies: Iterable[tuple[str, int, str]]) -> Self
 Read = Mapping[str, Mapping[int, float | None]]  # question -> draw -> value
 
 
-def _summed(read: Read) -> tuple[dict[str, float], Counter[str]]:
+def _summed_scores(read: Read) -> tuple[dict[str, float], Counter[str]]:
     by_completion = grouped((name.rpartition("#")[0], draws) for name, draws in read.items())
     scores: dict[str, float] = {}
     histogram: Counter[str] = Counter()
@@ -170,7 +186,7 @@ def _summed(read: Read) -> tuple[dict[str, float], Counter[str]]:
     return scores, histogram
 
 
-def _compared(read: Read) -> tuple[dict[str, float], Counter[str]]:
+def _comparison_scores(read: Read) -> tuple[dict[str, float], Counter[str]]:
     won: dict[str, list[float]] = {}
     histogram: Counter[str] = Counter()
     for name, draws in read.items():
@@ -183,11 +199,11 @@ def _compared(read: Read) -> tuple[dict[str, float], Counter[str]]:
     return {name: sum(wins) / len(wins) for name, wins in won.items()}, histogram
 
 
-# How right a judge is -------------------------------------------------------------------------------------------------
+# How right a judge is ---------------------------------------------------------------------------------------
 
 
 class Ranking(NamedTuple):
-    """Completions of one prompt: what the judge gives each (None: unscored), what is true, whether the score is the highest there is."""
+    """Completions of one prompt: scores (None: unscored), truths, and whether a score is the maximum."""
 
     scores: list[float | None]
     truths: list[float]
@@ -195,15 +211,17 @@ class Ranking(NamedTuple):
 
 
 def judge_quality(rankings: Sequence[Ranking]) -> Iterator[tuple[str, estimates.Estimate | None]]:
-    """The paper's five numbers on held-out rankings (table 4), each over what was scored.
+    """The paper's five numbers on held-out rankings (table 4), and the tie rate, over scored completions.
 
-    pair_accuracy  pairs of one prompt that differ in truth and that the judge orders so; its tie counts a half
-    best_accuracy  completions with the highest score there is that are a best one of their prompt ("5-best")
-    exact_match    prompts whose whole order agrees, ties with ties
-    spearman, kendall   means over prompts whose truths differ; 0 for a judge that gives all the same (the paper does not say)
-    tie_rate       pairs that differ in truth and that the judge does not tell apart
+    pair_accuracy  share of pairs of one prompt with different truths that the judge orders correctly; a tie
+                   counts one half
+    best_accuracy  share of completions with the maximum score that are a best one of their prompt ("5-best")
+    exact_match    share of prompts with the whole order correct, ties included
+    spearman, kendall   means over prompts with different truths; 0 if the judge gives all the same score (the
+                   paper does not say)
+    tie_rate       share of pairs with different truths that the judge ties
     """
-    from scipy import stats  # slow to import, and most commands judge nothing
+    from scipy import stats  # Slow to import, and most commands judge nothing.
 
     measures: dict[str, Callable[..., Any]] = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}
     pairs: dict[str, list[float | None]] = {}

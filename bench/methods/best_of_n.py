@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def chain(cell: Cell, ground: Ground) -> Policy:
     assert isinstance(cell.method, BestOfN)
     method = RewardModel(**cell.method.model_dump(include=set(Training.model_fields)))
-    settings = RewardModelSettings(method=method, **pieces.trained_as(cell))
+    settings = RewardModelSettings(method=method, **pieces.training_settings(cell))
     reward_model = stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
     return Policy(ground.start, reward_model, reward_model=reward_model, best_of=cell.method.n)
 

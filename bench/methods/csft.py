@@ -54,7 +54,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
         (column,) = row["example"].ids
         seen = replace(row["example"].ids[column], prompt=row["prompt_ids"])
         row["example"] = replace(row["example"], ids={column: seen})
-    return own_unpaired_trainer(job, rows, lambda batch: (losses.csft(batch.logps, batch.mask).mean(), {}))
+    return own_unpaired_trainer(job, rows, lambda batch: (losses.csft(batch.policy_logps, batch.mask).mean(), {}))
 
 
 def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:

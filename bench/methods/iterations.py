@@ -229,7 +229,7 @@ def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: Seed
     assert isinstance(cell.method, IterativeDpo | SelfRewarding)
     learning_rate, fraction = cell.method.reward_learning_rate, getattr(cell.method, "reward_fraction", None)
     method = RewardModel(**_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate})
-    settings = RewardModelSettings(method=method, **pieces.trained_as(cell))
+    settings = RewardModelSettings(method=method, **pieces.training_settings(cell))
     pairs = ground.preferences
     if fraction is not None and isinstance(pairs.settings, PairData | LocalPairData):
         pairs = stage("data", pairs.settings.model_copy(update={"fraction": fraction}), pairs.inputs, "the reward model's pairs")

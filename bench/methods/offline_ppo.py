@@ -49,10 +49,10 @@ def make_trainer(job: TrainingJob) -> Trainer:
     value_head = make_value_head(job.model.config.get_text_config().hidden_size, job.settings.seed).to(job.model.device)
 
     def loss(batch: UnpairedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        assert batch.reference_logps is not None
+        assert batch.ref_logps is not None
         with torch.autocast(batch.hidden.device.type, enabled=False):  # as in HALOs: values want float32
             values = value_head(batch.hidden.to(next(value_head.parameters()).dtype)).squeeze(-1)
-        rows = losses.TokenLogps(batch.logps, batch.reference_logps, batch.mask.to(batch.logps.dtype), batch.desirable)
+        rows = losses.TokenLogps(batch.policy_logps, batch.ref_logps, batch.mask.to(batch.policy_logps.dtype), batch.desirable)
         parts = losses.offline_ppo(rows, values, clip=settings.clip, gamma=settings.gamma, gae_lambda=settings.gae_lambda)
         numbers = {"ppo/policy_loss": parts.policy, "ppo/value_loss": parts.value, "kl": parts.kl}
         return parts.policy + settings.value_weight * parts.value + settings.kl_weight * parts.kl, numbers

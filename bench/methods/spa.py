@@ -147,7 +147,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
                 distrusts = [False] * len(distrusts)
             confidences = torch.sigmoid(margins)
             self.judgements = list(zip(distrusts, confidences.tolist(), strict=True))
-            distrusted = torch.tensor(distrusts, dtype=pairs.chosen.dtype, device=pairs.chosen.device)
+            distrusted = torch.tensor(distrusts, dtype=pairs.delta.dtype, device=pairs.delta.device)
             self._metrics["train"]["spa/distrusted"].append(distrusted.mean().item())
             self._metrics["train"]["spa/confidence"].append(confidences.mean().item())
             return losses.refined_dpo(pairs, distrusted, beta=settings.beta, alpha=settings.alpha).mean()
@@ -161,7 +161,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
             ours, theirs = (each(**asked, use_cache=False).logits[:, :-1].float() for each in (model, reference))
             mask = inputs["completion_mask"][:, 1:]
             chosen, rejected = losses.extrapolated_logps(ours, theirs, inputs["input_ids"][:, 1:], mask, settings.decoupling).chunk(2)
-            return (chosen - pairs.ref_chosen) - (rejected - pairs.ref_rejected)
+            return (chosen - pairs.ref_chosen_logps) - (rejected - pairs.ref_rejected_logps)
 
     trainer = RefinedTrainer.over(paired_rows(job), job, DPOConfig(**method_arguments(job), beta=settings.beta))
     trainer.threshold = RunningThreshold(settings.distrusted, settings.window, settings.threshold)

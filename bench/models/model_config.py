@@ -1,4 +1,6 @@
-"""What the files of a model's folder say of it without its weights: sizes within bounds, positions, tokens that have no embedding."""
+"""Checks of a model's folder without loading its weights: sizes within bounds, positions, whole files, tokens
+and embeddings.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ from bench.models.templates import special_tokens
 from bench.text_files import BadFile, describe, printable, read_object
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
-ADAPTER = "adapter_config.json"  # what a folder holds that is an adapter, and no model by itself
+ADAPTER = "adapter_config.json"  # A folder with this file and no weights of a whole model is an adapter.
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-MOST_HEADER = 100_000_000  # bytes, as in the safetensors library
-TEXT_CONFIGS = ("text_config", "llm_config", "language_config")  # of models that read images too
+MOST_HEADER = 100_000_000  # Bytes, as in the safetensors library.
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config")  # In models that also read images.
 
-# Names of a size in the configs of different architectures, by what bounds it.
+# Names of sizes in the configs of different architectures, by the name of their bound.
 SIZES = {
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"),
     "width": ("hidden_size", "n_embd", "d_model", "dim", "intermediate_size", "ffn_dim", "n_inner", "head_dim"),
@@ -28,17 +30,18 @@ SIZES = {
     "positions": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length"),
 }
 
-# Architectures with a learned or stored row for each position: one more is an error, or wrong. Others compute theirs (rotary, ALiBi).
+# Architectures with a learned or stored row for each position. A longer text is an error, or gives wrong
+# results. Others compute their positions (rotary, ALiBi).
 POSITION_TABLES = {"gpt2", "openai-gpt", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "biogpt", "ctrl", "bert", "roberta"}
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part that describes the language model."""
+    """The part of a config that describes the language model."""
     return next((part for name in TEXT_CONFIGS if isinstance(part := config.get(name), Mapping)), config)
 
 
 def positions(config: Mapping[str, Any]) -> int | None:
-    """Tokens that a model was made for, where its config says so under one of the names in use."""
+    """Number of positions (tokens) of a model; None if its config has it under none of the known names."""
     for part in (config, text_config(config)):
         for name in SIZES["positions"]:
             value = part.get(name)
@@ -48,25 +51,32 @@ def positions(config: Mapping[str, Any]) -> int | None:
 
 
 def has_position_table(config: Mapping[str, Any]) -> bool:
-    """Whether a model cannot look further than its positions."""
+    """Whether a model cannot read texts longer than its positions."""
     return text_config(config).get("model_type", config.get("model_type")) in POSITION_TABLES
 
 
 def check_sizes(folder: Path, bounds: Bounds) -> dict[str, Any]:
-    """The config of a model's folder. Raises BadFile for one whose sizes are no counts, or beyond the bounds."""
+    """The config of a model's folder.
+
+    Raises BadFile if a size in it is no whole number or exceeds its bound.
+    """
     config, path = read_config(folder), folder / CONFIG
     for place, name, value, most, key in _sizes(config, bounds):
-        if value is None or (value == -1 and key == "positions"):  # none of its own, or any number
+        if value is None or (value == -1 and key == "positions"):  # Not set, or unlimited.
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise BadFile(f"{path}: {place}{name} must be a whole number, got {describe(value)}")
         if value > most:
-            raise BadFile(f"{path}: {place}{name} must be <= {most:,}, got {value:,}: a damaged file, or raise bounds.{key}")
+            raise BadFile(
+                f"{path}: {place}{name} must be <= {most:,}, got {value:,}: the file may be damaged; if it is right, raise bounds.{key}"
+            )
     return config
 
 
 def _sizes(config: Mapping[str, Any], bounds: Bounds) -> Iterator[tuple[str, str, Any, int, str]]:
-    """(place, name, value, bound, name of the bound) of every size that a config states, in its parts and of single layers too."""
+    """(place, name, value, bound, name of the bound) of every size in a config, with its parts and lists of
+    single layers.
+    """
     for place, part in [("", config), *((f"{name}.", part) for name, part in config.items() if isinstance(part, Mapping))]:
         for key, names in SIZES.items():
             for name in names:
@@ -75,7 +85,7 @@ def _sizes(config: Mapping[str, Any], bounds: Bounds) -> Iterator[tuple[str, str
 
 
 def check_shards(folder: Path) -> None:
-    """Raises BadFile where an index of weights names files that are not there."""
+    """Raises BadFile if the index of weights names missing files."""
     if not (path := folder / INDEX).is_file():
         return
     names = read_object(path).get("weight_map")
@@ -83,30 +93,32 @@ def check_shards(folder: Path) -> None:
         raise BadFile(f"{path}: weight_map must be an object of file names, got {describe(names)}")
     if lacking := sorted(name for name in set(names.values()) if not (folder / name).is_file()):
         some = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-        raise BadFile(f"{path}: it names {printable(some)}, which is not there: copy the whole folder again")
+        raise BadFile(f"{path} names missing files ({printable(some)}): copy the whole folder again")
 
 
 def check_whole(folder: Path) -> None:
-    """Raises BadFile where a file of weights is not as long as its own header says: cut short, or the pointer that Git LFS leaves."""
+    """Raises BadFile if a weight file is not as long as its header says: a cut file, or a Git LFS pointer."""
     for path in weight_files(folder):
         if why := _damage(path):
             raise BadFile(f"{path}: {why}")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of safetensors that transformers and PEFT read in a folder, those of an index where there is one."""
+    """The files of safetensors that transformers and PEFT read in a folder, those of an index where there is
+    one.
+    """
     indexed = read_object(path).get("weight_map") if (path := folder / INDEX).is_file() else None
     names = sorted(set(indexed.values())) if isinstance(indexed, dict) else [WEIGHTS]
     return [path for name in [*names, ADAPTER_WEIGHTS] if (path := folder / name).is_file()]
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a file of safetensors, told from its header; None where nothing is."""
+    """The damage of a safetensors file, from its header and length; None if it is whole."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         if start == b"version ":
-            return "a pointer of Git LFS, and not the weights: run `git lfs pull` in its folder"
+            return "it is a Git LFS pointer, not the weights: run `git lfs pull` in its folder"
         length = int.from_bytes(start, "little")
         content = file.read(length) if len(start) == 8 and length <= min(size - 8, MOST_HEADER) else b""
     try:
@@ -114,24 +126,28 @@ def _damage(path: Path) -> str | None:
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
         whole = 8 + length + max(ends, default=0)
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
-        return f"no safetensors file, or one that was cut short ({size:,} bytes): copy it again"
-    return None if size == whole else f"cut short: its header speaks of {whole:,} bytes, and it has {size:,}: copy it again"
+        return f"it is no safetensors file, or it was cut short ({size:,} bytes): copy it again"
+    return None if size == whole else f"it was cut short: it has {size:,} bytes, and {whole:,} by its header. Copy it again"
 
 
 def check_no_adapter(folder: Path) -> None:
-    """Raises BadFile for an adapter where a whole model is needed, or beside one: nobody knows which of them is meant."""
+    """Raises BadFile if a folder holds an adapter, alone or together with a whole model.
+
+    With both, it is unclear which one to use.
+    """
     if not (folder / ADAPTER).exists():
         return
     if not list(folder.glob("model*.safetensors")):
-        raise BadFile(f"{folder} holds an adapter alone and needs the model that it was trained beside")
-    way_out = "move the adapter's files out, or merge it into the weights (PEFT's merge_and_unload) and save the whole"
-    raise BadFile(f"{folder} holds an adapter ({ADAPTER}) beside a whole model: {way_out}")
+        raise BadFile(f"{folder} holds only an adapter: give its base model too")
+    way_out = "move the adapter's files out, or merge them into the weights (PEFT's merge_and_unload) and save the model"
+    raise BadFile(f"{folder} holds an adapter ({ADAPTER}) and a whole model: {way_out}")
 
 
 def check_ends(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises BadFile where what should end completions is no token: they would never end.
+    """Raises BadFile if an EOS token is no token of the model: completions would never end.
 
-    A folder without tokenizer.json, or with a tokenizer class that has an EOS token of its own, is left to whoever loads it.
+    Folders without tokenizer.json, or with a tokenizer class that has its own EOS token, are checked when
+    they are loaded.
     """
     path, rows = folder / "tokenizer_config.json", text_config(config).get("vocab_size")
     if path.is_file() and (folder / "tokenizer.json").is_file():
@@ -146,12 +162,14 @@ def check_ends(folder: Path, config: Mapping[str, Any]) -> None:
     ids = read_object(path).get("eos_token_id")
     for token in ids if isinstance(ids, list) else [] if ids is None else [ids]:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < (rows if isinstance(rows, int) else token + 1):
-            most = f"numbers from 0 to {rows - 1:,}" if isinstance(rows, int) else "numbers of tokens"
-            raise BadFile(f"{path}: eos_token_id must be {most}, got {describe(token)}: name the tokens that end an answer")
+            allowed = f"numbers from 0 to {rows - 1:,}" if isinstance(rows, int) else "ids of tokens"
+            raise BadFile(f"{path}: eos_token_id must be {allowed}, got {describe(token)}: name the tokens that end a completion")
 
 
 def check_rows(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises BadFile for a tokenizer with tokens that the model has no embedding for, the pad token first."""
+    """Raises BadFile if the tokenizer has tokens without an embedding in the model; the pad token has a
+    message of its own.
+    """
     rows = text_config(config).get("vocab_size")
     if not isinstance(rows, int) or not (folder / "tokenizer.json").is_file():
         return
@@ -164,19 +182,21 @@ def check_rows(folder: Path, config: Mapping[str, Any]) -> None:
     some = ", ".join(f"{printable(repr(token))} ({number})" for number, token in lacking[:3])
     more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
     if len(lacking) == 1 and lacking[0][1] == pad:
-        why = f"its pad token {some} has no row among the model's {rows} embeddings"
-        way_out = "take that token out of tokenizer.json and tokenizer_config.json and name another as pad_token (the EOS token will do)"
+        why = f"the pad token {some} has no embedding: the model has {rows} embeddings"
+        way_out = "remove that token from tokenizer.json and tokenizer_config.json and set another pad_token (the EOS token is fine)"
     else:
-        why = f"its tokens {some}{more} have no rows among the model's {rows} embeddings"
-        way_out = "take the tokenizer that belongs to the model"
-    raise BadFile(f"{folder}: {why}: {way_out}, or resize the embeddings (resize_token_embeddings) and save the model again")
+        why = f"the tokens {some}{more} have no embedding: the model has {rows} embeddings"
+        way_out = "use the tokenizer that belongs to the model"
+    raise BadFile(f"{folder}: {why}. Either {way_out}, or resize the embeddings (resize_token_embeddings) and save the model again")
 
 
 def _tokens(folder: Path) -> dict[str, int]:
-    """Tokens of a tokenizer.json and their numbers. Raises BadFile."""
+    """Ids of the tokens in a folder's tokenizer.json. Raises BadFile if it cannot be read."""
     from tokenizers import Tokenizer
 
     try:
         return dict(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True))
-    except Exception as error:  # of the tokenizers library, which has no class of its own
-        raise BadFile(f"{folder / 'tokenizer.json'}: no tokenizer ({printable(' '.join(str(error).split()))[:200]})") from error
+    except Exception as error:  # The tokenizers library has no error class of its own.
+        raise BadFile(
+            f"{folder / 'tokenizer.json'}: it holds no valid tokenizer ({printable(' '.join(str(error).split()))[:200]})"
+        ) from error

@@ -1,17 +1,21 @@
-"""What a causal LM costs, from its config.json alone: parameters, FLOPs a token, bytes of memory. Pure numbers, no weights.
+"""Size of a causal LM from its config.json alone: parameters, FLOPs per token, bytes of memory. No weights
+are read.
 
-FLOPs a token (Kaplan et al. 2020, table 1; Hoffmann et al. 2022, appendix F): forward 2 N + 4 · layers · d_attention · context, and
-backward twice that. N counts the weights that a token is multiplied with: all but the input embedding. The second term is QK^T and AV
-over the whole context, as unmasked kernels do it; a causal kernel saves half of it. Beside a LoRA adapter of a weights (Hu et al. 2021)
-the frozen N have no gradient of their own: 4 N + 6 a + the attention's three times. That the first layer needs none of its input either
-is left out.
+FLOPs per token (Kaplan et al. 2020, table 1; Hoffmann et al. 2022, appendix F): the forward pass takes 2 N +
+4 · layers · d_attention · context, the backward pass twice that. N counts the weights that a token is
+multiplied with: all but the input embedding. The second term is QK^T and AV over the whole context, as
+unmasked kernels compute it; a causal kernel saves half of it. With a LoRA adapter of `a` weights (Hu et al.
+2021) the N frozen weights have no gradient: 4 N + 6 a + three times the attention term. The first layer also
+needs no gradient of its input; this small saving is not counted.
 
-Memory (Rajbhandari et al. 2020, ZeRO; Korthikanti et al. 2022, eq. 2, without dropout masks and stored attention scores): training
-holds float32 weights, gradients and optimizer states whatever the dtype (engines/hf.py), and bfloat16 copies of the weights by autocast.
-Activations are an estimate: 34 bytes a token, layer and hidden unit, or 2 with gradient checkpointing and one layer's whole.
-Checkpointing goes forward a second time (Chen et al. 2016): time, that is, but no work of the model's own. Beside an adapter, gradients
-and states are the adapter's alone, in float32 as it is; the base is held in float32, or its linear layers in NF4 (Dettmers et al. 2023,
-section 3: blocks of 64 with a scale of 8 bits each, these in blocks of 256 with one of 32 bits: 4.127 bits a weight).
+Memory (Rajbhandari et al. 2020, ZeRO; Korthikanti et al. 2022, eq. 2, without dropout masks and stored
+attention scores): training holds float32 weights, gradients and optimizer states for every dtype
+(engines/hf.py), and autocast adds bfloat16 copies of the weights. Activations are an estimate: 34 bytes per
+token, layer and hidden unit; with gradient checkpointing 2 bytes, plus the 34 bytes of one layer.
+Checkpointing repeats the forward pass (Chen et al. 2016); this takes time but is not counted as FLOPs. With
+an adapter, gradients and optimizer states are the adapter's alone, in float32. The base model is held in
+float32, or its linear layers in NF4 (Dettmers et al. 2023, section 3: blocks of 64 weights with an 8-bit
+scale, and blocks of 256 scales with a 32-bit one: 4.127 bits per weight).
 """
 
 from __future__ import annotations
@@ -23,14 +27,15 @@ from typing import Any, Literal, NamedTuple
 Sharding = Literal["none", "zero2", "zero3"]
 
 ACTIVATION_BYTES, CHECKPOINT_BYTES = 34, 2
-OPTIMIZER_BYTES = {"adamw_torch": 8, "rmsprop": 4}  # a weight: two float32 moments, or one
+OPTIMIZER_BYTES = {"adamw_torch": 8, "rmsprop": 4}  # Per weight: two float32 moments, or one.
 BYTES = {"float32": 4, "bfloat16": 2}
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-CHECKPOINTED_FROM = 10**9  # parameters: below, activations are small beside what a GPU has
+# Parameters. In smaller models, activations are small compared with a GPU's memory.
+CHECKPOINTED_FROM = 10**9
 
 
 def checkpoints(setting: bool | Literal["auto"], parameters: float) -> bool:
-    """Whether a training of a model keeps no activations but computes them again."""
+    """Whether a training uses gradient checkpointing: it recomputes activations instead of keeping them."""
     return parameters >= CHECKPOINTED_FROM if setting == "auto" else setting
 
 
@@ -44,8 +49,11 @@ class Linear(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder. `multiplied`: weights that each token is multiplied with; `attention` and `kv`: heads times their size;
-    `linears`: of one layer."""
+    """Sizes of a decoder.
+
+    `multiplied`: number of weights that each token is multiplied with. `attention` and `kv`: number of heads
+    times head size, for queries and for keys and values. `linears`: the linear layers of one decoder layer.
+    """
 
     parameters: int
     multiplied: int
@@ -57,7 +65,11 @@ class Shape:
     linears: tuple[Linear, ...]
 
     def adapter(self, rank: int, targets: Sequence[str]) -> int:
-        """Weights of a LoRA adapter: rank (in + out) a linear layer, of the named ones or of all. Raises ValueError for unknown names."""
+        """Number of weights of a LoRA adapter: rank · (in + out) per linear layer in `targets`; no targets
+        means all.
+
+        Raises ValueError for unknown names.
+        """
         known = [linear.name for linear in self.linears]
         if unknown := [name for name in targets if name not in known]:
             text = f"adapter.target_modules must name linear layers of the model, got {', '.join(unknown)}"
@@ -66,11 +78,17 @@ class Shape:
         return self.layers * rank * sum(linear.ins + linear.outs for linear in chosen)
 
     def forward_flops(self, context: float, adapter: int = 0) -> float:
-        """A token's, where it looks at `context` tokens; `adapter`: weights of one beside the model's."""
+        """FLOPs of one token's forward pass with `context` tokens before it; `adapter`: number of weights of
+        an adapter.
+        """
         return 2 * (self.multiplied + adapter) + self._attention_flops(context)
 
     def trained_flops(self, context: float, adapter: int = 0) -> float:
-        """Forward and backward, without a second forward for gradient checkpointing; of an adapter alone where there is one."""
+        """FLOPs of one token's forward and backward pass. If there is an `adapter`, only its weights are
+        trained.
+
+        The second forward pass of gradient checkpointing is not counted.
+        """
         if not adapter:
             return 3 * self.forward_flops(context)
         return 4 * self.multiplied + 6 * adapter + 3 * self._attention_flops(context)
@@ -79,20 +97,23 @@ class Shape:
         return 4 * self.layers * self.attention * context
 
     def weight_bytes(self, dtype: str, quantized: bool = False) -> float:
-        """All weights in a dtype; `quantized`: those of linear layers in four bits."""
+        """Bytes of all weights in a dtype; `quantized`: those of linear layers are in four bits."""
         of_linears = self.layers * sum(linear.ins * linear.outs for linear in self.linears) if quantized else 0
         return NF4_BYTES * of_linears + BYTES[dtype] * (self.parameters - of_linears)
 
     def kv_bytes(self, dtype: str) -> int:
-        """A token's keys and values, kept while text is written."""
+        """Bytes of one token's keys and values, kept during generation."""
         return 2 * self.layers * self.kv * BYTES[dtype]
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape:
-    """Raises ValueError for an architecture whose sizes are not known here, or a config without them."""
+    """The Shape of a model with this config.
+
+    Raises ValueError for other architectures than KINDS, and for missing sizes.
+    """
     kind = str(config.get("model_type"))
     if kind not in KINDS:
-        raise ValueError(f"sizes are known of {', '.join(KINDS)}, got model_type {kind}")
+        raise ValueError(f"cannot compute the size of model_type {kind}; supported: {', '.join(KINDS)}")
     try:
         hidden, layers, vocabulary = (int(config[name]) for name in ("hidden_size", "num_hidden_layers", "vocab_size"))
         heads = int(config["num_attention_heads"])
@@ -100,9 +121,9 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         head = int(config.get("head_dim") or hidden // heads)
         sizes = _Sizes(hidden, heads * head, kv_heads * head, head, int(config["intermediate_size"]), config)
     except KeyError as error:
-        raise ValueError(f"the config of a {kind} model needs {error}") from error
+        raise ValueError(f"config.json of a {kind} model must have {error}, but it has none") from error
     layer = _layer(kind, sizes)
-    norm = 2 * hidden if kind in ("phi", "gpt_neox") else hidden  # LayerNorm has biases, RMSNorm none
+    norm = 2 * hidden if kind in ("phi", "gpt_neox") else hidden  # LayerNorm has biases, RMSNorm has none.
     embedding, tied = vocabulary * hidden, bool(config.get("tie_word_embeddings", False))
     head_weights = embedding + (vocabulary if kind == "phi" else 0)
     body = layers * layer + norm
@@ -131,14 +152,17 @@ class _Sizes:
         return bool(self.config.get(name, default))
 
 
-KINDS = ("gpt_neox", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")  # values of model_type whose sizes are known
+KINDS = ("gpt_neox", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")  # Supported values of model_type.
 
 
 def _layer(kind: str, s: _Sizes) -> int:
-    """Weights of a layer. Llama and its kin: grouped-query attention, a gated MLP, two RMSNorms."""
+    """Number of weights of one layer.
+
+    Llama and relatives have grouped-query attention, a gated MLP and two RMSNorms.
+    """
     projected = s.attention + 2 * s.kv
     gated = s.hidden * (2 * s.attention + 2 * s.kv) + 3 * s.hidden * s.inner + 2 * s.hidden
-    plain = 2 * s.hidden * s.inner + s.inner + s.hidden  # an MLP of two layers with biases
+    plain = 2 * s.hidden * s.inner + s.inner + s.hidden  # An MLP of two layers with biases.
     match kind:
         case "llama":
             biases = (projected + s.hidden) * s.on("attention_bias", False)
@@ -156,7 +180,7 @@ def _layer(kind: str, s: _Sizes) -> int:
 
 
 def _linears(kind: str, s: _Sizes) -> tuple[Linear, ...]:
-    """The linear layers of a layer."""
+    """The linear layers of one decoder layer."""
     query, key, value = Linear("q_proj", s.hidden, s.attention), Linear("k_proj", s.hidden, s.kv), Linear("v_proj", s.hidden, s.kv)
     out, up, down = Linear("o_proj", s.attention, s.hidden), Linear("up_proj", s.hidden, s.inner), Linear("down_proj", s.inner, s.hidden)
     match kind:
@@ -172,8 +196,11 @@ def _linears(kind: str, s: _Sizes) -> tuple[Linear, ...]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. `activations` is an estimate, the rest is counted; `otherwise`: activations with the other choice of gradient
-    checkpointing, of a training."""
+    """Bytes of memory on one device.
+
+    `activations` is an estimate; the rest is counted. `otherwise`: a training's activations with the other
+    choice of gradient checkpointing.
+    """
 
     weights: float
     gradients: float
@@ -187,7 +214,7 @@ class Memory:
 
 
 def kept_activations(shape: Shape, tokens: float, checkpointing: bool) -> float:
-    """Bytes that `tokens` leave for their backward pass."""
+    """Bytes of the activations of `tokens` that are kept for the backward pass."""
     layer = ACTIVATION_BYTES * tokens * shape.hidden
     return CHECKPOINT_BYTES * tokens * shape.hidden * shape.layers + layer if checkpointing else layer * shape.layers
 
@@ -205,9 +232,14 @@ def training_memory(
     adapter: int = 0,
     quantized: bool = False,
 ) -> Memory:
-    """`sequences` of `length` tokens a device and step. `adapter`: weights of the one that is trained, beside a base that is not."""
+    """Memory of a training on one device.
+
+    Each device takes `sequences` of `length` tokens per step. `adapter`: number of weights of the trained
+    adapter; its base is frozen.
+    """
     n = adapter or shape.parameters
-    copied = BYTES[dtype] if dtype != "float32" and not quantized else 0  # by autocast, a weight; of frozen ones until their backward pass
+    # Autocast copies each weight; copies of frozen weights live until the layer's backward pass.
+    copied = BYTES[dtype] if dtype != "float32" and not quantized else 0
     at_once = shape.parameters / (shape.layers if adapter and checkpointing else 1)
     held = shape.weight_bytes("float32", quantized) + 4 * adapter
     weights = (held + copied * at_once) / (devices if sharding == "zero3" else 1)
@@ -217,12 +249,14 @@ def training_memory(
 
 
 def writing_memory(shape: Shape, *, dtype: str, sequences: int, length: int, adapter: int = 0, quantized: bool = False) -> Memory:
-    """Weights, and the keys and values of a batch (counted among the activations)."""
+    """Memory of generation: weights, and the keys and values of a batch. `activations` holds the latter."""
     kv = sequences * length * shape.kv_bytes(dtype)
     return Memory(shape.weight_bytes(dtype, quantized) + 4 * adapter, 0, 0, kv)
 
 
 def scoring_memory(shape: Shape, *, sequences: int, length: int, adapter: int = 0, quantized: bool = False) -> Memory:
-    """Float32 weights, and one layer's activations: nothing is kept for a backward pass."""
+    """Memory of computing log-probabilities: float32 weights and one layer's activations; there is no
+    backward pass.
+    """
     one = ACTIVATION_BYTES * sequences * length * shape.hidden
     return Memory(shape.weight_bytes("float32", quantized) + 4 * adapter, 0, 0, one)

@@ -1,4 +1,4 @@
-"""How many tokens messages are, by a model's tokenizer and chat template: for plans, without torch."""
+"""Counting the tokens of messages with a model's tokenizer and chat template, for plans. Loads no torch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from typing import Any
 from bench.models.templates import TemplateFailed, read_template, special_tokens, without_clock
 
 Messages = Sequence[Mapping[str, Any]]
-Count = Callable[[Messages, bool], int]  # whether the answer is still to come
+Count = Callable[[Messages, bool], int]  # The flag: with the start of the next answer.
 
 
 @cache
 def counter(folder: Path) -> Count:
-    """As the model itself reads messages, or plain text (of the role `text`). Raises what the tokenizers library raises where the folder's
-    tokenizer cannot be read, and BadFile or TemplateFailed for its template; a count raises TemplateFailed where the template does."""
+    """A function that counts tokens of messages, or of plain text (role `text`), as the model reads them.
+
+    Raises errors of the tokenizers library for an unreadable tokenizer, and BadFile or TemplateFailed for an
+    unusable template. The returned function raises TemplateFailed for messages that the template cannot
+    write.
+    """
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()  # which a training may have left in the file, and which transformers sets anew with each call
+    # A training may have saved it in the file; transformers sets it with each call.
+    tokenizer.no_truncation()
     tokenizer.no_padding()
-    template = without_clock(found) if (found := read_template(folder)) else None
+    own = read_template(folder)
+    template = without_clock(own) if own else None
     begin = tokenizer.encode("").ids[:1]
     if begin != [tokenizer.token_to_id(special_tokens(folder).get("bos_token", ""))]:
-        begin = []  # plain texts begin with no BOS
+        begin = []  # The tokenizer begins plain text without BOS.
 
     def count(messages: Messages, opens: bool) -> int:
         if messages[0]["role"] == "text":
@@ -37,16 +43,19 @@ def counter(folder: Path) -> Count:
         except TemplateFailed as error:
             raise TemplateFailed(f"the chat template in {folder} cannot write a conversation: {error}") from error
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-        return len(ids) if ids[:1] == begin else len(begin + ids)  # as tokenize.py begins it
+        return len(ids) if ids[:1] == begin else len(begin + ids)  # As in tokenize.py.
 
     return count
 
 
 def counter_or_none(folder: Path | None) -> Count | None:
-    """None where the folder has no tokenizer that can be read without torch: the model's own load says it better."""
+    """The counter of a folder; None if its tokenizer or template cannot be read.
+
+    Loading the model gives a better error.
+    """
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     try:
         return counter(folder)
-    except Exception:  # of the tokenizers library, which has no class of its own
+    except Exception:  # The tokenizers library has no error class of its own.
         return None

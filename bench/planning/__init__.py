@@ -1,1 +1,1 @@
-"""The graph of a cell: its stages, its inputs, its judging, and what is left to do."""
+"""The graph of a cell: its stages, its inputs, its judge stages, and the stages left to run."""

@@ -36,13 +36,15 @@ from bench.store.stage_settings import (
     stage,
 )
 
-TRUTH_TEMPERATURE = 1.0  # of the gold preferences that a judge of the world is held against
+# Temperature of the gold preferences to which a judge in the controlled world is compared.
+TRUTH_TEMPERATURE = 1.0
 
 
 def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Source], manner: Manner) -> CellPlan:
-    """The graph of one judge's audit: its verdicts, the same again, canaries, recorded verdicts. `files`: human and recorded.
+    """The graph of one judge's audit: its verdicts, a repetition of them, canaries, recorded verdicts.
 
-    Pairs are judged in both orders; answers that are rated have two turns.
+    `files` may hold `human` labels and `recorded` verdicts. Pairs are judged in both orders. A judge that
+    rates gets items with two turns.
     """
     items = _audited_items(cell, sources, do.n_items, 2 if manner == "rating" else 1)
     completions = _audited_completions(cell, sources, items)
@@ -73,19 +75,19 @@ def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Sour
         recorded = stage("data", RecordedData(n=do.n_items, seed=0), {"recorded": files["recorded"]}, "recorded verdicts")
         own = judged(settings, recorded, recorded, "verdicts on what recorded ones are about")
         inputs |= {"recorded": recorded, "recorded_verdicts": own}
-    found = stage("audit", AuditSettings(n_labelled=do.n_labelled, manner=manner), inputs, "audit")
-    key = hash_key({"audit": found.key})
+    audit = stage("audit", AuditSettings(n_labelled=do.n_labelled, manner=manner), inputs, "audit")
+    key = hash_key({"audit": audit.key})
     roles = {role: source for role, source in inputs.items() if isinstance(source, Stage)}
-    return CellPlan(cell, key, f"{judge_name(cell.judge, manner)}-{judge_key(roles['verdicts'])[:8]}", found, roles)
+    return CellPlan(cell, key, f"{judge_name(cell.judge, manner)}-{judge_key(roles['verdicts'])[:8]}", audit, roles)
 
 
 def _brings_tasks(cell: Cell, sources: Sources) -> bool:
-    """Whether the items are the controlled world's, with a truth and a writer."""
+    """Whether the items come from the controlled world, with its known truth and its writer."""
     return isinstance(cell.data, WorldData) and not (sources.judge and sources.judge.files)
 
 
 def _audited_items(cell: Cell, sources: Sources, n: int, n_turns: Literal[1, 2]) -> Stage:
-    """Items with a baseline where pairs are judged; one turn, or two where answers are rated."""
+    """Items of the audit: with a baseline for a judge of pairs, with two turns for a judge that rates."""
     if not _brings_tasks(cell, sources):
         assert sources.judge is not None and isinstance(cell.judge, (LanguageJudge, ModelJudge))
         settings = JudgeItemData(form=cell.judge.form_of(sources.judge.files), n=min(n, sources.judge.n_items), n_turns=n_turns)
@@ -96,8 +98,11 @@ def _audited_items(cell: Cell, sources: Sources, n: int, n_turns: Literal[1, 2])
 
 
 def _audited_completions(cell: Cell, sources: Sources, items: Stage) -> Stage:
-    """Of the user's file where there is one; in the world the demonstrations' writer's, who differs from the reference writer in
-    quality; else the start model's."""
+    """Completions to judge: from the user's file if given, else from a writer or the start model.
+
+    In the controlled world the demonstrations' writer writes them. Its quality differs from the reference
+    writer's, so there is a difference to judge. Elsewhere the start model writes them.
+    """
     if sources.completions is not None:
         return stage("generate", WrittenCompletions(alone=True), {"file": sources.completions, "items": items}, "completions")
     if _brings_tasks(cell, sources):

@@ -1,4 +1,4 @@
-"""Cells to stages: how a cell's stages hang together."""
+"""Builds the graph of stages for each cell."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from bench.planning.inputs import CellPlan, Chain, Ground, Policy, Sources
 from bench.planning.judging import _judging, _members, reward_scale
 from bench.planning.pieces import (
     FILES,
-    _asked,
+    _all_rows,
+    _benchmark_items,
+    _fine_tuned,
+    _fractions,
     _judge_items,
-    _kept,
     _kl_decoding,
     _labels,
     _preference_rewards,
     _prompts,
-    _tuned,
-    _whole,
     _world_start,
     completion_logps,
     dtype,
@@ -60,14 +60,14 @@ from bench.store.stage_settings import (
 
 
 def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
-    """The graph of one cell. `chain` gives what a method hands over to be judged."""
+    """The graph of one cell. `chain` builds the method's stages and returns the policy to judge."""
     if isinstance(cell.method, Written):
-        return _judged(cell, sources, None, {}, {})
+        return _with_judging(cell, sources, None, {}, {})
     cell = start_cell(cell) if isinstance(cell.method, NoMethod) else cell
     ground = _ground(cell, sources)
     policy = chain(cell, ground)
-    if policy.train is None:  # judged as it is: what it would learn from need not be made
-        return _judged(cell, sources, policy, {}, {})
+    if policy.train is None:  # An untrained policy needs no training data.
+        return _with_judging(cell, sources, policy, {}, {})
     roles: dict[str, Stage] = {"preferences": ground.preferences}
     inputs: dict[str, Stage] = {"preferences": ground.preferences, "reference_logps": ground.reference}
     if policy.reward_model is not None:
@@ -82,24 +82,27 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     if policy.labels:
         inputs |= {"training": policy.train} | {f"labels_{number:02d}": labels for number, labels in enumerate(policy.labels)}
     roles["train"] = policy.train
-    if isinstance(cell.data, FILES) and "items" not in ground.preferences.inputs and (items := _asked(cell, sources)) is not None:
+    if isinstance(cell.data, FILES) and "items" not in ground.preferences.inputs and (items := _benchmark_items(cell, sources)) is not None:
         roles["overlap"] = stage("data", OverlapData(), {"preferences": ground.preferences, "items": items}, "overlap with judge's items")
     if policy.self_judge is not None:
         inputs["self_judge"] = policy.self_judge
-    return _judged(cell, sources, policy, roles, inputs)
+    return _with_judging(cell, sources, policy, roles, inputs)
 
 
-def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str, Stage], inputs: dict[str, Stage]) -> CellPlan:
-    """The rest of a cell's graph: the completions of a policy, or of a file where there is none, their verdicts and numbers."""
-    read_too: Inputs = {}  # by the score
-    questions = _questions(cell, sources)
-    for manner, items, decoding in questions:
+def _with_judging(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str, Stage], inputs: dict[str, Stage]) -> CellPlan:
+    """The rest of a cell's graph: completions, verdicts and score.
+
+    Completions come from the policy; without a policy, from the user's file.
+    """
+    calibration: Inputs = {}  # Further inputs of the score stage.
+    evaluations = _evaluations(cell, sources)
+    for manner, items, decoding in evaluations:
         if policy is not None:
-            completions = generate(cell, policy, items, decoding, f"{manner} completions", answers=True)
+            completions = generate(cell, policy, items, decoding, f"{manner} completions", judged=True)
         else:
             assert sources.completions is not None
             inputs_of: Inputs = {"file": sources.completions, "items": items}
-            completions = stage("generate", WrittenCompletions(alone=len(questions) == 1), inputs_of, f"{manner} completions")
+            completions = stage("generate", WrittenCompletions(alone=len(evaluations) == 1), inputs_of, f"{manner} completions")
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
         if isinstance(cell.judge, JuryJudge):
@@ -112,27 +115,28 @@ def _judged(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str
             verdicts = stage("judge", judging, {"items": items, "completions": completions, **read}, f"{manner} verdicts")
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
         if sources.judge and sources.judge.calibration:
-            read_too[f"{manner}_items"], read_too["calibration"] = items, sources.judge.calibration
+            calibration[f"{manner}_items"], calibration["calibration"] = items, sources.judge.calibration
     if cell.forgetting is not None and policy is not None:
         roles["tasks"] = inputs["tasks"] = _tasks(cell, cell.forgetting, policy, sources)
-    learnt = policy is not None and policy.train is not None  # a loop's iteration 0 may be the start model
-    beta = None if not learnt or not isinstance(cell.method, Training) or cell.method.chooses else reward_scale(cell.method)
+    trained = policy is not None and policy.train is not None  # Iteration 0 of a loop may be the start model.
+    beta = None if not trained or not isinstance(cell.method, Training) or cell.method.chooses else reward_scale(cell.method)
     best_of = policy.best_of if policy else 1
     scoring = ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0, best_of=best_of)
-    score = stage("score", scoring, {**inputs, **read_too}, "score")
+    score = stage("score", scoring, {**inputs, **calibration}, "score")
     roles["score"] = score
     key = hash_key({"cell": score.key})
     return CellPlan(cell, key, f"{readable_name(cell)}-{key[:8]}", score, roles)
 
 
 def _tasks(cell: Cell, forgetting: Forgetting, policy: Policy, sources: Sources) -> Stage:
-    asked = forgetting.model_dump(include={"tasks", "limit", "chat_template", "batch_size"})
-    settings = TaskSettings(dtype=dtype(cell), loading=loading(cell), **asked)
+    """The stage that runs the forgetting check's tasks on a policy."""
+    selection = forgetting.model_dump(include={"tasks", "limit", "chat_template", "batch_size"})
+    settings = TaskSettings(dtype=dtype(cell), loading=loading(cell), **selection)
     return stage("tasks", settings, read_model(policy.model) | ({"tasks": sources.tasks} if sources.tasks else {}), "tasks")
 
 
 def readable_name(cell: Cell) -> str:
-    """What a folder is called, before its key: the settings that sweeps usually vary."""
+    """The folder's name before its key: the settings that sweeps usually vary."""
     if isinstance(cell.method, Written):
         return f"completions-{cell.method.label}-s{cell.seed}"
     parts: list[str] = ["start" if isinstance(cell.method, NoMethod) else cell.method.name]
@@ -150,35 +154,39 @@ def readable_name(cell: Cell) -> str:
 
 
 def start_cell(cell: Cell) -> Cell:
-    """The cell that judges the start model of this one; completions of a file have none and are their own."""
+    """The cell that judges this cell's start model.
+
+    A cell of a completions file has no start model and is returned as is.
+    """
     if isinstance(cell.method, Written):
         return cell
-    # How much is labelled, and in which form, does not touch the start model.
+    # The start model does not depend on the amount or the form of labelled data.
     whole: dict[str, Any] = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0}
     data = cell.data.model_copy(update=whole | ({"form": "paired"} if isinstance(cell.data, WorldData) else {}))
     return cell.model_copy(update={"method": NoMethod(name="none"), "data": data})
 
 
 def _ground(cell: Cell, sources: Sources) -> Ground:
-    tuned = _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else _tuned(cell, sources)
+    """The stages that cells of one model, data and seed share. Raises ValueError without a model."""
+    tuned = _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else _fine_tuned(cell, sources)
     base = sources.base or (tuned.inputs["model"] if isinstance(tuned, Stage) else None)
     start = base if isinstance(cell.model, WorldModel) and cell.model.start == "base" else tuned
     if start is None or tuned is None:
-        raise ValueError("model=local: no source given")
+        raise ValueError("Cannot plan a cell of model=local: no model folder was given (Sources.model).")
     splits: tuple[Split, ...] = ("train", "heldout") if cell.data.fraction else ("heldout",)
     if isinstance(cell.data, WorldData):
         labels: Inputs = {split: _labels(cell, cell.data, split, tuned) for split in splits}
-        preferences = stage("data", PairData(form=cell.data.form, seed=cell.seed, **_kept(cell.data)), labels, "preferences")
+        preferences = stage("data", PairData(form=cell.data.form, seed=cell.seed, **_fractions(cell.data)), labels, "preferences")
         kl_prompts = _prompts(cell, "kl", cell.data.n_kl_prompts, seed=cell.seed)
     else:
         preferences = stage("data", pair_settings(cell), rows_read(cell, sources), "preferences")
-        kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _whole(cell, sources)}, "KL prompts")
+        kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _all_rows(cell, sources)}, "KL prompts")
     reference = preference_logps(cell, Policy(start, None), preferences, splits=splits, mismatched=True)
     return Ground(start, preferences, reference, kl_prompts, base, sources.labelling_judge, sources.prompts)
 
 
-def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]]:
-    """(manner, items, decoding) of everything the policy is asked for the table."""
+def _evaluations(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]]:
+    """(manner, items, decoding) of each evaluation of the policy."""
     judge = cell.judge
     if isinstance(judge, GoldJudge):
         assert cell.world is not None
@@ -194,7 +202,7 @@ def _questions(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]
     if isinstance(judge, (LanguageJudge, ModelJudge, JuryJudge)):
         return [(judge.gives[0], _judge_items(cell, judge, sources), judge.decoding)]
     if sources.data is not None:
-        items = stage("data", LocalPromptData(n=judge.n_items), {"preferences": _whole(cell, sources)}, "held-out prompts")
+        items = stage("data", LocalPromptData(n=judge.n_items), {"preferences": _all_rows(cell, sources)}, "held-out prompts")
     else:
         assert cell.world is not None
         items = _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed)

@@ -1,4 +1,4 @@
-"""What a plan is made of: sources outside the store, stages that cells share, a policy, a cell."""
+"""Parts of a plan: sources outside the store, stages that cells share, a policy, a planned cell."""
 
 from __future__ import annotations
 
@@ -11,52 +11,56 @@ from bench.store.keys import Input, Source, Stage
 
 @dataclass(frozen=True)
 class JudgeSources:
-    """What a judge that is no function of the world reads from outside the store."""
+    """Files from outside the store for a judge other than the gold judge."""
 
-    prompts: Source | None  # what it is asked with, and how its replies are read; None of one that is a function
-    parser: str  # version of that reading
-    model: Source | None = None  # its folder, where it is served here
-    files: Mapping[str, Source] = field(default_factory=dict)  # items, references, baseline
-    n_items: int = 0  # that `items` holds
-    calibration: Source | None = None  # of length control
-    members: Mapping[str, JudgeSources] = field(default_factory=dict)  # of a jury, less those that read nothing
+    # Prompt templates of a language model; None for a judge that is a function of the texts.
+    prompts: Source | None
+    parser: str  # Version of the code that reads replies.
+    model: Source | None = None  # The model folder, for a judge that runs on this machine.
+    files: Mapping[str, Source] = field(default_factory=dict)  # By role: items, references, baseline.
+    n_items: int = 0  # Number of items in the file `items`.
+    calibration: Source | None = None  # For length control.
+    # Members of a jury, by label. The gold judge reads nothing and is left out.
+    members: Mapping[str, JudgeSources] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a cell reads from outside the store."""
+    """Files from outside the store that a cell reads."""
 
     model: Source | None = None
     data: Source | None = None
     completions: Source | None = None
     judge: JudgeSources | None = None
-    base: Source | None = None  # what the model was tuned from
+    base: Source | None = None  # The base model from which `model` was fine-tuned.
     labelling_judge: JudgeSources | None = None
-    prompts: Source | None = None  # new ones of a loop
-    conversations: Source | None = None  # that a start model learns from
-    tasks: Source | None = None  # own ones of the forgetting check
+    prompts: Source | None = None  # New prompts for an iterative method.
+    conversations: Source | None = None  # Data for supervised fine-tuning (SFT) of the start model.
+    tasks: Source | None = None  # The user's own tasks for the forgetting check.
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What cells of one model, data and seed share."""
+    """Stages shared by all cells with the same model, data and seed."""
 
     start: Input
     preferences: Stage
-    reference: Stage  # log-probs of the start model, on train and held-out rows
+    reference: Stage  # The start model's log-probs on train and held-out rows.
     kl_prompts: Stage
-    base: Input | None = None  # what the start model was tuned from; None where nobody says
+    base: Input | None = None  # The model from which the start model was fine-tuned; None if unknown.
     labelling_judge: JudgeSources | None = None
-    prompts: Source | None = None  # new ones of a loop, where a file brings them
+    prompts: Source | None = None  # New prompts for an iterative method, if a file has them.
 
 
 @dataclass(frozen=True)
 class CellPlan:
+    """A cell with its key, its folder name and its stages."""
+
     cell: Cell
     key: str
     name: str
     score: Stage
-    roles: dict[str, Stage]  # the stages whose files the tables, the tracker and the reader want, by role
+    roles: dict[str, Stage]  # By role: stages whose files tables, trackers and readers open.
 
     @property
     def stages(self) -> list[Stage]:
@@ -65,19 +69,23 @@ class CellPlan:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a method hands over to be judged: the model that writes, how it is asked, and who chooses among `best_of` samples of it."""
+    """A method's result, ready to be judged: a model, its control token, and its best-of-n selection.
+
+    With `best_of` > 1 the reward model chooses one of `best_of` samples.
+    """
 
     model: Input
-    train: Stage | None  # its last training; None where nothing was trained
-    control: str | None = None  # token after every prompt, whatever is asked or scored; engines refuse the model without it
+    train: Stage | None  # The last training stage; None if nothing was trained.
+    control: str | None = None  # Token appended to every prompt (CSFT). Engines refuse the model without it.
     reward_model: Input | None = None
     best_of: int = 1
-    labels: Sequence[Stage] = ()  # of the pairs that its last training read, where a loop made them; the loop's latest last
-    self_judge: Stage | None = None  # how well it judges, where that is asked
+    # Labels of the pairs in an iterative method's last training, oldest iteration first.
+    labels: Sequence[Stage] = ()
+    self_judge: Stage | None = None  # Measures how well the policy judges (self-rewarding methods).
 
 
 def all_stages(cells: Iterable[CellPlan]) -> list[Stage]:
-    """Every stage of the cells, each once, inputs before what reads them."""
+    """Every stage of the cells once, inputs before the stages that read them."""
     return list(dict.fromkeys(stage for cell in cells for stage in cell.stages))
 
 

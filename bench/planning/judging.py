@@ -37,29 +37,29 @@ from bench.store.stage_settings import (
 
 
 def _members(cell: Cell, jury: JuryJudge, sources: Sources, items: Stage, completions: Stage) -> dict[str, Stage]:
-    """Each member's stage: the very one that it would be if it judged alone."""
+    """Each jury member's stage, the same stage as when that judge is used alone."""
     assert sources.judge is not None
-    found = {}
+    members = {}
     for label, judge in jury.judges.items():
         settings, read = judging_by(judge, cell, "preference", sources.judge.members.get(label))
         inputs: Inputs = {"items": items, "completions": completions, **read}
-        found[member_role(label)] = stage("judge", settings, inputs, f"verdicts of {label}")
-    return found
+        members[member_role(label)] = stage("judge", settings, inputs, f"verdicts of {label}")
+    return members
 
 
 def reward_scale(method: Training) -> float:
-    """What turns log-ratios into rewards: beta, or 1 (nats) for a method without one."""
+    """Factor from log-ratios to rewards: beta, or 1 (nats) for a method without beta."""
     return getattr(method, "beta", 1.0)
 
 
 def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[str, Source]]:
-    """(settings, what is read beside items and completions) of a stage that judges."""
+    """Settings of a judge stage, and its inputs other than items and completions."""
     assert not isinstance(cell.judge, (NoJudge, JuryJudge))
     return judging_by(cell.judge, cell, manner, sources.judge)
 
 
 def judging_by(judge: Member, cell: Cell, manner: str, sources: JudgeSources | None) -> tuple[Settings, dict[str, Source]]:
-    """The same by a judge that may be one of several, or label samples."""
+    """Like _judging, for any judge: one of a jury's members, or the judge that labels samples."""
     if isinstance(judge, GoldJudge):
         assert cell.world is not None
         if manner == "preference":
@@ -76,6 +76,7 @@ def judging_by(judge: Member, cell: Cell, manner: str, sources: JudgeSources | N
 
 
 def _language_judging(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge, sources: JudgeSources) -> LanguageJudgeSettings:
+    """Stage settings of a language model that judges."""
     verdict = judge.verdict
     return LanguageJudgeSettings(
         manner=judge.name,
@@ -93,19 +94,23 @@ def _language_judging(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge, so
 
 
 def labels_samples(stage: Stage) -> bool:
-    """Whether a judge's stage is asked for labels, and not for an evaluation."""
+    """Whether a judge stage labels training samples instead of evaluating a policy."""
     items = stage.inputs.get("items")
     return isinstance(items, Stage) and isinstance(items.settings, DrawnData)
 
 
 def _mode(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge) -> Literal["official", "both", "single", "pairwise"]:
+    """The order of showing pairs, or MT-Bench's mode: single or pairwise."""
     if isinstance(judge, ArenaHardJudge):
         return "both"
     return judge.order if isinstance(judge, AlpacaEvalJudge) else judge.mode
 
 
 def judge_key(verdicts: Stage) -> str:
-    """Who gave a stage's verdicts, whatever was judged: its key without items and completions, in both orders, asked once."""
+    """A key for the judge alone, the same whatever it judged.
+
+    It leaves out items and completions, and counts the judge as showing both orders and asked once.
+    """
     settings: Any = verdicts.settings
     if isinstance(settings, LanguageJudgeSettings):
         mode: Any = "both" if settings.mode == "official" else settings.mode
@@ -116,7 +121,7 @@ def judge_key(verdicts: Stage) -> str:
 
 
 def judge_name(judge: JudgeSettings, manner: Manner) -> str:
-    """How folders and tables call a judge: what it is, which model, and what it gives where it could give several things."""
+    """The judge's name in folders and tables: its kind, its model, and its manner if it has several."""
     model = getattr(judge, "model", None)
     parts = [name_of(type(judge)), *([as_name(Path(model).name)] if isinstance(model, str) else [])]
     return "-".join([*parts, *([manner] if judge.manner_in_name else [])])

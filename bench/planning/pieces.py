@@ -1,4 +1,4 @@
-"""The stages that a cell is built from, and their settings."""
+"""The stages of a cell and their settings."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ from bench.store.stage_settings import (
 
 
 def family(cell: Cell) -> TaskFamily:
-    assert cell.world is not None  # config.Cell: data=world brings it
+    assert cell.world is not None  # config.Cell sets it for data=world.
     return TaskFamily(categories=cell.world.categories, constraint_counts=cell.world.constraint_counts)
 
 
@@ -76,17 +76,17 @@ def adapter(cell: Cell) -> Adapter | None:
 
 
 def train_settings(cell: Cell, method: Trained | RefinedDpo) -> TrainSettings:
-    return TrainSettings(method=method, adapter=adapter(cell), loading=loading(cell), **trained_as(cell))
+    return TrainSettings(method=method, adapter=adapter(cell), loading=loading(cell), **training_settings(cell))
 
 
-def trained_as(cell: Cell) -> dict[str, Any]:
-    """What every training of a cell's model shares."""
+def training_settings(cell: Cell) -> dict[str, Any]:
+    """Settings shared by every training of a cell's model."""
     checkpointing = cell.model.gradient_checkpointing if isinstance(cell.model, LocalModel) else "auto"
     return {"max_length": max_length(cell), "dtype": dtype(cell), "seed": cell.seed, "gradient_checkpointing": checkpointing}
 
 
 def read_model(model: Input) -> Inputs:
-    """Inputs of a stage that reads a model: itself, and of one that is an adapter the `base` that it was trained beside."""
+    """Inputs of a stage that reads a model: the `model`, and for an adapter also its `base` model."""
     base = model
     while isinstance(base, Stage) and getattr(base.settings, "adapter", None) is not None:
         base = base.inputs["model"]
@@ -94,7 +94,7 @@ def read_model(model: Input) -> Inputs:
 
 
 def max_length(cell: Cell) -> int:
-    """Tokens of prompt and completion that log-probs look at; the reference looks at what training looks at."""
+    """Maximum number of tokens of prompt and completion, in training and in log-probs of both models."""
     assert not isinstance(cell.model, NoModel)
     return cell.model.max_length
 
@@ -102,70 +102,75 @@ def max_length(cell: Cell) -> int:
 FILES = (LocalData, DatasetData)
 
 
-def _kept(data: WorldData | LocalData | DatasetData) -> dict[str, Any]:
-    """Which shares of the labelled train rows are used."""
+def _fractions(data: WorldData | LocalData | DatasetData) -> dict[str, Any]:
+    """Fractions of the labelled train rows that are used."""
     return data.model_dump(include={"fraction", "desirable_fraction", "undesirable_fraction"})
 
 
 def pair_settings(cell: Cell) -> LocalPairData:
-    """How the rows of a file or a public dataset are divided."""
+    """Settings that split the rows of a file or public dataset into train and held-out rows."""
     data = cell.data
     assert isinstance(data, FILES)
     if isinstance(data, LocalData):
-        return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **_looked_at(cell, data), **_kept(data))
+        return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **_tokenizer_checks(cell, data), **_fractions(data))
     own = {name: getattr(data, name) for name in DatasetRows.model_fields.keys() - {"version"}}
     rows = DatasetRows(version=version(data.reading.reader), **own)
-    overlap = data.overlap if not isinstance(cell.judge, NoJudge | GoldJudge) else "report"  # with held-out prompts there is none
-    of_rows: dict[str, Any] = {"dataset": rows, "overlap": overlap, **_looked_at(cell, data)}
-    return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **of_rows, **_kept(data))
+    # Held-out prompts cannot overlap with train rows.
+    overlap = data.overlap if not isinstance(cell.judge, NoJudge | GoldJudge) else "report"
+    of_rows: dict[str, Any] = {"dataset": rows, "overlap": overlap, **_tokenizer_checks(cell, data)}
+    return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **of_rows, **_fractions(data))
 
 
-def _looked_at(cell: Cell, data: LocalData | DatasetData) -> dict[str, Any]:
-    """How rows are looked at through the model's tokenizer."""
+def _tokenizer_checks(cell: Cell, data: LocalData | DatasetData) -> dict[str, Any]:
+    """Checks of each row with the model's tokenizer: its length, and whether it can be written."""
     length = cell.model.max_length if isinstance(cell.model, LocalModel) else None
     return {"max_length": length, "unwritable": data.unwritable, "version": 2}
 
 
 def rows_read(cell: Cell, sources: Sources) -> Inputs:
-    """What rows are read from, and the judge's items where train rows that ask the same are left out."""
-    items = _asked(cell, sources) if pair_settings(cell).overlap != "report" else None
+    """Inputs of the rows: file, tokenizer, and the judge's items if overlapping train rows are dropped."""
+    items = _benchmark_items(cell, sources) if pair_settings(cell).overlap != "report" else None
     return _file(cell, sources) | ({} if items is None else {"items": items})
 
 
 def _file(cell: Cell, sources: Sources) -> Inputs:
-    """The file or dataset, and the model whose tokenizer and chat template say which rows something is learnt from."""
+    """The file or dataset, and the model for its tokenizer and chat template.
+
+    They decide the rows from which the model can learn.
+    """
     if sources.data is None:
-        raise ValueError(f"data={cell.data.name}: no source given")
-    found: Inputs = {"file": sources.data}
-    return found if sources.model is None else found | {TOKENIZER: sources.model}
+        raise ValueError(f"Cannot plan a cell of data={cell.data.name}: no file or dataset was given (Sources.data).")
+    inputs: Inputs = {"file": sources.data}
+    return inputs if sources.model is None else inputs | {TOKENIZER: sources.model}
 
 
-def _asked(cell: Cell, sources: Sources) -> Stage | None:
-    """Items that a judge brings; the others' are held-out prompts."""
+def _benchmark_items(cell: Cell, sources: Sources) -> Stage | None:
+    """Items from the judge's own files; None for a judge that uses held-out prompts."""
     if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge)) and sources.judge and sources.judge.files:
         return _judge_items(cell, cell.judge, sources)
     return None
 
 
-def _whole(cell: Cell, sources: Sources) -> Stage:
-    """All rows of the file: which prompts are answered depends neither on how much is labelled nor on the replicate."""
+def _all_rows(cell: Cell, sources: Sources) -> Stage:
+    """All rows of the file. Evaluated prompts come from them, whatever the labelled fraction and the seed."""
     whole = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0, "seed": 0, "overlap": "report", "max_length": None}
     return stage("data", pair_settings(cell).model_copy(update=whole), _file(cell, sources), "all rows")
 
 
-def _tuned(cell: Cell, sources: Sources) -> Input | None:
-    """The user's model, or what supervised fine-tuning makes of it."""
+def _fine_tuned(cell: Cell, sources: Sources) -> Input | None:
+    """The start model: the user's model, after supervised fine-tuning if `sft` is set."""
     if cell.sft is None or sources.model is None:
         return sources.model
     if sources.conversations is None:
-        raise ValueError(f"sft={cell.sft.name}: no source given")
+        raise ValueError(f"Cannot plan a cell of sft={cell.sft.name}: no training conversations were given (Sources.conversations).")
     of_rows = ConversationData(version=version("conversations"), files=cell.sft.train_files, fraction=cell.sft.fraction, seed=cell.seed)
     conversations = stage("data", of_rows, {"file": sources.conversations}, "conversations")
-    settings = ConversationSft(training=cell.sft.training, **trained_as(cell))
+    settings = ConversationSft(training=cell.sft.training, **training_settings(cell))
     return stage("sft", settings, {"model": sources.model, "conversations": conversations}, "start model")
 
 
 def _world_start(cell: Cell, model: WorldModel) -> Stage:
+    """The world's start model, pretrained on its corpus and fine-tuned on demonstrations."""
     assert isinstance(cell.data, WorldData)
     data, training = cell.data, model.pretraining
     corpus = CorpusData(family=family(cell), n=training.steps * training.batch_size, seed=training.seed)
@@ -189,7 +194,10 @@ def _prompts(cell: Cell, split: Split, n: int, *, seed: int, n_turns: Literal[1,
 
 
 def _labels(cell: Cell, data: WorldData, split: Split, tuned: Input | None, *, n: int = 0, seed: int | None = None) -> Stage:
-    """Two completions of each prompt of a split, by the fine-tuned model or the demonstrations' writer, and which the annotator chose."""
+    """The annotator's choice between two completions of each prompt of a split.
+
+    The fine-tuned model or the demonstrations' writer writes the completions.
+    """
     assert cell.world is not None
     seed = cell.seed if seed is None else seed
     sizes = {"train": data.n_prompts, "heldout": data.n_heldout_prompts}
@@ -207,17 +215,17 @@ def _labels(cell: Cell, data: WorldData, split: Split, tuned: Input | None, *, n
 
 
 def sample_settings(cell: Cell, decoding: Decoding, draws: int, seed: int) -> SampleSettings:
-    return SampleSettings(decoding=decoding, draws=draws, seed=seed, **_written_by(cell))
+    return SampleSettings(decoding=decoding, draws=draws, seed=seed, **_generation_settings(cell))
 
 
-def read_by(cell: Cell) -> dict[str, Any]:
-    """What a model that scores rows of a cell is asked with."""
+def inference_settings(cell: Cell) -> dict[str, Any]:
+    """Settings shared by all inference stages of a cell's model: batch size and dtype."""
     return {"batch_size": cell.engine.batch_size, "dtype": dtype(cell)}
 
 
-def _written_by(cell: Cell) -> dict[str, Any]:
-    """The same of one that writes."""
-    return {"engine": cell.engine.name, "loading": loading(cell), "serving": _serving(cell), **read_by(cell)}
+def _generation_settings(cell: Cell) -> dict[str, Any]:
+    """Settings of a stage that generates text: engine, loading, serving, batch size, dtype."""
+    return {"engine": cell.engine.name, "loading": loading(cell), "serving": _serving(cell), **inference_settings(cell)}
 
 
 def _serving(cell: Cell) -> Serving | None:
@@ -233,14 +241,14 @@ def preference_logps(cell: Cell, policy: Policy, preferences: Stage, *, splits: 
         max_length=max_length(cell),
         control=policy.control,
         loading=loading(cell),
-        **read_by(cell),
+        **inference_settings(cell),
     )
     label = label or ("reference log-probs" if mismatched else "held-out log-probs")
     return stage("logps", settings, read_model(policy.model) | {"preferences": preferences}, label)
 
 
 def _preference_rewards(cell: Cell, reward_model: Input, preferences: Stage) -> Stage:
-    settings = RewardScoreSettings(splits=("heldout",), max_length=max_length(cell), **read_by(cell))
+    settings = RewardScoreSettings(splits=("heldout",), max_length=max_length(cell), **inference_settings(cell))
     return stage("logps", settings, {"model": reward_model, "preferences": preferences}, "held-out rewards")
 
 
@@ -255,34 +263,37 @@ def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str,
         engine="vllm" if by_vllm else "transformers",
         serving=_serving(cell) if by_vllm else None,
         loading=loading(cell),
-        **read_by(cell),
+        **inference_settings(cell),
     )
     inputs = read_model(policy.model) | {"completions": completions, "items": completions.inputs["items"]}
     return stage("logps", settings, inputs, label)
 
 
-def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str, answers: bool = False) -> Stage:
-    """`answers`: to the judge's items, whose categories may have temperatures of their own."""
+def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str, judged: bool = False) -> Stage:
+    """The stage that samples completions of the items.
+
+    `judged`: the items are the judge's, so its temperatures by category apply.
+    """
     settings = GenerateSettings(
         decoding=decoding,
         seed=cell.seed,
         best_of=policy.best_of,
         control=policy.control,
-        temperatures=cell.judge.temperatures if answers and isinstance(cell.judge, MtBenchJudge) else {},
-        **_written_by(cell),
+        temperatures=cell.judge.temperatures if judged and isinstance(cell.judge, MtBenchJudge) else {},
+        **_generation_settings(cell),
     )
     inputs = read_model(policy.model) | {"items": items} | ({} if policy.reward_model is None else {"reward_model": policy.reward_model})
     return stage("generate", settings, inputs, label)
 
 
 def _kl_decoding(cell: Cell) -> Decoding:
-    """The policy's own distribution, as long as the judge lets it write."""
-    judged = cell.judge.preference.decoding if isinstance(cell.judge, GoldJudge) else cell.judge.decoding
-    return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=judged.max_new_tokens)
+    """Decoding of samples for KL: the policy's own distribution, with the judge's max_new_tokens."""
+    decoding = cell.judge.preference.decoding if isinstance(cell.judge, GoldJudge) else cell.judge.decoding
+    return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=decoding.max_new_tokens)
 
 
 def _judge_items(cell: Cell, judge: LanguageJudge | ModelJudge | JuryJudge, sources: Sources) -> Stage:
-    """The items of the user's file, or the world's own evaluation prompts with its reference writer as the opponent."""
+    """Items of the user's file, else the world's evaluation prompts against its reference writer."""
     if sources.judge is None or not sources.judge.files:
         assert cell.world is not None and judge.n_items is not None
         return _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed, n_turns=judge.turns, reference=cell.world.reference)

@@ -1,4 +1,4 @@
-"""What of the cells' stages is done, and what is left to do."""
+"""Sorts the stages of a sweep's cells into done and still to run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from bench.store.store import Status, Store
 
 @dataclass(frozen=True)
 class Plan:
+    """Cells with the status of every stage they need."""
+
     cells: list[CellPlan]
-    statuses: dict[Stage, Status]  # of the stages that the cells need, in an order in which they could run
+    statuses: dict[Stage, Status]  # Only needed stages, in an order in which they can run.
 
     @property
     def to_do(self) -> list[Stage]:
@@ -25,17 +27,23 @@ class Plan:
 
 
 def make_plan(cells: Sequence[CellPlan], store: Store) -> Plan:
-    """What is needed and what of it is done. Inputs of a done stage are not needed, even when they are gone."""
+    """The status of every stage that the cells need.
+
+    A done stage does not need its inputs, even when their files were deleted.
+    """
     statuses: dict[Stage, Status] = {}
     order: dict[Stage, None] = {}
 
     def need(stage: Stage, held: bool) -> None:
-        """`held`: its files are going to be read, so evicted weights have to be made again."""
+        """Add a stage and, unless it is done, its inputs.
+
+        `held`: its files will be read, so evicted weights must be made again.
+        """
         if stage in statuses and (not held or statuses[stage].state != "done"):
             return
-        statuses[stage] = store.held(stage) if held else store.status(stage)
+        statuses[stage] = store.status_with_weights(stage) if held else store.status(stage)
         if statuses[stage].state != "done":
-            for source in stage.before:
+            for source in stage.input_stages:
                 need(source, held=True)
         order.pop(stage, None)
         order[stage] = None

@@ -1,6 +1,9 @@
-"""Public datasets to canonical rows: a file each, with the exact columns of its source, its traps, and what is dropped and counted.
+"""Readers of public datasets: one file for each dataset.
 
-A dataset is a folder laid out as on the hub, whichever way it came here, or one file of it.
+A reader turns the dataset's rows into canonical rows.
+
+Each file lists the exact columns of its source, its traps, and the rows that are dropped and counted. A
+dataset is a folder laid out as on the hub, or one file of it. It does not matter how it came here.
 """
 
 from __future__ import annotations
@@ -21,18 +24,21 @@ from bench.store.keys import tree_stamp
 from bench.store.stage_settings import ConversationData, DatasetRows
 from bench.text_files import describe, printable
 
-PEEK = 50  # rows that the door looks at
+PEEK = 50  # rows of each file that are checked before a command starts
 
 
 class Reader(Protocol):
-    """What a reader's module holds; HELDOUT_IN_TRAIN_FILES where rows themselves say which split is theirs."""
+    """Interface of a reader's module.
 
-    VERSION: int  # raised when the same rows come to mean others
-    COLUMNS: tuple[str, ...]  # that every row has
+    A module may also set HELDOUT_IN_TRAIN_FILES = True: its rows then name their own split.
+    """
+
+    VERSION: int  # raised when the reader gives other rows for the same file
+    COLUMNS: tuple[str, ...]  # columns that every row must have
 
     @staticmethod
     def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Any]:
-        """Canonical rows of one split, in their order; what is dropped and cannot be read goes to the tally."""
+        """Canonical rows of one split, in order. Dropped and unreadable rows are counted in the tally."""
 
 
 def load(name: str) -> Reader:
@@ -44,18 +50,26 @@ def version(name: str) -> int:
 
 
 def find_files(path: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files of a split, in the order of their names; a path that is a file is all there is. Raises ValueError where one is missing."""
+    """Files of a split, by pattern and then by name. A `path` that is a file is the whole split.
+
+    Raises ValueError for a pattern without a file.
+    """
     if path.is_file():
         return [path]
-    found = {pattern: sorted(path.glob(pattern)) for pattern in patterns}
-    if missing := [pattern for pattern, files in found.items() if not files]:
-        lying = ", ".join(sorted(str(file.relative_to(path)) for file in itertools.islice(path.rglob("*.*"), 8))) or "nothing"
-        raise ValueError(f"{path} must hold {' and '.join(missing)}, as on the hub, or be one such file; it holds {lying}")
-    return list(dict.fromkeys(file for files in found.values() for file in files))
+    by_pattern = {pattern: sorted(path.glob(pattern)) for pattern in patterns}
+    if missing := [pattern for pattern, files in by_pattern.items() if not files]:
+        present = ", ".join(sorted(str(file.relative_to(path)) for file in itertools.islice(path.rglob("*.*"), 8))) or "nothing"
+        raise ValueError(
+            f"{path}: expected a folder laid out as on the hub, or one data file; {' and '.join(missing)} is missing, it holds {present}"
+        )
+    return list(dict.fromkeys(file for files in by_pattern.values() for file in files))
 
 
 def _raws(files: Sequence[Path], split: str, reader: Reader, tally: Tally, names: Sequence[str] = ()) -> Iterator[Raw]:
-    """Rows of files, numbered through; those without the reader's columns are problems."""
+    """Rows of the files, numbered across files.
+
+    A row without the reader's columns becomes a problem in the tally.
+    """
     count = itertools.count(1)
     for file in files:
         for number, take in raw_rows(file, names):
@@ -76,16 +90,19 @@ def _raws(files: Sequence[Path], split: str, reader: Reader, tally: Tally, names
 
 
 def place_of(row_id: str, path: Path, dataset: DatasetRows) -> str:
-    """File and number of the row that `_raws` has called so."""
+    """File and row number of the row with the id `row_id`, as `_raws` gives ids."""
     split, _, number = row_id.rpartition("-")
-    own = split == "heldout" and path.is_dir() and dataset.heldout_files
-    files = find_files(path, dataset.heldout_files if own else dataset.train_files)
+    has_own_files = split == "heldout" and path.is_dir() and dataset.heldout_files
+    files = find_files(path, dataset.heldout_files if has_own_files else dataset.train_files)
     places = (f"{file}:{place}" for file in files for place, _ in raw_rows(file))
     return next(itertools.islice(places, int(number) - 1, None), row_id)
 
 
 class Shown(NamedTuple):
-    """What a first row shows of all: its form, and whether they are messages, which need a chat template."""
+    """Form of a dataset's rows, as its first row shows it.
+
+    `messages`: the rows hold messages, so that the model needs a chat template.
+    """
 
     form: Form | None
     messages: bool
@@ -97,8 +114,12 @@ def shown_by(row: Any) -> Shown:
 
 
 def check(path: Path, reading: Reading | Conversations, train_files: Sequence[str], heldout_files: Sequence[str] = ()) -> Shown:
-    """What a dataset's first rows show. Raises ValueError for what its reader cannot read."""
-    reader, found = load(reading.reader), []
+    """Form of a dataset's rows, from the first rows of each file.
+
+    Raises ValueError where its reader cannot read them.
+    """
+    rows: list[Any] = []
+    reader = load(reading.reader)
     splits = [("train", find_files(path, train_files))]
     if heldout_files and path.is_dir():
         splits.append(("heldout", find_files(path, heldout_files)))
@@ -106,10 +127,10 @@ def check(path: Path, reading: Reading | Conversations, train_files: Sequence[st
         tally = Tally()
         first = [raw for file in files for raw in itertools.islice(_raws([file], split, reader, tally), PEEK)]
         if not first and not tally.problems:
-            raise ValueError(f"{', '.join(map(str, files[:3]))}: no rows")
-        found += list(reader.read(first, reading, tally, train=split == "train"))
+            raise ValueError(f"{', '.join(map(str, files[:3]))}: the file holds no rows")
+        rows += list(reader.read(first, reading, tally, train=split == "train"))
         raise_bad_rows(tally.problems)
-    return shown_by(found[0]) if found else Shown(None, False)
+    return shown_by(rows[0]) if rows else Shown(None, False)
 
 
 def row_form(row: Any) -> Form | None:
@@ -118,7 +139,7 @@ def row_form(row: Any) -> Form | None:
 
 @dataclass(frozen=True)
 class Splits:
-    """All rows of a dataset. `heldout` is None where it has no such split."""
+    """All rows of a dataset. `heldout` is None for a dataset without a held-out split."""
 
     train: list[Any]
     heldout: list[Any] | None
@@ -126,11 +147,15 @@ class Splits:
 
 
 def read_dataset(path: Path, reading: Reading, train_files: tuple[str, ...], heldout_files: tuple[str, ...]) -> Splits:
-    """Raises BadRows with the place of every row that is not in its source's shape, ValueError where none is left."""
+    """All rows of a dataset, by split.
+
+    Raises BadRows with the place of every row that is not in its source's format, and ValueError where no
+    train row is left.
+    """
     return _read_dataset(path, tree_stamp(path), reading, train_files, heldout_files)
 
 
-@lru_cache(maxsize=1)  # cells that differ in fraction and seed read the same rows
+@lru_cache(maxsize=1)  # cells that differ only in fraction and seed read the same rows
 def _read_dataset(path: Path, stamp: str, reading: Reading, train_files: tuple[str, ...], heldout_files: tuple[str, ...]) -> Splits:
     reader = load(reading.reader)
     counts: dict[str, int] = {}
@@ -141,9 +166,9 @@ def _read_dataset(path: Path, stamp: str, reading: Reading, train_files: tuple[s
     elif getattr(reader, "HELDOUT_IN_TRAIN_FILES", False):
         heldout = _split(reader, reading, find_files(path, train_files), "heldout", counts) or None
     if not train:
-        raise ValueError(f"{path}: no train row is left of {counts['train/read']}: {_reasons(counts)}")
+        raise ValueError(f"{path}: none of {counts['train/read']} train rows can be used: {_reasons(counts)}")
     if len({row_form(row) for row in train}) > 1:
-        raise ValueError(f"{path}: paired and unpaired rows; a dataset has one form")
+        raise ValueError(f"{path}: holds paired and unpaired rows. A dataset must hold one kind: remove the others")
     return Splits(train, heldout, counts)
 
 
@@ -159,20 +184,24 @@ def _split(reader: Reader, reading: Any, files: Sequence[Path], split: str, coun
     rows = list(reader.read(counted(), reading, tally, train=split == "train"))
     raise_bad_rows(tally.problems)
     counts[f"{split}/read"] = number
-    for name, found in (("dropped", tally.dropped), ("noted", tally.noted)):
-        counts |= {f"{split}/{name}/{reason}": n for reason, n in sorted(found.items()) if n}
+    for name, reasons in (("dropped", tally.dropped), ("noted", tally.noted)):
+        counts |= {f"{split}/{name}/{reason}": n for reason, n in sorted(reasons.items()) if n}
     return rows
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
-    """Why train rows were dropped."""
+    """Reasons why train rows were dropped, with their counts, in words."""
     start = "train/dropped/"
-    return ", ".join(f"{n} {name.removeprefix(start)}" for name, n in counts.items() if name.startswith(start)) or "it has none"
+    return ", ".join(f"{n} {name.removeprefix(start)}" for name, n in counts.items() if name.startswith(start)) or "there are no rows"
 
 
 def read_conversations(path: Path, settings: ConversationData) -> tuple[list[Conversation], dict[str, int]]:
+    """Conversations of a dataset, and their counts.
+
+    Raises BadRows for unreadable rows, ValueError where no row is left.
+    """
     counts: dict[str, int] = {}
     rows = _split(load("conversations"), Conversations(reader="conversations"), find_files(path, settings.files), "train", counts)
     if not rows:
-        raise ValueError(f"{path}: no conversation is left of {counts['train/read']}: {_reasons(counts)}")
+        raise ValueError(f"{path}: none of {counts['train/read']} conversations can be used: {_reasons(counts)}")
     return rows, counts

@@ -1,4 +1,4 @@
-"""What readers share: a raw row with its place, and a tally of what was dropped, what was noted and what cannot be read."""
+"""Shared parts of the readers: raw rows with their place, and a tally of dropped and unreadable rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 
 class Raw(NamedTuple):
-    """A row as its source has it. `id` tells it apart from all others of the dataset; `place` is its file and number, for messages."""
+    """A row as its source has it.
+
+    `id` is unique in the dataset. `place` is the row's file and number, for messages.
+    """
 
     id: str
     place: str
@@ -24,7 +27,11 @@ class Raw(NamedTuple):
 
 @dataclass
 class Tally:
-    """`dropped`: rows by reason; `noted`: rows that were kept and are worth a word; `problems`: rows that are not in the source's shape."""
+    """Counts of rows by reason, and problems.
+
+    `dropped`: rows that were left out. `noted`: rows that were kept and are mentioned. `problems`: messages
+    about rows that are not in the source's format.
+    """
 
     dropped: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
@@ -32,20 +39,24 @@ class Tally:
 
 
 def each(raws: Iterable[Raw], tally: Tally, make: Callable[[Raw], T]) -> Iterator[T]:
-    """What `make` makes of the rows, less those that are dropped (Unusable) or cannot be read (ValueError), which are tallied."""
+    """Results of `make` for the rows, in order.
+
+    A row for which `make` raises Unusable is dropped and counted; one for which it raises ValueError becomes
+    a problem.
+    """
     for raw in raws:
         try:
-            made = make(raw)
+            row = make(raw)
         except Unusable as error:
             tally.dropped[error.reason] += 1
         except ValueError as error:
             tally.problems.append(f"{raw.place}: {error}")
         else:
-            yield made
+            yield row
 
 
 def by_row(make: Callable[[Raw], T]) -> Callable[..., Iterator[T]]:
-    """The `read` of a reader that makes what it makes of each row alone, in the same way of train and held-out ones."""
+    """Function `read` of a reader that applies `make` to each row alone, in train and held-out rows alike."""
 
     def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[T]:
         return each(raws, tally, make)
@@ -54,22 +65,24 @@ def by_row(make: Callable[[Raw], T]) -> Callable[..., Iterator[T]]:
 
 
 def drop(reason: str) -> Unusable:
+    """An exception that drops a row and counts it by `reason`."""
     return Unusable(reason, reason)
 
 
 def text(columns: Mapping[str, Any], name: str) -> str:
-    """A column that must hold text."""
+    """Text of a column. Raises ValueError for another value."""
     return text_files.text(columns.get(name), name)
 
 
 def number(columns: Mapping[str, Any], name: str) -> float:
+    """Number of a column. Raises ValueError for another value."""
     if (value := text_files.number(columns.get(name))) is None:
         raise ValueError(f"{name} must be a number, got {text_files.describe(columns.get(name))}")
     return value
 
 
 def one_of(columns: Mapping[str, Any], name: str, values: Sequence[Any]) -> Any:
-    """A column that must hold one of some values."""
+    """Value of a column, one of `values`. Raises ValueError for another value."""
     if isinstance(value := columns.get(name), (list, dict)) or value not in values:
         raise ValueError(f"{name} must be {' or '.join(map(str, values))}, got {text_files.describe(value)}")
     return value
@@ -80,7 +93,7 @@ def user(content: str) -> Message:
 
 
 def alternates(messages: Sequence[Message]) -> bool:
-    """Whether user and assistant take turns, the user first, after a system message where there is one."""
+    """Whether user and assistant take turns, the user first. A system message may stand before them."""
     roles = [message["role"] for message in messages]
     if roles[:1] == ["system"]:
         roles = roles[1:]

@@ -1,7 +1,9 @@
-"""Rows of `messages` for supervised fine-tuning: HuggingFaceH4/ultrachat_200k (train_sft), and TRL's conversational language modelling.
+"""Conversations for supervised fine-tuning: HuggingFaceH4/ultrachat_200k (train_sft), and TRL's language
+modelling format.
 
-ultrachat_200k's columns: prompt (text, the first message), prompt_id, messages (several turns). A conversation is cut after its last
-answer; one without an answer, with an empty message, or whose speakers do not take turns is dropped and counted.
+Columns of ultrachat_200k: prompt (text, the first message), prompt_id, messages (several turns). A
+conversation is cut after its last assistant message. A conversation is dropped and counted if it has no
+assistant message or an empty message, or if its speakers do not take turns.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Feedback files of HALOs' train.label: a list of JSON objects with `type` pairwise_feedback or binary_feedback.
+"""Feedback files of HALOs' train.label: a list of JSON objects with `type` pairwise_feedback or
+binary_feedback.
 
-pairwise: prompt_id, prompt (messages), output_A, output_B (a list of one assistant message), label (1 if A is preferred), reward_A,
-reward_B. binary: prompt_id, prompt, output, label (1 is desirable), reward. Where rows have a `split`, "train" and "test" are the train
-and the held-out rows of one file. scalar_feedback has rewards and no labels, and is refused.
+Columns of pairwise_feedback: prompt_id, prompt (messages), output_A, output_B (a list of one assistant
+message), label (1 if A is preferred), reward_A, reward_B. Columns of binary_feedback: prompt_id, prompt,
+output, label (1 is desirable), reward. Where rows have a `split`, "train" marks the train rows and "test" the
+held-out rows of the file. scalar_feedback has rewards and no labels, and is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from bench.text_files import describe
 
 VERSION = 1
 COLUMNS = ("type", "prompt", "label")
-HELDOUT_IN_TRAIN_FILES = True  # rows say themselves which split is theirs
+HELDOUT_IN_TRAIN_FILES = True  # rows name their own split
 
 
 def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair | Unpaired]:

@@ -1,9 +1,12 @@
-r"""Anthropic/hh-rlhf, the four folders of preference data (harmless-base, helpful-base, helpful-online, helpful-rejection-sampled).
+r"""Anthropic/hh-rlhf, the four folders of preference data (harmless-base, helpful-base, helpful-online,
+helpful-rejection-sampled).
 
-Columns, both text: chosen, rejected, transcripts "\n\nHuman: ...\n\nAssistant: ..." that share all but the last answer. A row is dropped
-and counted where the transcripts part earlier (HALOs and DPO's code cut them all the same, and train on answers to another prompt),
-where they do not end in an answer, or where the speakers do not take turns, which chat templates refuse. Texts are stripped: HH has
-spaces before line breaks, which tokenise apart. red-team-attempts is another kind of data and has other columns.
+Columns, both text: chosen, rejected. They are transcripts "\n\nHuman: ...\n\nAssistant: ..." that share
+everything except the last completion. A row is dropped and counted in three cases: the transcripts differ
+earlier (HALOs and DPO's code cut them all the same, and train on completions of another prompt); they do not
+end in a completion; or the speakers do not take turns, which chat templates refuse. Texts are stripped: HH
+has spaces before line breaks, and these change the tokens. red-team-attempts is another kind of data with
+other columns.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ def _pair(raw: Raw) -> Pair:
 
 
 def _turns(transcript: str) -> list[Message]:
-    """Messages of a transcript; raises ValueError for text that is none."""
+    """Messages of a transcript. Raises ValueError for text that is no transcript."""
     before, *parts = SPEAKER.split(transcript)
     if before.strip() or not parts:
-        raise ValueError(f"a transcript begins with '\\n\\nHuman:', got {transcript[:60]!r}")
-    return [{"role": ROLES[speaker], "content": said.strip()} for speaker, said in zip(parts[::2], parts[1::2], strict=True)]
+        raise ValueError(f"a transcript must begin with '\\n\\nHuman:', got {transcript[:60]!r}")
+    return [{"role": ROLES[speaker], "content": content.strip()} for speaker, content in zip(parts[::2], parts[1::2], strict=True)]
 
 
 read = by_row(_pair)

@@ -1,4 +1,4 @@
-"""Which preference rows a model can learn from, as its chat template writes them and `max_length` cuts them."""
+"""Checks that a model can learn from preference rows, after its chat template and the cut at `max_length`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unlearnable:
-    """The `reason` that a row is counted by. `why`: the template's words, of a row that it cannot write."""
+    """Result for a row that a model learns nothing from.
+
+    The row is counted by `reason`. `why` is the chat template's error, for a row that it cannot write.
+    """
 
     reason: str
     why: str = ""
@@ -30,46 +33,57 @@ TOO_LONG = Unlearnable("prompt too long")
 SAME_TOKENS = Unlearnable("chosen and rejected the same after template and truncation")
 NO_TOKENS = Unlearnable("completion empty after template and truncation")
 UNWRITABLE = "not writable with the chat template"
-# Ends a reason for which rows are noted: the tokenizer reads such text as the token itself, in training and in generation, as other
-# trainers' tokenizers do.
+# End of a reason for which rows are noted. The tokenizer reads such text as the token itself, in training and
+# in generation. The tokenizers of other trainers do the same.
 AS_CONTROL = "in the text, which the model reads as a control token"
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a model makes of a row. Called with a prompt and its completions (two of a pair), it tells why nothing is learnt."""
+class LearnCheck:
+    """Check of a row for one model.
 
-    at: Callable[[Sequence[Message], Sequence[str]], Unlearnable | None]
-    marks: Callable[[Sequence[Message], Sequence[str]], set[str]]  # special tokens in the text of a row
+    Call it with a prompt and its completions (two of a pair). It returns the reason why nothing is learnt, or
+    None.
+    """
+
+    check: Callable[[Sequence[Message], Sequence[str]], Unlearnable | None]
+    # Special tokens typed in the text of a row.
+    special_tokens: Callable[[Sequence[Message], Sequence[str]], set[str]]
 
     def __call__(self, prompt: Sequence[Message], completions: Sequence[str]) -> Unlearnable | None:
-        return self.at(prompt, completions)
+        return self.check(prompt, completions)
 
 
-def special_marks(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Message], Sequence[str]], set[str]]:
-    """What finds special tokens that somebody has typed. An EOS at the end of a plain text is no such one: rows end so."""
+def special_token_finder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Message], Sequence[str]], set[str]]:
+    """Function that finds special tokens typed in a row's text.
+
+    An EOS at the end of a completion to a plain-text prompt does not count: such rows end with it.
+    """
     known = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, known)) or r"(?!)")
 
-    def marks(prompt: Sequence[Message], completions: Sequence[str]) -> set[str]:
+    def find(prompt: Sequence[Message], completions: Sequence[str]) -> set[str]:
         end = str(tokenizer.eos_token) if prompt[0]["role"] == "text" else ""
         texts = [*(message["content"] for message in prompt), *(text.removesuffix(end) for text in completions)]
-        return {mark for text in texts for mark in pattern.findall(text)}
+        return {token for text in texts for token in pattern.findall(text)}
 
-    return marks
+    return find
 
 
-def looker(tokenizer: PreTrainedTokenizerBase, most: int | None) -> Look:
-    """What tells whether a model learns from a row within `most` tokens (None: any number). It remembers what it has looked at."""
+def learn_check(tokenizer: PreTrainedTokenizerBase, most: int | None) -> LearnCheck:
+    """Check whether a model learns from a row within `most` tokens (None: any number).
+
+    It caches its results.
+    """
     lengths: dict[str, Unlearnable | int] = {}
     seen: dict[tuple[str, ...], Unlearnable | None] = {}
 
     def length(prompt: Sequence[Message]) -> Unlearnable | int:
         try:
-            found = len(prompt_ids(tokenizer, prompt))
+            n_tokens = len(prompt_ids(tokenizer, prompt))
         except TemplateFailed as error:
             return Unlearnable(UNWRITABLE, str(error.__cause__ or error))
-        return TOO_LONG if most is not None and found >= most else found
+        return TOO_LONG if most is not None and n_tokens >= most else n_tokens
 
     def look_anew(prompt: Sequence[Message], completions: Sequence[str]) -> Unlearnable | None:
         try:
@@ -86,24 +100,24 @@ def looker(tokenizer: PreTrainedTokenizerBase, most: int | None) -> Look:
         key = prompt_key(prompt)
         if key not in lengths:
             lengths[key] = length(prompt)
-        if isinstance(found := lengths[key], Unlearnable) or not completions:
-            return found if isinstance(found, Unlearnable) else None
+        if isinstance(prompt_length := lengths[key], Unlearnable) or not completions:
+            return prompt_length if isinstance(prompt_length, Unlearnable) else None
         if (row := (key, *completions)) not in seen:
             seen[row] = look_anew(prompt, completions)
         return seen[row]
 
-    return Look(look, special_marks(tokenizer))
+    return LearnCheck(look, special_token_finder(tokenizer))
 
 
 def check_conversations(template: Template | None, rows: Sequence[Conversation]) -> None:
-    """Raises ValueError where a template cannot write all of the conversations that an answer is learnt from."""
+    """Raises ValueError for conversations of the training data that the template cannot write."""
     if template is not None and (refused := refusals(template, [row.messages for row in rows])):
         first = f"row {rows[refused[0].place].id}: {refused[0].why}"
-        what = f"{len(refused)} of {len(rows)} conversations cannot be written with the model's chat template, first {first}"
-        raise ValueError(f"{what}; name another model.chat_template, or leave them out")
+        what = f"the model's chat template cannot write {len(refused)} of {len(rows)} conversations. The first is {first}"
+        raise ValueError(f"{what}. Set another model.chat_template, or remove these conversations")
 
 
-@lru_cache(maxsize=2)  # cells that differ in seed and fraction look at the same rows
-def look_of_model(folder: Path, stamp: str, most: int | None) -> Look:
-    """`looker` with the tokenizer of a model's folder; `stamp` tells its states apart."""
-    return looker(load_tokenizer(folder), most)
+@lru_cache(maxsize=2)  # cells that differ only in seed and fraction check the same rows
+def learn_check_of_model(folder: Path, stamp: str, most: int | None) -> LearnCheck:
+    """Check of rows with the tokenizer of a model's folder; `stamp` changes when the folder changes."""
+    return learn_check(load_tokenizer(folder), most)

@@ -1,5 +1,10 @@
-"""Self-instruction (Wang et al. 2023, arXiv 2212.10560, section 2.2): new prompts that a model writes after examples, less those that are
-like a known one (ROUGE-L), too short or long, or ask for what text cannot hold."""
+"""Self-instruction (Wang et al.
+
+2023, arXiv 2212.10560, section 2.2): new prompts, written by a model after examples.
+
+Prompts are left out if they are similar to a known one (ROUGE-L), too short or too long, or need more than
+text (BLOCKED words).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,10 @@ _ASK = "Here are tasks that people gave to an assistant:\n\n{shown}\n\nWrite one
 
 
 def few_shot(known: Sequence[str], written: Sequence[str], n_known: int, n_written: int, rng: random.Random) -> str:
-    """A request for a new prompt after examples: `n_written` of the model's earlier ones where there are so many, the rest known."""
+    """A request for a new prompt, with n_known + n_written examples.
+
+    At most `n_written` examples are the model's earlier prompts; the rest are known prompts.
+    """
     own = rng.sample(list(written), min(n_written, len(written)))
     examples = rng.sample(list(known), min(n_known + n_written - len(own), len(known))) + own
     rng.shuffle(examples)
@@ -26,14 +34,16 @@ def few_shot(known: Sequence[str], written: Sequence[str], n_known: int, n_writt
 
 @dataclass(frozen=True)
 class Filtered:
-    """What is kept, in its order, and why the rest is not."""
+    """Prompts that are kept, in order, and counts of the others by reason."""
 
     kept: list[str]
-    dropped: dict[str, int]  # unusable, similar, beyond the number that was wanted
+    dropped: dict[str, int]  # keys: unusable, similar, surplus (more than the wanted number)
 
 
 def new_ones(written: Iterable[str], known: Sequence[str], similarity: float, n: int) -> Filtered:
-    """Prompts whose ROUGE-L to every known one, and to every one kept before, stays below `similarity`."""
+    """At most `n` prompts from the replies, each with ROUGE-L below `similarity` to all known and kept
+    prompts.
+    """
     pool = [_words(text) for text in known]
     kept: list[str] = []
     dropped = dict.fromkeys(("unusable", "similar", "surplus"), 0)
@@ -59,7 +69,9 @@ def prompt_of(reply: str) -> str | None:
 
 
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
-    """F1 of the longest common subsequence of words, as in Lin (2004) with equal weights; 0 where either is empty."""
+    """F1 in [0, 1] of the longest common subsequence of words (Lin 2004, equal weights); 0 where either is
+    empty.
+    """
     if not a or not b:
         return 0.0
     row = [0] * (len(b) + 1)
@@ -73,7 +85,10 @@ def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
 
 
 def _reaches(a: Sequence[str], b: Sequence[str], similarity: float) -> bool:
-    """Whether ROUGE-L is that high; the words in common, whatever their order, bound it and cost little."""
+    """Whether ROUGE-L is at least `similarity`.
+
+    The number of common words, in any order, is a cheap upper bound.
+    """
     common = sum((Counter(a) & Counter(b)).values())
     return 2 * common / (len(a) + len(b)) >= similarity and rouge_l(a, b) >= similarity
 

@@ -1,9 +1,11 @@
-"""OpenAssistant/oasst1: trees of messages by people, the answers to a message ranked; splits train and validation.
+"""OpenAssistant/oasst1: trees of messages by people, with the replies to a message ranked; splits train and
+validation.
 
-Columns used: message_id, parent_id, text, role (prompter, assistant), lang, deleted, rank (0 is the best, None where not ranked). As
-HALOs does, a ranking a, b, c of the answers to one message becomes the pairs (a, b), (b, c), in the wanted languages only. Here only
-answers make pairs, and a deleted message takes its answers with it. A rank whose better neighbour is missing gives no pair; nor does an
-answer one of whose ancestors is missing or in another language.
+Columns used: message_id, parent_id, text, role (prompter, assistant), lang, deleted, rank (0 is the best,
+None where not ranked). A ranking a, b, c of the replies to one message becomes the pairs (a, b), (b, c), as
+in HALOs, in the wanted languages only. Here only assistant messages make pairs, and the replies to a deleted
+message are dropped with it. A reply gives no pair if the reply ranked just above it is missing, or if one of
+its ancestors is missing or in another language.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def _checked(raw: Raw, reading: Oasst1, seen: set[str]) -> Raw:
         raise ValueError(f"rank must be a whole number, got {raw.columns['rank']}")
     one_of(raw.columns, "deleted", (True, False))
     if name in seen:
-        raise ValueError(f"message_id {name[:80]!r} is another row's too")
+        raise ValueError(f"message_id {name[:80]!r} occurs twice; every row needs its own")
     seen.add(name)
     if raw.columns["deleted"]:
         raise drop("deleted")
@@ -49,7 +51,7 @@ def _checked(raw: Raw, reading: Oasst1, seen: set[str]) -> Raw:
 
 def _pair(worse: Raw, ranked: Mapping[tuple[Any, Any], Raw], known: Mapping[str, Raw]) -> Pair:
     parent, rank = worse.columns["parent_id"], worse.columns["rank"]
-    if worse.columns["role"] != "assistant" or not rank:  # the best, rank 0, is in its neighbour's pair
+    if worse.columns["role"] != "assistant" or not rank:  # the best reply, rank 0, is in the next one's pair
         raise drop("no lower-ranked answer")
     if (better := ranked.get((parent, rank - 1))) is None:
         raise drop("no neighbour in rank")
@@ -57,7 +59,7 @@ def _pair(worse: Raw, ranked: Mapping[tuple[Any, Any], Raw], known: Mapping[str,
     above: set[str] = set()
     while parent is not None:
         if parent in above:
-            raise ValueError(f"parent_id leads back to {parent[:80]!r}: a conversation has a beginning")
+            raise ValueError(f"parent_id leads in a circle back to {parent[:80]!r}; every conversation needs a first message")
         above.add(parent)
         if (message := known.get(parent)) is None:
             raise drop("an ancestor is missing")

@@ -1,7 +1,8 @@
 """Intel/orca_dpo_pairs, one file of JSON lines: the data of HF's sweep over DPO, IPO and KTO for OpenHermes.
 
-Columns, all text: system (may be empty), question, chosen (GPT-4's or ChatGPT's answer of OpenOrca), rejected (Llama-2-13B-chat's). Who
-wrote an answer decides which is chosen: nobody compared them. No split; rows lie in no order that means anything.
+Columns, all text: system (may be empty), question, chosen (GPT-4's or ChatGPT's completion from OpenOrca),
+rejected (Llama-2-13B-chat's). A completion is chosen because of its author: nobody compared the two. There is
+no split, and the order of the rows has no meaning.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Preference rows: reading a user's file.
+"""Reader of preference rows in TRL's formats, from a user's file.
 
-A file holds TRL's paired form (prompt, chosen, rejected) or its unpaired form (prompt, completion, label), as plain text or as
-messages. The prompt may stand inside `chosen` and `rejected`, as what both begin with; it does where `prompt` is absent, or is text
-beside messages. Plain text stays plain: a prompt of one message with role "text", to which no chat template is applied.
+A file holds paired rows (prompt, chosen, rejected) or unpaired rows (prompt, completion, label), as plain
+text or as messages. The prompt may be the common beginning of `chosen` and `rejected`. This is so where
+`prompt` is absent, or is text while the completions are messages. Plain text stays plain: it becomes a prompt
+of one message with role "text", and no chat template is applied.
 """
 
 from __future__ import annotations
@@ -24,32 +25,37 @@ from bench.text_files import BadFile, begins_as_list, describe, json_lines, list
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXPECTED = "expected columns prompt, chosen, rejected or prompt, completion, label"
 
-# What TRL or a chat template would read and we do not. A row that is filled there says more than its text: it is refused.
+# Columns that TRL or a chat template would read and this reader does not. A row with a value in one is
+# refused.
 NOT_TRAINED_ON = frozenset(
     {"tools", "functions", "tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio", "chat_template_kwargs"}
 )
-THOUGHTS = frozenset({"reasoning_content", "reasoning", "thinking"})  # refused in a message; a column of a row is somebody's note
-# What a row says as well without; how many rows have it is counted.
+# Refused in a message; ignored as a column of a row.
+THOUGHTS = frozenset({"reasoning_content", "reasoning", "thinking"})
+# Columns without which a row means the same. They are ignored, and the rows that have them are counted.
 NOT_READ = THOUGHTS | {
     "margin", "weight", "weights", "score", "score_chosen", "score_rejected", "chosen_score", "rejected_score", "ref_logps",
-    "system", "system_prompt", "history",  # of other trainers, which put them before the prompt
+    "system", "system_prompt", "history",  # columns of other trainers, put before the prompt there
     "ref_chosen_logps", "ref_rejected_logps",
 }  # fmt: skip
 NOT_READ_IN_MESSAGES = frozenset({"name", "weight", "train"})
-LEFT_ASIDE = NOT_TRAINED_ON | NOT_READ  # columns that are looked at beside those that are read
+LEFT_ASIDE = NOT_TRAINED_ON | NOT_READ  # columns that are checked in addition to those that are read
 
 
-# Ends of reasons for which rows are noted and kept.
+# Ends of the reasons for which rows are noted and kept.
 OTHER_PROMPT = "with a prompt that its messages do not hold: the messages count"
 OPPOSITE = "with the opposite of another row of the same prompt"
 
 
 class BadRows(ValueError):
-    """The file holds rows that cannot be used; the message lists them with line number and reason."""
+    """Raised for a file with rows that cannot be used. The message lists them with line number and reason."""
 
 
 class Unusable(ValueError):
-    """A row of the right shape that nothing can be learnt from; readers of public datasets drop it and count it by its `reason`."""
+    """Raised for a row of the right format that nothing can be learnt from.
+
+    Readers of public datasets drop such a row and count it by `reason`.
+    """
 
     def __init__(self, text: str, reason: str):
         super().__init__(text)
@@ -58,11 +64,11 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True)
 class Preferences:
-    """Either form, not both: the list of the other is empty."""
+    """Rows of a file, all paired or all unpaired. The list of the other form is empty."""
 
     pairs: list[Pair]
     unpaired: list[Unpaired]
-    noted: Counter[str] = field(default_factory=Counter)  # rows by what is left aside of them
+    noted: Counter[str] = field(default_factory=Counter)  # counts of kept rows by what is ignored in them
 
     @property
     def rows(self) -> list[Pair] | list[Unpaired]:
@@ -73,14 +79,15 @@ class Preferences:
         return "paired" if self.pairs else "unpaired"
 
 
-def read_prompts(path: Path, answered: bool) -> list[Text]:
-    """The different prompts of a file (.jsonl, .json with one object a line, or .parquet), in its order: `prompt`, text or messages, and
-    where they must be answered `completion`, text or one assistant message. Completions that nobody asks for are empty.
+def read_prompts(path: Path, with_completions: bool) -> list[Text]:
+    """Different prompts of a file (.jsonl, .json with one object a line, or .parquet), in its order.
 
-    Raises BadRows with every bad row, and ValueError for a file of neither kind.
+    Column `prompt` is text or messages. With `with_completions`, column `completion` (text or one assistant
+    message) is needed too; without it completions are empty. Raises BadRows with every bad row, and
+    ValueError for a file of another kind.
     """
-    columns = ("prompt", "completion") if answered else ("prompt",)
-    found: dict[str, Text] = {}
+    columns = ("prompt", "completion") if with_completions else ("prompt",)
+    by_key: dict[str, Text] = {}
     problems = []
     for number, read in raw_rows(path):
         try:
@@ -88,19 +95,19 @@ def read_prompts(path: Path, answered: bool) -> list[Text]:
             if not isinstance(raw, Mapping) or any(column not in raw for column in columns):
                 raise ValueError(f"expected columns {' and '.join(columns)}, got {_named(raw)}")
             check_columns(raw, columns)
-            prompt, texts = _prompt_and_completions(raw, columns[1:]) if answered else (_prompt(raw["prompt"]), [""])
+            prompt, texts = _prompt_and_completions(raw, columns[1:]) if with_completions else (_prompt(raw["prompt"]), [""])
         except ValueError as error:
             problems.append(refusal(f"{path}:{number}", error))
         else:
-            found.setdefault(prompt_key(prompt), Text(str(number), prompt, texts[0]))
+            by_key.setdefault(prompt_key(prompt), Text(str(number), prompt, texts[0]))
     raise_bad_rows(problems)
-    if not found:
+    if not by_key:
         raise BadRows(f"{path}: no rows; expected columns {' and '.join(columns)}")
-    return list(found.values())
+    return list(by_key.values())
 
 
 def refusal(place: str, error: ValueError) -> str:
-    """What is wrong with a row, its place first."""
+    """Message about a bad row: its place, then the reason."""
     return str(error) if isinstance(error, BadFile) else f"{place}: {error}"
 
 
@@ -114,9 +121,10 @@ def raise_bad_rows(problems: Sequence[str]) -> None:
 
 
 def read_preferences(path: Path) -> Preferences:
-    """Read and check a whole file (.jsonl, .json with one object a line, or .parquet).
+    """Preference rows of a file (.jsonl, .json with one object a line, or .parquet), all checked.
 
-    Raises BadRows with every bad row's line (JSONL) or row number (Parquet), and ValueError for a file of neither kind.
+    Raises BadRows with every bad row's line (JSONL) or row number (Parquet), and ValueError for a file of
+    another kind.
     """
     pairs: list[Pair] = []
     unpaired: list[Unpaired] = []
@@ -134,7 +142,7 @@ def read_preferences(path: Path) -> Preferences:
         else:
             (pairs if isinstance(row, Pair) else unpaired).append(row)  # type: ignore[arg-type]
     if pairs and unpaired:
-        problems.append(f"{path}: {len(pairs)} paired and {len(unpaired)} unpaired rows; a file holds one form")
+        problems.append(f"{path}: holds {len(pairs)} paired and {len(unpaired)} unpaired rows. A file must hold one kind: split it")
     raise_bad_rows(problems)
     if not pairs and not unpaired:
         raise BadRows(f"{path}: no rows; {EXPECTED}")
@@ -142,10 +150,11 @@ def read_preferences(path: Path) -> Preferences:
 
 
 def raw_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """(number, function that reads the row or raises ValueError); only a file that cannot be read at all raises here.
+    """Pairs (number, function that reads the row or raises ValueError) of a file.
 
-    `columns`: of a Parquet file only these are read, and those of LEFT_ASIDE; all where none are named.
-    JSON is one object a line (.jsonl, .json), or a list of objects in a .json file; either with .gz.
+    `columns`: of a Parquet file only these columns and those in LEFT_ASIDE are read; all columns if empty.
+    JSON is one object a line (.jsonl, .json), or a list of objects in a .json file; both also as .gz. Raises
+    ValueError only for a file that cannot be read at all.
     """
     match path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower():
         case ".parquet":
@@ -178,7 +187,10 @@ def _parquet_rows(path: Path, columns: set[str] | None) -> Iterator[tuple[int, C
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands for a value that Python cannot hold; a row is refused for it only where the value is needed."""
+    """Placeholder of a value that Python cannot hold.
+
+    A row is refused for it only where the value is needed.
+    """
 
     reason: str
 
@@ -187,12 +199,16 @@ class Unreadable:
 
 
 def _parquet_row(batch: Any, place: int, where: str, limit: int) -> dict[str, Any]:
-    """A row by the rules of text_files: a number that is not finite is null, and a row has its size. Raises BadFile."""
+    """Columns of one row, by the rules of text_files: a number that is not finite becomes None.
+
+    Raises BadFile for a row of more than `limit` characters.
+    """
     row, size = {}, 0
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             row[name], n = _plain(column[place].as_py())
-        except (ValueError, OverflowError, RecursionError) as error:  # no UTF-8; a date that Python has not
+        # No UTF-8, or a date out of Python's range.
+        except (ValueError, OverflowError, RecursionError) as error:
             row[name], n = Unreadable(str(error)), 0
         size += n
     if size > limit:
@@ -201,7 +217,7 @@ def _parquet_row(batch: Any, place: int, where: str, limit: int) -> dict[str, An
 
 
 def _plain(value: Any) -> tuple[Any, int]:
-    """A value as JSON would have it, and the number of characters in it."""
+    """The value as JSON would hold it, and its number of characters."""
     match value:
         case str() | bytes():
             return value, len(value)
@@ -211,68 +227,82 @@ def _plain(value: Any) -> tuple[Any, int]:
             parts = {name: _plain(part) for name, part in value.items()}
             return {name: part for name, (part, _) in parts.items()}, sum(n for _, n in parts.values())
         case list():
-            read = [_plain(part) for part in value]
-            return [part for part, _ in read], sum(n for _, n in read)
+            items = [_plain(part) for part in value]
+            return [part for part, _ in items], sum(n for _, n in items)
     return value, 0
 
 
 def check_columns(raw: Mapping[str, Any], known: Sequence[str] = ()) -> list[str]:
-    """What is left aside of a row, in words; `known`: columns that its reader reads. Raises ValueError for a row that says more than what
-    is trained on."""
+    """Notes on the columns of a row that are ignored, in words. `known`: columns that its reader reads.
+
+    Raises ValueError for a row with values that training would have to use and does not (NOT_TRAINED_ON).
+    """
     filled = [name for name, value in raw.items() if name in LEFT_ASIDE and name not in known and _is_filled(value)]
     if refused := [name for name in filled if name in NOT_TRAINED_ON]:
         raise ValueError(_not_trained_on(refused))
     messages = [message for value in raw.values() if isinstance(value, list) for message in value if isinstance(message, Mapping)]
     fields = {name for message in messages if "role" in message for name in NOT_READ_IN_MESSAGES if _is_filled(message.get(name))}
-    left = [f"with {name}, which is not read" for name in [*filled, *(f"{name} in a message" for name in sorted(fields))]]
-    return [*left, OTHER_PROMPT] if _has_other_prompt(raw) else left
+    notes = [f"with {name}, which is not read" for name in [*filled, *(f"{name} in a message" for name in sorted(fields))]]
+    return [*notes, OTHER_PROMPT] if _has_other_prompt(raw) else notes
 
 
 def _has_other_prompt(raw: Mapping[str, Any]) -> bool:
-    """Whether a row's prompt is another text than the messages of its completions: less than half of it is in them, or they in it."""
+    """Whether a row's text prompt differs from the messages before its completion.
+
+    It does not differ where messages inside it make up at least half of it, nor where a message contains it
+    and is at most twice as long.
+    """
     prompt, conversation = raw.get("prompt"), raw.get("chosen")
     if not isinstance(prompt, str) or not isinstance(conversation, list) or not (wanted := normalised(prompt).strip()):
         return False
     contents = [message.get("content") for message in conversation[:-1] if isinstance(message, Mapping)]
     if prompt in contents:
         return False
-    said = [normalised(content).strip() for content in contents if isinstance(content, str)]
-    inside = sum(len(text) for text in said if text in wanted)
-    return bool(said) and 2 * inside < len(wanted) and not any(wanted in text and 2 * len(wanted) >= len(text) for text in said)
+    texts = [normalised(content).strip() for content in contents if isinstance(content, str)]
+    inside = sum(len(text) for text in texts if text in wanted)
+    return bool(texts) and 2 * inside < len(wanted) and not any(wanted in text and 2 * len(wanted) >= len(text) for text in texts)
 
 
 def opposites(rows: Sequence[Pair] | Sequence[Unpaired]) -> int:
-    """Rows that say the opposite of another row of the same prompt: the same two completions the other way round, or one completion with
-    the other label."""
-    said = Counter(_says(row) for row in rows)
-    return sum(n for said_of, n in said.items() if _turned(said_of) in said)
+    """Number of rows that contradict another row of the same prompt.
+
+    Two rows contradict each other with the same two completions swapped, or with one completion and the other
+    label.
+    """
+    counts = Counter(_preference_of(row) for row in rows)
+    return sum(n for preference, n in counts.items() if _opposite(preference) in counts)
 
 
-def _says(row: Pair | Unpaired) -> tuple[str, str, str | bool]:
+def _preference_of(row: Pair | Unpaired) -> tuple[str, str, str | bool]:
     return (
         (prompt_key(row.prompt), row.chosen, row.rejected) if isinstance(row, Pair) else (prompt_key(row.prompt), row.completion, row.label)
     )
 
 
-def _turned(said: tuple[str, str, str | bool]) -> tuple[str, str, str | bool]:
-    prompt, first, second = said
+def _opposite(preference: tuple[str, str, str | bool]) -> tuple[str, str, str | bool]:
+    prompt, first, second = preference
     return (prompt, second, first) if isinstance(second, str) else (prompt, first, not second)
 
 
 def _is_filled(value: Any) -> bool:
-    """Files of columns hold something in every row: null, an empty list, an object of nulls."""
+    """Whether a value is not empty.
+
+    Files of columns fill empty places with null, an empty list or an object of nulls.
+    """
     if isinstance(value, Mapping):
         return any(map(_is_filled, value.values()))
     return value is not None and value != "" and value != []
 
 
 def _not_trained_on(names: Sequence[str]) -> str:
-    verb = "are" if len(names) > 1 or names[0].endswith("s") else "is"
-    return f"has {' and '.join(names)}, which {verb} not trained on: leave the row out"
+    return f"has {' and '.join(names)}, and bench cannot train on this. Remove the row"
 
 
 def parse_row(raw: Any, row_id: str) -> Pair | Unpaired:
-    """A row in any of TRL's forms; ValueError says what is wrong with it."""
+    """Pair or unpaired row from a row in any of TRL's forms.
+
+    Raises ValueError with the reason for a bad row.
+    """
     if not isinstance(raw, Mapping):
         raise ValueError(f"expected an object with named columns, got {describe(raw)}")
     check_columns(raw)
@@ -288,7 +318,7 @@ def parse_row(raw: Any, row_id: str) -> Pair | Unpaired:
 
 
 def make_pair(row_id: str, prompt: list[Message], chosen: str, rejected: str) -> Pair:
-    """Raises Unusable where the two completions, or one of them or the prompt, leave nothing to learn."""
+    """A pair. Raises Unusable for equal completions, an empty completion or an empty prompt."""
     _filled(prompt[-1]["content"], "prompt")
     if _filled(chosen, "chosen") == _filled(rejected, "rejected"):
         raise Unusable("chosen and rejected are the same text: nothing to learn; remove the row", "same completions")
@@ -296,7 +326,7 @@ def make_pair(row_id: str, prompt: list[Message], chosen: str, rejected: str) ->
 
 
 def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[list[Message], list[str]]:
-    """A row's prompt and the texts of its completions, in any of the accepted shapes."""
+    """Prompt of a row and the texts of its completions, in any of the accepted formats."""
     values, prompt = [raw[column] for column in columns], raw.get("prompt")
     for column, value in zip(columns, values, strict=True):
         if not isinstance(value, (str, list)):
@@ -304,12 +334,12 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
     if not isinstance(prompt, (str, list, type(None))):
         raise ValueError(f"prompt must be text or a list of messages, got {describe(prompt)}")
     if len({type(value) for value in values}) > 1:
-        sorts = [f"{column} is {'text' if isinstance(value, str) else 'a list'}" for column, value in zip(columns, values, strict=True)]
-        raise ValueError(f"{' and '.join(sorts)}: both must be text, or both a list of messages")
+        kinds = [f"{column} is {'text' if isinstance(value, str) else 'a list'}" for column, value in zip(columns, values, strict=True)]
+        raise ValueError(f"{' and '.join(kinds)}: both must be text, or both a list of messages")
     if all(isinstance(value, str) for value in values):
         if prompt is None:
             if len(columns) == 1:
-                raise ValueError("plain text needs a prompt column beside completion")
+                raise ValueError("a completion of plain text needs a prompt column")
             prompt, values = _implicit(*values)
         return _prompt(prompt), [_filled(value, column) for value, column in zip(values, columns, strict=True)]
     conversations = [read_messages(value, column) for value, column in zip(values, columns, strict=True)]
@@ -318,7 +348,8 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
     elif len(columns) == 1:
         raise ValueError("a completion of messages needs a prompt of messages")
     else:
-        shared = _shared(*(conversation[:-1] for conversation in conversations))  # the last of either is its completion
+        # The last message of each is its completion.
+        shared = _shared(*(conversation[:-1] for conversation in conversations))
         if not shared:
             raise ValueError("chosen and rejected share no first messages, and no prompt of messages is given")
         messages = _prompt(conversations[0][:shared])
@@ -327,15 +358,19 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
 
 
 def _implicit(chosen: str, rejected: str) -> tuple[str, list[str]]:
-    """The prompt that two plain texts begin with, and their ends; a space between belongs to the ends, as in TRL's extract_prompt."""
+    """Prompt of two plain texts, their common beginning, and the rest of each.
+
+    A space between belongs to the rest, as in TRL's extract_prompt. Raises ValueError without a common
+    beginning.
+    """
     prompt = chosen[: _shared(chosen, rejected)].removesuffix(" ")
     if not prompt.strip():
-        raise ValueError("chosen and rejected begin differently, and plain text needs its prompt at their start or in a prompt column")
+        raise ValueError("chosen and rejected have no common beginning. Plain text needs its prompt there or in a prompt column")
     return prompt, [chosen.removeprefix(prompt), rejected.removeprefix(prompt)]
 
 
 def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
-    """How many first characters or messages are the same."""
+    """Number of characters or messages at the start that are the same."""
     return len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))))
 
 
@@ -356,7 +391,7 @@ def _filled(value: str, column: str) -> str:
 
 
 def read_messages(value: Any, column: str) -> list[Message]:
-    """Messages of a conversation, or ValueError."""
+    """Messages of a conversation. Raises ValueError for another value."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"{column} must be text or a list of messages, got {'an empty list' if value == [] else describe(value)}")
     return [_message(message, f"message {number} of {column}") for number, message in enumerate(value, 1)]
@@ -371,7 +406,7 @@ def _message(message: Any, what: str) -> Message:
         raise ValueError(f"{what} {_not_trained_on(refused)}")
     for name in ("weight", "train"):
         if message.get(name) in (0, False) and message.get(name) is not None:
-            raise ValueError(f"{what} has {name}={message[name]!r}, which would be learnt from all the same: leave the row out")
+            raise ValueError(f"{what} has {name}={message[name]!r}, but bench would train on the message all the same. Remove the row")
     content = message["content"]
     if isinstance(content, list) and len(content) == 1 and _is_text_part(content[0]):
         content = content[0]["text"]

@@ -1,9 +1,11 @@
-"""stanfordnlp/SHP: pairs of Reddit comments, the later and more upvoted one preferred; 18 folders of JSON lines.
+"""stanfordnlp/SHP: pairs of Reddit comments, the later and more upvoted one preferred; 18 folders of JSON
+lines.
 
-Columns used: history (the post), human_ref_A, human_ref_B, labels (1 if A is preferred, 0 if B), score_A, score_B. Training rows are
-filtered as its authors advise for reward models and HALOs does: the preferred comment's score is at least `min_score_ratio` times the
-other's, and a post gives at most `max_pairs` pairs. Which ones hangs on their texts alone (HALOs draws them). Held-out rows are not
-filtered. HALOs also makes one space of several, in the posts and in the comments; texts stay as they are here.
+Columns used: history (the post), human_ref_A, human_ref_B, labels (1 if A is preferred, 0 if B), score_A,
+score_B. Training rows are filtered as its authors advise for reward models, and as HALOs does: the preferred
+comment's score is at least `min_score_ratio` times the other's, and a post gives at most `max_pairs` pairs.
+The choice of these pairs depends on their texts alone (HALOs draws them at random). Held-out rows are not
+filtered. HALOs also replaces several spaces by one, in posts and comments; here texts stay as they are.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def _pair(raw: Raw, reading: Shp, train: bool) -> Pair:
 
 
 def _capped(rows: list[Pair], most: int, tally: Tally) -> list[Pair]:
-    """At most so many rows of a post, in their order."""
+    """The rows, in order, with at most `most` rows for each post."""
     by_post = grouped((row.prompt[0]["content"], row) for row in rows)
     kept = {row.id for of_post in by_post.values() for row in sorted(of_post, key=_lot)[:most]}
     tally.dropped["more pairs than a post may give"] += len(rows) - len(kept)

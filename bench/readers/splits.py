@@ -1,8 +1,11 @@
-"""Which rows of a dataset are trained on, which are held out, which prompts come next, and which ask what the judge asks.
+"""Splits of a dataset: train, held-out and later iterations' rows.
 
-Copies of a prompt (`subsets.prompt_group`) go together wherever rows are divided. The train prompts lie in one seeded order: the
-first ones are labelled (`fraction`; a smaller share inside a larger one), the next ones are the prompts of a loop's iterations, each
-iteration's disjoint from all before it, as SPA splits UltraFeedback (Kim et al. 2024: 2K labelled, then 8K, 20K, 30K of one shuffle).
+Overlap of train rows with the judge's items.
+
+Copies of a prompt (`subsets.prompt_group`) stay together in every split. The train prompts have one seeded
+order. The first ones are labelled (`fraction`; a smaller fraction is part of a larger one). The next ones are
+the prompts of a loop's iterations; those of one iteration are disjoint from those of all earlier ones, as SPA
+splits UltraFeedback (Kim et al. 2024: 2K labelled, then 8K, 20K, 30K of one shuffle).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.readers import Splits, place_of, read_dataset, row_form
-from bench.readers.learnable import AS_CONTROL, UNWRITABLE, Look
+from bench.readers.learnable import AS_CONTROL, UNWRITABLE, LearnCheck
 from bench.readers.rows import OPPOSITE, opposites, read_preferences
 from bench.readers.subsets import hash_fraction, normalised, prompt_group, prompt_key, split_heldout
 from bench.records import Item, Pair, Unpaired, own_completions
@@ -23,7 +26,10 @@ from bench.store.stage_settings import DatasetRows, LocalPairData
 
 @dataclass(frozen=True)
 class Divided:
-    """`next_prompts`: a row of each train prompt that is not labelled, in their order."""
+    """Rows of a dataset by use, with their counts.
+
+    `next_prompts`: one row of each train prompt that is not labelled, in the seeded order.
+    """
 
     train: list[Any]
     heldout: list[Any]
@@ -31,31 +37,32 @@ class Divided:
     counts: dict[str, int]
 
 
-def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = (), look: Look | None = None) -> Divided:
-    """Rows by what they are for. `items`: what the judge asks, where train rows that ask the same are dropped or refused. `look` tells
-    which rows a model learns from; the others are dropped or refused.
+def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = (), look: LearnCheck | None = None) -> Divided:
+    """Rows of a dataset by use: train, held-out, prompts of later iterations.
 
-    Raises ValueError where nothing is left of a split, for an overlap that is refused, and for rows that a template cannot write.
+    `items`: the judge's items; train rows with the same questions are dropped or refused (data.overlap).
+    `look` checks that a model learns from a row; the other rows are dropped or refused. Raises ValueError for
+    an empty split, a refused overlap, and rows that the chat template cannot write.
     """
-    found = _of_dataset(settings, settings.dataset, path, look) if settings.dataset else _of_file(settings, path, look)
-    train, counts = found.train, found.counts
+    divided = _of_dataset(settings, settings.dataset, path, look) if settings.dataset else _of_file(settings, path, look)
+    train, counts = divided.train, divided.counts
     if items:
         same = overlap(train, items)
         counts |= overlap_counts("items", same)
         if same and settings.overlap == "refuse":
             first = next(row for row in train if row.id in same).prompt[-1]["content"]
             raise ValueError(
-                f"{len(same)} train rows ask what the judge asks (data.overlap=refuse), the first of them {first[:80]!r}: "
-                "take data.overlap=drop, or report to train on them and have it said"
+                f"{len(same)} train rows have the question of an item of the judge (data.overlap=refuse), for example {first[:80]!r}. "
+                "Set data.overlap=drop to leave them out, or data.overlap=report to train on them with a note in the report"
             )
         train = [row for row in train if row.id not in same]
-    if (settings.fraction and not train) or not found.heldout:
+    if (settings.fraction and not train) or not divided.heldout:
         raise ValueError(
-            f"{path}: {len(train)} train and {len(found.heldout)} held-out rows at data.heldout_fraction={settings.heldout_fraction:g}"
-            f"{_dropped(counts)}; both need some: change the fraction or bring more prompts"
+            f"{path}: {len(train)} train and {len(divided.heldout)} held-out rows at data.heldout_fraction={settings.heldout_fraction:g}"
+            f"{_dropped(counts)}. Both must hold rows: change the fraction or add prompts"
         )
     if settings.dataset is None:
-        return Divided(train, found.heldout, [], counts)
+        return Divided(train, divided.heldout, [], counts)
     first_rows: dict[str, Any] = {}
     for row in train:
         first_rows.setdefault(prompt_group(row.prompt), row)
@@ -65,23 +72,23 @@ def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = (), look
     labelled = set(order[:n])
     counts |= {"train_prompts": n, "all_train_prompts": len(order), "all_train": len(train)}
     return Divided(
-        [row for row in train if prompt_group(row.prompt) in labelled], found.heldout, [first_rows[group] for group in order[n:]], counts
+        [row for row in train if prompt_group(row.prompt) in labelled], divided.heldout, [first_rows[group] for group in order[n:]], counts
     )
 
 
 def _dropped(counts: Mapping[str, int]) -> str:
-    """Why there are fewer rows than were read, in words."""
-    found = [f"{n} {name.partition('/dropped/')[2]}" for name, n in counts.items() if "/dropped/" in name]
-    return f" (dropped: {', '.join(found)})" if found else ""
+    """Counts of dropped rows by reason, in words; empty without any."""
+    reasons = [f"{n} {name.partition('/dropped/')[2]}" for name, n in counts.items() if "/dropped/" in name]
+    return f" (dropped: {', '.join(reasons)})" if reasons else ""
 
 
-FILE = "file"  # begins the counts of a file's rows, before they are split
+FILE = "file"  # first part of the names of counts of a file's rows, before they are split
 
 
-def _of_file(settings: LocalPairData, path: Path, look: Look | None) -> Divided:
-    found = read_preferences(path)
-    rows: list[Any] = list(found.rows)
-    counts = {f"{FILE}/read": len(rows)} | {f"{FILE}/noted/{words}": n for words, n in sorted(found.noted.items())}
+def _of_file(settings: LocalPairData, path: Path, look: LearnCheck | None) -> Divided:
+    preferences = read_preferences(path)
+    rows: list[Any] = list(preferences.rows)
+    counts = {f"{FILE}/read": len(rows)} | {f"{FILE}/noted/{words}": n for words, n in sorted(preferences.noted.items())}
     _note(counts, FILE, OPPOSITE, opposites(rows))
     if look is not None:
         rows = _learnable(rows, look, settings, path, FILE, counts)
@@ -89,7 +96,7 @@ def _of_file(settings: LocalPairData, path: Path, look: Look | None) -> Divided:
     return Divided(train, heldout, [], counts)
 
 
-def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, look: Look | None) -> Divided:
+def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, look: LearnCheck | None) -> Divided:
     splits = read_dataset(path, dataset.reading, dataset.train_files, dataset.heldout_files)
     counts = dict(splits.counts)
     for split, rows in (("train", splits.train), ("heldout", splits.heldout or [])):
@@ -114,9 +121,9 @@ def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, look:
         counts |= overlap_counts("heldout", same)
         train, heldout = [row for row in splits.train if row.id not in same], splits.heldout
     if dataset.form == "unpaired":
-        train, heldout = ([_shown(row, settings.seed) for row in rows] for rows in (train, heldout))
+        train, heldout = ([_as_unpaired(row, settings.seed) for row in rows] for rows in (train, heldout))
     elif dataset.form == "paired" and train and row_form(train[0]) != "paired":
-        raise ValueError(f"{path} holds unpaired rows: data.form=paired needs pairs")
+        raise ValueError(f"{path} holds unpaired rows, but data.form=paired needs pairs")
     if dataset.n_heldout is not None:
         groups_in_order = sorted({prompt_group(row.prompt) for row in heldout}, key=hash_fraction)
         kept = set(groups_in_order[: dataset.n_heldout])
@@ -124,40 +131,45 @@ def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, look:
     return Divided(train, heldout, [], counts)
 
 
-def _learnable(rows: list[Any], look: Look, settings: LocalPairData, path: Path, split: str, counts: dict[str, int]) -> list[Any]:
-    """The rows that something is learnt from; the others are counted. Raises ValueError for rows that the template cannot write, unless
-    they are to be dropped too."""
+def _learnable(rows: list[Any], look: LearnCheck, settings: LocalPairData, path: Path, split: str, counts: dict[str, int]) -> list[Any]:
+    """The rows that a model learns from. The others are counted in `counts`.
+
+    Raises ValueError for rows that the chat template cannot write, unless data.unwritable=drop.
+    """
     kept, refused = [], []
     for row in rows:
-        found = look(row.prompt, own_completions(row))
-        if found is None:
+        problem = look(row.prompt, own_completions(row))
+        if problem is None:
             kept.append(row)
-            for mark in look.marks(row.prompt, own_completions(row)):
+            for mark in look.special_tokens(row.prompt, own_completions(row)):
                 _note(counts, split, f"with {mark} {AS_CONTROL}", 1)
-        elif found.reason == UNWRITABLE and settings.unwritable == "refuse":
-            refused.append((row, found.why))
+        elif problem.reason == UNWRITABLE and settings.unwritable == "refuse":
+            refused.append((row, problem.why))
         else:
-            name = f"{split}/dropped/{found.reason}"
+            name = f"{split}/dropped/{problem.reason}"
             counts[name] = counts.get(name, 0) + 1
     if refused:
         row, why = refused[0]
         place = f"{path}:{row.id}" if settings.dataset is None else place_of(row.id, path, settings.dataset)
         raise ValueError(
-            f"{len(refused)} of {len(rows)} {'' if split == FILE else f'{split} '}rows cannot be written with the model's chat template, "
-            f"first {place}: {why}; name another model.chat_template, or take data.unwritable=drop to leave them out and count them"
+            f"the model's chat template cannot write {len(refused)} of {len(rows)} {'' if split == FILE else f'{split} '}rows. "
+            f"The first is {place}: {why}. Set another model.chat_template, or data.unwritable=drop to leave them out and count them"
         )
     return kept
 
 
 def _note(counts: dict[str, int], split: str, reason: str, n: int) -> None:
-    """Count rows that are kept all the same."""
+    """Add `n` to the count of rows that are kept and noted for `reason`."""
     if n:
         name = f"{split}/noted/{reason}"
         counts[name] = counts.get(name, 0) + n
 
 
-def _shown(row: Any, seed: int) -> Unpaired:
-    """Of a pair, the completion that a seeded coin shows; the same for held-out and train rows, as in the controlled world."""
+def _as_unpaired(row: Any, seed: int) -> Unpaired:
+    """Unpaired row from a pair: a seeded coin takes its chosen or its rejected completion.
+
+    Unpaired rows stay as they are. Train and held-out rows are treated the same, as in the controlled world.
+    """
     if not isinstance(row, Pair):
         return row
     desirable = random.Random(f"unpaired/{seed}/{row.id}").random() < 0.5
@@ -174,16 +186,20 @@ def _how(exact: bool) -> How:
 
 
 def overlap(rows: Sequence[Any], items: Sequence[Item]) -> dict[str, How]:
-    """Rows whose conversation opens with the question of an item, by id: word for word, or but for case, spaces and final punctuation."""
+    """Rows with the question of an item as their first message, by row id.
+
+    A row is "exact" if the texts are equal, and "normalised" if they differ only in case, spaces and
+    punctuation at the ends.
+    """
     questions = {item.context[0]["content"] if item.context and item.context[0]["role"] == "user" else item.turns[0] for item in items}
-    alike = {normalised(question) for question in questions}
-    found: dict[str, How] = {}
+    normalised_questions = {normalised(question) for question in questions}
+    overlaps: dict[str, How] = {}
     for row in rows:
         opening = next((m["content"] for m in row.prompt if m["role"] in ("user", "text")), "")
-        if opening in questions or normalised(opening) in alike:
-            found[row.id] = _how(opening in questions)
-    return found
+        if opening in questions or normalised(opening) in normalised_questions:
+            overlaps[row.id] = _how(opening in questions)
+    return overlaps
 
 
 def overlap_counts(of: str, same: Mapping[str, How]) -> dict[str, int]:
-    return {f"overlap/{of}/{how}": sum(found == how for found in same.values()) for how in ("exact", "normalised")}
+    return {f"overlap/{of}/{how}": sum(kind == how for kind in same.values()) for how in ("exact", "normalised")}

@@ -1,4 +1,4 @@
-"""Which prompts are the same, and rows by share: held-out splits, nested fractions, mismatched partners."""
+"""Comparison of prompts, and subsets of rows: held-out splits, nested fractions, mismatched partners."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import random
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bench.records import Message, Pair, Unpaired
 
@@ -19,16 +18,19 @@ PUNCTUATION = " .,:;!?\"'`"
 
 
 def prompt_key(prompt: Sequence[Message]) -> str:
+    """Key of a prompt: its roles and exact texts."""
     return json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
 
 
 def normalised(text: str) -> str:
-    """A text less what copies of it differ in: letter case, width of characters, white space, punctuation at its ends."""
+    """The text without the differences of its copies: letter case, character width, white space, punctuation
+    at the ends.
+    """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(PUNCTUATION) or text
 
 
 def prompt_group(prompt: Sequence[Message]) -> str:
-    """What copies of a prompt have in common: its roles and normalised texts."""
+    """Key that all copies of a prompt share: its roles and normalised texts."""
     return json.dumps([[m["role"], normalised(m["content"])] for m in prompt], ensure_ascii=False)
 
 
@@ -38,7 +40,10 @@ def hash_fraction(text: str) -> float:
 
 
 def split_heldout(rows: Sequence[Row], heldout_fraction: float) -> tuple[list[Row], list[Row]]:
-    """(train, held-out) with every prompt on one side; which side depends on the prompt's text alone."""
+    """Train and held-out rows.
+
+    All rows of a prompt are on one side, which depends on the prompt's text alone.
+    """
     train: list[Row] = []
     heldout: list[Row] = []
     for row in rows:
@@ -47,45 +52,21 @@ def split_heldout(rows: Sequence[Row], heldout_fraction: float) -> tuple[list[Ro
 
 
 def check_labels(rows: Sequence[Pair] | Sequence[Unpaired]) -> None:
-    """Raises ValueError for unpaired rows of one label: there is nothing to tell apart."""
+    """Raises ValueError for unpaired rows that all have the same label: there is nothing to tell apart."""
     n_desirable = sum(row.label for row in rows if isinstance(row, Unpaired))
     n_undesirable = sum(not row.label for row in rows if isinstance(row, Unpaired))
     if bool(n_desirable) != bool(n_undesirable):
         raise ValueError(
-            f"the train rows are {n_desirable} desirable and {n_undesirable} undesirable ones; methods that learn from labels need both: "
-            "bring rows of the other label, or use more of those there are (data.fraction, data.heldout_fraction)"
+            f"the train rows are {n_desirable} desirable and {n_undesirable} undesirable ones. Methods that learn from labels need both: "
+            "add rows with the other label, or use more of the rows (data.fraction, data.heldout_fraction)"
         )
 
 
 def nested_subset(rows: Sequence[T], fraction: float, seed: int) -> list[T]:
-    """The first round(fraction * n) rows of a seeded order, at least one: a smaller fraction is inside a larger one."""
+    """The first round(fraction * n) rows of a seeded order, at least one: a smaller fraction is inside a
+    larger one.
+    """
     order = list(range(len(rows)))
     random.Random(f"fraction/{seed}").shuffle(order)
     keep = sorted(order[: max(1, round(fraction * len(rows)))])
     return [rows[i] for i in keep]
-
-
-def partners(prompts: Sequence[str], seed: int) -> list[int]:
-    """For each row the index of a row with another prompt: the next such one on a seeded cycle through all rows.
-
-    Raises ValueError when all rows have one prompt: then no completion is mismatched.
-    """
-    if len(set(prompts)) < 2:
-        raise ValueError("mismatched completions need rows of at least two prompts")
-    order = list(range(len(prompts)))
-    random.Random(f"partners/{seed}").shuffle(order)
-    partner = [0] * len(prompts)
-    following = order[0]
-    for row in reversed([*order, *order]):  # backwards, twice round: rows at the end of the cycle look past its start
-        partner[row] = following if prompts[following] != prompts[row] else partner[following]
-        following = row
-    return partner
-
-
-def with_partners(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Rows that carry the completions which estimate KTO's KL term at their prompts."""
-    index = partners([prompt_key(row.prompt) for row in rows], seed)
-    both: list[Any] = [(row, rows[i]) for row, i in zip(rows, index, strict=True)]
-    if isinstance(rows[0], Pair):
-        return [replace(row, mismatched_chosen=partner.chosen, mismatched_rejected=partner.rejected) for row, partner in both]
-    return [replace(row, mismatched=partner.completion) for row, partner in both]

@@ -1,4 +1,7 @@
-"""TRL's forms (see rows.py), of any dataset of the hub or a copy of one; empty and equal completions are dropped and counted."""
+"""Datasets in TRL's formats (see rows.py), from the hub or a copy.
+
+Empty and equal completions are dropped and counted.
+"""
 
 from __future__ import annotations
 

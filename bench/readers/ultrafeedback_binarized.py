@@ -1,9 +1,11 @@
-"""HuggingFaceH4/ultrafeedback_binarized, splits train_prefs and test_prefs: the preference data of Zephyr (Tunstall et al. 2023).
+"""HuggingFaceH4/ultrafeedback_binarized, splits train_prefs and test_prefs: the preference data of Zephyr
+(Tunstall et al. 2023).
 
-Columns: prompt (text), prompt_id, chosen, rejected (whole conversations, prompt included), messages (= chosen), score_chosen,
-score_rejected (1 to 10). The best of four completions by overall score is chosen, another one drawn at random is rejected: both may
-have the same score, and which is chosen is then an accident. alignment-handbook, HALOs and SimPO train on these ties too; `ties: drop`
-leaves them out. Either way they are counted.
+Columns: prompt (text), prompt_id, chosen, rejected (whole conversations, prompt included), messages (=
+chosen), score_chosen, score_rejected (1 to 10). The best of four completions by overall score is chosen, and
+another one, drawn at random, is rejected. Both may have the same score; the choice between them is then
+arbitrary. alignment-handbook, HALOs and SimPO train on these ties too. `ties: drop` leaves them out. They are
+counted in both cases.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """argilla/ultrafeedback-binarized-preferences-cleaned, split train: SPA's data (Kim et al. 2024).
 
-Columns: source, prompt (text), chosen, rejected (conversations of one turn), chosen-rating, rejected-rating (means of the four aspects,
-1 to 5), chosen-model, rejected-model. Its authors have dropped TruthfulQA's prompts and pairs of equal ratings. There is no test split.
+Columns: source, prompt (text), chosen, rejected (conversations of one turn), chosen-rating, rejected-rating
+(means of the four aspects, 1 to 5), chosen-model, rejected-model. The authors of the dataset removed
+TruthfulQA's prompts and pairs of equal ratings. There is no test split.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ COLUMNS = ("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating")
 
 
 def _pair(raw: Raw) -> Pair:
-    if number(raw.columns, "chosen-rating") <= number(raw.columns, "rejected-rating"):  # none in the published file
+    # No such row in the published file.
+    if number(raw.columns, "chosen-rating") <= number(raw.columns, "rejected-rating"):
         raise drop("chosen not rated higher")
     row = parse_row({name: raw.columns[name] for name in ("prompt", "chosen", "rejected")}, raw.id)
     assert isinstance(row, Pair)

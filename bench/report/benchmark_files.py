@@ -1,9 +1,11 @@
-"""A cell's completions and verdicts in the formats of AlpacaEval and FastChat, so that `cells/` is a folder in AlpacaEval's layout:
+"""Export of a cell's completions and verdicts in the formats of AlpacaEval and FastChat.
 
-    cells/CELL/model_outputs.json, reference_outputs.json, JUDGE/annotations.json      one-turn completions and preferences
-    cells/CELL/model_answer.jsonl, JUDGE_single.jsonl, JUDGE_pair.jsonl                 two-turn completions, ratings and preferences
+The folder `cells/` then has AlpacaEval's layout. A cell's folder holds
 
-`.MANNER_exported` beside them names the stages that they were made of and the checksum of each file.
+    model_outputs.json, reference_outputs.json, JUDGE/annotations.json  one turn: completions, preferences
+    model_answer.jsonl, JUDGE_single.jsonl, JUDGE_pair.jsonl            two turns: the same and ratings
+
+and `.MANNER_exported`, with the stages that the export was made from and the checksum of each file.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ from bench.store.keys import file_digest
 from bench.store.store import Store
 from bench.text_files import BadFile, read_object
 
-BASELINE = "baseline"  # what items bring is one fixed opponent without a name of its own
+BASELINE = "baseline"  # Items bring one fixed opponent, without a name of its own.
 
 
 def export(cell: CellPlan, store: Store, out: OutputFiles, folder: Path) -> None:
-    """Write what the cell has. What was made of these completions and verdicts, and is as it was written, is left, for a cached sweep
-    to be quick; verdicts that are not there any more take no file of theirs away."""
+    """Export the cell's finished completions and verdicts.
+
+    An export of the same stages whose files are unchanged is left as it is, so that a finished sweep is
+    quick. Exported files of verdicts that the store no longer has stay.
+    """
     for manner in ("preference", "plain", "rating"):
         roles = {what: cell.roles.get(f"{manner}_{what}") for what in ("items", "completions", "verdicts")}
         stages = {what: stage for what, stage in roles.items() if store.is_done(stage)}
@@ -53,14 +58,16 @@ def export(cell: CellPlan, store: Store, out: OutputFiles, folder: Path) -> None
 
 @dataclass(frozen=True)
 class Mark:
-    """What was exported in a manner: of which stages (their digests by `kind/key`), and the checksum of each file. Both are empty where
-    an earlier version of bench wrote the mark, or it cannot be read."""
+    """Record of one export: digests of its stages by `kind/key`, and the checksum of each file.
+
+    Both are empty where an earlier version of bench wrote the record, or it cannot be read.
+    """
 
     made_of: Mapping[str, str]
     files: Mapping[str, str]
 
     def changed(self, folder: Path) -> list[str]:
-        """Files that are not as they were written."""
+        """Names of the files that changed since the export."""
 
         def is_as_written(path: Path, digest: str) -> bool:
             try:
@@ -72,30 +79,33 @@ class Mark:
 
 
 def read_mark(folder: Path, manner: str) -> Mark | None:
-    """None where nothing was exported."""
+    """Record of an export in this folder; None where nothing was exported."""
     path = folder / f".{manner}_exported"
     if not path.exists():
         return None
     try:
-        told = read_object(path)
-        parts = [{str(name): str(digest) for name, digest in told[part].items()} for part in ("made_of", "files")]
+        content = read_object(path)
+        parts = [{str(name): str(digest) for name, digest in content[part].items()} for part in ("made_of", "files")]
     except (BadFile, KeyError, AttributeError):
         return Mark({}, {})
     return Mark(*parts)
 
 
 def export_faults(folder: Path, store: Store) -> list[str]:
-    """Why the exported files of a cell's folder are not what the store holds; nothing for a folder that was not exported by bench."""
+    """Differences between the exported files of a cell's folder and the store.
+
+    Empty for a folder that bench did not export.
+    """
     faults = []
     for manner in ("preference", "plain", "rating"):
         if (mark := read_mark(folder, manner)) is None:
             continue
         if not mark.made_of or not mark.files:
-            faults.append(f"{folder}: exported by an earlier version of bench, which did not note of what")
-        faults += [f"{folder / name}: is not as it was exported" for name in mark.changed(folder)]
+            faults.append(f"{folder}: an earlier version of bench exported this folder and did not record from which stages")
+        faults += [f"{folder / name}: changed or missing since it was exported" for name in mark.changed(folder)]
         for stage, digest in mark.made_of.items():
             if store.recorded_digest(stage) not in (None, digest):
-                faults.append(f"{folder}: exported before {stage} was made again")
+                faults.append(f"{folder}: exported before the stage {stage} was run again")
     return faults
 
 
@@ -108,7 +118,7 @@ def _write_formats(cell: CellPlan, folders: Mapping[str, Path], folder: Path) ->
 
 
 def _judge(cell: CellPlan, verdict: Verdict) -> str:
-    """What judged, and which model where it is one: two models are two judges, also to whoever reads several cells' files at once."""
+    """Name of the judge for files, with its model where it has one, so that two models are two annotators."""
     model = getattr(cell.cell.judge, "model", None)
     judge = as_name(verdict.judge)
     return f"{judge}-{as_name(Path(model).name)}" if isinstance(model, str) else judge
@@ -119,15 +129,15 @@ def _alpaca_eval(name: str, items: list[Item], completions: list[Completion], ve
     baseline = {item.id: item.baseline[0] for item in items if item.baseline}
     if baseline:
         alpaca_eval.write_outputs(folder / "reference_outputs.json", BASELINE, items, baseline)
-    for judge, given in verdicts.items():
-        annotations = alpaca_eval.Annotations(name, BASELINE, judge, given)
+    for judge, judged in verdicts.items():
+        annotations = alpaca_eval.Annotations(name, BASELINE, judge, judged)
         alpaca_eval.write_annotations(folder / judge / "annotations.json", annotations, items, texts)
     alpaca_eval.write_outputs(folder / "model_outputs.json", name, items, texts)
 
 
 def _fastchat(name: str, items: list[Item], completions: list[Completion], verdicts: dict[str, list[Verdict]], folder: Path) -> None:
-    for judge, given in verdicts.items():
-        named = [replace(verdict, judge=judge) for verdict in given]
+    for judge, judged in verdicts.items():
+        named = [replace(verdict, judge=judge) for verdict in judged]
         if items[0].baseline:
             mt_bench.write_compared(folder / f"{judge}_pair.jsonl", [mt_bench.compared(name, BASELINE, verdict) for verdict in named])
         else:

@@ -1,4 +1,4 @@
-"""Readable samples of what each cell wrote, beside what it was compared with and what the judge said."""
+"""Readable samples of each cell's completions, with the baseline's completion and the judge's verdict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ SHOWN = 16
 
 
 def samples(row: CellRow, store: Store) -> str | None:
-    """The first prompts of each manner of evaluation, as Markdown; None for a cell without completions."""
+    """Completions of the first SHOWN prompts of each manner of evaluation, as Markdown.
+
+    None for a cell without completions.
+    """
     parts = [part for manner in ("preference", "rating", "plain") if (part := _samples(row, store, manner))]
     return f"# {row.cell.name}\n\n" + "\n".join(parts) if parts else None
 
@@ -30,16 +33,16 @@ def _samples(row: CellRow, store: Store, manner: str) -> str:
 
 def _turns(item: Item, completion: Completion, verdicts: dict[tuple[str, int], Verdict]) -> Iterator[str]:
     yield f"### {item.id}" + (f" ({item.category})" if item.category else "")
-    for turn, (asked, text) in enumerate(zip(item.turns, completion.completions, strict=True)):
-        yield f"- **prompt** {_inline(asked)}"
+    for turn, (prompt, text) in enumerate(zip(item.turns, completion.completions, strict=True)):
+        yield f"- **prompt** {_inline(prompt)}"
         yield f"- **policy** {_inline(text)}" + (" *(cut)*" if completion.finished and not completion.finished[turn] else "")
         if item.baseline and turn < len(item.baseline):
             yield f"- **baseline** {_inline(item.baseline[turn])}"
         if (verdict := verdicts.get((item.id, turn))) is not None:
-            yield f"- **verdict** {_said(verdict)}"
+            yield f"- **verdict** {_verdict_words(verdict)}"
 
 
-def _said(verdict: Verdict) -> str:
+def _verdict_words(verdict: Verdict) -> str:
     if verdict.unscored:
         return f"unscored: {verdict.unscored}"
     value = f"preference {verdict.preference:.2f}" if verdict.preference is not None else f"rating {verdict.rating:.1f}"

@@ -1,4 +1,4 @@
-"""Rows as table.csv and cells.parquet have them: one flat record a cell."""
+"""Rows of table.csv and cells.parquet: one flat record per cell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEADING = ("key", "name", "status", "model", "data", "method", "beta", "fraction
 
 
 def flat_rows(rows: Sequence[CellRow]) -> list[dict[str, Any]]:
-    """The rows of table.csv and cells.parquet: settings that sweeps vary, then metrics; what is missing is None."""
+    """Rows of table.csv and cells.parquet: varied settings, then metrics. A missing value is None."""
     names = sorted({name for row in rows for name in row.metrics})
     names = [name for name in HEADLINES if name in names] + [name for name in names if name not in HEADLINES]
     varied = varied_settings([row.cell.cell for row in rows])

@@ -1,11 +1,12 @@
-"""The fairness certificate under a table: what all cells had in common, and which cell differs in what besides the axes of the sweep.
+"""Fairness certificate: facts equal in all cells, and differences that the sweep's axes do not explain.
 
-Facts of a training are measured (bench/training/training_record.py, written by the train stage); those of judging are its stages'
-settings and the digest of the items. A fact that nobody knows - a cell that failed, completions from elsewhere - is not known, and never
-called the same.
+Facts of a training are measured by the train stage (bench/training/training_record.py). Facts of judging are
+the settings of its stages and the digest of the items. A fact can be unknown: the cell failed, or its
+completions come from elsewhere. An unknown fact never counts as equal.
 
-Cells are held against each other where the axes leave a fact no excuse: `FACTS` names the settings that may move each fact. Within one
-choice of those, and within a seed where the seed draws the fact, the most common value is what the others are held against.
+`FACTS` names the settings that may move each fact. Cells are compared at equal values of those of them that
+are axes, and at an equal seed where the seed draws the fact. Cells with another value than the most common
+one differ.
 """
 
 from __future__ import annotations
@@ -29,24 +30,29 @@ Value = str | int | float
 
 MARK = "†"
 MANNERS = ("preference", "rating", "plain")
-DIGITS = 8  # of a digest, for people
+DIGITS = 8  # Shown digits of a digest.
 
 
 @dataclass(frozen=True)
 class Fact:
-    """`moved_by`: settings that move it; an axis over one of them excuses a difference. `within`: compared at equal values of these."""
+    """One fact about a cell. An axis over a setting in `moved_by` explains a difference in it.
+
+    Cells are compared only at equal values of the settings in `within`.
+    """
 
     name: str
     moved_by: tuple[str, ...]
-    of: Callable[[TrainFacts], Value] | None = None  # None: a fact of judging
+    of: Callable[[TrainFacts], Value] | None = None  # None for a fact of judging.
     within: tuple[str, ...] = ()
 
 
-# The world's rows are sampled from the start model; a loop's from the model of the iteration before, and kept as its labels say.
+# Rows of the controlled world are sampled from the start model. Rows of an iterative method are sampled from
+# the model of the iteration before, and its labels decide which are kept.
 LABELS = ("labeller", "labelling_judge", "judge_prompt", "learns_from", "eft", "judging_reference", "length_penalty", "reward_fraction")
 BEFORE = ("alpha", "distrusted", "threshold", "decoupling", "loss", "betas", "learning_rate_factors")
 ROWS = ("data", "world", "model", "scale", "method.iteration", *(f"method.{name}" for name in (*LABELS, *BEFORE)))
-BATCH = ("method.batch_size", "method.gradient_accumulation_steps", "scale", "method.iteration")  # a loop's seed has its own
+# The seed policy of an iterative method (iteration 0) has a batch of its own.
+BATCH = ("method.batch_size", "method.gradient_accumulation_steps", "scale", "method.iteration")
 EPOCHS = ("method.num_train_epochs", "scale", "method.iteration")
 RATE = ("method.learning_rate", "method.learning_rate_factors", "scale", "method.iteration")
 SEED = ("seed",)
@@ -79,14 +85,14 @@ FACTS = (
 
 @dataclass(frozen=True)
 class CellFacts:
-    """What is known of one cell. `facts`: None is not known; a fact that it cannot have (a start model's training) is absent.
+    """Known facts of one cell. None is unknown; a fact that the cell cannot have is absent.
 
-    `where`: its values of the axes, of `seed` and of `method.name`.
+    `where` holds the cell's values of the axes, of `seed` and of `method.name`.
     """
 
     key: str
-    row: int  # of the table, where seeds are pooled
-    name: str  # that row's
+    row: int  # Row of the table; it pools seeds.
+    name: str  # Name of that row.
     method: str
     where: Mapping[str, Any]
     facts: Mapping[str, Value | None]
@@ -94,17 +100,22 @@ class CellFacts:
 
 @dataclass(frozen=True)
 class UnequalFact:
+    """One fact that differs between some cells and the others, with both values."""
+
     fact: str
-    who: tuple[str, ...]  # methods and rows of the table that differ
+    who: tuple[str, ...]  # Methods and rows of the table that differ.
     value: str
     others: str
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """`same`: over all cells. `within`: over all cells at equal values of some settings. `apart`: no two cells may be compared.
-    `by_method`: differs by method and within none. `differs`, `not_known`: names of facts by cell key; `unknown`: methods and rows
-    by name of fact."""
+    """Facts sorted by how they compare over the cells.
+
+    - `same`: equal in all cells. `within`: equal between cells with equal values of some settings (the key).
+    - `apart`: no two cells can be compared. `by_method`: differs between methods, never within one.
+    - `differs`, `not_known`: names of facts by cell key. `unknown`: methods and rows by name of fact.
+    """
 
     axes: tuple[str, ...]
     n_trained: int
@@ -118,33 +129,34 @@ class Certificate:
     differs: dict[str, list[str]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """What stands under the table: what is the same, and a line for each fact that is not."""
-        return [*self._common(), *(f"{MARK} {d.fact}: {', '.join(d.who)} {d.value}, the others {d.others}." for d in self.differences)]
+        """Lines of table.md: the facts that are equal, then one line per fact that differs."""
+        differences = (f"{d.value} in {', '.join(d.who)}; {d.others} in the other cells" for d in self.differences)
+        return [*self._common(), *(f"{MARK} Cells differ in {d.fact}: {w}." for d, w in zip(self.differences, differences, strict=True))]
 
     def short(self) -> list[str]:
-        """The same with one line for all facts in which the same cells differ."""
+        """Lines of the terminal: like `lines`, with one line per set of differing cells."""
         lines = self._common()
-        for who, found in groupby(sorted(self.differences, key=lambda d: d.who), key=lambda d: d.who):
-            said = "; ".join(f"{d.fact} {d.value} against {d.others}" for d in found)
-            lines.append(f"{MARK} {', '.join(who)} and the others: {said}.")
+        for who, differences in groupby(sorted(self.differences, key=lambda d: d.who), key=lambda d: d.who):
+            facts = "; ".join(f"{d.fact} {d.value} instead of {d.others}" for d in differences)
+            lines.append(f"{MARK} These differ from the other cells: {', '.join(who)} ({facts}).")
         return lines
 
     def _common(self) -> list[str]:
-        but = f" but the axes ({_keys(self.axes, ', ')})" if self.axes else ""
+        apart = f", apart from the axes ({_keys(self.axes, ', ')})" if self.axes else ""
         everywhere = [fact for fact in self.same if fact not in self.unknown]
         where_known = [fact for fact in self.same if fact in self.unknown]
-        lines = [f"Same over all cells{but}: {', '.join(everywhere)}."] if everywhere else []
-        lines += [f"Same over the cells of which it is known{but}: {', '.join(where_known)}."] if where_known else []
-        lines += [f"Same at equal {keys}: {', '.join(facts)}." for keys, facts in self.within.items()]
-        lines += [f"Not compared, each {keys} has its own: {', '.join(facts)}." for keys, facts in self.apart.items()]
-        lines += [f"Differs by method, on purpose: {fact} ({values})." for fact, values in self.by_method.items()]
+        lines = [f"These facts are equal in all cells{apart}: {', '.join(everywhere)}."] if everywhere else []
+        lines += [f"These facts are equal in all cells where they are known{apart}: {', '.join(where_known)}."] if where_known else []
+        lines += [f"These facts are equal between cells with the same {keys}: {', '.join(facts)}." for keys, facts in self.within.items()]
+        lines += [f"Not comparable, because each {k} has its own: {', '.join(facts)}." for k, facts in self.apart.items()]
+        lines += [f"Methods differ in {fact} on purpose: {values}." for fact, values in self.by_method.items()]
         if self.n_trained == 1:
-            lines.append("One training is known: there is nothing to compare it with.")
+            lines.append("Facts of only one training are known, so there is nothing to compare it with.")
         by_cells = grouped((", ".join(cells), fact) for fact, cells in self.unknown.items())
-        return [*lines, *(f"Not known of {cells}: {', '.join(facts)}." for cells, facts in by_cells.items())]
+        return [*lines, *(f"These facts are not known for {cells}: {', '.join(facts)}." for cells, facts in by_cells.items())]
 
     def words(self, key: str) -> str:
-        """What table.csv says of a cell: names of the facts in which it differs; those that nobody knows are not the same."""
+        """Text of the column `differs` of table.csv: facts unlike the other cells', then unknown facts."""
         return "; ".join([*self.differs.get(key, ()), *(f"{fact} not known" for fact in self.not_known.get(key, ()))])
 
     def to_json(self, cells: Sequence[CellFacts]) -> dict[str, Any]:
@@ -153,7 +165,7 @@ class Certificate:
 
 
 def certify(cells: Sequence[CellFacts], axes: Sequence[str]) -> Certificate:
-    """Hold the cells' facts against each other."""
+    """Compare the cells' facts with each other."""
     certificate = Certificate(tuple(axes), sum(any(fact.of and cell.facts.get(fact.name) is not None for fact in FACTS) for cell in cells))
     for fact in FACTS:
         having = [cell for cell in cells if fact.name in cell.facts]
@@ -176,15 +188,15 @@ def _compare(fact: Fact, cells: Sequence[CellFacts], certificate: Certificate) -
     if unreadable and len(set(values.values())) > 1:
         certificate.apart.setdefault(_keys(unreadable), []).append(fact.name)
         return
-    # The most common value; of two as common, the one that comes first.
+    # The most common value. Of two equally common values, the first one counts.
     usual = {key: Counter(values[cell.key] for cell in block).most_common(1)[0][0] for key, block in blocks.items()}
-    odd = {key: found for key, block in blocks.items() if (found := [cell for cell in block if values[cell.key] != usual[key]])}
+    odd = {key: some for key, block in blocks.items() if (some := [cell for cell in block if values[cell.key] != usual[key]])}
     if odd:
-        found = [cell for block in odd.values() for cell in block]
-        for cell in found:
+        differing = [cell for block in odd.values() for cell in block]
+        for cell in differing:
             certificate.differs.setdefault(cell.key, []).append(fact.name)
-        theirs, usuals = _words([values[cell.key] for cell in found]), _words([usual[key] for key in odd])
-        certificate.differences.append(UnequalFact(fact.name, _who(found, cells), theirs, usuals))
+        theirs, usuals = _words([values[cell.key] for cell in differing]), _words([usual[key] for key in odd])
+        certificate.differences.append(UnequalFact(fact.name, _who(differing, cells), theirs, usuals))
     elif len(set(values.values())) == 1:
         certificate.same.append(fact.name)
     elif keys == ["method.name"]:
@@ -196,43 +208,48 @@ def _compare(fact: Fact, cells: Sequence[CellFacts], certificate: Certificate) -
 
 
 def excused(axis: str, moved_by: Sequence[str]) -> bool:
-    """Whether an axis may move a fact: it sets one of the settings, or something in the group that one names. The choice of the method
-    excuses nothing by itself."""
+    """Whether an axis explains a difference in a fact: it sets a setting in `moved_by`, or a part of one.
+
+    The choice of the method alone explains nothing.
+    """
     return any(axis == key or axis.startswith(f"{key}.") or (axis != "method" and key.startswith(f"{axis}.")) for key in moved_by)
 
 
 def _words(values: Sequence[Value | None]) -> str:
-    """One value, the span of numbers, or the first of several texts and how many more there are."""
-    found = list(dict.fromkeys(values))
-    numbers = sorted(value for value in found if isinstance(value, int | float))
-    if len(numbers) == len(found):
+    """One value, the range of several numbers, or the first of several texts and how many more there are."""
+    different = list(dict.fromkeys(values))
+    numbers = sorted(value for value in different if isinstance(value, int | float))
+    if len(numbers) == len(different):
         return f"{numbers[0]:g}" if len(numbers) == 1 else f"{numbers[0]:g} to {numbers[-1]:g}"
-    return f"{found[0]}" + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+    return f"{different[0]}" + (f" (and {len(different) - 1} more)" if len(different) > 1 else "")
 
 
 def _keys(keys: Sequence[str], joined: str = " and ") -> str:
     return joined.join(key.removeprefix("method.").replace("name", "method") for key in keys)
 
 
-def _who(found: Sequence[CellFacts], cells: Sequence[CellFacts]) -> tuple[str, ...]:
-    """A method for all of its cells, else the rows of the table, and how many of their seeds where not all."""
+def _who(some: Sequence[CellFacts], cells: Sequence[CellFacts]) -> tuple[str, ...]:
+    """Names for `some` of the cells: a method that has all its cells among them, else rows of the table.
+
+    A row with only some of its seeds among them says how many.
+    """
     methods: dict[str, None] = {}
     rows: Counter[int] = Counter()
-    for cell in found:
-        if all(other in found for other in cells if other.method == cell.method):
+    for cell in some:
+        if all(other in some for other in cells if other.method == cell.method):
             methods[cell.method] = None
         else:
             rows[cell.row] += 1
     seeds = Counter(cell.row for cell in cells)
     by_seeds = grouped((f" ({n} of {seeds[row]} seeds)" if n < seeds[row] else "", row) for row, n in rows.items())
-    return (*methods, *(f"{row_words(numbers)}{some}" for some, numbers in by_seeds.items()))
+    return (*methods, *(f"{row_words(numbers)}{seeds_words}" for seeds_words, numbers in by_seeds.items()))
 
 
 # From the store -------------------------------------------------------------------------------------------------------
 
 
 def known(row: CellRow, group: Group, axes: Sequence[str], store: Store) -> CellFacts:
-    """What the store knows of one cell of a group."""
+    """Facts of one cell of a group, read from the store."""
     cell, roles = row.cell.cell, row.cell.roles
     facts: dict[str, Value | None] = {}
     if not isinstance(cell.method, NoMethod):
@@ -254,13 +271,16 @@ def known(row: CellRow, group: Group, axes: Sequence[str], store: Store) -> Cell
 
 
 def _each(manners: Sequence[str], of: Callable[[str], str | None]) -> str | None:
-    """The same question of every manner of evaluation; not known where one is not."""
-    found = {manner: of(manner) for manner in manners}
-    return None if None in found.values() or not found else "; ".join(f"{manner}: {value}" for manner, value in found.items())
+    """One fact for every manner of evaluation. None (unknown) where it is unknown for one of them."""
+    values = {manner: of(manner) for manner in manners}
+    return None if None in values.values() or not values else "; ".join(f"{manner}: {value}" for manner, value in values.items())
 
 
 def _decoding(stage: Stage, store: Store) -> str | None:
-    """None for a file of completions, too."""
+    """Decoding settings in words.
+
+    None where nothing was generated yet, or the completions come from a file.
+    """
     settings = stage.settings
     if (decoding := getattr(settings, "decoding", None)) is None or not store.is_done(stage):
         return None
@@ -269,12 +289,12 @@ def _decoding(stage: Stage, store: Store) -> str | None:
     how += [f"{category} {temperature:g}" for category, temperature in sorted(settings.temperatures.items())]
     how += [f"{decoding.max_new_tokens} tokens, {settings.engine} {settings.dtype}"]
     how += [f"best of {settings.best_of}"] if settings.best_of > 1 else []
-    how += [f"asked with {settings.control}"] if settings.control else []
+    how += [f"control token {settings.control}"] if settings.control else []
     return ", ".join(how)
 
 
 def _items(stage: Stage | None, completions: Stage, store: Store) -> str | None:
-    """Which they are, and how many of them a file of completions answers."""
+    """Digest of the items, and how many of them a file of completions answers."""
     if not store.is_done(stage):
         return None
     counts = store.manifest(completions).counts if store.is_done(completions) else {}
@@ -283,21 +303,23 @@ def _items(stage: Stage | None, completions: Stage, store: Store) -> str | None:
 
 
 def _judge(stage: Stage | None, name: str, store: Store) -> str | None:
-    """Its keyed settings and what it reads from outside (prompts, a model's folder), and the models that its replies name. Nobody is a
-    judge like another."""
+    """Name of the judge, a digest of its identity (see `_identity`), and its served models.
+
+    Without a judge stage (`judge=none`) the name alone.
+    """
     if stage is None:
         return name
     if not store.is_done(stage):
         return None
-    members = [source for source in stage.inputs.values() if isinstance(source, Stage) and source.kind == "judge"]  # of a jury
-    asked = [found for found in (stage, *members) if store.is_done(found)]
-    verdicts = [verdict for found in asked for verdict in read_verdicts(store.folder(found))]
+    members = [source for source in stage.inputs.values() if isinstance(source, Stage) and source.kind == "judge"]
+    judged = [judge for judge in (stage, *members) if store.is_done(judge)]
+    verdicts = [verdict for judge in judged for verdict in read_verdicts(store.folder(judge))]
     served = sorted({call.served for verdict in verdicts for call in verdict.calls if call.served})
-    return ", ".join([f"{name} ({hash_key(_asked(stage))[:DIGITS]})", *served])
+    return ", ".join([f"{name} ({hash_key(_identity(stage))[:DIGITS]})", *served])
 
 
-def _asked(stage: Stage) -> list[Any]:
-    """What makes a judge the one that it is, whatever it judges: a jury's members, too."""
+def _identity(stage: Stage) -> list[Any]:
+    """Keyed settings of a judge and its own inputs: prompts, a model's folder, a jury's members."""
     read = {role: source for role, source in stage.inputs.items() if role not in ("items", "completions")}
-    known = {role: _asked(source) if isinstance(source, Stage) else source.key for role, source in read.items()}
+    known = {role: _identity(source) if isinstance(source, Stage) else source.key for role, source in read.items()}
     return [keyed_settings(stage.settings), known]

@@ -1,4 +1,7 @@
-"""Figures of a sweep: win rate against what it varies, and against the KL to the start model (beta, iteration in small letters)."""
+"""Figures of a sweep: win rate over beta, data fraction, iteration and KL to the start model.
+
+Points over KL carry their beta, fraction and iteration in small letters.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from bench.report.groups import Grid, Group, line_names
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that are told apart with any kind of colour vision (Okabe and Ito); a marker each for print.
+# Colours of Okabe and Ito, distinct for every kind of colour vision. Each has a marker of its own for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-LEGEND_LINES = 16  # as many as stand beside the axes
+LEGEND_LINES = 16  # Lines of a legend column next to the axes.
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "bench",
     "font.size": 10,
@@ -35,7 +38,7 @@ Value = Callable[[Group], float | None]
 
 @dataclass(frozen=True)
 class Axis:
-    """What a figure is over; `about`: the settings that its lines run over, and so do not tell lines apart."""
+    """X axis of a figure. `about` holds the settings that vary along it; they do not name its lines."""
 
     name: str
     label: str
@@ -44,7 +47,7 @@ class Axis:
     log: bool = False
 
 
-AXES = (  # 0 has no place on a log scale
+AXES = (  # A value of 0 becomes None where the axis is logarithmic.
     Axis("beta", "beta", lambda g: getattr(g.cell.method, "beta", None), frozenset({"method.beta"}), log=True),
     Axis("fraction", "share of labels used, %", lambda g: 100 * g.cell.data.fraction or None, frozenset({"data.fraction"}), log=True),
     Axis("iteration", "iteration", lambda g: getattr(g.cell.method, "iteration", None), frozenset({"method.iteration"})),
@@ -52,21 +55,23 @@ AXES = (  # 0 has no place on a log scale
 KL = Axis(
     "kl",
     "KL to the start model, nats",
-    lambda g: found.mean if (found := g.pooled("kl")) else None,
+    lambda g: pooled.mean if (pooled := g.pooled("kl")) else None,
     frozenset({"method.beta", "data.fraction", "method.iteration"}),
 )
 
 
 def draw(pooled: Grid, title: str) -> dict[str, bytes]:
-    """PNG and SVG of each figure that has something to show by file name, two judges in figures of their own. Of a title what stands
-    before its brackets is drawn."""
+    """File name -> PNG or SVG of each figure with something to show.
+
+    Each judge has its own figures. The part of the title before its first bracket is drawn.
+    """
     title = title.partition(" (")[0]
     by_judge = grouped((group.cell.judge, group) for group in pooled.groups)
     several = len(by_judge) > 1
     drawn: dict[str, bytes] = {}
-    for number, (judge, found) in enumerate(by_judge.items(), 1):
+    for number, (judge, groups) in enumerate(by_judge.items(), 1):
         headed, ending = (f"{title} ({judge.name})", f"_judge{number}") if several else (title, "")
-        drawn |= _of_judge(found, pooled.varied, headed, ending)
+        drawn |= _of_judge(groups, pooled.varied, headed, ending)
     return drawn
 
 
@@ -85,7 +90,7 @@ def _of_judge(groups: Sequence[Group], varied: Sequence[str], title: str, ending
 
 
 def _lines(groups: Sequence[Group], varied: Sequence[str], axis: Axis) -> dict[str, list[Group]]:
-    """Groups by what they have in common but for what the axis is about: the method, and what else tells cells of it apart."""
+    """Groups by line: the method, and the settings that differ within it but not along the axis."""
     names = line_names({group.key: group.cell for group in groups}, varied, axis.about)
     return grouped((names[group.key], group) for group in groups)
 
@@ -97,7 +102,8 @@ def _pictures(name: str, plot: Callable[[Any], None], title: str) -> dict[str, b
         ax.set_title(title, fontsize=10, loc="left", wrap=True)
         for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             content = io.BytesIO()
-            # The picture grows with its legend; a layout that made room for it would squeeze the axes.
+            # The picture grows with its legend. A layout that made room for the legend would squeeze the
+            # axes.
             figure.savefig(content, format=ending, metadata=metadata, bbox_inches="tight")
             drawn[f"{name}.{ending}"] = content.getvalue()
     return drawn
@@ -105,7 +111,7 @@ def _pictures(name: str, plot: Callable[[Any], None], title: str) -> dict[str, b
 
 @contextlib.contextmanager
 def drawing(**options: Any) -> Iterator[tuple[Any, Axes]]:
-    """A figure in our style, and its axes."""
+    """(figure, axes) in the project's style; closed at the end."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -118,19 +124,23 @@ def drawing(**options: Any) -> Iterator[tuple[Any, Axes]]:
 
 
 def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> None:
-    """Each line's groups with their intervals as bars; what has no place on the axis (start models, files, methods without it) as a level
-    with its band."""
+    """Draw each line's groups with their intervals as bars.
+
+    Lines without a value on the axis (start models, files, methods without that setting) are drawn as a level
+    with a band.
+    """
     drawn: dict[str, list[Group]] = {}
     for name, members in lines.items():
         placed = [group for group in members if group.is_trained and axis.value(group) is not None]
         if placed:
             drawn[name] = sorted(placed, key=lambda group: axis.value(group) or 0.0)
     ticks = sorted({v for members in drawn.values() for group in members if (v := axis.value(group)) is not None})
-    beside, small = _small([group for members in drawn.values() for group in members]) if axis.name == "kl" else ([], {})
+    labels, small = _small([group for members in drawn.values() for group in members]) if axis.name == "kl" else ([], {})
     aside = _aside(drawn, axis) if axis.name == "iteration" else {}
     for number, (name, members) in enumerate(drawn.items()):
         _curve(ax, members, name, axis, number, aside, small)
-    levels = sorted((name for name in lines if name not in drawn), key=lambda name: lines[name][0].is_trained)  # start models are grey
+    # Start models are grey.
+    levels = sorted((name for name in lines if name not in drawn), key=lambda name: lines[name][0].is_trained)
     n_grey = sum(not lines[name][0].is_trained for name in levels)
     for number, name in enumerate(levels, len(drawn) - n_grey):
         _level(ax, lines[name][0], name, COLOURS[number % len(COLOURS)] if lines[name][0].is_trained else "0.4")
@@ -141,7 +151,7 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
     if axis.name != "kl":
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
-    ax.set_xlabel(axis.label + (f" (beside the points: {', '.join(beside)})" if beside else ""))
+    ax.set_xlabel(axis.label + (f" (at the points: {', '.join(labels)})" if labels else ""))
     ax.set_ylabel("win rate, % (95 % interval)")
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=1 + (len(lines) - 1) // LEGEND_LINES)
 
@@ -152,11 +162,13 @@ def _curve(
     x = [v + aside.get(group.key, 0.0) for group in members if (v := axis.value(group)) is not None]
     y = [100 * pooled.mean for group in members if (pooled := group.pooled("win_rate"))]
     ends = [group.interval("win_rate") for group in members]
+    # nan draws no bar. 0 would draw a bar of length 0.
     bars = [
-        [max(0.0, m - 100 * e[0]) if e else math.nan for m, e in zip(y, ends, strict=True)],  # nan: no bar; 0 would be a bar of no width
+        [max(0.0, m - 100 * e[0]) if e else math.nan for m, e in zip(y, ends, strict=True)],
         [max(0.0, 100 * e[1] - m) if e else math.nan for m, e in zip(y, ends, strict=True)],
     ]
-    again, place = divmod(number, len(COLOURS))  # a colour that comes again has another marker: a point has no line to tell it by
+    # A colour that is used again has another marker, because a single point has no line style.
+    again, place = divmod(number, len(COLOURS))
     colour, marker = COLOURS[place], MARKERS[(place + again) % len(MARKERS)]
     line = "none" if axis.name == "kl" else ("-", "--", ":")[again % 3]
     ax.errorbar(x, y, yerr=bars, label=name, color=colour, marker=marker, markersize=5, capsize=3, linewidth=1.4, linestyle=line)
@@ -166,21 +178,21 @@ def _curve(
 
 
 def _aside(lines: Mapping[str, Sequence[Group]], axis: Axis) -> dict[str, float]:
-    """How far beside its place each group stands, around it, so that bars of lines that touch stay apart."""
+    """Horizontal offset of each group, so that bars at the same place do not overlap."""
     at = grouped((axis.value(group), group.key) for members in lines.values() for group in members)
     return {key: (place - (len(keys) - 1) / 2) * 0.03 for keys in at.values() for place, key in enumerate(keys)}
 
 
 def _small(groups: Sequence[Group]) -> tuple[list[str], dict[str, str]]:
-    """(settings that stand beside points, what stands beside each group's): beta, share of labels, iteration, where they vary."""
-    beside, words = [], dict[str, list[str]]()
+    """(names of settings, text by group key) for points: beta, share of labels, iteration."""
+    names, words = [], dict[str, list[str]]()
     for name, form in (("beta", "{:g}"), ("share of labels", "{:.3g} %"), ("iteration", "i{}")):
         values = {g.key: 100 * g.cell.data.fraction if "share" in name else getattr(g.cell.method, name, None) for g in groups}
         if len({*values.values()} - {None}) > 1:
-            beside.append(name)
+            names.append(name)
             for key, value in values.items():
                 words.setdefault(key, []).extend([] if value is None else [form.format(value)])
-    return beside, {key: " ".join(said) for key, said in words.items()}
+    return names, {key: " ".join(texts) for key, texts in words.items()}
 
 
 def _level(ax: Axes, group: Group, name: str, colour: str) -> None:

@@ -1,7 +1,8 @@
-"""What a cell's curve and numbers say in plain words: displacement, drift, collapse, or nothing conspicuous.
+"""Findings in plain words from a cell's curve and numbers, such as displacement, drift or collapse.
 
-A finding is a measured number beyond a threshold. The thresholds are conventions that were set before any cell was looked at; each says
-why it is where it is. They mark what a reader should look at, not what is wrong. What was not measured gives no finding.
+A finding is a measured number beyond a threshold. The thresholds are conventions, set before any result was
+seen; a comment gives the reason for each. A finding says where to look, not that something is wrong. A number
+that was not measured gives no finding.
 """
 
 from __future__ import annotations
@@ -29,37 +30,45 @@ Curve = Sequence[Mapping[str, float]]
 Metrics = Mapping[str, float]
 Severity = Literal["warning", "note"]
 
-# A fall of chosen completions counts when each token is a tenth less likely: exp(-0.1) is 0.905. A convention: Razin et al. 2024
-# (likelihood displacement) and Pal et al. 2024 (Smaug) count any fall.
+# Fall of chosen completions, in nats a token: each token is a tenth less likely, since exp(-0.1) is 0.905. A
+# convention: Razin et al. 2024 (likelihood displacement) and Pal et al. 2024 (Smaug) count any fall.
 DISPLACEMENT_NATS = 0.1
-# Mean length against the start model's, either way. A convention.
+# Ratio of mean length to the start model's; its inverse is the limit for shorter completions. A convention.
 LENGTH_RATIO = 1.25
-# Rise of the share of repeated word 3-grams. A convention: one 3-gram in ten that has been there before, on top of the start model's.
+# Rise of the share of repeated word 3-grams over the start model's. A convention: one more 3-gram in ten is a
+# repetition.
 REPETITION_RISE = 0.1
-# Different 3-grams over all 3-grams, against the start model's: half as many. A convention.
+# Share of distinct 3-grams among all 3-grams, relative to the start model's share. A convention: half.
 DISTINCT_RATIO = 0.5
-# Entropy of the policy's next token on training completions, last tenth of the steps against the first: half, or double. A convention.
+# Entropy of the policy's next token on training completions: last tenth of the steps relative to the first.
+# Half or double counts. A convention.
 ENTROPY_RATIO = 0.5
-# Best of n is log n - (n - 1)/n nats away from what it samples (Stiennon et al. 2020, appendix G.3): 10 nats are the best of
-# 60 000 samples.
+# Best-of-n sampling has a KL of log n - (n - 1)/n nats to the sampled model (Stiennon et al. 2020, appendix
+# G.3). 10 nats are the best of 60 000 samples.
 KL_NATS = 10.0
-KL_NONE = 0.01  # nats a completion; a run that learns anything is at some tenths
-# Share of the steps on which KTO's reference point is clamped at 0 and takes no part. A convention: most of them. No fault by itself: the
-# authors accept z0 = 0 where the start model learnt from the same data.
+KL_NONE = 0.01  # Nats a completion. A run that learns anything reaches some tenths.
+# Share of the steps on which KTO's reference point z0 is clamped at 0 and has no effect. A convention: most
+# of them. This is not a fault by itself: the authors accept z0 = 0 where the start model learnt from the same
+# data.
 Z0_SHARE = 0.5
 Z0_ZERO_NATS = 1e-6
-# Share of completions cut at max_new_tokens: from there on lengths and judgements measure the limit too. A convention.
+# Share of completions cut at max_new_tokens. Above it, lengths and verdicts also measure the limit. A
+# convention.
 UNFINISHED_SHARE = 0.05
-# Standard errors that a difference must exceed: 95 %, two-sided.
+# Standard errors that a difference must exceed (95 %, two-sided).
 Z = 1.96
-# The first step's loss against the value that its method must have there. Rounding in bfloat16 moves it by some thousandths.
+# Relative deviation of the first step's loss from the method's known first loss. Rounding in bfloat16 moves
+# it by some thousandths.
 START_LOSS_SHARE = 0.05
-FEWEST_STEPS = 10  # for the first and last tenth of a curve to be a step at least
+FEWEST_STEPS = 10  # A tenth of a shorter curve would be less than one step.
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`says`: one sentence with the numbers; `value` is the one that stands for it under the table. `threshold` with its unit."""
+    """One number beyond its threshold. `says` is a sentence with the numbers; `threshold` includes its unit.
+
+    `value`, in `unit`, is the number shown under the table.
+    """
 
     name: str
     says: str
@@ -72,23 +81,23 @@ class Finding:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What there is to look at: the training's curve, the cell's metrics, those of the model it started from (of the same seed)."""
+    """Inputs of the checks: the training's curve, and metrics of the cell and its start model (same seed)."""
 
     curve: Curve
     metrics: Metrics
     start: Metrics
     method: str = ""
-    start_loss: float | None = None  # that the first step must have; None where nobody knows it
-    noted: Mapping[str, int] = field(default_factory=dict)  # what noted_rows counts
+    start_loss: float | None = None  # Loss that the first step must have. None where it is not known.
+    noted: Mapping[str, int] = field(default_factory=dict)  # Counts of `noted_rows`.
 
     def both(self, name: str) -> tuple[float | None, float | None]:
-        """A metric of the cell, and of its start model."""
+        """(the cell's, the start model's) value of a metric."""
         return self.metrics.get(name), self.start.get(name)
 
 
 def find(evidence: Evidence) -> list[Finding]:
     """Every finding, in a fixed order."""
-    return [found for check in CHECKS if (found := check(evidence)) is not None]
+    return [finding for check in CHECKS if (finding := check(evidence)) is not None]
 
 
 # Log-probabilities of held-out completions ------------------------------------------------------------------------------
@@ -113,7 +122,10 @@ def displacement(e: Evidence) -> Finding | None:
 
 
 def margin_from_rejected(e: Evidence) -> Finding | None:
-    """By the same per-token shifts; the margin is what held-out rewards show."""
+    """A positive margin although chosen completions fell, because rejected ones fell faster.
+
+    The falls are shifts per token; the margin is that of held-out rewards.
+    """
     needed = ("reward_margin", "reward_margin_low", "shift_chosen", "shift_chosen_high", "shift_rejected")
     if any(name not in e.metrics for name in needed):
         return None
@@ -133,8 +145,12 @@ def margin_from_rejected(e: Evidence) -> Finding | None:
 
 
 def nothing_learnt(e: Evidence) -> Finding | None:
-    """A held-out ranking that is not shown to be learnt. Log-probabilities that moved say that something was; methods that learn from
-    chosen completions alone rank nothing, and these becoming likelier is what they are for."""
+    """A held-out ranking that is not shown to be better than chance, or a loss that did not move.
+
+    Log-probabilities that moved show that something else was learnt. Methods that learn from chosen
+    completions alone (SFT) rank nothing: chosen completions that became likelier are their success, and no
+    finding.
+    """
     if e.metrics.get("shift_chosen_low", -1.0) > 0:
         return None
     for name, words in (("reward_accuracy", "Held-out reward accuracy"), ("reward_auc", "Held-out reward AUC")):
@@ -146,17 +162,18 @@ def nothing_learnt(e: Evidence) -> Finding | None:
         high = e.metrics[f"{name}_high"]
         numbers = _numbers(e.metrics, name, f"{name}_n", f"{name}_low", f"{name}_high")
         rows = f" on {e.metrics[f'{name}_n']:.0f} rows" if f"{name}_n" in e.metrics else ""
-        found = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]{rows}"
+        measured = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]{rows}"
         if high < 0.5:
-            return Finding("ranks wrongly", f"{found}, below 50 %.", 100 * value, "% right", "95 % interval below 50 %", "warning", numbers)
+            threshold = "95 % interval below 50 %"
+            return Finding("ranks wrongly", f"{measured}, below 50 %.", 100 * value, "% right", threshold, "warning", numbers)
         shifts = {side: (e.metrics.get(f"shift_{side}_low"), e.metrics.get(f"shift_{side}_high")) for side in ("chosen", "rejected")}
         moved = [side for side, (lower, upper) in shifts.items() if lower is not None and upper is not None and (lower > 0 or upper < 0)]
         called = "ranking not learnt" if moved else "nothing learnt"
-        says = f"{found}, not shown to be above 50 %" + (f"; log-probs of {' and '.join(moved)} completions moved" if moved else "")
+        says = f"{measured}, not shown to be above 50 %" + (f"; log-probs of {' and '.join(moved)} completions moved" if moved else "")
         return Finding(called, f"{says}.", 100 * value, "% right", "95 % interval reaches 50 %", "warning", numbers)
     if (ends := _ends(e.curve, "loss")) is None or abs(ends.last - ends.first) > Z * ends.error:
         return None
-    says = f"The loss did not move: {ends.first:.4g} in the first tenth of the steps, {ends.last:.4g} in the last"
+    says = f"The loss did not move: {ends.first:.4g} in the first tenth of the steps, {ends.last:.4g} in the last tenth"
     numbers = {"first": ends.first, "last": ends.last}
     threshold = f"moved by less than {Z:g} standard errors"
     return Finding("nothing learnt", f"{says}.", ends.last - ends.first, "of loss", threshold, "warning", numbers)
@@ -166,7 +183,10 @@ def nothing_learnt(e: Evidence) -> Finding | None:
 
 
 def length_drift(e: Evidence) -> Finding | None:
-    """A mean length that is far from the start model's, beyond chance: of one completion nobody knows what chance would do."""
+    """A mean length far from the start model's, beyond chance.
+
+    A single completion has no standard error and gives no finding.
+    """
     ours, theirs = e.both("mean_length")
     our_error, their_error = e.both("mean_length_se")
     if ours is None or not theirs or our_error is None or their_error is None:
@@ -186,18 +206,19 @@ def repetition(e: Evidence) -> Finding | None:
     distinct, start_distinct = e.both("distinct")
     within = ours is not None and theirs is not None and ours - theirs >= REPETITION_RISE
     length, start_length = e.both("mean_length")
-    as_long = length is not None and start_length is not None and length <= LENGTH_RATIO * start_length  # more text has less that is new
+    # Longer texts have a smaller share of distinct 3-grams without repeating themselves.
+    as_long = length is not None and start_length is not None and length <= LENGTH_RATIO * start_length
     across = distinct is not None and bool(start_distinct) and distinct / start_distinct <= DISTINCT_RATIO and as_long  # type: ignore[operator]
     if not (within or across):
         return None
-    said = []
+    shares = []
     if within:
-        said.append(f"{100 * ours:.1f} % of a completion's 3-grams repeat earlier ones (start model {100 * theirs:.1f} %)")  # type: ignore[operator]
+        shares.append(f"{100 * ours:.1f} % of a completion's 3-grams repeat earlier ones (start model {100 * theirs:.1f} %)")  # type: ignore[operator]
     if across:
-        said.append(f"{100 * distinct:.1f} % of all 3-grams are different (start model {100 * start_distinct:.1f} %)")  # type: ignore[operator]
+        shares.append(f"{100 * distinct:.1f} % of all 3-grams are distinct (start model {100 * start_distinct:.1f} %)")  # type: ignore[operator]
     return Finding(
         "repetition collapse",
-        f"The policy repeats itself: {'; '.join(said)}.",
+        f"The policy repeats itself: {'; '.join(shares)}.",
         100 * ours if within else 100 * distinct,  # type: ignore[operator]
         "% repeated" if within else "% different",
         f"repeated share up by {100 * REPETITION_RISE:g} points, or different share at most {DISTINCT_RATIO:g} times the start model's",
@@ -210,8 +231,8 @@ def unfinished(e: Evidence) -> Finding | None:
     ours, theirs = e.both("unfinished")
     if ours is None or ours <= UNFINISHED_SHARE:
         return None
-    beside = "" if theirs is None else f" (start model {100 * theirs:.1f} %)"
-    says = f"{100 * ours:.1f} % of the completions are cut at max_new_tokens{beside}"
+    start = "" if theirs is None else f" (start model {100 * theirs:.1f} %)"
+    says = f"{100 * ours:.1f} % of the completions are cut at max_new_tokens{start}"
     numbers = _numbers(e.metrics, "unfinished") | _numbers(e.start, "unfinished", prefix="start_")
     return Finding("completions cut", f"{says}.", 100 * ours, "%", f"more than {100 * UNFINISHED_SHARE:g} %", "warning", numbers)
 
@@ -220,16 +241,16 @@ def kl_blow_up(e: Evidence) -> Finding | None:
     kl = e.metrics.get("kl")
     if kl is None or kl <= KL_NATS:
         return None
-    says = f"The policy is {kl:.1f} nats a completion from the start model, further than the best of 60 000 samples would be."
+    says = f"The KL to the start model is {kl:.1f} nats a completion, more than that of the best of 60 000 samples."
     return Finding("KL blow-up", says, kl, "nats", f"more than {KL_NATS:g} nats", "warning", _numbers(e.metrics, "kl", "kl_se"))
 
 
 def not_moved(e: Evidence) -> Finding | None:
-    """The policy writes as the start model does, whatever its rewards say."""
+    """A KL near 0: the policy writes like the start model, even if its rewards moved."""
     kl = e.metrics.get("kl")
     if kl is None or not e.curve or abs(kl) >= KL_NONE or method_facts(e.method).chooses:
         return None
-    says = f"The policy is {kl:.2g} nats a completion from the start model: it writes as that does. Rates, steps or rows are too few."
+    says = f"The policy writes like the start model: its KL is {kl:.2g} nats a completion. Raise the learning rate, the steps or the rows."
     return Finding("not moved", says, kl, "nats", f"less than {KL_NONE:g} nats", "warning", _numbers(e.metrics, "kl", "kl_se"))
 
 
@@ -238,7 +259,7 @@ def not_moved(e: Evidence) -> Finding | None:
 
 @dataclass(frozen=True)
 class Ends:
-    """Means of the first and last tenth of a curve, and the standard error of their difference."""
+    """Means of the first and the last tenth of a curve, with the standard error of their difference."""
 
     first: float
     last: float
@@ -251,17 +272,18 @@ def _ends(curve: Curve, name: str) -> Ends | None:
         return None
     n = len(values) // 10
     first, last = values[:n], values[-n:]
-    # One step an end has no spread of its own: that of the steps between stands in.
+    # A tenth of one step has no variance of its own, so the variance of all steps is used.
     spreads = [statistics.variance(part) / n if n > 1 else statistics.variance(values) for part in (first, last)]
     return Ends(statistics.fmean(first), statistics.fmean(last), sum(spreads) ** 0.5)
 
 
 def entropy_moved(e: Evidence) -> Finding | None:
-    """Collapse to a few words, or blow-up to noise."""
+    """Entropy that halved (collapse to a few words) or doubled (noise)."""
     ends = _ends(e.curve, "entropy")
     if ends is None or ends.first <= 0 or ENTROPY_RATIO < ends.last / ends.first < 1 / ENTROPY_RATIO:
         return None
-    if abs(ends.last - ends.first) <= Z * ends.error:  # batches are of like length, and short completions have another entropy
+    if abs(ends.last - ends.first) <= Z * ends.error:
+        # Each batch holds completions of similar length, and short completions have another entropy.
         return None
     name, moved = ("collapse", "fell") if ends.last < ends.first else ("blow-up", "rose")
     says = f"Entropy on training completions {moved} from {ends.first:.2f} to {ends.last:.2f} nats a token (first, last tenth of steps)."
@@ -270,26 +292,29 @@ def entropy_moved(e: Evidence) -> Finding | None:
 
 
 def z0_at_zero(e: Evidence) -> Finding | None:
-    """KTO's `kl` of the curve; what others call so is something else."""
+    """KTO's reference point z0, the column `kl` of its curve, at 0 on most steps.
+
+    Other methods' `kl` is another number.
+    """
     values = [row["kl"] for row in e.curve if "kl" in row]
     if not method_facts(e.method).curve_has_z0 or not values:
         return None
     share = sum(value <= Z0_ZERO_NATS for value in values) / len(values)
     if share <= Z0_SHARE:
         return None
-    says = f"KTO's reference point z0 is 0 on {100 * share:.0f} % of {len(values)} steps: completions are held against 0 there."
+    says = f"KTO's reference point z0 is 0 on {100 * share:.0f} % of {len(values)} steps: completions are compared with 0 there."
     threshold = f"more than {100 * Z0_SHARE:g} % of the steps"
     return Finding("z0 at 0", says, 100 * share, "% of the steps", threshold, "note", {"share": share, "steps": len(values)})
 
 
 def wrong_start(e: Evidence) -> Finding | None:
-    """A first step whose policy is not its own reference: what the cell measures as moved was never there."""
+    """A first loss unlike the method's known one: the reference's log-probs are not the start model's."""
     first = next((row["loss"] for row in e.curve if row.get("step") == 1 and "loss" in row), None)
     if first is None or e.start_loss is None or abs(first - e.start_loss) <= START_LOSS_SHARE * e.start_loss:
         return None
-    says = f"The loss of the first step is {first:.4f} and must be {e.start_loss:.4f}, since nothing is learnt yet: the reference's "
-    says += "log-probabilities are not the start model's on these tokens (another model, template, date or precision). Rewards, margins "
-    says += "and shifts of this cell are measured from a wrong place, and it was trained against one."
+    says = f"The loss of the first step is {first:.4f}, but before anything is learnt it must be {e.start_loss:.4f}. The reference's "
+    says += "log-probabilities are not the start model's on these tokens (another model, template, date or precision). This cell was "
+    says += "trained against a wrong reference, and its rewards, margins and shifts are measured from it."
     threshold = f"more than {100 * START_LOSS_SHARE:g} % from the method's own start"
     return Finding("start loss", says, first, "at the first step", threshold, "warning", {"first": first, "expected": e.start_loss})
 
@@ -298,24 +323,24 @@ def wrong_start(e: Evidence) -> Finding | None:
 
 
 def control_tokens(e: Evidence) -> Finding | None:
-    says = "rows hold a special token as text, which was trained on as the control token itself: it can end a turn or begin one"
+    says = "rows hold a special token as text. It was trained on as the control token itself, and can end or begin a turn"
     return _of_data(e, AS_CONTROL, "special tokens in the text", says)
 
 
 def opposite_rows(e: Evidence) -> Finding | None:
-    return _of_data(e, OPPOSITE, "opposite rows", "rows say the opposite of another row of the same prompt")
+    return _of_data(e, OPPOSITE, "opposite rows", "rows contradict another row of the same prompt")
 
 
 def other_prompts(e: Evidence) -> Finding | None:
-    says = "rows have a prompt that their messages do not hold: the messages were trained on"
+    says = "rows have a prompt that differs from their messages; the messages were trained on"
     return _of_data(e, OTHER_PROMPT, "prompts beside other messages", says)
 
 
 def dropped_replies(e: Evidence) -> Finding | None:
     if not (n := e.noted.get(JOURNAL_DROPPED, 0)):
         return None
-    says = f"{n:,} lines or replies of the judge's journal were dropped and asked again: damaged, of another version, of another served "
-    says += "model, or without log-probs. The stage's log says which."
+    says = f"{n:,} lines or replies of the judge's journal were dropped and requested again, because they were damaged, of another "
+    says += "version, of another served model, or without log-probs. The stage's log names them."
     return Finding("dropped replies", says, n, "replies", "1 reply or more", "note", {"dropped": n})
 
 
@@ -356,7 +381,7 @@ NONE = "nothing conspicuous"
 
 
 def read_curve(cell: CellPlan, store: Store) -> Curve:
-    """Of a cell's training; empty where there is none."""
+    """Curve of a cell's training, one row per logged step. Empty where there is none."""
     train = cell.roles.get("train")
     if not store.is_done(train) or not (path := store.folder(train) / "history.jsonl").exists():
         return []
@@ -364,7 +389,10 @@ def read_curve(cell: CellPlan, store: Store) -> Curve:
 
 
 def known_start(cell: CellPlan) -> float | None:
-    """The first loss that a cell's training must have; None where its method has none, or it does not start from its reference."""
+    """Loss that a cell's first training step must have.
+
+    None where its method has no known first loss, or the policy does not start from its reference.
+    """
     train = cell.roles.get("train")
     if train is None or not isinstance(train.settings, TrainSettings):
         return None
@@ -376,70 +404,77 @@ def known_start(cell: CellPlan) -> float | None:
 
 
 def of_rows(rows: Sequence[CellRow], store: Store) -> dict[str, list[Finding]]:
-    """Findings of every row that has its numbers, by cell key; a start model has only what needs no start model."""
+    """Findings by cell key, for every row with numbers.
+
+    Start models have only findings that compare with no start model.
+    """
     starts = {(row.group_key, row.cell.cell.seed): row.metrics for row in rows if isinstance(row.cell.cell.method, NoMethod)}
-    found = {}
+    of_cell = {}
     for row in rows:
         if row.done:
             method = row.cell.cell.method
             start = starts.get((row.start_key, row.cell.cell.seed), {}) if method.trains else {}
             noted = noted_rows(row.cell, store, trained=method.trains)
-            found[row.cell.key] = find(Evidence(read_curve(row.cell, store), row.metrics, start, method.name, known_start(row.cell), noted))
-    return found
+            curve = read_curve(row.cell, store)
+            of_cell[row.cell.key] = find(Evidence(curve, row.metrics, start, method.name, known_start(row.cell), noted))
+    return of_cell
 
 
 def noted_rows(cell: CellPlan, store: Store, *, trained: bool) -> dict[str, int]:
-    """Rows of a `trained` cell's data, held-out ones too, that were kept all the same, by reason, and replies that its judge's journals
-    dropped."""
+    """Counts of rows with a note by reason, and of replies dropped from judges' journals.
+
+    Rows are the train and held-out rows of a `trained` cell.
+    """
     stage = cell.roles.get("preferences") if trained else None
     manifest = store.status(stage).manifest if stage is not None else None
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for name, n in manifest.counts.items() if manifest else ():
         _, is_noted, reason = name.partition("/noted/")
-        found.update({reason: n} if is_noted else {})
+        counts.update({reason: n} if is_noted else {})
     for role, judged in cell.roles.items():
         if role.endswith("_verdicts") and (manifest := store.status(judged).manifest) and JOURNAL_DROPPED in manifest.counts:
-            found[JOURNAL_DROPPED] += manifest.counts[JOURNAL_DROPPED]
-    return dict(found)
+            counts[JOURNAL_DROPPED] += manifest.counts[JOURNAL_DROPPED]
+    return dict(counts)
 
 
-def lines(groups: Sequence[Group], found: Mapping[str, Sequence[Finding]]) -> list[str]:
-    """A line for each finding, with the span of its numbers and the rows of the table that have it, then the rows
-    without any."""
+def lines(groups: Sequence[Group], of_cell: Mapping[str, Sequence[Finding]]) -> list[str]:
+    """One line per finding with its rows and range of numbers, then one line with rows without findings."""
     quiet: list[int] = []
     by_name: dict[str, list[tuple[Group, list[Finding], int]]] = {}
     for group in groups:
-        rows = [row for row in group.rows if row.cell.key in found]
-        all_of_it = [finding for row in rows for finding in found[row.cell.key]]
+        rows = [row for row in group.rows if row.cell.key in of_cell]
+        all_of_it = [finding for row in rows for finding in of_cell[row.cell.key]]
         for name in dict.fromkeys(finding.name for finding in all_of_it):
             by_name.setdefault(name, []).append((group, [f for f in all_of_it if f.name == name], len(rows)))
         if rows and group.is_trained and not all_of_it:
             quiet.append(group.number)
-    said = [_in_short(name, having) for name, having in by_name.items()]
-    return said + ([f"{NONE.capitalize()}: {row_words(quiet)}."] if quiet else [])
+    named = [_in_short(name, having) for name, having in by_name.items()]
+    return named + ([f"{row_words(quiet).capitalize()} {'has' if len(quiet) == 1 else 'have'} {NONE}."] if quiet else [])
 
 
 def _in_short(name: str, having: Sequence[tuple[Group, Sequence[Finding], int]]) -> str:
-    """`displacement, -0.135 to -0.118 nats a token: rows 2 to 4 (2 of 3 seeds), row 9.`"""
+    """One line, such as `Rows 2 to 4 (2 of 3 seeds) have the finding 'displacement' (-0.13 nats a token).`"""
     values = sorted(finding.value for _, same, _ in having for finding in same)
     span = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (values[0], values[-1])))
     by_seeds = grouped((f" ({len(same)} of {n} seeds)" if len(same) < n else "", group.number) for group, same, n in having)
-    return f"{name}, {span} {having[0][1][0].unit}: {', '.join(f'{row_words(rows)}{seeds}' for seeds, rows in by_seeds.items())}."
+    where = ", ".join(f"{row_words(rows)}{seeds}" for seeds, rows in by_seeds.items())
+    have = "has" if len(having) == 1 else "have"
+    return f"{where[0].upper()}{where[1:]} {have} the finding '{name}' ({span} {having[0][1][0].unit})."
 
 
-def markdown(title: str, rows: Sequence[CellRow], found: Mapping[str, Sequence[Finding]]) -> str:
-    """findings.md: every cell, every finding with its numbers and threshold."""
-    opening = "What curves and numbers of each cell say. `bench/report/findings.py` says why the thresholds are where they are."
+def markdown(title: str, rows: Sequence[CellRow], of_cell: Mapping[str, Sequence[Finding]]) -> str:
+    """findings.md: every finding of every cell with its numbers and threshold."""
+    opening = "Findings from the curves and numbers of each cell. `bench/report/findings.py` gives the reason for each threshold."
     parts = [f"# {title}", "", opening, ""]
     for row in rows:
         parts += [f"## {row.cell.name}", ""]
-        if row.cell.key not in found:
-            parts += [f"- no numbers: {row.failed or 'not run yet'}", ""]
+        if row.cell.key not in of_cell:
+            parts += [f"- No numbers: {row.failed or 'not run yet'}", ""]
             continue
-        parts += [f"- **{f.name}** ({f.severity}): {f.says} Threshold: {f.threshold}." for f in found[row.cell.key]] or [f"- {NONE}"]
+        parts += [f"- **{f.name}** ({f.severity}): {f.says} Threshold: {f.threshold}." for f in of_cell[row.cell.key]] or [f"- {NONE}"]
         parts.append("")
     return "\n".join(parts)
 
 
-def to_json(found: Sequence[Finding]) -> Iterator[dict[str, Any]]:
-    return (asdict(finding) for finding in found)
+def to_json(findings: Sequence[Finding]) -> Iterator[dict[str, Any]]:
+    return (asdict(finding) for finding in findings)

@@ -1,4 +1,4 @@
-"""A passport as a person reads it: a table on a terminal, Markdown, and a page of HTML that holds its figures and needs no other file."""
+"""Passport of a judge as a terminal table, as Markdown, and as one HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from bench.report.figures import COLOURS, drawing
-from bench.report.tables import print_titled
+from bench.report.tables import Notes, print_titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Number = Mapping[str, Any]  # an estimate's fields, or {"unmeasured": why}
-ONE_JUDGE = "Numbers of two judges are not comparable: each is an axis of its own."
+Number = Mapping[str, Any]  # The fields of an estimate, or {"unmeasured": why}.
+ONE_JUDGE = "Numbers of two judges are not comparable."
 
 
 @dataclass(frozen=True)
 class Line:
-    """A number in words; `mark`: FAULT, ok, lost, or nothing where nothing is asked of it."""
+    """One number in words. `mark` is FAULT, ok, lost, or empty for a number without a threshold."""
 
     what: str
     value: str
@@ -33,7 +33,7 @@ class Line:
     mark: str
     meaning: str
     number: Number
-    plain: bool = False  # no share
+    plain: bool = False  # Not a share.
 
     @property
     def cells(self) -> list[str]:
@@ -56,7 +56,8 @@ class Page:
     figures: Mapping[str, str]  # SVG by name
 
 
-def show(title: str, sections: Sequence[Section], notes: Sequence[str]) -> None:
+def show(title: str, sections: Sequence[Section], notes: Notes) -> None:
+    """Print the sections as one table, with notes under it."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for justify in ("left", "right", "right", "right", "left", "left"):
         table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -73,13 +74,13 @@ def show(title: str, sections: Sequence[Section], notes: Sequence[str]) -> None:
 
 
 def markdown(page: Page) -> str:
-    lines = [f"# Judge passport: {page.name}", "", "## What is wrong", ""]
-    lines += [f"- {fault}" for fault in page.faults] or ["No fault was found."]
+    lines = [f"# Judge passport: {page.name}", "", "## Faults", ""]
+    lines += [f"- The judge {fault}." for fault in page.faults] or ["No fault was found."]
     for section in page.sections:
-        lines += ["", f"## {section.title}", "", "| what | value | 95 % | n | | meaning |", "| --- | ---: | ---: | ---: | --- | --- |"]
+        lines += ["", f"## {section.title}", "", "| number | value | 95 % | n | | meaning |", "| --- | ---: | ---: | ---: | --- | --- |"]
         lines += [f"| {' | '.join(cell.replace('|', '/') for cell in line.cells)} |" for line in section.lines]
     lines += ["", "## Figures", ""] + [f"![{CAPTIONS[name]}]({name}.svg)\n" for name in page.figures] if page.figures else []
-    lines += ["## Who was asked", "", *(f"- {fact}" for fact in page.facts), "", f"`{page.command}` makes this page again.", "", ONE_JUDGE]
+    lines += ["## Judge", "", *(f"- {fact}" for fact in page.facts), "", f"Make this page again with `{page.command}`.", "", ONE_JUDGE]
     return "\n".join(lines) + "\n"
 
 
@@ -118,14 +119,14 @@ footer { color: var(--soft); font-size: 13px; }
 
 
 def html(page: Page) -> str:
-    """The whole page as one file: no script, no font, no picture from elsewhere."""
+    """The whole page as one file, without scripts, fonts or pictures from elsewhere."""
     text = escaping.escape
     n = len(page.faults)
     badge = f'<span class="badge{" bad" if n else ""}">{f"{n} fault" + "s" * (n > 1) if n else "no fault found"}</span>'
-    faults = "".join(f"<li>{_quoted(fault)}</li>" for fault in page.faults)
-    wrong = f'<section class="faults"><h2>What is wrong</h2><ul>{faults}</ul></section>'
+    faults = "".join(f"<li>The judge {_quoted(fault)}.</li>" for fault in page.faults)
+    wrong = f'<section class="faults"><h2>Faults</h2><ul>{faults}</ul></section>'
     if not n:
-        wrong = '<section class="clean"><h2>What is wrong</h2><p>No fault was found.</p></section>'
+        wrong = '<section class="clean"><h2>Faults</h2><p>No fault was found.</p></section>'
     drawn = "".join(f"<figure><figcaption>{text(CAPTIONS[name])}</figcaption>{svg}</figure>" for name, svg in page.figures.items())
     parts = [f"<section><h2>{text(section.title)}</h2>{_table(section)}</section>" for section in page.sections]
     facts = "".join(f"<li>{text(fact)}</li>" for fact in page.facts)
@@ -137,8 +138,8 @@ def html(page: Page) -> str:
 {wrong}
 {f'<section><h2>At a glance</h2><div class="figures">{drawn}</div></section>' if drawn else ""}
 {"".join(parts)}
-<section><h2>Who was asked</h2><ul>{facts}</ul></section>
-<footer><p><code>{text(page.command)}</code> makes this page again. {ONE_JUDGE}</p></footer>
+<section><h2>Judge</h2><ul>{facts}</ul></section>
+<footer><p>Make this page again with <code>{text(page.command)}</code>. {ONE_JUDGE}</p></footer>
 </main></body></html>
 """
 
@@ -166,7 +167,10 @@ def _table(section: Section) -> str:
 
 
 def _bar(line: Line) -> str:
-    """A share on a line from 0 to 100 % (from -100 % where it is below 0) with its interval; nothing for what is no share."""
+    """SVG of a share and its interval on a line from 0 to 100 %, or from -100 % where it is negative.
+
+    Empty for a number that is no share.
+    """
     if line.plain:
         return ""
     value, low, high = (line.number[part] for part in ("value", "low", "high"))
@@ -189,19 +193,19 @@ def _bar(line: Line) -> str:
 # Figures --------------------------------------------------------------------------------------------------------------
 
 CAPTIONS = {
-    "orders": "What it says when a pair is shown in both orders",
+    "orders": "Verdicts on a pair shown in both orders",
     "histogram": "How often each rating is given",
     "length": "Verdicts against length",
     "truth": "Verdicts against the truth",
-    "time": "In the order asked: does it change?",
+    "time": "Drift in the order of the questions",
     "canaries": "Canaries",
 }
-ORDERS = ("the same answer wins both times", "the first shown wins both times", "the second shown wins both times", "a tie in an order")
+ORDERS = ("same completion wins twice", "the first shown wins twice", "the second shown wins twice", "a tie in one order")
 Curve = Sequence[Mapping[str, float]]
 
 
 def figures(numbers: Mapping[str, Any]) -> dict[str, str]:
-    """SVG of every figure that has something to show."""
+    """SVG by name of each figure with something to show."""
     rating, curves = numbers["manner"] == "rating", numbers.get("curves", {})
     true = bool(numbers["truths"])
     what, bounds = ("mean rating", (1.0, 10.0)) if rating else ("mean preference", (0.0, 1.0))
@@ -216,8 +220,8 @@ def figures(numbers: Mapping[str, Any]) -> dict[str, str]:
     if len(curves.get("truth", ())) > 1:
         drawn["truth"] = lambda ax: _curve(ax, curves["truth"], f"true {'rating' if rating else 'preference'}", what, bounds, diagonal=True)
     if len(curves.get("time", ())) > 1:
-        less = f"{what} less the truth" if true else what
-        drawn["time"] = lambda ax: _curve(ax, curves["time"], "items in the order asked", less, (-math.inf, math.inf), middle=True)
+        difference = f"{what} minus the truth" if true else what
+        drawn["time"] = lambda ax: _curve(ax, curves["time"], "items in the order asked", difference, (-math.inf, math.inf), middle=True)
     if canaries := {name: n for name, n in numbers["canaries"].items() if "value" in n}:
         drawn["canaries"] = lambda ax: _canaries(ax, canaries, rating)
     return {name: _svg(plot) for name, plot in drawn.items()}
@@ -232,7 +236,7 @@ def _svg(plot: Callable[[Axes], None]) -> str:
 
 
 def _orders(ax: Axes, curve: Curve) -> None:
-    """Of the counts of stages/audit.py: policy, baseline, first, second, a tie."""
+    """Draw the counts of stages/audit.py, in its order: policy, baseline, first, second, a tie."""
     counts = [row["n"] for row in curve]
     shares = [100 * n / sum(counts) for n in (counts[0] + counts[1], *counts[2:])]
     bars = ax.barh(ORDERS, shares, color=[COLOURS[2], COLOURS[1], COLOURS[4], "0.65"], height=0.6)
@@ -246,8 +250,8 @@ def _orders(ax: Axes, curve: Curve) -> None:
 def _histogram(ax: Axes, curve: Curve) -> None:
     ax.bar([row["x"] for row in curve], [row["n"] for row in curve], color=COLOURS[0], width=0.8)
     ax.set_xticks(range(1, 11))
-    ax.set_xlabel("rating, to the nearest whole one")
-    ax.set_ylabel("answers")
+    ax.set_xlabel("rating, rounded")
+    ax.set_ylabel("completions")
     ax.grid(axis="x", visible=False)
 
 
@@ -261,7 +265,7 @@ def _curve(
     if all("truth" in row for row in curve):
         ax.plot(x, [row["truth"] for row in curve], color=COLOURS[1], marker="s", markersize=4, linestyle="--", label="truth")
     if diagonal:
-        ax.axline((x[0], x[0]), slope=1, color="0.5", linestyle=":", linewidth=1, label="as the truth")
+        ax.axline((x[0], x[0]), slope=1, color="0.5", linestyle=":", linewidth=1, label="equal to the truth")
     if middle:
         ax.axhline(sum(y) / len(y), color="0.5", linestyle=":", linewidth=1, label="mean")
         ax.axvline((x[0] + x[-1]) / 2, color="0.8", linewidth=1)
@@ -284,4 +288,4 @@ def _canaries(ax: Axes, canaries: Mapping[str, Number], rating: bool) -> None:
     ax.set_ylim(len(canaries) - 0.5, -0.5)
     if not rating:
         ax.set_xlim(-3, 103)
-    ax.set_xlabel("points above the honest answer: must be left of the line" if rating else "win rate, %: must be left of the line")
+    ax.set_xlabel("points above the honest completion: must be left of the line" if rating else "win rate, %: must be left of the line")

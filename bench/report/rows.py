@@ -1,4 +1,4 @@
-"""Cells to rows: the numbers of a cell, read from the store, and what stands beside them."""
+"""Rows of a report: each cell's numbers from the store, with reasons for missing ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Sweep:
-    """A question's name, words and cells; `command` is what to type to get it again."""
+    """A sweep for a report: name, question, cells.
+
+    `command` holds the words after `python -m bench` that run it.
+    """
 
     name: str
     question: str
     command: str
     cells: Sequence[CellPlan]
     expectations: Sequence[Expectation] = ()
-    axes: Sequence[str] = ()  # keys and groups that the cells differ in on purpose
+    axes: Sequence[str] = ()  # Dotted keys and config groups that the sweep varies.
 
     @property
     def title(self) -> str:
@@ -37,7 +40,11 @@ class Sweep:
 
 @dataclass(frozen=True)
 class CellRow:
-    """One cell: its numbers, or why it has none. `preferences` and `lc` are by item id, for paired comparisons."""
+    """One cell with its numbers, or the reason why it has none.
+
+    `preferences` and `lc` (contributions to the length-controlled rate) are by item id, for paired
+    comparisons.
+    """
 
     cell: CellPlan
     failed: str | None
@@ -47,9 +54,9 @@ class CellRow:
     preferences: Mapping[str, float | None] = field(default_factory=dict)
     lc: Mapping[str, float | None] = field(default_factory=dict)
     n_train: int | None = None
-    recorded: Sequence[Mapping[str, Any]] = ()  # of every stage behind the numbers
-    calibration: str | None = None  # digest of what length control knew beforehand
-    tasks: Sequence[TaskResult] = ()  # of the forgetting check, those that are shown
+    recorded: Sequence[Mapping[str, Any]] = ()  # Versions and device of every stage behind the numbers.
+    calibration: str | None = None  # Digest of the calibration that length control used.
+    tasks: Sequence[TaskResult] = ()  # Shown results of the forgetting check.
 
     @property
     def group_key(self) -> str:
@@ -61,7 +68,10 @@ class CellRow:
 
 
 def seedless(cell: Cell) -> str:
-    """Same for cells that differ by seed only, and for start models that differ in what a training alone would read: they are one cell."""
+    """Key that is equal for cells that differ only by seed.
+
+    It is also equal for start models that differ only in data that a training would read.
+    """
     config = cell.model_dump(mode="json", exclude={"seed"})
     chosen_answers = isinstance(cell.judge, GoldJudge) and cell.judge.preference.opponent == "chosen"
     if isinstance(cell.method, NoMethod) and isinstance(cell.data, WorldData) and not chosen_answers:
@@ -70,39 +80,49 @@ def seedless(cell: Cell) -> str:
 
 
 class Rescored(NamedTuple):
-    """A cell's numbers computed now, from what the store has of it. `calibration`: what length control was told in place of what the
-    cell's judge is set to; None where nothing was."""
+    """Numbers of a cell computed now from its stored verdicts.
+
+    `calibration` replaces the calibration of the cell's judge in length control; None leaves the judge's.
+    """
 
     result: Result
     calibration: Calibration | estimates.Unmeasured | None
 
 
 def _same_judge(row: CellRow, served: Mapping[str, str], first: dict[str, str]) -> CellRow:
-    """The row, or its failure where another served model judged the first row that asked the same judge (`first` remembers it)."""
-    for asked, by in served.items():
-        if first.setdefault(asked, by) != by:
-            why = f"{asked} was served by {by} here and by {first[asked]} for an earlier cell: verdicts of two models are not pooled"
+    """The row, or a failed row where its judge was another served model than for the first row.
+
+    `first` maps a judge's model to the served model of its first row, and is filled here.
+    """
+    for model, by in served.items():
+        if first.setdefault(model, by) != by:
+            served_by = f"the judge {model} was served by {by} here and by {first[model]} for an earlier cell"
+            why = f"{served_by}: verdicts of two models are not pooled"
             return CellRow(row.cell, why, False, {}, {"win_rate": why})
     return row
 
 
 def _served(cell: CellPlan, store: Store) -> dict[str, str]:
-    """The models that answered, by the model that was asked; none where the judge is a function, or the endpoint does not say."""
-    found: dict[str, str] = {}
+    """Requested model -> served model of a cell's judges.
+
+    Empty for a judge without a model or an endpoint that names none.
+    """
+    served: dict[str, str] = {}
     for role, stage in cell.roles.items():
         if role.endswith("_verdicts") and (manifest := store.status(stage).manifest) and "requests" in manifest.counts:
             for verdict in read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict):
                 if call := next((call for call in verdict.calls if call.served), None):
-                    found[call.model] = str(call.served)
+                    served[call.model] = str(call.served)
                     break
-    return found
+    return served
 
 
 def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: Mapping[str, Rescored] | None = None) -> list[CellRow]:
-    """One row a cell, from the store alone. `failures`: cell key -> reason, of this command; earlier ones are read from the store.
-    `rescored`: by cell key, in place of the stored numbers.
+    """One row per cell, from the store alone.
 
-    Cells that asked one judge and were answered by two served models are not pooled: those that differ from the first have failed.
+    `failures` maps cell keys to reasons of this command; earlier failures are read from the store. `rescored`
+    maps cell keys to numbers that replace the stored ones. Where an endpoint served two models for one judge,
+    cells with another served model than the first one have failed.
     """
     again, known = rescored or {}, calibrations.by_cell(sweep.cells, store)
     rows = []
@@ -110,8 +130,8 @@ def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: M
         now = again.get(cell.key)
         result = now.result if now else stored_result(cell, store)
         calibration = now.calibration if now and now.calibration else known.get(cell.key)
-        told = now is not None and now.calibration is not None
-        if result and calibration and calibrations.asked(cell) == FITTED and not told:
+        replaced = now is not None and now.calibration is not None
+        if result and calibration and calibrations.calibration_setting(cell) == FITTED and not replaced:
             result = calibrations.recalibrated(result, cell, store, calibration)
         rows.append(_row(cell, store, failures.get(cell.key), result, calibration))
     first: dict[str, str] = {}
@@ -119,7 +139,7 @@ def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: M
 
 
 def stored_result(cell: CellPlan, store: Store) -> Result | None:
-    """A cell's numbers as they were stored; None where it has none."""
+    """Stored numbers of a cell; None where it has none."""
     if not store.is_done(cell.score):
         return None
     return Result.read(store.folder(cell.score) / "result.json")

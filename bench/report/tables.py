@@ -1,10 +1,10 @@
-"""The comparison table: seeds pooled, percent, intervals, and marks for what cannot be told apart."""
+"""Comparison table of a sweep: pooled seeds, rates in percent, 95 % intervals, marks for significance."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from rich.table import Table as RichTable
@@ -18,21 +18,42 @@ from bench.stats import estimates
 from bench.terminal import Terminal
 
 MISSING = "-"
-NUMBERS = re.compile(r"(?<![\w.])\d+(?![\w.]*\d)")  # counts, not parts of names or of decimal numbers
-COUNT = "\0"  # stands for one
+# Matches counts, not digits in names or in decimal numbers.
+NUMBERS = re.compile(r"(?<![\w.])\d+(?![\w.]*\d)")
+COUNT = "\0"  # Placeholder for a count.
+
+HOW_TO_READ, EXPECTATIONS, JUDGES = "How to read this table", "Expectations", "Judges"
+FAIRNESS, FINDINGS = "Fairness", "Findings"
+HEADINGS = (HOW_TO_READ, EXPECTATIONS, JUDGES, FAIRNESS, FINDINGS)  # In their order under a table.
+EXPLAINED_IN = "results/README.md explains every column, mark and file."
+
+Notes = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, and the lines that must stand under them."""
+    """Cells of a table as text, and the lines under it, grouped by heading."""
 
     columns: list[str]
     rows: list[list[str]]
-    notes: list[str]
+    notes: Notes
+
+    @property
+    def note_lines(self) -> list[str]:
+        """Lines under the table without their headings."""
+        return [line for lines in self.notes.values() for line in lines]
+
+    def with_notes(self, more: Notes) -> Table:
+        """The table with more lines under its headings."""
+        merged = {heading: [*self.notes.get(heading, ()), *more.get(heading, ())] for heading in HEADINGS}
+        return replace(self, notes={heading: lines for heading, lines in merged.items() if lines})
 
 
 def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> Table:
-    """One line a group; columns that say nothing in this sweep are left out and, where a judge is missing, said."""
+    """Table with one row per group.
+
+    Columns without a value are left out; missing numbers are explained under the table.
+    """
     groups = pooled.groups
     columns: list[tuple[str, Callable[[Group], str]]] = [("row", lambda g: str(g.number)), ("method", lambda g: method_name(g.cell))]
     trained = [group for group in groups if group.is_trained]
@@ -46,7 +67,8 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
         if varied:
             columns.append((name, value))
     columns += [(short_name(key), lambda g, key=key: settings(g.cell).get(key, "")) for key in pooled.varied]  # type: ignore[misc]
-    compared = any("win_rate" in row.metrics for group in groups for row in group.done)  # the rating is then a column beside
+    # Beside a win rate the rating is one of several columns; its interval would make the table too wide.
+    compared = any("win_rate" in row.metrics for group in groups for row in group.done)
     columns.append(("seeds", lambda group: f"{len(group.done)}" + (f"/{len(group.rows)}" if len(group.done) < len(group.rows) else "")))
     columns += [
         ("win rate %", lambda g: _percent("win_rate", g) + (" *" if g.among_best else "")),
@@ -78,52 +100,58 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
         ),
     ]
     cells = [[value(group) for _, value in columns] for group in groups]
-    said = [i for i, (name, _) in enumerate(columns) if name in ("row", "method", "seeds") or any(row[i] != MISSING for row in cells)]
+    always = ("row", "method", "seeds")
+    kept = [i for i, (name, _) in enumerate(columns) if name in always or any(row[i] != MISSING for row in cells)]
     seeds = max((len(group.done) for group in groups), default=0)
-    notes = [*_notes(groups), *(_expected(verify(expectation, pooled), seeds) for expectation in expectations)]
-    return Table([columns[i][0] for i in said], [[row[i] for i in said] for row in cells], notes)
+    notes = _notes(groups) | {EXPECTATIONS: [_expected(verify(expectation, pooled), seeds) for expectation in expectations]}
+    return Table([columns[i][0] for i in kept], [[row[i] for i in kept] for row in cells], {}).with_notes(notes)
 
 
-RATES = ("acc", "exact_match", "em", "f1", "pass@")  # how metrics of tasks begin that are in [0, 1]
-FIRST = ("acc_norm", "acc", "exact_match")  # of a task's metrics, the one that has a column
+RATES = ("acc", "exact_match", "em", "f1", "pass@")  # Metrics of tasks with these prefixes are in [0, 1].
+FIRST = ("acc_norm", "acc", "exact_match")  # The first of these metrics that a task has is its column.
 
 
 def tasks(groups: Sequence[Group]) -> dict[str, str]:
-    """Column of each task of the forgetting check -> the number that it shows. All numbers are in table.csv."""
-    found: dict[str, set[str]] = {}
+    """Column title -> metric name for one metric of each task of the forgetting check.
+
+    table.csv has all metrics.
+    """
+    metrics_of_task: dict[str, set[str]] = {}
     for result in (result for group in groups for row in group.done for result in row.tasks):
-        found.setdefault(result.task, set()).add(result.metric)
+        metrics_of_task.setdefault(result.task, set()).add(result.metric)
 
     def rank(metric: str) -> int:
         return next((i for i, first in enumerate(FIRST) if metric.startswith(first)), len(FIRST))
 
-    first = {task: min(metrics, key=lambda metric: (rank(metric), metric)) for task, metrics in found.items()}
+    first = {task: min(metrics, key=lambda metric: (rank(metric), metric)) for task, metrics in metrics_of_task.items()}
     return {f"{task} {metric}{' %' if metric.startswith(RATES) else ''}": task_number(task, metric) for task, metric in first.items()}
 
 
 def _tasks_notes(done: Sequence[CellRow]) -> list[str]:
-    """What the tasks of the forgetting check are, and which cells were asked others."""
-    asked: dict[str, dict[tuple[str | None, str | None, int | None, int], None]] = {}
+    """Lines on the tasks of the forgetting check: shots, documents, versions, differences between cells."""
+    settings_of_task: dict[str, dict[tuple[str | None, str | None, int | None, int], None]] = {}
     for result in (result for row in done for result in row.tasks):
-        asked.setdefault(result.task, {})[result.asked, result.version, result.shots, result.n] = None
-    if not asked:
+        settings_of_task.setdefault(result.task, {})[result.asked, result.version, result.shots, result.n] = None
+    if not settings_of_task:
         return []
-    notes = []
-    words = [f"{task} ({_how_asked(version, shots, n)})" for task, ((_, version, shots, n), *_) in asked.items()]
-    where = "over seeds (t) where there are several, else over documents"
-    notes.append(f"Tasks of lm-evaluation-harness, beside the judge and no part of a win rate: {', '.join(words)}. Brackets: 95 % {where}.")
-    unlike = [task for task, ways in asked.items() if len(ways) > 1]
-    return notes + [f"{task} was not asked of all cells alike: other documents, prompts or versions." for task in unlike]
+    words = [f"{task} ({_task_settings(version, shots, n)})" for task, ((_, version, shots, n), *_) in settings_of_task.items()]
+    notes = [
+        f"Tasks of lm-evaluation-harness were run too; they do not enter the win rate: {', '.join(words)}. Their square brackets are "
+        "95 % intervals over seeds (t), or over documents where a row has one seed."
+    ]
+    unlike = [task for task, ways in settings_of_task.items() if len(ways) > 1]
+    same = "was not run alike in all cells: documents, prompts or versions differ"
+    return notes + [f"The task {task} {same}." for task in unlike]
 
 
-def _how_asked(version: str | None, shots: int | None, n: int) -> str:
-    """A group of tasks may have neither shots nor a version of its own."""
+def _task_settings(version: str | None, shots: int | None, n: int) -> str:
+    """Shots, documents and version in words. A group of tasks may have neither shots nor a version."""
     known = ["" if shots is None else f"{shots} shots", f"{n} documents", "" if version is None else f"version {version}"]
     return ", ".join(filter(None, known))
 
 
 def members(groups: Sequence[Group]) -> list[str]:
-    """Labels of the juries' members, each of which has a column of its own."""
+    """Labels of the juries' members; each member has its own column."""
     juries = [group.cell.judge for group in groups if isinstance(group.cell.judge, JuryJudge)]
     return list(dict.fromkeys(label for jury in juries for label in jury.judges))
 
@@ -173,14 +201,14 @@ def _difference(group: Group) -> str:
 
 
 def _part(difference: estimates.Difference | None) -> str:
-    """The interval of a difference, in percentage points."""
+    """Interval of a difference, in percentage points."""
     if difference is None or difference.low is None or difference.high is None:
         return MISSING
     return f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
 def _signed(difference: estimates.Difference) -> str:
-    """A difference of rates in percentage points, with its interval."""
+    """Difference of two rates with its interval, in percentage points."""
     return f"{100 * difference.value:+.1f} {_part(difference)}".removesuffix(f" {MISSING}")
 
 
@@ -188,51 +216,57 @@ def _p_words(p: float | None) -> str:
     return MISSING if p is None else "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def _expected(found: Verified, seeds: int) -> str:
-    """What was named before the sweep, and what came."""
-    head = f"Expected {found.better} above {found.worse}:"
-    lead = found.difference
+def _expected(verified: Verified, seeds: int) -> str:
+    """One line with the expectation written before the sweep ran and the measured result."""
+    head = f"Expected: {verified.better} above {verified.worse}. Result:"
+    lead = verified.difference
     if lead is None:
-        return f"{head} cannot be said, {found.why}."
-    sure = found.p_holm is not None and found.p_holm < ALPHA
-    verdict = "undecided" if not sure else "yes" if lead.value > 0 else "no"
-    errors = "" if lead.t is None else f", {lead.t:+.1f} SEs"
-    verdict += " on this one training" if sure and seeds == 1 else ""
-    holm = "(Holm over all pairs of rows; the bracket is this pair's alone)"
-    return f"{head} {verdict}, {_signed(lead)} points{errors}, p {_p_words(found.p_holm)} {holm}."
+        return f"{head} cannot be decided, because {verified.why}."
+    significant = verified.p_holm is not None and verified.p_holm < ALPHA
+    verdict = "not decided" if not significant else "yes" if lead.value > 0 else "no"
+    verdict += " for this one training" if significant and seeds == 1 else ""
+    errors = "" if lead.t is None else f", {lead.t:+.1f} standard errors"
+    p = f"p {_p_words(verified.p_holm)}, Holm-corrected over all pairs of rows; the interval is for this pair alone"
+    return f"{head} {verdict}, difference {_signed(lead)} percentage points{errors} ({p})."
 
 
-def _notes(groups: Sequence[Group]) -> list[str]:
-    notes, done = [], [row for group in groups for row in group.done]
+def _notes(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Lines under the table by heading."""
+    done = [row for group in groups for row in group.done]
     scored = [row for row in done if "win_rate" in row.metrics]
     seeds = max((len(group.done) for group in groups), default=0)
-    if scored:
-        n = [int(row.metrics["n_scored"]) for row in scored]
-        unscored = _sum(scored, "n_unscored")
-        ratings = _sum(scored, "n_ratings_unscored")
-        pooled = ", the variance between seeds pooled over the rows" if seeds > 1 else ""
-        over = "seeds and prompts, then over seeds (t) and over prompts alone" if seeds > 1 else "prompts (paired bootstrap)"
-        brackets = "95 % over seeds (t)" if seeds > 1 else "95 % over prompts (bootstrap); one seed says nothing of another training"
-        if seeds > 1 and any(len(group.done) == 1 for group in groups):
-            brackets += ", over prompts where one seed is left"
-        turns = _sum(scored, "n_turns_unscored")
-        unrated = (f" and {ratings} ratings" if ratings else "") + (f" and {turns} turns of others" if turns else "")
-        notes.append(f"Judged on {_span(n)} prompts a cell, {unscored} verdicts{unrated} unscored. Brackets: {brackets}.")
-        notes.append(
-            f"vs start: win rate minus the start model's on the same seeds and prompts, 95 % over {over}; SEs: that difference in standard "
-            f"errors{pooled}; p: two-sided, Holm-corrected over the table."
-        )
-        notes.append("* highest win rate, or not to be told apart from it; ≈ not to be told apart from the start model (5 %, corrected).")
-    notes += _ratings_notes(done, seeds) if not scored else []
-    notes += _asked_notes(done)
-    notes += _judges_notes(done, members(groups))
-    notes += _tasks_notes(done)
-    notes += _missing(done)
+    reading = _win_rate_notes(scored, seeds, any(len(group.done) == 1 for group in groups)) if scored else _ratings_notes(done, seeds)
+    reading += [*_tasks_notes(done), *_missing(done)]
     absent = [row for group in groups for row in group.rows if not row.done]
-    why = grouped((f"FAILED ({row.failed.splitlines()[0]})" if row.failed else "not run", row.cell.name) for row in absent)
-    notes += [f"{reason}: {', '.join(names)}" for reason, names in why.items()]
-    notes += _mixed(done)
-    return notes
+    by_reason = grouped((row.failed.splitlines()[0] if row.failed else None, row.cell.name) for row in absent)
+    for reason, names in by_reason.items():
+        reading.append(f"FAILED: {', '.join(names)}. Reason: {reason}" if reason else f"Not run yet: {', '.join(names)}.")
+    judges = [*_reply_notes(done), *_judges_notes(done, members(groups))]
+    return {HOW_TO_READ: [*reading, EXPLAINED_IN], JUDGES: judges, FAIRNESS: _mixed(done)}
+
+
+def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: bool) -> list[str]:
+    """How many prompts were judged, and how intervals, differences and marks of the win rate are meant."""
+    n = [int(row.metrics["n_scored"]) for row in scored]
+    ratings, turns = _sum(scored, "n_ratings_unscored"), _sum(scored, "n_turns_unscored")
+    unrated = (f" and {ratings} ratings" if ratings else "") + (f" and {turns} turns of others" if turns else "")
+    unscored = f"{_sum(scored, 'n_unscored')} verdicts{unrated} are unscored and left out of the means"
+    if seeds > 1:
+        brackets = "Square brackets are 95 % intervals over seeds (t)."
+        brackets += " Rows with one finished seed have intervals over prompts." if some_with_one_seed else ""
+        interval = "Its 95 % interval covers seeds and prompts together; the columns over seeds (t) and over prompts cover one alone."
+        pooled = " The variance between seeds is pooled over the rows."
+    else:
+        brackets = "Square brackets are 95 % intervals over prompts (bootstrap). One seed says nothing about another training."
+        interval, pooled = "Its 95 % interval is over prompts (paired bootstrap).", ""
+    return [
+        f"Each cell was judged on {_span(n)} prompts; {unscored}.",
+        brackets,
+        f"vs start is the win rate minus the start model's win rate on the same seeds and prompts. {interval}",
+        f"SEs is that difference in standard errors.{pooled} p (Holm) is its two-sided p-value, Holm-corrected over the table.",
+        "A * marks the highest win rate and every row that does not differ from it significantly. ≈ marks rows that do not differ "
+        "significantly from the start model (both at 5 %, corrected).",
+    ]
 
 
 def _sum(rows: Sequence[CellRow], metric: str) -> int:
@@ -245,81 +279,91 @@ def _span(counts: Sequence[int]) -> str:
 
 
 def _missing(rows: Sequence[CellRow]) -> list[str]:
-    """A line for each reason why numbers are missing, with those numbers and how many cells lack them; reasons that differ in a count only
-    are one."""
+    """One line per reason for missing numbers, with the numbers and how many cells lack them.
+
+    Reasons that differ only in a count share a line.
+    """
     lacking = [(name, why, row.cell.key) for row in rows for name, why in row.missing.items() if why not in reasons.BY_DESIGN]
     alike = grouped(((name, NUMBERS.sub(COUNT, why)), (key, why)) for name, why, key in lacking)
-    names: dict[str, list[str]] = {}
-    for (name, why), found in sorted(alike.items()):
-        for counts in zip(*(map(int, NUMBERS.findall(text)) for _, text in found), strict=True):
+    names: dict[tuple[str, int], list[str]] = {}
+    for (name, why), same in sorted(alike.items()):
+        for counts in zip(*(map(int, NUMBERS.findall(text)) for _, text in same), strict=True):
             why = why.replace(COUNT, _span(counts), 1)
-        cells = len({key for key, _ in found})
-        names.setdefault(why + (f" ({cells} cell{'s' if cells > 1 else ''})" if len(rows) > 1 else ""), []).append(name)
-    return [f"{', '.join(some)}: {why}" for why, some in names.items()]
+        names.setdefault((why, len({key for key, _ in same})), []).append(name)
+    lines = []
+    for (why, n), some in names.items():
+        where = f" in {n} of {len(rows)} cells" if len(rows) > 1 else ""
+        lines.append(f"Missing{where}: {', '.join(some)}. Reason: {why}.")
+    return lines
 
 
 def _ratings_notes(done: Sequence[CellRow], seeds: int) -> list[str]:
-    """Of a judge that rates and compares with nobody."""
+    """Lines on a judge that only rates; empty where no cell has ratings."""
     rated = [row for row in done if "n_ratings" in row.metrics]
     if not rated:
         return []
     n = [int(row.metrics["n_ratings"]) for row in rated]
     unscored = _sum(rated, "n_ratings_unscored")
-    over = "seeds (t), over questions where there is one seed" if seeds > 1 else "questions (their turns together)"
-    return [f"Rating, 1 to 10: mean over {_span(n)} answers a cell, {unscored} answers unscored. Brackets: 95 % over {over}."]
+    over = "seeds (t), or over questions where a row has one seed" if seeds > 1 else "questions (the turns of one together)"
+    return [
+        f"The rating is a mean of ratings from 1 to 10, over {_span(n)} completions a cell; {unscored} are unscored and left out.",
+        f"Square brackets are 95 % intervals over {over}.",
+    ]
 
 
 REASONS = {
-    "cut": "cut at max_tokens",
-    "filtered": "stopped by the provider's content filter",
-    "refused": "refused by the model",
-    "request_refused": "requests that the endpoint refused",
-    "too_long": "longer than the model can take",
-    "thinking_unended": "thinking not ended",
-    "thinking_unmarked": "thinking not marked off",
-    "empty": "empty",
-    "unreadable": "unreadable",
+    "cut": "were cut at max_tokens",
+    "filtered": "were stopped by the provider's content filter",
+    "refused": "were refused by the model",
+    "request_refused": "were refused by the endpoint",
+    "too_long": "were not made, because the request does not fit the model",
+    "thinking_unended": "never ended their thinking",
+    "thinking_unmarked": "did not mark off their thinking",
+    "empty": "were empty",
+    "unreadable": "could not be read",
 }
 
 
-def _asked_notes(rows: Sequence[CellRow]) -> list[str]:
-    """Of judges that were asked: replies without a verdict, by reason, and without log-probs."""
+def _reply_notes(rows: Sequence[CellRow]) -> list[str]:
+    """Lines on a language model's replies: without a verdict (by reason), and without log-probs."""
     notes, n = [], {kind: _sum(rows, f"unscored_{kind}") for kind in REASONS}
     if any(n.values()):
-        found = ", ".join(f"{n[kind]} {words}" for kind, words in REASONS.items() if n[kind])
-        notes.append(f"Replies of the judge without a verdict: {found}. Such items are not missing at random.")
+        by_reason = ", ".join(f"{n[kind]} {words}" for kind, words in REASONS.items() if n[kind])
+        notes.append(f"Replies of the judge without a verdict: {by_reason}. These items are not missing at random.")
     if votes := _sum(rows, "votes_from_text"):
         cells = [row for row in rows if row.metrics.get("votes_from_text")]
-        weighed = _sum(cells, "votes_weighed")
-        notes.append(
-            f"{votes} of {weighed} votes of {len(cells)} cell{'s' if len(cells) > 1 else ''} read from text, as 0 or 1, without log-probs."
-        )
+        weighed, where = _sum(cells, "votes_weighed"), f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
+        notes.append(f"{votes} of {weighed} votes in {where} had no log-probs; they count as 0 or 1, read from the text.")
     if lacking := _sum(rows, "n_without_expected_rating"):
-        notes.append(f"Expected rating: {lacking} rated answers without log-probs have no part in it.")
+        notes.append(f"The expected rating leaves out {lacking} rated completions, because their ratings had no log-probs.")
     return notes
 
 
 def _judges_notes(done: Sequence[CellRow], labels: Sequence[str]) -> list[str]:
-    """What a jury's, an Arena-Hard judge's and a calibrated number is."""
+    """Lines on how a jury, an Arena-Hard judge and a calibrated length control arrive at their numbers."""
     notes = []
     if labels:
         lost = {label: _sum(done, f"n_unscored_{label}") for label in labels}
         silent = f" Unscored by: {', '.join(f'{label} {n}' for label, n in lost.items())}." if done else ""
-        notes.append(f"Win rate by a jury: the median of its members' verdicts, whose own rates stand beside it.{silent}")
+        notes.append(f"The win rate is a jury's: the median of its members' verdicts. Each member has its own column.{silent}")
     if any("arena_win_rate" in row.metrics for row in done):
-        notes.append("Arena-Hard: mean outcome of all battles, a strong win counting 3; style-controlled: at equal length and Markdown.")
-    by_how: dict[str | None, set[str]] = {}
+        notes.append(
+            "Arena-Hard % is the mean outcome of all battles, in which a strong win counts 3 times; style-controlled % is the same at "
+            "equal length and Markdown."
+        )
+    by_setting: dict[str | None, set[str]] = {}
     for row in done:
         if row.calibration:
-            by_how.setdefault(getattr(row.cell.cell.judge, "calibration", None), set()).add(row.calibration)
-    for how, digests in by_how.items():
-        what = "item difficulties fitted on the other rows" if how == FITTED else f"by the calibration {how or ''}".rstrip()
-        notes.append(f"LC win rate: {what} ({min(digests) if len(digests) == 1 else f'{len(digests)} digests, in table.csv'}).")
+            by_setting.setdefault(getattr(row.cell.cell.judge, "calibration", None), set()).add(row.calibration)
+    for setting, digests in by_setting.items():
+        what = "item difficulties fitted on the other rows" if setting == FITTED else f"the calibration {setting or ''}".rstrip()
+        digest_words = f"digest {min(digests)}" if len(digests) == 1 else f"{len(digests)} digests, in table.csv"
+        notes.append(f"LC win rate % uses {what} ({digest_words}).")
     return notes
 
 
 def _mixed(done: Sequence[CellRow]) -> list[str]:
-    """Says when the stages behind one table ran with different code, packages or devices."""
+    """Lines on stages of one table that ran with different code, packages or devices."""
     values: dict[str, set[str]] = {}
     for facts in (facts for row in done for facts in row.recorded if facts):
         for name, value in {**facts, **facts.get("packages", {})}.items():
@@ -327,21 +371,27 @@ def _mixed(done: Sequence[CellRow]) -> list[str]:
                 values.setdefault(name, set()).add(str(value))
     words = {"revision": "revisions of bench", "device": "devices", "machine": "kinds of machine", "threads": "numbers of threads"}
     return [
-        f"Stages behind this table mix {words.get(name, name)}: {', '.join(sorted(found))}."
-        for name, found in sorted(values.items())
-        if len(found) > 1
+        f"The stages behind this table mix {words.get(name, f'versions of {name}')}: {', '.join(sorted(different))}."
+        for name, different in sorted(values.items())
+        if len(different) > 1
     ]
 
 
-def print_titled(title: str, table: RichTable, notes: Sequence[str]) -> None:
-    """A title, a table and its notes, those that say what is wrong in red."""
+ALARMS = ("FAILED", "REFUSED", "FAULT")  # Lines that begin with these are red on a terminal.
+
+
+def print_titled(title: str, table: RichTable, notes: Notes) -> None:
+    """Print a title, a table and the lines under it, grouped under their headings."""
     console = Terminal(soft_wrap=True)
     console.print()
     console.plain(title, "bold")
     console.whole(table)
-    for note in notes:
-        # A terminal breaks long lines between words; what is piped stays one line a note.
-        console.plain(note, "red" if note.startswith(("FAILED", "REFUSED", "FAULT")) else "dim", soft_wrap=not console.is_terminal)
+    for heading, lines in notes.items():
+        console.print()
+        console.plain(heading, "bold")
+        for line in lines:
+            # A terminal breaks long lines between words. Piped output keeps one line per note.
+            console.plain(line, "red" if line.startswith(ALARMS) else "dim", soft_wrap=not console.is_terminal)
     console.print()
 
 
@@ -349,10 +399,17 @@ def print_titled(title: str, table: RichTable, notes: Sequence[str]) -> None:
 
 
 def markdown(title: str, command: str, table: Table) -> str:
+    """table.md: the question, its command, the table, and the lines under it as lists with headings."""
     lines = [f"# {title}", "", f"`{command}`", "", _line(table.columns), _line(["---"] * len(table.columns))]
     lines += [_line(row) for row in table.rows]
-    lines += ["", *(f"{note}  " for note in table.notes), ""]
-    return "\n".join(lines)
+    for heading, notes in table.notes.items():
+        lines += ["", f"### {heading}", "", *(f"- {_escaped(note)}" for note in notes)]
+    return "\n".join([*lines, ""])
+
+
+def _escaped(note: str) -> str:
+    """A line with its lone asterisk escaped for Markdown."""
+    return note.replace(" * ", " \\* ")
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -360,13 +417,15 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def latex(table: Table) -> str:
-    """A booktabs tabular, with the notes as comments."""
+    """Booktabs tabular with the lines under the table as comments."""
     escape = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "≈": r"$\approx$", "*": r"$^{*}$", "†": r"$^{\dagger}$", "<": "$<$"}
 
     def tex(text: str) -> str:
         return "".join(escape.get(letter, letter) for letter in text)
 
-    lines = [f"% {note}" for note in table.notes]
+    lines = []
+    for heading, notes in table.notes.items():
+        lines += [f"% {heading}", *(f"% - {note}" for note in notes)]
     lines += [rf"\begin{{tabular}}{{rl{'r' * (len(table.columns) - 2)}}}", r"\toprule"]
     lines += [" & ".join(map(tex, table.columns)) + r" \\", r"\midrule"]
     lines += [" & ".join(map(tex, row)) + r" \\" for row in table.rows]

@@ -1,4 +1,4 @@
-"""What a sweep leaves in `sweeps/<name>/`, and what is printed at its end."""
+"""Files of a finished sweep in `sweeps/<name>/`, and the report on the terminal."""
 
 from __future__ import annotations
 
@@ -19,23 +19,35 @@ from bench.report.csv_rows import flat_rows
 from bench.report.groups import Grid, Group, method_name, pool
 from bench.report.passports import passport_lines
 from bench.report.rows import CellRow, Sweep
-from bench.report.tables import Table, comparison_table, latex, markdown, print_titled
+from bench.report.tables import (
+    FAIRNESS,
+    FINDINGS,
+    HOW_TO_READ,
+    JUDGES,
+    Table,
+    comparison_table,
+    latex,
+    markdown,
+    print_titled,
+)
 from bench.stats import estimates
 from bench.store.store import Store
 from bench.terminal import Terminal
 
-SHORT_LINES = 12  # of certificate and findings on a terminal
+SHORT_LINES = 12  # Most lines of the certificate and the findings on a terminal.
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a report lies; `table` is the one that was written, `aids` its certificate and findings in short."""
+    """Folder and figures of a written report.
+
+    `table` is the table for the terminal, with a short certificate and short findings.
+    """
 
     folder: Path
     figures: list[Path]
     table: Table
-    aids: list[str]
-    unwritten: list[str]  # lines on what could not be written, and why
+    unwritten: list[str]  # One line per file that could not be written, with the reason.
 
     @property
     def for_tracker(self) -> list[Path]:
@@ -43,27 +55,31 @@ class Paths:
 
 
 def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
-    """table.md .csv .tex, differences.csv, pairs.csv, cells.parquet, plan.json, fairness.json, findings.md, figures/ and completions/,
-    and each cell's findings.json; same rows, same bytes."""
+    """Write the files of a sweep and each cell's findings.json; the same rows give the same bytes.
+
+    A sweep has table.md .csv .tex, differences.csv, pairs.csv, cells.parquet, plan.json, fairness.json,
+    findings.md, figures/ and completions/.
+    """
     folder, out = results / "sweeps" / sweep.name, OutputFiles(results)
     pooled = pool(rows)
     store = Store(results / "store")
     cells = [fairness.known(row, group, sweep.axes, store) for group in pooled.groups for row in group.rows]
-    certificate, found = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store)
-    said = findings.lines(pooled.groups, found)
+    certificate, of_cell = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store)
+    finding_lines = findings.lines(pooled.groups, of_cell)
     table = comparison_table(pooled, sweep.expectations)
     marks = [f" {fairness.MARK}" if any(r.cell.key in certificate.differs for r in group.rows) else "" for group in pooled.groups]
     table.rows[:] = [[number, method + mark, *rest] for (number, method, *rest), mark in zip(table.rows, marks, strict=True)]
-    written = replace(table, notes=[*table.notes, *passport_lines(sweep, results, link=True), *certificate.lines(), *said])
-    table = replace(table, notes=[*table.notes, *passport_lines(sweep, results)])
+    passports = passport_lines(sweep, results, link=True)
+    written = table.with_notes({JUDGES: passports, FAIRNESS: certificate.lines(), FINDINGS: finding_lines})
+    shown = table.with_notes({JUDGES: passport_lines(sweep, results), **_shortened(certificate.short(), finding_lines, folder)})
     out.write(folder / "table.md", markdown(sweep.title, f"python -m bench {sweep.command}", written))
     out.write(folder / "table.tex", latex(written))
     out.write(folder / "fairness.json", json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False))
-    out.write(folder / "findings.md", findings.markdown(sweep.title, rows, found))
+    out.write(folder / "findings.md", findings.markdown(sweep.title, rows, of_cell))
     for row in rows:
         path = results / "cells" / row.cell.name / "findings.json"
-        if row.cell.key in found:
-            out.write(path, json.dumps(list(findings.to_json(found[row.cell.key])), indent=1, allow_nan=False))
+        if row.cell.key in of_cell:
+            out.write(path, json.dumps(list(findings.to_json(of_cell[row.cell.key])), indent=1, allow_nan=False))
         else:
             out.remove(path)
     line = {row.cell.key: group.number for group in pooled.groups for row in group.rows}
@@ -79,11 +95,11 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
         if text := samples(row, store):
             out.write(folder / "completions" / f"{row.cell.name}.md", text)
     drawn = _write_figures(out, pooled, sweep.title, folder / "figures")
-    return Paths(folder, drawn, table, _short([*certificate.short(), *said], folder), out.lines())
+    return Paths(folder, drawn, shown, out.lines())
 
 
 def _write_figures(out: OutputFiles, pooled: Grid, title: str, folder: Path) -> list[Path]:
-    """The figures' PNGs that now lie in the folder; those of earlier cells go."""
+    """Paths of the PNGs written. Figures that this sweep no longer has are removed."""
     drawn = figures.draw(pooled, title)
     for path in folder.glob("win_rate_by_*") if folder.is_dir() and not folder.is_symlink() else ():
         if path.name not in drawn:
@@ -92,9 +108,15 @@ def _write_figures(out: OutputFiles, pooled: Grid, title: str, folder: Path) -> 
     return [path for path in written if path.suffix == ".png"]
 
 
-def _short(lines: list[str], folder: Path) -> list[str]:
-    left = len(lines) - SHORT_LINES
-    return lines if left <= 0 else [*lines[:SHORT_LINES], f"... {left} more in {folder}/table.md"]
+def _shortened(certificate: list[str], finding_lines: list[str], folder: Path) -> dict[str, list[str]]:
+    """The first SHORT_LINES lines of certificate and findings by heading, and where the others are."""
+    shown = {FAIRNESS: certificate[:SHORT_LINES]}
+    shown[FINDINGS] = finding_lines[: SHORT_LINES - len(shown[FAIRNESS])]
+    left = len(certificate) + len(finding_lines) - len(shown[FAIRNESS]) - len(shown[FINDINGS])
+    if left:
+        last = FINDINGS if len(certificate) <= SHORT_LINES and finding_lines else FAIRNESS
+        shown[last] = [*shown[last], f"{left} more lines on fairness and findings are in {folder}/table.md."]
+    return shown
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -116,9 +138,12 @@ def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _against_start(group: Group) -> dict[str, Any]:
-    """Every interval of a group's difference to its start model; bench/stats/estimates.py says what each speaks about."""
-    found = group.against_start
-    assert found is not None
+    """Row of differences.csv: a group's difference to its start model with all its intervals.
+
+    bench/stats/estimates.py explains each interval.
+    """
+    comparison = group.against_start
+    assert comparison is not None
     row = {
         "model": group.cell.model.name,
         "data": group.cell.data.name,
@@ -126,15 +151,15 @@ def _against_start(group: Group) -> dict[str, Any]:
         "beta": getattr(group.cell.method, "beta", None),
         "fraction": group.cell.data.fraction,
     }
-    row |= _comparison(found)
+    row |= _comparison(comparison)
     if (lc := group.lc_against_start) is not None:
         row |= {"lc_value": lc.lead.value, "lc_low": lc.lead.low, "lc_high": lc.lead.high, "lc_p_holm": lc.p_holm}
     return row
 
 
-def _comparison(found: estimates.Comparison) -> dict[str, Any]:
-    row: dict[str, Any] = {"n_seeds": found.n_seeds, "n_items": found.n_items, "p_holm": found.p_holm}
-    for name, difference in (("combined", found.combined), ("seeds", found.seeds), ("prompts", found.prompts)):
+def _comparison(of: estimates.Comparison) -> dict[str, Any]:
+    row: dict[str, Any] = {"n_seeds": of.n_seeds, "n_items": of.n_items, "p_holm": of.p_holm}
+    for name, difference in (("combined", of.combined), ("seeds", of.seeds), ("prompts", of.prompts)):
         for part in ("value", "standard_error", "low", "high", "t", "df", "p"):
             row[f"{name}_{part}"] = getattr(difference, part) if difference else None
     return row
@@ -159,7 +184,7 @@ def _plan(sweep: Sweep) -> dict[str, Any]:
 
 def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str) -> None:
     console = Terminal(soft_wrap=True)
-    print_table(sweep.title, replace(paths.table, notes=[*paths.table.notes, *paths.aids]), f"{paths.folder}/table.md")
+    print_table(sweep.title, paths.table, f"{paths.folder}/table.md")
     for note in notes:
         console.plain(note, "dim")
     console.plain(summary)
@@ -180,7 +205,10 @@ MATTERS = ("row", "method", "win rate %", "vs start", "p (Holm)", "rating", "KL 
 
 
 def columns_that_fit(table: Table, width: int) -> list[int]:
-    """Places of the columns that fit side by side in `width` characters, those that matter most first; all of them where all fit."""
+    """Indices of the columns that fit in `width` characters, in table order.
+
+    The columns of MATTERS are taken first.
+    """
     widths = [max(map(len, texts)) + 2 for texts in zip(table.columns, *table.rows, strict=True)]
     n_settings = table.columns.index("seeds") + 1 if "seeds" in table.columns else 2
     order = sorted(
@@ -196,14 +224,19 @@ def columns_that_fit(table: Table, width: int) -> list[int]:
 
 
 def print_table(title: str, table: Table, where: str = "") -> None:
-    """A title, the table and its notes. A terminal shows the columns that fit; `where` has all of them. What is piped has all."""
+    """Print a title, the table and the lines under it.
+
+    A terminal shows only the columns that fit, and names the others and the file (`where`) with all columns.
+    Piped output has all columns.
+    """
     console = Terminal(soft_wrap=True)
     if console.is_terminal and where:
         kept = columns_that_fit(table, console.width)
         left = [column for k, column in enumerate(table.columns) if k not in kept]
         rows = [[row[k] for k in kept] for row in table.rows]
-        notes = [f"Not shown at this width: {', '.join(left)}. All columns: {where}"] if left else []
-        table = replace(table, columns=[table.columns[k] for k in kept], rows=rows, notes=[*notes, *table.notes])
+        hidden = [f"Columns that do not fit on this screen: {', '.join(left)}. All columns are in {where}."] if left else []
+        notes = {HOW_TO_READ: [*hidden, *table.notes.get(HOW_TO_READ, ())]}
+        table = replace(table, columns=[table.columns[k] for k in kept], rows=rows, notes={**table.notes, **notes})
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in table.columns:
         shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)

@@ -1,1 +1,1 @@
-"""Runs stages: scheduler, local workers, SLURM, Ray, progress."""
+"""Runs stages: the scheduler, local workers, SLURM, Ray, and the progress on screen."""

@@ -1,4 +1,4 @@
-"""The folder of a cell under results/cells: its config, result, history and log, and its files in other formats."""
+"""Writes the folder of a cell under results/cells: its config, result, log and its files in other formats."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from pathlib import Path
 import yaml
 
 from bench import report, secrets
-from bench.output_files import OutputFiles
-from bench.output_files import why as why_not
+from bench.output_files import OutputFiles, os_reason
 from bench.planning.inputs import CellPlan
 from bench.store.store import Store
 from bench.text_files import open_regular
 
 
 def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) -> list[str]:
-    """`cells/<name>-<key>/`: what the cell is, its numbers or why it has none, what it wrote and how it was judged in the formats
-    of AlpacaEval and FastChat, and the logs of its stages. Returns lines on what could not be written."""
+    """Write the cell's folder `cells/<name>-<key>/`. Returns a line for each file that could not be written.
+
+    The folder holds the config, the metrics or the reason why there are none (`reason`), the completions and
+    verdicts in the formats of AlpacaEval and FastChat, and the logs of the stages.
+    """
     folder, out = results / "cells" / cell.name, OutputFiles(results)
     out.write(folder / "config.yaml", yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False))
     stages = {s.key: {"kind": s.kind, "label": s.label, "folder": str(store.folder(s).relative_to(results))} for s in cell.stages}
@@ -30,20 +32,23 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
         else:
             out.remove(folder / "result.json")
         report.export(cell, store, out, folder)
-    except OSError as error:  # of what is read
-        out.refused[folder] = why_not(error)
+    except OSError as error:  # A file of the store could not be read.
+        out.refused[folder] = os_reason(error)
     logs = []
     for stage in cell.stages:
-        with contextlib.suppress(OSError):  # made in another store, or by a command that logs now
-            with open_regular(store.beside(stage, "log")) as log:
-                written = secrets.clean(log.read().decode("utf-8", "replace"))
-            logs.append(f"=== {stage.kind} {stage.key} {stage.label}\n{written}\n")
+        with contextlib.suppress(OSError):  # The stage has no log here, or it is being written.
+            with open_regular(store.sidecar(stage, "log")) as log:
+                text = secrets.clean(log.read().decode("utf-8", "replace"))
+            logs.append(f"=== {stage.kind} {stage.key} {stage.label}\n{text}\n")
     out.write(folder / "log.txt", "".join(logs))
     return out.lines()
 
 
 def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
-    """The stored curve of a cell's training, with the speeds measured when it ran."""
+    """Yield the stored metrics of a cell's training.
+
+    There is one row per logged step, with the measured tokens per second.
+    """
     if "train" not in cell.roles or not store.is_done(cell.roles["train"]):
         return
     folder = store.folder(cell.roles["train"])

@@ -1,15 +1,15 @@
-"""Stages as jobs of a queue: what runs on a node, and the launcher that hands them in and reads what became of them.
+"""Runs stages as jobs of a cluster's queue: the job on the node, and the launcher that submits
+it and reads its report.
 
-On a node a job is a pool of one worker. It writes its report beside the stage, in the store that all machines share; the command
-reads it there and asks the scheduler only about jobs that are silent. A job that has left the queue without a report is lost.
+On a node, a job is a pool of one worker. It writes its report to a sidecar file of the stage, in the store
+that all machines share. The command reads the report there, and asks the scheduler only about jobs without
+one. A job that has left the queue without a report is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,118 +17,60 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
-from bench import output_files, secrets
-from bench.config import ClusterLauncher, LocalLauncher, Resources
+from bench import output_files
+from bench.config import ClusterLauncher, LocalLauncher
 from bench.records import grouped
 from bench.runner.launcher import Outcome, StageReport
 from bench.runner.local_pool import Pool
+from bench.runner.node_job import NodeJob, _on_node
 from bench.store.keys import Stage
-from bench.store.stage_run import reason
-from bench.store.stage_settings import Need, needs
+from bench.store.stage_settings import Need
 from bench.store.store import Store
 from bench.text_files import BadFile, read_object
 
-ANSWER_S = 15.0  # a shared file system may show a file so much later than the scheduler says that its job has ended
+# Seconds to wait for the report of a job that has ended: a shared file system may show the file late.
+REPORT_WAIT_S = 15.0
 
 
-def queued(settings: ClusterLauncher, stage: Stage) -> Literal["cpu", "gpu"] | None:
-    """What a stage needs of a node; None where it runs where the command was typed."""
-    return _on_node(settings, needs(stage))
+# On the node ------------------------------------------------------------------------------------------------
 
 
-def _on_node(settings: ClusterLauncher, need: Need) -> Literal["cpu", "gpu"] | None:
-    return None if need == "network" or (need == "cpu" and not settings.queue_cpu) else need
-
-
-# On the node ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class NodeJob:
-    """One attempt at a stage, to be pickled and called on a node."""
-
-    job: Mapping[str, Any]  # as `describe` puts it
-    log: str
-    attempt: str  # so that an answer to an earlier attempt is not taken for one to this
-    threads: int
-    limit_s: float | None  # None: the scheduler ends it
-    resources: Resources
-    restarts: int = 0  # at time limits
-
-    @property
-    def answer(self) -> Path:
-        return Path(self.log).with_suffix(".answer.json")
-
-    def __call__(self) -> None:
-        secrets.guard_streams()
-        if not Path(self.job["store"]).is_dir():
-            raise RuntimeError(f"{self.job['store']} is not there on {socket.gethostname()}: results must be on a file system of all nodes")
-        limit_s = self.limit_s or float("1e12")
-        settings = LocalLauncher(name="local", workers=1, threads=self.threads, stage_timeout_s=limit_s, retries=0)
-        report = StageReport(self.job["key"], "lost", "its job ended without a word")
-        with contextlib.closing(self.open_pool(settings)) as pool:
-            try:
-                pool.start(self.job, Path(self.log))
-                while not (reports := pool.reports(1.0)):
-                    pass
-                report = reports[0]
-                if report.outcome == "late":
-                    report = StageReport(report.key, "late", f"ran longer than {self.resources.time_min} min (time_min) and was ended")
-            except Exception as error:
-                report = StageReport(self.job["key"], *self.stopped(error))
-        self.write(report.outcome, report.error)
-
-    def open_pool(self, settings: LocalLauncher) -> Pool:
-        return Pool(settings, share_gpus=True)
-
-    def stopped(self, error: Exception) -> tuple[Literal["lost", "late"], str]:
-        """What became of a stage when waiting for it was broken off."""
-        return "lost", reason(error)
-
-    def write(self, outcome: str, error: str = "") -> None:
-        """The answer, whole or not at all."""
-        text = json.dumps({"attempt": self.attempt, "outcome": outcome, "error": error, "node": socket.gethostname()})
-        part = self.answer.with_name(f"{self.answer.name}.{os.getpid()}")
-        part.write_text(text, encoding="utf-8")
-        part.replace(self.answer)
-
-
-# Where the command was typed ------------------------------------------------------------------------------------------
+# Where the command was typed --------------------------------------------------------------------------------
 
 
 class Refused(RuntimeError):
-    """The scheduler does not take a job."""
+    """The scheduler rejected a job."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """A job that will do no more, in the scheduler's words; `again`: whether another try makes sense."""
+    """The end of a job, in the scheduler's words. `again`: whether another attempt may succeed."""
 
     how: str
     again: bool = True
 
 
 class Queue(Protocol):
-    """A scheduler."""
+    """The scheduler of a cluster."""
 
     name: str
 
     def submit(self, jobs: Sequence[NodeJob]) -> Sequence[str]:
-        """The id of each job. Raises Refused."""
+        """Submit jobs. Returns their ids. Raises Refused."""
         ...
 
     def ended(self, ids: Collection[str]) -> Mapping[str, Ending]:
-        """Those of the jobs that will do no more. May lag behind."""
+        """The jobs of `ids` that have ended, by id. An ended job may be reported late."""
         ...
 
     def is_alive(self, job_id: str) -> bool:
-        """Whether a job that an earlier command handed in is still there."""
+        """Whether a job that an earlier command submitted still waits or runs."""
         ...
 
     def cancel(self, ids: Sequence[str]) -> None: ...
 
-    def forget(self, job_id: str) -> None:
-        """A job has done its stage: what lies about of it can go."""
+    def remove_files(self, job_id: str) -> None:
+        """Delete the scheduler's files about a job, after its stage is done."""
         ...
 
     def close(self) -> None: ...
@@ -136,100 +78,108 @@ class Queue(Protocol):
 
 @dataclass
 class _InQueue:
+    """A job that was submitted and has not reported."""
+
     id: str
     attempt: str
     log: Path
-    silent_since: float | None = None  # when the scheduler first said that it has ended
+    silent_since: float | None = None  # when the scheduler first listed it as ended
 
     @property
     def note(self) -> Path:
-        """What a later command, and one that asks for the status, find."""
+        """The file that tells a later command, and `do=status`, about the job."""
         return self.log.with_suffix(".job.json")
 
 
 class QueueLauncher:
-    """Hands stages to a scheduler, those that became ready together at once; the others run in a pool where the command was typed."""
+    """Submits stages to a scheduler; stages that became ready together are submitted together.
+
+    Stages that need no node run in a pool on the machine of the command.
+    """
 
     def __init__(self, settings: ClusterLauncher, queue: Queue, imports: Sequence[str], say: Callable[[str], None]):
         own = {"threads": settings.threads, "stage_timeout_s": settings.stage_timeout_s, "retries": settings.retries}
         here = LocalLauncher(name="local", workers=settings.here_workers, **own)  # type: ignore[arg-type]
         self.settings, self.queue, self.say = settings, queue, say
         self.here = Pool(here, imports)
-        self.wave: list[NodeJob] = []  # handed in since the last look
-        self.jobs: dict[str, _InQueue] = {}  # by key of the stage
+        self.wave: list[NodeJob] = []  # started since the last submission
+        self.jobs: dict[str, _InQueue] = {}  # by stage key
 
-    def takes(self, needs: Need) -> bool:
+    def can_take(self, needs: Need) -> bool:
         if _on_node(self.settings, needs):
             return len(self.jobs) + len(self.wave) < self.settings.max_jobs
-        return self.here.takes(needs)
+        return self.here.can_take(needs)
 
     def start(self, job: Mapping[str, Any], log: Path) -> None:
         if (need := _on_node(self.settings, job["needs"])) is None:
             self.here.start(job, log)
-        elif (left := _read_note(log)) and left["queue"] == self.queue.name and self.queue.is_alive(left["id"]):
-            self.jobs[job["key"]] = _InQueue(left["id"], left["attempt"], log)
-            self.say(f"job {left['id']} of an earlier command is still at {job['kind']} {job['key'][:6]}: waiting for it")
+        elif (note := _read_note(log)) and note["queue"] == self.queue.name and self.queue.is_alive(note["id"]):
+            self.jobs[job["key"]] = _InQueue(note["id"], note["attempt"], log)
+            self.say(f"job {note['id']} of an earlier command still runs {job['kind']} {job['key'][:6]}; waiting for it")
         else:
-            given = self.settings.resources(job["kind"], need)
-            self.wave.append(NodeJob(job, str(log), uuid.uuid4().hex, self.settings.threads, given.time_min * 60.0, given))
+            resources = self.settings.resources(job["kind"], need)
+            limit_s = resources.time_min * 60.0
+            self.wave.append(NodeJob(job, str(log), uuid.uuid4().hex, self.settings.threads, limit_s, resources))
 
     def reports(self, timeout_s: float) -> list[StageReport]:
-        found = self._submit() + self.here.reports(timeout_s)
+        reports = self._submit() + self.here.reports(timeout_s)
         for key, job in list(self.jobs.items()):
-            if (report := self._answer(key, job)) is not None:
-                found.append(self._leave(key, report))
+            if (report := self._read_report(key, job)) is not None:
+                reports.append(self._remove_job(key, report))
         endings = self.queue.ended([job.id for job in self.jobs.values()])
         for key, job in list(self.jobs.items()):
             if (ending := endings.get(job.id)) is None:
                 job.silent_since = None
                 continue
             job.silent_since = job.silent_since or time.monotonic()
-            if time.monotonic() - job.silent_since > ANSWER_S:
+            if time.monotonic() - job.silent_since > REPORT_WAIT_S:
                 outcome: Literal["lost", "failed"] = "lost" if ending.again else "failed"
-                found.append(self._leave(key, self._answer(key, job) or StageReport(key, outcome, f"job {job.id} {ending.how}")))
-        return found
+                reports.append(
+                    self._remove_job(key, self._read_report(key, job) or StageReport(key, outcome, f"job {job.id} {ending.how}"))
+                )
+        return reports
 
     def _submit(self) -> list[StageReport]:
-        """Hand in the wave. Stages that the scheduler refuses have failed, with its words."""
+        """Submit the jobs in `wave`. Returns a failure for each stage that the scheduler rejects."""
         refused: list[StageReport] = []
         wave, self.wave = self.wave, []
         for jobs in grouped((job.resources, job) for job in wave).values():
             for job in jobs:
-                job.answer.unlink(missing_ok=True)
+                job.report_path.unlink(missing_ok=True)
             try:
                 ids = self.queue.submit(jobs)
             except Refused as error:
                 refused += [StageReport(job.job["key"], "failed", str(error)) for job in jobs]
                 continue
             for job_id, job in zip(ids, jobs, strict=True):
-                self.jobs[job.job["key"]] = left = _InQueue(job_id, job.attempt, Path(job.log))
-                told = json.dumps({"queue": self.queue.name, "id": job_id, "attempt": job.attempt})
-                with contextlib.suppress(OSError):  # then a later command does not find the job
-                    output_files.write(left.note.parent, left.note, told)
+                self.jobs[job.job["key"]] = submitted = _InQueue(job_id, job.attempt, Path(job.log))
+                note = json.dumps({"queue": self.queue.name, "id": job_id, "attempt": job.attempt})
+                with contextlib.suppress(OSError):  # A later command then does not find the job.
+                    output_files.write(submitted.note.parent, submitted.note, note)
         return refused
 
-    def _answer(self, key: str, job: _InQueue) -> StageReport | None:
-        answer = _read_texts(job.log.with_suffix(".answer.json"), ("attempt", "outcome", "error", "node"))
-        if answer is None or answer["attempt"] != job.attempt or answer["outcome"] not in (*get_args(Outcome), "requeued"):
+    def _read_report(self, key: str, job: _InQueue) -> StageReport | None:
+        report = _read_texts(job.log.with_suffix(".answer.json"), ("attempt", "outcome", "error", "node"))
+        if report is None or report["attempt"] != job.attempt or report["outcome"] not in (*get_args(Outcome), "requeued"):
             return None
-        if answer["outcome"] == "requeued":
+        if report["outcome"] == "requeued":
             job.log.with_suffix(".answer.json").unlink(missing_ok=True)
-            self.say(f"job {job.id} ({key[:6]}) {answer['error']}")
+            self.say(f"job {job.id} ({key[:6]}) {report['error']}")
             return None
-        error = answer["error"] and f"{answer['error']} (job {job.id} on {answer['node']})"
-        return StageReport(key, cast(Outcome, answer["outcome"]), error)
+        error = report["error"] and f"{report['error']} (job {job.id} on {report['node']})"
+        return StageReport(key, cast(Outcome, report["outcome"]), error)
 
-    def _leave(self, key: str, report: StageReport) -> StageReport:
-        """A job is out of the queue."""
+    def _remove_job(self, key: str, report: StageReport) -> StageReport:
+        """Drop a job that has reported or ended, and delete its files. Returns the report."""
         job = self.jobs.pop(key)
         job.note.unlink(missing_ok=True)
         job.log.with_suffix(".answer.json").unlink(missing_ok=True)
         if report.outcome == "done":
-            self.queue.forget(job.id)
+            self.queue.remove_files(job.id)
         return report
 
     def close(self) -> None:
-        """End the workers here and cancel every job that is still in the queue."""
+        """Kill the workers of this machine and cancel every job that is still in the queue."""
         self.here.close()
         if self.jobs:
             self.queue.cancel([job.id for job in self.jobs.values()])
@@ -243,14 +193,14 @@ def _read_note(log: Path) -> dict[str, str] | None:
 
 
 def _read_texts(path: Path, names: Sequence[str]) -> dict[str, str] | None:
-    """An object with these texts; None where there is none, or another thing."""
+    """A JSON object from a file; None unless every field in `names` is text."""
     try:
-        told = read_object(path)
+        fields = read_object(path)
     except BadFile:
         return None
-    return told if all(isinstance(told.get(name), str) for name in names) else None
+    return fields if all(isinstance(fields.get(name), str) for name in names) else None
 
 
-def job_of(stage: Stage, store: Store) -> dict[str, str] | None:
-    """`{"queue", "id", "attempt"}` of the job that was handed in for a stage; None when there is none."""
-    return _read_note(store.beside(stage, "log"))
+def submitted_job(stage: Stage, store: Store) -> dict[str, str] | None:
+    """The job that was submitted for a stage: `{"queue", "id", "attempt"}`. None where there is none."""
+    return _read_note(store.sidecar(stage, "log"))

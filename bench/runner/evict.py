@@ -1,8 +1,9 @@
-"""`keep=weights|adapters|numbers`: what stays of a trained model once all numbers that need it are in.
+"""Deletes trained weights once every number that needs them is stored (`keep=weights|adapters|numbers`).
 
-A sixty-cell sweep of 7B models is about a terabyte of weights; its numbers are megabytes. Weights of a stage go when every cell of the
-command that it serves has its numbers. A cell that failed keeps its weights, for the next command goes on from them. Nothing of it
-reaches a key: a table is the same with any of the three.
+`weights` keeps all of them, `adapters` keeps those of adapters, `numbers` keeps none. A sixty-cell sweep of
+7B models holds about a terabyte of weights; its numbers are megabytes. The weights of a stage are deleted
+when every cell of the command that needs them has its numbers. A failed cell keeps its weights, because the
+next command continues from them. `keep` is in no key: the table is the same with all three.
 """
 
 from __future__ import annotations
@@ -18,30 +19,34 @@ from bench.records import size_words
 from bench.store.store import Manifest, Store
 
 WEIGHTS = ".safetensors"
-ADAPTER = "adapter_model"  # begins PEFT's files of an adapter's weights
+ADAPTER = "adapter_model"  # PEFT's names of files with an adapter's weights begin with it.
 
 
 @dataclass
 class Evicted:
-    """What was given up: stages, and bytes of their weights."""
+    """Evicted weights: the number of stages, and the size in bytes."""
 
     stages: int = 0
     size: int = 0
 
     def words(self) -> str:
-        """Nothing where nothing was."""
-        return f"weights of {self.stages} stages evicted, {size_words(self.size)} of disk freed" if self.stages else ""
+        """A line for the screen; empty where nothing was evicted."""
+        return f"weights of {self.stages} stages are deleted (keep=), which frees {size_words(self.size)} of disk" if self.stages else ""
 
 
 def weight_files(manifest: Manifest) -> Iterator[str]:
+    """The names of a stage's files that hold weights."""
     return (name for name in manifest.files if name.endswith(WEIGHTS))
 
 
 def evict(keep: Keep, cells: Sequence[CellPlan], store: Store) -> Evicted:
-    """Give up what `keep` lets go of the stages that no unfinished cell needs. What cannot be deleted stays, and is tried again."""
-    found = Evicted()
+    """Delete the weights that `keep` does not keep, of stages that no unfinished cell needs.
+
+    A file that cannot be deleted stays; the next command tries again.
+    """
+    deleted = Evicted()
     if keep == "weights":
-        return found
+        return deleted
     needed = {stage for cell in cells if not _has_numbers(cell, store) for stage in cell.stages}
     for stage in all_stages(cells):
         manifest = store.status(stage).manifest if stage not in needed else None
@@ -51,21 +56,21 @@ def evict(keep: Keep, cells: Sequence[CellPlan], store: Store) -> Evicted:
         names = [name for name in names if name not in manifest.evicted or (store.folder(stage) / name).exists()]
         with contextlib.suppress(OSError):
             if names and (freed := store.evict(stage, names)):
-                found.stages, found.size = found.stages + 1, found.size + freed
-    return found
+                deleted.stages, deleted.size = deleted.stages + 1, deleted.size + freed
+    return deleted
 
 
 def evicted(cells: Sequence[CellPlan], store: Store) -> Evicted:
-    """What commands have given up of these cells and nobody has made again."""
-    found = Evicted()
+    """The weights of these cells that are evicted now."""
+    absent = Evicted()
     for stage in all_stages(cells):
         manifest = store.status(stage).manifest
         if manifest and (gone := [name for name in weight_files(manifest) if name in manifest.evicted]):
-            found.stages += 1
-            found.size += sum(manifest.files[name].size for name in gone)
-    return found
+            absent.stages += 1
+            absent.size += sum(manifest.files[name].size for name in gone)
+    return absent
 
 
 def _has_numbers(cell: CellPlan, store: Store) -> bool:
-    """Whether nothing of a cell is still to be made."""
+    """Whether every stage of a cell that makes its numbers is done."""
     return all(store.is_done(stage) for stage in [cell.score, *cell.roles.values()])

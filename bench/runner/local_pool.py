@@ -1,7 +1,7 @@
-"""Where stages run. A launcher takes stages whose inputs are done and tells what became of each.
+"""The `local` launcher: a pool of long-lived worker processes on this machine.
 
-`local`: a pool of long-lived worker processes on this machine. A dead worker is one lost stage and, by the caller, one retry.
-`slurm` and `ray` have files of their own (slurm.py, ray_tasks.py, cluster_queue.py).
+When a worker dies, its stage is reported as lost; the scheduler may try it again. The launchers `slurm` and
+`ray` are in slurm.py, ray_tasks.py and cluster_queue.py.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any, Literal
 from bench.config import ClusterLauncher, LocalLauncher
 from bench.machine import cores, python_path, visible_gpus
 from bench.runner.launcher import StageReport
-from bench.runner.worker import ANSWERS, IMPORTS, PARENT
+from bench.runner.worker import IMPORTS, PARENT, REPORTS
 from bench.store.stage_settings import Need
 
-# Set before torch is imported: idle threads sleep (they would steal the other worker's core), nothing phones home.
+# Set before torch is imported. Idle threads sleep instead of taking another worker's core; telemetry is off.
 WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
@@ -36,26 +36,30 @@ WORKER_ENVIRONMENT = {
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "WANDB_MODE": "disabled",
     "PYTHONHASHSEED": "0",
-    "PYTHONUTF8": "1",  # other packages open files and print without naming an encoding: the locale must not decide
+    "PYTHONUTF8": "1",  # Other packages name no encoding when they open files; the locale must not decide it.
 }
-# A shell that has run `accelerate launch` leaves these behind: they would change precision or sharding, unkeyed.
+# Variables that `accelerate launch` sets. Workers must not inherit them: they change precision or sharding,
+# and are in no key.
 FOREIGN = ("ACCELERATE_", "FSDP_", "DEEPSPEED_", "MEGATRON_", "PARALLELISM_CONFIG_")
-DEATH_S = 5.0  # the longest that a worker may take to go once it has closed its pipe
+EXIT_WAIT_S = 5.0  # longest wait for the exit of a worker that has closed its pipe
 
 
 @dataclass
 class _Worker:
+    """A worker process, the pipe that it reports on, and the stage that it runs."""
+
     process: subprocess.Popen[bytes]
     answers: int
     buffer: bytes = b""
-    key: str | None = None  # of the stage that it runs
+    key: str | None = None  # key of the stage that it runs
     since: float = field(default_factory=time.monotonic)  # when it began that stage, or became idle
 
 
 class Pool:
-    """Long-lived worker processes, a stage at a time each. `imports`: modules that a worker loads while it has nothing to do.
+    """Long-lived worker processes; each runs one stage at a time.
 
-    Each worker sees `devices` of the GPUs that this process sees; `share_gpus`: all of them.
+    `imports`: modules that an idle worker loads. Each worker sees `devices` of the GPUs that this process
+    sees, or with `share_gpus` all of them.
     """
 
     def __init__(self, settings: LocalLauncher, imports: Sequence[str] = (), devices: int = 1, share_gpus: bool = False):
@@ -70,22 +74,26 @@ class Pool:
     def free(self) -> int:
         return sum(worker is None or worker.key is None for worker in self.workers)
 
-    def takes(self, needs: Need) -> bool:
+    def can_take(self, needs: Need) -> bool:
         return self.free > 0
 
     def start(self, job: Mapping[str, Any], log: Path) -> None:
         slot = self._idle_slot()
         line = json.dumps({**job, "log": str(log)}).encode() + b"\n"
         worker = self.workers[slot]
-        if worker is None or not _write(worker, line):  # it may have died while it was idle: that costs no stage a try
+        # It may have died while idle. That is no attempt at a stage.
+        if worker is None or not _write(worker, line):
             if worker is not None:
-                self._bury(slot)
+                self._remove_worker(slot)
             worker = self._spawn(slot)
-            _write(worker, line)  # a process that dies at once is reported as a lost stage
+            _write(worker, line)  # If this process dies at once, the stage is reported as lost.
         worker.key, worker.since = job["key"], time.monotonic()
 
     def _idle_slot(self) -> int:
-        """The worker that has been idle for longest has most of its imports paid; an empty slot comes last."""
+        """The slot of the worker that has been idle longest, because it has loaded most modules.
+
+        An empty slot is last.
+        """
         idle = [(worker.since if worker else math.inf, slot) for slot, worker in enumerate(self.workers) if not (worker and worker.key)]
         return min(idle)[1]
 
@@ -94,19 +102,20 @@ class Pool:
         os.set_blocking(read, False)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         environment |= {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": str(self.settings.threads)}
-        environment |= {ANSWERS: str(write), PARENT: str(os.getpid()), IMPORTS: ",".join(self.imports)}
+        environment |= {REPORTS: str(write), PARENT: str(os.getpid()), IMPORTS: ",".join(self.imports)}
         environment["PYTHONPATH"] = python_path()
         if self.gpus:
             first = slot * self.devices
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[(first + i) % len(self.gpus)] for i in range(self.devices))
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "bench.runner.worker"],  # -P: not a package `bench` of the folder that one stands in
+            # -P: ignore a package `bench` in the working folder.
+            [sys.executable, "-P", "-m", "bench.runner.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(write,),
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches the command alone, which then ends its workers
+            start_new_session=True,  # Ctrl-C reaches only the command, which ends its workers.
         )
         os.close(write)
         worker = _Worker(process, read)
@@ -115,24 +124,27 @@ class Pool:
         return worker
 
     def reports(self, timeout_s: float) -> list[StageReport]:
-        found: list[StageReport] = []
-        ended = {ready.data for ready, _ in self.selector.select(timeout_s) if self._hear(ready.data, found)}
+        reports: list[StageReport] = []
+        ended = {ready.data for ready, _ in self.selector.select(timeout_s) if self._read_answers(ready.data, reports)}
         for slot, worker in enumerate(self.workers):
             if worker is None:
                 continue
-            if slot in ended or worker.process.poll() is not None:  # a child of the worker may hold its pipe open: ask the process too
-                self._hear(slot, found)
-                found += self._bury(slot)
+            # A child of the worker may hold the pipe open, so check the process too.
+            if slot in ended or worker.process.poll() is not None:
+                self._read_answers(slot, reports)
+                reports += self._remove_worker(slot)
             elif worker.key and time.monotonic() - worker.since > self.settings.stage_timeout_s:
-                limit = f"{self.settings.stage_timeout_s:g} s (hydra.launcher.stage_timeout_s)"
-                found.append(StageReport(worker.key, "late", f"ran longer than {limit} and was ended"))
+                limit = f"{self.settings.stage_timeout_s:g} s"
+                reports.append(
+                    StageReport(worker.key, "late", f"took longer than {limit} and was stopped: raise hydra.launcher.stage_timeout_s")
+                )
                 worker.key = None
                 self._end(worker)
-                self._bury(slot)
-        return found
+                self._remove_worker(slot)
+        return reports
 
-    def _hear(self, slot: int, found: list[StageReport]) -> bool:
-        """Add the answers that a worker has written; True when it will write no more."""
+    def _read_answers(self, slot: int, reports: list[StageReport]) -> bool:
+        """Append the reports that a worker has written. True when it has closed its pipe."""
         worker = self.workers[slot]
         assert worker is not None
         ended = False
@@ -142,25 +154,28 @@ class Pool:
             ended = True
         *lines, worker.buffer = worker.buffer.split(b"\n")
         for line in lines:
-            answer = json.loads(line)
+            report = json.loads(line)
             worker.key, worker.since = None, time.monotonic()
-            outcome: Literal["done", "failed", "over_budget"] = "done" if answer["ok"] else "failed"
-            found.append(StageReport(answer["key"], "over_budget" if answer.get("over_budget") else outcome, answer.get("error", "")))
+            outcome: Literal["done", "failed", "over_budget"] = "done" if report["ok"] else "failed"
+            reports.append(StageReport(report["key"], "over_budget" if report.get("over_budget") else outcome, report.get("error", "")))
         return ended
 
-    def _bury(self, slot: int) -> list[StageReport]:
-        """Free the slot of a worker that has died or closed its pipe; its stage, if it had one, is lost."""
+    def _remove_worker(self, slot: int) -> list[StageReport]:
+        """Free the slot of a worker that has died or closed its pipe.
+
+        Returns a `lost` report for its stage.
+        """
         worker = self.workers[slot]
         assert worker is not None
         self.workers[slot] = None
         self.selector.unregister(worker.answers)
         os.close(worker.answers)
         try:
-            code = worker.process.wait(DEATH_S)
+            code = worker.process.wait(EXIT_WAIT_S)
         except subprocess.TimeoutExpired:
             self._end(worker)
             code = worker.process.wait()
-        self._end(worker)  # children that it left, which may hold memory of a GPU
+        self._end(worker)  # Its children may still hold GPU memory.
         assert worker.process.stdin is not None
         with contextlib.suppress(OSError):
             worker.process.stdin.close()
@@ -173,17 +188,17 @@ class Pool:
             os.killpg(worker.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """End every worker at once; what they were building is swept away by the next run."""
+        """Kill every worker. The next command removes their build folders."""
         workers = [(slot, worker) for slot, worker in enumerate(self.workers) if worker is not None]
         for _, worker in workers:
             self._end(worker)
         for slot, _ in workers:
-            self._bury(slot)
+            self._remove_worker(slot)
         self.selector.close()
 
 
 def _write(worker: _Worker, line: bytes) -> bool:
-    """Whether the worker took the line."""
+    """Write a line to a worker. Returns whether the worker is alive and took it."""
     assert worker.process.stdin is not None
     try:
         worker.process.stdin.write(line)
@@ -194,7 +209,10 @@ def _write(worker: _Worker, line: bytes) -> bool:
 
 
 def pool_size(settings: LocalLauncher | ClusterLauncher, devices: int = 1) -> int:
-    """Stages at once: as many as were asked for, else one for each `devices` GPUs, else as many for the cores that this process may use."""
+    """The number of stages that run at once.
+
+    That is the configured number, else one for each `devices` GPUs, else one for each `devices` cores.
+    """
     if isinstance(settings, ClusterLauncher):
         return settings.max_jobs
     return settings.workers or max(1, (len(visible_gpus()) or cores()) // devices)

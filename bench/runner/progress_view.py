@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live view in a terminal, plain lines elsewhere."""
+"""Shows the progress of a sweep: a live view in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,26 +24,30 @@ from bench.terminal import Terminal
 
 
 def make_screen(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, StageForecast], workers: int) -> PlainScreen:
+    """A live view where stderr is a terminal, otherwise plain lines."""
     console = Terminal(stderr=True)
     kind = LiveScreen if console.is_interactive else PlainScreen
     return kind(console, sweep, plan, forecast, workers)
 
 
-QUIET_S = 30.0  # without a line, after which plain output says how far a stage is
+QUIET_S = 30.0  # after so long without a line, plain output prints how far a stage is
 
 
 class PlainScreen:
-    """One line a stage that ends and a cell that is complete; where nothing ends for long, how far a stage is."""
+    """Prints a line for each stage that ends and each cell that is complete.
+
+    Where nothing ends for QUIET_S, it prints how far a running stage is.
+    """
 
     def __init__(self, console: Terminal, sweep: Sweep, plan: Plan, forecast: Mapping[Stage, StageForecast], workers: int):
         self.console, self.sweep, self.plan, self.forecast, self.workers = console, sweep, plan, forecast, workers
-        self.started = self.said = time.monotonic()
+        self.started = self.last_line = time.monotonic()
         self.outcomes: Counter[str] = Counter()
         self.cells_ended = 0
         self.since: dict[str, float] = {}
         self.seconds: dict[str, list[float]] = {}
         self.left = dict.fromkeys(plan.to_do)
-        self.reasons: set[str] = set()  # that have been said
+        self.shown_reasons: set[str] = set()  # reasons of failed cells that were printed
 
     def __enter__(self) -> Self:
         done = f"{len(self.plan.done)} stages done, {len(self.plan.to_do)} to do"
@@ -53,8 +57,8 @@ class PlainScreen:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
     def say(self, text: str) -> None:
-        self.said = time.monotonic()
-        line = f"{clock(self.said - self.started)}  {secrets.shown(text)}"
+        self.last_line = time.monotonic()
+        line = f"{clock(self.last_line - self.started)}  {secrets.shown(text)}"
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def stage_started(self, stage: Stage) -> None:
@@ -64,7 +68,7 @@ class PlainScreen:
         seconds = time.monotonic() - self.since.pop(stage.key, time.monotonic())
         self.outcomes[outcome] += 1
         if outcome == "retried":
-            self.say(f"{stage_words(stage)}: {error}; trying once more")
+            self.say(f"{stage_words(stage)}: {error}; it runs again")
             return
         self.left.pop(stage, None)
         if outcome == "done":
@@ -78,15 +82,15 @@ class PlainScreen:
         self.say(f"{stage_words(stage)} {seconds:.1f} s; {self._time_left()}")
 
     def progress(self, stage: Stage, row: Mapping[str, float]) -> None:
-        if time.monotonic() - self.said >= QUIET_S:
+        if time.monotonic() - self.last_line >= QUIET_S:
             self.say(f"{stage_words(stage)} {_progress_words(row)}")
 
     def cell_ended(self, cell: CellPlan, reason: str | None) -> None:
         self.cells_ended += 1
         count = f"cell {self.cells_ended}/{len(self.sweep.cells)}"
         if reason:
-            self.say(f"{count} FAILED {cell.name}: {'as above' if reason in self.reasons else reason}")
-            self.reasons.add(reason)
+            self.say(f"{count} FAILED {cell.name}: {'as above' if reason in self.shown_reasons else reason}")
+            self.shown_reasons.add(reason)
         elif self.plan.to_do:
             self.say(f"{count} {cell.name}")
 
@@ -99,8 +103,12 @@ class PlainScreen:
         return f"{', '.join(counts)} in {clock(time.monotonic() - self.started).strip()}"
 
     def _time_left(self) -> str:
-        """From this run's timings of the kind, else from earlier ones of like stages; said only when every stage has one."""
-        left = list(self.left)  # a copy: the live view asks from a thread of its own
+        """The number of stages left, and the expected time.
+
+        The time is estimated from this run's stages of the same kind, else from earlier similar stages. It is
+        left out unless every stage has an estimate.
+        """
+        left = list(self.left)  # A copy, because the live view calls this from its own thread.
         seconds = {stage: self._expected_s(stage) for stage in left}
         count = f"{len(left)} stage{'' if len(left) == 1 else 's'} left"
         known = {stage: s for stage, s in seconds.items() if s is not None}
@@ -109,14 +117,14 @@ class PlainScreen:
         return f"{count}, about {clock(makespan_s(known, self.workers)).strip()}"
 
     def _expected_s(self, stage: Stage) -> float | None:
-        mine = list(self.seconds.get(stage.kind, ()))
-        if mine:
-            return sum(mine) / len(mine)
+        measured = list(self.seconds.get(stage.kind, ()))
+        if measured:
+            return sum(measured) / len(measured)
         return self.forecast[stage].seconds if stage in self.forecast else None
 
 
 class LiveScreen(PlainScreen):
-    """Cells, the stages that run now with their progress, time left."""
+    """A live view: cells done, the running stages with their progress, and the time left."""
 
     def __enter__(self) -> Self:
         columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[words]}"), TimeElapsedColumn()
@@ -153,11 +161,16 @@ class LiveScreen(PlainScreen):
 
 
 def makespan_s(seconds: Mapping[Stage, float], workers: int) -> float:
-    """How long stages (inputs first) take at least: all workers busy, or one chain after another."""
+    """The least time in seconds that stages take on `workers` workers.
+
+    It is the larger of two bounds: all workers always busy, and the longest chain of stages. `seconds` must
+    list inputs before their readers.
+    """
     return max([sum(seconds.values()) / workers, *chain_lengths(list(seconds), lambda stage: seconds[stage]).values()])
 
 
 def stage_words(stage: Stage) -> str:
+    """A stage's name on screen: kind, label, beta, and the first digits of its key."""
     words = f"{stage.kind} {stage.label}" if stage.label and stage.label != stage.kind else stage.kind
     beta = getattr(getattr(stage.settings, "method", None), "beta", None)
     return f"{words}{'' if beta is None else f' beta {beta:g}'} ({stage.key[:6]})"
@@ -172,6 +185,7 @@ def _progress_words(row: Mapping[str, float]) -> str:
 
 
 def clock(seconds: float) -> str:
+    """A duration as `m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:3}:{rest:02}"

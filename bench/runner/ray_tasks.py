@@ -1,4 +1,7 @@
-"""Ray: a stage is a task with its resources. Ray never tries one again by itself: whoever counts the attempts is the command."""
+"""The `ray` launcher: each stage is a Ray task with its resources.
+
+Only the command retries a stage; Ray never does.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,45 @@ from typing import Any
 
 from bench.config import RayLauncher, Resources
 from bench.machine import python_path
-from bench.runner.cluster_queue import Ending, NodeJob
+from bench.runner.cluster_queue import Ending
+from bench.runner.node_job import NodeJob
 from bench.store.stage_run import reason
 
-OBJECTS_BYTES = 100 * 2**20  # of a cluster that we start: nothing travels through Ray's object store, so it need not take a third of memory
+# Size of Ray's object store in a cluster that we start. No stage uses it; by default it takes
+# a third of the memory.
+OBJECTS_BYTES = 100 * 2**20
 
 
 def check(settings: RayLauncher, wanted: Sequence[Resources]) -> list[str]:
-    """Connects, or starts a cluster here. What is wrong with it, or with what is asked of it."""
+    """Connect to a Ray cluster, or start one here.
+
+    Returns its problems, such as resources that no node has.
+    """
     try:
         _connect(settings)
     except Exception as error:  # Ray's own classes, and ConnectionError
-        way_out = "start one with `ray start --head`, or leave hydra.launcher.address=null to have one on this machine"
-        return [f"hydra/launcher=ray: no cluster at hydra.launcher.address={settings.address} ({reason(error)}): {way_out}"]
+        way_out = "start one with `ray start --head`, or set hydra.launcher.address=null to start one on this machine"
+        return [
+            f"hydra/launcher=ray: cannot connect to a cluster at hydra.launcher.address={settings.address} ({reason(error)}): {way_out}"
+        ]
     import ray
 
     nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
     for given in wanted:
-        asked = {"CPU": given.cpus, "GPU": given.gpus, "memory": (given.mem_gb or 0) * 2**30}
-        if not any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
+        needed = {"CPU": given.cpus, "GPU": given.gpus, "memory": (given.mem_gb or 0) * 2**30}
+        if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
             best = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in ("CPU", "GPU"))
-            words = f"a stage asks for {given.cpus} CPU, {given.gpus} GPU" + (f", {given.mem_gb:g} GB" if given.mem_gb else "")
+            words = f"a stage needs {given.cpus} CPU, {given.gpus} GPU" + (f", {given.mem_gb:g} GB" if given.mem_gb else "")
             close()
             way_out = "set hydra.launcher.gpu, e.g. hydra.launcher.gpu.gpus=0"
-            return [f"hydra/launcher=ray: {words}, and no node of the cluster has that (at most {best}): {way_out}"]
+            return [f"hydra/launcher=ray: {words}, but no node of the cluster has so much (at most {best}): {way_out}"]
     return []
 
 
 def _connect(settings: RayLauncher) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without GPUs keeps what its machine says of them
+    # A task without GPUs keeps its machine's setting.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     own = {"PYTHONPATH": python_path(), **settings.env}
@@ -59,7 +71,7 @@ def _run(job: NodeJob) -> None:
 
 
 class RayQueue:
-    """Tasks of the cluster that `check` has connected to."""
+    """Tasks on a Ray cluster, as a queue of jobs."""
 
     name = "ray"
 
@@ -89,21 +101,21 @@ class RayQueue:
             try:
                 ray.get(task)
                 self.over[waiting[task]] = Ending("ended without a report")
-            except Exception as error:  # of the task, of its worker, or of its node
+            except Exception as error:  # The task, its worker or its node failed.
                 self.over[waiting[task]] = Ending(f"ended by {reason(getattr(error, 'cause', None) or error)}")
         return {job_id: how for job_id, how in self.over.items() if job_id in ids}
 
     def is_alive(self, job_id: str) -> bool:
-        return False  # tasks end with the command that handed them in
+        return False  # Tasks end with the command that submitted them.
 
     def cancel(self, ids: Sequence[str]) -> None:
         import ray
 
         for job_id in ids:
-            with contextlib.suppress(Exception):  # it has just ended
+            with contextlib.suppress(Exception):  # The task has just ended.
                 ray.cancel(self.tasks[job_id], force=True)
 
-    def forget(self, job_id: str) -> None:
+    def remove_files(self, job_id: str) -> None:
         self.tasks.pop(job_id, None)
         self.over.pop(job_id, None)
 

@@ -1,4 +1,5 @@
-"""Stages on a launcher: what may run next, what became of it, and what one failure takes with it."""
+"""Runs the stages of a sweep on a launcher: starts those that are ready, and handles
+their reports and failures."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ def run_stages(
     ended: Callable[[], None] = lambda: None,
     progressed: Callable[[Stage, Sequence[dict[str, float]]], None] | None = None,
 ) -> bool:
-    """Run what is to do on a launcher; `failures` takes up what failed. Whether a judge has stopped at its budget."""
+    """Run the planned stages on a launcher. Returns whether a judge has stopped at its budget.
+
+    Errors of failed stages are added to `failures`. `ended` is called after each stage; `progressed` gets the
+    progress rows of a running stage.
+    """
     if not plan.to_do:
         return False
     imports = dict.fromkeys(module for stage in plan.to_do for module in HEAVY_IMPORTS.get(stage.kind, ()))
@@ -60,11 +65,11 @@ def run_stages(
 
 
 def failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
-    """Why a cell cannot have its numbers: the first of its stages that failed."""
+    """The label and error of the first failed stage of a cell; None where none has failed."""
     return next((f"{stage.label or stage.kind}: {failures[stage]}" for stage in cell.stages if stage in failures), None)
 
 
-# Seconds that are assumed of a stage whose like has not run in this store: only their proportion matters.
+# Assumed seconds of a kind of stage that has not run in this store. Only their proportions matter.
 GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0, "tasks": 30.0}
 
 
@@ -75,6 +80,8 @@ def _expected_s(stage: Stage, forecast: Mapping[Stage, StageForecast]) -> float:
 
 @dataclass
 class _Running:
+    """A running stage: its lock, its progress file, and how many bytes of that file were read."""
+
     stage: Stage
     lock: filelock.BaseFileLock
     progress: Path
@@ -83,8 +90,11 @@ class _Running:
 
 @dataclass
 class Scheduler:
-    """Starts stages whose inputs are done, those with the longest chain behind them first (`ranks`), so that no worker is idle at
-    the end. A stage that another command computes is waited for."""
+    """Starts each stage as soon as its inputs are done, and handles its report.
+
+    Stages with the longest chain of dependent stages start first (`ranks`), so that no worker is idle at the
+    end. The scheduler waits for a stage that another command computes.
+    """
 
     store: Store
     launcher: Launcher
@@ -96,32 +106,36 @@ class Scheduler:
     on_progress: Callable[[Stage, Sequence[dict[str, float]]], None]
     running: dict[str, _Running] = field(default_factory=dict)
     losses: Counter[Stage] = field(default_factory=Counter)
-    said: set[str] = field(default_factory=set)
-    servers: Servers | None = None  # of models that judge
-    accelerate: Accelerate | None = None  # how trainings are spread over devices
+    printed: set[str] = field(default_factory=set)  # lines that were printed once
+    servers: Servers | None = None  # model servers of judges
+    accelerate: Accelerate | None = None  # devices and checkpoints of trainings
     over_budget: bool = False  # a judge has stopped at its budget
-    judges: list[Stage] = field(default_factory=list)  # those of evaluations share a budget, and those that label
-    readers: dict[Stage, list[Stage]] = field(default_factory=dict)
+    # Judges of evaluations share one budget; judges that label samples share another.
+    judges: list[Stage] = field(default_factory=list)
+    readers: dict[Stage, list[Stage]] = field(default_factory=dict)  # stage -> the stages that read it
 
     def run(self, cells: Sequence[CellPlan]) -> None:
-        """Until every cell has its numbers or cannot have them. Stages made stale on the way are run again."""
+        """Run stages until every cell has its numbers or cannot have them.
+
+        Stages that become stale run again.
+        """
         self.judges = [stage for stage in all_stages(cells) if stage.kind == "judge"]
         for stage in all_stages(cells):
-            for source in stage.before:
+            for source in stage.input_stages:
                 self.readers.setdefault(source, []).append(stage)
         try:
             while True:
                 for stage in self._startable(cells):
-                    if self.launcher.takes(needs(stage)):
+                    if self.launcher.can_take(needs(stage)):
                         self._start(stage)
                 if not self.running:
                     if not self._waiting(cells):
                         return
                     self._say_once("waiting for stages that another command computes")
-                answers = self.launcher.reports(POLL_S)
-                self._follow()  # first: a stage that has ended has written its last row
-                for answer in answers:
-                    self._took(answer)
+                reports = self.launcher.reports(POLL_S)
+                self._read_progress()  # It comes first: a stage that has ended has written its last row.
+                for report in reports:
+                    self._handle_report(report)
         except KeyboardInterrupt:
             for running in self.running.values():
                 self.store.record_interruption(running.stage)
@@ -131,26 +145,28 @@ class Scheduler:
                 running.lock.release()
 
     def _needed(self, cells: Sequence[CellPlan]) -> list[Stage]:
-        """Stages to do of the cells that can still have their numbers: nothing is spent on one that has failed."""
+        """The stages to do, without those of failed cells."""
         cells = [cell for cell in cells if failure_of(cell, self.failures) is None]
         return [stage for stage in make_plan(cells, self.store).to_do if stage not in self.failures]
 
     def _startable(self, cells: Sequence[CellPlan]) -> list[Stage]:
+        """The waiting stages with all inputs done, the longest chain first."""
         waiting = [stage for stage in self._needed(cells) if stage.key not in self.running]
-        ready = [stage for stage in waiting if all(self.store.held(source).state == "done" for source in stage.before)]
+        ready = [stage for stage in waiting if all(self.store.status_with_weights(source).state == "done" for source in stage.input_stages)]
         return sorted(ready, key=lambda stage: -self.ranks.get(stage, 0.0))
 
     def _waiting(self, cells: Sequence[CellPlan]) -> bool:
+        """Whether another command computes a stage that is still needed."""
         return any(not any(ancestor in self.failures for ancestor in stage.walk()) for stage in self._needed(cells))
 
     def _start(self, stage: Stage) -> None:
-        """Begin a stage. Where the file system does not let it, it has failed, and the others go on."""
+        """Start a stage. After an error of the file system the stage has failed, and the others continue."""
         try:
             self._begin(stage)
         except OSError as error:
             if (running := self.running.pop(stage.key, None)) is not None:
                 running.lock.release()
-            self.failures[stage] = reason = f"could not begin: {error.filename or self.store.root}: {error.strerror or error}"
+            self.failures[stage] = reason = f"could not start: {error.filename or self.store.root}: {error.strerror or error}"
             self.store.record_failure(stage, reason)
             self.screen.stage_ended(stage, "failed", reason)
             self.on_end()
@@ -158,20 +174,20 @@ class Scheduler:
     def _begin(self, stage: Stage) -> None:
         lock = self.store.try_lock(stage)
         if lock is None:
-            return  # another command is at it, and holds the lock until it is done
-        self.store.forget(stage)  # it may have been done there a moment ago
-        if self.store.held(stage).state == "done":
+            return  # Another command computes it and holds the lock until it is done.
+        self.store.invalidate(stage)  # Another command may have finished it a moment ago.
+        if self.store.status_with_weights(stage).state == "done":
             lock.release()
-            self.store.beside(stage, "lock").unlink(missing_ok=True)
-            self._reconsider(stage)
+            self.store.sidecar(stage, "lock").unlink(missing_ok=True)
+            self._say_what_is_stale(stage)
             self.screen.stage_ended(stage, "elsewhere")
             self.on_end()
             return
-        progress = self.store.beside(stage, "progress.jsonl")
+        progress = self.store.sidecar(stage, "progress.jsonl")
         self.running[stage.key] = _Running(stage, lock, progress)
-        progress.unlink(missing_ok=True)  # of a command that was killed
+        progress.unlink(missing_ok=True)  # A killed command may have left it.
         if self.store.was_interrupted(stage):
-            self.store.sweep(stage.kind, stage.key, elsewhere=True)
+            self.store.remove_build_folders(stage.kind, stage.key, other_hosts=True)
         self.store.clear_marks(stage)
         self.screen.stage_started(stage)
         more: dict[str, Any] = {}
@@ -180,51 +196,53 @@ class Scheduler:
             more = {"sharing": sharing, "server": self.servers and self.servers.place(stage)}
         elif isinstance(stage.settings, Spread) and self.accelerate is not None:
             more = {"accelerate": self.accelerate.model_dump()}
-        self.launcher.start(describe(stage, self.store) | more, self.store.beside(stage, "log"))
+        self.launcher.start(describe(stage, self.store) | more, self.store.sidecar(stage, "log"))
 
-    def _took(self, answer: StageReport) -> None:
-        running = self.running.pop(answer.key)
-        stage, outcome, error = running.stage, answer.outcome, secrets.shown(answer.error)
+    def _handle_report(self, report: StageReport) -> None:
+        """Check and record a stage that has ended; try it again where its worker died."""
+        running = self.running.pop(report.key)
+        stage, outcome, error = running.stage, report.outcome, secrets.shown(report.error)
         if stage.kind == "judge" and labels_samples(stage):
-            error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)  # keys as they are typed
-        self.store.forget(stage)
+            # The user types these keys under method.labelling_judge.
+            error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)
+        self.store.invalidate(stage)
         if outcome == "done" and not self.store.is_done(stage):
-            outcome, error = "failed", f"its folder did not pass its check: {self.store.status(stage).why}"
-        elif self.store.is_done(stage):  # it died after it had finished, or somebody else made the same
+            outcome, error = "failed", f"its files failed the check after it ran: {self.store.status(stage).why}"
+        elif self.store.is_done(stage):  # It died after it had finished, or another command finished it.
             outcome, error = "done", ""
         running.lock.release()
         with contextlib.suppress(OSError):
             running.progress.unlink(missing_ok=True)
         if outcome in ("lost", "late"):
-            self.store.sweep(stage.kind, stage.key, elsewhere=True)
+            self.store.remove_build_folders(stage.kind, stage.key, other_hosts=True)
         if outcome == "lost" and self.losses[stage] < self.retries:
             self.losses[stage] += 1
             self.screen.stage_ended(stage, "retried", error)
             return
         if outcome == "done":
-            self.store.beside(stage, "lock").unlink(missing_ok=True)
-            self._reconsider(stage)
+            self.store.sidecar(stage, "lock").unlink(missing_ok=True)
+            self._say_what_is_stale(stage)
         else:
             self.over_budget |= outcome == "over_budget"
             self.failures[stage] = error
             self.store.record_failure(stage, error)
-            secrets.clean_file(self.store.beside(stage, "log"))  # a worker that died has not done so itself
-        self.screen.stage_ended(stage, outcome, error, self.store.beside(stage, "log"))
+            secrets.clean_file(self.store.sidecar(stage, "log"))  # A worker that died has not cleaned it.
+        self.screen.stage_ended(stage, outcome, error, self.store.sidecar(stage, "log"))
         self.on_end()
 
-    def _reconsider(self, stage: Stage) -> None:
-        """A stage was made again: say it where something was computed from other bytes of it, and has to be again."""
+    def _say_what_is_stale(self, stage: Stage) -> None:
+        """Print the reason for each reader of a stage that is stale because the stage was made again."""
         for reader in self.readers.get(stage, ()):
             if why := self.store.status(reader).why:
                 self._say_once(why)
 
     def _say_once(self, text: str) -> None:
-        if text not in self.said:
-            self.said.add(text)
+        if text not in self.printed:
+            self.printed.add(text)
             self.screen.say(text)
 
-    def _follow(self) -> None:
-        """Pass on the progress that running stages have written since the last look."""
+    def _read_progress(self) -> None:
+        """Pass new progress rows of running stages to `on_progress`."""
         for running in self.running.values():
             rows = []
             with contextlib.suppress(OSError), running.progress.open("rb") as file:
@@ -233,7 +251,7 @@ class Scheduler:
                     if not line.endswith(b"\n"):
                         break
                     running.offset += len(line)
-                    with contextlib.suppress(ValueError):  # a line that a full disk has cut
+                    with contextlib.suppress(ValueError):  # A full disk may have cut the line.
                         rows.append(json.loads(line))
             if rows:
                 self.on_progress(running.stage, rows)

@@ -1,8 +1,8 @@
-"""A worker process: reads stages as JSON lines on standard input, runs them one after another, answers on a pipe.
+"""A worker process: it reads stages as JSON lines on standard input, runs each, and reports on a pipe.
 
-Imports are paid once, while there is nothing else to do where that is possible. A stage's own output (trainers' chatter, warnings,
-native libraries) goes to its log; progress goes to a file that whoever shows it polls, so that a worker on another machine is
-followed in the same way.
+Heavy modules are imported once, where possible while the worker is idle. The output of a stage (trainers,
+warnings, native libraries) goes to its log. Its progress goes to a file that the command polls, so that a
+worker on another machine is followed in the same way.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from bench.config import Accelerate
 from bench.machine import die_with_parent, revision
 from bench.store import stage_settings
 from bench.store.keys import Source, Stage, tree_stamp
-from bench.store.stage_run import AT_REST, VERSIONS, Outcome, OverBudget, Progress, ServerPlace, StageRun, reason
+from bench.store.stage_run import AFTER_STAGE, ENGINE_VERSIONS, Outcome, OverBudget, Progress, ServerPlace, StageRun, reason
 from bench.store.store import Store
 
-# What the launcher tells a worker in its environment: the pipe to answer on, whose child it is, what to import when idle.
-ANSWERS, PARENT, IMPORTS = "BENCH_ANSWERS_FD", "BENCH_PARENT_PID", "BENCH_IMPORTS"
+# Environment variables that the launcher sets: the pipe to report on, the parent's process id,
+# modules to import when idle.
+REPORTS, PARENT, IMPORTS = "BENCH_REPORTS_FD", "BENCH_PARENT_PID", "BENCH_IMPORTS"
 
-# What stages of a kind spend seconds on importing.
+# Modules by kind of stage that take seconds to import.
 HEAVY_IMPORTS = {
     "sft": ("bench.world.models", "trl.trainer.sft_trainer"),
     "sample": ("bench.engines.hf",),
@@ -49,7 +50,10 @@ HEAVY_IMPORTS = {
 
 
 def describe(stage: Stage, store: Store) -> dict[str, Any]:
-    """A stage as the JSON that a worker takes: its inputs by key and place, with the digests they must have."""
+    """A stage as the JSON job that a worker takes.
+
+    It holds the settings, and the path, key and expected digest of each input.
+    """
     inputs = {}
     for role, source in stage.inputs.items():
         inputs[role] = {"path": str(store.folder(source)), "key": source.key, "digest": store.digest(source)}
@@ -68,40 +72,43 @@ def describe(stage: Stage, store: Store) -> dict[str, Any]:
 
 
 def _check_inputs(job: Mapping[str, Any], store: Store) -> None:
-    """Checksums of what is about to be read. Raises RuntimeError for an input that is not what the command planned with."""
+    """Check the digests of the input stages. Raises RuntimeError for one that differs from the plan."""
     for role, facts in job["inputs"].items():
         if "stamp" in facts:
             continue
         try:
-            manifest = store.intact(Path(facts["path"]))
+            manifest = store.verified_manifest(Path(facts["path"]))
             if manifest.evicted:
-                raise ValueError(f"{facts['path']}: weights absent, evicted while the sweep ran")
+                raise ValueError(f"the weights in {facts['path']} were deleted while the sweep ran (keep=)")
         except ValueError as error:
-            raise RuntimeError(f"input {role}: {error}; the same command makes it again") from error
+            raise RuntimeError(f"its input {role} cannot be used: {error}. Run the same command again to make it.") from error
         if manifest.digest != facts["digest"]:
-            raise RuntimeError(f"{facts['path']} ({role}) was made again with other bytes while the sweep ran: the same command goes on")
+            changed = f"its input {role} ({facts['path']}) changed on disk while the sweep ran"
+            raise RuntimeError(f"{changed}. Run the same command again to continue.")
 
 
 def _check_sources(job: Mapping[str, Any]) -> None:
-    """Raises RuntimeError when a file of the user was written since the command made its key."""
+    """Raise RuntimeError where a file of the user has changed since the command made its key."""
     for role, facts in job["inputs"].items():
         if facts.get("stamp") and tree_stamp(Path(facts["path"])) != facts["stamp"]:
-            raise RuntimeError(f"{facts['path']} ({role}) was changed while the sweep ran: the same command reads it anew")
+            changed = f"its input {role} ({facts['path']}) was changed while the sweep ran"
+            raise RuntimeError(f"{changed}. Run the same command again to read the new content.")
 
 
 def run_stage(job: Mapping[str, Any]) -> None:
-    """Run one described stage and commit it. Raises whatever the stage raises."""
+    """Run the stage of a job and commit it to the store. Errors of the stage are raised."""
     store = Store(Path(job["store"]))
     kind = next(c for c in stage_settings.SETTINGS[job["kind"]] if c.__name__ == job["settings_type"])
     settings = kind.model_validate(job["settings"])
     sources = {role: _Input(Path(facts["path"]), facts["key"]) for role, facts in job["inputs"].items()}
     stage = stage_settings.stage(job["kind"], settings, sources)  # type: ignore[arg-type]
     if stage.key != job["key"]:
-        raise RuntimeError(f"this worker makes key {stage.key} of {job['kind']}/{job['key']}: it runs another version of bench")
+        problem = f"the worker computes key {stage.key} for stage {job['kind']}/{job['key']}"
+        raise RuntimeError(f"{problem}: it runs another version of bench than the command")
     module = importlib.import_module(f"bench.stages.{stage.kind}")
     built = store.build_folder(stage)
     try:
-        progress = Progress(store.beside(stage, "progress.jsonl"))
+        progress = Progress(store.sidecar(stage, "progress.jsonl"))
     except OSError:
         shutil.rmtree(built, ignore_errors=True)
         raise
@@ -111,9 +118,9 @@ def run_stage(job: Mapping[str, Any]) -> None:
         _check_sources(job)
         paths = {role: source.path for role, source in sources.items()}
         server = ServerPlace(**job["server"]) if job.get("server") else None
-        work, sharing = store.beside(stage, "work"), tuple(job.get("sharing", ()))
+        work, sharing = store.sidecar(stage, "work"), tuple(job.get("sharing", ()))
         accelerate = Accelerate.model_validate(job["accelerate"]) if job.get("accelerate") else None
-        earlier = tuple(store.beside(before, "work") for before in getattr(module, "earlier", lambda _: ())(stage))
+        earlier = tuple(store.sidecar(before, "work") for before in getattr(module, "earlier", lambda _: ())(stage))
         outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server, accelerate, earlier))
         _check_sources(job)
     except BaseException:
@@ -134,7 +141,7 @@ def run_stage(job: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Input(Source):
-    """An input of a described stage: its key is given, not made of its content."""
+    """An input of a job. Its key is given, not computed from its content."""
 
     def __init__(self, path: Path, key: str):
         object.__setattr__(self, "path", path)
@@ -145,18 +152,20 @@ class _Input(Source):
         return self.digest
 
 
-def tidy() -> None:
-    """What a stage with a model leaves in the process must not reach the next: Accelerate's singletons, and the memory of models
-    (a fused head puts them into a reference cycle)."""
-    for rest in AT_REST:
-        rest()
+def release_memory() -> None:
+    """Free a stage's models and reset Accelerate's singletons, so that the next stage starts clean.
+
+    A fused head puts a model into a reference cycle, which only the garbage collector frees.
+    """
+    for hook in AFTER_STAGE:
+        hook()
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
 
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     gc.collect()
-    gc.freeze()  # what is alive now are modules, half a million objects: looking through them takes 0.24 s each time
+    gc.freeze()  # Half a million objects of modules are alive now; each collection of them takes 0.24 s.
     if "torch" in sys.modules:
         import torch
 
@@ -183,24 +192,25 @@ def _versions() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Code revision, versions, device: recorded beside results, not part of their identity."""
+    """Code revision, package versions and device. They are recorded in the manifest, but in no key."""
     device = "cpu"
     if "torch" in sys.modules:
         import torch
 
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     facts = {**_versions(), "device": device}
-    return facts | {"packages": facts["packages"] | VERSIONS}
+    return facts | {"packages": facts["packages"] | ENGINE_VERSIONS}
 
 
 def _lines() -> Iterator[str]:
-    """Jobs, a line each. While none waits, the modules that later jobs need are imported, one after another."""
+    """Yield the lines of standard input, one job each. While none waits, import the modules of later jobs."""
     modules = iter([name for name in os.environ.get(IMPORTS, "").split(",") if name])
     first = True
     while True:
-        # The first job is on its way when a worker starts. Nothing is ever left in the reader's buffer: a job comes when the last is done.
+        # The first job is on its way when a worker starts. The reader's buffer is always empty here, because
+        # the next job comes only when the last is done.
         if not first and not select.select([sys.stdin], [], [], 0.2)[0] and (module := next(modules, None)) is not None:
-            with contextlib.suppress(Exception):  # whoever needs it will see the error
+            with contextlib.suppress(Exception):  # The stage that needs it will raise the error.
                 importlib.import_module(module)
             continue
         first = False
@@ -210,6 +220,7 @@ def _lines() -> Iterator[str]:
 
 
 def _mode(path: str) -> int:
+    """The mode bits of a path, of a link itself; 0 where there is none."""
     try:
         return os.lstat(path).st_mode
     except FileNotFoundError:
@@ -217,38 +228,40 @@ def _mode(path: str) -> int:
 
 
 def _log_to(path: str) -> None:
-    """Send what is printed from now on to a stage's log. Raises OSError, also for a link, through which nothing is written, or a pipe."""
-    if stat.S_ISFIFO(_mode(path)):  # to open one waits for a reader
+    """Send all further output of this process to a stage's log. Raises OSError, also for a link or a pipe."""
+    if stat.S_ISFIFO(_mode(path)):  # To open a pipe would wait for its reader.
         raise OSError(errno.EINVAL, "expected a file, got a pipe: move it away", path)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    faulthandler.enable()  # a crash in native code leaves its trace in the log
+    faulthandler.enable()  # A crash in native code then writes its trace to the log.
 
 
 def main() -> None:
+    """Run jobs from standard input until it ends, and write one JSON report per job
+    to the launcher's pipe."""
     die_with_parent(int(os.environ[PARENT]))
     secrets.guard_streams()
-    answers = os.fdopen(int(os.environ[ANSWERS]), "w", buffering=1, encoding="utf-8")
+    reports = os.fdopen(int(os.environ[REPORTS]), "w", buffering=1, encoding="utf-8")
     for line in _lines():
         job = json.loads(line)
-        answer: dict[str, Any] = {"key": job["key"], "ok": True}
+        report: dict[str, Any] = {"key": job["key"], "ok": True}
         try:
             _log_to(job["log"])
             run_stage(job)
-        except (Exception, SystemExit) as error:  # one stage's failure is one failed row; its reason is kept
-            with contextlib.suppress(OSError):  # a full disk
+        except (Exception, SystemExit) as error:  # A failed stage does not end the worker.
+            with contextlib.suppress(OSError):  # The disk may be full.
                 traceback.print_exc()
-            answer |= {"ok": False, "error": reason(error), "over_budget": isinstance(error, OverBudget)}
+            report |= {"ok": False, "error": reason(error), "over_budget": isinstance(error, OverBudget)}
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()
         with contextlib.suppress(OSError):
-            secrets.clean_file(Path(job["log"]))  # what native libraries and child processes have written there
-        answers.write(json.dumps(answer) + "\n")
+            secrets.clean_file(Path(job["log"]))  # Native libraries and child processes write there too.
+        reports.write(json.dumps(report) + "\n")
         if job["kind"] in HEAVY_IMPORTS:
-            tidy()
+            release_memory()
 
 
 if __name__ == "__main__":

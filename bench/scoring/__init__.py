@@ -1,1 +1,1 @@
-"""From verdicts and log-probabilities to the numbers of a cell."""
+"""Computes the numbers of a cell from verdicts and log-probabilities."""

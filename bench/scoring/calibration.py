@@ -1,7 +1,8 @@
-"""What length control knows beforehand of a table's cells: a user's file, or difficulties fitted on the other rows of the table.
+"""Calibrations of length control: from a user's file, or fitted on the other rows of the table.
 
-A file (judge.calibration=FILE) is an input of a cell's score. Fitted difficulties (judge.calibration=fitted) are the table's: a cell's
-own score leaves them out, and its length-controlled numbers are computed when the table is made.
+A file (judge.calibration=FILE) is an input of a cell's score stage. Fitted difficulties
+(judge.calibration=fitted) depend on the other cells of the table. The score stage does not use them: the
+length-controlled numbers of such a cell are computed when the table is made.
 """
 
 from __future__ import annotations
@@ -14,38 +15,38 @@ from bench.planning.inputs import CellPlan
 from bench.records import Result, Verdict, preference_verdicts
 from bench.scoring.numbers import calibration_of, lc_numbers
 from bench.stats.estimates import Unmeasured
-from bench.stats.length_control import Calibration, fit_difficulty, judged
+from bench.stats.length_control import Calibration, columns_of, fit_difficulty
 from bench.store.stage_settings import ScoreSettings
 from bench.store.store import Store
 
-Calibrations = Mapping[str, Calibration | Unmeasured]  # by cell key
+Calibrations = Mapping[str, Calibration | Unmeasured]  # keys: cell keys
 
 
 def by_cell(cells: Sequence[CellPlan], store: Store) -> dict[str, Calibration | Unmeasured]:
-    """The calibration of every judged cell whose judge has one."""
-    found: dict[str, Calibration | Unmeasured] = dict(fitted([cell for cell in cells if asked(cell) == FITTED], store))
+    """Calibrations of the judged cells, by cell key. A cell without judge.calibration has no entry."""
+    calibrations = dict(fitted([cell for cell in cells if calibration_setting(cell) == FITTED], store))
     for cell in cells:
-        ready = all(store.is_done(cell.roles.get(f"preference_{what}")) for what in ("verdicts", "items"))
+        ready = all(store.is_done(cell.roles.get(f"preference_{part}")) for part in ("verdicts", "items"))
         if ready and "calibration" in cell.score.inputs:
             inputs = {role: store.folder(source) for role, source in cell.score.inputs.items()}
             if (calibration := calibration_of(inputs)) is not None:
-                found[cell.key] = calibration
-    return found
+                calibrations[cell.key] = calibration
+    return calibrations
 
 
-def asked(cell: CellPlan) -> str | None:
-    """What the cell's judge is set to: a file, `fitted`, or nothing."""
+def calibration_setting(cell: CellPlan) -> str | None:
+    """Setting judge.calibration of the cell: the path of a file, `fitted`, or None."""
     return getattr(cell.cell.judge, "calibration", None)
 
 
 def fitted(cells: Sequence[CellPlan], store: Store) -> dict[str, Calibration | Unmeasured]:
-    """Difficulties from the other judged cells with the same items and judge, for each."""
+    """Calibrations by cell key, each fitted on the other judged cells that have the same items and judge."""
     ready = [cell for cell in cells if store.is_done(cell.roles.get("preference_verdicts"))]
     verdicts = {cell.key: verdicts_of(cell, store) for cell in ready}
-    alike = {cell.key: (cell.roles["preference_items"].key, cell.cell.judge) for cell in ready}
+    groups = {cell.key: (cell.roles["preference_items"].key, cell.cell.judge) for cell in ready}
     return {
-        key: fitted_on([verdicts[other] for other in alike if other != key and alike[other] == how], NOBODY_ELSE)
-        for key, how in alike.items()
+        key: fitted_on([verdicts[other] for other in groups if other != key and groups[other] == group], NOBODY_ELSE)
+        for key, group in groups.items()
     }
 
 
@@ -53,8 +54,11 @@ NOBODY_ELSE = "no other cell with the same items and judge to fit difficulties o
 
 
 def fitted_on(others: Sequence[Sequence[Verdict]], none: str) -> Calibration | Unmeasured:
-    """Difficulties from the verdicts on other policies; `none` says why there are none."""
-    return alpaca_eval.fitted_calibration(fit_difficulty([judged(verdicts) for verdicts in others])) if others else Unmeasured(none)
+    """Difficulties fitted on the verdicts of other policies.
+
+    Without other policies: Unmeasured, with the reason `none`.
+    """
+    return alpaca_eval.fitted_calibration(fit_difficulty([columns_of(verdicts) for verdicts in others])) if others else Unmeasured(none)
 
 
 def verdicts_of(cell: CellPlan, store: Store) -> list[Verdict]:
@@ -62,9 +66,9 @@ def verdicts_of(cell: CellPlan, store: Store) -> list[Verdict]:
 
 
 def recalibrated(result: Result, cell: CellPlan, store: Store, calibration: Calibration | Unmeasured) -> Result:
-    """A cell's numbers with length control by this calibration."""
+    """The cell's numbers with the length-controlled ones computed anew from this calibration."""
     assert isinstance(cell.score.settings, ScoreSettings)
     controlled = lc_numbers(cell.score.settings, verdicts_of(cell, store), calibration)
     metrics = {name: value for name, value in result.metrics.items() if not name.startswith("lc_win_rate")}
-    missing = {name: why for name, why in result.missing.items() if name != "lc_win_rate"}
+    missing = {name: reason for name, reason in result.missing.items() if name != "lc_win_rate"}
     return Result(metrics | controlled.metrics, missing | controlled.missing, controlled.calibration)

@@ -1,30 +1,47 @@
-"""A cell's numbers, computed from verdicts, completions and log-probs; what was not measured says why.
+"""Numbers of a cell, computed from verdicts, completions and log-probs. A missing number has a reason.
 
-win_rate, lc_win_rate        of the preference verdicts, in [0, 1], with standard errors and 95 % intervals over prompts
-arena_win_rate, style_win_rate   of the battles of an Arena-Hard judge's games, and with style controlled (bench/stats/style_control.py)
-win_rate_LABEL               of the member LABEL of a jury, with its n_unscored_LABEL, arena_win_rate_LABEL, style_win_rate_LABEL
-n_turns_unscored             turns without a verdict of items that another turn scores (pairs of two turns)
-rating, rating_turn1, _turn2 of the rating verdicts, 1 to 10; standard error clustered by question
-expected_rating              the same from the whole distribution over ratings, where the judge lists log-probs
-tasks/TASK/METRIC            of a task of the forgetting check, in the task's own units; standard error and interval over documents
-reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref; a tie is a half (paired data)
-reward_auc                   chance that a desirable held-out completion has a larger one than an undesirable (unpaired data)
-reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows; logps_chosen, _rejected: summed log-probs (nats)
-shift_chosen, shift_rejected log π/π_ref a token of held-out completions, in nats: how far they rose or fell from the start model
-reward_best                  best of n: mean reward of the chosen completions; it and reward_* are then the reward model's, in its own units
-kl                           KL(π || π_ref) of whole completions in nats, on the policy's own samples at temperature 1
-label_accuracy               of a loop's latest labels: share that agrees with the truth, where it is known and no tie
-noise_precision, noise_recall   of SPA's noise detector, over the pairs that it looked at: share of the distrusted labels that are wrong,
-                             share of the wrong labels that are distrusted; noise_share: share of labels that are wrong, which is the
-                             precision of distrusting at random
-mean_length, mean_tokens, unfinished   of the evaluation completions: characters, tokens, share cut at max_new_tokens
-repetition                   share of a completion's word 3-grams that it has written before (rep-3 of Su et al. 2022), mean over
-                             the completions that have any
-judge_*                      the policy as a judge that writes, on held-out rankings (bench/judges/self_judge.py)
-unscored_REASON              replies of a judge that was asked without a verdict, by why (REASONS in bench/judges/asked/replies.py)
-votes_from_text, votes_weighed   votes that came without the log-probs that weigh them, of all that are weighed
-n_without_expected_rating    ratings without log-probs, where others have them
-distinct                     different word 3-grams of all completions over their number (distinct-n of Li et al. 2016); more text, less
+win_rate, lc_win_rate        mean preference and its length-controlled form, in [0, 1]; standard errors and
+                             95 % intervals are over prompts
+arena_win_rate, style_win_rate   mean outcome of the battles of an Arena-Hard judge, and the same with style
+                             controlled (bench/stats/style_control.py)
+win_rate_LABEL               the same for the member LABEL of a jury; also n_unscored_LABEL,
+                             arena_win_rate_LABEL and style_win_rate_LABEL
+n_turns_unscored             turns without a verdict in items that are scored by another turn (pairs of two
+                             turns)
+rating, rating_turn1, _turn2 mean rating, 1 to 10; the standard error is clustered by question
+expected_rating              mean of the judge's whole distribution over ratings, where the judge gives
+                             log-probs
+tasks/TASK/METRIC            result of a task of the forgetting check, in the task's own units; standard error
+                             and interval are over documents
+reward_accuracy              share of held-out pairs whose chosen completion has the larger log π/π_ref; a tie
+                             is a half (paired data)
+reward_auc                   chance that a desirable held-out completion has a larger log π/π_ref than an
+                             undesirable one (unpaired data)
+reward_chosen, _rejected, _margin   β log π/π_ref, mean over held-out rows
+logps_chosen, _rejected      summed log-probs of held-out completions (nats), mean over rows
+shift_chosen, shift_rejected log π/π_ref per token of held-out completions, in nats: how far they rose or fell
+                             from the start model
+reward_best                  best of n: mean reward of the chosen completions. reward_best and reward_* are
+                             then rewards of the reward model, in its own units
+kl                           KL(π || π_ref) of whole completions in nats, on the policy's own samples at
+                             temperature 1
+label_accuracy               share of a loop's latest labels that agree with the truth, where the truth is
+                             known and no tie
+noise_precision, noise_recall   SPA's noise detector, over the pairs that it examined: the share of distrusted
+                             labels that are wrong, and the share of wrong labels that are distrusted
+noise_share                  share of labels that are wrong. It is the precision of distrusting labels at
+                             random
+mean_length, mean_tokens, unfinished   evaluation completions: characters, tokens, share cut at max_new_tokens
+repetition                   share of a completion's word 3-grams that occurred earlier in it (rep-3 of Su
+                             et al. 2022), mean over the completions that have 3-grams
+judge_*                      the policy as a judge that writes, on held-out rankings
+                             (bench/judges/self_judge.py)
+unscored_REASON              replies of a language-model judge without a verdict, by reason (REASONS in
+                             bench/judges/asked/replies.py)
+votes_from_text, votes_weighed   votes without the log-probs that weigh them; all votes that are weighed
+n_without_expected_rating    ratings without log-probs, where other ratings have them
+distinct                     number of different word 3-grams of all completions over the number of all
+                             3-grams (distinct-n of Li et al. 2016). It falls as the amount of text grows
 """
 
 from __future__ import annotations
@@ -68,16 +85,19 @@ from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.stats.style_control import StyleWinRate, arena_win_rate, has_games, style_win_rate
 from bench.store.stage_settings import ScoreSettings, member_label
 
-COMPLETIONS = ("preference_completions", "rating_completions", "plain_completions")  # whose lengths are told, the first that is there
+# Roles of the completions for lengths and repetition. The first role that the cell has is used.
+COMPLETIONS = ("preference_completions", "rating_completions", "plain_completions")
 
 
 @dataclass
 class Numbers:
+    """Metrics by name, and reasons of missing ones, as they are collected."""
+
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, estimate: estimates.Estimate | estimates.Unmeasured | None, why: str = reasons.NOTHING_SCORED) -> None:
-        """A value with its standard error and interval, or the reason why there is none."""
+        """Add a value with its standard error and interval, or the reason why it is missing."""
         if estimate is None or isinstance(estimate, estimates.Unmeasured):
             self.missing[name] = estimate.reason if estimate else why
             return
@@ -88,7 +108,10 @@ class Numbers:
 
 
 def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Calibration | None = None) -> Result:
-    """A cell's numbers from the folders of its inputs. With a calibration, by item id, length control takes it and not the input's."""
+    """A cell's numbers from the folders of its inputs, by role.
+
+    A given `calibration` (by item id) is used for length control instead of the input `calibration`.
+    """
     numbers = Numbers()
     preferred, rated = inputs.get("preference_verdicts"), inputs.get("rating_verdicts")
     calibration = calibration or calibration_of(inputs)
@@ -122,7 +145,10 @@ def _tasks(folder: Path, numbers: Numbers) -> None:
 
 
 def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:
-    """What the input `calibration`, a file of the user's, says of the judged items; None where there is none."""
+    """Calibration of the judged items from the input `calibration`, a user's file.
+
+    None without this input.
+    """
     if "calibration" not in inputs:
         return None
     items = read_items(inputs["preference_items"])
@@ -130,7 +156,7 @@ def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:
 
 
 def lc_numbers(settings: ScoreSettings, verdicts: Sequence[Verdict], calibration: Calibration | estimates.Unmeasured | None) -> Result:
-    """Length control alone: its metrics, or why there are none."""
+    """Length-controlled metrics alone, or the reason why they are missing."""
     numbers = Numbers()
     if isinstance(calibration, estimates.Unmeasured):
         numbers.add("lc_win_rate", calibration)
@@ -149,16 +175,16 @@ def _preference(
         why = reasons.NO_JUDGE if rated is None else reasons.ONLY_RATINGS
         numbers.missing |= dict.fromkeys(("win_rate", "lc_win_rate"), why)
         return
-    every = read_verdicts(folder)
-    verdicts = over_turns(every)
+    turn_verdicts = read_verdicts(folder)
+    verdicts = over_turns(turn_verdicts)
     _rates(settings, "", verdicts, numbers)
     controlled = lc_numbers(settings, verdicts, calibration)
     numbers.metrics |= controlled.metrics
     numbers.missing |= controlled.missing
     scored = {v.item_id for v in verdicts if v.preference is not None}
     numbers.metrics |= {"n_scored": len(scored), "n_unscored": len(verdicts) - len(scored)}
-    turns = [v for v in every if v.item_id in scored]
-    _asked(every, numbers)
+    turns = [v for v in turn_verdicts if v.item_id in scored]
+    _count_replies(turn_verdicts, numbers)
     if len(turns) > len(scored):
         numbers.metrics["n_turns_unscored"] = sum(v.preference is None for v in turns)
     for part in ("gold", "content", "constraints", "conciseness", "fluency"):
@@ -167,35 +193,38 @@ def _preference(
             numbers.metrics[part if part == "gold" else f"gold_{part}"] = float(np.mean(values))
 
 
-def _asked(verdicts: Sequence[Verdict], numbers: Numbers) -> None:
-    """Of a judge that was asked: why it has no verdict, and how many votes came without the log-probs that weigh them."""
-    for kind, n in count_reasons(verdicts).items():
-        numbers.metrics[f"unscored_{kind}"] = numbers.metrics.get(f"unscored_{kind}", 0) + n
+def _count_replies(verdicts: Sequence[Verdict], numbers: Numbers) -> None:
+    """Count a language-model judge's replies without a verdict, by reason, and its votes without log-probs.
+
+    Adds to counts that are there already (two kinds of verdicts, members of a jury).
+    """
+    for reason, n in count_reasons(verdicts).items():
+        numbers.metrics[f"unscored_{reason}"] = numbers.metrics.get(f"unscored_{reason}", 0) + n
     if votes := votes_from_text(verdicts):
         for name, n in (("votes_from_text", votes.n_from_text), ("votes_weighed", votes.n)):
             numbers.metrics[name] = numbers.metrics.get(name, 0) + n
 
 
 def _member(settings: ScoreSettings, label: str, verdicts: Sequence[Verdict], numbers: Numbers) -> None:
-    """A jury's member by itself."""
+    """Add the numbers of one member of a jury."""
     _rates(settings, f"_{label}", verdicts, numbers)
-    _asked(verdicts, numbers)
+    _count_replies(verdicts, numbers)
     numbers.metrics[f"n_unscored_{label}"] = sum(v.preference is None for v in verdicts)
 
 
 def _rates(settings: ScoreSettings, suffix: str, verdicts: Sequence[Verdict], numbers: Numbers) -> None:
-    """One judge's win rates."""
+    """Add the win rates of one judge, their names ending in `suffix`."""
     rng = partial(np.random.default_rng, settings.bootstrap_seed)
     numbers.add(f"win_rate{suffix}", estimates.win_rate([v.preference for v in verdicts], rng(), settings.bootstrap_resamples))
     if not has_games(verdicts):
         return
     numbers.add(f"arena_win_rate{suffix}", arena_win_rate(verdicts, rng(), settings.bootstrap_resamples))
-    found = style_win_rate(verdicts, rng())
-    numbers.add(f"style_win_rate{suffix}", found)
-    if isinstance(found, StyleWinRate):
-        numbers.metrics |= {f"style_{name}{suffix}": value for name, value in found.coefficients.items()}
-        if found.n_failed_refits:
-            numbers.metrics[f"style_win_rate{suffix}_failed_refits"] = found.n_failed_refits
+    controlled = style_win_rate(verdicts, rng())
+    numbers.add(f"style_win_rate{suffix}", controlled)
+    if isinstance(controlled, StyleWinRate):
+        numbers.metrics |= {f"style_{name}{suffix}": value for name, value in controlled.coefficients.items()}
+        if controlled.n_failed_refits:
+            numbers.metrics[f"style_win_rate{suffix}_failed_refits"] = controlled.n_failed_refits
 
 
 def _rating(folder: Path | None, preferred: Path | None, numbers: Numbers) -> None:
@@ -216,7 +245,7 @@ def _rating(folder: Path | None, preferred: Path | None, numbers: Numbers) -> No
         numbers.add("expected_rating", expected)
         if lacking := sum(v.rating is not None and "expected_rating" not in (v.details or {}) for v in verdicts):
             numbers.metrics["n_without_expected_rating"] = lacking
-    _asked(verdicts, numbers)
+    _count_replies(verdicts, numbers)
     numbers.metrics |= {
         "n_ratings": sum(v.rating is not None for v in verdicts),
         "n_ratings_unscored": sum(v.rating is None for v in verdicts),
@@ -231,16 +260,16 @@ def _completions(completions: Sequence[Completion], numbers: Numbers) -> None:
     else:
         numbers.missing |= dict.fromkeys(("mean_tokens", "unfinished"), reasons.FROM_FILE)
     numbers.metrics["n_completions"] = len(completions)
-    grams = [found for c in completions if (found := _grams(c.completions[0]))]
-    numbers.add("repetition", estimates.mean_estimate([1 - len(set(found)) / len(found) for found in grams]), reasons.NO_GRAM)
-    if grams:
-        numbers.metrics["distinct"] = len(set(itertools.chain(*grams))) / sum(map(len, grams))
+    texts = [grams for c in completions if (grams := _grams(c.completions[0]))]
+    numbers.add("repetition", estimates.mean_estimate([1 - len(set(grams)) / len(grams) for grams in texts]), reasons.NO_GRAM)
+    if texts:
+        numbers.metrics["distinct"] = len(set(itertools.chain(*texts))) / sum(map(len, texts))
     else:
         numbers.missing["distinct"] = reasons.NO_GRAM
 
 
 def _grams(text: str) -> list[tuple[str, ...]]:
-    """Its runs of reasons.GRAM words, in lower case."""
+    """All runs of reasons.GRAM words of the text, in lower case."""
     words = text.lower().split()
     return [tuple(words[i : i + reasons.GRAM]) for i in range(len(words) - reasons.GRAM + 1)]
 
@@ -287,7 +316,7 @@ def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: Numbe
 
 
 def _side(rows: Sequence[Pair] | Sequence[Unpaired], desirable: bool) -> Iterator[str]:
-    """Names of the held-out completions that are chosen or desirable, or the others."""
+    """Names of the held-out completions that are chosen or desirable (`desirable`), or of the other ones."""
     for row in rows:
         if isinstance(row, Pair):
             yield f"heldout/{row.id}/{'chosen' if desirable else 'rejected'}"
@@ -301,11 +330,12 @@ def _labels(inputs: Mapping[str, Path], numbers: Numbers) -> None:
         return
     latest = read_jsonl(folders[-1] / "labels.jsonl", Labelled)
     numbers.add("label_accuracy", estimates.accuracy([label.correct for label in latest]), reasons.NO_TRUTH)
-    if (found := read_detections(inputs["training"], folders)) is None:
+    if (detections := read_detections(inputs["training"], folders)) is None:
         return
-    numbers.add("noise_precision", estimates.accuracy([wrong for distrusted, wrong in found if distrusted]), reasons.NOTHING_DISTRUSTED)
-    numbers.add("noise_recall", estimates.accuracy([distrusted for distrusted, wrong in found if wrong]), reasons.NOTHING_WRONG)
-    numbers.add("noise_share", estimates.accuracy([wrong for _, wrong in found]), reasons.NO_TRUTH)
+    distrusted_ones = [wrong for distrusted, wrong in detections if distrusted]
+    numbers.add("noise_precision", estimates.accuracy(distrusted_ones), reasons.NOTHING_DISTRUSTED)
+    numbers.add("noise_recall", estimates.accuracy([distrusted for distrusted, wrong in detections if wrong]), reasons.NOTHING_WRONG)
+    numbers.add("noise_share", estimates.accuracy([wrong for _, wrong in detections]), reasons.NO_TRUTH)
 
 
 def _kl(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: Numbers) -> None:

@@ -1,8 +1,8 @@
-"""Reasons why a number of a cell is absent. Tables print them; a reason that a reader expects is in BY_DESIGN and gets no note."""
+"""Reasons why a number of a cell is missing. Tables print them, except the expected ones in BY_DESIGN."""
 
 from __future__ import annotations
 
-GRAM = 3  # words
+GRAM = 3  # number of words
 
 NOTHING_SCORED = "nothing was scored"
 NO_GRAM = f"no completion has {GRAM} words"

@@ -18,7 +18,7 @@ from bench.records import HumanLabel, Result, Verdict, draw_name, grouped, read_
 from bench.scoring.numbers import Numbers
 from bench.stages import self_judging_data
 from bench.stats import estimates, judge_bias
-from bench.stats.judge_bias import Found, Manner, Truth
+from bench.stats.judge_bias import Manner, Statistic, Truth
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import AuditSettings, SelfJudgeSettings
 from bench.world.gold import count_words, gold
@@ -95,13 +95,13 @@ def _recorded(inputs: Mapping[str, Path]) -> tuple[list[Verdict], list[Verdict]]
     return mine, recorded
 
 
-def _canaries(verdicts: Sequence[Verdict]) -> dict[str, Found]:
+def _canaries(verdicts: Sequence[Verdict]) -> dict[str, Statistic]:
     by_name = grouped((canary_of(verdict.item_id), verdict.preference) for verdict in verdicts)
     rates = {name: estimates.win_rate(preferences, np.random.default_rng(0)) for name, preferences in by_name.items()}
     return {name: rate or estimates.Unmeasured("no verdict on it could be read") for name, rate in rates.items()}
 
 
-def _rated_canaries(verdicts: Sequence[Verdict]) -> dict[str, Found]:
+def _rated_canaries(verdicts: Sequence[Verdict]) -> dict[str, Statistic]:
     """Each canary's rating less the honest answer's, over items."""
     by_name: dict[str, dict[str, float | None]] = {}
     for verdict in verdicts:
@@ -124,7 +124,7 @@ def _check_served(inputs: Mapping[str, Path]) -> None:
         raise ValueError(f"verdicts of two models are not pooled: name one of them as judge.model, or delete the folders of one ({where})")
 
 
-def _plain(found: Mapping[str, Found]) -> dict[str, Any]:
+def _plain(found: Mapping[str, Statistic]) -> dict[str, Any]:
     return {
         name: {"unmeasured": value.reason} if isinstance(value, estimates.Unmeasured) else dataclasses.asdict(value)
         for name, value in found.items()

@@ -16,10 +16,11 @@ from bench.judges.formats import mt_bench
 from bench.judges.formats.alpaca_eval import read_pairs
 from bench.judges.formats.items import cut, read_benchmark_items
 from bench.readers import read_conversations
-from bench.readers.learnable import Look, look_of_model
+from bench.readers.kl_partners import with_partners
+from bench.readers.learnable import LearnCheck, learn_check_of_model
 from bench.readers.rows import BadRows, read_prompts
 from bench.readers.splits import divide, overlap, overlap_counts
-from bench.readers.subsets import check_labels, nested_subset, prompt_key, with_partners
+from bench.readers.subsets import check_labels, nested_subset, prompt_key
 from bench.records import (
     Completion,
     Item,
@@ -305,14 +306,14 @@ def _asked(run: StageRun) -> list[Item]:
     return read_items(run.inputs["items"]) if "items" in run.inputs else []
 
 
-def _look(max_length: int | None, run: StageRun) -> Look | None:
+def _look(max_length: int | None, run: StageRun) -> LearnCheck | None:
     """What tells the rows that a model learns from; None where no model is given."""
     if TOKENIZER not in run.inputs:
         return None
     from bench.models.tokenize import positions
 
     folder = run.inputs[TOKENIZER]
-    return look_of_model(folder, tree_stamp(folder), max_length or positions(folder))
+    return learn_check_of_model(folder, tree_stamp(folder), max_length or positions(folder))
 
 
 def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:

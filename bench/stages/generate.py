@@ -38,7 +38,7 @@ def _from_file(settings: WrittenCompletions, run: StageRun) -> Outcome:
     if not completions and (settings.alone or all(len(item.turns) == 1 for item in items)):
         asked = f"item {items[0].id} asks {items[0].turns[0]!r}"
         why = f"{path}: none of its {len(rows)} rows answers one of the {len(items)} prompts; {asked}, the first row"
-        raise BadFile(f"{why} answers {rows[0].asked!r}")
+        raise BadFile(f"{why} answers {rows[0].prompt_text!r}")
     write_jsonl(run.out / "completions.jsonl", completions)
     return Outcome({"rows": len(completions), "missing": len(items) - len(completions), "in_file": len(rows)})
 

@@ -1,38 +1,51 @@
-"""The statistics of a results table: win rates, intervals, paired comparisons. Pure numbers, no files.
+"""Statistics of a results table: win rates, intervals, paired comparisons. Pure numbers, no files.
 
-A missing measurement is None: it leaves the mean and is counted beside it. NaN and infinity are refused. Every function ignores
-the order of its items, to the last bit, also where it resamples: values are sorted before the generator sees them.
+A missing measurement is None: it is not part of the mean and is counted separately. NaN and infinity raise
+ValueError. The result of every function does not depend on the order of its items, to the last bit. This
+holds for resampling too: values are sorted before the generator draws.
 
-**Which difference to the start model a table should show.** Several seeds judged on the same items are a crossed design, seeds x
-items, and there are two populations to speak about: other seeds and other prompts. Let D[s, i] be the difference on item i with seed s:
+**The difference to the start model in a table.** Several seeds judged on the same items are a crossed design,
+seeds x items. It speaks about two populations: other seeds and other prompts. Let D[s, i] be the difference
+on item i with seed s:
 
-    D[s, i] = mu + seed_s + prompt_i + residual_si        Var(mean) = var_seed/S + var_prompt/P + var_residual/(S P)
+    D[s, i] = mu + seed_s + prompt_i + residual_si
+    Var(mean) = var_seed/S + var_prompt/P + var_residual/(S P)
 
-- `Comparison.prompts` averages over seeds and takes a paired t over items: "these S trained models, other prompts". No var_seed.
-- `Comparison.seeds` is the t interval over S seed means: "other seeds, these prompts". No var_prompt; with S = 3 it has 2 degrees of
-  freedom and reaches p = 0.001 only at t = 32, so after Holm over nine rows it rejects nothing but enormous effects.
-- `Comparison.combined` estimates all three terms from the two-way mean squares, degrees of freedom by Satterthwaite.
+- `Comparison.prompts` averages over seeds and takes a paired t test over items: "these S trained models,
+  other prompts". It leaves out var_seed.
+- `Comparison.seeds` is the t interval over S seed means: "other seeds, these prompts". It leaves out
+  var_prompt. With S = 3 it has 2 degrees of freedom and reaches p = 0.001 only at t = 32, so after Holm over
+  nine rows it rejects nothing but enormous effects.
+- `Comparison.combined` estimates all three terms from the two-way mean squares, with Satterthwaite's degrees
+  of freedom.
 
-Lead with `combined` of `compare_table`, and print `seeds` and `prompts` beside it. `compare_table` pools the seed variance over the
-rows of the table (more degrees of freedom than S - 1) and gives each row the larger of its own and the pooled one. Measured false
-alarms (S = 3, P = 300, seed variance 0 to 97% of the total, 3 or 9 rows that share their start models):
+A table should lead with `combined` of `compare_table` and also print `seeds` and `prompts`. `compare_table`
+pools the seed variance over the rows of the table, which gives more degrees of freedom than S - 1. Each row
+gets the larger of its own seed variance and the pooled one. Measured false alarms (S = 3, P = 300, seed
+variance 0 to 97% of the total, 3 or 9 rows that share their start models):
 
     nominal                                     0.05            0.01             0.001
     row by itself (a table of one)              0.039 - 0.077   0.007 - 0.035    0.001 - 0.016
     `compare_table`, rows alike                 0.032 - 0.045   0.004 - 0.011    0.0001 - 0.002
-    `compare_table`, noisiest sixth of rows     0.038 - 0.066   0.007 - 0.019    0.001 - 0.005     seed sds log-normal, sigma 0.5
-    `compare_table`, verdicts of 0 and 1        0.025 - 0.036   0.004 - 0.006    0.0000 - 0.0003   9 rows, P = 200
+    `compare_table`, noisiest sixth of rows     0.038 - 0.066   0.007 - 0.019    0.001 - 0.005     (1)
+    `compare_table`, verdicts of 0 and 1        0.025 - 0.036   0.004 - 0.006    0.0000 - 0.0003   (2)
     `seeds`, the same                           0.051 - 0.062   0.010 - 0.012    0.0001 - 0.001
     `prompts`, the same                         0.047 - 0.64    0.008 - 0.53     0.001 - 0.42
 
-So small p-values of one row on three seeds are not to be trusted alone, those of `compare_table` within a factor of about two, five for
-a row whose seeds scatter much more than the others'. Further limits: seeds must be replicates of the whole chain (a start model
-trained once and used under every seed is one draw of it, and no interval here knows how another would have done); item-wise
-differences are treated as about normal in the mean, fine from some 30 items on; items with a missing verdict under any seed are dropped
-from both sides, so a judge that fails on losses biases the difference, whatever the interval says.
+(1) Seed sds are log-normal, sigma 0.5. (2) 9 rows, P = 200.
 
-A bootstrap over three seeds is not offered: of 27 equally likely resamples one has the smallest mean and one the largest, 1/27 > 2.5%, so
-its 95% interval is [min, max], which covers 1 - 2/2**3 = 75%.
+So do not trust a small p-value of one row on three seeds alone. P-values of `compare_table` are right within
+a factor of about two, and of about five for a row whose seeds scatter much more than those of the others.
+Further limits:
+
+- Seeds must be replicates of the whole chain. A start model trained once and used under every seed is one
+  draw of it, and no interval here knows how another draw would have done.
+- The mean of item-wise differences is treated as about normal, which is fine from some 30 items on.
+- Items with a missing verdict under any seed are dropped from both sides. A judge that fails on losses
+  therefore biases the difference, whatever the interval says.
+
+There is no bootstrap over three seeds: of 27 equally likely resamples one has the smallest mean and one the
+largest, and 1/27 > 2.5%. Its 95% interval is therefore [min, max], which covers 1 - 2/2**3 = 75%.
 """
 
 from __future__ import annotations
@@ -50,12 +63,15 @@ Array = NDArray[np.float64]
 ByItem = Mapping[str, float | None]
 BySeed = Mapping[int, ByItem]
 K = TypeVar("K", bound=Hashable)
-LEVEL = 0.95  # of every interval
+LEVEL = 0.95  # coverage of every interval
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its sampling error. `standard_error`, `low`, `high` are None where one measurement, or no spread, gives none."""
+    """A value with its sampling error, over `n` measurements.
+
+    `standard_error`, `low` and `high` are None where they cannot be computed: one measurement, or no spread.
+    """
 
     value: float
     standard_error: float | None
@@ -66,14 +82,18 @@ class Estimate:
 
 
 class Unmeasured(NamedTuple):
-    """Why a number could not be had."""
+    """Reason why a number could not be computed."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second side. `t` is the value in standard errors; `p` is two-sided; `n` counts items (seeds, for a seed interval)."""
+    """Mean difference, first minus second side. `t` is the value in standard errors; `p` is two-sided.
+
+    `n` counts items, or seeds for an interval over seeds. `n_dropped` counts items without a value on both
+    sides.
+    """
 
     value: float
     standard_error: float | None
@@ -88,7 +108,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Values over seeds: their mean and sd (ddof 1), and a t interval for the mean."""
+    """Mean over seeds of one value a seed, its sd (ddof 1), and a t interval for the mean."""
 
     mean: float
     sd: float | None
@@ -98,7 +118,7 @@ class Pooled:
 
 
 class SeedSpread(NamedTuple):
-    """Variance over seeds of a difference's mean over items, and what it is worth in degrees of freedom."""
+    """Variance over seeds of a difference's mean over items, and the degrees of freedom of this variance."""
 
     variance: float
     df: float
@@ -106,10 +126,10 @@ class SeedSpread(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row against another on the same items and seeds; the module says what each interval speaks about.
+    """One row against another on the same items and seeds. The module docstring explains the three intervals.
 
-    `combined` and `seeds` are None with one seed. `variance_*` are the moment estimates of the three components, cut at 0.
-    `p_holm` is set by `compare_table`.
+    `combined` and `seeds` are None with one seed. `variance_*` are the moment estimates of the three
+    components; a negative estimate is set to 0. `p_holm` is set by `compare_table`.
     """
 
     combined: Difference | None
@@ -126,11 +146,15 @@ class Comparison:
 
     @property
     def lead(self) -> Difference:
-        """What the table shows: `combined`, or `prompts` when one seed is all there is (say so beside it)."""
+        """The difference that a table shows: `combined`, or `prompts` with one seed (the table says so)."""
         return self.combined or self.prompts
 
 
 def scored_values(values: Sequence[float | None], low: float = -math.inf, high: float = math.inf) -> Array:
+    """The values that are not None, sorted.
+
+    Raises ValueError for one that is not finite or outside [low, high].
+    """
     kept = np.sort(np.array([v for v in values if v is not None], dtype=float))
     if not np.isfinite(kept).all():
         raise ValueError("a value is NaN or infinite; a missing measurement is None")
@@ -146,12 +170,13 @@ def _standard_error(values: Array) -> float | None:
 
 
 def _no_spread(values: Array) -> bool:
-    # equal numbers that were summed in different orders differ by 1e-17, which would make a t of 1e16
+    # Equal numbers that were summed in different orders differ by 1e-17. That would make a t of 1e16.
     return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
 def _bootstrap_means(values: Array, rng: np.random.Generator, n_resamples: int) -> Array:
-    # counts of the distinct values, the same distribution as drawing rows: a judge that says 0, 0.5 or 1 costs three columns
+    # Drawing counts of the distinct values has the same distribution as drawing rows. It costs three columns
+    # for a judge that says 0, 0.5 or 1.
     distinct, counts = np.unique(values, return_counts=True)
     return rng.multinomial(values.size, counts / values.size, size=n_resamples) @ distinct / values.size
 
@@ -175,14 +200,14 @@ def wilson(n_right: float, n: int) -> tuple[float, float]:
     z = float(special.ndtri((1 + LEVEL) / 2))
     p = n_right / n
     centre, margin = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # at p = 0 and 1 the bounds are 0 and 1 exactly, but for rounding
+    # At p = 0 the lower bound, and at p = 1 the upper bound, are exact except for rounding.
     low = 0.0 if p == 0 else (centre - margin) / (1 + z * z / n)
     high = 1.0 if p == 1 else (centre + margin) / (1 + z * z / n)
     return low, high
 
 
 def accuracy(right: Sequence[float | None]) -> Estimate | None:
-    """Share that is right (a tie is a half), with Wilson's interval: reward accuracy. None when nothing was scored."""
+    """Share that is right (a tie is a half), with Wilson's interval. None when nothing was scored."""
     scored = [float(r) for r in right if r is not None]
     n = len(scored)
     if n == 0:
@@ -192,7 +217,10 @@ def accuracy(right: Sequence[float | None]) -> Estimate | None:
 
 
 def auc(above: Array, below: Array, rng: np.random.Generator, n_resamples: int = 500) -> Estimate:
-    """Chance that a value of the first kind is larger than one of the second; a tie is a half. Interval: bootstrap of either kind."""
+    """Chance that a value of `above` is larger than one of `below`; a tie is a half.
+
+    Interval: bootstrap of both.
+    """
 
     def share(a: Array, b: Array) -> float:
         gaps = np.sort(a)[:, None] - np.sort(b)[None, :]
@@ -217,29 +245,34 @@ def mean_estimate(values: Sequence[float | None]) -> Estimate | None:
 
 
 def estimate_of(value: float, standard_error: float | None, n: int) -> Estimate:
-    """A mean that somebody else computed: with Wilson's interval where the standard error shows that it is a share of n, else with t's."""
+    """Estimate from a mean that other software computed.
+
+    The interval is Wilson's where the standard error shows that the mean is a share of n; else it is a t
+    interval.
+    """
     share = standard_error is not None and abs(standard_error**2 * (n - 1) - value * (1 - value)) < 1e-9
     low, high = wilson(value * n, n) if share else _t_interval(value, standard_error, n - 1)
     return Estimate(value, standard_error, low, high, n)
 
 
 def pool(values: Sequence[float | None]) -> Pooled | None:
-    """One number a seed -> mean, sd over seeds, t interval with n_seeds - 1 degrees of freedom.
+    """Mean and sd over seeds of one number a seed, and a t interval with n_seeds - 1 degrees of freedom.
 
-    The interval is about other seeds on these items (the items are the same for all seeds). None when no seed has a value.
+    The interval is about other seeds on these items (the items are the same for all seeds). None when no seed
+    has a value.
     """
-    found = mean_estimate(values)
-    if found is None:
+    mean = mean_estimate(values)
+    if mean is None:
         return None
-    sd = None if found.standard_error is None else found.standard_error * math.sqrt(found.n)
-    return Pooled(found.value, sd, found.low, found.high, found.n)
+    sd = None if mean.standard_error is None else mean.standard_error * math.sqrt(mean.n)
+    return Pooled(mean.value, sd, mean.low, mean.high, mean.n)
 
 
 def win_rate(preferences: Sequence[float | None], rng: np.random.Generator, n_resamples: int = 2000) -> Estimate | None:
     """Mean preference for the policy, in [0, 1]; a tie is 0.5. None when nothing was scored.
 
-    standard_error: sd (ddof 1) / sqrt(n), as AlpacaEval. Interval: percentile bootstrap over items; where every preference is 0, or
-    every one 1, resampling sees no spread and Wilson's interval stands in.
+    standard_error: sd (ddof 1) / sqrt(n), as in AlpacaEval. Interval: percentile bootstrap over items. Where
+    every preference is 0, or every one is 1, resampling has no spread and Wilson's interval is used.
     """
     y = scored_values(preferences, 0, 1)
     if y.size == 0:
@@ -256,11 +289,14 @@ def win_rate(preferences: Sequence[float | None], rng: np.random.Generator, n_re
 
 
 def rating_mean(ratings_by_item: Mapping[str, Sequence[float | None]]) -> Estimate | None:
-    """MT-Bench's score: mean of all scored ratings of all turns; n counts ratings. None when nothing was scored.
+    """Mean of all scored ratings of all turns, MT-Bench's score; n counts ratings.
 
-    The turns of one question are judged on one conversation, so the standard error is clustered by item (with c of them scored:
-    c / (c - 1) sum_i (sum of item i's ratings - mean * their number)^2 / n^2) and the interval is t with c - 1 degrees of
-    freedom. Where an item lost a turn, the mean is over ratings, as FastChat's, and not the mean of the two turns' means.
+    None when nothing was scored.
+
+    The turns of one question are judged on one conversation, so the standard error is clustered by item. With
+    c scored items its square is c / (c - 1) sum_i (sum of item i's ratings - mean * their number)^2 / n^2.
+    The interval is t with c - 1 degrees of freedom. Where a turn of an item has no rating, the mean is over
+    ratings, as in FastChat, and not the mean of the two turns' means.
     """
     groups = [scored_values(ratings_by_item[item]) for item in sorted(ratings_by_item)]
     n_unscored = sum(len(ratings) for ratings in ratings_by_item.values()) - sum(group.size for group in groups)
@@ -283,8 +319,8 @@ def rating_mean(ratings_by_item: Mapping[str, Sequence[float | None]]) -> Estima
 def _difference(value: float, standard_error: float | None, df: float, n_items: int, n_dropped: int) -> Difference:
     """t test of a mean of item-wise differences.
 
-    p is never below 2 ** (1 - n), the smallest a sign-flip test on n items can give: three items that agree prove little, however
-    well they agree, and without any spread (a t of infinity) that test is the answer.
+    p is never below 2 ** (1 - n), the smallest p of a sign-flip test on n items: three items that agree prove
+    little, however well they agree. Without any spread (a t of infinity) this bound is the p-value.
     """
     if standard_error is None:
         return Difference(value, None, None, None, None, None, None, n_items, n_dropped)
@@ -298,10 +334,13 @@ def _difference(value: float, standard_error: float | None, df: float, n_items: 
 
 
 def paired_difference(a: ByItem, b: ByItem, rng: np.random.Generator, n_resamples: int = 2000) -> Difference | None:
-    """Mean of a - b over the items both scored: one model against another. None where they share none.
+    """Mean of a - b over the items scored on both sides: one model against another.
 
-    Interval: percentile bootstrap over items. p: paired t over items, because a bootstrap cannot tell p from 0 below one in
-    n_resamples, and a correction over a table needs it to. It speaks about other prompts, not other seeds: see `compare_table`.
+    None where there are none.
+
+    Interval: percentile bootstrap over items. p: paired t test over items, because a bootstrap cannot tell p
+    from 0 below 1 / n_resamples, and a correction over a table needs smaller p-values. Both are about other
+    prompts, not other seeds: see `compare_table`.
     """
     pairs = [(a[item], b[item]) for item in a.keys() & b.keys()]
     d = scored_values([x - y for x, y in pairs if x is not None and y is not None])
@@ -316,11 +355,12 @@ def paired_difference(a: ByItem, b: ByItem, rng: np.random.Generator, n_resample
 
 
 def seed_difference(per_seed: Sequence[float]) -> Difference | None:
-    """t over seed-level paired differences, n_seeds - 1 degrees of freedom: other seeds, these prompts.
+    """t test over seed-level paired differences, n_seeds - 1 degrees of freedom: other seeds, these prompts.
 
-    Right to read as "would retraining change the sign?", wrong as the only interval: where the items matter more than the seeds, it
-    covers the difference on new prompts far less often than it says (61% instead of 95% for S = 3, P = 200, residual variance
-    0.2, prompt variance 1, no seed variance). Without spread over seeds p is None.
+    It answers "would retraining change the sign?". It is wrong as the only interval: where the items matter
+    more than the seeds, it covers the difference on new prompts far less often than its level says (61%
+    instead of 95% for S = 3, P = 200, residual variance 0.2, prompt variance 1, no seed variance). Without
+    spread over seeds p is None.
     """
     x = scored_values(per_seed)
     if x.size == 0:
@@ -340,7 +380,10 @@ class _MeanSquares(NamedTuple):
 
 
 def _mean_squares(d: Array) -> _MeanSquares:
-    """Two-way layout without replication, d (S, P) with both above 1. Expectations: residual + P seed, residual + S prompt, residual."""
+    """Mean squares of a two-way layout without replication, d (S, P) with S and P above 1.
+
+    Expectations: residual + P seed, residual + S prompt, residual.
+    """
     n_seeds, n_items = d.shape
     by_seed, by_item, mean = d.mean(axis=1, keepdims=True), d.mean(axis=0, keepdims=True), d.mean()
     return _MeanSquares(
@@ -351,7 +394,11 @@ def _mean_squares(d: Array) -> _MeanSquares:
 
 
 def _combined(d: Array, spread: SeedSpread | None, n_dropped: int) -> Difference:
-    """Var(mean) = (MS_seed + MS_prompt - MS_residual) / (S P), each of the first two no less than the third; df by Satterthwaite."""
+    """The difference with seed and prompt variance, from d (S, P).
+
+    Var(mean) = (MS_seed + MS_prompt - MS_residual) / (S P), where MS_seed and MS_prompt are raised to at
+    least MS_residual. Degrees of freedom by Satterthwaite.
+    """
     n_seeds, n_items = d.shape
     value = float(d.mean())
     if _no_spread(d):
@@ -359,7 +406,8 @@ def _combined(d: Array, spread: SeedSpread | None, n_dropped: int) -> Difference
     squares = _mean_squares(d)
     seed, seed_df, residual = squares.seed, float(n_seeds - 1), squares.residual
     if spread is not None:
-        # the larger of the two: the pooled one alone raises false alarms to 12% at 5% in rows noisier than the rest
+        # The larger of the two is used: the pooled one alone raises false alarms to 12% at 5% in rows noisier
+        # than the rest.
         seed, seed_df = max(seed, n_items * spread.variance), spread.df
     prompt, prompt_df = max(squares.prompt, residual), n_items - 1
     if seed <= residual:
@@ -414,10 +462,11 @@ def _compare(crossed: _Crossed, spread: SeedSpread | None) -> Comparison:
 
 
 def _pooled_spread(layouts: Sequence[_Crossed]) -> SeedSpread | None:
-    """Seed variance of the difference pooled over rows.
+    """Seed variance of the difference, pooled over rows. None with fewer than two usable rows.
 
-    Rows that share their start models share half of the difference's seed effect, a correlation of 1/2 when both sides vary alike, so
-    K rows are worth K / (1 + (K - 1) / 4) of one: at S = 3 nine rows give 6 degrees of freedom, never more than 8.
+    Rows that share their start models share half of the difference's seed effect: a correlation of 1/2 when
+    both sides vary alike. So K rows count as K / (1 + (K - 1) / 4) independent rows: at S = 3 nine rows give
+    6 degrees of freedom, never more than 8.
     """
     usable = [layout for layout in layouts if len(layout.seeds) > 1 and layout.d.shape[1] > 1]
     if len(usable) < 2:
@@ -429,16 +478,18 @@ def _pooled_spread(layouts: Sequence[_Crossed]) -> SeedSpread | None:
 
 
 def compare_table(pairs: Mapping[K, tuple[BySeed, BySeed]]) -> dict[K, Comparison | None]:
-    """Every comparison of one table and one metric: seed spread pooled over them, Holm's correction of the leading p over them. None for
-    rows that share no seed or scored item.
+    """Comparisons of one table and one metric, by row. None for a row without a common seed or scored item.
 
-    Each row is {seed: {item: value}}, paired by seed and item. Seeds that only one side has are left out; so are items that are unscored
-    anywhere (`n_dropped`), to keep the layout balanced. A side that has no seeds of its own (one start model for all) is passed under
-    each seed, and its draw is then taken as given. In a table of one row the p-value of `combined` is too small in the tail where seeds
-    vary much.
+    The seed variance is pooled over the rows, and `p_holm` is Holm's correction of the leading p over them.
 
-    Against the start model: {row: (row's values, its start model's)}. For telling rows apart: {(row, other): (..., ...)} over
-    all pairs. What the pooling assumes and how it was checked stands at the top of the module.
+    Each side of a row is {seed: {item: value}}, paired by seed and item. Seeds of only one side are left out.
+    Items unscored anywhere are left out too (`n_dropped`), to keep the layout balanced. A side without seeds
+    of its own (one start model for all) is passed under each seed, and its draw is then taken as given. In a
+    table of one row the p-value of `combined` is too small in the tail where seeds vary much.
+
+    Against the start model: {row: (row's values, its start model's)}. For telling rows apart: {(row, other):
+    (..., ...)} over all pairs. The module docstring gives the assumptions of the pooling and how they were
+    checked.
     """
     layouts = {name: _crossed(a, b) for name, (a, b) in pairs.items()}
     spread = _pooled_spread([layout for layout in layouts.values() if layout is not None])
@@ -448,7 +499,10 @@ def compare_table(pairs: Mapping[K, tuple[BySeed, BySeed]]) -> dict[K, Compariso
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjusted p-values, in the order given. A None stays None and is not counted as a test."""
+    """Holm's step-down adjusted p-values, in the given order.
+
+    A None stays None and is not counted as a test.
+    """
     order = sorted((i for i, p in enumerate(p_values) if p is not None), key=lambda i: p_values[i])  # type: ignore[arg-type,return-value]
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -465,11 +519,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def indistinguishable(
     values: Mapping[K, float | None], p_holm: Mapping[tuple[K, K], float | None], alpha: float = 0.05
 ) -> tuple[K, frozenset[K]] | None:
-    """The best row (highest value, the first of equals) and the rows that cannot be told apart from it, itself among them.
+    """The best row, and the set of rows that cannot be told apart from it, including itself.
 
-    `p_holm`: adjusted p by pair of rows, in either order, adjusted over **all** pairs of the table and not only those with the best
-    row: which row is best is read off the same data, and a correction over K - 1 comparisons does not pay for that choice.
-    A missing p cannot tell two rows apart. Rows without a value are not among them. None when no row has one.
+    The best row has the highest value; the first one wins a tie. `p_holm`: adjusted p by pair of rows, in
+    either order. It must be adjusted over **all** pairs of the table and not only those with the best row:
+    the best row is chosen on the same data, and a correction over K - 1 comparisons does not account for that
+    choice. Two rows without a p cannot be told apart. Rows without a value are left out. None when no row has
+    one.
     """
     rows = {name: value for name, value in values.items() if value is not None}
     if not rows:

@@ -1,20 +1,23 @@
-"""Length control: the win rate that is left when both completions are equally long. Pure numbers, no files.
+"""Length control: the win rate if both completions were equally long. Pure numbers, no files.
 
-    logit P(win_i) = w_len tanh(g_i / sd(g)) + w_mod [+ w_dif d_i]        g_i = baseline length - policy length, characters
+    logit P(win_i) = w_len tanh(g_i / sd(g)) + w_mod [+ w_dif d_i]  g_i = baseline - policy length, characters
     lc_win_rate = mean_i sigmoid(w_mod [+ w_dif d_i])                     length difference set to 0
 
-after AlpacaEval 2.0 (Dubois et al. 2024), keyed by item: sd with ddof 1, g not centred; the targets are the preferences themselves;
-items without one are in neither line.
+The model follows AlpacaEval 2.0 (Dubois et al. 2024), keyed by item. sd has ddof 1 and g is not centred. The
+targets are the preferences themselves. Items without a preference enter neither line.
 
-A calibration brings what one policy's verdicts cannot say: each item's difficulty d_i, and *gamed* rows, the judge's preferences for a
-verbose and a concise version of the baseline itself. These share w_len and w_dif, have no w_mod, and weigh a tenth each (lambda / 2
-at the package's lambda of 0.2). They keep the deficit of a weak policy from being explained by its shorter completions.
+A calibration adds information that one policy's verdicts do not hold: each item's difficulty d_i, and *gamed*
+rows. These are the judge's preferences for a verbose and a concise version of the baseline itself. Gamed rows
+share w_len and w_dif, have no w_mod, and weigh a tenth each (lambda / 2 at the package's lambda of 0.2). They
+keep the fit from explaining the deficit of a weak policy by its shorter completions.
 
-It is not the package's `length_controlled_winrate`, and the two must not share a column: here a difficulty goes with its item (there with
-its row number, so that dropping the first of 805 rows moves a model from 19 to 28), and nothing is penalised (there: L1, C by
-cross-validation). On AlpacaEval's recorded votes with the fixtures' calibration the two differ by 0.1 points or less on complete
-files; with no calibration at all this one says 54.0 and 70.1 where 54.0 and 70.2 are published, but 32.4 for 25.3 and 19.8 for 5.9,
-with standard errors to match (2.5, 4.0): few wins by mostly shorter completions say little about equal length.
+This is not the package's `length_controlled_winrate`, and the two must not share a column. Here a difficulty
+belongs to its item; in the package it belongs to its row number, so that dropping the first of 805 rows moves
+a model from 19 to 28. Here nothing is penalised; the package has an L1 penalty, with C by cross-validation.
+On AlpacaEval's recorded votes with the fixtures' calibration the two differ by 0.1 points or less on complete
+files. Without a calibration this one gives 54.0 and 70.1 where 54.0 and 70.2 are published, but 32.4 for 25.3
+and 19.8 for 5.9. Its standard errors (2.5, 4.0) show this: few wins by mostly shorter completions say little
+about equal length.
 """
 
 from __future__ import annotations
@@ -33,7 +36,11 @@ from bench.stats.estimates import Array, Estimate, Unmeasured, percentile_interv
 
 @dataclass(frozen=True)
 class LcWinRate(Estimate):
-    """Coefficients are on the logit scale; None where the term was not in the fit. `n_failed_refits` left the interval."""
+    """A length-controlled win rate with its coefficients, on the logit scale.
+
+    A coefficient is None where its term was not in the fit. `n_failed_refits` counts refits left out of the
+    interval.
+    """
 
     length_coefficient: float | None = None
     model_coefficient: float | None = None
@@ -42,16 +49,16 @@ class LcWinRate(Estimate):
 
 
 class Gamed(NamedTuple):
-    """The judge's preference, in [0, 1], for a deliberately long or short version of the baseline over the baseline."""
+    """The judge's preference, in [0, 1], for a deliberately long or short baseline over the real one."""
 
     preference: float
-    gap: float  # baseline length - its length, in standard deviations
+    gap: float  # baseline length - length of the version, in standard deviations
     weight: float
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What length control knows of items before it sees a policy: difficulties and gamed rows by item, and the digest of both."""
+    """Difficulties and gamed rows by item id, known before a policy is judged, and the digest of both."""
 
     difficulty: Mapping[str, float]
     gamed: Mapping[str, Sequence[Gamed]]
@@ -59,7 +66,10 @@ class Calibration:
 
 
 class Columns(NamedTuple):
-    """One policy's verdicts as columns, one entry an item, and what a calibration says of the items; None where there is none."""
+    """One policy's verdicts as columns, one entry an item.
+
+    `difficulty` and `gamed` come from a calibration; None without one.
+    """
 
     items: Sequence[str]
     preferences: Sequence[float | None]
@@ -69,8 +79,8 @@ class Columns(NamedTuple):
     gamed: Sequence[Sequence[Gamed]] | None = None
 
 
-def judged(verdicts: Sequence[Verdict]) -> Columns:
-    """Preference verdicts of one policy as columns."""
+def columns_of(verdicts: Sequence[Verdict]) -> Columns:
+    """Columns of one policy's preference verdicts, without a calibration."""
     return Columns(
         [v.item_id for v in verdicts],
         [v.preference for v in verdicts],
@@ -80,8 +90,11 @@ def judged(verdicts: Sequence[Verdict]) -> Columns:
 
 
 def calibrated(verdicts: Sequence[Verdict], calibration: Calibration | None) -> Columns | Unmeasured:
-    """Verdicts with what a calibration says of their items; Unmeasured where it lacks some."""
-    columns = judged(verdicts)
+    """Columns of the verdicts and their calibration.
+
+    Unmeasured where an item has no difficulty in the calibration.
+    """
+    columns = columns_of(verdicts)
     if calibration is None:
         return columns
     if lacking := [item for item in columns.items if item not in calibration.difficulty]:
@@ -91,7 +104,7 @@ def calibrated(verdicts: Sequence[Verdict], calibration: Calibration | None) -> 
 
 
 class LengthRows(NamedTuple):
-    """Items with a preference, sorted so that the caller's order cannot matter."""
+    """Items with a preference, sorted so that their order in the input cannot matter."""
 
     preferences: Array  # (n,)
     gaps: Array  # (n,) baseline length - policy length
@@ -99,7 +112,7 @@ class LengthRows(NamedTuple):
     gamed: Array  # (n, G, 3) preference, gap, weight; 0 where an item has fewer than G
 
     def take(self, items: NDArray[np.int_]) -> Sample:
-        """(R, n) items -> R samples as they are fitted. Each item brings its gamed rows along."""
+        """Samples of R fits, from the item indices (R, n). The gamed rows of each item are included."""
         gaps = self.gaps[items]
         x = _columns(_tanh_gaps(gaps), np.ones_like(gaps), None if self.difficulty is None else self.difficulty[items])
         y, weights = self.preferences[items], np.ones_like(gaps)
@@ -114,7 +127,7 @@ class LengthRows(NamedTuple):
 
 
 def _tanh_gaps(gaps: Array) -> Array:
-    """(R, n) -> tanh(g / sd); without spread in the lengths there is nothing to control, and 0."""
+    """tanh(g / sd) of each row of gaps (R, n). A row without spread gives 0: there is nothing to control."""
     spread = gaps.std(axis=1, ddof=1, keepdims=True)
     return np.tanh(np.divide(gaps, spread, out=np.zeros_like(gaps), where=np.ptp(gaps, axis=1, keepdims=True) > 0))
 
@@ -124,7 +137,7 @@ def _columns(lengths: Array, model: Array, difficulty: Array | None) -> Array:
 
 
 class Sample(NamedTuple):
-    """Rows of R fits: the n items first, then their gamed rows."""
+    """Data of R fits: the rows of the n items first, then their gamed rows."""
 
     x: Array  # (R, N, k): length, model[, difficulty]
     y: Array  # (R, N)
@@ -132,22 +145,27 @@ class Sample(NamedTuple):
     n: int
 
     def at_equal_length(self, w: Array) -> Array:
-        """(R, k) coefficients -> (R, n) probabilities of a win."""
+        """Probabilities of a win (R, n) at equal length, from the coefficients (R, k)."""
         return expit(np.matmul(self.x[:, : self.n, 1:], w[:, 1:, None])[..., 0])
 
 
 class _Fit(NamedTuple):
+    """Results of R length-controlled fits."""
+
     coefficients: Array  # (R, k)
     lc: Array  # (R,) probability of a win at equal length, averaged over items
-    failed: NDArray[np.bool_]  # (R,) no finite maximum
+    failed: NDArray[np.bool_]  # (R,) True where there is no finite maximum
 
 
 def _rows(columns: Columns) -> tuple[LengthRows, list[int]]:
-    """The scored rows, and where each came from."""
+    """The scored rows, sorted, and the index of each in the columns.
+
+    Raises ValueError for inconsistent columns.
+    """
     _, preferences, policy_lengths, baseline_lengths, difficulty, gamed = columns
     lengths = [len(column) for column in columns[1:] if column is not None]
     if len(set(lengths)) > 1:
-        raise ValueError(f"columns of lengths {lengths}; each needs one entry an item")
+        raise ValueError(f"every column needs one entry an item, got columns of lengths {lengths}")
     scored_values(preferences, 0, 1)
     rows: list[tuple[float, float, float, list[Gamed], int]] = []
     for i, preference in enumerate(preferences):
@@ -168,11 +186,13 @@ def _rows(columns: Columns) -> tuple[LengthRows, list[int]]:
 
 
 def fit_logistic(sample: Sample, tolerance: float = 1e-10, n_iterations: int = 50) -> tuple[Array, NDArray[np.bool_]]:
-    """R weighted, unpenalised fractional logistic fits at once, by Newton -> (R, k), and which have no finite maximum.
+    """Coefficients (R, k) of R weighted, unpenalised fractional logistic fits, and a mask (R,).
 
-    The 1e-12 n on the Hessian's diagonal damps the steps (so that a column of zeros keeps coefficient 0); it does not move the
-    maximum. A step changes no linear predictor by more than 3. Separated rows walk off by about 1 a step: they do not
-    converge, or the damping stops them beyond 20, where no rate that data can tell from 0 or 1 lies.
+    The mask marks failed fits. A fit fails where it has no finite maximum. All fits run at once, by Newton's
+    method. The 1e-12 n on the Hessian's diagonal damps the steps (so that a column of zeros keeps coefficient
+    0); it does not move the maximum. A step changes no linear predictor by more than 3. The predictors of
+    separated rows grow by about 1 a step. Such a fit does not converge, or the damping stops it beyond 20,
+    where a rate cannot be told from 0 or 1 by data.
     """
     x, y, weights, n = sample
     n_fits, _, k = x.shape
@@ -199,7 +219,10 @@ def _hessian(x: Array, curvature: Array, n: int) -> Array:
 
 
 def _fits(rows: LengthRows, items: NDArray[np.int_]) -> _Fit:
-    """R length-controlled rates. Items all lost or all won are 0 or 1, the limit, and not failed."""
+    """R length-controlled rates.
+
+    Where all items are lost or won, the rate is the limit, 0 or 1, and not failed.
+    """
     sample = rows.take(items)
     w, failed = fit_logistic(sample)
     y = sample.y[:, : sample.n]
@@ -221,13 +244,15 @@ REFITS_AT_ONCE = 100  # 20 MB of rows at 805 items
 
 
 def lc_win_rate(columns: Columns, rng: np.random.Generator, n_resamples: int = 500) -> LcWinRate | Unmeasured:
-    """The length-controlled win rate of the module's first lines, in [0, 1].
+    """The length-controlled win rate defined in the module docstring, in [0, 1].
 
-    standard_error and interval: refits on resampled items, sd(g) included
-    and each item's gamed rows with it (the package prints the spread of fitted values, about half). Refits that are separated are
-    left out and counted; above 5% there is no interval. Lengths that differ by a constant leave nothing to control: the plain rate. All
-    lost or all won: 0 or 1, with Wilson's interval. Other separated data: Unmeasured, as is an item count no larger than the
-    number of coefficients.
+    standard_error and interval come from refits on resampled items. Each refit computes sd(g) anew and takes
+    each item's gamed rows along (the package prints the spread of fitted values, about half). Separated
+    refits are left out and counted; above 5% there is no interval. Special cases:
+
+    - Lengths that differ by a constant leave nothing to control: the plain rate.
+    - All lost or all won: 0 or 1, with Wilson's interval.
+    - Other separated data, or no more items than coefficients: Unmeasured.
     """
     rows, _ = _rows(columns)
     if problem := _problem(rows):
@@ -251,12 +276,12 @@ def lc_win_rate(columns: Columns, rng: np.random.Generator, n_resamples: int = 5
         length_coefficient=float(w[0]) if np.ptp(rows.gaps) > 0 else None,
         model_coefficient=float(w[1]),
         difficulty_coefficient=None if rows.difficulty is None else float(w[2]),
-        **of_refits(draws, n_resamples),
+        **refit_interval(draws, n_resamples),
     )
 
 
-def of_refits(draws: Array, n_resamples: int) -> dict[str, Any]:
-    """Standard error and interval of an estimate from the refits that did not fail; none where more than 5 % did."""
+def refit_interval(draws: Array, n_resamples: int) -> dict[str, Any]:
+    """Standard error and interval of an estimate from its successful refits; None if over 5 % failed."""
     n_failed = n_resamples - draws.size
     if n_failed > 0.05 * n_resamples:
         return {"standard_error": None, "low": None, "high": None, "n_failed_refits": n_failed}
@@ -265,11 +290,12 @@ def of_refits(draws: Array, n_resamples: int) -> dict[str, Any]:
 
 
 def lc_contributions(columns: Columns) -> list[float | None] | Unmeasured:
-    """One number an item whose mean is `lc_win_rate` and whose spread is its sampling error; None for unscored items.
+    """Contributions of the items to `lc_win_rate`, one number an item; None for unscored items.
 
-    With these in place of preferences `paired_difference` and `compare_table` work on length-controlled rates. They are the rate plus each
-    item's influence on it, sigmoid_i + n c' H^-1 sum x (y - p) over the item's rows, c the rate's gradient; sd(g) is taken as known.
-    Single values may lie outside [0, 1].
+    Their mean is `lc_win_rate`, and their spread is its sampling error. With contributions in place of
+    preferences, `paired_difference` and `compare_table` work on length-controlled rates. A contribution is
+    sigmoid_i + n c' H^-1 sum x (y - p) over the item's rows, the rate plus the item's influence on it; c is
+    the rate's gradient, and sd(g) is taken as known. Single values may lie outside [0, 1].
     """
     rows, places = _rows(columns)
     if problem := _problem(rows):
@@ -298,13 +324,13 @@ def lc_contributions(columns: Columns) -> list[float | None] | Unmeasured:
 
 
 def lc_of_verdicts(verdicts: Sequence[Verdict], calibration: Calibration | None, rng: np.random.Generator) -> LcWinRate | Unmeasured:
-    """`lc_win_rate` of a policy's verdicts, each item with what the calibration says of it; one that lacks items is Unmeasured."""
+    """`lc_win_rate` of a policy's verdicts. Unmeasured where an item has no difficulty in the calibration."""
     columns = calibrated(verdicts, calibration)
     return columns if isinstance(columns, Unmeasured) else lc_win_rate(columns, rng)
 
 
 def contributions_of_verdicts(verdicts: Sequence[Verdict], calibration: Calibration | None) -> dict[str, float | None] | Unmeasured:
-    """`lc_contributions` by item."""
+    """`lc_contributions` of a policy's verdicts, by item id."""
     columns = calibrated(verdicts, calibration)
     each = columns if isinstance(columns, Unmeasured) else lc_contributions(columns)
     return each if isinstance(each, Unmeasured) else dict(zip([v.item_id for v in verdicts], each, strict=True))
@@ -314,24 +340,24 @@ def contributions_of_verdicts(verdicts: Sequence[Verdict], calibration: Calibrat
 
 
 def _scored(policy: Columns) -> Iterator[tuple[str, float, float]]:
-    """(item, preference, baseline length - policy length) of the scored items."""
+    """Tuples (item, preference, baseline length - policy length) of the scored items."""
     for item, preference, length, opposite in zip(*policy[:4], strict=True):
         if preference is not None and length is not None and opposite is not None:
             yield item, preference, float(opposite - length)
 
 
 def fit_difficulty(policies: Sequence[Columns]) -> dict[str, float]:
-    """Difficulties of the items that several policies were judged on, with their policies' strength and length taken out.
+    """Difficulties by item, from several policies' verdicts, without the effects of policy and length.
 
         logit P(policy m wins on item i) = a_m + b_m tanh(g_mi / sd(g_m)) + d_i        d_i ~ N(0, 1)
 
-    The joint fit that AlpacaEval's own difficulties come from, with a ridge of unit variance on d, without which an item that all lose
-    would be infinitely hard. Positive is where policies win. A policy's own verdicts should not be among those that its
-    difficulties come from: they would be fitted twice (the caller leaves them out).
+    This is the joint fit behind AlpacaEval's own difficulties, with a ridge of unit variance on d. Without
+    the ridge an item lost by all policies would be infinitely hard. A positive difficulty means that policies
+    win. Leave a policy's own verdicts out of the fit for its difficulties: they would be fitted twice.
     """
-    scored = sorted(  # by item, and the policies by what they hold: whatever the caller's order, the same to the last bit
-        rows for policy in policies if len(rows := sorted(_scored(policy))) > 1
-    )
+    # Rows are sorted by item and policies by their rows. The result is then the same to the last bit for any
+    # input order.
+    scored = sorted(rows for policy in policies if len(rows := sorted(_scored(policy))) > 1)
     names = sorted({item for rows in scored for item, _, _ in rows})
     number = {name: i for i, name in enumerate(names)}
     of = [np.array([number[item] for item, _, _ in rows]) for rows in scored]
@@ -347,10 +373,10 @@ def fit_difficulty(policies: Sequence[Columns]) -> dict[str, float]:
             residual = expit(z) - ym
             gradient[: len(names)] += np.bincount(items, residual, len(names))
             gradient[len(names) + 2 * m : len(names) + 2 * m + 2] = xm.T @ residual
-        # a policy that loses everything has no finite strength: 1e-3 keeps it within reach
+        # A policy that loses everything has no finite strength. The penalty of 1e-3 keeps it finite.
         return value + 5e-4 * float((w**2).sum()), gradient + np.concatenate([np.zeros(len(names)), 1e-3 * w.ravel()])
 
     from scipy.optimize import minimize  # slow to import, and most commands fit nothing
 
-    found = minimize(loss, np.zeros(len(names) + 2 * len(x)), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "gtol": 1e-7})
-    return dict(zip(names, found.x[: len(names)].tolist(), strict=True))
+    fit = minimize(loss, np.zeros(len(names) + 2 * len(x)), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "gtol": 1e-7})
+    return dict(zip(names, fit.x[: len(names)].tolist(), strict=True))

@@ -1,19 +1,26 @@
-"""Style control: the win rate over battles that is left when both answers are written in the same style. Pure numbers, no files.
+"""Style control: the win rate over battles if both completions had the same style. Pure numbers, no files.
 
-A verdict of Arena-Hard's manner is two games of an item, the answers in either order. A strong win is three battles, a slight one or a
-tie is one (Arena-Hard-Auto 2.0). Over the battles of all items
+A verdict of an Arena-Hard judge is two games of an item, one in each order of the completions. A strong win
+counts as three battles, a slight win or a tie as one (Arena-Hard-Auto 2.0). Over the battles of all items
 
-    arena_win_rate   = Σ outcomes / number of battles                                  outcome 1 win, 0.5 tie, 0 loss
-    logit P(win_i)   = w_mod + Σ_j w_j x_ij / sd(x_j)      style_win_rate = σ(w_mod)   style difference set to 0
+    arena_win_rate   = Σ outcomes / number of battles                           outcome 1 win, 0.5 tie, 0 loss
+    logit P(win_i)   = w_mod + Σ_j w_j x_ij / sd(x_j)    style_win_rate = σ(w_mod)   style difference set to 0
 
-x: length (a - b) / (a + b) in characters; headers, lists, bold (d_a - d_b) / (d_a + d_b + 1) of what Markdown there is a character,
-outside code blocks; a the policy, b the baseline. A style that nowhere differs is left out. Intervals: items resampled, refitted. Each
-w_j has a log-F(4, 4) prior, of unit curvature at 0 (Greenland and Mansournia 2015: four pseudo-battles, half of them won): without it one
-item with the only list would have an infinite coefficient. It weighs like 4 of some 2,000 battles on Arena-Hard's 500 items.
+a is the policy, b the baseline. x for length is (a - b) / (a + b) in characters. x for headers, lists and
+bold is (d_a - d_b) / (d_a + d_b + 1), where d is the number of such Markdown elements outside code blocks per
+character. A style without any difference is left out. Intervals come from refits on resampled items. Each w_j
+has a log-F(4, 4) prior, of unit curvature at 0 (Greenland and Mansournia 2015: four pseudo-battles, half of
+them won). Without the prior one item with the only list would have an infinite coefficient. The prior weighs
+like 4 of some 2,000 battles on Arena-Hard's 500 items.
 
-Deviations from Arena-Hard-Auto, on purpose: each policy is fitted by itself; x is not centred, so that 0 is equal style (there: the
-field's average difference); items are resampled with all their battles (there battles, as if they were independent), 500 times and
-seeded; the interval is 95 % (there 90 %); lengths are characters (there tokens of GPT-4o).
+Deviations from Arena-Hard-Auto, on purpose:
+
+- Each policy is fitted by itself.
+- x is not centred, so that 0 means equal style (there: the average difference over all models).
+- Items are resampled with all their battles, 500 times and seeded (there: battles, as if they were
+  independent).
+- The interval is 95 % (there: 90 %).
+- Lengths are characters (there: tokens of GPT-4o).
 """
 
 from __future__ import annotations
@@ -29,10 +36,10 @@ from scipy.special import expit
 
 from bench.records import Verdict
 from bench.stats.estimates import Array, Estimate, Unmeasured, percentile_interval, wilson
-from bench.stats.length_control import REFITS_AT_ONCE, Sample, fit_logistic, of_refits
+from bench.stats.length_control import REFITS_AT_ONCE, Sample, fit_logistic, refit_interval
 
-STRONG = 3  # battles that a strong win counts for
-PRIOR = 4.0  # pseudo-battles for each style
+STRONG = 3  # number of battles of a strong win
+PRIOR = 4.0  # number of pseudo-battles for each style
 MARKUP = ("headers", "lists", "bold")
 STYLES = ("length", *MARKUP)
 
@@ -45,7 +52,7 @@ COUNTED = {
 
 
 def markup(text: str) -> dict[str, int]:
-    """How many headers, list entries and bold passages a text has outside its code blocks."""
+    """Numbers of headers, list entries and bold passages of a text, outside its code blocks."""
     plain = CODE.sub("", text)
     return {name: len(pattern.findall(plain)) for name, pattern in COUNTED.items()}
 
@@ -54,15 +61,17 @@ def markup(text: str) -> dict[str, int]:
 
 
 def battles(games: Sequence[float]) -> tuple[float, int]:
-    """(mean outcome, number) of the battles of an item's games: each 2, 1, 0, -1 or -2, from a strong win of the policy to a strong
-    loss."""
+    """Mean outcome and number of the battles of an item's games.
+
+    A game is 2, 1, 0, -1 or -2, from a strong win of the policy to a strong loss.
+    """
     weights = [STRONG if abs(game) == 2 else 1 for game in games]
     outcomes = [0.5 if game == 0 else float(game > 0) for game in games]
     return sum(w * y for w, y in zip(weights, outcomes, strict=True)) / sum(weights), sum(weights)
 
 
 def game_facts(games: Sequence[float], policy: str, baseline: str) -> dict[str, float]:
-    """What a verdict's `details` hold for the numbers here: the games, in the order shown, and both answers' markup."""
+    """`details` of a verdict: the games (policy first, then baseline first) and the markup of both texts."""
     facts = dict(zip(("policy_first", "baseline_first"), map(float, games), strict=True))
     for side, text in (("policy", policy), ("baseline", baseline)):
         facts |= {f"{side}_{name}": float(n) for name, n in markup(text).items()}
@@ -70,11 +79,14 @@ def game_facts(games: Sequence[float], policy: str, baseline: str) -> dict[str, 
 
 
 class StyleRows(NamedTuple):
-    """Items that were scored, sorted so that the caller's order cannot matter; an item's battles share their style and are one row."""
+    """Scored items, sorted so that their order in the input cannot matter.
+
+    All battles of an item share one style and are one row.
+    """
 
     outcomes: Array  # (n,) mean over the item's battles
     weights: Array  # (n,) number of its battles
-    styles: Array  # (n, 4)
+    styles: Array  # (n, 4) differences in STYLES
 
 
 def _rows(verdicts: Sequence[Verdict]) -> StyleRows:
@@ -85,7 +97,7 @@ def _rows(verdicts: Sequence[Verdict]) -> StyleRows:
         if v.details is None or v.policy_length is None or v.baseline_length is None:
             raise ValueError(f"the verdict on {v.item_id} has no games or lengths")
         outcome, weight = battles([v.details["policy_first"], v.details["baseline_first"]])
-        # Policy against baseline, each in [-1, 1]; an empty answer has no density.
+        # Each difference, policy against baseline, is in [-1, 1]. An empty completion has density 0.
         ours, theirs = v.policy_length, v.baseline_length
         styles = [(ours - theirs) / (ours + theirs) if ours + theirs else 0.0]
         for name in MARKUP:
@@ -97,7 +109,7 @@ def _rows(verdicts: Sequence[Verdict]) -> StyleRows:
 
 
 def has_games(verdicts: Sequence[Verdict]) -> bool:
-    """Whether these are verdicts of Arena-Hard's manner, as far as any was scored."""
+    """Whether there are scored verdicts and all of them come from an Arena-Hard judge."""
     scored = [v for v in verdicts if v.preference is not None]
     return bool(scored) and all(v.details is not None and "baseline_first" in v.details for v in scored)
 
@@ -106,7 +118,10 @@ def has_games(verdicts: Sequence[Verdict]) -> bool:
 
 
 def arena_win_rate(verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 2000) -> Estimate | Unmeasured:
-    """Mean outcome over all battles, in [0, 1]; standard error and interval over items, each with all its battles."""
+    """Mean outcome over all battles, in [0, 1].
+
+    Standard error and interval are over items, each with all its battles.
+    """
     rows = _rows(verdicts)
     n, n_unscored = len(rows.outcomes), len(verdicts) - len(rows.outcomes)
     if n == 0:
@@ -123,17 +138,21 @@ def arena_win_rate(verdicts: Sequence[Verdict], rng: np.random.Generator, n_resa
 
 @dataclass(frozen=True)
 class StyleWinRate(Estimate):
-    """`coefficients`: by style, on the logit scale, of one standard deviation. `n_failed_refits` left the interval."""
+    """A style-controlled win rate. `coefficients`: by style, on the logit scale, for one standard deviation.
+
+    `n_failed_refits` counts refits left out of the interval.
+    """
 
     coefficients: Mapping[str, float] = field(default_factory=dict)
     n_failed_refits: int = 0
 
 
 def style_win_rate(verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 500) -> StyleWinRate | Unmeasured:
-    """The style-controlled win rate of the module's first lines, in [0, 1].
+    """The style-controlled win rate defined in the module docstring, in [0, 1].
 
-    All lost or all won: 0 or 1, with Wilson's interval. Unmeasured where items are no more than coefficients, or the fit has no finite
-    maximum. Refits without one are left out and counted; above 5 % there is no interval.
+    All lost or all won: 0 or 1, with Wilson's interval. Unmeasured where there are no more items than
+    coefficients, or where the fit has no finite maximum. Refits without a finite maximum are left out and
+    counted; above 5 % there is no interval.
     """
     rows = _rows(verdicts)
     n, n_unscored = len(rows.outcomes), len(verdicts) - len(rows.outcomes)
@@ -160,13 +179,16 @@ def style_win_rate(verdicts: Sequence[Verdict], rng: np.random.Generator, n_resa
         n=n,
         n_unscored=n_unscored,
         coefficients=named,
-        **of_refits(draws, n_resamples),
+        **refit_interval(draws, n_resamples),
     )
 
 
 def _sample(x: Array, rows: StyleRows, items: NDArray[np.int_]) -> Sample:
-    """(R, n) items -> R samples, with the policy's own column second, where the fit looks for it; without style the first is 0. The
-    prior's rows come last."""
+    """Samples of R fits, from the item indices (R, n).
+
+    The policy's own column is second, where `fit_logistic` expects it. Without styles the first column is 0.
+    The rows of the prior come last.
+    """
     n, k = len(x), max(1, x.shape[1])
     styles = x if x.shape[1] else np.zeros((n, 1))
     columns = np.hstack([styles[:, :1], np.ones((n, 1)), styles[:, 1:]])

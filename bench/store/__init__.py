@@ -1,1 +1,1 @@
-"""Finished stages by key: identity, folders, manifests, locks, and the interface that stages are written against."""
+"""Finished stages by key: identity, folders, manifests, locks, and the interface of a stage's function."""

@@ -19,17 +19,20 @@ KEY_LENGTH = 16  # hexadecimal digits of sha256: 64 bits, no clash below million
 
 
 def canonical_json(value: Any) -> str:
-    """JSON that one value writes in one way; refuses what it cannot write the same way twice (NaN, sets, odd keys)."""
+    """The canonical JSON of a value: equal values give equal text.
+
+    Raises ValueError for NaN and infinities, TypeError for sets and for keys that are not text.
+    """
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
-    """Plain containers; a whole number is one number however it is written (1.0 is 1, -0.0 is 0)."""
+    """The value in plain containers. A float with a whole value becomes an int: 1.0 is 1, -0.0 is 0."""
     if isinstance(value, BaseModel):
         return keyed_settings(value)
     if isinstance(value, Mapping):
         if odd := [key for key in value if not isinstance(key, str)]:
-            raise TypeError(f"canonical JSON takes text keys only, got {odd[0]!r}")
+            raise TypeError(f"canonical JSON takes text keys only, got the key {odd[0]!r}")
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
@@ -41,7 +44,10 @@ def _plain(value: Any) -> Any:
 
 
 def keyed_settings(settings: BaseModel) -> dict[str, Any]:
-    """What a settings record adds to a key: every field, less those added later that hold their default and the unkeyed."""
+    """The fields of a settings record that go into a key.
+
+    Two sorts of field stay out: `Unkeyed` ones, and `LaterField` ones that hold their default.
+    """
     fields = type(settings).model_fields
     return {
         name: _plain(getattr(settings, name))
@@ -52,16 +58,17 @@ def keyed_settings(settings: BaseModel) -> dict[str, Any]:
 
 
 def hash_key(value: Any) -> str:
+    """The first KEY_LENGTH hexadecimal digits of the sha256 of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:KEY_LENGTH]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Something of the user's outside the store: a model folder or a data file, known by the digest of its content."""
+    """A model folder or data file outside the store, identified by the digest of its content."""
 
     path: Path
     digest: str
-    stamp: str = ""  # sizes and times of its files when the digest was made
+    stamp: str = ""  # tree_stamp of the path when the digest was made
 
     @property
     def key(self) -> str:
@@ -70,20 +77,23 @@ class Source:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step with files in and files out. `inputs`: role -> the stage or source that it reads."""
+    """One step that reads files and writes files.
+
+    `inputs` maps a role to the stage or source that is read.
+    """
 
     kind: str
     version: int
     settings: BaseModel
     inputs: Mapping[str, Stage | Source] = field(default_factory=dict)
-    label: str = ""  # for people; not in the key
+    label: str = ""  # Shown to people; it is not in the key.
 
     @cached_property
     def key(self) -> str:
-        return made_key(self.kind, self.version, self.settings, {role: source.key for role, source in self.inputs.items()})
+        return stage_key(self.kind, self.version, self.settings, {role: source.key for role, source in self.inputs.items()})
 
     @property
-    def before(self) -> list[Stage]:
+    def input_stages(self) -> list[Stage]:
         """The stages among its inputs."""
         return [source for source in self.inputs.values() if isinstance(source, Stage)]
 
@@ -94,41 +104,49 @@ class Stage:
         return isinstance(other, Stage) and (self.kind, self.key) == (other.kind, other.key)
 
     def walk(self) -> Iterator[Stage]:
-        """This stage's ancestors, inputs before what reads them, then itself; each once."""
+        """Yield the stage's ancestors and then the stage itself, each once, inputs before their readers."""
         seen: set[Stage] = set()
 
         def visit(stage: Stage) -> Iterator[Stage]:
             if stage in seen:
                 return
             seen.add(stage)
-            for source in stage.before:
+            for source in stage.input_stages:
                 yield from visit(source)
             yield stage
 
         return visit(self)
 
 
-Input = Stage | Source  # what a stage reads
+Input = Stage | Source  # an input of a stage
 Inputs = dict[str, Input]  # by role
 
 
-def made_key(kind: str, version: int, settings: Any, inputs: Mapping[str, str | None]) -> str:
+def stage_key(kind: str, version: int, settings: Any, inputs: Mapping[str, str | None]) -> str:
+    """The key of a stage. `inputs` maps a role to the key of that input."""
     return hash_key({"kind": kind, "version": version, "settings": settings, "inputs": inputs})
 
 
 def file_digest(path: Path) -> str:
+    """The sha256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree_stamp(path: Path) -> str:
-    """Sizes and times of a file, or of a folder's files: another one when something was written since."""
+    """Digest of the sizes and modification times of a file, or of all files in a folder.
+
+    A write changes it.
+    """
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return hash_long({str(p): [(stat := p.stat()).st_size, stat.st_mtime_ns] for p in files})
 
 
 def tree_digest(path: Path) -> str:
-    """Digest of a file, or of a folder's files and their relative names (hidden ones aside)."""
+    """Digest of a file's content, or of a folder's files and their relative names.
+
+    Hidden files and folders (names that begin with a dot) are left out.
+    """
     if path.is_file():
         return file_digest(path)
     files = sorted(p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts))
@@ -136,4 +154,5 @@ def tree_digest(path: Path) -> str:
 
 
 def hash_long(value: Any) -> str:
+    """The whole sha256 of a value's canonical JSON, 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -1,6 +1,7 @@
-"""What a stage is given and what it returns: the interface that stages are written against.
+"""The interface of a stage's function: its argument `StageRun`, its result `Outcome`, its `Progress`.
 
-Not in the worker's own module, which runs as `__main__` and would have classes and hooks of its own.
+These are not in worker.py, because a worker runs that file as `__main__`:
+classes and hooks would then exist twice.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from bench import secrets
 from bench.config import Accelerate
 from bench.machine import end_unless, is_alive
 
-# What an engine that outlives a stage tells its worker.
-AT_REST: list[Callable[[], None]] = []  # called when a stage has ended
-VERSIONS: dict[str, str] = {}  # of packages that run in processes of their own; recorded beside results
+# Registered by engines that stay loaded from one stage to the next.
+AFTER_STAGE: list[Callable[[], None]] = []  # Hooks that the worker calls after each stage.
+# Versions of packages that run in processes of their own, by package. They are recorded in the manifest.
+ENGINE_VERSIONS: dict[str, str] = {}
 
-REASON_LENGTH = 400  # characters; the whole of an error is in the stage's log
+REASON_LENGTH = 400  # characters; the stage's log has the whole error
 
 
 class Progress:
-    """Rows `{"step", "total", ...metrics}` of a running stage, appended to a file."""
+    """Appends rows `{"step", "total", ...metrics}` of a running stage to a file."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -38,7 +40,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class ServerPlace:
-    """A model server that the command has started."""
+    """Address, process id and log file of a model server that the command started."""
 
     base_url: str
     pid: int
@@ -47,36 +49,43 @@ class ServerPlace:
 
 @dataclass(frozen=True)
 class StageRun:
-    """What a stage's function works with: where inputs lie, where to write, whom to tell."""
+    """The argument of a stage's function: input paths, output folder, progress, facts about the attempt."""
 
     inputs: Mapping[str, Path]
     out: Path
     progress: Progress
     key: str = ""
-    work: Path | None = None  # `<key>.work/`: what outlives a failed attempt
-    sharing: tuple[str, ...] = ()  # keys of the judge stages that share a budget
-    server: ServerPlace | None = None  # where the command serves the model that this stage asks
-    accelerate: Accelerate | None = None  # of a training: its devices and checkpoints
-    earlier: tuple[Path, ...] = ()  # `work` of the same stage under keys that it had before
+    work: Path | None = None  # `<key>.work/`, kept when an attempt fails
+    sharing: tuple[str, ...] = ()  # Keys of the judge stages that share one budget.
+    server: ServerPlace | None = None  # The server of the judge model, where the command runs one.
+    accelerate: Accelerate | None = None  # Devices and checkpoints of a training stage.
+    earlier: tuple[Path, ...] = ()  # `work` folders of this stage under its earlier keys.
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage's function returns: counts for the plan and the lineage, and files that differ from run to run."""
+    """The result of a stage's function.
+
+    `counts` go into the manifest. `recorded_files` differ from run to run (speeds) and are not
+    in the digest.
+    """
 
     counts: Mapping[str, int]
     recorded_files: frozenset[str] = frozenset()
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line, for tables and screens."""
+    """An error as one line of at most REASON_LENGTH characters, without secrets, for tables and screens."""
     return secrets.excerpt(f"{type(error).__name__}: {error}", REASON_LENGTH)
 
 
-def follow(worker: int) -> None:
-    """End with a worker, also one that is gone already: for processes that its training has started, at whatever remove."""
+def exit_with(worker: int) -> None:
+    """End this process as soon as the worker `worker` (a process id) is gone.
+
+    For the processes of a training.
+    """
     end_unless(lambda: is_alive(worker))
 
 
 class OverBudget(RuntimeError):
-    """A stage stopped because the next thing it pays for could cost more than is left; what it has paid for is kept."""
+    """A judge stage stopped because its next request could exceed the budget. Paid replies are kept."""

@@ -1,6 +1,7 @@
-"""What a stage of each kind is set by: one record a kind of work.
+"""The settings record of each kind of stage.
 
-A settings record holds whatever can change its stage's numbers and nothing else: no paths, names or devices.
+A record holds every setting that can change its stage's numbers, because the key hashes it. It holds no
+paths, names or devices; the few fields that cannot change a number are marked `UNKEYED`.
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ from bench.config import (
 from bench.store.keys import Input, Stage
 from bench.store.store import LaterField, Unkeyed
 
-# Raise a kind's version when the same settings come to mean other numbers; its golden digest in tests/golden/ says when.
+# Raise a kind's version when the same settings give other numbers: a golden digest in tests/golden/ changes.
 VERSIONS = {
     "data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 3, "generate": 1, "judge": 2, "score": 3, "audit": 2, "tasks": 1,
 }  # fmt: skip
 
-SELF_JUDGE_READING = 2  # raise it when bench/judges/self_judge.py comes to read a reply in another way
-TOKENIZER = "tokenizer"  # the role of a model's folder whose tokenizer and chat template say which rows a data stage keeps
+SELF_JUDGE_READING = 2  # Raise it when bench/judges/self_judge.py reads a reply in another way.
+# Input role of a model folder: its tokenizer and chat template decide which rows a data stage keeps.
+TOKENIZER = "tokenizer"
 
 LATER, UNKEYED = LaterField(), Unkeyed()
-Offset = Annotated[int, Field(ge=0)]  # so many are left out first
+Offset = Annotated[int, Field(ge=0)]  # number of rows that are skipped first
 
 Dtype = Literal["float32", "bfloat16"]
 Need = Literal["cpu", "gpu", "network"]
@@ -59,13 +61,15 @@ Split = Literal["train", "heldout", "kl", "development", "evaluation"]
 
 
 class TaskFamily(Settings):
-    """Which of the world's tasks are asked."""
+    """The controlled world's tasks that prompts are drawn from: categories and numbers of constraints."""
 
     categories: Annotated[tuple[str, ...], AsList]
     constraint_counts: Annotated[tuple[Probability, ...], AsList]
 
 
 class CorpusData(Settings):
+    """Plain text of the controlled world, to pretrain a base model on."""
+
     source: Literal["corpus"] = "corpus"
     family: TaskFamily
     n: Count
@@ -73,6 +77,8 @@ class CorpusData(Settings):
 
 
 class DemonstrationData(Settings):
+    """Supervised rows of the controlled world: prompts with completions by a simulated writer."""
+
     source: Literal["demonstrations"] = "demonstrations"
     family: TaskFamily
     writer: Writer
@@ -81,7 +87,10 @@ class DemonstrationData(Settings):
 
 
 class PromptData(Settings):
-    """Items to answer; with a `reference` writer each brings that opponent's completions as its baseline."""
+    """Prompts of the controlled world as items.
+
+    With a `reference` writer, its completions are the items' baselines.
+    """
 
     source: Literal["prompts"] = "prompts"
     family: TaskFamily
@@ -93,7 +102,7 @@ class PromptData(Settings):
 
 
 class WrittenData(Settings):
-    """Completions of the prompts by a simulated writer, `draws` of each: pairs that no model of ours wrote."""
+    """Completions by a simulated writer, `draws` of each prompt. No trained model wrote them."""
 
     source: Literal["written"] = "written"
     writer: Writer
@@ -102,24 +111,28 @@ class WrittenData(Settings):
 
 
 class ChosenData(Settings):
-    """Items whose baseline is what the annotator chose of two completions (of a tie, the first)."""
+    """Items with the annotator's choice of two completions as the baseline (the first one of a tie)."""
 
     source: Literal["chosen"] = "chosen"
 
 
 class PairData(Settings):
-    """Preference rows from labelled samples: a nested seeded subset, ties dropped, mismatched partners fixed."""
+    """Preference rows from labelled samples.
+
+    Ties are dropped. A smaller `fraction` is a subset of a larger one with the same seed. Each row's
+    mismatched completion is fixed by the seed.
+    """
 
     source: Literal["pairs"] = "pairs"
     form: Form
-    fraction: Probability  # 0: held-out rows alone
+    fraction: Probability  # At 0 there are held-out rows only.
     seed: int
     desirable_fraction: Annotated[Fraction, LATER] = 1.0
     undesirable_fraction: Annotated[Fraction, LATER] = 1.0
 
 
 class NewPromptData(Settings):
-    """Training prompts that nobody has seen: `n` of them, after the first `after` of the same seed."""
+    """New training prompts of the controlled world: `n`, after the first `after` of the same seed."""
 
     source: Literal["new_prompts"] = "new_prompts"
     family: TaskFamily
@@ -129,7 +142,10 @@ class NewPromptData(Settings):
 
 
 class DemonstratedData(Settings):
-    """First turns of the start model's demonstrations, `n` of them after the first `after`; each brings its answer as the baseline."""
+    """First turns of the start model's demonstrations as items: `n`, after the first `after`.
+
+    The demonstrated completion is the item's baseline.
+    """
 
     source: Literal["demonstrated"] = "demonstrated"
     family: TaskFamily
@@ -140,35 +156,44 @@ class DemonstratedData(Settings):
 
 
 class FilePromptData(Settings):
-    """Prompts of the user's file, `n` of the different ones after the first `after`; `answers`: each brings its answer as the baseline."""
+    """Different prompts of the user's file as items: `n`, after the first `after`.
+
+    With `answers`, the file's completion of a prompt is the item's baseline.
+    """
 
     source: Literal["file_prompts"] = "file_prompts"
     after: Offset
     n: Count
     answers: bool
-    max_length: Annotated[Count | None, LATER] = None  # with an input `tokenizer`: as LocalPairData's
+    max_length: Annotated[Count | None, LATER] = None  # Used with an input `tokenizer`, as in LocalPairData.
 
 
 class DrawnData(Settings):
-    """Samples as items that a judge takes: each by itself (`each`), or every two of a prompt, the second as the baseline (`pairs`)."""
+    """Samples as items for a judge.
+
+    `each`: one item per sample. `pairs`: one item per two samples of a prompt; the second is the baseline.
+    """
 
     source: Literal["drawn"] = "drawn"
     form: Literal["each", "pairs"]
 
 
 class LoopPairData(Settings):
-    """Train pairs of one iteration of a loop: of every input that holds labels, and of an earlier data stage's train rows. Ties dropped."""
+    """Training pairs of one iteration of a loop.
+
+    They come from all label inputs and from an earlier data stage's train rows. Ties are dropped.
+    """
 
     source: Literal["loop_pairs"] = "loop_pairs"
     seed: int
-    max_length: Annotated[Count | None, LATER] = None  # with an input `tokenizer`: as LocalPairData's
+    max_length: Annotated[Count | None, LATER] = None  # Used with an input `tokenizer`, as in LocalPairData.
 
 
 class DatasetRows(Settings):
-    """Which rows of a public dataset are read, and how."""
+    """Rows of a public dataset: its files, its reader, and the sizes of the splits."""
 
     reading: Reading = Field(discriminator="reader")
-    version: int  # of the reader's meaning
+    version: int  # of the reader: raised when it reads the same files in another way
     train_files: Patterns
     heldout_files: Patterns
     n_heldout: Count | None
@@ -176,23 +201,27 @@ class DatasetRows(Settings):
 
 
 class RankedData(Settings):
-    """Pairs of a split as rankings: prompts as items, chosen and rejected completion as its two draws, rewards 1 and 0 as the truth; the
-    chosen ones also as supervised rows."""
+    """Pairs of a split as rankings, and their chosen completions as supervised rows.
+
+    The prompt is the item. Its two draws are the chosen completion (true reward 1) and the rejected one (0).
+    """
 
     source: Literal["ranked"] = "ranked"
     split: Literal["train", "heldout"]
 
 
 class JudgeQuestionData(Settings):
-    """What a model that judges by writing is asked about the input's completions, as items."""
+    """Questions about the input's completions, as items for a model that judges by writing."""
 
     source: Literal["judge_questions"] = "judge_questions"
     prompt: JudgePrompt
 
 
 class TrueEvaluationData(Settings):
-    """Supervised rows: questions about completions, answered by who knows the world's truth, in random order, `n` at most. Of a nested
-    share of the items."""
+    """Supervised rows: questions about completions, with judgements made from the world's true rewards.
+
+    The rows are at most `n`, in random order, from a nested `fraction` of the items.
+    """
 
     source: Literal["true_evaluations"] = "true_evaluations"
     prompt: JudgePrompt
@@ -203,7 +232,10 @@ class TrueEvaluationData(Settings):
 
 
 class KeptEvaluationData(Settings):
-    """Supervised rows: a model's own judgements of rankings, where they agree with the ranking; the most frequent one is thinned."""
+    """Supervised rows: a model's own judgements that agree with the ranking.
+
+    Rows with the most frequent judgement are thinned out.
+    """
 
     source: Literal["kept_evaluations"] = "kept_evaluations"
     prompt: JudgePrompt
@@ -213,7 +245,10 @@ class KeptEvaluationData(Settings):
 
 
 class PromptRequestData(Settings):
-    """Requests for a new prompt, after examples of the rankings' prompts and of those that were written before."""
+    """Requests to write a new prompt.
+
+    Each request shows examples: prompts of the rankings, and prompts that the model wrote earlier.
+    """
 
     source: Literal["prompt_requests"] = "prompt_requests"
     n: Count
@@ -223,7 +258,7 @@ class PromptRequestData(Settings):
 
 
 class WrittenPromptData(Settings):
-    """Prompts that a model has written, `n` at most, less those that are like a known one."""
+    """Prompts that a model wrote, at most `n`. A prompt that is too similar to a known one is dropped."""
 
     source: Literal["written_prompts"] = "written_prompts"
     n: Count
@@ -233,13 +268,14 @@ class WrittenPromptData(Settings):
 class LocalPairData(Settings):
     """Preference rows from the user's file or of a public dataset, split into train and held-out by prompt.
 
-    With an input `items`, train rows that ask what these ask are dropped or refused. With an input `tokenizer` (a model's folder), rows are
-    dropped that nothing is learnt from (bench/readers/learnable.py) within `max_length` tokens, or where it is None within the model's
-    positions.
+    With an input `items`, train rows with the same prompt as an item are reported, dropped or refused
+    (`overlap`). With an input `tokenizer` (a model folder), rows are dropped that teach nothing within
+    `max_length` tokens (bench/readers/learnable.py). Where `max_length` is None, the limit is the
+    model's number of positions.
     """
 
     source: Literal["local"] = "local"
-    fraction: Probability  # 0: held-out rows alone
+    fraction: Probability  # At 0 there are held-out rows only.
     heldout_fraction: Probability
     seed: int
     desirable_fraction: Annotated[Fraction, LATER] = 1.0
@@ -247,21 +283,22 @@ class LocalPairData(Settings):
     dataset: Annotated[DatasetRows | None, LATER] = None
     overlap: Annotated[Overlap, LATER] = "report"
     max_length: Annotated[Count | None, LATER] = None
-    unwritable: Annotated[Unwritable, LATER] = "refuse"  # with a `tokenizer`, rows that its chat template cannot write
-    version: Annotated[int, LATER] = 1  # of what is dropped; 2: pairs that are the same tokens too
+    # With a `tokenizer`: rows that its chat template cannot write.
+    unwritable: Annotated[Unwritable, LATER] = "refuse"
+    version: Annotated[int, LATER] = 1  # of the rule for dropping rows; 2 also drops pairs with equal tokens
 
 
 class NextPromptData(Settings):
-    """Train prompts of a public dataset whose labels are not used: `n` of them, after those that are labelled and the first `after`."""
+    """Train prompts of a public dataset without labels: `n`, after the labelled ones and the first `after`."""
 
     source: Literal["next_prompts"] = "next_prompts"
-    pairs: LocalPairData  # which say what is labelled
+    pairs: LocalPairData  # the labelled rows
     after: Offset
     n: Count
 
 
 class ConversationData(Settings):
-    """Conversations for supervised fine-tuning: a nested seeded subset of a dataset's."""
+    """Conversations of a dataset for supervised fine-tuning: a nested subset, drawn by the seed."""
 
     source: Literal["conversations"] = "conversations"
     version: int
@@ -271,21 +308,24 @@ class ConversationData(Settings):
 
 
 class OverlapData(Settings):
-    """Which train rows ask what the judge's items ask: nothing is left out, only said."""
+    """A report on train rows with the same prompt as an item of the judge. No row is left out."""
 
     source: Literal["overlap"] = "overlap"
 
 
 class LocalPromptData(Settings):
-    """Held-out prompts of the user's file, as items to answer."""
+    """Held-out prompts of the user's file, as items."""
 
     source: Literal["local_prompts"] = "local_prompts"
     n: Count
 
 
 class JudgeItemData(Settings):
-    """Items of a benchmark's file: AlpacaEval's list with its baseline, FastChat's questions, references and a model's answers, or
-    Arena-Hard's questions and a model's answers."""
+    """Items of a benchmark's file.
+
+    AlpacaEval: the list with its baseline. FastChat: questions, references and a model's completions.
+    Arena-Hard: questions and a model's completions.
+    """
 
     source: Literal["judge_items"] = "judge_items"
     form: Literal["alpaca_eval", "mt_bench", "arena_hard"]
@@ -294,16 +334,16 @@ class JudgeItemData(Settings):
 
 
 class CanaryData(Settings):
-    """Completions that must lose against the first n items' baselines, as items of their own."""
+    """Canaries as items: completions that must lose against the baselines of the first n items."""
 
     source: Literal["canaries"] = "canaries"
     n: Count
-    honest: Annotated[bool, LATER] = False  # and the honest answers that they must be rated below, as `honest`
+    # Adds honest completions, named `honest`, that must be rated higher.
+    honest: Annotated[bool, LATER] = False
 
 
 class RecordedData(Settings):
-    """What a judge has judged, from files in AlpacaEval's layout or FastChat's judgements: items, completions and the verdicts; a seeded
-    sample of all."""
+    """Items, completions and verdicts of a judge, from files of AlpacaEval or FastChat: a seeded sample."""
 
     source: Literal["recorded"] = "recorded"
     n: Count
@@ -311,7 +351,7 @@ class RecordedData(Settings):
 
 
 class BaseSettings(Settings):
-    """A Llama-architecture model from scratch."""
+    """Pretraining of a Llama-architecture model from random weights."""
 
     stage: Literal["base"] = "base"
     hidden_size: Count
@@ -323,6 +363,8 @@ class BaseSettings(Settings):
 
 
 class SftSettings(Settings):
+    """Supervised fine-tuning of a base model into the start model."""
+
     stage: Literal["start"] = "start"
     training: SftTraining
     max_length: Count
@@ -330,7 +372,7 @@ class SftSettings(Settings):
 
 
 class ConversationSft(Settings):
-    """The start model of a base model's folder; loss on every answer of a conversation."""
+    """Supervised fine-tuning of a base model's folder on conversations, with loss on every assistant turn."""
 
     stage: Literal["conversations"] = "conversations"
     training: SftEpochs
@@ -341,18 +383,20 @@ class ConversationSft(Settings):
 
 
 class SampleSettings(Settings):
+    """Samples that a policy draws: `draws` completions of each prompt."""
+
     engine: Literal["transformers", "vllm"]
     decoding: Decoding
     draws: Count  # completions of each prompt
     batch_size: Count
     dtype: Dtype
     seed: int
-    serving: Annotated[Serving | None, LATER] = None  # of vLLM
+    serving: Annotated[Serving | None, LATER] = None  # settings of vLLM
     loading: Annotated[Loading, LATER] = Loading()
 
 
 class GoldLabels(Settings):
-    """Labels by the world's annotator: the gold judge, biased and noisy as set."""
+    """Labels by the world's annotator: the gold judge with the given bias and noise."""
 
     labeller: Literal["gold"] = "gold"
     gold: GoldWeights
@@ -361,42 +405,52 @@ class GoldLabels(Settings):
 
 
 class RankLabels(Settings):
-    """The best against the worst of a prompt's samples, by a score or by a judge's verdicts on them (the input `verdicts`); or, by
-    `human`, the item's baseline against the sample."""
+    """Labels that set the best against the worst of a prompt's samples.
+
+    They are ranked by a score, or by a judge's verdicts on them (the input `verdicts`). With `human`, the
+    item's baseline is set against the sample.
+    """
 
     labeller: Literal["reward_model", "implicit", "judge", "random", "shorter", "human"]
-    beta: Positive | None  # implicit rewards are beta times log-ratios
-    truth: GoldWeights | None  # that labels are held against, for the counts; None where nobody knows it
+    beta: Positive | None  # An implicit reward is beta times the log-ratio.
+    truth: GoldWeights | None  # The counts compare labels with it. None where it is unknown.
     seed: int
-    length_penalty: Annotated[float, Field(ge=0), LATER] = 0.0  # off an implicit reward, a token
+    length_penalty: Annotated[float, Field(ge=0), LATER] = 0.0  # taken off an implicit reward for each token
 
 
 class SelfLabels(Settings):
-    """The best against the worst of a prompt's samples by the policy's own judgements, which are replies to the judge's questions."""
+    """Labels by the policy's own judgements: the best against the worst of a prompt's samples.
+
+    A judgement is the policy's reply to a judge question.
+    """
 
     labeller: Literal["self"] = "self"
     prompt: JudgePrompt
-    truth: GoldWeights | None  # that labels are held against, for the counts
+    truth: GoldWeights | None  # The counts compare labels with it.
     reading: Annotated[int, LATER] = 1  # version of how a judgement is read (SELF_JUDGE_READING)
 
 
 class LogpsSettings(Settings):
-    """`rows`: preference rows of the named splits (mismatched partners too), or completions that a policy wrote, of every draw."""
+    """Log-probabilities of preference rows or of completions.
+
+    `rows`: preference rows of the named splits (with `mismatched`, their mismatched completions too), or all
+    draws of a policy's completions.
+    """
 
     rows: Literal["preferences", "completions"]
     splits: Annotated[tuple[str, ...], AsList]
     mismatched: bool
-    max_length: Count | None  # None: drawn tokens are scored as they are; else their text as training sees it
+    max_length: Count | None  # None: the drawn tokens are scored. Otherwise the text, as in training.
     batch_size: Count
     dtype: Dtype
-    control: Annotated[str | None, LATER] = None  # token between prompt and completion, where the model is asked so
+    control: Annotated[str | None, LATER] = None  # Control token between prompt and completion (CSFT).
     engine: Annotated[Literal["transformers", "vllm"], LATER] = "transformers"
     serving: Annotated[Serving | None, LATER] = None
     loading: Annotated[Loading, LATER] = Loading()
 
 
 class RewardScoreSettings(Settings):
-    """A reward model's rewards of the preference rows of the named splits, or of completions of every draw."""
+    """Rewards by a reward model: of preference rows of the named splits, or of completions (all draws)."""
 
     splits: Annotated[tuple[str, ...], AsList]
     max_length: Count
@@ -406,17 +460,19 @@ class RewardScoreSettings(Settings):
 
 
 class TrainSettings(Settings):
+    """Training of a policy with a preference method."""
+
     method: Trained | RefinedDpo = Field(discriminator="name")
     max_length: Count
     dtype: Dtype
     seed: int
-    adapter: Annotated[Adapter | None, LATER] = None  # what is trained and kept, beside the frozen input `base` or `model`
+    adapter: Annotated[Adapter | None, LATER] = None  # Only it is trained and stored; the model stays frozen.
     loading: Annotated[Loading, LATER] = Loading()
     gradient_checkpointing: Annotated[Checkpointing, UNKEYED] = "auto"
 
 
 class RewardModelSettings(Settings):
-    """A start model with a new head of one output, trained on pairs."""
+    """Training of a reward model on pairs: the start model with a new head of one output."""
 
     method: RewardModel
     max_length: Count
@@ -426,42 +482,53 @@ class RewardModelSettings(Settings):
 
 
 class GenerateSettings(Settings):
+    """Completions of the evaluation's items by a policy."""
+
     engine: Literal["transformers", "vllm"]
     decoding: Decoding
     batch_size: Count
     dtype: Dtype
     seed: int
-    best_of: Annotated[Count, LATER] = 1  # samples of each turn, of which the input `reward_model` chooses one
-    control: Annotated[str | None, LATER] = None  # token after every prompt, where the policy is asked so
-    temperatures: Annotated[Mapping[str, float], LATER] = {}  # by category, before that of decoding
+    best_of: Annotated[Count, LATER] = 1  # Samples of each turn; the input `reward_model` chooses one.
+    control: Annotated[str | None, LATER] = None  # Control token after every prompt (CSFT).
+    # By category; they override decoding's temperature.
+    temperatures: Annotated[Mapping[str, float], LATER] = {}
     serving: Annotated[Serving | None, LATER] = None
     loading: Annotated[Loading, LATER] = Loading()
 
 
 class WrittenCompletions(Settings):
-    """Completions of the items that a user's file brings. `alone`: these items are all that it is asked for."""
+    """Completions from the user's file. `alone`: the cell needs no other items from that file."""
 
     source: Literal["file"] = "file"
     alone: Annotated[bool, Unkeyed()] = False
 
 
 class GoldPreferenceSettings(Settings):
+    """Preferences by the controlled world's gold judge."""
+
     judge: Literal["gold_preference"] = "gold_preference"
     gold: GoldWeights
     temperature: Positive
 
 
 class GoldRatingSettings(Settings):
+    """Ratings by the controlled world's gold judge."""
+
     judge: Literal["gold_rating"] = "gold_rating"
     gold: GoldWeights
 
 
 class LanguageJudgeSettings(Settings):
-    """A judge that is a language model. Its prompts, rules of reading, and a local model's folder are inputs, keyed by content."""
+    """Verdicts by a language model.
+
+    Its prompts, its rules for reading replies and a local model's folder are inputs, keyed by their content.
+    """
 
     manner: Literal["alpaca_eval", "mt_bench", "arena_hard"]
-    mode: Literal["official", "both", "single", "pairwise"]  # alpaca_eval: which orders (arena_hard: both); mt_bench: ratings or pairs
-    model: str | None  # as asked for; None where a folder is an input
+    # alpaca_eval: official (one order an item) or both. arena_hard: both. mt_bench: single or pairwise.
+    mode: Literal["official", "both", "single", "pairwise"]
+    model: str | None  # The name in the request. None where a model folder is an input.
     provider: str
     dtype: Dtype
     server_args: Annotated[tuple[str, ...], AsList]
@@ -469,15 +536,15 @@ class LanguageJudgeSettings(Settings):
     top_p: float | None
     max_tokens: int | None
     top_logprobs: int | None
-    request: str  # further fields of a request, as canonical JSON
-    parser: str  # version of what reads the replies
-    repeat: Annotated[int, LATER] = 0  # asked so often before: the same once more, to see whether it says the same
-    annotator: Annotated[str, UNKEYED] = ""  # its name; what it asks and how it is read is an input
+    request: str  # further request fields, as canonical JSON
+    parser: str  # version of the reply parser
+    repeat: Annotated[int, LATER] = 0  # Number of the repetition: 1 judges the same items a second time.
+    annotator: Annotated[str, UNKEYED] = ""  # Its name. Its prompt and reading rules are an input.
     asking: Annotated[Asking | None, UNKEYED] = None
 
 
 class RewardJudgeSettings(Settings):
-    """Preferences by the input `model`, a reward model."""
+    """Preferences by a reward model, the input `model`."""
 
     judge: Literal["reward_model"] = "reward_model"
     batch_size: Count
@@ -485,7 +552,7 @@ class RewardJudgeSettings(Settings):
 
 
 class PairRankerSettings(Settings):
-    """Preferences by the input `model`, which reads both answers at once, in both orders."""
+    """Preferences by a pair ranker, the input `model`. It reads both completions at once, in both orders."""
 
     judge: Literal["pair_ranker"] = "pair_ranker"
     batch_size: Count
@@ -506,13 +573,13 @@ def member_label(role: str) -> str | None:
 
 
 class JurySettings(Settings):
-    """The median of other judges' verdicts on the same answers, which are the inputs."""
+    """The median of other judges' verdicts on the same completions. Those verdicts are the inputs."""
 
     judge: Literal["jury"] = "jury"
 
 
 class TaskSettings(Settings):
-    """Tasks of lm-evaluation-harness that the input `model` is asked; own ones are in the input `tasks`."""
+    """Tasks of lm-evaluation-harness for the input `model`. The input `tasks` holds the user's own tasks."""
 
     tasks: Annotated[tuple[str, ...], AsList]
     limit: Count | None
@@ -523,21 +590,27 @@ class TaskSettings(Settings):
 
 
 class ScoreSettings(Settings):
-    beta: Positive | None  # turns held-out log-ratios into rewards (see reward_scale); None where the policy is the start model
+    """A cell's metrics from its verdicts, log-probabilities and completions."""
+
+    # It turns held-out log-ratios into rewards (see reward_scale). None where the policy is the start model.
+    beta: Positive | None
     bootstrap_resamples: Count
     bootstrap_seed: int
     best_of: Annotated[Count, LATER] = 1
 
 
 class AuditSettings(Settings):
-    """What a judge's verdicts say about the judge."""
+    """An audit of a judge, computed from its verdicts."""
 
     n_labelled: Count
     manner: Annotated[Literal["preference", "rating"], LATER] = "preference"
 
 
 class SelfJudgeSettings(Settings):
-    """How right a model that judges by writing is on held-out rankings; `truth` None: their rewards are the truth."""
+    """Accuracy on held-out rankings of a model that judges by writing.
+
+    Where `truth` is None, the rewards of the rankings are the truth.
+    """
 
     prompt: JudgePrompt
     truth: GoldWeights | None
@@ -590,7 +663,11 @@ JUDGED_BY: dict[str, type[Settings]] = {
 
 
 def needs(stage: Stage) -> Need:
-    """`gpu`: it loads a model, and wants a GPU where there is one. `network`: it asks an endpoint, or a server of the command's."""
+    """The resource that a stage needs.
+
+    `gpu`: it loads a model, and uses a GPU where there is one. `network`: it sends requests to an endpoint,
+    or to a server that the command runs. `cpu`: neither.
+    """
     match stage.settings:
         case LanguageJudgeSettings(asking=asking):
             return "gpu" if asking is not None and asking.server == "in_process" else "network"
@@ -602,6 +679,9 @@ def needs(stage: Stage) -> Need:
 
 
 def stage(kind: str, settings: Settings, inputs: Mapping[str, Input] | None = None, label: str = "") -> Stage:
+    """A stage of this kind at the kind's current version. Raises TypeError for settings of another kind."""
     if not isinstance(settings, SETTINGS[kind]):
-        raise TypeError(f"a {kind} stage takes {' or '.join(c.__name__ for c in SETTINGS[kind])}, got {type(settings).__name__}")
+        raise TypeError(
+            f"expected settings of a {kind} stage ({' or '.join(c.__name__ for c in SETTINGS[kind])}), got {type(settings).__name__}"
+        )
     return Stage(kind, VERSIONS[kind], settings, dict(inputs or {}), label)

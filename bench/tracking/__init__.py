@@ -1,1 +1,1 @@
-"""Trackers: mirrors of the store, such as Weights & Biases."""
+"""Trackers copy results from the store to a service such as Weights & Biases."""

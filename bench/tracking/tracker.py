@@ -1,4 +1,4 @@
-"""Trackers: what a run reports, and where it goes. The store is the truth; a tracker mirrors it."""
+"""The interface of a tracker, and the choice of one. The store is the truth; a tracker copies it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.config import NoTracker, WandbTracker
-from bench.tracking.mirror import WandbMirror, configured_account
 from bench.tracking.values import Row
+from bench.tracking.wandb_mirror import WandbMirror, configured_account
 
 
 class Tracker(Protocol):
-    """What a run reports. No call raises, and none but `close` waits."""
+    """Takes the results of a command. No call raises, and only `close` waits."""
 
     def follow(self, *, sweep: str, key: str, name: str, config: Mapping[str, Any], tags: Sequence[str], rows: Sequence[Row]) -> None:
-        """Rows of a running cell, as they come; the first opens the cell's run. Rows carry their own `step`."""
+        """Send rows of a running cell. The first call opens the cell's run. Each row has its own `step`."""
 
     def cell(
         self,
@@ -30,33 +30,36 @@ class Tracker(Protocol):
         status: str,
         reason: str | None = None,
     ) -> None:
-        """A cell that ended: its whole stored history, cached or not; rows that were followed are not repeated.
+        """Send an ended cell with its whole stored history. Rows that `follow` sent are not repeated.
 
-        status: "failed" marks the run as failed; any other is only recorded. reason: why it failed.
+        status: "failed" marks the run as failed; any other status is only recorded. reason:
+        the error of a failed cell.
         """
 
     def sweep(self, *, sweep: str, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
-        """The comparison table, and the files that go with it as an artifact."""
+        """Send the comparison table of a sweep, with its files as an artifact."""
 
     def close(self) -> None:
-        """Waits until all is written, at most `timeout_s`. May be called twice."""
+        """Wait until everything is written, at most `timeout_s`. It may be called twice."""
 
     @property
     def notes(self) -> list[str]:
-        """What the user should be told; complete after `close`."""
+        """Lines for the user. The list is complete after `close`."""
 
 
 def open_tracker(settings: WandbTracker | NoTracker, directory: Path) -> Tracker:
-    """directory: where W&B's files go, offline runs included, e.g. results/wandb."""
+    """The tracker of a command. `directory` (results/wandb) takes W&B's files, also its offline runs."""
     if isinstance(settings, NoTracker):
-        return Silent()
+        return NullTracker()
     account = configured_account()
     if settings.mode == "auto" and account.mode == "disabled":
-        return Silent(["W&B: disabled by WANDB_MODE or `wandb disabled`"])
+        return NullTracker(["W&B: disabled by WANDB_MODE or `wandb disabled`"])
     return WandbMirror(settings, Path(directory).absolute(), account)
 
 
-class Silent:
+class NullTracker:
+    """A tracker that sends nothing."""
+
     def __init__(self, notes: Sequence[str] = ()) -> None:
         self._notes = list(notes)
 

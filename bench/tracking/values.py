@@ -1,4 +1,4 @@
-"""What may be written to a tracker: plain values without secrets, numbers that are finite, ids."""
+"""Values for a tracker: plain values without secrets, finite numbers, ids and digests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench import secrets
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON can hold it; numbers that JSON cannot hold become None."""
+    """The value in JSON types. NaN and infinities become None; other objects become text."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -24,18 +24,19 @@ def _plain(value: Any) -> Any:
 
 
 def cleaned(value: Any) -> Any:
+    """The value in JSON types, without secrets."""
     return secrets.clean_value(_plain(value))
 
 
 def finite(value: Any) -> int | float | None:
-    """A finite number, or None."""
+    """The value as an int or float; None where it is no finite number."""
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
 def train_row(row: Any) -> dict[str, int | float] | None:
-    """A history row under W&B's names; None when it has no step."""
+    """A history row with W&B's names (`train/loss`, `train/step`); None where it has no step."""
     if not isinstance(row, Mapping):
         return None
     step = finite(row.get("step"))
@@ -46,10 +47,12 @@ def train_row(row: Any) -> dict[str, int | float] | None:
 
 
 def under(section: str, name: str) -> str:
+    """The name with the prefix `section/`, added once."""
     return name if name.startswith(f"{section}/") else f"{section}/{name}"
 
 
 def run_id(*parts: str) -> str:
+    """The id of a W&B run, the same for the same parts: 16 hexadecimal digits."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -58,6 +61,7 @@ def digest(value: Any) -> str:
 
 
 def brief(error: Exception) -> str:
+    """An error as one line of at most 200 characters, without secrets."""
     return secrets.excerpt(f"{type(error).__name__}: {error}", 200)
 
 

@@ -1,1 +1,1 @@
-"""What trains a model: losses, trainers, checkpoints, devices, and the record of a training."""
+"""Training of models: losses, trainers, checkpoints, devices, and the record of a training."""

@@ -1,6 +1,8 @@
-"""What the stages that train a user's model share: processes that train together, checkpoints, and what a training leaves.
+"""Shared code of the stages that train a user's model: several processes, checkpoints, and the files that a
+training writes.
 
-On several devices such a stage starts `accelerate launch`, whose processes train together; the first of them writes what the stage leaves.
+On several devices such a stage starts `accelerate launch`. Its processes train together, and the first of
+them writes the stage's files.
 """
 
 from __future__ import annotations
@@ -27,35 +29,41 @@ from bench.engines.adapters import is_adapted, save_model
 from bench.machine import free_port, python_path
 from bench.store import stage_settings
 from bench.store.keys import tree_stamp
-from bench.store.stage_run import Outcome, Progress, StageRun, follow, reason
+from bench.store.stage_run import Outcome, Progress, StageRun, exit_with, reason
 from bench.text_files import read_object
 from bench.training.checkpoints import Checkpoints
 from bench.training.devices import Spread, learning, share_of
 from bench.training.trainers import Recorder, check_weights, fingerprint
 from bench.training.training_record import digest
 
-MORE_STEPS = "bring more rows or epochs, make steps smaller (batch_size, gradient_accumulation_steps) or set warmup_ratio=0"
+MORE_STEPS = "Use more rows or epochs, make steps smaller (batch_size, gradient_accumulation_steps), or set warmup_ratio=0."
 
 
-# A training in this process, which may be one of several --------------------------------------------------------------
+# A training in this process, or in one of several processes -----------------------------------------------------------
 
 
 def devices_of(run: StageRun) -> int:
+    """Number of devices that a stage's training uses."""
     return run.accelerate.devices if run.accelerate else 1
 
 
 def train_and_save(trainer: Any, tokenizer: PreTrainedTokenizerBase, run: StageRun, recorder: Recorder, dtype: str) -> bool:
-    """Train from the newest whole checkpoint, or from the start; `model/`, in `dtype`, and the curve are left by the first process.
+    """Train from the newest whole checkpoint, or from the start. Returns whether this process is the first
+    one.
 
-    Whether this is the first. Raises ValueError, FloatingPointError or RuntimeError for a training that moved nothing, or diverged.
+    The first process writes `model/`, in `dtype`, and the curve. Raises ValueError, FloatingPointError or
+    RuntimeError if the training changed no weight or diverged.
     """
     model = trainer.model
     if (n := trainer.args.world_size) != devices_of(run):
-        raise RuntimeError(f"{n} processes train together where accelerate.devices={devices_of(run)}: their batches are made for so many")
+        raise RuntimeError(
+            f"{n} processes train together, but accelerate.devices={devices_of(run)}: batches are divided among that many. "
+            "Set accelerate.config.num_processes to accelerate.devices."
+        )
     before = fingerprint(model)
-    checkpoints = _go_on(trainer, run, recorder)
+    checkpoints = _train_or_resume(trainer, run, recorder)
     if not any(row["learning_rate"] for row in recorder.history) and trainer.is_world_process_zero():
-        raise ValueError(f"all {len(recorder.history)} steps were warm-up: {MORE_STEPS}")
+        raise ValueError(f"all {len(recorder.history)} training steps were warm-up, so nothing was learned. {MORE_STEPS}")
     weights = _gathered(trainer) if devices_of(run) > 1 else None
     if not trainer.is_world_process_zero():
         return False
@@ -69,38 +77,45 @@ def train_and_save(trainer: Any, tokenizer: PreTrainedTokenizerBase, run: StageR
     shutil.rmtree(run.out / "trainer", ignore_errors=True)
     if checkpoints is not None and run.work is not None:
         checkpoints.clear()
-        with contextlib.suppress(OSError):  # empty where nothing else was kept
+        with contextlib.suppress(OSError):  # It is empty unless something else is kept there.
             run.work.rmdir()
     return True
 
 
 def _gathered(trainer: Any) -> dict[str, torch.Tensor]:
-    """Weights of which a part lies on each device, for the first process; of tied ones, which FSDP hands over twice, one."""
-    if trainer.is_deepspeed_enabled and is_adapted(trainer.model):  # whole models it hands over in the dtype that it computes in
+    """All weights, collected from the devices' parts for the first process.
+
+    FSDP returns tied weights twice; one of them is left out.
+    """
+    # DeepSpeed returns whole models in the dtype of computation.
+    if trainer.is_deepspeed_enabled and is_adapted(trainer.model):
         from deepspeed.utils import safe_get_full_fp32_param
 
         return {name: safe_get_full_fp32_param(value) for name, value in trainer.model.named_parameters() if value.requires_grad}
     tied = trainer.model.all_tied_weights_keys
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # None from DeepSpeed in processes but the first
+    # DeepSpeed returns None except in the first process.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return {name: value for name, value in (weights or {}).items() if name not in tied}
 
 
-def _go_on(trainer: Any, run: StageRun, recorder: Recorder) -> Checkpoints | None:
+def _train_or_resume(trainer: Any, run: StageRun, recorder: Recorder) -> Checkpoints | None:
+    """Run the training, from its newest whole checkpoint if there is one; None if it keeps no checkpoints."""
     if run.work is None or run.accelerate is None:
         trainer.train()
         return None
-    how = [run.accelerate.devices, run.accelerate.config.get("distributed_type")]  # each way has files of its own
+    # Each way writes other files.
+    how = [run.accelerate.devices, run.accelerate.config.get("distributed_type")]
     made_of = digest([run.key, how, {role: _made_of(path) for role, path in sorted(run.inputs.items())}])
     checkpoints = Checkpoints(run.work / "checkpoints", run.accelerate.checkpoint_s, made_of, recorder)
     checkpoints.attach(trainer)
-    if (found := checkpoints.newest()) is not None:
-        checkpoints.restore(found)
-    trainer.train(resume_from_checkpoint=str(found) if found else None)
+    if (newest := checkpoints.newest()) is not None:
+        checkpoints.restore(newest)
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return checkpoints
 
 
 def _made_of(path: Path) -> str:
-    """The content of an input, as far as it is known without reading it."""
+    """Digest of an input's content from its manifest; without one, a stamp of its files' sizes and times."""
     manifest = path / "manifest.json"
     return read_object(manifest)["digest"] if manifest.exists() else tree_stamp(path)
 
@@ -109,9 +124,10 @@ def _made_of(path: Path) -> str:
 
 
 def spread(train: Callable[[Any, StageRun], Outcome], settings: Spread, run: StageRun) -> Outcome:
-    """`train`, the function of that name of its module, here or in a process a device.
+    """Run `train` in this process, or in one process per device.
 
-    Raises ValueError for devices that are not there, RuntimeError when a process failed.
+    `train` must be a function named `train` of its module: the other processes import it. Raises ValueError
+    for missing devices, and RuntimeError if a process failed.
     """
     if run.accelerate is None or run.accelerate.devices == 1:
         return train(settings, run)
@@ -122,15 +138,15 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
     share_of(learning(settings), accelerate.devices)
     there = accelerate.devices if accelerate.config.get("use_cpu") else torch.cuda.device_count()
     if there < accelerate.devices:
-        way_out = "take fewer, or accelerate=ddp accelerate.config.use_cpu=true"
-        raise ValueError(f"accelerate.devices={accelerate.devices} are asked for and {there} GPUs are here: {way_out}")
+        way_out = "Use fewer devices, or CPUs: accelerate=ddp accelerate.config.use_cpu=true."
+        raise ValueError(f"the training needs accelerate.devices={accelerate.devices} GPUs, but this machine has {there}. {way_out}")
     assert run.work is not None, "processes that train together agree by files"
     run.work.mkdir(parents=True, exist_ok=True)
     config, job, answer = (run.work / name for name in ("accelerate.yaml", "job.json", "answer.json"))
     for path in (answer, *run.work.glob("error-*.json")):
         path.unlink(missing_ok=True)
     config.write_text(yaml.safe_dump(accelerate.config), encoding="utf-8")
-    told = {
+    request = {
         "module": module,
         "settings_type": type(settings).__name__,
         "settings": settings.model_dump(mode="json"),
@@ -142,7 +158,7 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
         "worker": os.getpid(),
         "accelerate": accelerate.model_dump(),
     }
-    job.write_text(json.dumps(told), encoding="utf-8")
+    job.write_text(json.dumps(request), encoding="utf-8")
     launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file", str(config)]
     launch += ["--main_process_port", str(free_port())]
     environment = os.environ | {"PYTHONPATH": python_path()}
@@ -160,21 +176,22 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
 
 
 def _why(work: Path, code: int) -> str:
-    """The first error of any process: what the others then say is that they lost it."""
+    """The earliest error of any process; later errors only report that the process is gone."""
     errors = [read_object(path) for path in work.glob("error-*.json")]
     if not errors:
-        return f"accelerate launch ended with code {code}, no process said why: the stage's log has its last words"
+        return f"accelerate launch ended with exit code {code} and no process reported an error; see the end of the stage's log"
     first = min(errors, key=lambda error: error["time"])
     return f"{first['error']} (process {first['rank']})"
 
 
 def main(path: Path) -> None:
-    """One of the processes that train together."""
+    """Train as one of several processes; `path`: the job file that the stage wrote."""
     secrets.guard_streams()
     job = read_object(path)
-    follow(job["worker"])
+    exit_with(job["worker"])
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # before a model is loaded: else all load theirs on the first
+        # Before loading: otherwise all processes load on GPU 0.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     rank = int(os.environ.get("RANK", "0"))
     first = rank == 0
     work = Path(job["work"])
@@ -186,8 +203,8 @@ def main(path: Path) -> None:
     try:
         outcome = importlib.import_module(job["module"]).train(settings, stage_run)
     except Exception as error:
-        said = {"rank": rank, "time": time.time(), "error": reason(error)}
-        (work / f"error-{rank}.json").write_text(json.dumps(said), encoding="utf-8")
+        report = {"rank": rank, "time": time.time(), "error": reason(error)}
+        (work / f"error-{rank}.json").write_text(json.dumps(report), encoding="utf-8")
         raise
     finally:
         if not first:

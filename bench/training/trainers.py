@@ -1,4 +1,7 @@
-"""What trained methods share: TRL's trainers over prepared rows with cached reference log-probs, batch order, recorded curves."""
+"""Shared code of the trained methods: TRL's trainers over prepared rows, batch order, recorded curves.
+
+Reference log-probabilities are cached: each row carries its own.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,19 @@ from bench.training import losses
 from bench.training.devices import check_rows, share_of
 from bench.training.training_record import Fed, TrainerRow, TrainFacts, digest
 
-ALL_STEPS = 1 - 1e-9  # transformers takes warmup_steps below 1 for a share, rounded up, and from 1 on for a number of steps
-MEGABATCH = 16  # batches that are sorted by length together; more saves padding, fewer mix lengths better
+# transformers reads warmup_steps below 1 as a share of the steps, rounded up, and from 1 on as a number of
+# steps.
+ALL_STEPS = 1 - 1e-9
+# Batches whose rows are sorted by length together. More saves padding, fewer mix lengths better.
+MEGABATCH = 16
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a method's trainer is made of.
+    """Everything that a method needs to make its trainer.
 
-    `reference`: its log-probs by name (see stages/logps.py); none for a reward model. `reference_model`: its folder, where a loss
-    wants its logits.
+    `reference`: the reference's log-probabilities by name (see stages/logps.py); empty for a reward model.
+    `reference_model`: the reference's folder, for losses that need its logits.
     """
 
     settings: TrainSettings | RewardModelSettings
@@ -49,14 +55,14 @@ class TrainingJob:
     out: Path
     callback: TrainerCallback
     reference_model: Path | None = None
-    base: Path | None = None  # of a reference model that is an adapter
-    devices: int = 1  # that the training is spread over; this process is one of them
+    base: Path | None = None  # The base model's folder, if the reference model is an adapter.
+    devices: int = 1  # Number of devices that train together, this process's included.
 
 
 class LengthBatches(torch.utils.data.Sampler[int]):
-    """Row indices in a seeded order whose batches hold rows of like length; the batches themselves come in random order.
+    """Row indices in a seeded order: rows of similar length share a batch, and batches come in random order.
 
-    Another order each epoch, the same for the same seed. The short last batch stays last.
+    The order differs from epoch to epoch and is the same for the same seed. The short last batch stays last.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
@@ -81,9 +87,10 @@ class LengthBatches(torch.utils.data.Sampler[int]):
 
 
 class Recorder(TrainerCallback):
-    """Keeps the curve of every logged step, without what differs from run to run; speeds go to a file of their own.
+    """Records the curve: the numbers of every logged step.
 
-    Raises FloatingPointError at the first number that is not finite: what follows would be wasted.
+    Speeds go to a file of their own, because they differ from run to run. Raises FloatingPointError at the
+    first number that is not finite, because further steps would be wasted.
     """
 
     recorded_files = frozenset({"speed.jsonl"})
@@ -101,14 +108,15 @@ class Recorder(TrainerCallback):
         now, seconds = time.perf_counter(), time.perf_counter() - self._last
         self._last = now
         speed = {"step": state.global_step, "seconds": seconds}
-        pace = {}  # of a trainer that counts its tokens
+        pace = {}  # Stays empty for a trainer that does not count its tokens.
         if "num_tokens" in logs:
             pace = {"tokens_per_second": (int(logs["num_tokens"]) - self.tokens) / seconds}
             self.tokens = int(logs["num_tokens"])
         numbers = {name: float(value) for name, value in logs.items()}
         for name, value in numbers.items():
             if not math.isfinite(value):
-                raise FloatingPointError(f"{name} was {value} at step {state.global_step} of {state.max_steps}: lower the learning rate")
+                step = f"step {state.global_step} of {state.max_steps}"
+                raise FloatingPointError(f"the training diverged: {name} was {value} at {step}. Lower the learning rate.")
         self.history.append({"step": state.global_step, **numbers})
         self.speed.append(speed | pace)
         self.progress(state.global_step, state.max_steps, **numbers, **pace)
@@ -122,7 +130,10 @@ class Recorder(TrainerCallback):
 
 
 def common_arguments(out: Path, *, seed: int, dtype: str, checkpointing: bool = False) -> dict[str, Any]:
-    """transformers' training arguments that every stage shares; `checkpointing`: of gradients (see shapes.checkpoints)."""
+    """transformers' training arguments that all training stages share.
+
+    `checkpointing`: gradient checkpointing (see checkpoints in models/model_size.py).
+    """
     return {
         "output_dir": str(out / "trainer"),
         "seed": seed,
@@ -130,7 +141,8 @@ def common_arguments(out: Path, *, seed: int, dtype: str, checkpointing: bool = 
         "bf16": dtype == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},  # the other kind loses what frozen embeddings feed
+        # The reentrant kind loses gradients behind frozen embeddings.
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": 1,
@@ -141,14 +153,17 @@ def common_arguments(out: Path, *, seed: int, dtype: str, checkpointing: bool = 
 
 
 def on_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
-    """A process trains on one GPU: over all that it sees, transformers' DataParallel would make a batch so many times larger."""
+    """The arguments, limited to one GPU per process.
+
+    Otherwise transformers' DataParallel would use all visible GPUs, and a batch would grow by their number.
+    """
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
 
 
 def method_arguments(job: TrainingJob) -> dict[str, Any]:
-    """Arguments of the trainers that compare with a reference."""
+    """Arguments of the trainers that use a reference in their loss."""
     return {**training_arguments(job), "precompute_ref_log_probs": True}
 
 
@@ -167,30 +182,34 @@ def training_arguments(job: TrainingJob) -> dict[str, Any]:
         "num_train_epochs": method.num_train_epochs,
         "per_device_train_batch_size": share.batch_size,
         "gradient_accumulation_steps": share.accumulation,
-        "dataloader_drop_last": job.devices > 1,  # no device may wait for rows that others have
+        # With fewer rows than the others, a device would wait for ever.
+        "dataloader_drop_last": job.devices > 1,
         "optim": method.optimizer,
         "lr_scheduler_type": method.lr_scheduler_type,
-        "warmup_steps": min(method.warmup_ratio, ALL_STEPS),  # a share of all steps
+        "warmup_steps": min(method.warmup_ratio, ALL_STEPS),  # A share of all steps.
         "weight_decay": method.weight_decay,
         "max_grad_norm": method.max_grad_norm,
         "max_length": job.settings.max_length,
-        "disable_dropout": getattr(job.settings, "adapter", None) is None,  # an adapter's is a setting; the model's is off already
-        "remove_unused_columns": False,  # rows carry their number
+        # With an adapter, own_dropout_off did it.
+        "disable_dropout": getattr(job.settings, "adapter", None) is None,
+        "remove_unused_columns": False,  # Keep the column of row numbers.
     }
 
 
 class Prepared:
-    """Mixed into TRL's preference trainers: rows arrive tokenised, with reference log-probs, in our order; `fed` counts what is stepped on.
+    """Mixin for TRL's preference trainers: rows come tokenised, with reference log-probs, in our order.
 
-    A row's `length` is what batches are made by; its `example` says which completions of which preference row it learns from.
+    Batches are made by a row's `length`. A row's `example` names its preference row and the completions that
+    the loss uses. `fed` counts the rows of each step.
     """
 
     fed: Fed
 
     @classmethod
     def over(cls, rows: Sequence[dict[str, Any]], job: TrainingJob, arguments: Any) -> Self:
+        """A trainer of these rows. Raises ValueError if several devices have fewer rows than one batch."""
         check_rows(len(rows), job.settings.method, job.devices)
-        learnt = [(parameter, parameter.data) for parameter in job.model.parameters() if parameter.requires_grad]
+        trained = [(parameter, parameter.data) for parameter in job.model.parameters() if parameter.requires_grad]
         trainer = cls(  # type: ignore[call-arg]
             model=job.model,
             args=on_one_gpu(arguments),
@@ -200,8 +219,9 @@ class Prepared:
             processing_class=job.tokenizer,
             callbacks=[job.callback],
         )
-        for parameter, data in learnt:
-            if parameter.dtype != data.dtype:  # TRL rounds an adapter of QLoRA to bfloat16, which loses small steps
+        for parameter, data in trained:
+            # TRL rounds a QLoRA adapter to bfloat16, which loses small steps.
+            if parameter.dtype != data.dtype:
                 parameter.data = data.to(parameter.device)
         method = job.settings.method
         trainer.order = LengthBatches([row["length"] for row in rows], method.batch_size, job.settings.seed)  # type: ignore[attr-defined]
@@ -224,7 +244,7 @@ class Prepared:
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        # transformers' own way looks for PEFT's class
+        # transformers' own method expects PEFT's model class.
         set_peft_model_state_dict(ours, load_file(Path(checkpoint) / "adapter_model.safetensors"))
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -239,45 +259,49 @@ class Prepared:
 
 @contextlib.contextmanager
 def outputs_of(module: torch.nn.Module) -> Iterator[list[Any]]:
-    """What a module's forwards return meanwhile, in their order."""
-    seen: list[Any] = []
-    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    """Collect the outputs of a module's forward passes inside the `with` block, in order."""
+    outputs: list[Any] = []
+    handle = module.register_forward_hook(lambda _module, _args, output: outputs.append(output))
     try:
-        yield seen
+        yield outputs
     finally:
         handle.remove()
 
 
 def share_right(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-    """1 where the chosen reward is the larger one, 0.5 where both are the same, else 0."""
+    """Per pair: 1 if the chosen reward is larger, 0.5 if both are equal, else 0."""
     return (torch.sign(chosen - rejected) + 1) / 2
 
 
 class TiesHalf(Prepared):
-    """Mixed into TRL's DPOTrainer, which counts a tie of rewards/accuracies as wrong."""
+    """Mixin for TRL's DPOTrainer: a tie counts one half in rewards/accuracies. TRL counts it as wrong."""
 
     def own_loss(self, model: Any, inputs: dict[str, Any], pairs: losses.PairLogps) -> torch.Tensor | None:
-        """A loss of ours; None: the one that TRL's trainer was told to take."""
+        """The batch's loss, a scalar; None to use TRL's."""
         return None
 
     def _compute_loss(self, model, inputs, return_outputs):  # type: ignore[no-untyped-def]
-        with outputs_of(model) as seen:
+        with outputs_of(model) as model_outputs:
             result = super()._compute_loss(model, inputs, return_outputs)  # type: ignore[misc]
-        outputs = seen[0]  # of the policy: reference log-probs are cached, and outputs that are asked for come later
+        # The first forward pass is the policy's: the reference's log-probabilities are cached, and passes of
+        # `own_loss` come later.
+        outputs = model_outputs[0]
         references = {name: inputs[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
         pairs = losses.pair_logps(outputs.log_probs, inputs["completion_mask"], **references)
-        found = self.own_loss(model, inputs, pairs)
-        right = share_right((pairs.chosen - pairs.ref_chosen).detach(), (pairs.rejected - pairs.ref_rejected).detach())
+        loss = self.own_loss(model, inputs, pairs)
+        chosen_rewards = (pairs.policy_chosen_logps - pairs.ref_chosen_logps).detach()
+        rejected_rewards = (pairs.policy_rejected_logps - pairs.ref_rejected_logps).detach()
+        right = share_right(chosen_rewards, rejected_rewards)
         self._metrics["train"]["rewards/accuracies"][-1] = self.accelerator.gather(right).mean().item()  # type: ignore[attr-defined]
-        if found is None:
+        if loss is None:
             return result
         if self.aux_loss_enabled:  # type: ignore[attr-defined]
-            found = found + self.router_aux_loss_coef * outputs.aux_loss  # type: ignore[attr-defined]
-        return (found, result[1]) if return_outputs else found
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss  # type: ignore[attr-defined]
+        return (loss, result[1]) if return_outputs else loss
 
 
 def paired_trainer(job: TrainingJob, **loss: Any) -> Trainer:
-    """TRL's DPOTrainer over pairs, with the loss that its keyword arguments name."""
+    """TRL's DPOTrainer over pairs; `loss`: keyword arguments of DPOConfig that choose TRL's loss."""
     from trl import DPOConfig, DPOTrainer
 
     class PairedTrainer(TiesHalf, DPOTrainer):
@@ -290,9 +314,10 @@ def paired_trainer(job: TrainingJob, **loss: Any) -> Trainer:
 def own_loss_trainer(
     job: TrainingJob, loss: Callable[[losses.PairLogps], torch.Tensor], learns_from: Sequence[str] = ("chosen", "rejected")
 ) -> Trainer:
-    """TRL's DPOTrainer over pairs with a loss of ours, its mean over what it returns; `learns_from`: the completions that it reads.
+    """TRL's DPOTrainer over pairs with our `loss`; its mean is minimised.
 
-    Forward pass, batches and metrics are TRL's own: rewards/* are reward_scale times log π/π_ref (summed), whatever the loss looks at.
+    `learns_from`: the completions that the loss reads. Forward pass, batches and metrics are TRL's: rewards/*
+    are reward_scale times log π/π_ref (summed), whatever the loss is.
     """
     from trl import DPOConfig, DPOTrainer
 
@@ -305,12 +330,13 @@ def own_loss_trainer(
 
 
 def paired_rows(job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejected")) -> list[dict[str, Any]]:
-    """Rows of TRL's DPOTrainer. Raises ValueError for unpaired data."""
+    """Rows for TRL's DPOTrainer, one per pair. Raises ValueError for unpaired data."""
     rows = []
     for row in job.rows:
         if not isinstance(row, Pair):
+            name = job.settings.method.name
             rows_too = ", ".join(name for name, kind in METHODS.items() if kind.feedback == "rows")
-            raise ValueError(f"{job.settings.method.name} learns from pairs and the data are unpaired: take method={rows_too}")
+            raise ValueError(f"{name} learns from pairs, but the data are unpaired. Use paired data, or method={rows_too}.")
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
         rows.append(
             {
@@ -327,7 +353,7 @@ def paired_rows(job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejec
 
 
 def unpaired_rows(job: TrainingJob) -> list[dict[str, Any]]:
-    """Rows of TRL's KTOTrainer; a pair gives two, chosen desirable and rejected undesirable."""
+    """Rows for TRL's KTOTrainer. A pair gives two: chosen as desirable, rejected as undesirable."""
     rows: list[dict[str, Any]] = []
     for row in job.rows:
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
@@ -352,7 +378,7 @@ def unpaired_rows(job: TrainingJob) -> list[dict[str, Any]]:
 
 
 def training_facts(trainer: Trainer, job: TrainingJob) -> TrainFacts:
-    """What a training that has ended was fed (`Prepared`), and how it stepped, as its trainer was told."""
+    """Facts of a finished training: its rows, counted by `Prepared`, and its trainer's arguments."""
     arguments, template = trainer.args, job.tokenizer.chat_template
     return TrainFacts(
         **trainer.fed.facts(),  # type: ignore[attr-defined]
@@ -369,7 +395,11 @@ def training_facts(trainer: Trainer, job: TrainingJob) -> TrainFacts:
 
 
 def fingerprint(model: PreTrainedModel, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, tuple[float, float]]:
-    """Sum and sum of magnitudes of each tensor: tells whether weights moved, without a copy of them."""
+    """Sum and sum of absolute values of each tensor, by name.
+
+    Two fingerprints show whether weights changed, without a copy of them. `weights`: taken instead of the
+    model's, where it is sharded.
+    """
     return {
         name: (value.sum(dtype=torch.float64).item(), value.abs().sum(dtype=torch.float64).item())
         for name, value in (model.state_dict() if weights is None else weights).items()
@@ -379,11 +409,15 @@ def fingerprint(model: PreTrainedModel, weights: Mapping[str, torch.Tensor] | No
 def check_weights(
     model: PreTrainedModel, before: dict[str, tuple[float, float]], weights: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """A training that diverged or never reached the model is a failure, not a row of the table. `weights`: where the model is in parts."""
+    """Raises FloatingPointError for weights that are not finite, and RuntimeError if no weight has changed.
+
+    `before`: fingerprint at the start. `weights`: taken instead of the model's, where it is sharded.
+    """
     check_finite(model.state_dict() if weights is None else weights)
     after = fingerprint(model, weights)
-    if all(before.get(name) == numbers for name, numbers in after.items()):  # of tied weights, one may be missing here
+    # One of two tied weights may be missing.
+    if all(before.get(name) == numbers for name, numbers in after.items()):
         raise RuntimeError(
-            "training left every weight as it was: the learning rate is too small for this precision, nothing ran, or warm-up took "
-            "all of few steps (set warmup_ratio=0 of this training)"
+            "the training changed no weight. Either the learning rate is too small for this precision, or no step ran, or all steps "
+            "were warm-up. Raise the learning rate, use more rows, or set this training's warmup_ratio=0."
         )

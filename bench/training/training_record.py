@@ -1,7 +1,8 @@
-"""What a training was fed, measured while it ran: the facts that decide whether two trained cells may be compared (report/fairness.py).
+"""Facts of a training, measured while it ran. They decide whether two trained cells may be compared
+(report/fairness.py).
 
-A trainer's row holds one completion (KTO) or two (pairs); counts and digests are of the preference rows and completions behind it, so that
-methods of either form can be held against each other.
+A trainer's row holds one completion (KTO) or two (pairs). Counts and digests are of the preference rows and
+their completions, so that methods of both kinds can be compared.
 """
 
 from __future__ import annotations
@@ -19,33 +20,36 @@ from bench.records import Pair, Record, Unpaired
 
 @dataclass(frozen=True)
 class TrainFacts(Record):
-    """What one training saw and how it stepped. Tokens are counted once for every completion learned from, each time it was."""
+    """Data and steps of one training.
 
-    rows: int  # different preference rows
-    completions: dict[str, int]  # different completions in the loss, by column
-    examples: str  # digest of their row ids and texts, whatever the order
-    order: list[str]  # digest of the row ids in the order in which they came, one an epoch
+    Tokens are counted once for every completion in the loss, each time that it was there.
+    """
+
+    rows: int  # Different preference rows.
+    completions: dict[str, int]  # Different completions in the loss, by column.
+    examples: str  # Digest of the row ids and texts of these completions, in any order.
+    order: list[str]  # Digest of the row ids in training order, one per epoch.
     prompt_tokens: int
     completion_tokens: int
-    truncated: int  # different completions whose end was cut at max_length
-    template: str  # digest of the chat template; "none" where there is none
+    truncated: int  # Different completions cut at max_length.
+    template: str  # Digest of the chat template; "none" without a template.
     steps: int
-    batch_completions: int  # completions in the loss of a whole step
-    batch_rows: float  # the same in preference rows: pairs, where the data are pairs
+    batch_completions: int  # Completions in the loss of one optimizer step.
+    batch_rows: float  # Preference rows of one optimizer step: pairs, if the data are pairs.
     epochs: float
     optimizer: str
     weight_decay: float
     max_grad_norm: float
     schedule: str
-    warmup: float  # share of the steps
-    learning_rate: float  # the highest
+    warmup: float  # Share of all steps.
+    learning_rate: float  # The peak.
     max_length: int
     dtype: str
 
 
 @dataclass(frozen=True)
 class TrainerRow:
-    """One row of a trainer: the preference row behind it, and the ids of those of its completions that the loss learns from."""
+    """One row of a trainer: its preference row, and token ids of the completions in the loss, by column."""
 
     row: Pair | Unpaired
     ids: Mapping[str, Ids]
@@ -57,15 +61,15 @@ class Fed:
     def __init__(self, examples: Sequence[TrainerRow]):
         self.examples = examples
         self.epochs: dict[int, list[int]] = {}
-        self.steps: Counter[int] = Counter()  # rows by step
+        self.steps: Counter[int] = Counter()  # Number of rows by step.
 
     def visit(self, rows: Sequence[int], *, step: int, epoch: int) -> None:
-        """Rows of one forward and backward pass; a step may be several."""
+        """Count the rows of one forward and backward pass. A step may have several passes."""
         self.epochs.setdefault(epoch, []).extend(rows)
         self.steps[step] += len(rows)
 
     def to_json(self) -> dict[str, Any]:
-        """What was visited, for a checkpoint."""
+        """The counts as JSON, for a checkpoint."""
         return {"epochs": {str(epoch): rows for epoch, rows in self.epochs.items()}, "steps": {str(k): n for k, n in self.steps.items()}}
 
     def restore(self, kept: Mapping[str, Any]) -> None:
@@ -73,14 +77,15 @@ class Fed:
         self.steps = Counter({int(step): n for step, n in kept["steps"].items()})
 
     def facts(self) -> dict[str, Any]:
-        """The part of TrainFacts that says what was learned from."""
+        """The fields of TrainFacts that describe the data and the steps."""
         visits = [self.examples[i] for rows in self.epochs.values() for i in rows]
         seen = {example.row.id: example.row for example in visits}
         parts = {(e.row.id, column): ids for e in visits for column, ids in e.ids.items()}
         texts = [[name, column, seen[name].prompt, getattr(seen[name], column)] for name, column in sorted(parts)]
-        # As handed over, not as visited: a part of an epoch may have met one completion of a pair only.
-        handed = {(e.row.id, column) for e in self.examples for column in e.ids}
-        per_row = len(handed) / len({name for name, _ in handed})
+        # Counted over all rows, not over the visited ones: part of an epoch may contain only one completion
+        # of a pair.
+        given = {(e.row.id, column) for e in self.examples for column in e.ids}
+        per_row = len(given) / len({name for name, _ in given})
         batch = max(self.steps.values()) * len(self.examples[0].ids)
         return {
             "rows": len(seen),
@@ -98,4 +103,5 @@ class Fed:
 
 
 def digest(value: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]

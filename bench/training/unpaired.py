@@ -1,4 +1,6 @@
-"""What methods on judged completions without pairs share: one trainer for losses of ours, and the order of rewards in a batch."""
+"""Shared code of methods that learn from unpaired rows: a trainer for our losses, and the accuracy of rewards
+in a batch.
+"""
 
 from __future__ import annotations
 
@@ -19,33 +21,39 @@ from bench.training.trainers import Prepared, TrainingJob, method_arguments, out
 
 @dataclass(frozen=True)
 class UnpairedBatch:
-    """What a loss of ours sees of B judged completions in T places, each of which predicts a token."""
+    """Inputs of our losses: B judged completions at T positions; each position predicts the next token."""
 
-    logps: torch.Tensor  # (B, T), 0 outside completions
-    reference_logps: torch.Tensor | None  # (B, T); where the trainer was asked for them
-    mask: torch.Tensor  # (B, T), 1 at the tokens of completions
-    desirable: torch.Tensor  # (B,), bool
-    hidden: torch.Tensor  # (B, T, H), the last hidden states, detached
+    policy_logps: torch.Tensor  # (B, T), 0 outside completions.
+    ref_logps: torch.Tensor | None  # (B, T); None without `token_references`.
+    mask: torch.Tensor  # (B, T), 1 at completion tokens.
+    desirable: torch.Tensor  # (B,), bool.
+    hidden: torch.Tensor  # (B, T, H), the last hidden states, detached.
 
 
 @dataclass(frozen=True)
 class Critic:
-    """A module that is trained beside the policy, by the same optimizer, its gradient clipped apart; it is not part of the model."""
+    """A module trained together with the policy, by the same optimizer.
+
+    Its gradient is clipped separately. It is not part of the saved model.
+    """
 
     module: torch.nn.Module
     max_grad_norm: float
 
 
-UnpairedLoss = Callable[[UnpairedBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]  # the loss, and further numbers for the curve
+# Returns the loss, and further numbers for the curve by name.
+UnpairedLoss = Callable[[UnpairedBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
 def own_unpaired_trainer(
     job: TrainingJob, rows: Sequence[dict[str, Any]], loss: UnpairedLoss, *, token_references: bool = False, critic: Critic | None = None
 ) -> Trainer:
-    """TRL's KTOTrainer over judged completions (rows of `unpaired_rows`) with a loss of ours, and without KTO's second forward.
+    """TRL's KTOTrainer over judged completions (rows of `unpaired_rows`), with our `loss` and without KTO's
+    second forward pass.
 
-    Forward pass, batches and metrics are TRL's own: rewards/* are reward_scale times log π/π_ref (summed), whatever the loss looks at.
-    `token_references`: the start model's log-probabilities token by token, by a pass before the first step.
+    Forward pass, batches and metrics are TRL's: rewards/* are reward_scale times log π/π_ref (summed),
+    whatever the loss is. `token_references`: compute the start model's log-probabilities per token before the
+    first step.
     """
     from trl import KTOConfig, KTOTrainer
 
@@ -53,7 +61,8 @@ def own_unpaired_trainer(
         def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
             if not token_references:
                 return dataset
-            return dataset.add_column("ref_token_logps", _token_logps(self.model, dataset, job))  # the policy is still the reference
+            # The policy still equals the reference.
+            return dataset.add_column("ref_token_logps", _token_logps(self.model, dataset, job))
 
         def _set_signature_columns_if_needed(self) -> None:
             super()._set_signature_columns_if_needed()
@@ -75,7 +84,8 @@ def own_unpaired_trainer(
             references = inputs.pop("ref_token_logps", None)
             backbone = self.accelerator.unwrap_model(model).base_model
             with outputs_of(model) as outputs, outputs_of(backbone) as states:
-                result = super()._compute_loss(model, inputs, return_outputs)  # its metrics; the loss it names (APO's) is dropped
+                # For its metrics; TRL's loss (APO) is dropped.
+                result = super()._compute_loss(model, inputs, return_outputs)
             batch = UnpairedBatch(
                 outputs[0].log_probs,
                 references,
@@ -83,25 +93,27 @@ def own_unpaired_trainer(
                 inputs["label"].bool(),
                 states[0].last_hidden_state[:, :-1].detach(),
             )
-            found, numbers = loss(batch)
+            own_loss, numbers = loss(batch)
             metrics = self._metrics["train"]
-            metrics["kl"].pop()  # TRL's 0, of a loss without one
+            metrics["kl"].pop()  # TRL logs 0 for a loss without a KL term.
             if not metrics["kl"]:
                 del metrics["kl"]
             for name, value in numbers.items():
                 metrics[name].append(value.item())
-            rewards = batch.logps.detach().sum(dim=1) - inputs["ref_logps"]
+            rewards = batch.policy_logps.detach().sum(dim=1) - inputs["ref_logps"]
             log_accuracy(metrics, *self.accelerator.gather((rewards, batch.desirable)))
             if self.aux_loss_enabled:
-                found = found + self.router_aux_loss_coef * outputs[0].aux_loss
-            return (found, result[1]) if return_outputs else found
+                own_loss = own_loss + self.router_aux_loss_coef * outputs[0].aux_loss
+            return (own_loss, result[1]) if return_outputs else own_loss
 
-    rows = [{name: value for name, value in row.items() if "KL" not in name} for row in rows]  # nor the partners that it scores
-    arguments = method_arguments(job) | {"max_length": None}  # rows are cut, and a control token has a place of its own
+    # Only KTO's second pass needs them.
+    rows = [{name: value for name, value in row.items() if "KL" not in name} for row in rows]
+    # Rows are cut already; a control token comes on top of max_length.
+    arguments = method_arguments(job) | {"max_length": None}
     trainer = OwnUnpairedTrainer.over(
         rows, job, KTOConfig(**arguments, loss_type="apo_zero_unpaired", beta=reward_scale(job.settings.method))
     )
-    trainer.critic = critic  # type: ignore[attr-defined]  # where a check finds it
+    trainer.critic = critic  # type: ignore[attr-defined]  # Conformance checks read it.
     trainer.data_collator = _with_token_references(trainer.data_collator)
     if critic:
         trainer.add_callback(_ZeroGradient(critic.module))
@@ -109,7 +121,7 @@ def own_unpaired_trainer(
 
 
 class _ZeroGradient(TrainerCallback):
-    """transformers' Trainer clears the gradients of its model alone."""
+    """Clears a critic's gradients before each step's end; transformers' Trainer only clears its model's."""
 
     def __init__(self, module: torch.nn.Module):
         self.module = module
@@ -119,26 +131,32 @@ class _ZeroGradient(TrainerCallback):
 
 
 def log_accuracy(metrics: dict[str, list[float]], rewards: torch.Tensor, desirable: torch.Tensor) -> None:
-    """rewards/accuracies: share of (desirable, undesirable) row pairs of a batch that the reward orders rightly; a tie is a half, and one
-    label has none."""
+    """Append rewards/accuracies: the share of (desirable, undesirable) row pairs of a batch that the rewards
+    order correctly.
+
+    A tie counts one half. A batch with only one label appends nothing.
+    """
     if desirable.any() and (~desirable).any():
         right = share_right(rewards[desirable][:, None], rewards[~desirable][None, :])
         metrics["rewards/accuracies"].append(right.mean().item())
 
 
 def _token_logps(model: Any, dataset: Dataset, job: TrainingJob) -> list[list[float]]:
-    """Log-probabilities of every place but the first of each row, 0 in its prompt; batches of like length, as logps stages make them."""
+    """Log-probabilities (nats) of every token but the first of each row, 0 in its prompt.
+
+    Rows are batched by length, as the logps stages do it.
+    """
     rows = [Ids(row["prompt_ids"], row["completion_ids"]) for row in dataset]
-    found: list[list[float]] = [[] for _ in rows]
-    for chosen in by_length([len(row.whole) for row in rows], job.settings.method.batch_size):
-        values = per_token_logps(model, [rows[i] for i in chosen], job.tokenizer.pad_token_id, job.settings.dtype)
-        for i, row in zip(chosen, values.tolist(), strict=True):
-            found[i] = row[: len(rows[i].whole) - 1]
-    return found
+    logps: list[list[float]] = [[] for _ in rows]
+    for batch in by_length([len(row.whole) for row in rows], job.settings.method.batch_size):
+        values = per_token_logps(model, [rows[i] for i in batch], job.tokenizer.pad_token_id, job.settings.dtype)
+        for i, row in zip(batch, values.tolist(), strict=True):
+            logps[i] = row[: len(rows[i].whole) - 1]
+    return logps
 
 
 def _with_token_references(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """TRL's collator, and the reference's log-probabilities padded to its width."""
+    """TRL's collator, extended to pad the reference's log-probabilities to the batch's width."""
 
     def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = collate(rows)

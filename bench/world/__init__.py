@@ -1,1 +1,3 @@
-"""The controlled world: small tasks whose true preference is known, and models tiny enough to train on a laptop."""
+"""The controlled world: small tasks with a known true preference, and models tiny enough to train on a
+laptop.
+"""

@@ -1,9 +1,11 @@
-"""What a tiny model is asked when it judges in the controlled world, and what a judge who knows the truth would reply.
+"""Prompts for tiny models that judge in the controlled world, and the replies of a judge that knows the
+truth.
 
-The criteria of a completion can be read off its prompt: each constraint, and last whether the answer is right. All questions are short:
-the conversation, and a user's turn after it. Words are the tokenizer's own wherever that was possible. A constraint is asked about the
-completion alone: where the prompt stands before it too, the word to begin with is there whether it was kept or not, and a model of two
-layers learns little more than how often constraints are kept.
+The criteria of a completion follow from its prompt: each constraint, and last whether the answer is right.
+All questions are short: the conversation, followed by a user's turn. They use words of the world's tokenizer
+where possible. A question about a constraint shows the completion without its prompt. The prompt names the
+word to begin with, whether the completion uses it or not; with the prompt, a model of two layers learns
+little more than how often constraints are kept.
 """
 
 from __future__ import annotations
@@ -19,45 +21,51 @@ ANSWER = "Is it the answer?"
 TOTAL = "Which marks?"
 GRADE = "Which of A, B, C, D, E?"
 BETTER = "The first or the second?"
-GRADES = "EDCBA"  # from the worst: a fifth of the gold scale each
+GRADES = "EDCBA"  # From the worst; each covers a fifth of the gold scale.
 
 
 def criteria(turn: Turn, completion: str) -> list[list[Message]]:
-    """What is asked of a completion: about each constraint, in the prompt's order, and about the answer's content."""
-    said: Message = {"role": "assistant", "content": completion}
-    about = [[said, {"role": "user", "content": _question(constraint)}] for constraint in turn.constraints]
-    return [*about, asked(turn, [completion], ANSWER)]
+    """Prompts for the criteria of a completion: one per constraint, in the prompt's order, then one for the
+    content.
+    """
+    shown: Message = {"role": "assistant", "content": completion}
+    of_constraints = [[shown, {"role": "user", "content": _question(constraint)}] for constraint in turn.constraints]
+    return [*of_constraints, judging_prompt(turn, [completion], ANSWER)]
 
 
 def _question(constraint: Constraint) -> str:
-    """Its text as a question; of a word to avoid without `the word`, which may be the one."""
+    """The constraint's text as a question.
+
+    A word to avoid is asked without `the word`, because that may be the word to avoid.
+    """
     return f"Avoid {constraint.value}?" if constraint.kind == "avoid" else f"{constraint.text.removesuffix('.')}?"
 
 
 def marks(turn: Turn, completion: str, weights: GoldWeights) -> list[int]:
-    """The truth on each criterion: 1 where it is met."""
+    """True marks of a completion: 1 for each criterion that is met, else 0."""
     met = [keeps(constraint, completion) for constraint in turn.constraints]
     return [int(each) for each in (*met, gold(turn, completion, weights).content == 1)]
 
 
-def asked(turn: Turn, completions: Sequence[str], question: str) -> list[Message]:
-    """The conversation up to the judge's reply; two completions stand one after the other."""
-    said: list[Message] = [{"role": "assistant", "content": text} for text in completions]
-    return [{"role": "user", "content": turn.text}, *said, {"role": "user", "content": question}]
+def judging_prompt(turn: Turn, completions: Sequence[str], question: str) -> list[Message]:
+    """The turn, its one or two completions, and the question to the judge."""
+    shown: list[Message] = [{"role": "assistant", "content": text} for text in completions]
+    return [{"role": "user", "content": turn.text}, *shown, {"role": "user", "content": question}]
 
 
 def total_reply(turn: Turn, completion: str, weights: GoldWeights) -> str:
-    """Mark by mark, then their sum."""
-    found = marks(turn, completion, weights)
-    return f"{', '.join(map(str, found))}. Score: {sum(found)}"
+    """The true reply to TOTAL: all marks, then their sum."""
+    given = marks(turn, completion, weights)
+    return f"{', '.join(map(str, given))}. Score: {sum(given)}"
 
 
 def grade_reply(turn: Turn, completion: str, weights: GoldWeights) -> str:
+    """The true reply to GRADE: a letter from A (best) to E."""
     total = gold(turn, completion, weights).total
     return GRADES[min(int(total / 2), len(GRADES) - 1)]
 
 
 def better_reply(turn: Turn, first: str, second: str, weights: GoldWeights) -> str | None:
-    """None where neither is better."""
+    """The true reply to BETTER: `first` or `second`; None if both have the same gold reward."""
     difference = gold(turn, first, weights).total - gold(turn, second, weights).total
     return None if difference == 0 else "first" if difference > 0 else "second"

@@ -1,9 +1,12 @@
 """The controlled world's models: tiny Llamas, trained from scratch on clean text of the world.
 
-The base stage is transformers' Trainer on completions, its rows kept in order (copy drills first) in batches of like length. In CPU
-seconds it costs 1.07 of a bare loop; TRL's SFTTrainer, which also measures entropy and accuracy, 1.4 (200 steps, one thread).
-What lets so small a model copy, in greedy gold of the default model after the base stage (one run each, development prompts): all of the
-recipe 8.5; AdamW alone 6.4; no copy drills 7.6; transformers' initial spread of .02 instead of .05 7.7.
+The base stage trains on completions with transformers' Trainer. Rows stay in order (copy drills first), in
+batches of similar length. It takes 1.07 times the CPU seconds of a bare loop; TRL's SFTTrainer, which also
+measures entropy and accuracy, takes 1.4 times (200 steps, one thread).
+
+So small a model learns to copy only with all of the recipe. Greedy gold reward of the default model after the
+base stage (one run each, development prompts): whole recipe 8.5; AdamW alone 6.4; no copy drills 7.6;
+transformers' initial standard deviation of .02 instead of .05 7.7.
 """
 
 from __future__ import annotations
@@ -22,18 +25,21 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from bench.config import Pretraining, WorldModel
 from bench.records import Text
 
-_WARMUP = 0.05  # share of steps; then constant, and from DECAY_START falling to 0
-_DECAY_START = 0.5
-_LIKE_LENGTH = 16  # batches among which rows are sorted by length: far fewer than drills take to fade
+_WARMUP = 0.05  # Share of steps. Then the learning rate is constant, and from _DECAY_START on it falls to 0.
+_DECAY_START = 0.5  # Share of steps.
+_LIKE_LENGTH = 16  # Batches whose rows are sorted by length together. Drills fade out over far more batches.
 
 
 class EncodedRow(NamedTuple):
     input_ids: list[int]
-    n_prompt: int  # tokens that carry no loss
+    n_prompt: int  # Number of tokens without loss.
 
 
 def new_model(settings: WorldModel, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Untrained weights, the same for the same `pretraining.seed`; torch's global generator is left as it was."""
+    """An untrained model.
+
+    Its weights are the same for the same `pretraining.seed`; torch's global generator is not changed.
+    """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -60,25 +66,26 @@ def pretrain(
     settings: Pretraining,
     progress: Callable[[int, float], None] | None = None,
 ) -> None:
-    """The base stage, in place: `steps` batches from `rows` in order, loss on completions. `progress` hears (step, loss) now and then.
+    """Train `model` in place for `steps` batches of `rows`, in order, with the loss on completions (the base
+    stage).
 
-    Raises ValueError when there are fewer rows than steps x batch_size, FloatingPointError when the loss is not finite.
+    `progress` gets (step, loss) from time to time. Raises ValueError if there are fewer rows than steps x
+    batch_size, and FloatingPointError if the loss is not finite.
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     batches = ordered_batches(encode(tokenizer, rows), settings.batch_size, settings.seed)
     in_order = [row for batch in itertools.islice(batches, settings.steps) for row in batch]
     if len(in_order) < settings.steps * settings.batch_size:
-        raise ValueError(
-            f"{settings.steps} steps of {settings.batch_size} rows need {settings.steps * settings.batch_size}, got {len(in_order)}"
-        )
+        needed = settings.steps * settings.batch_size
+        raise ValueError(f"{settings.steps} steps of {settings.batch_size} rows need {needed} rows, got {len(in_order)}")
     optimizer = MuonAdamW(model, settings.learning_rate)
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             max_steps=settings.steps,
             per_device_train_batch_size=settings.batch_size,
-            train_sampling_strategy="sequential",  # the rows' order is the point
+            train_sampling_strategy="sequential",  # Keep the rows' order.
             remove_unused_columns=False,
             max_grad_norm=1.0,
             seed=settings.seed,
@@ -93,18 +100,19 @@ def pretrain(
         trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=in_order,  # type: ignore[arg-type]  # anything with a length and items
+            train_dataset=in_order,  # type: ignore[arg-type]  # Any sequence works.
             data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_share, settings.steps))),
             callbacks=[_Report(progress)],
         )
-        trainer.remove_callback(PrinterCallback)  # progress hears it
+        trainer.remove_callback(PrinterCallback)  # `progress` reports instead.
         trainer.train()
-    model.config.use_cache = True  # Trainer turns it off for good, and a model saved like that generates five times slower
+    # Trainer turns it off, and a model saved without it generates five times slower.
+    model.config.use_cache = True
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Text]) -> list[EncodedRow]:
-    """Token ids of conversations, EOS included."""
+    """Token ids of conversations, EOS included, with the length of their prompts."""
     rows = list(rows)
     write = partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
     prompts = [write([dict(message) for message in row.prompt]) for row in rows]
@@ -114,19 +122,23 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Text]) -> list[Enc
 
 
 def collate(rows: Sequence[EncodedRow], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Tensors (B, T), padded on the right; labels are -100 where there is no loss."""
+    """A batch of tensors (B, T), padded on the right; labels are -100 where there is no loss."""
     length = max(len(row.input_ids) for row in rows)
-    found: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
     for row in rows:
         padding = length - len(row.input_ids)
-        found["input_ids"].append(row.input_ids + [pad_token_id] * padding)
-        found["attention_mask"].append([1] * len(row.input_ids) + [0] * padding)
-        found["labels"].append([-100] * row.n_prompt + row.input_ids[row.n_prompt :] + [-100] * padding)
-    return {name: torch.tensor(values) for name, values in found.items()}
+        batch["input_ids"].append(row.input_ids + [pad_token_id] * padding)
+        batch["attention_mask"].append([1] * len(row.input_ids) + [0] * padding)
+        batch["labels"].append([-100] * row.n_prompt + row.input_ids[row.n_prompt :] + [-100] * padding)
+    return {name: torch.tensor(values) for name, values in batch.items()}
 
 
 def ordered_batches(rows: Sequence[EncodedRow], batch_size: int, seed: int) -> Iterator[list[EncodedRow]]:
-    """Full batches of rows of like length; order is kept up to _LIKE_LENGTH batches, among which it is shuffled."""
+    """Full batches of rows with similar length, in the rows' order except within groups of _LIKE_LENGTH
+    batches.
+
+    Inside a group, rows are sorted by length and the batches are shuffled.
+    """
     rng = random.Random(f"batches/{seed}")
     window = batch_size * _LIKE_LENGTH
     for start in range(0, len(rows), window):
@@ -137,9 +149,10 @@ def ordered_batches(rows: Sequence[EncodedRow], batch_size: int, seed: int) -> I
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the matrices inside the layers, AdamW for embeddings and norms, with one learning rate.
+    """Muon (Jordan et al. 2024) for the layers' matrices, and AdamW for embeddings and norms.
 
-    Muon's updates are scaled to AdamW's size (`match_rms_adamw`), as Moonshot does, so that one rate serves both.
+    Muon's updates are scaled to the size of AdamW's (`match_rms_adamw`), as Moonshot does, so that both use
+    one learning rate.
     """
 
     def __init__(self, model: torch.nn.Module, learning_rate: float) -> None:
@@ -154,12 +167,12 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for part, group in zip(self._parts, self.param_groups, strict=True):
-            part.param_groups[0]["lr"] = group["lr"]  # copied: Accelerate replaces our groups when it prepares the optimizer
+            part.param_groups[0]["lr"] = group["lr"]  # Copied, because Accelerate replaces our groups.
             part.step()
 
 
 def _share(steps: int, step: int) -> float:
-    """Of the learning rate, at a step."""
+    """Factor of the learning rate at a step."""
     return min(1.0, (step + 1) / (_WARMUP * steps), (steps - step) / ((1 - _DECAY_START) * steps))
 
 
@@ -170,6 +183,7 @@ class _Report(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
             if not math.isfinite(loss := float(logs["loss"])):
-                raise FloatingPointError(f"the loss was {loss} by step {state.global_step} of {state.max_steps}: lower the learning rate")
+                step = f"step {state.global_step} of {state.max_steps}"
+                raise FloatingPointError(f"the training diverged: the loss was {loss} at {step}. Lower the learning rate.")
             if self._progress:
                 self._progress(state.global_step, loss)

@@ -1,10 +1,12 @@
-"""What is asked in the controlled world: readable instructions in MT-Bench's eight categories, one or two turns.
+"""Tasks of the controlled world: readable instructions in MT-Bench's eight categories, with one or two turns.
 
-An instruction is a question and up to three constraints of style or length. Every first-turn text belongs to exactly one split, by a
-hash of its text: whatever the seed, no prompt of one split is ever a prompt of another. It is the texts that are disjoint, not the
-questions: the pools are small (18 and 20 facts in stem and humanities; a few hundred sums, notes and greetings), constraints make
-thousands of texts of them, and about two thirds of the evaluation prompts ask, under other constraints, a question that training asks
-too. What evaluation measures is keeping constraints on known kinds of question. (The same rules in another order are another text.)
+An instruction is a question and up to three constraints of style or length. Every first-turn text belongs to
+exactly one split, by a hash of its text: for every seed, no prompt of one split is a prompt of another. Only
+the texts are disjoint, not the questions. The pools are small (18 and 20 facts in stem and humanities; a few
+hundred sums, notes and greetings), and constraints make thousands of texts from them. About two thirds of the
+evaluation prompts ask a question that training also asks, under other constraints. Evaluation therefore
+measures how well a policy keeps constraints on known kinds of questions. (The same constraints in another
+order make another text.)
 """
 
 from __future__ import annotations
@@ -20,15 +22,19 @@ from typing import Any, NamedTuple
 from bench.config import World
 from bench.world import vocabulary
 
-# Sixty-fourths of all prompt texts. Evaluation is large: 805 distinct prompts must be found in the smallest category's share too.
+# Shares of all prompt texts, in sixty-fourths. Evaluation is large, because its share must hold enough
+# prompts of the smallest category for 805 distinct prompts.
 SPLITS = {"train": 20, "demonstrations": 22, "evaluation": 10, "development": 7, "heldout": 3, "kl": 2}
 _SPLIT_OF_BUCKET = tuple(itertools.chain.from_iterable([split] * share for split, share in SPLITS.items()))
-_MAX_TRIES = 20_000  # draws without a new prompt before a split counts as exhausted
+_MAX_TRIES = 20_000  # A split counts as exhausted after this many draws without a new prompt.
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """A rule of style or length. `value`: the word of begin, end and avoid, the number of words of at_most, else None."""
+    """A rule of style or length.
+
+    `value`: the word for begin, end and avoid; the number of words for at_most; else None.
+    """
 
     kind: str
     value: str | int | None = None
@@ -50,10 +56,11 @@ CONSTRAINT_TEXTS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user says in one turn, and what the gold judge needs to know about it.
+    """One user turn, with the facts that the gold judge needs.
 
-    `slots`: for each sentence of the answer the words it must name, in order; `@cheerful` stands for any word of that tone.
-    `target_words`: length in words of a perfect answer (its longer phrasing); longer ones lose conciseness.
+    `slots`: the words that each sentence of the answer must name, in order; `@cheerful` stands for any word
+    of that tone. `target_words`: number of words of a perfect answer, in its longer phrasing. Longer
+    completions lose conciseness.
     """
 
     text: str
@@ -74,7 +81,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt of one or more user turns; a later turn is asked after the policy's own earlier answers."""
+    """A prompt of one or more user turns.
+
+    Each later turn follows the policy's own completion of the turn before.
+    """
 
     id: str
     category: str
@@ -87,16 +97,17 @@ class Question(NamedTuple):
 
 
 def split_of(text: str) -> str:
-    """The split that owns a first-turn text."""
+    """The split of a first-turn text."""
     digest = hashlib.sha256(text.encode()).digest()
     return _SPLIT_OF_BUCKET[int.from_bytes(digest[:8], "big") % len(_SPLIT_OF_BUCKET)]
 
 
 def make_tasks(world: World, n: int, *, split: str, seed: int, n_turns: int = 1) -> list[Task]:
-    """`n` tasks of a split with distinct first turns, balanced over the world's categories (counts differ by one at most).
+    """`n` tasks of a split with distinct first turns, balanced over the world's categories (counts differ by
+    one at most).
 
-    Same arguments, same tasks. A category whose unconstrained questions run out goes on with constrained ones.
-    Raises ValueError when a split has fewer than `n` prompts.
+    The same arguments give the same tasks. When a category has no unconstrained question left, further ones
+    are constrained. Raises ValueError if the split has fewer than `n` prompts.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
@@ -111,7 +122,10 @@ def make_tasks(world: World, n: int, *, split: str, seed: int, n_turns: int = 1)
 
 
 def make_task(world: World, category: str, splits: set[str], seen: set[str], rng: random.Random, n_turns: int) -> Task:
-    """One task whose first turn belongs to one of `splits`, and is none of those `seen`."""
+    """One task.
+
+    Its first turn belongs to one of `splits` and is not in `seen`. Raises ValueError if there is none left.
+    """
     for _ in range(_MAX_TRIES):
         question = QUESTIONS[category](rng)
         turn = _turn(question, category, _draw_constraints(question, category, _constraint_count(world, rng), rng))
@@ -125,24 +139,26 @@ def make_task(world: World, category: str, splits: set[str], seen: set[str], rng
         task_id = f"{category}-{hashlib.sha256(rows.encode()).hexdigest()[:12]}"
         return Task(id=task_id, category=category, turns=tuple(turns))
     raise ValueError(
-        f"the split {', '.join(sorted(splits))} has too few prompts of category {category}: no new one after {len(seen)} in all; "
-        "ask for fewer prompts, or allow more constraints (world.constraint_counts) or other categories (world.categories)"
+        f"the split {', '.join(sorted(splits))} has too few prompts of category {category}: none is left after {len(seen)} prompts of all "
+        "categories. Use fewer prompts, more constraints (world.constraint_counts) or other categories (world.categories)."
     )
 
 
 def _follow_up(world: World, category: str, question: Question, rng: random.Random) -> tuple[Question, Turn]:
-    """The same question under at least one new constraint, or the same kind of question about something else."""
+    """A question for the next turn: the same one with new constraints (at least one), or another one of the
+    same category.
+    """
     count = _constraint_count(world, rng)
     if rng.random() < 0.5:
         again = Question("Drop the old rules and answer again.", question.slots)
         return question, _turn(again, category, _draw_constraints(question, category, max(1, count), rng))
     other = QUESTIONS[category](rng)
-    asked = Question(f"Now {decapitalise(other.text)}", other.slots)
-    return other, _turn(asked, category, _draw_constraints(other, category, count, rng))
+    follow_up = Question(f"Now {decapitalise(other.text)}", other.slots)
+    return other, _turn(follow_up, category, _draw_constraints(other, category, count, rng))
 
 
 def decapitalise(text: str) -> str:
-    """Lower-case start, unless the text starts with a name or with `I`."""
+    """The text with a lower-case first letter, unless it starts with a name or with `I`."""
     return text if text.startswith((*vocabulary.NAMES, "I ")) else text[0].lower() + text[1:]
 
 
@@ -154,7 +170,7 @@ def _constraint_count(world: World, rng: random.Random) -> int:
 
 
 def _draw_constraints(question: Question, category: str, count: int, rng: random.Random) -> tuple[Constraint, ...]:
-    """`count` different kinds (at most all six), in a drawn order."""
+    """`count` constraints of different kinds (at most all six), in random order."""
     kinds = rng.sample(tuple(CONSTRAINT_TEXTS), min(count, len(CONSTRAINT_TEXTS)))
     needed = _answer_words(question.slots, category) + _constraint_words(kinds)
     return tuple(_constraint(kind, category, needed, rng) for kind in kinds)
@@ -165,7 +181,7 @@ def _constraint(kind: str, category: str, needed: int, rng: random.Random) -> Co
         return Constraint(kind, rng.choice(vocabulary.OPENERS))
     if kind == "end":
         return Constraint(kind, rng.choice(vocabulary.CLOSERS))
-    if kind == "avoid":  # a word of one phrasing that the other does without
+    if kind == "avoid":  # A word that only one of the two phrasings uses.
         first, second = vocabulary.FORM_WORDS[category]
         return Constraint(kind, rng.choice(sorted(first ^ second)))
     if kind == "at_most":
@@ -174,7 +190,7 @@ def _constraint(kind: str, category: str, needed: int, rng: random.Random) -> Co
 
 
 def _constraint_words(kinds: Sequence[str]) -> int:
-    """Words that a perfect answer spends on constraints: an opener, a closer, `Thank you`."""
+    """Number of words that a perfect answer needs for constraints: an opener, a closer, `Thank you`."""
     return ("begin" in kinds) + ("end" in kinds) + 2 * ("polite" in kinds)
 
 
@@ -210,9 +226,9 @@ def _roleplay(rng: random.Random) -> Question:
 def _reasoning(rng: random.Random) -> Question:
     if rng.random() < 0.5:
         tall, short = rng.sample(vocabulary.NAMES, 2)
-        asked = rng.choice(("taller", "shorter"))
+        wanted = rng.choice(("taller", "shorter"))
         given = rng.choice((f"{tall} is taller than {short}.", f"{short} is shorter than {tall}."))
-        return Question(f"{given} Who is {asked}?", ((tall if asked == "taller" else short,),))
+        return Question(f"{given} Who is {wanted}?", ((tall if wanted == "taller" else short,),))
     usual, other = rng.sample(tuple(vocabulary.GROUPS.values()), 2)
     odd = rng.choice(other)
     shown = [*rng.sample(usual, 2), odd]
@@ -245,9 +261,9 @@ def _coding(rng: random.Random) -> Question:
 
 def _extraction(rng: random.Random) -> Question:
     record = {"name": rng.choice(vocabulary.NAMES), "city": rng.choice(vocabulary.CITIES), "job": rng.choice(vocabulary.JOBS)}
-    asked = rng.sample(tuple(record), rng.choice((1, 2)))
+    fields = rng.sample(tuple(record), rng.choice((1, 2)))
     shown = ", ".join(f"{field} {value}" for field, value in record.items())
-    return Question(f"Record: {shown}. Give the {' and '.join(asked)}.", (tuple(record[field] for field in asked),))
+    return Question(f"Record: {shown}. Give the {' and '.join(fields)}.", (tuple(record[field] for field in fields),))
 
 
 def _fact(rng: random.Random, tables: Sequence[tuple[str, Mapping[str, str]]]) -> Question:

@@ -1,7 +1,9 @@
-"""The controlled world's tokenizer: a small byte-level BPE in which every word of the world, after a space, is one token.
+"""The controlled world's tokenizer: a small byte-level BPE. Every word of the world, with a space before it,
+is one token.
 
-Chat template: `<bos><user> text<assistant> text<eos><user> ...`. Text follows a space, so a prompt's tokens are a prefix of those of
-prompt and completion. Printable ASCII is covered; other characters become `<unk>`.
+Chat template: `<bos><user> text<assistant> text<eos><user> ...`. Text follows a space, so the tokens of a
+prompt are a prefix of the tokens of prompt and completion. Printable ASCII is covered; other characters
+become `<unk>`.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<assistant>' }}{%- endif -%}"
 )
-_LARGEST_VOCABULARY = 4000  # never reached: merging stops when every word is one token
+_LARGEST_VOCABULARY = 4000  # Never reached: merging stops when every word is one token.
 
 
 def new_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """The same bytes every time. `max_length`: of the model, in tokens."""
+    """The tokenizer, always with the same bytes. `max_length`: the model's, in tokens."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -60,16 +62,18 @@ def new_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
 
 
 def vocabulary() -> list[str]:
-    """Every word that prompts and completions use, in each case in which it may stand, sorted."""
-    answers = [word for pool in (*words.KINDS, words.OPENERS, words.CLOSERS) for word in pool]
+    """All words of prompts and completions, sorted; a word is listed in upper and in lower case if both
+    occur.
+    """
+    texts = [word for pool in (*words.KINDS, words.OPENERS, words.CLOSERS) for word in pool]
     for text in (words.POLITE, *words.FILLERS, *(form for forms in words.FORMS.values() for form in forms)):
-        answers += [text, tasks.decapitalise(text)]
-    greetings = [greeting.lower() for greeting in words.PERSONAS.values()]  # after an opener
-    return sorted(set(re.findall(r"[^\W_]+", " ".join([*answers, *greetings, *_prompts()]))))
+        texts += [text, tasks.decapitalise(text)]
+    greetings = [greeting.lower() for greeting in words.PERSONAS.values()]  # As they stand after an opener.
+    return sorted(set(re.findall(r"[^\W_]+", " ".join([*texts, *greetings, *_prompts()]))))
 
 
 def _prompts() -> list[str]:
-    """Prompts enough to meet every word of the instructions; tests check that none is missing."""
+    """Enough prompts to contain every word of the instructions; tests check that none is missing."""
     world = World(
         categories=CATEGORIES,
         constraint_counts=(0.0, 0.0, 0.0, 1.0),

@@ -1,4 +1,7 @@
-"""Word lists and phrases of the controlled world. Pools are small: copying an unseen word is what tiny models learn last."""
+"""Word lists and phrases of the controlled world.
+
+The lists are short, because tiny models learn to copy unseen words last.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ TONES = {
     "grand": ("splendid", "majestic", "vast", "noble", "glorious"),
 }
 
-# A group has one odd one out when three of its words stand beside a word of another group; lists in coding mix all groups.
+# In "odd one out", one word comes from another group than the rest. Lists in coding mix all groups.
 GROUPS = {
     "animals": ("dog", "horse", "sheep", "tiger", "rabbit"),
     "fruits": ("apple", "lemon", "cherry", "plum", "mango"),
@@ -83,12 +86,12 @@ AUTHORS = {
     "Carmen": "Merimee",
 }
 
-COUNTS = ("one", "two", "three")  # as text writes them; a list or a note has at most three parts
-LARGEST_OPERAND = 9  # of sums; with 12, a small model knew a third of them after the base stage
+COUNTS = ("one", "two", "three")  # In words; a list or a note has at most three parts.
+LARGEST_OPERAND = 9  # In sums. With 12, a small model knew only a third of the sums after the base stage.
 NUMBERS = tuple(str(number) for number in range(2 * LARGEST_OPERAND + 2))
 
-# Two phrasings of each kind of answer: avoiding a word means taking the other one. A `{}` takes the slots of one sentence, in order;
-# with a single `{}` they are joined by commas.
+# Two phrasings per category: an answer avoids a word by using the other phrasing. Each `{}` takes one slot of
+# the sentence, in order; a single `{}` takes all of them, joined by commas.
 FORMS = {
     "writing": ("The {} is {}.", "My {} looks {}."),
     "roleplay": ("{}, dear {}.", "{}, good {}."),
@@ -103,7 +106,7 @@ FORMS = {
 OPENERS = ("Well", "So", "Look", "Listen", "Now", "Honestly")
 CLOSERS = ("indeed", "today", "friend", "always", "again", "here")
 POLITE = "Thank you."
-# No filler uses a word that a form, an opener, a closer or an answer uses: filler costs brevity and nothing else.
+# Fillers use no word of a form, an opener, a closer or an answer, so that a filler only lowers conciseness.
 FILLERS = (
     "I am glad to help you.",
     "Let me think about your question first.",
@@ -115,13 +118,16 @@ FILLERS = (
 
 
 def _words(*texts: str) -> frozenset[str]:
-    """Lower-case words of texts in which words are divided by spaces and punctuation hugs them."""
+    """Lower-case words of texts, without the punctuation marks around them.
+
+    Words must be separated by spaces.
+    """
     return frozenset(word.strip(".,!?{}").lower() for text in texts for word in text.split()) - {""}
 
 
 _TONE_WORDS = tuple(word for words in TONES.values() for word in words)
 
-# Words that one may mistake for each other: an error takes another word of the first pool that holds the right one.
+# Groups of similar words. An error replaces a word by another one of the first group that holds it.
 KINDS = (
     NAMES,
     CITIES,
@@ -136,7 +142,7 @@ KINDS = (
     NUMBERS,
 )
 
-# What may be named as an answer, by category: naming more of these than asked for costs content.
+# Words that can be an answer, by category. Naming more of them than requested lowers the content score.
 CANDIDATES = {
     "writing": _words(*TOPICS, *_TONE_WORDS),
     "roleplay": _words(*PERSONAS.values(), *NAMES),

@@ -1,8 +1,10 @@
-"""Simulated writers: a perfect answer, made worse with given probabilities. They write demonstrations and the reference completions.
+"""Simulated writers: they make a perfect answer worse, with given probabilities. They write demonstrations
+and reference completions.
 
-`error`: one named word is wrong. `missed_constraint`: of each constraint apart, so that above one half missing it is what most
-demonstrations do - what preference data can then teach a policy to undo. `filler`: a sentence or two that says nothing; it is
-where a missed word limit comes from as well, and a kept limit leaves it out.
+`error`: one named word is wrong. `missed_constraint`: each constraint is missed with this probability,
+independently. Above one half, most demonstrations miss a given constraint, and preference data can teach a
+policy to keep it. `filler`: one or two empty sentences are added. A missed word limit also adds filler, and a
+kept one leaves it out.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from bench.world import vocabulary
 from bench.world.gold import count_words
 from bench.world.tasks import Constraint, Turn, decapitalise
 
-_SECOND_FILLER = 0.3  # of answers with filler
+_SECOND_FILLER = 0.3  # Share of the completions with filler that have two.
 
 
 def write(turn: Turn, writer: Writer, rng: random.Random) -> str:
-    """A completion of `turn`; with all three probabilities 0 it is perfect."""
+    """A completion of `turn`; it is perfect if all three probabilities are 0."""
     kept = {constraint.kind: constraint for constraint in turn.constraints if rng.random() >= writer.missed_constraint}
     missed = {constraint.kind: constraint for constraint in turn.constraints if constraint.kind not in kept}
     slots = _named(turn, rng)
@@ -38,14 +40,14 @@ def write(turn: Turn, writer: Writer, rng: random.Random) -> str:
 
 
 def _named(turn: Turn, rng: random.Random) -> list[list[str]]:
-    """The words to name, a tone's slots filled with different words of that tone."""
+    """The words to name, by sentence. A tone's slots get different words of that tone."""
     tones = {slot for sentence in turn.slots for slot in sentence if slot.startswith("@")}
     left = {tone: rng.sample(vocabulary.TONES[tone[1:]], len(turn.slots)) for tone in sorted(tones)}
     return [[left[slot].pop() if slot in left else slot for slot in sentence] for sentence in turn.slots]
 
 
 def _with_error(slots: list[list[str]], turn: Turn, rng: random.Random) -> list[list[str]]:
-    """One word replaced by another of its kind that is wrong there."""
+    """The slots with one word replaced by a wrong word of the same kind."""
     sentence, place = rng.choice([(i, j) for i, named in enumerate(slots) for j in range(len(named))])
     right = turn.slots[sentence][place]
     alike = next(pool for pool in vocabulary.KINDS if slots[sentence][place] in pool)
@@ -56,17 +58,19 @@ def _with_error(slots: list[list[str]], turn: Turn, rng: random.Random) -> list[
 
 
 def _form(category: str, avoided: Constraint | None, used: Constraint | None, rng: random.Random) -> str:
-    """A phrasing; without the word that is avoided, or with the one that should have been."""
+    """A phrasing for the answer: without the word to avoid if the constraint is kept, with that word if it is
+    missed.
+    """
     allowed = [
         form
-        for form, said in zip(vocabulary.FORMS[category], vocabulary.FORM_WORDS[category], strict=True)
-        if (avoided is None or avoided.value not in said) and (used is None or used.value in said)
+        for form, words in zip(vocabulary.FORMS[category], vocabulary.FORM_WORDS[category], strict=True)
+        if (avoided is None or avoided.value not in words) and (used is None or used.value in words)
     ]
     return rng.choice(allowed)
 
 
 def _fillers(rng: random.Random) -> tuple[list[str], list[str]]:
-    """Sentences before and after the answer."""
+    """One or two filler sentences: those before and those after the answer."""
     first, second = rng.sample(vocabulary.FILLERS, 2)
     if rng.random() < _SECOND_FILLER:
         return [first], [second]

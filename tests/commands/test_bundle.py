@@ -109,7 +109,7 @@ def test_do_report_leaves_a_table_alone_of_which_nothing_was_run_here(bundled: R
     before = {path: path.read_bytes() for path in there.rglob("*") if path.is_file()}
     ran = bench("+sweep=smoke", "do=report", results=tmp_path / "results")
     assert ran.code == 2
-    assert f"no cell of smoke was run in {tmp_path / 'results'}: {there} stays as it is" in ran.err
+    assert f"no cell of smoke was run in {tmp_path / 'results'}, so {there} was not changed" in ran.err
     assert {path: path.read_bytes() for path in there.rglob("*") if path.is_file()} == before
 
 
@@ -120,7 +120,7 @@ def test_do_report_says_that_a_table_was_another_one(bundled: Ran, place: Path, 
     table.write_bytes(whole.replace(b"done,", b"done,9", 1))
     ran = bench("do=report", results=root)
     assert (ran.code, table.read_bytes()) == (0, whole)
-    assert f"CHANGED  {table} was another table before" in ran.out
+    assert f"CHANGED  {table} differs from the table that was there before" in ran.out
 
 
 def test_a_secret_of_the_environment_is_not_given_away(bundled: Ran, place: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_bundle_of_another_version_is_said(tmp_path: Path) -> None:
     (tmp_path / "results" / "bundle.json").write_text('{"format": 99}')
     ran = bench("do=report", results=tmp_path / "results")
     assert ran.code == 2
-    assert "cannot be read by this version of bench: format 99" in ran.err
+    assert "cannot be read by this version of bench: it has format 99" in ran.err
 
 
 def test_where_it_goes_is_checked_at_the_door(tmp_path: Path) -> None:

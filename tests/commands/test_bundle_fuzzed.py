@@ -18,7 +18,7 @@ from test_foreign_files import ODD, parts, spoilt
 from tiny import make_model, make_preferences
 
 from bench.cli.compose import BadConfig, Opened, open_command
-from bench.commands.bundle import nameless, read, told_of
+from bench.commands.bundle import bundle_facts, nameless, read
 from bench.commands.planned_sweep import sweep_of
 from bench.store.keys import hash_long
 from bench.store.store import Manifest, Store, files_digest, read_manifest, write_manifest
@@ -62,7 +62,7 @@ def test_a_bundle_is_refused_by_its_file_or_read_as_it_stands(
     asked = opened[data.draw(st.integers(0, 1))]
     folder = tmp_path_factory.getbasetemp() / "bundle"
     folder.mkdir(exist_ok=True)
-    content = json.loads(json.dumps(told_of(asked, {}, [], Store(folder / "store"))))
+    content = json.loads(json.dumps(bundle_facts(asked, {}, [], Store(folder / "store"))))
     content["cells"] = content["cells"][:2]
     content = change(data, content)
     (folder / "bundle.json").write_text(json.dumps(content))
@@ -87,7 +87,7 @@ def test_a_bundle_is_refused_by_its_file_or_read_as_it_stands(
 @pytest.mark.parametrize("name", ["cells", "expectations", "axes"])
 @pytest.mark.parametrize("value", ["", {}, None, 0])
 def test_lists_of_a_bundle_are_lists(name: str, value: Any, opened: list[Opened], tmp_path: Path) -> None:
-    told = json.loads(json.dumps(told_of(opened[0], {}, [], Store(tmp_path / "store"))))
+    told = json.loads(json.dumps(bundle_facts(opened[0], {}, [], Store(tmp_path / "store"))))
     (tmp_path / "bundle.json").write_text(json.dumps(told | {name: value}))
     with pytest.raises(BadConfig, match=rf"bundle.json cannot be read by this version of bench: {name} must be a list, got"):
         read(tmp_path, opened[0])

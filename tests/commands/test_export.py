@@ -81,7 +81,7 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     assert evict.evict("numbers", [smoke_cell("kto", 0.1)], Store(results / "store")).stages == 3
     ran = bench("do=export", f"cell={key}", f"out={tmp_path / 'out'}", results=results)
     assert ran.code == 2
-    assert "its weights were evicted" in ran.err and "keep=weights" in ran.err
+    assert "its weights were deleted" in ran.err and "keep=weights" in ran.err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     ran = bench("do=export", f"cell={key}", f"out={tmp_path / 'full'}", results=results)

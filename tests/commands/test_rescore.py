@@ -77,8 +77,8 @@ OURS = [output(i, f"ours {i}", "m") for i in range(6)]
             "6 of 6 rows have another output_2 than the model_outputs.json",
         ),
         ([annotated(0), annotated(1, output_1="x")], OURS, "1 of 2 rows have another output_1 than the reference (first: row 1)"),
-        ([annotated(9)], OURS, "1 of 1 rows ask what the model_outputs.json does not answer (first: row 0)"),
-        ([annotated(8)], [output(8, "ours 8", "m")], "1 of 1 rows ask what the reference does not answer (first: row 0)"),
+        ([annotated(9)], OURS, "1 of 1 rows have an instruction that is not in the model_outputs.json (first: row 0)"),
+        ([annotated(8)], [output(8, "ours 8", "m")], "1 of 1 rows have an instruction that is not in the reference (first: row 0)"),
         ([annotated(0, output_1="ours 0", output_2="theirs")], OURS, "another output_2 than the model_outputs.json"),
     ],
 )
@@ -94,14 +94,16 @@ def test_annotations_of_other_texts_than_the_files_beside_them_are_refused(
 
 def test_texts_of_another_model_do_not_stand_in_for_those_that_rows_lack(tmp_path: Path) -> None:
     folder = small_layout(tmp_path, [annotated(i, output_2=None) for i in range(6)], [row | {"generator": "other"} for row in OURS])
-    with pytest.raises(BadConfig, match="row 0: output_2 is not in the row, and the file that should bring it is of the text 'other'"):
+    with pytest.raises(
+        BadConfig, match="row 0: the row has no output_2, and the file with these outputs is of another model, the text 'other'"
+    ):
         rescore_files(asked(folder))
 
 
 def test_repeated_rows_are_counted_under_the_table(tmp_path: Path) -> None:
     found = rescore_files(asked(small_layout(tmp_path, [annotated(i) for i in range(6)] + [annotated(0, preference=2)], OURS)))
     assert found.rows[0]["n_repeated"] == 1
-    assert any(note.startswith("Rows that repeat an instruction: m 1. The package counts each") for note in found.notes)
+    assert any(note.startswith("Some rows repeat an instruction: m 1. The package counts each") for note in found.notes)
 
 
 # AlpacaEval's layout --------------------------------------------------------------------------------------------------
@@ -160,7 +162,7 @@ def test_failed_votes_are_counted_and_too_many_refuse_the_model(tmp_path: Path) 
     assert (found["some"]["n_unscored"], found["some"]["n_total"]) == (41, 764)
     assert (found["cut"]["n_unscored"], found["cut"]["n_total"]) == (3, 802)
     assert found["many"]["refused"] and found["many"]["win_rate"] is found["many"]["lc_win_rate"] is None
-    assert found["many"]["reason"] == "win_rate: 202 of 805 verdicts (25%) have no score, more than max_unscored=0.1: no mean of the rest"
+    assert found["many"]["reason"] == "win_rate: 202 of 805 verdicts (25%) have no score, more than max_unscored=0.1, so there is no mean"
     allowed = rescore_files(asked(tmp_path, max_unscored=0.3))
     assert not allowed.refused and all(row["win_rate"] > 0 for row in allowed.rows)
 
@@ -222,7 +224,7 @@ def test_a_sweep_is_rescored_from_the_store_without_a_judge_and_nothing_moves(tm
     before = {path: path.stat().st_mtime_ns for path in (results / "store").rglob("*") if path.is_file()}
     ran = bench("+sweep=smoke", "do=rescore", f"out={tmp_path / 'out.csv'}", results=results)
     assert ran.code == 0, ran.err
-    assert "5 of 5 cells scored anew" in ran.out and "moved" not in ran.out
+    assert "5 of 5 cells were scored again" in ran.out and "changed: " not in ran.out
     assert {path: path.stat().st_mtime_ns for path in (results / "store").rglob("*") if path.is_file()} == before
     stored, now = rows_of(smoke().results / "sweeps" / "smoke" / "table.csv"), rows_of(tmp_path / "out.csv")
     assert [{k: v for k, v in row.items() if k not in ("row", "differs")} | {"calibration": ""} for row in stored] == now  # of the table
@@ -247,10 +249,10 @@ def test_numbers_that_moved_are_named_and_cells_without_inputs_stay_as_they_were
             path.unlink()
         store.folder(stage).rmdir()
     ran = bench("+sweep=smoke", "do=rescore", f"out={tmp_path / 'out.csv'}", results=results)
-    assert ran.code == 3 and "is not in the store any more: the same command makes it again" in ran.out, ran.err
-    assert f"{edited.name} moved: win_rate 0.75 -> {right:.6g}" in ran.out
-    assert f"{gone.name} had no stored numbers" in ran.out
-    assert f"{unjudged.name} is as it was stored, for the store has no preference verdicts" in ran.out
+    assert ran.code == 3 and "was deleted from the store. Run the sweep again to compute it" in ran.out, ran.err
+    assert f"{edited.name} changed: win_rate 0.75 -> {right:.6g}" in ran.out
+    assert f"{gone.name} has no stored numbers to compare with" in ran.out
+    assert f"{unjudged.name} shows its stored numbers, because the store has no preference verdicts" in ran.out
     rows = {row["name"]: row for row in rows_of(tmp_path / "out.csv")}
     assert float(rows[edited.name]["win_rate"]) == right
     assert all(rows[cell.name]["status"] == "done" for cell in cells)
@@ -313,12 +315,16 @@ def test_all_that_is_wrong_is_said_at_once_and_a_key_of_another_verb_is_unknown(
     assert ["calibration is for AlpacaEval's verdicts" in text for text in problems(*words)] == [True]
 
 
+@needs_fixtures
+def test_a_calibration_of_another_set_is_bad_config(tmp_path: Path) -> None:
+    (tmp_path / "of_another_set.csv").write_text("index,instruction_difficulty\n0,0.5\n1,0.1\n")
+    with pytest.raises(BadConfig, match="numbers 2 items by `index`, but there are 805 items here"):
+        rescore_files(asked(ALPACA_EVAL, reference_outputs=str(REFERENCE), calibration=str(tmp_path / "of_another_set.csv")))
+
+
 def test_files_that_cannot_be_read_are_bad_config_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.jsonl").write_text("{}\n")
-    (tmp_path / "of_another_set.csv").write_text("index,instruction_difficulty\n0,0.5\n1,0.1\n")
-    with pytest.raises(BadConfig, match="knows 2 items by `index`, their number among all items, which are 805 here"):
-        rescore_files(asked(ALPACA_EVAL, reference_outputs=str(REFERENCE), calibration=str(tmp_path / "of_another_set.csv")))
     for path, says in (("empty", "holds no MODEL/ANNOTATOR/annotations.json"), ("bad.jsonl", "expected an object with question_id")):
         with pytest.raises(BadConfig, match=says):
             rescore_files(asked(tmp_path / path))

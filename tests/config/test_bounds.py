@@ -92,7 +92,7 @@ def test_aliases_that_write_out_to_millions_are_refused_wherever_a_config_comes_
     (tmp_path / group).mkdir(parents=True)
     folder = own_sweep(tmp_path, HEAD * (group == "sweep") + LAUGHS, group=group)
     found = problems(folder, "+sweep=mine" if group == "sweep" else f"{group}=mine", "tracker=none")
-    said = "its aliases (*name) write out to more than 100000 values"
+    said = "its aliases (*name) expand to more than 100000 values"
     assert any(f"{tmp_path}/{group}/mine.yaml" in problem and said in problem for problem in found), found
 
 

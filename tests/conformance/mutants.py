@@ -29,7 +29,8 @@ PPO += ("clipped_policy_loss", "PpoLoss")
 USED_BY = {"log_odds": ("orpo",), "dpo_sft": ("dpo",), "pair_logps": PAIRED, "PairLogps": PAIRED}  # a loss of its own name otherwise
 USED_BY |= dict.fromkeys(("refined_dpo", "extrapolated_logps"), ("spa",))
 USED_BY |= dict.fromkeys(PPO, ("offline_ppo",))
-POLICY = {"chosen", "rejected", "chosen_mean", "rejected_mean", "delta", "policy", "ratio"}  # what gradients flow through
+SUMS = {"policy_chosen_logps", "policy_rejected_logps", "policy_chosen_mean", "policy_rejected_mean"}
+POLICY = SUMS | {"delta", "policy_logps", "ratio"}  # what gradients flow through
 OPERATORS: dict[type[ast.operator], tuple[str, ast.operator]] = {
     ast.Add: ("sign", ast.Sub()),
     ast.Sub: ("sign", ast.Add()),
@@ -98,11 +99,11 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
             yield "desirable for undesirable", ast.Call(node.func, [label, no, yes], node.keywords)
         case ast.Attribute(attr=attr, ctx=ast.Load()) if (other := _other_side(attr)) != attr or attr in POLICY:
             if other != attr:
-                change = "policy for reference" if {attr, other} == {"policy", "reference"} else "chosen for rejected"
+                change = "policy for reference" if {attr, other} == {"policy_logps", "ref_logps"} else "chosen for rejected"
                 yield change, ast.Attribute(node.value, other, node.ctx)
             if attr in POLICY:
                 yield "detached", _call(node, "detach")
-        case ast.Name(id="policy_logps"):
+        case ast.Name(id="policy_logps", ctx=ast.Load()):
             yield "detached", _call(node, "detach")
         case ast.Name(id=name, ctx=ast.Load()) if (other := _other_side(name)) != name:
             yield "chosen for rejected", ast.Name(other, node.ctx)
@@ -111,7 +112,10 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _other_side(name: str) -> str:
-    swapped = {"chosen": "rejected", "rejected": "chosen", "policy": "reference", "reference": "policy"}
+    """The name of the other completion; where a name has no completion, of the other model."""
+    swapped = {"chosen": "rejected", "rejected": "chosen"}
+    if swapped.keys().isdisjoint(name.split("_")):
+        swapped = {"policy": "ref", "ref": "policy"}
     return "_".join(swapped.get(part, part) for part in name.split("_"))
 
 

@@ -150,7 +150,7 @@ def test_a_model_that_vllm_cannot_run_is_an_error_with_its_reason_and_the_next_o
     from bench.engines.vllm import VllmEngine, VllmFailed
 
     narrow = make_model(tmp_path / "narrow", heads=2)  # heads of 16
-    with pytest.raises(VllmFailed, match="vLLM, asked to"):
+    with pytest.raises(VllmFailed, match="vLLM failed to"):
         VllmEngine(narrow, "float32", serving(python)).generate([[5, 6, 7]], GREEDY, 0)
     assert VllmEngine(models[0], "float32", serving(python)).generate([[5, 6, 7]], GREEDY, 0)[0].ids
 

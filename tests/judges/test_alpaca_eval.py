@@ -292,7 +292,7 @@ def test_official_length_control_says_what_it_lacks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"instruction": "a", "preference": 1, "output_2": "x"}], "row 0 has a vote but not both"),
+        ([{"instruction": "a", "preference": 1, "output_2": "x"}], "row 0 has a vote but lacks"),
         ([{"output_2": "x"}], "row 0: expected an `instruction`, got an object with output_2"),
         ([BASE | {"instruction": "a", "preference": 1}, BASE | {"instruction": "b", "annotator": "other"}], "expected one model"),
         ({"instruction": "a"}, "expected a JSON list of annotations .*, got an object with instruction"),
@@ -317,7 +317,7 @@ def test_outputs_of_two_models_or_of_one_instruction_twice_are_refused(tmp_path:
     path = tmp_path / "outputs.json"
     row = {"instruction": "a", "output": "x", "generator": "me"}
     two = [row, row | {"instruction": "b", "generator": "you"}]
-    for rows, says in ((two, "one model"), ([row, row], "comes twice"), ([{}], "row 0: expected an"), *BAD_OUTPUTS):
+    for rows, says in ((two, "one model"), ([row, row], "appears twice"), ([{}], "row 0: expected an"), *BAD_OUTPUTS):
         path.write_text(json.dumps(rows))
         with pytest.raises(ValueError, match=says):
             read_outputs(path)
@@ -343,10 +343,10 @@ def test_a_calibration_knows_items_by_number_by_instruction_or_by_id(tmp_path: P
     items = [Item("x", None, ["a"]), Item("y", None, ["b"])]
     found = read_calibration(path, items)
     assert found.difficulty == {"x": 0.25, "y": -1.0}  # item 7 was not asked
-    with pytest.raises(ValueError, match="knows 3 items by `index`, their number among all items, which are 2 here"):
+    with pytest.raises(ValueError, match="numbers 3 items by `index`, but there are 2 items here"):
         read_calibration(path, items, 2)
     assert [tuple(gamed) for gamed in found.gamed["x"]] == [(0.9, -1.5, 0.1), (0.1, 2.0, 0.1)]  # 0.2 shared by two versions
-    with pytest.raises(ValueError, match="set reference_outputs=FILE"):
+    with pytest.raises(ValueError, match="Set reference_outputs=FILE"):
         read_calibration(path)
     path.write_text("instruction,instruction_difficulty\na,0.5\n")
     assert read_calibration(path).difficulty == {item_id("a"): 0.5}
@@ -354,7 +354,7 @@ def test_a_calibration_knows_items_by_number_by_instruction_or_by_id(tmp_path: P
     with pytest.raises(BadFile, match=r"c\.csv:2: instruction_difficulty must be a number with a decimal point, got the text 'much'"):
         read_calibration(path)
     path.write_text("item_id,difficulty\nx,1\n")
-    with pytest.raises(ValueError, match="expected a column instruction_difficulty, comma-separated; got columns item_id, difficulty"):
+    with pytest.raises(ValueError, match="header with column instruction_difficulty, comma-separated; got columns item_id, difficulty"):
         read_calibration(path)
 
 
@@ -363,7 +363,7 @@ GAMED = (
     "v,0.9,0,-1.5,0.25,False\nv,0.8,1,-1.0,-1.0,False\nv,0.7,2,-0.5,0.5,False\n"
     "c,0.1,0,2.0,0.25,False\nc,0.2,1,1.5,-1.0,False\nc,0.3,2,1.0,0.5,False\n"
 )
-NO_COLUMN = ": expected a column instruction_difficulty, comma-separated; got one column"
+NO_COLUMN = ": expected a header with column instruction_difficulty, comma-separated; got one column"
 BY_ITEM = "\n".join(sorted(GAMED.splitlines(), key=lambda line: (line[0] != "m", line.split(",")[2])))
 
 
@@ -400,7 +400,7 @@ def test_a_calibration_as_a_spreadsheet_saves_it_gives_the_same_numbers(tmp_path
     [
         (GAMED.replace(".", "#").replace(",", ";").replace("#", ","), f"{NO_COLUMN} 'model;preference;index;"),
         (GAMED.replace(",", "\t"), f"{NO_COLUMN} 'model"),
-        (GAMED.replace("0.9", "0,9"), ":2: expected 6 fields, comma-separated, as the head has; got 7"),
+        (GAMED.replace("0.9", "0,9"), ":2: expected 6 comma-separated fields, as in the header; got 7"),
         (GAMED.replace("0.9", '"0,9"'), ":2: preference must be a number with a decimal point, got the text '0,9'"),
         (GAMED.replace("0.9", "nan"), ":2: preference must be a number with a decimal point, got the text 'nan'"),
         (GAMED.replace("0.9", "1.9"), r":2: preference must be in \[0, 1\], got the text '1.9'"),
@@ -409,11 +409,11 @@ def test_a_calibration_as_a_spreadsheet_saves_it_gives_the_same_numbers(tmp_path
         (GAMED.replace("-1.5", ""), ":2: std_delta_len must be a number, got an empty text"),
         (GAMED.replace("0.25", "", 1), ":2: instruction_difficulty must be a number, got an empty text"),
         (GAMED.replace("0.25", "nan"), ":2: instruction_difficulty must be a number with a decimal point, got the text 'nan'"),
-        (GAMED.replace("0.25", "3.5", 1), ":5: instruction_difficulty 0.25 of an item that an earlier row gives 3.5"),
+        (GAMED.replace("0.25", "3.5", 1), ":5: instruction_difficulty is 0.25, but 3.5 in an earlier row of the same item"),
         (GAMED.replace("0.9,0", "0.9,0.5"), ":2: index must be a whole number from 0, got the text '0.5'"),
         (GAMED.replace("0.9,0", "0.9,-1"), ":2: index must be a whole number from 0, got the text '-1'"),
         (GAMED.replace("0.9,0", "0.9,²"), ":2: index must be a whole number from 0, got the text '²'"),
-        (GAMED.splitlines()[0] + "\n", ": expected rows below the head, got none"),
+        (GAMED.splitlines()[0] + "\n", ": expected rows below the header, got none"),
         ("", ": expected columns instruction_difficulty; got an empty file"),
     ],
 )

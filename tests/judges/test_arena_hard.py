@@ -141,7 +141,7 @@ def test_prompts_of_the_user_are_files_as_arena_hard_writes_them(tmp_path: Path)
     filled = arena_hard_template(path).fill({"QUESTION": "q", "ANSWER_A": "{ANSWER_B}", "ANSWER_B": "b"})
     assert filled == [{"role": "system", "content": "Judge."}, {"role": "user", "content": "q / {ANSWER_B} / b"}]
     path.write_text(yaml.safe_dump({"system_prompt": "Judge.", "prompt_template": "{QUESTION} {ANSWER_A}"}))
-    with pytest.raises(ValueError, match=r"prompt_template has no place for \{ANSWER_B\}"):
+    with pytest.raises(ValueError, match=r"prompt_template has no placeholder \{ANSWER_B\}"):
         arena_hard_template(path)
     path.write_text("prompt_template: x")
     with pytest.raises(ValueError, match="expected a YAML file with system_prompt and prompt_template"):

@@ -107,7 +107,7 @@ def test_a_date_in_retry_after_is_read() -> None:
 def test_an_endpoint_that_asks_for_an_hour_has_no_reply_for_this_run(serve: Serve, tmp_path: Path) -> None:
     endpoint = serve(lambda body: Answer(429, "{}", {"Retry-After": "3600"}) if content(body) == "q1" else content(body))
     began = time.monotonic()
-    with pytest.raises(JudgeUnfinished, match=r"said 429: \{\}, and asks to wait 3600 s .* the 1 replies that came are kept"):
+    with pytest.raises(JudgeUnfinished, match=r"answered 429: \{\}, and asks to wait 3600 s .* The 1 replies that came are kept"):
         asker(endpoint, tmp_path, concurrency=1).ask(requests(2), silent)
     assert time.monotonic() - began < 5
     assert sum(content(body) == "q1" for body in endpoint.asked) == 1
@@ -141,7 +141,7 @@ def test_a_timeout_and_a_closed_port_leave_the_stage_unfinished(serve: Serve, tm
 
 def test_the_next_run_asks_only_for_what_is_missing(serve: Serve, tmp_path: Path) -> None:
     broken = serve(lambda body: Answer(500, "down") if content(body) in ("q1", "q4") else content(body))
-    with pytest.raises(JudgeUnfinished, match=r"2 of 6 requests got no reply after 2 attempts .* the 4 replies that came are kept"):
+    with pytest.raises(JudgeUnfinished, match=r"2 of 6 requests got no reply after 2 attempts .* The 4 replies that came are kept"):
         asker(broken, tmp_path, attempts=2).ask(requests(6), silent)
     with (tmp_path / "s.work" / "journal.jsonl").open("a") as file:
         file.write('{"request": "cut sho')  # as a kill leaves it
@@ -168,7 +168,7 @@ def test_a_refused_request_is_final_and_a_refused_key_ends_the_stage(serve: Serv
 
 
 def test_when_every_request_is_refused_nothing_is_final(serve: Serve, tmp_path: Path) -> None:
-    with pytest.raises(JudgeRefused, match=r"the endpoint refused every request: .*400"):
+    with pytest.raises(JudgeRefused, match=r"All requests were refused\. The first: .*400"):
         asker(serve(lambda _: Answer(400, "max_tokens is not a parameter")), tmp_path).ask(requests(3), silent)
     assert Journal(tmp_path / "s.work").replies == {}
 
@@ -216,7 +216,7 @@ def test_two_served_models_are_not_pooled(serve: Serve, tmp_path: Path) -> None:
     endpoint = serve(lambda body: Said("x", model=f"model-{content(body) == 'q1'}"))
     asking = asker(endpoint, tmp_path)
     replies = asking.ask(requests(3), silent)
-    with pytest.raises(ServedModelsDiffer, match="model-False and model-True: verdicts of two models are not pooled"):
+    with pytest.raises(ServedModelsDiffer, match=r"model-False and model-True\. Verdicts of two models must not be mixed"):
         check_served(replies, requests(3), asking.journal)
 
 
@@ -224,7 +224,7 @@ def test_a_batch_file_is_sent_waited_for_over_runs_and_read(serve: Serve, tmp_pa
     monkeypatch.setattr(client, "BATCH_POLL_S", 0.1)
     endpoint = serve(lambda body: Answer(400, "no") if content(body) == "q2" else content(body))
     endpoint.batch_status = "in_progress"
-    with pytest.raises(JudgeUnfinished, match=r"batch batch-0 is in_progress: the same command looks again"):
+    with pytest.raises(JudgeUnfinished, match=r"Batch batch-0 is still in_progress\. Run the same command later"):
         asker(endpoint, tmp_path, PRICE, batch_wait_s=0.3).ask(requests(3), silent)
     endpoint.batch_status = "completed"
     replies = asker(endpoint, tmp_path, PRICE, batch_wait_s=5.0).ask(requests(3), silent)
@@ -273,7 +273,7 @@ def test_a_batch_that_the_endpoint_does_not_know_says_the_way_out(serve: Serve, 
     endpoint = serve(content)
     asking = asker(endpoint, tmp_path, batch_wait_s=5.0)
     sent.replace(asking.journal.path.with_name("batch.json"))
-    with pytest.raises(JudgeRefused, match=r"knows no batch batch-of-another.*or delete .*batch\.json to send and pay it anew"):
+    with pytest.raises(JudgeRefused, match=r"has no batch batch-of-another.*or delete .*batch\.json to send it again and pay again"):
         asking.ask(requests(1), silent)
     assert not endpoint.batches
 

@@ -48,7 +48,7 @@ def asked(prompt: str) -> dict[str, str]:
         ([], r"a\.jsonl has no answer to question a of .*q\.jsonl"),
         (
             [arena_answer("a", "x", asked("Count.")), arena_answer("b", "y", asked("Name a river."))],
-            r"a\.jsonl:2: answers the text 'Name a river\.', and question b of .*q\.jsonl is the text 'Name a fruit\.': take the answers",
+            r"a\.jsonl:2: this answers the text 'Name a river\.', but question b of .*q\.jsonl is the text 'Name a fruit\.'. Use the",
         ),
         ([arena_answer("a", ""), arena_answer("b", " \n")], r"a\.jsonl: each of its 2 answers is empty"),
         ([arena_answer("a", "x"), arena_answer("b", "$ERROR$")], r"a\.jsonl:2: the answer is \$ERROR\$"),
@@ -109,7 +109,7 @@ def test_questions_that_cannot_be_used_say_where(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.jsonl has no answer to question 1"):
         read_mt_bench(questions, None, answers)
     answers.write_text('{"question_id": 1, "choices": [{"turns": ["x"]}]}\n')
-    with pytest.raises(ValueError, match="question 1 has 2 turns, and 1 answers here"):
+    with pytest.raises(ValueError, match="question 1 has 2 turns, but 1 answers in this file"):
         read_mt_bench(questions, answers)
     answers.write_text('{"question_id": 1}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl:1: expected question_id and choices, got an object with question_id"):
@@ -145,7 +145,7 @@ def test_arena_hards_first_form_of_turns_is_read_as_text(tmp_path: Path) -> None
         (None, answered(1, None), r"a\.jsonl:1: turns\[0\] must be text, got null"),
         (None, answered(1, {"token_len": 6}), r"a\.jsonl:1: turns\[0\] must be text, got an object with token_len"),
         (None, answered(1, {"content": None}), r"a\.jsonl:1: turns\[0\].content must be text, got null"),
-        (None, answered(1, "x", choices=[]), r"a\.jsonl:1: expected choices, of which the first has turns; got a list of 0"),
+        (None, answered(1, "x", choices=[]), r"a\.jsonl:1: expected choices, the first of them with turns; got a list of 0"),
         (None, answered(True, "x"), r"a\.jsonl:1: question_id must be a text or a whole number, got true"),
     ],
 )
@@ -160,7 +160,7 @@ def test_turns_that_are_no_texts_are_refused_by_their_line(tmp_path: Path, quest
 def test_a_file_of_references_is_one_of_these_questions(tmp_path: Path) -> None:
     questions = lines(tmp_path / "q.jsonl", {"question_id": 1, "turns": ["a"]}, {"question_id": 2, "turns": ["b"]})
     assert [item.reference for item in read_mt_bench(questions, lines(tmp_path / "r.jsonl", answered(2, "x")))] == [None, ["x"]]
-    with pytest.raises(BadFile, match=r"r\.jsonl has no reference for any of the 2 questions of .*q\.jsonl: take the file that belongs"):
+    with pytest.raises(BadFile, match=r"r\.jsonl has no reference for any of the 2 questions of .*q\.jsonl\. Use the references"):
         read_mt_bench(questions, lines(tmp_path / "r.jsonl", answered(3, "x")))
 
 
@@ -177,9 +177,9 @@ def test_answers_of_two_models_are_no_opponent(tmp_path: Path) -> None:
         ([{"role": "assistant", "content": {"answer": None}}], "the last message's answer must be text, got null"),
         ([{"role": "assistant", "content": None}], "the last message's answer must be text, got null"),
         ([{"role": "assistant", "content": {"text": "x"}}], "the last message's answer must be text, got null"),
-        ([{"role": "user", "content": "x"}], r"messages must end in the assistant's \(role, content\), got a list of 1"),
-        ([], r"messages must end in the assistant's \(role, content\), got a list of 0"),
-        ("x", r"messages must end in the assistant's \(role, content\), got the text 'x'"),
+        ([{"role": "user", "content": "x"}], r"the last message must be the assistant's \(role and content\), got a list of 1"),
+        ([], r"the last message must be the assistant's \(role and content\), got a list of 0"),
+        ("x", r"the last message must be the assistant's \(role and content\), got the text 'x'"),
     ],
 )
 def test_arena_hard_answers_that_are_no_texts_are_refused_by_their_line(tmp_path: Path, messages: Any, said: str) -> None:
@@ -200,10 +200,10 @@ def test_line_separators_in_texts_end_no_line_and_a_question_comes_once(tmp_path
     (item,) = read_arena_hard(questions, answers)
     assert (item.turns, item.baseline) == (["one\u2028two\x85three"], ["four\u2029five"])
     questions.write_text((json.dumps(asked) + "\n") * 2)
-    with pytest.raises(ValueError, match=r"q\.jsonl: question 1 comes twice"):
+    with pytest.raises(ValueError, match=r"q\.jsonl: question 1 appears twice"):
         read_arena_hard(questions, answers)
     questions.write_text('{"question_id": 81, "turns": ["a", "b"]}\n' * 2)
-    with pytest.raises(ValueError, match=r"q\.jsonl: question 81 comes twice"):
+    with pytest.raises(ValueError, match=r"q\.jsonl: question 81 appears twice"):
         read_mt_bench(questions)
     questions.write_text(r'{"question_id": 81, "turns": ["a \ud83d", "b"]}')
     with pytest.raises(ValueError, match=r"q\.jsonl:1: turns, 0: half a surrogate pair"):
@@ -229,12 +229,12 @@ def price(prompt: str) -> str:
         (price("true"), r"p\.yaml: 0.prompt: Input should be a valid number, got true"),
         (price("'2'"), "0.prompt: Input should be a valid number, got the text '2'"),
         (price("-1"), "0.prompt: Input should be greater than or equal to 0"),
-        (price(".nan"), r"p\.yaml:1: not YAML \(.nan is no finite number"),
+        (price(".nan"), r"p\.yaml:1: not YAML \(.nan is not a finite number"),
         ("- {models: [m], prompt: 1, completion: 1, date: 2026-13-25, source: s}", r"p\.yaml: not YAML \(month must be"),
         ("- {models: [1], prompt: 1, completion: 1, date: 2026-11-25, source: s}", "Input should be a valid string, got the number 1"),
         ("models: m", "Input should be a valid list, got an object with models"),
         ("- {models: [m, n, m], prompt: 1, completion: 1, date: 2026-11-25, source: s}", r"p\.yaml: m has more than one price"),
-        ("a: &a [b]\nc: [" + ", ".join(["*a"] * 60_000) + "]", "write out to more than 100000 values"),
+        ("a: &a [b]\nc: [" + ", ".join(["*a"] * 60_000) + "]", "expand to more than 100000 values"),
         ("[" * 5000, "nested deeper than 100"),
     ],
     ids=range(10),
@@ -249,16 +249,16 @@ def test_prices_that_are_none_are_one_line(tmp_path: Path, source: str, says: st
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"item_id": "a", "preference": True}], ":1: not a HumanLabel: label of a: preference must be in .0, 1., got True"),
-        ([{"item_id": "a", "preference": float("nan")}], ":1: not a HumanLabel: label of a: exactly one of preference and rating"),
-        ([{"item_id": "a", "rating": -1}], ":1: not a HumanLabel: label of a: rating must be in .1, 10., got -1"),
-        ([{"item_id": "a", "rating": "7"}], ":1: not a HumanLabel: label of a: rating must be in .1, 10., got '7'"),
-        ([{"item_id": None, "rating": 7}], ":1: not a HumanLabel: item_id must be a text or a whole number, got null"),
-        ([{"item_id": "a", "rating": 7, "turn": True}], ":1: not a HumanLabel: turn must be a whole number from 0 to 1000000, got true"),
-        ([{"item_id": "a", "rating": 7, "turn": 2}], ":1: not a HumanLabel: label of a: turn must be 0 or 1, got 2"),
-        ([{"item_id": "a", "preference": 1, "turn": 1}], ":1: not a HumanLabel: label of a: turn must be 0, a preference is of the whole"),
-        ([{"item_id": "a", "rating": 7, "who": "me"}], ":1: not a HumanLabel: HumanLabel has no who; known: item_id, preference"),
-        ([{"item_id": "a", "rating": 7}, {"item_id": "a", "rating": 8}], r":2: labels item a again, after .*l\.jsonl:1"),
+        ([{"item_id": "a", "preference": True}], ":1: not a valid label: label of a: preference must be in .0, 1., got True"),
+        ([{"item_id": "a", "preference": float("nan")}], ":1: not a valid label: label of a: exactly one of preference and rating"),
+        ([{"item_id": "a", "rating": -1}], ":1: not a valid label: label of a: rating must be in .1, 10., got -1"),
+        ([{"item_id": "a", "rating": "7"}], ":1: not a valid label: label of a: rating must be in .1, 10., got '7'"),
+        ([{"item_id": None, "rating": 7}], ":1: not a valid label: item_id must be a text or a whole number, got null"),
+        ([{"item_id": "a", "rating": 7, "turn": True}], ":1: not a valid label: turn must be a whole number from 0 to 1000000, got true"),
+        ([{"item_id": "a", "rating": 7, "turn": 2}], ":1: not a valid label: label of a: turn must be 0 or 1, got 2"),
+        ([{"item_id": "a", "preference": 1, "turn": 1}], ":1: not a valid label: label of a: turn must be 0, because a preference"),
+        ([{"item_id": "a", "rating": 7, "who": "me"}], ":1: not a valid label: unknown field who; known: item_id, preference"),
+        ([{"item_id": "a", "rating": 7}, {"item_id": "a", "rating": 8}], r":2: item a is labelled again, after .*l\.jsonl:1"),
         ([3], ":1: expected an object, got the number 3"),
     ],
 )

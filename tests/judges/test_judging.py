@@ -67,7 +67,7 @@ def test_a_sweep_judged_over_http_stops_at_its_budget_goes_on_and_costs_what_was
     assert done.code == 0, done.err
     asked = sum(len(row.calls) for row in verdicts(trained))
     assert len(endpoint.asked) - before == asked - kept  # only what was missing
-    assert "win rate" in done.out and "Judged on 12 prompts a cell, 0 verdicts unscored" in done.out
+    assert "win rate" in done.out and "Each cell was judged on 12 prompts; 0 verdicts are unscored" in done.out
     assert "rating: the judge compares and gives no ratings (2 cells)" in done.out
     _forecast_is_right(endpoint, trained, words)
     _two_served_models_are_not_pooled(trained, words)
@@ -99,7 +99,7 @@ def _forecast_is_right(endpoint: Endpoint, trained: Path, words: list[str]) -> N
     before = {path.parent for path in trained.glob("store/judge/*/verdicts.jsonl")}
     planned = bench(*words, "judge.order=both", "do=plan", results=trained)
     found = re.search(r"judge    \$([\d.]+): (\d+) requests, ([\d,]+) \+ (\d+) tokens", planned.out)
-    assert found and "as this judge's earlier replies tell" in planned.out and "counted from the policy's answers" in planned.out
+    assert found and "measured on this judge's earlier replies" in planned.out and "counted from the policy's completions" in planned.out
     assert bench(*words, "judge.order=both", results=trained).code == 0
     new = [path for path in trained.glob("store/judge/*/verdicts.jsonl") if path.parent not in before]
     calls = [call for path in new for row in read_jsonl(path, Verdict) for call in row.calls]
@@ -143,7 +143,7 @@ def test_mt_benchs_manner_on_the_users_own_files(endpoint: Endpoint, trained: Pa
     assert {(row.item_id, row.rating) for row in verdicts(trained)} == {("mt_bench-81", 5.0), ("mt_bench-101", 8.0)}
     assert sum("Reference" in body["messages"][1]["content"] for body in endpoint.asked) >= 2
     assert "win_rate: the judge gives ratings and compares with nobody" in done.out
-    assert "Rating, 1 to 10: mean over 4 answers a cell, 0 answers unscored. Brackets: 95 % over questions" in done.out
+    assert "ratings from 1 to 10, over 4 completions a cell; 0 are unscored" in done.out
     assert re.search(r"6\.50 \[-?[\d.]+, [\d.]+\]", done.out)  # clustered by question: two of them
     results = [json.loads(path.read_text())["metrics"] for path in trained.glob("store/score/*/result.json")]
     assert all(result["rating"] == 6.5 and result["rating_math"] == 8.0 and result["n_ratings"] == 4 for result in results)
@@ -196,10 +196,10 @@ def test_a_calibration_by_number_belongs_to_items_of_that_number(problems: Calla
     path.write_text("index,instruction_difficulty\n" + "".join(f"{i},0.5\n" for i in range(5)))
     words = (*ASKED, f"judge.items={items}", f"judge.calibration={path}")
     (found,) = problems(*words)
-    assert "knows 5 items by `index`, their number among all items, which are 3 here" in found
+    assert "numbers 5 items by `index`, but there are 3 items here" in found
     items.write_text(json.dumps([{"instruction": f"Say {i}.", "output": f"{i}."} for i in range(5)]))
     assert problems(*words, "judge.n_items=2", "judge.provider=x") == []
-    assert "which are 64 here" in problems(*ASKED, f"judge.calibration={path}", "judge.n_items=64")[0]
+    assert "but there are 64 items here" in problems(*ASKED, f"judge.calibration={path}", "judge.n_items=64")[0]
 
 
 def test_items_on_the_users_own_data_must_be_named(problems: Callable[..., list[str]], model_folder: Path, pairs_file: Path) -> None:
@@ -212,7 +212,7 @@ def test_items_on_the_users_own_data_must_be_named(problems: Callable[..., list[
 
 def test_a_missing_key_is_said_before_anything_is_trained(trained: Path) -> None:
     ran = bench(*CELL, *ASKED, "judge.api_key_env=NOT_SET_HERE", results=trained)
-    assert ran.code == 2 and "the environment variable NOT_SET_HERE (judge.api_key_env) must hold the judge's key" in ran.err
+    assert ran.code == 2 and "the judge needs an API key: set the environment variable NOT_SET_HERE (judge.api_key_env)" in ran.err
 
 
 def test_official_items_come_from_the_hubs_cache_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tiny import bench, make_model, make_preferences, plans
 
 from bench.config import Loading
-from bench.engines.lm_eval import _answers, _results, answer, by_shots, faults
+from bench.engines.lm_eval import _answers, _results, by_shots, evaluate, faults
 from bench.records import Result, TaskAnswer, TaskResult, read_jsonl, write_jsonl
 from bench.report.groups import Group
 from bench.report.rows import CellRow
-from bench.report.tables import _how_asked, _tasks_notes, tasks
+from bench.report.tables import _task_settings, _tasks_notes, tasks
 from bench.scoring.numbers import Numbers, _tasks
 from bench.store.keys import tree_stamp
 from bench.store.stage_run import Progress, StageRun
@@ -221,10 +221,11 @@ def test_a_task_has_one_column_of_its_usual_metric(place: Path) -> None:
 def test_cells_that_were_asked_other_documents_are_named(place: Path) -> None:
     same, other = group(place, result("arc", "acc", 0.5)), group(place, result("arc", "acc", 0.4, asked="cd"))
     assert _tasks_notes([*same.done, *same.done]) == [
-        "Tasks of lm-evaluation-harness, beside the judge and no part of a win rate: arc (5 shots, 100 documents, version 1.0). "
-        "Brackets: 95 % over seeds (t) where there are several, else over documents."
+        "Tasks of lm-evaluation-harness were run too; they do not enter the win rate: arc (5 shots, 100 documents, version 1.0). "
+        "Their square brackets are 95 % intervals over seeds (t), or over documents where a row has one seed."
     ]
-    assert _tasks_notes([*same.done, *other.done])[1:] == ["arc was not asked of all cells alike: other documents, prompts or versions."]
+    unlike = "The task arc was not run alike in all cells: documents, prompts or versions differ."
+    assert _tasks_notes([*same.done, *other.done])[1:] == [unlike]
 
 
 # The package itself ---------------------------------------------------------------------------------------------------
@@ -297,8 +298,8 @@ def test_examples_and_a_limit_reach_the_package(place: Path) -> None:
 
     settings = SETTINGS.model_copy(update={"limit": 3, "chat_template": True})
     model, tokenizer = load_model(place / "model", "float32"), load_tokenizer(place / "model")
-    found = answer(model, tokenizer, settings, place / "tasks")
-    plain = answer(model, tokenizer, SETTINGS.model_copy(update={"limit": 3}), place / "tasks")
+    found = evaluate(model, tokenizer, settings, place / "tasks")
+    plain = evaluate(model, tokenizer, SETTINGS.model_copy(update={"limit": 3}), place / "tasks")
     assert {row.n for row in found.results} == {3}
     assert found.results[0].asked != plain.results[0].asked  # the template is in the prompt
 
@@ -308,7 +309,7 @@ def test_unknown_tasks_and_data_that_are_not_there_are_found_before_anything_run
     pytest.importorskip("lm_eval")
     assert faults(["fruit"], place / "tasks") == []
     (gone,) = faults(["fruit", "gone"], place / "tasks")
-    assert gone.startswith("task gone (forgetting.tasks) cannot be made, FileNotFoundError")
+    assert gone.startswith("task gone (forgetting.tasks) cannot be loaded, FileNotFoundError")
     (unknown,) = faults(["arc_chalenge@25"], None)
     assert "unknown task 'arc_chalenge' (forgetting.tasks); did you mean arc_challenge" in unknown
 
@@ -326,7 +327,7 @@ def test_functions_of_tasks_leave_nothing_in_their_folder(tmp_path: Path, place:
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     assert faults(["fruit"], folder) == []
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    assert answer(load_model(place / "model", "float32"), load_tokenizer(place / "model"), SETTINGS, folder).results
+    assert evaluate(load_model(place / "model", "float32"), load_tokenizer(place / "model"), SETTINGS, folder).results
     assert tree_stamp(folder) == before and not sys.dont_write_bytecode
 
 
@@ -336,7 +337,7 @@ def test_a_sweep_asks_the_tasks_beside_its_judge(place: Path, tmp_path: Path) ->
     training = ("method.warmup_ratio=0", "adapter=lora", "method.learning_rate=1e-3")
     words = (*training, "judge.n_items=4", "judge.decoding.max_new_tokens=8")
     refused = bench(*asked(place, *words, "forgetting.tasks=[gone]"), results=tmp_path / "results")
-    assert (refused.code, "task gone (forgetting.tasks) cannot be made" in refused.err) == (2, True)
+    assert (refused.code, "task gone (forgetting.tasks) cannot be loaded" in refused.err) == (2, True)
     ran = bench(*asked(place, *words), results=tmp_path / "results", timeout_s=600)
     assert ran.code == 0, ran.err + ran.out
     table = next((tmp_path / "results" / "sweeps").glob("*/table.md")).read_text()
@@ -350,5 +351,5 @@ def test_a_group_without_a_version_or_shots_says_neither() -> None:
     found = {"results": {"g": {"acc,none": 0.5, "sample_len": 4}}, "lm_eval_version": "0"}
     (result,) = _results("g", found | {name: {} for name in ("higher_is_better", "n-shot", "versions", "samples")}, True)
     assert (result.version, result.shots) == (None, None)
-    assert _how_asked(result.version, result.shots, result.n) == "4 documents"
-    assert _how_asked("1.0", 5, 4) == "5 shots, 4 documents, version 1.0"
+    assert _task_settings(result.version, result.shots, result.n) == "4 documents"
+    assert _task_settings("1.0", 5, 4) == "5 shots, 4 documents, version 1.0"

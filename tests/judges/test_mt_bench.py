@@ -199,7 +199,7 @@ def test_files_that_are_no_judgements_say_where(tmp_path: Path) -> None:
         ('{"question_id": 1, "turn": 1, "judge": "j"}\n', "single .`score`. or pairwise"),
         ('{"question_id": 1, "turn": 1, "judge": "j", "score": "x", "model": "m"}\n', r"j\.jsonl:1: score must be a number from 0, or -1"),
         ("not json\n", r"j\.jsonl:1: not JSON"),
-        (json.dumps(AGAINST_ITSELF), r"j\.jsonl:1: model_1 and model_2 must be two models, got the text 'm' twice: leave the row out"),
+        (json.dumps(AGAINST_ITSELF), r"j\.jsonl:1: model_1 and model_2 must be different models, got the text 'm' twice. Remove the row"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=says):
@@ -227,9 +227,9 @@ PAIR: dict[str, Any] = {
         (SINGLE, {"model": None}, "model must be a text or a whole number, got null"),
         (SINGLE, {"model": ["m"]}, "model must be a text or a whole number, got a list of 1"),
         (SINGLE, {"question_id": 81.0}, "question_id must be a text or a whole number, got the number 81.0"),
-        (SINGLE, {"judge": ["j"]}, "judge must be a name, or a list of one and its prompt's name, got a list of 1"),
+        (SINGLE, {"judge": ["j"]}, "judge must be a model name, or a list of model name and prompt name, got a list of 1"),
         (SINGLE, {"judge": [None, "p"]}, r"judge\[0\] must be a text or a whole number, got null"),
-        (SINGLE, {"judge": {"j": 1}}, "judge must be a name, or a list of one and its prompt's name, got an object with j"),
+        (SINGLE, {"judge": {"j": 1}}, "judge must be a model name, or a list of model name and prompt name, got an object with j"),
         (SINGLE, {"judgment": {"text": "x"}}, "judgment must be text, got an object with text"),
         (SINGLE, {"user_prompt": 3}, "user_prompt must be text, got the number 3"),
         (SINGLE, {"tstamp": "now"}, "tstamp must be a number, got the text 'now'"),
@@ -312,7 +312,7 @@ def test_a_record_of_failures_is_refused_as_a_truth() -> None:
 def test_a_third_turn_is_no_part_of_what_is_recorded(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_text("".join(json.dumps(SINGLE | {"turn": turn}) + "\n" for turn in (1, 2, 3)))
-    with pytest.raises(BadFile, match=r"j\.jsonl: m/81: turns 1 and 2 are read, got turn 3"):
+    with pytest.raises(BadFile, match=r"j\.jsonl: m/81: only turns 1 and 2 are supported, got turn 3"):
         read_judged(path)
 
 

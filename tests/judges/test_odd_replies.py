@@ -138,7 +138,7 @@ def test_what_is_no_chat_completion_is_asked_again_and_never_kept(serve: Serve, 
     odd = NO_COMPLETIONS[kind]
     body, well = odd if isinstance(odd, str) and kind != "text" else json.dumps(odd), False
     endpoint = serve(lambda asked: content(asked) if well or content(asked) == "q1" else Answer(body=body))
-    with pytest.raises(JudgeUnfinished, match=r"1 of 2 requests got no reply after 2 attempts .* what came is no chat completion"):
+    with pytest.raises(JudgeUnfinished, match=r"1 of 2 requests got no reply after 2 attempts .* the body is not a chat completion"):
         asker(endpoint.url, tmp_path).ask(requests(2), silent)
     assert len(endpoint.asked) == 3 and len(Journal(tmp_path / "s.work").replies) == 1
     well = True
@@ -282,7 +282,7 @@ def test_a_long_wait_ends_the_stage_for_all_at_once(serve: Serve, tmp_path: Path
         return content(body) if content(body) == "q1" else Answer(429, "soon", {"Retry-After": "200"})
 
     endpoint, began = serve(say), time.monotonic()
-    with pytest.raises(JudgeUnfinished, match=r"said 429: come tomorrow, and asks to wait 86400 s .* the 1 replies that came are kept"):
+    with pytest.raises(JudgeUnfinished, match=r"answered 429: come tomorrow, and asks to wait 86400 s .* The 1 replies that came are kept"):
         asker(endpoint.url, tmp_path, concurrency=3).ask(requests(3), silent)
     assert time.monotonic() - began < 5
 
@@ -306,7 +306,7 @@ def test_a_retry_after_that_says_nothing_is_none(serve: Serve, tmp_path: Path, h
 def test_nothing_is_sent_to_another_host(serve: Serve, tmp_path: Path, status: int) -> None:
     other = serve(content)
     endpoint = serve(lambda _: Answer(status, "", {"Location": f"{other.url}/chat/completions"}))
-    with pytest.raises(JudgeRefused, match=rf"sends on to {other.url.removesuffix('/v1')}, where nothing was sent: .* judge\.base_url"):
+    with pytest.raises(JudgeRefused, match=rf"redirects to {other.url.removesuffix('/v1')}\. Nothing was sent there\. .* judge\.base_url"):
         asker(endpoint.url, tmp_path, concurrency=1).ask(requests(3), silent)
     assert not other.asked and not other.headers and len(endpoint.asked) == 1
 
@@ -338,7 +338,7 @@ def judged(endpoint: Endpoint, folder: Path, n: int) -> list[str | None]:
 def test_replies_of_the_fewer_are_dropped_and_asked_again(serve: Serve, tmp_path: Path) -> None:
     mixed = serve(lambda body: Said("x", model="b" if content(body) == "q1" else "a"))
     with pytest.raises(
-        ServedModelsDiffer, match=r"from a and b: .* the same command drops the 1 of b \(kept: those of a\) and asks for them again"
+        ServedModelsDiffer, match=r"from a and b\. .* The same command drops the 1 of b \(kept: those of a\) and asks for them again"
     ):
         judged(mixed, tmp_path, 4)
     whole = serve(lambda _: Said("x", model="a"))
@@ -378,7 +378,7 @@ def test_every_damaged_bit_of_a_journal_is_found(serve: Serve, tmp_path: Path, c
     path.write_bytes(whole.replace(b"0.9", b"0.1").replace(b"-0.1", b"-0.2"))
     capsys.readouterr()
     assert Journal(tmp_path / "s.work").replies == {}
-    assert "1 lines do not fit and are dropped, what they answered is asked again; line 1: damaged" in capsys.readouterr().out
+    assert "dropped 1 unreadable lines (first: line 1: damaged" in capsys.readouterr().out
     assert asker(endpoint.url, tmp_path).ask(requests(1), silent)[0].text == "m" and len(endpoint.asked) == 2
 
 
@@ -397,7 +397,7 @@ def test_a_line_of_another_sort_is_dropped(tmp_path: Path, line: str, capsys: py
     append(journal, {"request": "new", "reply": {"text": "m"}})
     assert {request: reply.text for request, reply in Journal(tmp_path).replies.items()} == {"old": "M", "new": "m"}
     told = capsys.readouterr().out
-    assert "1 lines do not fit" in told and "1 replies of an earlier program, without checksums, are read as they are" in told
+    assert "dropped 1 unreadable lines" in told and "read 1 replies without checksums, written by an earlier version" in told
 
 
 def test_replies_of_another_reading_are_taken_over_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -405,7 +405,7 @@ def test_replies_of_another_reading_are_taken_over_once(tmp_path: Path, capsys: 
     earlier.parent.mkdir()
     earlier.write_text('{"request": "a", "reply": {"text": "M"}}\nbroken\n')
     assert {name: r.text for name, r in Journal(tmp_path / "new.work", [tmp_path / "none", earlier]).replies.items()} == {"a": "M"}
-    assert "its 1 replies are taken over" in capsys.readouterr().out
+    assert "Copied 1 replies from the journal of an earlier version" in capsys.readouterr().out
     earlier.unlink()
     assert Journal(tmp_path / "new.work", [earlier]).replies["a"].text == "M"
     assert capsys.readouterr().out == ""
@@ -421,7 +421,7 @@ def test_a_broken_line_of_the_ledger_counts_as_the_largest(tmp_path: Path) -> No
     path.write_bytes(b"\n".join([lines[0].replace(b"3.0", b"0.0"), *lines[1:]]))
     assert Ledger(path).total(["s"]) == 1.0 + 5.0  # what was 3 counts as 5
     assert Ledger(path).total(["another"]) == 5.0  # it may have been anybody's
-    with pytest.raises(OverBudget, match=r"\$6\.0000 of .* 1 unreadable lines of .*spending\.jsonl count with it"):
+    with pytest.raises(OverBudget, match=r"\$6\.0000 of .* this counts 1 unreadable lines of .*spending\.jsonl"):
         Ledger(path).reserve("s", 5.0, 10.0, ["s"])
     path.write_bytes(
         b'{"stage": "s", "dollars": 2.0}\n' + encode({"stage": "s", "dollars": 1.0}) + b'{"v": 9, "row": {}}\n[]\n{"stage": "s"'
@@ -475,19 +475,19 @@ def test_a_damaged_batch_file_is_said_and_its_batch_found_again(
 ) -> None:
     endpoint = serve(content)
     endpoint.batch_status = "in_progress"
-    with pytest.raises(JudgeUnfinished, match="batch-0 is in_progress"):
+    with pytest.raises(JudgeUnfinished, match="batch-0 is still in_progress"):
         asker(endpoint.url, tmp_path, batch_wait_s=0.01).ask(requests(2), silent)
     (tmp_path / "s.work" / "batch.json").write_bytes(damage)
     endpoint.batch_status = "completed"
     assert batched(endpoint, tmp_path) == ["q0", "q1"] and len(endpoint.batches) == 1
     told = capsys.readouterr().out
-    assert "s.work/batch.json: " in told and "batch batch-0 was sent by an earlier run" in told
+    assert "s.work/batch.json: " in told and "Batch batch-0 was sent by an earlier run" in told
 
 
 @pytest.mark.usefixtures("quick")
 def test_an_announced_batch_that_never_arrived_is_sent_once_and_counted_once(serve: Serve, tmp_path: Path) -> None:
     asking = asker("http://127.0.0.1:9/v1", tmp_path, PRICE, batch_wait_s=5.0, budget_dollars=1000.0)
-    with pytest.raises(JudgeUnfinished, match="the connection failed"):
+    with pytest.raises(JudgeUnfinished, match="The connection failed"):
         asking.ask(requests(2), silent)
     assert Ledger(tmp_path / "spending.jsonl").total(["s"]) == 18.0  # 9 each, at half the price
     endpoint = serve(content)
@@ -498,7 +498,8 @@ def test_an_announced_batch_that_never_arrived_is_sent_once_and_counted_once(ser
     with contextlib.suppress(JudgeUnfinished):
         asker("http://127.0.0.1:9/v1", tmp_path / "b", batch_wait_s=5.0).ask(requests(2), silent)
     with pytest.raises(
-        JudgeRefused, match=r"may have been sent before, and the endpoint lists none \(404\): delete .*batch\.json to send it anew"
+        JudgeRefused,
+        match=r"may have sent a batch, but the endpoint does not list batches \(status 404\)\. Delete .*batch\.json to send it again",
     ):
         batched(unlisted, tmp_path / "b")
 
@@ -509,19 +510,19 @@ def test_an_announced_batch_that_never_arrived_is_sent_once_and_counted_once(ser
     [
         (
             lambda rows: "\n".join(json.dumps({**row, "custom_id": f"x{i}"}) for i, row in enumerate(rows)),
-            "2 failed with an id that was not",
+            "2 failed with an id of no request",
         ),
-        (lambda rows: "<html>busy</html>", "no row of a batch: '<html>busy</html>'"),
-        (lambda rows: json.dumps(rows), "no row of a batch: '["),
-        (lambda rows: "\n".join(json.dumps({"response": row["response"]}) for row in rows), "2 failed with no row of a batch"),
-        (lambda rows: "\n".join(json.dumps({**row, "custom_id": 5}) for row in rows), "2 failed with no row of a batch"),
+        (lambda rows: "<html>busy</html>", "no batch row: '<html>busy</html>'"),
+        (lambda rows: json.dumps(rows), "no batch row: '["),
+        (lambda rows: "\n".join(json.dumps({"response": row["response"]}) for row in rows), "2 failed with no batch row"),
+        (lambda rows: "\n".join(json.dumps({**row, "custom_id": 5}) for row in rows), "2 failed with no batch row"),
         (lambda rows: "\n".join(json.dumps({**row, "response": None}) for row in rows), "no reply in it; 2 failed"),
         (lambda rows: "\n".join(json.dumps({**row, "response": []}) for row in rows), "no reply in it; 2 failed"),
         (
             lambda rows: "\n".join(json.dumps({**row, "response": {"status_code": 200, "body": "m"}}) for row in rows),
             "2 failed with 200: no chat",
         ),
-        (lambda rows: "[" * 100_000, "no row of a batch"),
+        (lambda rows: "[" * 100_000, "no batch row"),
         (lambda rows: "", "completed: no reply in it"),
     ],
     ids=["other ids", "html", "a list", "no id", "id a number", "no response", "response a list", "body a text", "deep", "empty"],
@@ -553,14 +554,19 @@ def failing(code: Any, message: str) -> Callable[[list[dict[str, Any]]], str]:
 @pytest.mark.parametrize(
     ("code", "message", "kind", "told"),
     [
-        (500, "The engine is overloaded", JudgeUnfinished, "3 failed with 500: The engine is overloaded: the same command sends them anew"),
+        (
+            500,
+            "The engine is overloaded",
+            JudgeUnfinished,
+            "3 failed with 500: The engine is overloaded. The same command sends its requests again",
+        ),
         (404, "The model `nope` does not exist", JudgeRefused, "3 failed with 404: The model `nope` does not exist"),
         (400, "max_tokens is no parameter", JudgeRefused, "3 failed with 400: max_tokens is no parameter"),
         (
             "batch_expired",
             "It could not be run in time",
             JudgeUnfinished,
-            "batch_expired: It could not be run in time: the same command sends",
+            "batch_expired: It could not be run in time. The same command sends",
         ),
     ],
 )

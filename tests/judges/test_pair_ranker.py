@@ -237,7 +237,7 @@ def test_a_ranker_judges_a_sweep_and_its_position_bias_is_audited(tmp_path: Path
     judging = ["judge=pair_ranker", f"judge.model={model}", f"judge.items={items}", f"completions={written}"]
     done = bench(*judging, results=tmp_path / "results")
     assert done.code == 0, done.err
-    assert "Judged on 6 prompts a cell, 0 verdicts unscored" in done.out
+    assert "Each cell was judged on 6 prompts; 0 verdicts are unscored" in done.out
 
 
 @pytest.mark.parametrize(

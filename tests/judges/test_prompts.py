@@ -116,12 +116,12 @@ def test_a_mark_and_line_ends_change_no_annotator(tmp_path: Path, mark: bytes, e
         ("mine: {prompt_template: mine/p.txt, fn_completion_parser: 3}", "fn_completion_parser must be text, got the number 3"),
         ("mine: {prompt_template: mine/p.txt, completions_kwargs: [a]}", "completions_kwargs must be settings by name, got a list of 1"),
         (OWN.replace("3}", "true}"), "max_tokens must be a whole number from 0 to 1000000000, got true"),
-        (OWN.replace("3}", "3, temperature: .nan}"), "configs.yaml:3: not YAML ..nan is no finite number"),
+        (OWN.replace("3}", "3, temperature: .nan}"), "configs.yaml:3: not YAML ..nan is not a finite number"),
         (OWN.replace("3}", "3, temperature: true}"), "temperature must be a number from 0, got true"),
         (OWN.replace("3}", "3, logprobs: 'yes'}"), "logprobs must be true or false, got the text 'yes'"),
         (OWN.replace("x,", "3,"), "model_name must be text, got the number 3"),
         (OWN + OWN, "configs.yaml:1: a mapping holds 'mine' twice"),
-        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)), "write out to more than"),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)), "expand to more than"),
     ],
 )
 def test_an_annotator_that_cannot_be_used_is_one_line(tmp_path: Path, config: str, says: str) -> None:
@@ -133,9 +133,9 @@ def test_an_annotator_that_cannot_be_used_is_one_line(tmp_path: Path, config: st
 @pytest.mark.parametrize(
     ("prompt", "says"),
     [
-        (b"<|im_start|> nothing", "p.txt: a template that begins with the mark of a message and has none"),
-        (b"Which?", r"p.txt: no place for \{instruction\}, \{output_1\}, \{output_2\}"),
-        (b"{instruction} {output_1}", r"p.txt: no place for \{output_2\}"),
+        (b"<|im_start|> nothing", "p.txt: the template starts with the mark of a chat message, but no message can be read"),
+        (b"Which?", r"p.txt: the template has no placeholder \{instruction\}, \{output_1\}, \{output_2\}"),
+        (b"{instruction} {output_1}", r"p.txt: the template has no placeholder \{output_2\}"),
         (CHATML.encode("utf-16"), "p.txt: expected UTF-8, got UTF-16"),
         (b"caf\xe9", "p.txt: expected UTF-8, got other bytes"),
     ],
@@ -174,7 +174,7 @@ def test_a_game_prompt_that_cannot_be_used_is_one_line(tmp_path: Path, source: s
         ({"prompt_template": None}, ":1: prompt_template must be text, got null"),
         ({"system_prompt": {"content": "x"}}, ":1: system_prompt must be text, got an object with content"),
         ({"name": ["single-v1"]}, ":1: name must be text, got a list of 1"),
-        ({"name": "single-math-v1"}, ":[0-9]: a second prompt called single-math-v1"),
+        ({"name": "single-math-v1"}, ":[0-9]: a second prompt with the name single-math-v1"),
     ],
 )
 def test_judge_prompts_that_are_no_texts_are_refused_by_their_line(tmp_path: Path, more: dict[str, Any], says: str) -> None:
@@ -240,7 +240,7 @@ def test_a_file_that_lacks_a_prompt_or_a_place_is_refused(tmp_path: Path) -> Non
         mt_bench_templates(path)
     rows[0]["prompt_template"] = "Rate {question}"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    with pytest.raises(ValueError, match=r"prompt single-v1 has no place for \{answer\}"):
+    with pytest.raises(ValueError, match=r"prompt single-v1 has no placeholder \{answer\}"):
         mt_bench_templates(path)
     path.write_text("not json\n")
     with pytest.raises(ValueError, match=r"prompts\.jsonl:1: not JSON"):

@@ -113,7 +113,7 @@ def test_a_jury_shows_its_median_and_each_member_and_shares_their_stages(endpoin
     assert all(row["style_win_rate_game"] for row in rows) and "arena_win_rate" not in rows[0]
     found = [row for row in verdicts(ran.results)["jury"] if len(row.details or {}) == 3]
     assert found and all(row.preference == sorted((row.details or {}).values())[1] for row in found)
-    lacking = re.findall(r"Judge (\S+): no passport.*: (python -m bench do=audit .*)", ran.out)
+    lacking = re.findall(r"Judge (\S+): not audited yet.*: (python -m bench do=audit .*)", ran.out)
     assert {name: command.split()[5] for name, command in lacking} == {
         "alpaca_eval-long-judge": "judge.model=long-judge",
         "alpaca_eval-odd-judge": "judge.model=odd-judge",
@@ -124,7 +124,7 @@ def test_a_jury_shows_its_median_and_each_member_and_shares_their_stages(endpoin
     alone = bench(*files, "judge=arena_hard", "judge.model=game-judge", f"judge.base_url={endpoint.url}", results=ran.results)
     assert alone.code == 0 and len(endpoint.asked) == 12 * N  # a member's verdicts are those of the judge alone
     again = bench(*words, "do=rescore", f"out={tmp_path / 'out.csv'}", results=ran.results)
-    assert again.code == 0 and "3 of 3 cells scored anew" in again.out and "moved" not in again.out
+    assert again.code == 0 and "3 of 3 cells were scored again" in again.out and "changed: " not in again.out
     assert bench(*words, "do=status", results=ran.results).code == 0
     assert bench(*words, "do=report", results=ran.results).code == 0
 
@@ -153,7 +153,7 @@ def test_arena_hards_numbers_stand_beside_the_win_rate_and_are_scored_again_with
 
 def _fitted_difficulties_are_the_tables(ran: Ran, words: list[str], rows: Mapping[str, Mapping[str, str]], tmp_path: Path) -> None:
     """The same by judge.calibration=fitted and by do=rescore of the run without it; a cell's own score knows nothing of it."""
-    assert "LC win rate: item difficulties fitted on the other rows (3 digests, in table.csv)" in ran.out
+    assert "LC win rate % uses item difficulties fitted on the other rows (3 digests, in table.csv)." in ran.out
     plain = [*words[:-1], "judge.calibration=null"]
     rescored = bench(*plain, "do=rescore", "calibration=fitted", f"out={tmp_path / 'fitted.csv'}", results=ran.results)
     assert rescored.code == 0, rescored.err

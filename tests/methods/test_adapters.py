@@ -95,7 +95,7 @@ def test_an_adapter_is_read_beside_its_base_and_refused_alone(folder: Path, tmp_
     read = TransformersEngine(tmp_path / "kept", "float32", 1, base=folder)
     assert read.logps(rows) == pytest.approx(expected.logps(rows), rel=1e-6)
     assert read.logps(rows) != pytest.approx(TransformersEngine(folder, "float32", 1).logps(rows), rel=1e-3)
-    with pytest.raises(ValueError, match="holds an adapter alone and needs the model that it was trained beside"):
+    with pytest.raises(ValueError, match="holds only an adapter: give its base model too"):
         load_model(tmp_path / "kept", "float32")
 
 

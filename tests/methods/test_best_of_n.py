@@ -44,7 +44,7 @@ def smoke_plan(n: int) -> CellPlan:
 def run_missing(cell: CellPlan, store: Store) -> None:
     for stage in make_plan([cell], store).to_do:
         run_stage(describe(stage, store))
-        store.forget(stage)
+        store.invalidate(stage)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_unpaired_rows_fail_the_training_with_a_way_out(store: Store, tmp_path: 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "out").mkdir()
     run = StageRun({**folders(stage, store), "preferences": tmp_path / "unpaired"}, tmp_path / "out", Progress(tmp_path / "progress"))
-    with pytest.raises(ValueError, match="learns from pairs and the data are unpaired"):
+    with pytest.raises(ValueError, match="learns from pairs, but the data are unpaired"):
         train_stage.run(stage.settings, run)  # type: ignore[arg-type]
 
 

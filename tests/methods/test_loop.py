@@ -291,7 +291,7 @@ def run_missing(stages: list[Stage], store: Store) -> int:
     to_do = [stage for stage in stages if store.status(stage).state != "done"]
     for stage in to_do:
         run_stage(describe(stage, store))
-        store.forget(stage)
+        store.invalidate(stage)
     return len(to_do)
 
 

@@ -206,7 +206,7 @@ def test_dpo_and_ipo_refuse_unpaired_rows_and_kto_takes_them(start: Path, rows: 
     unpaired = [Unpaired(row.id, row.prompt, row.chosen, i % 2 == 0, row.mismatched_chosen) for i, row in enumerate(rows)]
     reference = reference_of(start, unpaired)
     for name in ("dpo", "ipo"):
-        with pytest.raises(ValueError, match=f"{name} learns from pairs and the data are unpaired: take method=kto"):
+        with pytest.raises(ValueError, match=f"{name} learns from pairs, but the data are unpaired. Use paired data, or method=kto"):
             trainer_of(name, start, unpaired, reference, tmp_path)
     trainer = trainer_of("kto", start, unpaired, reference, tmp_path)
     losses = [trainer.compute_loss(trainer.model, inputs).item() for inputs in batches(trainer)]

@@ -193,9 +193,9 @@ def test_a_saved_policy_brings_its_tokens_and_cannot_be_asked_without_them(train
     assert AutoTokenizer.from_pretrained(trained["csft"] / "model").convert_tokens_to_ids(GOOD) != 3  # <unk>
     TransformersEngine(trained["csft"], "float32", 4, GOOD)
     for control in (None, BAD):
-        with pytest.raises(ValueError, match=rf"csft.*is to be asked with <\|good\|>, got {control and '<.bad.>'}"):
+        with pytest.raises(ValueError, match=rf"csft.* must end in the control token <\|good\|>, got {control and '<.bad.>'}"):
             TransformersEngine(trained["csft"], "float32", 4, control)
-    with pytest.raises(ValueError, match=r"is to be asked with no control token, got <\|good\|>"):
+    with pytest.raises(ValueError, match=r"must end in no control token, got <\|good\|>"):
         TransformersEngine(inputs["model"], "float32", 4, GOOD)
 
 
@@ -220,7 +220,7 @@ def test_held_out_log_probs_are_those_after_the_good_token(trained: dict[str, Pa
                 found = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], -1)
             by_hand = sum(found[i, ids[i + 1]].item() for i in range(len(plain.prompt), len(ids) - 1))
             assert stored[f"heldout/{row.id}/{column}"].logps == pytest.approx(by_hand, rel=1e-5, abs=1e-4)
-    with pytest.raises(ValueError, match="is to be asked with"):
+    with pytest.raises(ValueError, match="must end in the control token"):
         logps_stage.run(settings.model_copy(update={"control": None}), run)
 
 

@@ -132,7 +132,7 @@ def test_a_download_that_was_cut_short_is_not_taken_for_the_dataset(served: Hub,
     for left in here.glob("bench-*"):  # by a command that had fetched everything
         left.unlink()
     offline = plan("http://127.0.0.1:9", HF_HUB_OFFLINE="1")
-    assert offline.returncode == 2 and "could not be had from the hub (HF_HUB_OFFLINE is set" in " ".join(offline.stderr.split())
+    assert offline.returncode == 2 and "could not be fetched from the hub (HF_HUB_OFFLINE is set" in " ".join(offline.stderr.split())
     assert plan(served.url).stdout == whole.stdout
 
 
@@ -162,7 +162,7 @@ def test_without_a_network_the_way_out_is_said_before_anything_runs(plan: Any, t
         done = plan("http://127.0.0.1:9", **environment)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         said = " ".join(done.stderr.split())
-        assert f"{REPO} could not be had from the hub (" in said
+        assert f"{REPO} could not be fetched from the hub (" in said
         assert ("HF_HUB_OFFLINE is set" in said) == bool(environment)
         assert f"run `hf download {REPO} --type dataset" in said and "to use a copy of its folder, set data.path" in said
         assert not (tmp_path / "results").exists(), "no revision is invented"

@@ -78,7 +78,7 @@ def test_what_is_locked_stays(cache: Path, model_folder: Path, tmp_path: Path) -
 def test_what_cannot_be_had_says_how_to_get_it_before_anything_is_spent(cache: Path, problems: Problems, tmp_path: Path) -> None:
     (problem,) = problems("model=zephyr_7b_sft", "method=dpo", f"results={tmp_path}")
     for part in (
-        "alignment-handbook/zephyr-7b-sft-full could not be had from the hub (HF_HUB_OFFLINE is set and the cache does not hold it)",
+        "alignment-handbook/zephyr-7b-sft-full could not be fetched from the hub (HF_HUB_OFFLINE is set and the cache does not have it)",
         "hf download alignment-handbook/zephyr-7b-sft-full --type model --revision ac6e600eefcce74f5e8bae1035d4f66019e93190",
         "to use a copy of its folder, set model.path",
     ):
@@ -105,7 +105,7 @@ def test_only_safetensors_are_read_and_every_shard_must_be_there(cache: Path, mo
     (model_folder / "model.safetensors").unlink()
     (model_folder / "pytorch_model.bin").write_text("pickle")
     put(cache, model_folder)
-    with pytest.raises(hub.NotThere, match=r"org/tiny could not be had|has no \*.safetensors"):
+    with pytest.raises(hub.NotThere, match=r"org/tiny could not be fetched|has no \*.safetensors"):
         hub.fetch_model("org/tiny", SHA, weights=True)
     assert hub.fetch_model("org/tiny", SHA, weights=False).is_dir()
     there = cache / "models--org--tiny" / "snapshots" / SHA
@@ -161,7 +161,7 @@ def test_code_of_a_model_of_the_hub_comes_with_it_and_is_looked_at_before_its_we
     monkeypatch.setattr(hub, "TRUSTED", allowed := cache / "trusted_code.yaml")
     empty = hashlib.sha256(b"").hexdigest()  # no file is no code that anybody has read
     allowed.write_text(yaml.safe_dump({"org/tiny": {"revision": SHA, "code": empty}}))
-    with pytest.raises(ValueError, match="runs code of its own, and no Python file is there"):
+    with pytest.raises(ValueError, match="runs code of its own, but it has no Python file"):
         hub.fetch_model("org/tiny", SHA, weights=True)
     (there / "modeling_own.py").write_text("class Own: ...\n")
     with pytest.raises(ValueError, match=r"runs code of its own \(modeling_own.py\), which is not trusted") as error:
@@ -182,7 +182,9 @@ def test_code_of_a_models_own_runs_only_when_it_is_named_with_a_revision(tmp_pat
     allowed = tmp_path / "trusted_code.yaml"
     allowed.write_text("{}\n")
     monkeypatch.setattr(hub, "TRUSTED", allowed)
-    with pytest.raises(ValueError, match=r"runs code of its own \(modeling_own.py\), which is not trusted: read it, then name") as error:
+    with pytest.raises(
+        ValueError, match=r"runs code of its own \(modeling_own.py\), which is not trusted: read the code, then name"
+    ) as error:
         hub.trusts_code(folder)
     code = re.search(r"code: ([0-9a-f]{64})", str(error.value))
     assert code

@@ -115,9 +115,9 @@ BROKEN = {
     "{{ 'a' * 10000000000 }}": "more than 2 GiB of memory",
     "{% for i in range(99999) %}{{ 'a' * 1000000 }}{% endfor %}": "more than 2 GiB of memory",
     CHATML + "{{ 'a' * 9000000 }}": "it writes 9,000,",
-    "{% for m in messages %}{{ m['content'][0].text }}{% endfor %}": "it leaves out what the user says",
-    CHATML + "{{ range(99999) | random }}": "it writes the same conversation in another way each time",
-    "Hello.": "it leaves out what the user says",
+    "{% for m in messages %}{{ m['content'][0].text }}{% endfor %}": "it leaves out user messages",
+    CHATML + "{{ range(99999) | random }}": "it writes the same conversation differently each time",
+    "Hello.": "it leaves out user messages",
 }
 
 

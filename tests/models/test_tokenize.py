@@ -63,7 +63,7 @@ def test_the_world_has_one_begin_token_and_one_end_token() -> None:
 
 
 def test_a_template_is_asked_for_where_there_is_none(plain: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="the prompts are messages and the tokenizer has no chat template: add chat_template"):
+    with pytest.raises(ValueError, match="the prompts are messages, but the tokenizer has no chat template: add chat_template"):
         prompt_ids(plain, USER)
 
 
@@ -81,7 +81,7 @@ def test_what_is_too_long_is_cut_at_the_end_and_a_prompt_that_fills_it_is_refuse
     n = len(whole.prompt)
     cut = row_ids(chat, USER, "the horse is a good dog", n + 3)
     assert (cut.prompt, cut.completion) == (whole.prompt, whole.completion[:3])
-    with pytest.raises(PromptTooLong, match=f"a prompt of {n} tokens leaves nothing to learn within model.max_length={n}"):
+    with pytest.raises(PromptTooLong, match=f"a prompt of {n} tokens leaves no room for a completion within model.max_length={n}"):
         row_ids(chat, USER, "the horse", n)
 
 

@@ -542,7 +542,7 @@ def test_a_plan_of_a_hundred_cells_takes_seconds_and_loads_no_torch(run_bench: R
     assert time.monotonic() - start < 60  # 3 s on an idle machine, a few times that on a busy one
     assert "heavy: []" in done.stderr
     assert ": 117 cells" in done.stdout  # 3 x 4 x 9, and a start model a seed
-    assert "no like stage has run here yet" in done.stdout
+    assert "no similar stage has run here yet" in done.stdout
     assert not (tmp_path / "results").exists()
 
 

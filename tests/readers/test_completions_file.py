@@ -72,7 +72,7 @@ def test_texts_may_hold_any_line_break_of_unicode(tmp_path: Path) -> None:
 )
 def test_an_id_that_contradicts_its_prompt_is_refused(tmp_path: Path, row: Any) -> None:
     path = write(tmp_path / "f.jsonl", row)
-    with pytest.raises(BadFile, match=rf"f\.jsonl:1: id and prompt are of two items: item {row['id']} asks .*leave the ids out where the"):
+    with pytest.raises(BadFile, match=rf"f\.jsonl:1: id and prompt belong to two items: item {row['id']} asks .*If the"):
         matched(read_written(path), ITEMS)
 
 
@@ -84,7 +84,7 @@ def test_the_first_turn_is_prompt_enough_beside_an_id(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row", [{"id": "b", "completion": "One."}, {"turns": ["Count.", "Again."], "completions": ["1", "2", "3"]}])
 def test_a_row_with_another_number_of_texts_than_turns_is_named(tmp_path: Path, row: Any) -> None:
-    with pytest.raises(BadFile, match=r"f\.jsonl:2: (1 text|3 texts) written, and item b asks 2 turns: one text a turn is expected"):
+    with pytest.raises(BadFile, match=r"f\.jsonl:2: expected one text a turn, 2 for item b, got (1 text|3 texts)"):
         matched(read_written(write(tmp_path / "f.jsonl", {"id": "a", "completion": "x"}, row)), ITEMS)
 
 
@@ -124,7 +124,7 @@ def test_fastchats_answers_are_matched_by_question_and_may_bring_later_turns(tmp
         Item("alpaca_eval-81", None, ["Count."]),
     ]
     assert [(c.id, c.completions) for c in matched(read, items)] == [("mt_bench-81", ["One."]), ("arena_hard-q82", ["Pear."])]
-    with pytest.raises(BadFile, match=r"f\.jsonl:2: 1 text written, and item mt_bench-q82 asks 2 turns"):
+    with pytest.raises(BadFile, match=r"f\.jsonl:2: expected one text a turn, 2 for item mt_bench-q82, got 1 text"):
         matched(read, [Item("mt_bench-q82", None, ["Count.", "Again."])])
 
 
@@ -134,15 +134,15 @@ def test_fastchats_answers_are_matched_by_question_and_may_bring_later_turns(tmp
         (json.dumps({"rows": 3}, indent=2), r":1: not JSON \(.*\); expected one object a line, or a JSON list of objects"),
         (json.dumps(OUTPUTS)[:-5], r": not JSON \("),
         (json.dumps([OUTPUTS[0], OUTPUTS[1] | {"generator": "n"}]), ": expected the completions of one model, got m, n"),
-        (json.dumps([OUTPUTS[0], OUTPUTS[0]]), ": row 1: answers what .*: row 0 answers"),
+        (json.dumps([OUTPUTS[0], OUTPUTS[0]]), ": row 1: answers the same prompt as .*: row 0"),
         (json.dumps([OUTPUTS[0], OUTPUTS[1] | {"output": None}]), r": row 1: output must be text, got null"),
         (json.dumps([OUTPUTS[0], 3]), ": row 1: expected an object, got the number 3"),
         (json.dumps(answer(81, None)), r":1: turns\[0\] must be text, got null"),
         (json.dumps(answer(81, {"content": None})), r":1: turns\[0\].content must be text, got null"),
         (json.dumps(answer(81.5, "x")), ":1: question_id must be a text or a whole number, got the number 81.5"),
         (json.dumps(answer(None, "x")), ":1: question_id must be a text or a whole number, got null"),
-        (json.dumps(answer(81)), ":1: expected choices, of which the first has turns; got a list of 2"),
-        (json.dumps(answer(81, "x", choices=None)), ":1: expected choices, of which the first has turns; got null"),
+        (json.dumps(answer(81)), ":1: expected choices, the first of them with turns; got a list of 2"),
+        (json.dumps(answer(81, "x", choices=None)), ":1: expected choices, the first of them with turns; got null"),
         (json.dumps({"prompt": [user("a") | {"content": None}], "completion": "x"}), r":1: prompt\[0\].content must be text, got null"),
         (
             json.dumps({"prompt": [user("a") | {"content": [{"text": "x"}]}], "completion": "x"}),
@@ -183,7 +183,7 @@ def test_a_bad_row_is_named_with_its_line(tmp_path: Path, row: Any, why: str) ->
 
 def test_two_answers_to_one_prompt_and_an_empty_file_are_refused(tmp_path: Path) -> None:
     row = {"prompt": "Say hello.", "completion": "Hello."}
-    with pytest.raises(ValueError, match=r"f\.jsonl:2: answers what .*f\.jsonl:1 answers"):
+    with pytest.raises(ValueError, match=r"f\.jsonl:2: answers the same prompt as .*f\.jsonl:1\."):
         read_written(write(tmp_path / "f.jsonl", row, row))
     with pytest.raises(ValueError, match="no rows"):
         read_written(write(tmp_path / "g.jsonl"))
@@ -192,5 +192,5 @@ def test_two_answers_to_one_prompt_and_an_empty_file_are_refused(tmp_path: Path)
 def test_fastchats_mark_of_a_failed_request_is_no_completion(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text('{"id": "a", "completion": "$ERROR$ is a shell variable"}\n{"id": "b", "completion": "$ERROR$"}\n')
-    with pytest.raises(BadFile, match=r"answers.jsonl:2: the completion is \$ERROR\$, FastChat's mark of a request that failed"):
+    with pytest.raises(BadFile, match=r"answers.jsonl:2: the completion is \$ERROR\$, FastChat's mark of a failed request"):
         read_written(path)

@@ -19,7 +19,7 @@ from bench.forecast.row_counts import data_lines
 from bench.models.tokenize import PromptTooLong, load_tokenizer, positions, preference_ids, row_ids
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan
-from bench.readers.learnable import looker
+from bench.readers.learnable import learn_check
 from bench.readers.rows import BadRows, raw_rows
 from bench.readers.splits import Divided, divide, overlap
 from bench.readers.subsets import normalised, prompt_group
@@ -190,7 +190,7 @@ def test_conversations_end_in_an_answer(tmp_path: Path) -> None:
         ("ultrafeedback_binarized", {"prompt": "a", "chosen": "b"}, "expected columns prompt, chosen, rejected, score_chosen"),
         ("ultrafeedback_binarized", ultrafeedback("a?", "b", "c") | {"score_chosen": "8"}, "score_chosen must be a number, got the text"),
         ("orca_dpo_pairs", {"system": None, "question": "a", "chosen": "b", "rejected": "c"}, "system must be text, got null"),
-        ("hh_rlhf", {"chosen": "b", "rejected": "c"}, "a transcript begins with '\\n\\nHuman:', got 'b'"),
+        ("hh_rlhf", {"chosen": "b", "rejected": "c"}, "a transcript must begin with '\\n\\nHuman:', got 'b'"),
         ("shp", shp("a", "b", "c") | {"labels": 2}, "labels must be 1 or 0, got the number 2"),
         ("oasst1", oasst("a", None, "b", "bot"), "role must be prompter or assistant, got the text 'bot'"),
         ("halos", halos("a", "b", "c") | {"type": "scalar_feedback"}, "type must be pairwise_feedback or binary_feedback"),
@@ -334,7 +334,7 @@ def test_a_prompt_fits_where_it_can_be_trained_on(most: int, tiny_model: Path) -
             trained = bool(row_ids(tokenizer, prompt, "x", most))
         except PromptTooLong:
             trained = False
-        assert (looker(tokenizer, most)(prompt, ["x"]) is None) == trained
+        assert (learn_check(tokenizer, most)(prompt, ["x"]) is None) == trained
 
 
 # Overlap with the judge's items --------------------------------------------------------------------------------------
@@ -364,7 +364,9 @@ def test_overlap_is_dropped_or_refused(many: Path) -> None:
     assert lost == {f'[["text", "what is {i}"]]' for i in (4, 7)} - groups(whole.heldout)
     assert sum(n for name, n in without.counts.items() if name.startswith("overlap/items")) == len(whole.train) - len(without.train)
     if lost:
-        with pytest.raises(ValueError, match=r"train rows ask what the judge asks \(data\.overlap=refuse\), the first of them 'what is "):
+        with pytest.raises(
+            ValueError, match=r"train rows have the question of an item of the judge \(data\.overlap=refuse\), for example 'what is "
+        ):
             divide(_plain(overlap="refuse"), many, ITEMS)
     assert lost, "the fixture holds an overlap"
 

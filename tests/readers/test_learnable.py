@@ -14,7 +14,7 @@ from bench.config import Settings
 from bench.forecast.row_counts import data_lines
 from bench.models.tokenize import load_tokenizer
 from bench.planning.inputs import CellPlan
-from bench.readers.learnable import SAME_TOKENS, TOO_LONG, UNWRITABLE, looker
+from bench.readers.learnable import SAME_TOKENS, TOO_LONG, UNWRITABLE, learn_check
 from bench.readers.rows import opposites, read_preferences
 from bench.records import Labelled, read_rows, write_jsonl
 from bench.stages import data
@@ -161,8 +161,8 @@ def test_rows_that_a_template_cannot_write_are_refused_with_their_number_and_the
     said = str(raised.value)
     rows = "rows" if kind == "local" else "train rows"
     first = f"{tmp_path}/rows.jsonl:{bad[0] + 1}"
-    assert said.startswith(f"{len(bad)} of 40 {rows} cannot be written with the model's chat template, first {first}: ")
-    assert f"{why}; name another model.chat_template, or take data.unwritable=drop to leave them out and count them" in said
+    assert said.startswith(f"the model's chat template cannot write {len(bad)} of 40 {rows}. The first is {first}: ")
+    assert f"{why}. Set another model.chat_template, or data.unwritable=drop to leave them out and count them" in said
     assert looked(refused, tmp_path)[1] == [f"{kind}: {said}"]
 
 
@@ -174,7 +174,7 @@ def test_rows_that_a_template_cannot_write_are_dropped_and_counted_where_that_is
 
 
 def test_what_is_found_of_a_row_is_found_again_without_looking(models: Mapping[str, Path]) -> None:
-    look, rows = looker(load_tokenizer(models["strict"]), 60), [user("name a dog")]
+    look, rows = learn_check(load_tokenizer(models["strict"]), 60), [user("name a dog")]
     for _ in range(2):
         assert look(rows, ["a", "b"]) is None and look(rows, []) is None
         assert look(rows, ["a", "a"]) == SAME_TOKENS
@@ -234,7 +234,7 @@ def test_plan_and_run_refuse_data_with_the_same_words_before_anything_is_spent(
     words = ("model=local", f"model.path={models['strict']}", "data=local", f"data.path={file}", "method=dpo,ipo", "judge=none")
     planned, ran = (bench(*words, f"do={verb}", results=results) for verb in ("plan", "run"))
     assert (planned.code, ran.code) == (2, 2) and planned.err == ran.err and len(ran.err.strip().splitlines()) == 1
-    assert "both need some" in ran.err or f"first {file}:8: System role not supported" in ran.err
+    assert "Both must hold rows" in ran.err or f"The first is {file}:8: System role not supported" in ran.err
     assert not list(results.glob("store/*/*"))
 
 
@@ -245,7 +245,7 @@ def test_conversations_that_a_template_cannot_write_are_refused_by_plan_and_run(
     tuned = ("+sft=ultrachat_200k", f"sft.path={rows}", "sft.train_files=[chats.jsonl]")
     _, refusals = looked(plans(*own, *tuned)[-1], tmp_path)
     (refusal,) = refusals
-    assert "1 of 5 conversations cannot be written with the model's chat template, first row train-3: " in refusal
+    assert "the model's chat template cannot write 1 of 5 conversations. The first is row train-3: " in refusal
 
 
 def test_settings_that_a_look_hangs_on_are_in_the_key(cell: Cell) -> None:
@@ -273,13 +273,13 @@ def test_special_tokens_that_somebody_typed_are_counted_by_plan_and_run(kind: st
     noted = {name: n for name, n in counts.items() if "/noted/" in name}
     what = "in the text, which the model reads as a control token"
     assert noted[f"{split}/noted/with <|im_end|> {what}"] == 3 and counts[f"{split}/read"] == counts["train"] + counts["heldout"] == N
-    assert f"3 with <|im_end|> {what}" in looked(asked, tmp_path)[0].partition("kept all the same: ")[2]
+    assert f"3 with <|im_end|> {what}" in looked(asked, tmp_path)[0].partition("kept with a note: ")[2]
 
 
 def test_an_end_that_plain_rows_have_is_no_typed_token(models: Mapping[str, Path]) -> None:
-    look, plain = looker(load_tokenizer(models["chatml"]), None), [{"role": "text", "content": "a"}]
-    assert look.marks(plain, ["b<|im_end|>", "c"]) == set()  # type: ignore[arg-type]
-    assert look.marks(plain, ["b<|im_end|>c", "c"]) == {"<|im_end|>"}  # type: ignore[arg-type]
+    look, plain = learn_check(load_tokenizer(models["chatml"]), None), [{"role": "text", "content": "a"}]
+    assert look.special_tokens(plain, ["b<|im_end|>", "c"]) == set()  # type: ignore[arg-type]
+    assert look.special_tokens(plain, ["b<|im_end|>c", "c"]) == {"<|im_end|>"}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["local", "dataset"])

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.readers.kl_partners import partners, with_partners
 from bench.readers.rows import BadRows, Preferences, read_preferences
-from bench.readers.subsets import nested_subset, partners, prompt_key, split_heldout, with_partners
+from bench.readers.subsets import nested_subset, prompt_key, split_heldout
 from bench.records import Message, Pair, Unpaired
 from bench.text_files import HALF_CHARACTER
 
@@ -146,9 +147,9 @@ BAD: list[tuple[Any, str]] = [
     ({"input": "a", "output": "b"}, "expected columns prompt, chosen, rejected or prompt, completion, label; got input, output"),
     (
         {"chosen": "So.", "rejected": "No."},
-        "chosen and rejected begin differently, and plain text needs its prompt at their start or in a prompt column",
+        "chosen and rejected have no common beginning. Plain text needs its prompt there or in a prompt column",
     ),
-    ({"completion": "So.", "label": True}, "plain text needs a prompt column beside completion"),
+    ({"completion": "So.", "label": True}, "a completion of plain text needs a prompt column"),
     (OK | {"prompt": ""}, "prompt is empty"),
     (OK | {"prompt": 3}, f"prompt {TEXT_OR_LIST} the number 3"),
     (OK | {"prompt": []}, f"prompt {TEXT_OR_LIST} an empty list"),
@@ -218,21 +219,24 @@ BAD: list[tuple[Any, str]] = [
     ),
     (OK | {"prompt": [user("A?") | {"content": []}]}, "message 1 of prompt: content must be text, or one part of text, got 0 parts ()"),
     (OK | {"prompt": ["A?"]}, "message 1 of prompt must have role and content, got the text 'A?'"),
-    (OK | {"tools": [{"type": "function"}]}, "has tools, which are not trained on: leave the row out"),
-    (OK | {"images": ["a.png"]}, "has images, which are not trained on: leave the row out"),
-    (OK | {"audio": {"path": "a.wav"}}, "has audio, which is not trained on: leave the row out"),
-    (FINE | {"chat_template_kwargs": {"enable_thinking": False}}, "has chat_template_kwargs, which are not trained on: leave the row out"),
+    (OK | {"tools": [{"type": "function"}]}, "has tools, and bench cannot train on this. Remove the row"),
+    (OK | {"images": ["a.png"]}, "has images, and bench cannot train on this. Remove the row"),
+    (OK | {"audio": {"path": "a.wav"}}, "has audio, and bench cannot train on this. Remove the row"),
+    (
+        FINE | {"chat_template_kwargs": {"enable_thinking": False}},
+        "has chat_template_kwargs, and bench cannot train on this. Remove the row",
+    ),
     (
         {"prompt": [user("A?")], "chosen": [bot("b") | {"reasoning_content": "c"}], "rejected": [bot("c")]},
-        "message 1 of chosen has reasoning_content, which is not trained on: leave the row out",
+        "message 1 of chosen has reasoning_content, and bench cannot train on this. Remove the row",
     ),
     (
         OK | {"prompt": [user("A?"), {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}, user("B?")]},
-        "message 2 of prompt has tool_calls, which are not trained on: leave the row out",
+        "message 2 of prompt has tool_calls, and bench cannot train on this. Remove the row",
     ),
     (
         {"prompt": [user("A?"), bot("b") | {"weight": 0}, user("B?")], "chosen": "b", "rejected": "c"},
-        "message 2 of prompt has weight=0, which would be learnt from all the same: leave the row out",
+        "message 2 of prompt has weight=0, but bench would train on the message all the same. Remove the row",
     ),
 ]  # fmt: skip
 
@@ -388,7 +392,7 @@ def test_all_bad_rows_are_said_up_to_a_readable_number(tmp_path: Path) -> None:
 
 
 def test_a_file_holds_one_form(tmp_path: Path) -> None:
-    with pytest.raises(BadRows, match=r"rows\.jsonl: 2 paired and 1 unpaired rows; a file holds one form"):
+    with pytest.raises(BadRows, match=r"rows\.jsonl: holds 2 paired and 1 unpaired rows\. A file must hold one kind"):
         read_preferences(jsonl(tmp_path / "rows.jsonl", OK, FINE, OK))
 
 

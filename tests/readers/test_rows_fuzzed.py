@@ -185,7 +185,7 @@ def test_a_users_file_is_refused_by_place_or_gives_its_very_texts(row: Row, form
             try:
                 found = read()
             except BadRows as error:
-                whole = [line for line in str(error).splitlines() if "a file holds one form" not in line]
+                whole = [line for line in str(error).splitlines() if "A file must hold one kind" not in line]
                 check(path, rows, whole, [])
             except ValueError as error:
                 assert form in ("list.json", "parquet"), error

@@ -67,7 +67,7 @@ def test_cells_with_the_same_facts_certify() -> None:
     certificate = certify([start(), cell("dpo", beta=1), cell("ipo", beta=1), cell("dpo", beta=2)], ["method", "method.beta"])
     assert certificate.same == [fact.name for fact in FACTS if fact.name not in WEIGHED]
     assert not certificate.differs and not certificate.unknown
-    said = f"Same over all cells but the axes (method, beta): {', '.join(certificate.same)}."
+    said = f"These facts are equal in all cells, apart from the axes (method, beta): {', '.join(certificate.same)}."
     assert certificate.lines() == certificate.short() == [said]
 
 
@@ -88,8 +88,9 @@ def test_a_cell_with_another_batch_is_named_with_both_values() -> None:
         "preference rows a step": (("row 2",), "16", "32"),
     }
     assert certificate.differs == {"dpo-2-s0": ["steps", "completions a step", "preference rows a step"]}
-    assert f"{MARK} steps: row 2 143, the others 72." in certificate.lines()
-    assert certificate.short()[-1].startswith(f"{MARK} row 2 and the others: steps 143 against 72; completions a step 32 against 64;")
+    assert f"{MARK} Cells differ in steps: 143 in row 2; 72 in the other cells." in certificate.lines()
+    short = f"{MARK} These differ from the other cells: row 2 (steps 143 instead of 72; completions a step 32 instead of 64;"
+    assert certificate.short()[-1].startswith(short)
     assert certificate.words("dpo-2-s0") == "steps; completions a step; preference rows a step"
     assert certificate.words("dpo-1-s0") == ""
 
@@ -130,7 +131,7 @@ def test_learning_rates_by_method_have_a_line_of_their_own_and_within_a_method_t
     assert certificate.by_method == {"learning rate": "dpo 0.001; hinge 0.0003"}
     assert certificate.differences == []
     assert "learning rate" not in certificate.same
-    assert any(line.startswith("Differs by method, on purpose: learning rate (dpo 0.001; hinge 0.0003)") for line in certificate.lines())
+    assert "Methods differ in learning rate on purpose: dpo 0.001; hinge 0.0003." in certificate.lines()
     certificate = certify([cell("dpo", beta=1), cell("dpo", beta=2), cell("dpo", hinge, beta=3)], ["method.beta"])
     assert found(certificate) == {"learning rate": (("row 3",), "0.0003", "0.001")}
 
@@ -172,20 +173,20 @@ def test_what_is_not_known_is_never_the_same() -> None:
     assert certificate.unknown == {name: ["dpo"] for name in TRAINING} | {"decoding": ["ipo"]}
     assert certificate.same == ["items", "judge"]
     assert certificate.words("dpo-1-s0").startswith("examples not known; completions in the loss not known")
-    assert any(line.startswith("Not known of ipo: decoding.") for line in certificate.lines())
-    assert not any("Same" in line and "examples" in line for line in certificate.lines())
+    assert any(line.startswith("These facts are not known for ipo: decoding.") for line in certificate.lines())
+    assert not any("equal" in line and "examples" in line for line in certificate.lines())
 
 
 def test_what_some_cells_do_not_tell_is_the_same_only_over_the_others() -> None:
     certificate = certify([cell("dpo", beta=1), cell("ipo", beta=1), cell("kto", None, beta=1)], ["method"])
-    same = [line for line in certificate.lines() if "examples" in line and "Same" in line]
-    assert len(same) == 1 and same[0].startswith("Same over the cells of which it is known but the axes (method): ")
+    same = [line for line in certificate.lines() if "examples" in line and "equal" in line]
+    assert len(same) == 1 and same[0].startswith("These facts are equal in all cells where they are known, apart from the axes (method): ")
 
 
 def test_one_trained_cell_has_nothing_to_be_compared_with() -> None:
     certificate = certify([start(), cell("dpo")], [])
     assert certificate.same == ["decoding", "items", "judge"]
-    assert "One training is known: there is nothing to compare it with." in certificate.lines()
+    assert "Facts of only one training are known, so there is nothing to compare it with." in certificate.lines()
 
 
 def test_an_axis_that_no_cell_holds_leaves_what_it_may_move_uncompared() -> None:
@@ -238,7 +239,7 @@ def test_the_smoke_sweep_s_certificate_names_what_kto_does_otherwise(tmp_path: P
     with (folder / "table.csv").open() as file:
         differs = {row["method"]: row["differs"] for row in csv.DictReader(file)}
     assert differs == {"start": "", "kto": "", "dpo": "order; steps; completions a step; preference rows a step", "ipo": differs["dpo"]}
-    assert f"{MARK} dpo, ipo and the others: order" in smoke().out
+    assert f"{MARK} These differ from the other cells: dpo, ipo (order" in smoke().out
 
 
 def test_a_cell_whose_training_is_gone_is_not_known(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_a_cell_whose_training_is_gone_is_not_known(tmp_path: Path) -> None:
         shutil.rmtree(results / "store" / dpo.roles[role].kind / dpo.roles[role].key)
     sweep, store = Sweep("smoke", "", "+sweep=smoke", cells, axes=("method", "method.beta")), Store(results / "store")
     written = write_files(sweep, collect(sweep, store, {}), results)
-    assert any(line.startswith("Not known of dpo: examples, ") for line in written.aids)
+    assert any(line.startswith("These facts are not known for dpo: examples, ") for line in written.table.notes["Fairness"])
     certificate = json.loads((written.folder / "fairness.json").read_text())
     assert certificate["cells"][dpo.key]["steps"] is None
     assert {d["fact"]: d["who"] for d in certificate["differences"]}["steps"] == ["ipo"]

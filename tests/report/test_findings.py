@@ -244,15 +244,16 @@ def test_findings_stand_with_the_rows_and_seeds_that_have_them() -> None:
     by_name = {row.cell.cell.method.name: row.cell.key for row in real}
     named = {row.cell.key: [kl, cut] if row.cell.key == by_name["dpo"] else [] for row in real if row.cell.key != by_name["ipo"]}
     assert lines(groups, named) == [
-        "KL blow-up, 20 nats: row 4.",
-        "completions cut, 50 %: row 4.",
-        f"{NONE.capitalize()}: rows 2, 3.",  # a start model is no training, IPO has no numbers
+        "Row 4 has the finding 'KL blow-up' (20 nats).",
+        "Row 4 has the finding 'completions cut' (50 %).",
+        f"Rows 2, 3 have {NONE}.",  # a start model is no training, IPO has no numbers
     ]
     dpo = next(group for group in groups if group.cell.method.name == "dpo")
     twice = [type(dpo)(**{**vars(dpo), "rows": [dpo.rows[0], next(row for row in real if row.cell.cell.method.name == "kto")]})]
-    assert lines(twice, named) == ["KL blow-up, 20 nats: row 4 (1 of 2 seeds).", "completions cut, 50 %: row 4 (1 of 2 seeds)."]
+    one = "Row 4 (1 of 2 seeds) has the finding"
+    assert lines(twice, named) == [f"{one} 'KL blow-up' (20 nats).", f"{one} 'completions cut' (50 %)."]
     named[twice[0].rows[1].cell.key] = [*found(kl=30.0).values()]
-    assert lines(twice, named)[0] == "KL blow-up, 20 to 30 nats: row 4."
+    assert lines(twice, named)[0] == "Row 4 has the finding 'KL blow-up' (20 to 30 nats)."
 
 
 def test_findings_md_has_every_cell_with_numbers_and_thresholds() -> None:
@@ -261,7 +262,7 @@ def test_findings_md_has_every_cell_with_numbers_and_thresholds() -> None:
     text = markdown("Title", real, {real[1].cell.key: [kl], real[2].cell.key: []})
     assert f"## {real[1].cell.name}\n\n- **KL blow-up** (warning): {kl.says} Threshold: more than 10 nats." in text
     assert f"## {real[2].cell.name}\n\n- nothing conspicuous" in text
-    assert f"## {real[3].cell.name}\n\n- no numbers: not run yet" in text
+    assert f"## {real[3].cell.name}\n\n- No numbers: not run yet" in text
 
 
 def test_a_real_sweep_s_findings_come_from_its_curves() -> None:

@@ -60,7 +60,7 @@ def test_the_gold_judge_has_two_clean_passports_and_is_judged_once(tmp_path: Pat
     ran = bench(*words, results=tmp_path / "results")
     assert ran.code == 0, ran.err
     preference, rating = audited(ran, "gold-preference"), audited(ran, "gold-rating")
-    assert preference["faults"] == rating["faults"] == [] and ran.out.count("no fault found") == 2
+    assert preference["faults"] == rating["faults"] == [] and ran.out.count("No fault was found.") == 2
     assert preference["statistics"]["position_bias"] == {"unmeasured": "a function of the two texts: it is shown no order"}
     assert preference["truths"]["gold"]["agreement"]["value"] == 1
     assert rating["statistics"]["noise_sd"] == {"unmeasured": "a function of the text: it says the same again"}
@@ -100,11 +100,13 @@ def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on
     for name, injected in (("position_bias", 0.3), ("failure_rate", 0.15)):
         assert found["statistics"][name]["low"] <= injected <= found["statistics"][name]["high"], name
     assert found["statistics"]["retest_agreement"]["value"] == 1  # its luck hangs on the request
-    assert any(re.match(r"goes by place: \d+\.\d % of its verdicts fall to whoever is shown first", fault) for fault in found["faults"])
+    assert any(
+        re.match(r"prefers a position: \d+\.\d % of its verdicts go to the completion shown first", fault) for fault in found["faults"]
+    )
     assert any("replies cannot be read" in fault for fault in found["faults"])
     assert [fault for fault in found["faults"] if "`null model`" in fault]
     assert not [fault for fault in found["faults"] if "`verbose padding`" in fault]  # it likes short ones
-    assert "FAULT goes by place" in done.out
+    assert "FAULT: The judge prefers a position" in done.out
 
     items = [json.loads(line)["id"] for path in results.glob("store/data/*/items.jsonl") for line in path.read_text().splitlines()]
     plain = [item for item in items if "/" not in item][:60]
@@ -184,7 +186,7 @@ def test_a_judge_that_rates_is_planned_stopped_at_its_budget_and_audited(endpoin
     planned = bench(*words, "plan=true", "judge.budget_dollars=5", results=results)
     assert planned.code == 0 and not endpoint.asked, planned.err
     forecast = re.search(r"([\d,]+) requests", planned.out)
-    assert forecast and "more than judge.budget_dollars=5: it stops there (exit 4)" in planned.out
+    assert forecast and "more than judge.budget_dollars=5. The command stops there (exit 4)" in planned.out
     stopped = bench(*words, "judge.budget_dollars=5", results=results)
     assert stopped.code == 4 and "FAILED   mt_bench-severe-rating-" in stopped.out
     labels = tmp_path / "labels.jsonl"
@@ -200,7 +202,7 @@ def test_a_judge_that_rates_is_planned_stopped_at_its_budget_and_audited(endpoin
     assert statistics["whole_rate"]["value"] == statistics["retest_agreement"]["value"] == 1 and statistics["noise_sd"]["value"] == 0
     assert found["truths"]["human"]["corrected_rating"]["value"] == pytest.approx(3, abs=0.5)
     assert any("`null model`" in fault for fault in found["faults"]) and not any("`constant`" in fault for fault in found["faults"])
-    assert any("labels of human correct to" in fault for fault in found["faults"])
+    assert any("corrected by labels of human" in fault for fault in found["faults"])
     page = next(results.glob("judges/*/passport.html")).read_text()
     assert page.count("<svg") > 5 and not re.search(r"""(src|href)="(?!#)|url\((?!#)""", page)
 
@@ -250,20 +252,21 @@ def test_a_sweeps_report_names_the_passport_of_each_judge_or_how_to_make_it(tmp_
     cells = plans("+sweep=smoke")
     sweep = Sweep("smoke", "", "+sweep=smoke", cells)
     without = passport_lines(sweep, tmp_path)
-    truth = "the truth of the controlled world, which needs no audit"
-    assert without == [f"Judge gold-{m}: {truth}" for m in ("preference", "rating")]
+    truth = "is the ground truth of the controlled world and needs no audit."
+    assert without == [f"gold-{m} {truth}" for m in ("preference", "rating")]
     verdicts = next(cell.roles["preference_verdicts"] for cell in cells)
     canaries = {"empty": number(0.0, 0.0, 0.1), "constant": number(0.6, 0.5, 0.7)}
     numbers = {"manner": "preference", "statistics": CLEAN, "truths": {}, "canaries": canaries}
     passport = Passport("gold-preference-12345678", {}, numbers, judge_key(verdicts))
     home, _ = write_passport(passport, tmp_path, tmp_path / "judges")
     first, second = passport_lines(sweep, tmp_path)
-    words = "1 fault found, flip rate 5.0 %, unreadable 0.0 %, 1 of 2 canaries lose"
-    assert first == f"Judge gold-preference: {words}; passport: {home}/passport.html" and second == without[1]
+    words = "found 1 fault (flip rate 5.0 %, unreadable replies 0.0 %, 1 of 2 canaries lose, all must)"
+    assert first == f"The audit of gold-preference {words}. All numbers: {home}/passport.html" and second == without[1]
     linked = passport_lines(sweep, tmp_path, link=True)[0]
-    assert linked == f"Judge gold-preference: {words}; [passport](../../judges/gold-preference-12345678/passport.html)"
+    page = "[passport.html](../../judges/gold-preference-12345678/passport.html)"
+    assert linked == f"The audit of gold-preference {words}. All numbers: {page}"
     table = write_files(sweep, collect(sweep, Store(tmp_path / "store"), {}), tmp_path)
-    assert linked in (table.folder / "table.md").read_text() and first in table.table.notes
+    assert linked in (table.folder / "table.md").read_text() and first in table.table.notes["Judges"]
 
 
 def test_a_judge_is_who_it_is_whatever_and_in_which_order_it_judges() -> None:
@@ -330,7 +333,7 @@ def test_a_bad_label_and_items_without_answers_are_said_at_the_door(problems: Ca
     labels.write_text('{"item_id": "a", "preference": 2}\n')
     items.write_text(json.dumps([{"instruction": "Say a.", "output": "a."}] * 4))
     found = problems("do=audit", f"human={labels}")
-    assert any(f"{labels}:1: not a HumanLabel: label of a: preference must be in [0, 1], got 2" in problem for problem in found), found
+    assert any(f"{labels}:1: not a valid label: label of a: preference must be in [0, 1], got 2" in problem for problem in found), found
     found = problems("do=audit", "judge=alpaca_eval", "judge.model=m", f"judge.items={items}")
     assert any("needs completions to judge" in problem and "completions=FILE" in problem for problem in found), found
     labels.write_text('{"item_id": "a", "rating": 2}\n')
@@ -374,14 +377,14 @@ CLEAN = {
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("position_bias", number(-0.1, -0.15, -0.05), "10.0 % of its verdicts fall to whoever is shown second"),
+        ("position_bias", number(-0.1, -0.15, -0.05), "10.0 % of its verdicts go to the completion shown second"),
         ("position_bias", number(0.01, 0.005, 0.015), None),
-        ("flip_rate", number(0.2, 0.12, 0.3), "another winner in the other order"),
-        ("retest_agreement", number(0.8, 0.7, 0.89), "says the same again on only 80.0 %"),
+        ("flip_rate", number(0.2, 0.12, 0.3), "changes the winner of 20.0 % of the pairs with their order"),
+        ("retest_agreement", number(0.8, 0.7, 0.89), "repeats its verdict on only 80.0 %"),
         ("tie_rate", number(0.5, 0.4, 0.6), "calls 50.0 % of the pairs ties"),
         ("failure_rate", number(0.15, 0.1, 0.2), "15.0 % of its replies cannot be read"),
-        ("length_bias", number(-0.8, -1.0, -0.6), "prefers shorter answers at equal quality"),
-        ("drift", number(0.2, 0.1, 0.3), "+20.0 points from the first half"),
+        ("length_bias", number(-0.8, -1.0, -0.6), "prefers shorter completions at equal quality"),
+        ("drift", number(0.2, 0.1, 0.3), "+20.0 percentage points from the first half"),
         ("drift", {"unmeasured": "3 verdicts are too few to halve"}, None),
     ],
 )
@@ -401,6 +404,6 @@ def test_disagreement_a_wrong_win_rate_and_a_winning_canary_are_faults() -> None
     faults = Passport("j", {}, {"manner": "preference", "statistics": CLEAN, "truths": {"human": against}, "canaries": canaries}).faults
     assert faults == [
         "is not shown to agree with human better than chance (kappa 0.05)",
-        "gives a win rate of 50.0 %, which labels of human correct to [65.0, 75.0] %",
-        "lets the canary `empty` win 40.0 %",
+        "gives a win rate of 50.0 %; corrected by labels of human it is in [65.0, 75.0] %",
+        "lets the canary `empty` win 40.0 % of its comparisons",
     ]

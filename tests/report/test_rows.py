@@ -75,24 +75,25 @@ def test_one_seed_shows_the_prompt_interval(rows: list[CellRow]) -> None:
     one = [row for row in rows if row.cell.cell.seed == 0]
     table = comparison_table(pool(one))
     assert table.rows[1][table.columns.index("win rate %")].startswith("45.0 [42.0, 48.0]")
-    assert any("one seed" in note for note in table.notes)
+    assert "Square brackets are 95 % intervals over prompts (bootstrap). One seed says nothing about another training." in table.note_lines
 
 
 def test_unscored_verdicts_and_missing_judges_are_said(rows: list[CellRow]) -> None:
-    notes = comparison_table(pool(rows)).notes
-    assert any("18 verdicts unscored" in note for note in notes)  # 2 in each of 9 cells
-    assert "rating: no judge is set (judge=none) (9 cells)" in notes
+    notes = comparison_table(pool(rows)).note_lines
+    assert any("18 verdicts are unscored" in note for note in notes)  # 2 in each of 9 cells
+    assert "Missing in 9 of 9 cells: rating. Reason: no judge is set (judge=none)." in notes
     assert not any("without a verdict" in note or "log-probs" in note for note in notes)
     asked = {"unscored_filtered": 3, "unscored_cut": 1, "votes_from_text": 2, "votes_weighed": 40, "n_without_expected_rating": 5}
     whole = {"votes_from_text": 0, "votes_weighed": 40}
     some = [replace(row, metrics={**row.metrics, **(asked if i < 2 else whole)}) for i, row in enumerate(rows)]
-    notes = comparison_table(pool(some)).notes
-    reasons = "Replies of the judge without a verdict: 2 cut at max_tokens, 6 stopped by the provider's content filter."
-    assert f"{reasons} Such items are not missing at random." in notes
-    assert "4 of 80 votes of 2 cells read from text, as 0 or 1, without log-probs." in notes
-    assert "Expected rating: 10 rated answers without log-probs have no part in it." in notes
+    notes = comparison_table(pool(some)).notes["Judges"]
+    reasons = "2 were cut at max_tokens, 6 were stopped by the provider's content filter"
+    assert f"Replies of the judge without a verdict: {reasons}. These items are not missing at random." in notes
+    assert "4 of 80 votes in 2 cells had no log-probs; they count as 0 or 1, read from the text." in notes
+    assert "The expected rating leaves out 10 rated completions, because their ratings had no log-probs." in notes
     one = replace(rows[0], missing={"kl": "no row of #1 in 40"})
-    assert "kl: no row of #1 in 40 (1 cell)" in comparison_table(pool([one, *rows[1:]])).notes
+    said = "Missing in 1 of 9 cells: kl. Reason: no row of #1 in 40."
+    assert said in comparison_table(pool([one, *rows[1:]])).notes["How to read this table"]
 
 
 def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: list[CellRow]) -> None:
@@ -100,13 +101,13 @@ def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: l
     broken = [replace(row, **failed) if row.cell.cell.seed == 2 else row for row in rows]
     table = comparison_table(pool(broken))
     assert [row[table.columns.index("seeds")] for row in table.rows] == ["2/3", "2/3", "2/3"]
-    causes = [note for note in table.notes if note.startswith("FAILED")]
+    causes = [note for note in table.note_lines if note.startswith("FAILED")]
     assert len(causes) == 1 and "out of memory" in causes[0] and causes[0].count("-s2-") == 3
 
 
 def test_mixed_revisions_are_said(rows: list[CellRow]) -> None:
     mixed = [rows[0], *(replace(row, recorded=[{"revision": "def"}]) for row in rows[1:])]
-    assert any("mix revisions of bench: abc, def" in note for note in comparison_table(pool(mixed)).notes)
+    assert comparison_table(pool(mixed)).notes["Fairness"] == ["The stages behind this table mix revisions of bench: abc, def."]
 
 
 def test_flat_rows_lead_with_the_settings_and_leave_missing_numbers_empty(rows: list[CellRow]) -> None:
@@ -135,15 +136,19 @@ def test_files_say_the_same_and_are_the_same_bytes_again(rows: list[CellRow], tm
 @pytest.mark.parametrize(
     ("better", "worse", "verdict"),
     [
-        ({"method": "dpo"}, {"method": "none"}, "yes, +20.0"),
-        ({"method": "kto", "method.beta": 0.1}, {"method": "dpo"}, "no, -19.9"),
-        ({"method": "dpo"}, {"method": "ipo"}, "cannot be said, ipo names 0 groups"),
-        ({"model": "world_medium"}, {"method": "dpo"}, "cannot be said, model world_medium names 3 groups"),
+        ({"method": "dpo"}, {"method": "none"}, "yes, difference +20.0"),
+        ({"method": "kto", "method.beta": 0.1}, {"method": "dpo"}, "no, difference -19.9"),
+        ({"method": "dpo"}, {"method": "ipo"}, "cannot be decided, because 'ipo' matches 0 rows of this table instead of one."),
+        (
+            {"model": "world_medium"},
+            {"method": "dpo"},
+            "cannot be decided, because 'model world_medium' matches 3 rows of this table instead of one.",
+        ),
     ],
 )
 def test_an_expectation_is_held_against_the_table(rows: list[CellRow], better: dict, worse: dict, verdict: str) -> None:
-    notes = comparison_table(pool(rows), [Expectation(better=better, worse=worse)]).notes
-    assert any(note.startswith("Expected ") and verdict in note for note in notes)
+    (note,) = comparison_table(pool(rows), [Expectation(better=better, worse=worse)]).notes["Expectations"]
+    assert note.startswith("Expected: ") and f"Result: {verdict}" in note
 
 
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -258,6 +263,17 @@ def test_no_two_of_many_points_look_alike() -> None:
     handles: list[Any] = ax.get_legend_handles_labels()[0]
     looks = {(handle[0].get_color(), handle[0].get_marker()) for handle in handles}
     assert len(looks) == len(lines) == 10
+
+
+def test_lines_under_a_table_are_grouped_by_heading(rows: list[CellRow]) -> None:
+    table = comparison_table(pool(rows), [Expectation(better={"method": "dpo"}, worse={"method": "kto"})])
+    more = table.with_notes({"Findings": ["Row 2: nothing conspicuous."], "Judges": ["A judge."]})
+    assert list(more.notes) == ["How to read this table", "Expectations", "Judges", "Findings"]
+    assert table.notes["How to read this table"][-1] == "results/README.md explains every column, mark and file."
+    text = markdown("t", "c", more)
+    assert "\n### Judges\n\n- A judge.\n\n### Findings\n\n- Row 2: nothing conspicuous.\n" in text
+    assert "- A \\* marks the highest win rate" in text
+    assert "% Findings\n% - Row 2: nothing conspicuous.\n" in latex(more)
 
 
 def test_markdown_and_latex_escape_what_they_must() -> None:

@@ -78,8 +78,8 @@ def test_evicted_is_done_for_numbers_and_absent_for_who_reads_weights(store: Sto
     seen = Store(store.root)
     assert (state(policy, store.root), state(cell.score, store.root)) == ("done", "done")
     assert seen.digest(policy) == digest
-    assert seen.held(policy).state == "absent"
-    assert "weights absent" in seen.held(policy).why
+    assert seen.status_with_weights(policy).state == "absent"
+    assert "weights were deleted" in seen.status_with_weights(policy).why
     assert make_plan([cell], seen).to_do == []
 
 
@@ -92,12 +92,12 @@ def test_something_new_makes_them_again_and_what_was_computed_stays(store: Store
     asking = CellPlan(None, "new", "new", Stage("score", 1, Plain(value=9), {"completions": new}), {"train": policy})  # type: ignore[arg-type]
     plan = make_plan([cell, asking], Store(store.root))
     assert [stage.label for stage in plan.to_do] == ["model 0", "model 1", "new prompts", ""]  # inputs first, and not the old score
-    assert "weights absent" in plan.statuses[policy].why
+    assert "weights were deleted" in plan.statuses[policy].why
     trained(0, store)
     trained(1, store, model=base)
     assert names(policy, store) == WHOLE
     again = Store(store.root)
-    assert again.held(policy).state == "done"
+    assert again.status_with_weights(policy).state == "done"
     assert state(cell.score, store.root) == "done"  # the same bytes
 
 
@@ -121,12 +121,12 @@ def test_who_dies_while_evicting_leaves_a_store_that_is_right(store: Store, monk
         patched.setattr(Path, "unlink", die)
         evict.evict("numbers", [cell], store)
     assert names(policy, store) == WHOLE  # files that nobody reads
-    assert (state(policy, store.root), Store(store.root).held(policy).state) == ("done", "absent")
+    assert (state(policy, store.root), Store(store.root).status_with_weights(policy).state) == ("done", "absent")
     assert evict.evict("numbers", [cell], Store(store.root)).size == 1010
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "replace", die)
         evict.evict("numbers", [scored(other := trained(2, store), store)], store)
-    assert Store(store.root).held(other).state == "done"
+    assert Store(store.root).status_with_weights(other).state == "done"
 
 
 def test_a_stage_that_somebody_computes_is_left_alone(store: Store) -> None:
@@ -146,10 +146,10 @@ def test_a_sweep_without_weights_gives_the_same_tables_and_trains_again_for_a_ne
     assert run.table() == smoke().table()
     assert not list(results.rglob("*.safetensors"))
     n = len({stage for cell in smoke_cells() for stage in cell.stages if stage.kind in ("sft", "train")})
-    assert f"weights of {n} stages evicted" in " ".join(run.out.split())
+    assert f"weights of {n} stages are deleted" in " ".join(run.out.split())
     status = bench("+sweep=smoke", "do=status", results=results)
     assert status.code == 0
-    assert f"weights of {n} stages evicted" in " ".join(status.out.split())
+    assert f"weights of {n} stages are deleted" in " ".join(status.out.split())
     again = bench("+sweep=smoke", "do=report", results=results)
     assert again.table() == smoke().table()
     rerun = bench("+sweep=smoke", results=results)
@@ -157,7 +157,7 @@ def test_a_sweep_without_weights_gives_the_same_tables_and_trains_again_for_a_ne
     start = smoke_cell("start").stages
     plan = bench("+sweep=smoke", "method=kto", "method.beta=3", "do=plan", results=results)
     words = " ".join(plan.out.split())
-    assert all(f"{s.kind}/{s.key} ({s.label}): weights absent" in words for s in start if s.kind == "sft")
+    assert all(f"{s.kind}/{s.key} ({s.label}): its weights were deleted" in words for s in start if s.kind == "sft")
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def gone(*pids: int, within_s: float = 5.0) -> bool:
 
 
 def log_of(stage: Stage, store: Store) -> Path:
-    return store.beside(stage, "log")
+    return store.sidecar(stage, "log")
 
 
 def start(pool: Pool, store: Store, *stages: Stage) -> None:
@@ -158,7 +158,7 @@ def test_a_stage_beyond_its_time_is_ended(store: Store) -> None:
         start(pool, store, stage)
         pid = pool.workers[0].process.pid  # type: ignore[union-attr]
         report = wait(pool)[0]
-        assert report == StageReport(stage.key, "late", "ran longer than 2 s (hydra.launcher.stage_timeout_s) and was ended")
+        assert report == StageReport(stage.key, "late", "took longer than 2 s and was stopped: raise hydra.launcher.stage_timeout_s")
         assert gone(pid, within_s=0.5)
         assert pool.free == 1
     finally:
@@ -237,7 +237,7 @@ store = Store(Path({str(store.root)!r}))
 pool = Pool(LocalLauncher(name="local", workers=2, threads=1, stage_timeout_s=60.0, retries=1))
 stages = [fake("busy", seconds=30.0), fake("quick")]
 for stage in stages:
-    pool.start(describe(stage, store), store.beside(stage, "log"))
+    pool.start(describe(stage, store), store.sidecar(stage, "log"))
 while pool.free == 0:
     pool.reports(0.5)
 print(*[worker.process.pid for worker in pool.workers], flush=True)

@@ -94,7 +94,7 @@ def test_plain_lines_say_how_each_stage_ended(sweep: Sweep, store: Store, tmp_pa
     assert f"tiny: 6 cells, 0 stages done, {total} to do, 2 at a time" in text
     first, second, third, *_ = sweep.cells[1].stages
     assert f"{first.kind} {first.label} ({first.key[:6]}) 0.0 s; {total - 1} stages left" in text
-    assert f"({second.key[:6]}): its worker process died (signal SIGKILL); trying once more" in text
+    assert f"({second.key[:6]}): its worker process died (signal SIGKILL); it runs again" in text
     failed = f"FAILED {third.kind} {third.label} ({third.key[:6]}): ValueError: expected [bold]this[/bold] (log: {tmp_path / 'log'})"
     assert failed in text
     assert "Traceback" not in text  # it is in the log
@@ -184,7 +184,7 @@ def test_a_plan_is_printed_with_what_is_shared(sweep: Sweep, store: Store, capsy
     assert f"tokens   at most {1000 * len(plan.to_do):,}" in out
     assert "judge    $0.00 (gold)" in out
     print_plan(sweep, plan, {stage: StageForecast(None, 0) for stage in plan.to_do}, 2, {})
-    assert "no like stage has run here yet: no forecast" in capsys.readouterr().out
+    assert "no forecast: no similar stage has run here yet" in capsys.readouterr().out
 
 
 def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +205,7 @@ def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: St
     store.build_folder(running)
     state, why = cell_state(dpo, store, {})
     assert state == "lost"
-    assert "begun, and nobody is at it; the same command runs it again" in why
+    assert "it was begun, and no command works on it. Run the sweep again" in why
     assert print_status(sweep, store) is True
     out = capsys.readouterr().out
     assert "1 failed" in out
@@ -213,7 +213,7 @@ def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: St
     assert "4 to do" in out
     store.clear_marks(train)
     assert print_status(sweep, store) is True  # the other is lost
-    store.sweep(running.kind, running.key)
+    store.remove_build_folders(running.kind, running.key)
     shutil.rmtree(next(store.root.glob(f"train/{running.key}.build-*")))  # of this process, which lives
     assert print_status(sweep, store) is False
 
@@ -226,7 +226,7 @@ def test_status_says_interrupted_where_the_command_was_and_lost_where_a_worker_v
     store.record_interruption(train)
     state, why = cell_state(cell, store, {})
     assert (state, why.startswith("train ")) == ("interrupted", True)
-    assert "the same command runs it again" in why
+    assert "Run the sweep again to continue" in why
     store.clear_marks(train)
     assert cell_state(cell, store, {})[0] == "lost"
 
@@ -235,7 +235,7 @@ def test_status_tells_queued_jobs_from_running_ones_and_names_them(sweep: Sweep,
     cell = sweep.cells[1]
     train = cell.roles["train"]
     (store.root / "train").mkdir(parents=True)
-    store.beside(train, "job.json").write_text('{"queue": "slurm", "id": "17_3", "attempt": "a"}')
+    store.sidecar(train, "job.json").write_text('{"queue": "slurm", "id": "17_3", "attempt": "a"}')
     lock = store.try_lock(train)
     assert lock is not None
     waiting, running = JobState("PENDING", "Resources", ""), JobState("RUNNING", "None", "node7")
@@ -244,5 +244,5 @@ def test_status_tells_queued_jobs_from_running_ones_and_names_them(sweep: Sweep,
     assert cell_state(cell, store, {}) == ("running", f"train kto beta 0.1 ({train.key[:6]}): slurm job 17_3")  # no squeue on this machine
     lock.release()
     state, why = cell_state(cell, store, {"17_3": running})  # its command was killed
-    assert state == "running" and why.endswith("no command waits for it, the same command takes it up")
+    assert state == "running" and why.endswith("no command waits for it. Run the sweep again to wait for it")
     assert cell_state(cell, store, {"17_3": JobState("NODE_FAIL", "None", "node7")})[0] == "lost"

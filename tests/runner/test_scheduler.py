@@ -184,7 +184,7 @@ def test_an_input_made_again_with_the_same_bytes_leaves_its_readers_alone(root: 
 
 def test_progress_arrives_whole_and_what_a_killed_command_left_is_not_read(root: Path) -> None:
     stage = fake("steps", steps=50)
-    left = Store(root).beside(stage, "progress.jsonl")
+    left = Store(root).sidecar(stage, "progress.jsonl")
     left.write_text('{"step": 999, "total": 999}\n' * 200 + '{"step": ')
     command = Command(root).run(stage)
     assert [row["step"] for _, row in command.rows] == list(range(1, 51))
@@ -228,8 +228,8 @@ def test_a_stage_whose_folder_is_damaged_on_arrival_has_failed(root: Path, monke
     stage = fake("a")
 
     class Losing(Store):
-        def forget(self, stage: Stage) -> None:
-            super().forget(stage)
+        def invalidate(self, stage: Stage) -> None:
+            super().invalidate(stage)
             (self.folder(stage) / "text").unlink(missing_ok=True)
 
     cells = [CellPlan(None, stage.key, "a", stage, {})]  # type: ignore[arg-type]
@@ -239,7 +239,7 @@ def test_a_stage_whose_folder_is_damaged_on_arrival_has_failed(root: Path, monke
         Scheduler(Losing(root), pool, Heard(), 1, failures, {}, lambda: None, lambda stage, rows: None).run(cells)
     finally:
         pool.close()
-    assert "text is missing: taken as absent" in failures[stage]
+    assert "text is missing: the stage counts as absent" in failures[stage]
 
 
 def test_an_interrupted_command_lets_its_locks_go_and_says_what_it_was_at(root: Path) -> None:
@@ -281,17 +281,17 @@ def test_a_worker_that_dies_after_its_stage_was_finished_has_lost_nothing(root: 
 @pytest.mark.parametrize(
     ("words", "refused"),
     [
-        (["accelerate=fsdp"], "8 GPUs are asked for each training and 1 are here: take fewer"),
-        (["accelerate=fsdp", "hydra/launcher=slurm"], r"slurm gives 1 to train .*: take 'hydra.launcher.stages=\{train: \{gpus: 8\}\}'"),
+        (["accelerate=fsdp"], "each training needs accelerate.devices=8 GPUs, but this machine has 1. Use fewer devices"),
+        (["accelerate=fsdp", "hydra/launcher=slurm"], r"slurm gives 1 to train .*. Set 'hydra.launcher.stages=\{train: \{gpus: 8\}\}'"),
         (["accelerate=fsdp", "hydra/launcher=slurm", "hydra.launcher.stages={train: {gpus: 8}}"], ""),
         (["accelerate=ddp", "accelerate.config.use_cpu=true"], ""),
-        (["accelerate=fsdp", "accelerate.config.use_cpu=true"], "accelerate=fsdp shards over GPUs; .* take accelerate=ddp"),
-        (["accelerate=fsdp", "adapter=qlora", "do=plan"], "adapter=qlora keeps its base whole on each device, .* take accelerate=ddp"),
-        (["accelerate.devices=2", "accelerate.config.use_cpu=true"], "accelerate.devices=2 needs a way to spread .* take accelerate=ddp"),
-        (["accelerate=ddp", "accelerate.config.num_processes=4"], r"accelerate.config.num_processes must be 2 where .*, got 4"),
+        (["accelerate=fsdp", "accelerate.config.use_cpu=true"], "accelerate=fsdp divides a model among GPUs; .* Use accelerate=ddp"),
+        (["accelerate=fsdp", "adapter=qlora", "do=plan"], "adapter=qlora keeps a whole base model .* Use accelerate=ddp"),
+        (["accelerate.devices=2", "accelerate.config.use_cpu=true"], "accelerate.devices=2 needs a way to spread .* Use accelerate=ddp"),
+        (["accelerate=ddp", "accelerate.config.num_processes=4"], r"accelerate.config.num_processes must be 2 with .*, got 4"),
         (["accelerate=zero3"], r"accelerate=zero3 needs DeepSpeed, .* pip install -e '.\[deepspeed\]'"),
-        (["accelerate=ddp", "accelerate.config.use_cpu=true", "accelerate.devices=3"], r"method.batch_size=\d+ x .* cannot be shared by"),
-        (["accelerate=ddp", "accelerate.config.use_cpu=true", "method=spa"], "method=spa looks at a whole batch and trains on one device"),
+        (["accelerate=ddp", "accelerate.config.use_cpu=true", "accelerate.devices=3"], r"batch_size=\d+ x .* cannot be divided evenly"),
+        (["accelerate=ddp", "accelerate.config.use_cpu=true", "method=spa"], "method=spa trains on one device, because"),
         ([], ""),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_stage_that_raises_leaves_nothing(store: Store) -> None:
 def test_a_worker_of_another_version_refuses(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     job = describe(fake("a"), store)
     monkeypatch.setitem(stage_settings.VERSIONS, "fake", 2)
-    with pytest.raises(RuntimeError, match=f"of fake/{job['key']}: it runs another version of bench"):
+    with pytest.raises(RuntimeError, match=f"for stage fake/{job['key']}: it runs another version of bench"):
         run_stage(job)
 
 

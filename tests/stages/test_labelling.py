@@ -113,7 +113,7 @@ def labels(own: Path, *words: str) -> tuple[list[Labelled], dict[str, list[Verdi
     for stage in label.walk():
         if store.status(stage).state != "done":
             run_stage(describe(stage, store) | {"sharing": [stage.key], "server": None})
-            store.forget(stage)
+            store.invalidate(stage)
     verdicts: dict[str, list[Verdict]] = {}
     for stage in stages.values():
         if stage.kind == "judge":

@@ -303,18 +303,18 @@ def test_length_slope_agrees_with_statsmodels() -> None:
     assert (ours.value, ours.standard_error) == (pytest.approx(fit.params[0], rel=1e-6), pytest.approx(error, rel=1e-6))
 
 
-def plain_slope(verdicts: Sequence[Verdict]) -> judge_bias.Found:
+def plain_slope(verdicts: Sequence[Verdict]) -> judge_bias.Statistic:
     return judge_bias.preference_slope(verdicts, None)
 
 
-def plain_drift(verdicts: Sequence[Verdict]) -> judge_bias.Found:
+def plain_drift(verdicts: Sequence[Verdict]) -> judge_bias.Statistic:
     return judge_bias.preference_statistics(verdicts, None, None)["drift"]
 
 
 @pytest.mark.parametrize(
     "statistic", [judge_bias.position_bias, judge_bias.flip_rate, judge_bias.tie_rate, judge_bias.failure_rate, plain_slope, plain_drift]
 )
-def test_nothing_measured_is_no_number(statistic: Callable[[Sequence[Verdict]], judge_bias.Found]) -> None:
+def test_nothing_measured_is_no_number(statistic: Callable[[Sequence[Verdict]], judge_bias.Statistic]) -> None:
     assert isinstance(statistic([]), Unmeasured)
     if statistic not in (judge_bias.failure_rate,):
         assert isinstance(statistic([pair("a", None, None)]), Unmeasured)

@@ -127,7 +127,7 @@ def test_a_fair_judge_has_no_faults_and_a_coarse_or_lazy_one_is_seen() -> None:
     assert value_of(audit.rank_correlation(lazy, truth())) < 0.4
 
 
-def value_of(found: audit.Found) -> float:
+def value_of(found: audit.Statistic) -> float:
     assert isinstance(found, Estimate), found
     return found.value
 

@@ -205,7 +205,7 @@ def flip(path: Path) -> None:
         (lambda folder: flip(folder / "speed.jsonl"), "speed.jsonl has a wrong checksum"),
         (lambda folder: (folder / "out.txt").write_text("con"), "out.txt has 3 bytes instead of 7"),
         (lambda folder: (folder / "sub" / "more.bin").unlink(), "more.bin is missing"),
-        (lambda folder: (folder / "manifest.json").unlink(), "has no manifest, so it was not finished"),
+        (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json: the stage was not finished"),
         (lambda folder: (folder / "manifest.json").write_text(""), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text('{"kind": "data"}'), "manifest.json cannot be read"),
@@ -215,23 +215,23 @@ def flip(path: Path) -> None:
         (lambda folder: pipe(folder / "manifest.json"), "manifest.json cannot be read (expected a file, got a pipe or a device)"),
         (lambda folder: replaced_by_folder(folder / "manifest.json"), "manifest.json cannot be read (expected a file, got a folder)"),
         (lambda folder: dangling(folder / "manifest.json"), "manifest.json cannot be read (cannot be read (No such file"),
-        (lambda folder: pipe(folder / "out.txt"), "out.txt is no file"),
-        (lambda folder: replaced_by_folder(folder / "out.txt"), "out.txt is no file"),
+        (lambda folder: pipe(folder / "out.txt"), "out.txt is not a regular file"),
+        (lambda folder: replaced_by_folder(folder / "out.txt"), "out.txt is not a regular file"),
         (lambda folder: dangling(folder / "out.txt"), "out.txt is missing"),
         (lambda folder: sealed(folder, files=[]), "manifest.json cannot be read"),
         (lambda folder: sealed(folder, files={"out.txt": {"size": 7}}), "manifest.json cannot be read"),
         (lambda folder: sealed(folder, counts=None), "manifest.json cannot be read (counts"),
-        (lambda folder: sealed(folder, files={}), "contradicts itself: its files do not make its digest"),
-        (lambda folder: sealed(folder, files={"../../out.txt": {"sha256": "", "size": 7, "mtime_ns": 0}}), "names a file outside"),
-        (lambda folder: sealed(folder, key="0" * 16), "is of stage data/0000000000000000, and lies in another folder"),
-        (lambda folder: sealed(folder, kind="sft"), "is of stage sft/"),
-        (lambda folder: sealed(folder, version=99), "its version, settings and inputs do not make its key"),
-        (lambda folder: sealed(folder, settings={"value": 1}), "its version, settings and inputs do not make its key"),
-        (lambda folder: sealed(folder, inputs={"data": {"key": "0" * 16, "digest": "x"}}), "do not make its key"),
-        (lambda folder: sealed(folder, format=3), "has format 3: a later version of bench wrote it, this one reads up to format 2"),
-        (lambda folder: sealed(folder, format="two"), "has format 'two': a later version of bench wrote it"),
+        (lambda folder: sealed(folder, files={}), "was changed: the checksums of its files do not give its digest"),
+        (lambda folder: sealed(folder, files={"../../out.txt": {"sha256": "", "size": 7, "mtime_ns": 0}}), "lists a file outside"),
+        (lambda folder: sealed(folder, key="0" * 16), "belongs to stage data/0000000000000000, but lies in the folder of another stage"),
+        (lambda folder: sealed(folder, kind="sft"), "belongs to stage sft/"),
+        (lambda folder: sealed(folder, version=99), "its version, settings and inputs do not give its key"),
+        (lambda folder: sealed(folder, settings={"value": 1}), "its version, settings and inputs do not give its key"),
+        (lambda folder: sealed(folder, inputs={"data": {"key": "0" * 16, "digest": "x"}}), "do not give its key"),
+        (lambda folder: sealed(folder, format=3), "has format 3 of a later version of bench; this version reads formats up to 2"),
+        (lambda folder: sealed(folder, format="two"), "has format 'two' of a later version of bench"),
         *[
-            (lambda folder, told=told: edit(folder, **told), "is not as it was written (its checksum is wrong)")
+            (lambda folder, told=told: edit(folder, **told), "was changed after it was written (its checksum is wrong)")
             for told in ({"counts": {"rows": 2}}, {"timings": {}}, {"recorded": {}}, {"unknown": 1}, {"checksum": None}, {"evicted": ["a"]})
         ],
     ],
@@ -244,7 +244,7 @@ def test_a_folder_that_is_not_whole_is_absent_and_says_so(tmp_path: Path, harm: 
     harm(store.folder(made))
     found = Store(tmp_path).status(made)
     assert found.state == "damaged" and found.manifest is None
-    assert why in found.why and str(store.folder(made)) in found.why and found.why.endswith(": taken as absent")
+    assert why in found.why and str(store.folder(made)) in found.why and "the stage counts as absent" in found.why
     assert Store(tmp_path).digest(made) is None
     with pytest.raises(FileNotFoundError, match="is damaged in"):
         Store(tmp_path).manifest(made)
@@ -303,7 +303,7 @@ def test_a_manifest_of_before_checksums_is_read_and_what_its_key_is_made_of_is_c
     for changes in ({"version": 2}, {"settings": {"value": 4}}, {"inputs": {}}):
         kept = (folder / "manifest.json").read_text()
         earlier(folder, **changes)
-        assert "do not make its key" in Store(tmp_path).status(made).why
+        assert "do not give its key" in Store(tmp_path).status(made).why
         (folder / "manifest.json").write_text(kept)
 
 
@@ -322,7 +322,7 @@ def test_a_file_that_cannot_be_opened_is_damage_with_its_reason(tmp_path: Path) 
         os.write(write, Store(tmp_path).status(made).why.encode())
         os._exit(0)
     os.waitpid(child, 0)
-    assert os.read(read, 1000).decode().endswith("out.txt cannot be read (Permission denied): taken as absent")
+    assert os.read(read, 1000).decode().endswith("out.txt cannot be read (Permission denied): the stage counts as absent and is made again")
 
 
 def test_a_file_where_the_folder_of_a_kind_should_be_is_damage(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_what_is_recorded_and_why_it_failed_are_none_where_their_files_are_odd(t
     finish(made, store)
     for content in ("null", "[]", "[" * 100_000, '{"recorded": null, "error": null}', '{"recorded": [1], "error": {"a": 1}}', "\x00"):
         (store.folder(made) / "manifest.json").write_text(content)
-        store.beside(made, "failed.json").write_text(content)
+        store.sidecar(made, "failed.json").write_text(content)
         assert (store.recorded(made), store.failure(made)) == ({}, None)
     assert Store(tmp_path).status(made).state == "damaged"
 
@@ -358,7 +358,7 @@ def test_marks_beside_a_stage_are_written_through_no_link(tmp_path: Path) -> Non
     store.build_folder(made)
     (tmp_path / "mine").write_text("of the reader's")
     for suffix in ("failed.json", "lock", "interrupted"):
-        store.beside(made, suffix).symlink_to(tmp_path / "mine")
+        store.sidecar(made, suffix).symlink_to(tmp_path / "mine")
     store.record_failure(made, "why")
     store.record_interruption(made)
     with pytest.raises(OSError, match="is a link"):
@@ -373,8 +373,8 @@ def test_tidying_takes_what_killed_commands_left_and_leaves_what_is_in_use(tmp_p
     dead.wait()
     for made in (stage(0), used):
         finish(made, store)
-        store.beside(made, "lock").touch()
-        store.beside(made, "progress.jsonl").touch()
+        store.sidecar(made, "lock").touch()
+        store.sidecar(made, "progress.jsonl").touch()
     folder, host = tmp_path / "data", socket.gethostname()
     gone = [folder / f"{stage(0).key}.build-{host}-{dead.pid}-{n:06x}" for n in range(3)]
     gone[0].mkdir()
@@ -388,12 +388,12 @@ def test_tidying_takes_what_killed_commands_left_and_leaves_what_is_in_use(tmp_p
     left = {found.key: (sorted(path.name for path in found.paths), found.in_use()) for found in store.leftovers()}
     assert left[used.key] == ([f"{used.key}.lock", f"{used.key}.progress.jsonl"], True)
     assert len(left[stage(0).key][0]) == 6 and not left[stage(0).key][1]
-    store.tidy()
+    store.remove_leftovers()
     kept = {used.key, f"{used.key}.lock", f"{used.key}.progress.jsonl", stage(0).key, elsewhere.name, building.name}
     assert {path.name for path in folder.iterdir()} == kept
     lock.release()
-    store.tidy()
-    assert not store.beside(used, "lock").exists() and not store.beside(used, "progress.jsonl").exists()
+    store.remove_leftovers()
+    assert not store.sidecar(used, "lock").exists() and not store.sidecar(used, "progress.jsonl").exists()
     assert [state(made, tmp_path) for made in (stage(0), used)] == ["done", "done"]
 
 
@@ -444,7 +444,7 @@ def test_an_input_made_again_with_other_bytes_makes_all_that_read_it_stale(chain
     remake(a, tmp_path, "other")
     store = Store(tmp_path)
     assert [store.status(s).state for s in (c, b, a)] == ["stale", "stale", "done"]
-    assert store.status(b).why == f"sft/{b.key}: its input 'a' was made again with other bytes"
+    assert store.status(b).why == f"sft/{b.key}: its input 'a' was made again with other bytes, so this stage runs again"
     finish(b, store, "content")  # the same bytes again: what reads it was right all along
     assert [store.status(s).state for s in (c, b, a)] == ["done", "done", "done"]
     remake(a, tmp_path, "third")
@@ -475,7 +475,7 @@ def test_a_status_is_remembered_until_the_stage_or_its_input_is_made_again(chain
     assert [store.status(s).state for s in (c, b, a)] == ["done"] * 3
     flip(store.folder(a) / "out.txt")
     assert store.status(a).state == "done"
-    store.forget(a)
+    store.invalidate(a)
     assert store.status(a).state == "damaged"
     assert store.status(c).state == "done"
     finish(a, store, "other")  # by this very store: it looks again at all that hung on it
@@ -489,9 +489,9 @@ def test_a_folder_is_absent_until_it_is_committed(tmp_path: Path) -> None:
     store, made = Store(tmp_path), stage()
     built = store.build_folder(made)
     (built / "out.txt").write_text("half")
-    assert state(made, tmp_path) == "absent" and store.was_begun(made)
+    assert state(made, tmp_path) == "absent" and store.has_build_folder(made)
     store.commit(made, built, counts={}, timings={}, recorded={}, input_digests={})
-    assert state(made, tmp_path) == "done" and not store.was_begun(made)
+    assert state(made, tmp_path) == "done" and not store.has_build_folder(made)
 
 
 def test_a_finished_folder_is_never_replaced_under_its_readers(tmp_path: Path) -> None:
@@ -568,7 +568,7 @@ def test_sigkill_before_the_commit_leaves_the_stage_absent_and_the_next_run_swee
     assert living[0].exists(), "its builder lives"
     maker.send_signal(signal.SIGKILL)
     maker.wait()
-    assert state(made, tmp_path) == "absent" and store.was_begun(made)
+    assert state(made, tmp_path) == "absent" and store.has_build_folder(made)
     (tmp_path / "data" / f"{made.key}.build-by-hand").mkdir()  # not ours to sweep
     (tmp_path / "data" / f"{made.key}.build-another-host-1-abcdef").mkdir()
     again = store.build_folder(made)
@@ -609,7 +609,7 @@ def test_a_failure_is_kept_beside_the_stage_until_it_is_tried_again(tmp_path: Pa
     store.clear_marks(made)
     store.clear_marks(made)
     assert Store(tmp_path).failure(made) is None
-    store.beside(made, "failed.json").write_text("half a li")
+    store.sidecar(made, "failed.json").write_text("half a li")
     assert Store(tmp_path).failure(made) is None
 
 
@@ -623,15 +623,15 @@ def test_an_interruption_is_kept_beside_the_stage_until_it_is_begun_again(tmp_pa
     assert not Store(tmp_path).was_interrupted(made)
 
 
-def test_what_was_begun_on_another_machine_is_swept_only_by_who_knows_that_it_is_over(tmp_path: Path) -> None:
+def test_what_has_build_folder_on_another_machine_is_swept_only_by_who_knows_that_it_is_over(tmp_path: Path) -> None:
     store, made = Store(tmp_path), stage()
     mine = store.build_folder(made)
     theirs = mine.with_name(f"{made.key}.build-node9-77-abcdef")
     theirs.mkdir()
     (theirs / "half").touch()
-    store.sweep(made.kind, made.key)
+    store.remove_build_folders(made.kind, made.key)
     assert mine.exists() and theirs.exists()
-    store.sweep(made.kind, made.key, elsewhere=True)
+    store.remove_build_folders(made.kind, made.key, other_hosts=True)
     assert mine.exists()  # by a process that lives
     assert not theirs.exists()
 

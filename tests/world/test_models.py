@@ -60,12 +60,12 @@ def test_pretraining_ends_at_a_loss_that_is_not_finite(settings: WorldModel, wor
     model = new_model(settings, tokenizer)
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
-    with pytest.raises(FloatingPointError, match=f"the loss was nan by step {STEPS} of {STEPS}: lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=f"the loss was nan at step {STEPS} of {STEPS}. Lower the learning rate"):
         pretrain(model, tokenizer, base_rows(world, STEPS * BATCH, seed=0), settings.pretraining)
 
 
 def test_too_few_rows_are_refused(settings: WorldModel, world: World, tokenizer) -> None:
-    with pytest.raises(ValueError, match="4 steps of 8 rows need 32, got 24"):
+    with pytest.raises(ValueError, match="4 steps of 8 rows need 32 rows, got 24"):
         pretrain(new_model(settings, tokenizer), tokenizer, base_rows(world, 31, seed=0), settings.pretraining)
 
 

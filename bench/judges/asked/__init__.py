@@ -1,1 +1,1 @@
-"""How a language model is asked to judge: requests, endpoints, journals, prices, prompts, replies."""
+"""Asks language models for judgements: requests, endpoints, journals, prices, prompts, replies."""

@@ -1,4 +1,4 @@
-"""What judges share that ask a language model about items: what they are asked, and which replies are about which turn of an item."""
+"""The base of judges that ask a language model: matches requests and replies to turns of items."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ NO_BASELINE = "the item has no baseline completion to compare with"
 
 @dataclass(frozen=True)
 class ShownRequest:
-    """One request about a turn of an item. `policy_first`: which answer stands first; None where there is no opponent."""
+    """One request about a turn of an item.
+
+    `policy_first`: the policy's completion is shown first; None without an opponent.
+    """
 
     item_id: str
     turn: int
@@ -30,7 +33,11 @@ Replies = Sequence[tuple[ShownRequest, Reply]]
 
 @dataclass(frozen=True)
 class AskingJudge(ABC):
-    """`body` is what a request holds beside its messages; `parser` names what reads the replies, with its version."""
+    """A judge that asks a language model.
+
+    `body`: every field of a request except its messages. `parser`: name and version of the code that reads
+    replies.
+    """
 
     body: dict[str, Any]
     parser: str
@@ -38,12 +45,15 @@ class AskingJudge(ABC):
     most_turns: ClassVar[int] = 1
 
     @abstractmethod
-    def show(self, item: Item, ours: Sequence[str], turn: int) -> Iterable[ShownRequest]:
-        """What is asked about a turn: nothing about equal answers, nor where a baseline is needed and the item has none."""
+    def turn_requests(self, item: Item, ours: Sequence[str], turn: int) -> Iterable[ShownRequest]:
+        """The requests about a turn.
+
+        There are none for equal completions, nor for an item without a needed baseline.
+        """
 
     @abstractmethod
     def verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Replies) -> Verdict:
-        """What the replies about a turn say."""
+        """The verdict from the replies about a turn."""
 
     def _turns(self, items: Sequence[Item], completions: Sequence[Completion]) -> Iterator[tuple[Item, Sequence[str], int]]:
         known = by_id(items)
@@ -52,21 +62,21 @@ class AskingJudge(ABC):
                 yield known[completion.id], completion.completions, turn
 
     def requests(self, items: Sequence[Item], completions: Sequence[Completion]) -> list[ShownRequest]:
-        """What has to be asked."""
-        return [shown for turn in self._turns(items, completions) for shown in self.show(*turn)]
+        """All requests of the judge, in order."""
+        return [shown for turn in self._turns(items, completions) for shown in self.turn_requests(*turn)]
 
     def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        shown = self.requests(items, completions)
-        asked = zip(shown, self.ask([one.request for one in shown]), strict=True)
-        replies = grouped(((one.item_id, one.turn), (one, reply)) for one, reply in asked)
+        requests = self.requests(items, completions)
+        answered = zip(requests, self.ask([shown.request for shown in requests]), strict=True)
+        replies = grouped(((shown.item_id, shown.turn), (shown, reply)) for shown, reply in answered)
         for item, ours, turn in self._turns(items, completions):
             yield self.verdict(item, ours, turn, replies.get((item.id, turn), []))
 
-    def shown(self, item: Item, turn: int, policy_first: bool | None, messages: Sequence[Message], digest: str) -> ShownRequest:
+    def make_request(self, item: Item, turn: int, policy_first: bool | None, messages: Sequence[Message], digest: str) -> ShownRequest:
         return ShownRequest(item.id, turn, policy_first, digest, Request(messages, self.body))
 
     def calls(self, replies: Replies, readings: Sequence[Reading]) -> list[Call]:
         return [
-            make_call(asked.request, reply, reading, asked.prompt_digest, self.parser, asked.policy_first)
-            for (asked, reply), reading in zip(replies, readings, strict=True)
+            make_call(shown.request, reply, reading, shown.prompt_digest, self.parser, shown.policy_first)
+            for (shown, reply), reading in zip(replies, readings, strict=True)
         ]

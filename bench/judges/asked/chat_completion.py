@@ -1,8 +1,9 @@
-"""What a chat completion must be to become a reply. It is checked before anything is kept, and again when a journal is read.
+"""Checks chat completions and turns them into replies, before a reply is stored and when a journal is read.
 
-What does not fit is no chat completion, and is asked for again; so is a reply that its provider broke off. Other providers' words for
-"length" and "content_filter" become these. A log-prob that is null or not finite is a probability of 0: that token is left out of the
-alternatives. A usage that is no count is unknown. Arguments of a function that come as an object are their JSON text.
+Anything else is not a chat completion, and its request is sent again; the same holds for a reply that its
+provider broke off. Other providers' words for "length" and "content_filter" are translated. A log-prob that
+is null or not finite means a probability of 0: that token is left out of the alternatives. A usage that is
+not a count is unknown. Function arguments sent as an object become their JSON text.
 """
 
 from __future__ import annotations
@@ -16,22 +17,25 @@ from bench import secrets
 from bench.judges.asked.request import Reply
 from bench.text_files import HALF_CHARACTER, BadFile, describe, number, parse_json, printable
 
-MOST_TOKENS = 10**9  # of one request; more is no count
-MOST_LOGPROB = 0.01  # rounding; a probability above 1 is none
+MOST_TOKENS = 10**9  # Of one request; a larger number is not a count.
+MOST_LOGPROB = 0.01  # Allows rounding; a larger log-prob is not one.
 NAME_LENGTH = 200
-# Why a reply ended, by providers and servers that do not keep to OpenAI's words (Mistral, Gemini, Anthropic, DeepSeek, OpenRouter, vLLM).
+# Finish reasons of providers and servers with other words than OpenAI's (Mistral, Gemini, Anthropic,
+# DeepSeek, OpenRouter, vLLM).
 CUT = ("length", "model_length", "max_tokens", "max_output_tokens", "model_context_window_exceeded")
 FILTERED = ("content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content", "spii")
 BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "insufficient_system_resource")
 
 
 class NotACompletion(ValueError):
-    """What came is no chat completion."""
+    """The body is not a chat completion."""
 
 
 def read_body(body: str | bytes, where: str = "the reply") -> Any:
-    """JSON, with a question mark for half a surrogate pair: a reply that was cut in the middle of a character can hold one.
-    Raises NotACompletion."""
+    """Parsed JSON. Half a surrogate pair, as in a reply cut inside a character, becomes a question mark.
+
+    Raises NotACompletion.
+    """
     try:
         try:
             return parse_json(body, where)
@@ -44,35 +48,36 @@ def read_body(body: str | bytes, where: str = "the reply") -> Any:
 
 
 def reply_of(body: Any) -> Reply:
-    """What a chat completion says. Raises NotACompletion for anything else."""
+    """The reply in a chat completion. Raises NotACompletion for anything else."""
     chat = _object(body, "the body")
     choices = chat.get("choices")
     if not isinstance(choices, list) or not choices:
         raise NotACompletion(f"choices must be a list of one or more, got {describe(choices)}")
-    first = next((one for one in choices if isinstance(one, dict) and one.get("index") == 0), choices[0])  # they may come in any order
+    # Choices may come in any order.
+    first = next((one for one in choices if isinstance(one, dict) and one.get("index") == 0), choices[0])
     choice = _object(first, "choices[0]")
     if error := choice.get("error"):
-        told = error.get("message") if isinstance(error, Mapping) else error
-        why = secrets.excerpt(told, NAME_LENGTH) if isinstance(told, str) else describe(error)
+        words = error.get("message") if isinstance(error, Mapping) else error
+        why = secrets.excerpt(words, NAME_LENGTH) if isinstance(words, str) else describe(error)
         raise NotACompletion(f"choices[0] holds an error: {why}")
     message = _object(choice.get("message"), "message")
-    said, thought, refused = _content(message.get("content"))
-    apart = [message.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
+    final, thinking, refusal = _content(message.get("content"))
+    separate_thinking = [message.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
     usage = chat["usage"] if isinstance(chat.get("usage"), Mapping) else {}
     return Reply(
-        _arguments(message.get("tool_calls")) or said,
+        _arguments(message.get("tool_calls")) or final,
         served=_name(chat.get("model")),
-        thinking=next((text for text in apart if isinstance(text, str) and text), thought),
+        thinking=next((text for text in separate_thinking if isinstance(text, str) and text), thinking),
         tokens=_listed(choice.get("logprobs")),
         finish_reason=_finish_reason(choice.get("finish_reason")),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
-        refusal=_optional_text(message.get("refusal"), "refusal") or refused,
+        refusal=_optional_text(message.get("refusal"), "refusal") or refusal,
     )
 
 
 def reply_from_row(row: Any) -> Reply:
-    """A reply as a journal holds it. Raises NotACompletion for anything else."""
+    """The reply in a row of a journal. Raises NotACompletion for anything else."""
     fields = _object(row, "the reply")
     if unknown := fields.keys() - {field.name for field in dataclasses.fields(Reply)}:
         raise NotACompletion(f"unknown fields {printable(', '.join(sorted(unknown)))}")
@@ -86,7 +91,7 @@ def reply_from_row(row: Any) -> Reply:
     return Reply(**checked)
 
 
-# Parts ----------------------------------------------------------------------------------------------------------------
+# Parts ------------------------------------------------------------------------------------------------------
 
 
 def _object(value: Any, what: str) -> Mapping[str, Any]:
@@ -102,7 +107,10 @@ def _optional_text(value: Any, what: str) -> str | None:
 
 
 def _finish_reason(value: Any) -> str | None:
-    """Why the reply ended, in OpenAI's words. Raises NotACompletion for one that was broken off: it may end in a draft."""
+    """The finish reason in OpenAI's words.
+
+    Raises NotACompletion for a broken-off reply, which may end in a draft.
+    """
     reason = _optional_text(value, "finish_reason")
     if (word := (reason or "").lower()) in BROKEN_OFF:
         raise NotACompletion(f"the reply was broken off (finish_reason {word})")
@@ -110,13 +118,13 @@ def _finish_reason(value: Any) -> str | None:
 
 
 def _name(value: Any) -> str | None:
-    """Of the model that was served, as it can be shown."""
+    """The served model's name, made printable."""
     name = _optional_text(value, "model")
     return printable(name)[:NAME_LENGTH] if name else None
 
 
 def _content(content: Any) -> tuple[str, str | None, str | None]:
-    """(what is said, what is thought, a refusal) of a message's content, which some endpoints send in parts."""
+    """(final text, thinking, refusal) of a message's content. Some endpoints send the content in parts."""
     if content is None or isinstance(content, str):
         return content or "", None, None
     if not isinstance(content, list):
@@ -126,12 +134,12 @@ def _content(content: Any) -> tuple[str, str | None, str | None]:
         if (kind := part.get("type")) in texts:
             inner = part.get(kind)
             texts[kind].append(_content(inner)[0] if kind == "thinking" else _optional_text(inner, f"{kind} of a part") or "")
-    said, thought, refused = ("".join(found) for found in texts.values())
-    return said, thought or None, refused or None
+    final, thinking, refusal = ("".join(parts) for parts in texts.values())
+    return final, thinking or None, refusal or None
 
 
 def _arguments(calls: Any) -> str:
-    """The arguments of the first function that is called."""
+    """The arguments of the first function call, as JSON text; empty without a call."""
     if not calls:
         return ""
     if not isinstance(calls, list):
@@ -143,11 +151,12 @@ def _arguments(calls: Any) -> str:
 
 
 def _listed(logprobs: Any) -> list[dict[str, Any]] | None:
-    """Of each token its text, log-prob and likeliest others; None where none are listed."""
+    """Text, log-prob and likeliest alternatives of each token; None if no log-probs are listed."""
     if not logprobs or not (content := _object(logprobs, "logprobs").get("content")):
         return None
     tokens = _tokens(content)
-    # Tokens of a text that repeats a key say it together: those that hold a part of it say nothing, nor do the others in their place.
+    # A reply that repeats a secret key spreads it over several tokens. Each part is removed, with its
+    # alternatives.
     cleaned = zip(tokens, secrets.clean_pieces([token["token"] for token in tokens]), strict=True)
     return thin([token if text == token["token"] else {**token, "token": text, "top_logprobs": []} for token, text in cleaned])
 
@@ -171,7 +180,7 @@ def _spelt(token: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(text, str):
         raise NotACompletion(f"a token must be text, got {describe(text)}")
     value = number(logprob)
-    if isinstance(logprob, float) and value is None:  # not finite
+    if isinstance(logprob, float) and value is None:  # Not finite.
         logprob = None
     if logprob is not None and (value is None or value > MOST_LOGPROB):
         raise NotACompletion(f"a log-prob must be a number up to 0, got {describe(logprob)}")
@@ -179,7 +188,10 @@ def _spelt(token: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def thin(tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tokens with their likeliest others only where a verdict can stand: at either end, at digits and just behind them."""
+    """Tokens, with alternatives only where a verdict can be.
+
+    That is near either end, at digits and just after them.
+    """
     last = len(tokens) - 32
 
     def kept(i: int) -> bool:
@@ -190,12 +202,12 @@ def thin(tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _count(value: Any) -> int | None:
     """A whole number of tokens; None for anything else."""
-    found = number(value)
-    return int(found) if found is not None and 0 <= found <= MOST_TOKENS and found.is_integer() else None
+    count = number(value)
+    return int(count) if count is not None and 0 <= count <= MOST_TOKENS and count.is_integer() else None
 
 
 def _amount(value: Any, what: str) -> float | None:
-    found = number(value)
-    if value is not None and (found is None or found < 0):
+    amount = number(value)
+    if value is not None and (amount is None or amount < 0):
         raise NotACompletion(f"{what} must be a number from 0, got {describe(value)}")
-    return found
+    return amount

@@ -1,7 +1,8 @@
-"""A judge without a server: a model folder that transformers loads in this process, with the log-probs of what it writes.
+"""Runs a judging model in this process with transformers; no server is needed. Log-probs are returned.
 
-Requests are batched by length in a fixed order, so the same requests give the same replies. The tokens of `letters` are always listed,
-however unlikely: a weak judge rarely has the two letters that it is asked for among its twenty likeliest tokens.
+Requests are batched by length in a fixed order, so equal requests give equal replies. The tokens of `letters`
+are always listed with their log-probs, because a weak judge rarely has both letters among its twenty
+likeliest tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BATCH_SIZE = 8
 
 
 class InProcess:
-    """Raises what loading a model folder raises."""
+    """A model folder that answers requests. Errors of loading the folder are raised unchanged."""
 
     def __init__(self, folder: Path, name: str, dtype: str, journal: Journal, letters: Sequence[str], repeat: int = 0):
         self.engine = TransformersEngine(folder, dtype, BATCH_SIZE)
@@ -41,7 +42,7 @@ class InProcess:
         order = sorted(fits, key=lambda i: (missing[i].body["max_tokens"], len(prompts[i]), i))
         for start in range(0, len(order), BATCH_SIZE):
             rows = order[start : start + BATCH_SIZE]
-            torch.manual_seed(start + (self.repeat << 32))  # asked again, another draw
+            torch.manual_seed(start + (self.repeat << 32))  # A repetition draws other samples.
             began = time.perf_counter()
             replies = self._batch([prompts[i] for i in rows], missing[rows[0]].body)
             seconds = (time.perf_counter() - began) / len(rows)
@@ -51,7 +52,10 @@ class InProcess:
         return [self.journal.replies[request.digest] for request in requests]
 
     def _fits(self, request: Request, prompt: Sequence[int]) -> bool:
-        """Whether the model can take the prompt and the reply; one that does not fit has that as its reply."""
+        """Whether prompt and reply fit the model's positions.
+
+        If not, the journal gets an error as the reply.
+        """
         most = positions(self.engine.model.config.to_dict())
         need = len(prompt) + request.body["max_tokens"]
         if most is None or need <= most:
@@ -71,7 +75,7 @@ class InProcess:
             sampling = {"do_sample": True, "temperature": body["temperature"], "top_p": body.get("top_p", 1.0), "top_k": 0}
         ends = {"eos_token_id": sorted(self.engine.ends), "pad_token_id": pad, "max_new_tokens": body["max_tokens"]}
         out = model.generate(input_ids=ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **ends, **sampling)
-        logps = torch.stack(out.logits, dim=1).float().log_softmax(-1)  # (B, T, V), before any temperature
+        logps = torch.stack(out.logits, dim=1).float().log_softmax(-1)  # (B, T, V), before temperature
         written = out.sequences[:, width:].tolist()
         return [
             self._reply(len(prompt), row, logps[i], body.get("top_logprobs", 0) if body.get("logprobs") else 0)
@@ -98,6 +102,6 @@ class InProcess:
         return own | {"top_logprobs": tops}
 
     def _text(self, token: int) -> str:
-        """A token's text with the leading space that SentencePiece's decoder drops."""
+        """A token's text, with the leading space that SentencePiece's decoder drops."""
         text, raw = self.tokenizer.decode([token]), self.tokenizer.convert_ids_to_tokens(token)
         return f" {text}" if str(raw).startswith("▁") and not text.startswith(" ") else text

@@ -1,8 +1,9 @@
-"""What has been asked and paid, in append-only files: a stage's replies by request, and the dollars of a whole store.
+"""Append-only files: a stage's journal of replies by request, and the store's ledger of dollars spent.
 
-A line is written whole and at once. It holds the version of its format and a checksum, so that a line that was damaged, or that another
-version wrote, is never read as something else: it is said and dropped, and its request is asked again; of the ledger it counts as much as
-the largest amount there. Lines without a version are those of earlier programs and are read as they are. Nothing here holds a key.
+Each line is written by one call. It holds a format version and a checksum, so a damaged line, or a line of
+another version, is never misread. In a journal such a line is reported and dropped, and its request is sent
+again. In the ledger it counts as the largest amount in the file. Lines without a version are from earlier
+programs and are read unchecked. These files hold no API key.
 """
 
 from __future__ import annotations
@@ -23,37 +24,40 @@ from bench.store.stage_run import OverBudget
 from bench.text_files import BadFile, describe, number, open_regular, parse_json, printable
 
 FORMAT = 1
-JOURNAL_DROPPED = "journal_dropped"  # count of a judge stage: see n_dropped
+JOURNAL_DROPPED = "journal_dropped"  # Name of the count n_dropped in a judge stage.
 
 
 class Misfit(ValueError):
-    """A line, or a file of one line, that does not hold what it should."""
+    """A line cannot be read: it is damaged, of another version, or holds other data."""
 
 
 def encode(row: dict[str, Any]) -> bytes:
+    """The line of a row, with version and checksum."""
     return json.dumps({"v": FORMAT, "sum": _checksum(row), "row": row}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 class Decoded(NamedTuple):
+    """A decoded line."""
+
     row: dict[str, Any]
-    checked: bool  # by a checksum
+    checked: bool  # It had a checksum.
 
 
 def decode(line: bytes) -> Decoded:
-    """The row of a line. Raises Misfit."""
+    """The row in a line. Raises Misfit."""
     try:
-        found = parse_json(line, "a line")
+        line_data = parse_json(line, "a line")
     except BadFile as error:
         raise Misfit("damaged or cut short") from error
-    if not isinstance(found, dict):
-        raise Misfit(f"expected an object, got {describe(found)}")
-    if "v" not in found:
-        return Decoded(found, False)
-    if found["v"] != FORMAT:
-        raise Misfit(f"of another version ({describe(found['v'])})")
-    row = found.get("row")
-    if not isinstance(row, dict) or found.get("sum") != _checksum(row):
-        raise Misfit("damaged: its checksum is another")
+    if not isinstance(line_data, dict):
+        raise Misfit(f"expected an object, got {describe(line_data)}")
+    if "v" not in line_data:
+        return Decoded(line_data, False)
+    if line_data["v"] != FORMAT:
+        raise Misfit(f"written by another version ({describe(line_data['v'])})")
+    row = line_data.get("row")
+    if not isinstance(row, dict) or line_data.get("sum") != _checksum(row):
+        raise Misfit("damaged: its checksum does not match")
     return Decoded(row, True)
 
 
@@ -62,22 +66,23 @@ def _checksum(row: dict[str, Any]) -> str:
 
 
 def write_whole(path: Path, *rows: dict[str, Any]) -> None:
-    """A file of these lines, the old one or the new one at any moment."""
+    """Replace a file by these rows atomically: readers see the old file or the new one."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     aside.write_bytes(b"".join(map(encode, rows)))
     aside.replace(path)
 
 
-def say(text: str) -> None:
-    """To the stage's log."""
+def log(text: str) -> None:
+    """Print to the stage's log."""
     print(text, flush=True)
 
 
 class Journal:
-    """Replies by the digest of the request: what is in it is not asked again.
+    """Stored replies by the request's digest. A request with a stored reply is not sent again.
 
-    `earlier`: journals of the same requests, by a program that read replies in another way; taken over where there is none here yet.
-    `recent`: requests that were answered after replies were last dropped. `taken`: batches whose rows were taken in.
+    `earlier`: journals of the same requests from versions that read replies in another way. The first one
+    that exists is copied if this folder has no journal yet. `recent`: requests answered since replies were
+    last dropped. `taken`: ids of batches with their rows already stored here.
     """
 
     def __init__(self, folder: Path, earlier: Sequence[Path] = ()):
@@ -86,10 +91,10 @@ class Journal:
         self.replies: dict[str, Reply] = {}
         self.recent: dict[str, None] = {}
         self.taken: set[str] = set()
-        if not self.path.exists() and (found := next((path for path in earlier if path.exists()), None)):
-            self._read(found)
+        if not self.path.exists() and (older := next((path for path in earlier if path.exists()), None)):
+            self._read(older)
             write_whole(self.path, *(_row(request, reply) for request, reply in self.replies.items()))
-            say(f"{found}: its {len(self.replies)} replies are taken over; nothing of them is asked again")
+            log(f"Copied {len(self.replies)} replies from the journal of an earlier version, {older}. Their requests are not sent again.")
         else:
             self._read(self.path)
 
@@ -98,16 +103,16 @@ class Journal:
         for place, line in enumerate(_lines(path), 1):
             try:
                 row, checked = decode(line)
-                self._take(row)
+                self._apply(row)
                 unchecked += not checked
             except (Misfit, NotACompletion) as error:
                 misfits.append(f"line {place}: {error}")
         if misfits:
-            say(f"{path}: {len(misfits)} lines do not fit and are dropped, what they answered is asked again; {printable(misfits[0])}")
+            log(f"{path}: dropped {len(misfits)} unreadable lines (first: {printable(misfits[0])}). Their requests are sent again.")
         if unchecked:
-            say(f"{path}: {unchecked} replies of an earlier program, without checksums, are read as they are")
+            log(f"{path}: read {unchecked} replies without checksums, written by an earlier version.")
 
-    def _take(self, row: dict[str, Any]) -> None:
+    def _apply(self, row: dict[str, Any]) -> None:
         if isinstance(dropped := row.get("dropped"), list):
             for request in dropped:
                 self.replies.pop(str(request), None)
@@ -122,21 +127,22 @@ class Journal:
         self.recent[request] = None
 
     def add(self, request: str, reply: Reply) -> None:
-        """Keep a reply. Raises NotACompletion for one that could not be read again."""
+        """Store a reply. Raises NotACompletion for a reply that could not be read back."""
         row = _row(request, reply_from_row(reply.to_json()))
         append(self.path, row)
-        self._take(row)
+        self._apply(row)
 
     def add_taken(self, batch: str) -> None:
+        """Record that a batch's rows are stored."""
         append(self.path, {"taken": batch})
         self.taken.add(batch)
 
     def drop(self, requests: Collection[str], why: str) -> None:
-        """Forget replies: their requests are asked again."""
+        """Drop replies, so that their requests are sent again."""
         row = {"dropped": sorted(requests), "why": why}
         append(self.path, row)
-        self._take(row)
-        say(why)
+        self._apply(row)
+        log(why)
 
 
 def _row(request: str, reply: Reply) -> dict[str, Any]:
@@ -144,9 +150,12 @@ def _row(request: str, reply: Reply) -> dict[str, Any]:
 
 
 class Ledger:
-    """Dollars by judge stage, shared by every worker of a store. A request that is under way counts with the most that it can cost,
-    so that no number of requests at once goes over a budget; one whose command was killed, or that may have been billed, stays counted
-    so. A line that cannot be read counts for everybody, as much as the largest amount of the file: what it counted is not free again."""
+    """Dollars by judge stage, shared by all workers of a store.
+
+    A request under way counts with its maximum cost, so that requests in parallel cannot exceed a budget. If
+    its command was killed, or if it may have been billed, it stays counted that way. An unreadable line
+    counts for every stage, as the largest amount in the file, so that damage never frees money.
+    """
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,39 +165,43 @@ class Ledger:
         self.largest, self.n_unread = 0.0, 0
 
     def reserve(self, stage: str, dollars: float, budget: float, sharing: Collection[str]) -> None:
-        """Count the most that a request can cost. Raises OverBudget where the stages that share the budget would go over it."""
+        """Count the maximum cost of a request.
+
+        Raises OverBudget if the stages sharing the budget would exceed it.
+        """
         with self.lock:
             spent = self.total(sharing, dollars)
             if spent + dollars > budget:
-                unread = f"; {self.n_unread} unreadable lines of {self.path} count with it" if self.n_unread else ""
+                unread = f"; this counts {self.n_unread} unreadable lines of {self.path}" if self.n_unread else ""
                 raise OverBudget(
                     f"${spent:.4f} of judge.budget_dollars={budget:g} are spent, and the next request can cost ${dollars:.4f}{unread}"
                 )
             append(self.path, {"stage": stage, "dollars": dollars})
 
     def add(self, stage: str, dollars: float) -> None:
+        """Add dollars to a stage; a negative amount returns part of a reservation."""
         with self.lock:
             append(self.path, {"stage": stage, "dollars": dollars})
 
     def total(self, stages: Collection[str], unread_dollars: float = 0.0) -> float:
-        """What the stages have spent; `unread_dollars`: at least so much for each line that cannot be read."""
+        """Dollars spent by the stages. `unread_dollars`: the minimum for each unreadable line."""
         with self.lock:
             known = self.n_unread
             for line in self._new_lines():
-                self._take(line)
+                self._apply(line)
         if self.n_unread > known:
-            say(f"{self.path}: {self.n_unread} lines cannot be read; each counts as ${max(self.largest, unread_dollars):.4f}")
-        # what was reserved is given back, never more: a stage below 0 is a damaged line, and frees nothing
+            log(f"{self.path}: {self.n_unread} unreadable lines. Each counts as ${max(self.largest, unread_dollars):.4f} spent.")
+        # A stage gives back at most its reservations. A total below 0 comes from damage; it counts as 0.
         return sum(max(0.0, self.spent.get(stage, 0.0)) for stage in stages) + self.n_unread * max(self.largest, unread_dollars)
 
-    def _take(self, line: bytes) -> None:
+    def _apply(self, line: bytes) -> None:
         try:
             row = decode(line).row
         except Misfit:
             row = {}
         stage, dollars = row.get("stage"), number(row.get("dollars"))
         if not isinstance(stage, str) or dollars is None:
-            self.n_unread += max(1, line.count(b'"dollars"'))  # a line end may be among what is damaged
+            self.n_unread += max(1, line.count(b'"dollars"'))  # The damage may include line ends.
             return
         self.spent[stage] = self.spent.get(stage, 0.0) + dollars
         self.largest = max(self.largest, dollars)
@@ -204,7 +217,10 @@ class Ledger:
 
 
 def check(path: Path) -> list[str]:
-    """What is wrong with a journal or a ledger, a text for each line; a last line that a kill cut short is no fault."""
+    """Faults of a journal or a ledger, one text per line.
+
+    An incomplete last line, left by a kill, is not a fault.
+    """
     faults = []
     with open_regular(path) as file:
         content = file.read()
@@ -218,7 +234,7 @@ def check(path: Path) -> list[str]:
 
 
 def n_dropped(path: Path) -> int:
-    """Lines of a journal that do not fit, and replies that were dropped from it; what they answered was asked again."""
+    """Number of unreadable lines and dropped replies of a journal. Their requests were sent again."""
     n = 0
     for line in _lines(path):
         try:
@@ -231,7 +247,7 @@ def n_dropped(path: Path) -> int:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """One line, by one call of the system, after a line end where a kill has cut the last line short."""
+    """Append one line with one system call. A line cut short by a kill is ended first."""
     line = encode(row)
     with path.open("ab+", buffering=0) as file:
         file.seek(0, os.SEEK_END)
@@ -241,7 +257,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines that are not blank, split at \\n alone: texts may hold other line ends."""
+    """Non-blank lines, split at \\n only, since texts may hold other line ends."""
     if path.exists():
         with open_regular(path) as file:
             yield from (line for line in file if line.strip())

@@ -1,4 +1,4 @@
-"""What tokens cost: a dated file of prices, which the user can replace."""
+"""Prices of tokens, from a dated file that the user can replace."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ Dollars = Annotated[float, Field(ge=0)]
 
 
 class Price(Settings):
-    """Dollars per million tokens of the models that a row names."""
+    """Prices in dollars per million tokens, for the models named in one row."""
 
     models: Annotated[tuple[str, ...], AsList] = Field(min_length=1)
     prompt: Dollars
     completion: Dollars
-    batch: Annotated[float, Field(gt=0, le=1)] = 1.0  # what a batch file costs of it
-    date: datetime.date  # when it was looked up
+    batch: Annotated[float, Field(gt=0, le=1)] = 1.0  # Price factor for batch files.
+    date: datetime.date  # The day the price was looked up.
     source: str
 
     def dollars(self, prompt_tokens: int, completion_tokens: int, *, batch: bool = False) -> float:
+        """Cost of the tokens in dollars."""
         full = (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
         return full * (self.batch if batch else 1.0)
 
@@ -36,7 +37,7 @@ _ROWS = TypeAdapter(list[Price])
 
 
 def read_prices(path: Path) -> tuple[Price, ...]:
-    """The rows of a price file. Raises BadFile for one that is none, or that names a model twice."""
+    """The rows of a price file. Raises BadFile for any other file, or for a model named twice."""
     wanted = "judge.prices must be a file that holds a list of models, prompt, completion (dollars per million tokens), date and source"
     try:
         rows = tuple(_ROWS.validate_python(read_yaml(path)))
@@ -47,11 +48,11 @@ def read_prices(path: Path) -> tuple[Price, ...]:
         place = ".".join(map(str, first["loc"]))
         raise BadFile(f"{wanted}, got {path}: {printable(place)}: {first['msg']}, got {describe(first['input'])}") from error
     if twice := [model for model, n in Counter(model for row in rows for model in row.models).items() if n > 1]:
-        raise BadFile(f"{path}: {printable(twice[0])} has more than one price")
+        raise BadFile(f"{path}: {printable(twice[0])} has more than one price; list each model once")
     return rows
 
 
 def price_of(model: str, path: str | None) -> Price | None:
-    """The price of a model by its exact name; None where the file does not name it."""
+    """The price of a model by its exact name; None if the file does not name it."""
     rows = read_prices(user_path(path) if path else OWN_PRICES)
     return next((row for row in rows if model in row.models), None)

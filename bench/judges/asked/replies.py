@@ -1,16 +1,18 @@
-"""Reading replies: a preference from the log-probs of two letters or from text, a rating from text and from the log-probs of its digits.
+"""Reads preferences and ratings from judges' replies: from the text, or from the log-probs of its tokens.
 
-weighted     P(m) / (P(m) + P(M)) over the top log-probs of the token that decides; exactly alpaca-eval's logprob_parser where a token is
-             spelt `m`. Tokens that carry a leading space ("Ġm", "▁m", " m") count too: of several spellings the likeliest is taken, not
-             their sum, which would move recorded votes by up to 4e-8.
-by name      every other parser of the alpaca-eval package is called as it is
-rating       the last [[n]], else the last `Rating: [n]`; winner: the last of [[A]], [[B]], [[C]]. FastChat takes the first, which is often
-             a draft or a quotation; the scores that it recorded are read as they were recorded (mt_bench.py)
-game         the last of [[A>>B]], [[A>B]], [[A=B]], [[B>A]], [[B>>A]], or one of them turned round (Arena-Hard-Auto)
-expected     Σ n p(n) over the ratings 1 to 10 at the place where the rating stands (arXiv 2503.03064)
+weighted     P(m) / (P(m) + P(M)) over the top log-probs of the deciding token. Equal to alpaca-eval's
+             logprob_parser if a token is spelt `m`. Spellings with a leading space ("Ġm", "▁m", " m") count
+             too. The likeliest spelling is taken; a sum would move recorded votes by up to 4e-8.
+by name      every other parser of the alpaca-eval package is called unchanged
+rating       the last [[n]], else the last `Rating: [n]`. FastChat takes the first, often a draft or a
+             quotation. Scores that FastChat recorded are kept as recorded (mt_bench.py).
+winner       the last of [[A]], [[B]], [[C]]
+game         the last of [[A>>B]], [[A>B]], [[A=B]], [[B>A]], [[B>>A]], or the same mirrored (Arena-Hard-Auto)
+expected     Σ n p(n) over the ratings 1 to 10, at the position of the rating (arXiv 2503.03064)
 
-A reasoning judge's verdict is what follows its thinking (thinking.py). A verdict with words behind it in a reply that was cut is none: it
-may be a draft. VERSION goes into keys: raise it when a reply comes to be read in another way.
+A reasoning judge's verdict is read after its thinking (thinking.py). In a reply that was cut, a verdict
+followed by more words does not count, because it may be a draft. VERSION goes into keys: raise it when
+replies are read in another way.
 """
 
 from __future__ import annotations
@@ -28,17 +30,18 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 from bench.judges.asked.prompts import package_version
 from bench.judges.asked.request import Reply, Request
-from bench.judges.asked.thinking import UNENDED, UNMARKED, after_thinking, said_span
+from bench.judges.asked.thinking import UNENDED, UNMARKED, after_thinking, final_span
 from bench.records import Call, Verdict
 
 VERSION = 2
-EARLIER_VERSIONS = (1,)  # whose replies are the same: they are read anew, and not asked for again
-LEADING = " \u0120\u2581\n\t\u010a"  # spaces and line ends as tokenizers write them at a token's start
+EARLIER_VERSIONS = (1,)  # Their stored replies are still valid: they are read again, not requested again.
+LEADING = " \u0120\u2581\n\t\u010a"  # Spaces and line ends at the start of a token, as tokenizers write them.
 RATINGS = range(1, 11)
-AMBIGUOUS = 1e-3  # share of "1" that may begin a "10" without an expected rating being refused
+# The expected rating is None if "1" has a larger share of the ratings than this and may begin a "10".
+AMBIGUOUS = 1e-3
 
 
-# Why there is no verdict: how the reason of a judge that was asked begins; any other of its reasons is an unreadable reply.
+# Reasons why a language model gave no verdict: the beginning of `unscored`. All others count as unreadable.
 REQUEST_REFUSED = "the endpoint refused the request"
 TOO_LONG = "the request does not fit the model"
 REFUSED = "the model refused"
@@ -64,27 +67,27 @@ def parser_version() -> str:
 
 
 def earlier_parsers(parser: str) -> list[str]:
-    """How a parser's version was written when it was an earlier one."""
+    """Earlier names of the current parser, one per version that read the same replies."""
     name, _, package = parser.partition(", ")
     return [f"replies {version}, {package}" for version in EARLIER_VERSIONS] if name == f"replies {VERSION}" else []
 
 
 def count_reasons(verdicts: Iterable[Verdict]) -> dict[str, int]:
-    """Verdicts without a score of a judge that was asked, by the kind of reason."""
+    """Number of unscored verdicts of a language model, by kind of reason."""
     whys = [verdict.unscored for verdict in verdicts if verdict.unscored is not None and verdict.calls]
-    found = Counter(next((kind for kind, beginning in REASONS.items() if why.startswith(beginning)), UNREADABLE) for why in whys)
-    return {kind: found[kind] for kind in (*REASONS, UNREADABLE) if found[kind]}
+    counts = Counter(next((kind for kind, beginning in REASONS.items() if why.startswith(beginning)), UNREADABLE) for why in whys)
+    return {kind: counts[kind] for kind in (*REASONS, UNREADABLE) if counts[kind]}
 
 
 class FromText(NamedTuple):
-    """Votes that should be weighed by log-probs: those that were read from the text for want of any, and all of them."""
+    """Counts of votes that need log-probs: votes read from text for lack of log-probs, and all votes."""
 
     n_from_text: int
     n: int
 
 
 def votes_from_text(verdicts: Iterable[Verdict]) -> FromText | None:
-    """None where log-probs were not asked for, or do not decide."""
+    """Counts of votes read from text and of all votes; None if the judge does not use log-probs."""
     weighed = [v for v in verdicts if v.preference is not None and v.calls and asks_for_weights(v.calls[0].parser, v.calls[0].decoding)]
     if not weighed:
         return None
@@ -92,26 +95,30 @@ def votes_from_text(verdicts: Iterable[Verdict]) -> FromText | None:
 
 
 def asks_for_weights(parser: str, body: Mapping[str, Any]) -> bool:
+    """Whether the parser weighs log-probs and the request asks for them."""
     return parser.partition("/")[0] == "logprob_parser" and bool(body.get("logprobs"))
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reply says: `value` (a share for the second of two answers in [0, 1], or a rating), or `why` it says nothing."""
+    """The judgement in a reply, or `why` there is none.
+
+    `value`: preference in [0, 1] for the second of two completions, or a rating.
+    """
 
     value: float | None = None
     why: str | None = None
-    from_text: bool = False  # no log-probs were there to weigh it
+    from_text: bool = False  # Read from the text, because there were no log-probs.
     top_logprobs: Mapping[str, float] | None = None
-    expected: float | None = None  # rating over the distribution
-    margin: int | None = None  # of a game, for the second answer: 2 a strong win, 1 a win, 0 a tie, and so on down
+    expected: float | None = None  # Mean of the ratings weighted by their probabilities.
+    margin: int | None = None  # Of a game, for the second completion: 2 strong win, 1 win, 0 tie, -1, -2.
 
 
 P = ParamSpec("P")
 
 
 def _one_reading(read: Callable[Concatenate[Reply, P], Reading]) -> Callable[Concatenate[Reply, P], Reading]:
-    """Whatever a reader raises over one reply is that reply's reason, and not the end of the stage."""
+    """Turns an exception of a reader into one reply's reason for no verdict, so that the stage goes on."""
 
     @functools.wraps(read)
     def reading(reply: Reply, *args: P.args, **kwargs: P.kwargs) -> Reading:
@@ -123,18 +130,18 @@ def _one_reading(read: Callable[Concatenate[Reply, P], Reading]) -> Callable[Con
     return reading
 
 
-# The part that decides ------------------------------------------------------------------------------------------------
+# The part that decides --------------------------------------------------------------------------------------
 
 
 def _no_verdict(reply: Reply) -> Reading | None:
-    """Why there is nothing to read, where there is nothing."""
+    """A reading with the reason why a reply has no final text; None if it has one."""
     if reply.error:
         return Reading(why=reply.error)
     if reply.refusal:
         return Reading(why=f"{REFUSED}: {reply.refusal[:REFUSAL_LENGTH]}")
     if reply.finish_reason == "content_filter":
         return Reading(why=FILTERED)
-    span = said_span(reply.text)
+    span = final_span(reply.text)
     if isinstance(span, str):
         return Reading(why=f"{span}: {CUT}" if _was_cut(reply) else span)
     if after_thinking(reply.text) or (reply.tokens and not reply.thinking):
@@ -149,49 +156,59 @@ def _was_cut(reply: Reply) -> bool:
 
 
 def _unread(reply: Reply, why: str) -> Reading:
-    """No verdict, where a reply that was cut may have been about to give one."""
+    """A reading without a verdict.
+
+    The reason says if the reply was cut, since the verdict may have followed.
+    """
     why = why if reply.text.strip() else EMPTY
     return Reading(why=f"{CUT}: {why}" if _was_cut(reply) else why)
 
 
 def deciding_token(reply: Reply, last: bool) -> dict[str, Any] | None:
-    """The token that is the verdict: the first with a letter or digit after the thinking, or the last one; None without log-probs."""
-    tokens = said_tokens(reply)
+    """The token that holds the verdict: the first (or `last`) one with a letter or digit after the thinking.
+
+    None without log-probs.
+    """
+    tokens = final_tokens(reply)
     if not tokens:
         return None
-    spoken = [token for token in tokens if any(c.isalnum() for c in token["token"].strip(LEADING)) and not _special(token["token"])]
-    return (spoken[-1] if last else spoken[0]) if spoken else tokens[0]
+    words = [token for token in tokens if any(c.isalnum() for c in token["token"].strip(LEADING)) and not _special(token["token"])]
+    return (words[-1] if last else words[0]) if words else tokens[0]
 
 
 def _special(token: str) -> bool:
     return token.startswith("<|") or token in ("</s>", "<s>", "<eos>", "<end_of_turn>")
 
 
-def said_tokens(reply: Reply) -> list[dict[str, Any]]:
-    """The tokens after the thinking, which an endpoint may leave among the tokens and out of the text; none where that cannot be told."""
+def final_tokens(reply: Reply) -> list[dict[str, Any]]:
+    """The tokens of the final text, without thinking; empty if its start cannot be found.
+
+    An endpoint may remove the thinking from the text and still list its tokens.
+    """
     tokens = list(reply.tokens or ())
     joined = "".join(token["token"] for token in tokens)
-    span = said_span(joined)
+    span = final_span(joined)
     begins = 0 if isinstance(span, str) else span.start
     if reply.thinking and not begins:
         while tokens and (_special(tokens[-1]["token"]) or not tokens[-1]["token"].strip()):
             tokens.pop()
-        joined, said = "".join(token["token"] for token in tokens).rstrip(), reply.text.strip()
-        if not joined.endswith(said):
+        joined, final = "".join(token["token"] for token in tokens).rstrip(), reply.text.strip()
+        if not joined.endswith(final):
             return []
-        begins = len(joined) - len(said)  # a token may hold the end of the one and the beginning of the other
+        # One token may hold the end of the thinking and the start of the text.
+        begins = len(joined) - len(final)
         return [token for token, start in zip(tokens, _starts(tokens), strict=False) if start + len(token["token"]) > begins]
     if isinstance(span, str):
         return []
     return [token for token, start in zip(tokens, _starts(tokens), strict=False) if start >= begins]
 
 
-# Preferences ----------------------------------------------------------------------------------------------------------
+# Preferences ------------------------------------------------------------------------------------------------
 
 
 @_one_reading
 def read_preference(reply: Reply, parser: str, kwargs: Mapping[str, Any]) -> Reading:
-    """How much the second of two answers is preferred, by a parser of the alpaca-eval package."""
+    """The preference for the second of two completions, read by a parser of the alpaca-eval package."""
     if parser == "logprob_parser":
         return _weighted(reply, **kwargs)
     return _by_package(reply, parser, kwargs)
@@ -213,8 +230,8 @@ def _weighted(
             return Reading(0.0 if all(first > other for other in others) else 1.0, top_logprobs=tops)
         total = [first, *others] if numerator_token in denominator_tokens else others
         return Reading(min(1.0, max(0.0, 1 - math.exp(first - _logsumexp(total)))), top_logprobs=tops)
-    said = (after_thinking(reply.text) or "").strip(" \n\t`'\"*.()[]{}:")
-    word = said.split()[-1].strip("`'\"*.()[]{}:") if last and said else said
+    final = (after_thinking(reply.text) or "").strip(" \n\t`'\"*.()[]{}:")
+    word = final.split()[-1].strip("`'\"*.()[]{}:") if last and final else final
     if word in (numerator_token, *denominator_tokens):
         return Reading(0.0 if word == numerator_token else 1.0, from_text=True, top_logprobs=tops or None)
     wanted = " nor ".join(dict.fromkeys((numerator_token, *denominator_tokens)))
@@ -225,13 +242,13 @@ def _weighted(
 
 
 def _letters(tops: Mapping[str, float], letters: set[str]) -> dict[str, float]:
-    """Log-probs of the letters in the spelling (leading space or none) that holds most of them."""
+    """Log-probs of the letters, in the likeliest spelling (with or without a leading space)."""
     spellings: dict[str, dict[str, float]] = {}
     for token, logprob in tops.items():
         word = token.lstrip(LEADING)
         if word in letters:
             spellings.setdefault(token[: len(token) - len(word)], {})[word] = logprob
-    return max(spellings.values(), key=lambda found: _logsumexp(list(found.values())), default={})
+    return max(spellings.values(), key=lambda logps: _logsumexp(list(logps.values())), default={})
 
 
 def _logsumexp(values: Sequence[float]) -> float:
@@ -240,34 +257,37 @@ def _logsumexp(values: Sequence[float]) -> float:
 
 
 def _by_package(reply: Reply, parser: str, kwargs: Mapping[str, Any]) -> Reading:
-    """1: the first is better, 2: the second, 0: a draw, between 1 and 2: how much the second is preferred."""
+    """The preference by a parser of the package.
+
+    It returns 1 (first is better) to 2 (second is better), or 0 (a draw).
+    """
     from alpaca_eval import completion_parsers
 
     text = after_thinking(reply.text) or ""
     try:
         (value,) = getattr(completion_parsers, parser)(text, **copy.deepcopy(dict(kwargs)))
         number = float(value)
-    except Exception as error:  # whatever a foreign parser raises over a text that it cannot read
+    except Exception as error:  # A foreign parser may raise anything.
         return _unread(reply, f"{parser} cannot read {text[:200]!r}: {type(error).__name__}: {error}")
     if number == 0:
         return Reading(0.5, from_text=True)
-    if not 1 <= number <= 2:  # NaN too
+    if not 1 <= number <= 2:  # Also catches NaN.
         return _unread(reply, f"{parser} finds no verdict in {text[:200]!r}")
     return Reading(number - 1, from_text=True)
 
 
-# Ratings --------------------------------------------------------------------------------------------------------------
+# Ratings ----------------------------------------------------------------------------------------------------
 
 DOUBLE = re.compile(r"\[\[([^\[\]]{1,60})\]\]")
-PLACEHOLDERS = ("rating", "score", "verdict", "n")  # of the task's own words, when a reply quotes them
+PLACEHOLDERS = ("rating", "score", "verdict", "n")  # Words of the prompt that a reply may quote.
 _RATING = re.compile(r"[\s*_`\"']*(?:(?:rating|score)[\s*_`:=]*)?(\d{1,9}\.?\d{0,9})\s*(?:/\s*10)?[\s*_`\"']*", re.IGNORECASE)
 _SINGLE = re.compile(r"(?:rating|score)[^\w\[]{0,12}\[(\d{1,9}\.?\d{0,9})\](?!\])", re.IGNORECASE)
 _ALONE = re.compile(r"\s*\[(\d{1,9}\.?\d{0,9})\]\s*")
-WINNERS = {"A": 0.0, "B": 1.0, "C": 0.5}  # shares for B
+WINNERS = {"A": 0.0, "B": 1.0, "C": 0.5}  # Preferences for B.
 
 
-class Found(NamedTuple):
-    """A verdict in a text: what it says, where that stands, and where its brackets end."""
+class FoundVerdict(NamedTuple):
+    """A verdict in a text: its words, their start, and the end of its brackets."""
 
     text: str
     start: int
@@ -275,43 +295,48 @@ class Found(NamedTuple):
 
 
 def _last_double(text: str) -> re.Match[str] | None:
-    """The last thing in double brackets, unless it is a word of the task."""
-    found = [match for match in DOUBLE.finditer(text) if match[1].strip().lower() not in PLACEHOLDERS]
-    return found[-1] if found else None
+    """The last text in double brackets, except words of the prompt."""
+    matches = [match for match in DOUBLE.finditer(text) if match[1].strip().lower() not in PLACEHOLDERS]
+    return matches[-1] if matches else None
 
 
-def find_rating(text: str) -> Found | None:
-    """The last [[n]], [[n/10]] or [[Rating: n]], else the last `Rating: [n]`, else a reply that is [n] alone. None where there is no such
-    thing, or the last double brackets hold something else."""
+def find_rating(text: str) -> FoundVerdict | None:
+    """The last [[n]], [[n/10]] or [[Rating: n]], else the last `Rating: [n]`, else a reply of only [n].
+
+    None if there is none, or if the last double brackets hold something else.
+    """
     double = _last_double(text)
     if double:
         number = _RATING.fullmatch(double[1])
-        return Found(number[1], double.start(1) + number.start(1), double.end()) if number else None
+        return FoundVerdict(number[1], double.start(1) + number.start(1), double.end()) if number else None
     single = _ALONE.fullmatch(text) or next(reversed(list(_SINGLE.finditer(text))), None)
-    return Found(single[1], single.start(1), single.end()) if single else None
+    return FoundVerdict(single[1], single.start(1), single.end()) if single else None
 
 
-def find_pairwise(text: str) -> Found | None:
-    """The last [[A]], [[B]] or [[C]]; None where there is none, or the last double brackets hold something else."""
+def find_pairwise(text: str) -> FoundVerdict | None:
+    """The last [[A]], [[B]] or [[C]]; None without one, or if the last double brackets hold other text."""
     double = _last_double(text)
-    return Found(double[1].strip(), double.start(1), double.end()) if double and double[1].strip() in WINNERS else None
+    return FoundVerdict(double[1].strip(), double.start(1), double.end()) if double and double[1].strip() in WINNERS else None
 
 
-def _verdict(reply: Reply, find: Callable[[str], Found | None], wanted: str) -> Found | Reading:
-    """What is found in a reply, or why nothing is: in a reply that was cut, a verdict that words follow may be a draft."""
-    said = after_thinking(reply.text) or ""
-    found = find(said)
-    if found is None or (_was_cut(reply) and any(c.isalnum() for c in said[found.end :])):
-        return _unread(reply, f"{wanted} in {said[-200:]!r}")
-    return found
+def _verdict(reply: Reply, find: Callable[[str], FoundVerdict | None], wanted: str) -> FoundVerdict | Reading:
+    """The verdict in a reply, or a reading that says why there is none.
+
+    In a reply that was cut, a verdict followed by more words may be a draft, and does not count.
+    """
+    final = after_thinking(reply.text) or ""
+    verdict = find(final)
+    if verdict is None or (_was_cut(reply) and any(c.isalnum() for c in final[verdict.end :])):
+        return _unread(reply, f"{wanted} in {final[-200:]!r}")
+    return verdict
 
 
 @_one_reading
 def read_rating(reply: Reply) -> Reading:
-    found = _verdict(reply, find_rating, "no rating like [[5]]")
-    if isinstance(found, Reading):
-        return found
-    rating = float(found.text)
+    verdict = _verdict(reply, find_rating, "no rating like [[5]]")
+    if isinstance(verdict, Reading):
+        return verdict
+    rating = float(verdict.text)
     if not 1 <= rating <= 10:
         return Reading(why=f"a rating of {rating:g}, which is not from 1 to 10")
     expected, tops = expected_rating(reply, rating)
@@ -320,44 +345,45 @@ def read_rating(reply: Reply) -> Reading:
 
 @_one_reading
 def read_pairwise(reply: Reply) -> Reading:
-    """0 where A is better, 1 where B is, 0.5 for a tie."""
-    found = _verdict(reply, find_pairwise, "neither [[A]], [[B]] nor [[C]]")
-    return found if isinstance(found, Reading) else Reading(WINNERS[found.text], from_text=True)
+    """0 if A is better, 1 if B is better, 0.5 for a tie."""
+    verdict = _verdict(reply, find_pairwise, "neither [[A]], [[B]] nor [[C]]")
+    return verdict if isinstance(verdict, Reading) else Reading(WINNERS[verdict.text], from_text=True)
 
 
 GAME = re.compile(r"\[\[([AB<>=]+)\]\]", re.IGNORECASE)
 GAMES = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2, "B<<A": 2, "B<A": 1, "B=A": 0, "A<B": -1, "A<<B": -2}
 
 
-def find_game(text: str) -> Found | None:
-    """The last verdict in double brackets, as Arena-Hard reads it; None for none, or one that is not among the five."""
+def find_game(text: str) -> FoundVerdict | None:
+    """The last verdict in double brackets, as in Arena-Hard; None if it is missing or not one of the five."""
     last = next(reversed(list(GAME.finditer(text))), None)
-    return Found(last[1].upper(), last.start(1), last.end()) if last and last[1].upper() in GAMES else None
+    return FoundVerdict(last[1].upper(), last.start(1), last.end()) if last and last[1].upper() in GAMES else None
 
 
 @_one_reading
 def read_game(reply: Reply) -> Reading:
-    """0 where A is better, 1 where B is, 0.5 for a tie; `margin` says how clearly, for B."""
-    found = _verdict(reply, find_game, "no verdict like [[A>B]]")
-    if isinstance(found, Reading):
-        return found
-    game = GAMES[found.text]
+    """0 if A is better, 1 if B is better, 0.5 for a tie. `margin`: from -2 to 2, positive if B is better."""
+    verdict = _verdict(reply, find_game, "no verdict like [[A>B]]")
+    if isinstance(verdict, Reading):
+        return verdict
+    game = GAMES[verdict.text]
     return Reading(0.5 if game == 0 else float(game < 0), from_text=True, margin=-game)
 
 
 def expected_rating(reply: Reply, rating: float) -> tuple[float | None, dict[str, float] | None]:
-    """(Σ n p(n) over 1 to 10 where the rating that counts stands, the log-probs there); None without log-probs there.
+    """(Σ n p(n) over the ratings 1 to 10, log-probs by token), at the position of the rating. None without
+    log-probs.
 
-    A "1" may begin a "10" of two tokens. Where the reply went that way the next token tells how often; where it did not and "1" holds
-    more than a thousandth of the ratings, it cannot be told, and there is no expected rating.
+    A "1" may begin a "10" of two tokens. If the reply wrote that "1", the next token's log-probs split it. If
+    it did not, and "1" holds more than AMBIGUOUS of the ratings, there is no expected rating.
     """
-    tokens = said_tokens(reply)
-    found = find_rating("".join(token["token"] for token in tokens))
-    if found is None or float(found.text) != rating:
+    tokens = final_tokens(reply)
+    verdict = find_rating("".join(token["token"] for token in tokens))
+    if verdict is None or float(verdict.text) != rating:
         return None, None
     starts = _starts(tokens)
-    index = bisect.bisect_right(starts, found.start) - 1  # of the token that holds it
-    before = found.start - starts[index]
+    index = bisect.bisect_right(starts, verdict.start) - 1  # The token with the rating.
+    before = verdict.start - starts[index]
     tops = {top["token"]: top["logprob"] for top in tokens[index].get("top_logprobs") or ()}
     prefix = tokens[index]["token"][:before]
     mass = dict.fromkeys(RATINGS, 0.0)
@@ -384,18 +410,18 @@ def expected_rating(reply: Reply, rating: float) -> tuple[float | None, dict[str
 
 
 def _starts(tokens: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Where each token begins in the joined text."""
+    """Start of each token in the joined text."""
     return list(itertools.accumulate((len(token["token"]) for token in tokens[:-1]), initial=0))
 
 
-# The record ------------------------------------------------------------------------------------------------------------
+# The record -------------------------------------------------------------------------------------------------
 
 
 def make_call(request: Request, reply: Reply, reading: Reading, digest: str, parser: str, first: bool | None) -> Call:
-    """The record of one request: what was asked of whom, what came back, what it cost."""
+    """The stored record of one request: model, prompt, reply, tokens and cost."""
     decoding = {name: value for name, value in request.body.items() if name not in ("model", "tools", "tool_choice")}
     raw = f"<think>{reply.thinking}</think>{reply.text}" if reply.thinking else reply.text
-    share = reading.value  # for the second answer, or a rating
+    share = reading.value  # For the second completion, or a rating.
     return Call(
         model=str(request.body["model"]),
         served=reply.served,

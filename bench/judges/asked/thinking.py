@@ -1,7 +1,8 @@
-"""What a model says, told from what it thinks, in every marking that is in use.
+"""Separates a reply's final text from the model's thinking, for every marking in use.
 
-A mark inside quotation marks or backticks is spoken about and marks nothing. What follows the last mark that ends thinking is what is said;
-some templates open the thinking themselves, so that a reply only ends it. Thinking that is opened and not ended is no answer.
+The final text follows the last mark that ends thinking. Some templates open the thinking themselves, so a
+reply may only close it. A reply whose thinking is opened and never closed has no final text. A mark inside
+quotation marks or backticks is only mentioned, and marks nothing.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ _CLOSE = re.compile(
     re.IGNORECASE,
 )
 
-# OpenAI's harmony format: channels, of which `final` is what is said.
+# OpenAI's harmony format has channels; the channel `final` holds the final text.
 _HARMONY = re.compile(rf"{_UNQUOTED}<\|(?:channel|message)\|>")
 _FINAL = re.compile(r"(?:<\|channel\|>|^)\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _HARMONY_END = re.compile(r"<\|(?:end|return|call|start)\|>")
-# The same where a server drops the special tokens: `analysisThe first ...assistantfinalThe second`.
+# Harmony when the server drops special tokens: `analysisThe first ...assistantfinalThe second`.
 _DROPPED = re.compile(r"\s*analysis(?=[^\s,.:;!?)\-'\"]|\n)")
 _DROPPED_FINAL, _DROPPED_FINAL_APART = re.compile(r"assistantfinal"), re.compile(r"assistant\s{0,2}final\b")
-# Granite's.
+# Granite's marks are sentences.
 _PROSE = re.compile(r"\s*here(?:'s| is) my thought process:", re.IGNORECASE)
 _PROSE_END = re.compile(r"here(?:'s| is) my response:", re.IGNORECASE)
 
@@ -42,8 +43,8 @@ class Span(NamedTuple):
     end: int
 
 
-def said_span(text: str) -> Span | str:
-    """Where in a reply what is said stands; UNENDED or UNMARKED where that cannot be told."""
+def final_span(text: str) -> Span | str:
+    """The position of the final text in a reply; UNENDED or UNMARKED if it cannot be found."""
     if _HARMONY.search(text):
         finals = list(_FINAL.finditer(text))
         if not finals:
@@ -66,6 +67,6 @@ def said_span(text: str) -> Span | str:
 
 
 def after_thinking(text: str) -> str | None:
-    """What a reply says once its thinking is over; None where that cannot be told."""
-    span = said_span(text)
+    """The final text of a reply, without its thinking; None if it cannot be found."""
+    span = final_span(text)
     return None if isinstance(span, str) else text[span.start : span.end].strip()

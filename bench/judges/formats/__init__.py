@@ -1,1 +1,1 @@
-"""Other projects' files and official numbers: AlpacaEval, FastChat, Arena-Hard."""
+"""Reads and writes files of AlpacaEval, FastChat and Arena-Hard, and computes their official numbers."""

@@ -1,16 +1,21 @@
-"""AlpacaEval 2.0: its files, read and written, and its official numbers (Dubois et al. 2024; package alpaca-eval 0.6.6).
+"""AlpacaEval 2.0: reads and writes its files, and computes its official numbers.
 
-The official numbers are the package's own functions, fed from stored verdicts and offline, so they are its numbers by construction:
+Source: Dubois et al. 2024; package alpaca-eval 0.6.6. The official numbers come from the package's own
+functions, called offline on stored verdicts, so they equal the package's numbers:
 
-win_rate, standard_error, n_wins, n_wins_base, n_draws, n_total, discrete_win_rate    get_winrate; percent and counts, over rows with a vote
-length_controlled_winrate, lc_standard_error    get_length_controlled_winrate; percent. By *row position*: row k takes difficulty k,
-    whatever its instruction is, so a file that lacks its first row is scored by other difficulties
-avg_length    integer part of the mean characters of the model's outputs
+win_rate, standard_error, n_wins, n_wins_base, n_draws, n_total, discrete_win_rate
+    from get_winrate; percent and counts, over rows with a vote
+length_controlled_winrate, lc_standard_error
+    from get_length_controlled_winrate; percent. It goes by row position: row k takes difficulty k, whatever
+    its instruction. A file without its first row is scored with wrong difficulties.
+avg_length
+    integer part of the mean number of characters of the model's outputs
 
-Length control needs `df_gamed.csv` of the hub's data set tatsu-lab/alpaca_eval, or a file with its columns: the *calibration*.
-Our own `lc_win_rate` (bench/stats/length_control.py) takes the same file keyed by item.
+Length control needs the *calibration*: `df_gamed.csv` of the hub's data set tatsu-lab/alpaca_eval, or a file
+with its columns. Our own `lc_win_rate` (bench/stats/length_control.py) reads the same file by item.
 
-An item's id is the digest of its instruction: annotations, outputs and references need not agree on an order to be aligned.
+An item's id is the digest of its instruction. So annotations, outputs and references need not have the same
+order.
 """
 
 from __future__ import annotations
@@ -47,21 +52,25 @@ from bench.text_files import (
     whole_number,
 )
 
-GAMED_WEIGHT = 0.2  # lambda of the package's `length_controlled_v1`, shared by the gamed versions of the baseline
-NO_GENERATOR = "(no generator)"  # of outputs that do not name their model
+GAMED_WEIGHT = 0.2  # Lambda of the package's `length_controlled_v1`, divided among the gamed baselines.
+NO_GENERATOR = "(no generator)"  # For outputs without a model name.
 NO_VOTE = "no vote was read from the judge's reply"
 
 
 def item_id(instruction: str) -> str:
+    """The id of an item: the digest of its instruction."""
     return text_digest(instruction)
 
 
-# Outputs --------------------------------------------------------------------------------------------------------------
+# Outputs ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's completions of one-turn items, in a file's order. As a reference each is the item's baseline."""
+    """A model's outputs on one-turn items, in the file's order.
+
+    For a reference file, each output is also its item's baseline.
+    """
 
     model: str
     items: list[Item]
@@ -77,7 +86,10 @@ class Outputs:
 
 
 def read_outputs(path: Path) -> Outputs:
-    """`model_outputs.json` or a reference, plain or .gz. Raises BadFile for rows without instruction or output, or several models."""
+    """Outputs from `model_outputs.json` or a reference file, plain or .gz.
+
+    Raises BadFile for rows without instruction or output, several models, or a repeated instruction.
+    """
     items: list[Item] = []
     completions: list[Completion] = []
     models: dict[str, None] = {}
@@ -91,17 +103,20 @@ def read_outputs(path: Path) -> Outputs:
     if len(models) != 1:
         raise BadFile(f"{path}: expected the outputs of one model (`generator`), got {printable(', '.join(list(models)[:5]))}")
     if len({item.id for item in items}) < len(items):
-        raise BadFile(f"{path}: an instruction comes twice; items are told apart by it")
+        raise BadFile(f"{path}: an instruction appears twice. Remove one of the rows, because instructions identify items.")
     return Outputs(next(iter(models)), items, completions)
 
 
 def _named(row: Mapping[str, Any], key: str, place: str) -> str:
-    """A model or annotator of a row, which need not name it."""
+    """The model or annotator named in a row, else a placeholder."""
     return f"(no {key})" if row.get(key) is None else id_text(row[key], f"{place}: {key}")
 
 
 def write_outputs(path: Path, model: str, items: Iterable[Item], completions: Mapping[str, str]) -> None:
-    """The leaderboard's format, in the order of the items; items without a completion are left out."""
+    """Write a file in the leaderboard's format, in the order of the items.
+
+    Items without an output are left out.
+    """
     rows = [
         {"dataset": item.category, "instruction": item.turns[0], "output": completions[item.id], "generator": model}
         for item in items
@@ -110,7 +125,7 @@ def write_outputs(path: Path, model: str, items: Iterable[Item], completions: Ma
     _write(path, rows)
 
 
-# Annotations ----------------------------------------------------------------------------------------------------------
+# Annotations ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -124,29 +139,32 @@ class Annotations:
 
 
 def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outputs | None = None) -> Annotations:
-    """`annotations.json`, plain or .gz; texts that its rows lack come from `outputs` and `reference`, by instruction.
+    """Verdicts from `annotations.json`, plain or .gz.
 
-    Raises BadFile where a row has a vote and a text is in neither, or only in a file of another model, and for several models or
-    annotators in one file.
+    Texts missing in a row are taken from `outputs` and `reference`, by instruction. Raises BadFile for a row
+    with a vote but without both texts, for a text taken from another model's file, and for several models or
+    annotators.
     """
     verdicts: list[Verdict] = []
     names: dict[tuple[str, str, str], None] = {}
     files = {"output_1": reference, "output_2": outputs}
-    beside = {side: file.texts if file else {} for side, file in files.items()}
+    file_texts = {side: file.texts if file else {} for side, file in files.items()}
     for place, row in read_objects(path, "annotations (instruction, output_1, output_2, preference)"):
         item = _annotated_item(row, place, reference)
-        shown = {side: optional_text(row.get(side), f"{place}: {side}") for side in beside}
-        pair = [beside[side].get(item) if own is None else own for side, own in shown.items()]
+        shown = {side: optional_text(row.get(side), f"{place}: {side}") for side in file_texts}
+        pair = [file_texts[side].get(item) if own is None else own for side, own in shown.items()]
         preference, unscored = _preference(row.get("preference"))
         if preference is not None and None in pair:
-            raise BadFile(f"{place} has a vote but not both `output_1` and `output_2`, nor do the files beside it")
+            raise BadFile(f"{place} has a vote but lacks `output_1` or `output_2`, and the files of outputs lack it too")
         baseline, policy = pair
         model, base, annotator = (_named(row, key, place) for key in ("generator_2", "generator_1", "annotator"))
         names[model, base, annotator] = None
         for side, name in (("output_1", row.get("generator_1")), ("output_2", row.get("generator_2"))):
             file = files[side]
-            if file and shown[side] is None and item in beside[side] and name is not None and file.model not in (name, NO_GENERATOR):
-                raise BadFile(f"{place}: {side} is not in the row, and the file that should bring it is of {describe(file.model)}")
+            if file and shown[side] is None and item in file_texts[side] and name is not None and file.model not in (name, NO_GENERATOR):
+                raise BadFile(
+                    f"{place}: the row has no {side}, and the file with these outputs is of another model, {describe(file.model)}"
+                )
         raw = row.get("preference_raw_completion", row.get("raw_completion"))
         verdicts.append(
             Verdict(
@@ -160,13 +178,13 @@ def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outp
             )
         )
     if len(names) != 1:
-        found = printable("; ".join(" ".join(one) for one in list(names)[:5]))
-        raise BadFile(f"{path}: expected one model, baseline and annotator, got {found}")
+        listed = printable("; ".join(" ".join(one) for one in list(names)[:5]))
+        raise BadFile(f"{path}: expected one model, baseline and annotator, got {listed}")
     return Annotations(*next(iter(names)), verdicts)
 
 
 def contradiction(annotations: Annotations, outputs: Outputs | None, reference: Outputs | None) -> str | None:
-    """Why annotations are not about the texts of the files beside them; None where they are."""
+    """A text that says why annotations and the files with their texts disagree; None if they agree."""
     sides: tuple[tuple[str, str, Outputs | None], ...] = (("output_2", "model_outputs.json", outputs), ("output_1", "reference", reference))
     for side, name, file in sides:
         if file is None:
@@ -176,17 +194,17 @@ def contradiction(annotations: Annotations, outputs: Outputs | None, reference: 
         absent = [row for row, (item, _) in enumerate(judged) if item not in digests]
         other = [row for row, (item, digest) in enumerate(judged) if digest is not None and digests.get(item, digest) != digest]
         if absent or other:
-            what = f"ask what the {name} does not answer" if absent else f"have another {side} than the {name}"
+            what = f"have an instruction that is not in the {name}" if absent else f"have another {side} than the {name}"
             rows = absent or other
             return (
-                f"{len(rows)} of {len(judged)} rows {what} (first: row {rows[0]}): bring the {name} that was judged, or leave it out where "
-                "the rows hold both texts"
+                f"{len(rows)} of {len(judged)} rows {what} (first: row {rows[0]}). Use the {name} that was judged, or remove it if "
+                "the rows hold both texts."
             )
     return None
 
 
 def _annotated_item(row: Mapping[str, Any], place: str, reference: Outputs | None) -> str:
-    """By its instruction, or by its number in the reference."""
+    """The item id of a row, from its instruction or from its index in the reference."""
     if row.get("instruction") is not None or reference is None or row.get("index") is None:
         if row.get("instruction") is None:
             raise BadFile(f"{place}: expected an `instruction`, got {describe(row)}")
@@ -195,14 +213,15 @@ def _annotated_item(row: Mapping[str, Any], place: str, reference: Outputs | Non
 
 
 def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
-    """Every scored pair of a folder in AlpacaEval's layout with both its texts, named `<model>/<item>`; of a repeated one the last row.
+    """All scored pairs with both texts, from a folder in AlpacaEval's layout. Item ids are `<model>/<item>`.
 
-    Raises ValueError where there are none, or verdicts of several annotators, which are no one judge's.
+    The last row of a repeated pair counts. Raises BadFile if there are no pairs, or verdicts of several
+    annotators.
     """
     pairs: dict[str, tuple[Item, Completion, list[Verdict]]] = {}
     annotators = set()
     for path in find_annotations(folder):
-        outputs = read_outputs(found) if (found := find_outputs(path)) else None
+        outputs = read_outputs(file) if (file := find_outputs(path)) else None
         read, model = read_annotations(path, outputs), path.parent.parent.name
         if why := contradiction(read, outputs, None):
             raise BadFile(f"{path}: {why}")
@@ -219,27 +238,33 @@ def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
     if not pairs:
         raise BadFile(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts")
     if len(annotators) > 1:
-        raise BadFile(f"{folder} holds verdicts of {', '.join(sorted(annotators))}: lay out those of one annotator")
+        raise BadFile(f"{folder} holds verdicts of several annotators ({', '.join(sorted(annotators))}). Keep those of one annotator.")
     return list(pairs.values())
 
 
 def _preference(value: Any) -> tuple[float | None, str | None]:
-    """(preference in [0, 1], why there is none) of a number in 1 to 2: 1 baseline, 2 model, 1.5 a draw, which old files write as 0."""
+    """(preference in [0, 1], reason why there is none) from a recorded number.
+
+    Numbers run from 1 (baseline) to 2 (model). 1.5 is a draw, and so is 0 in old files. -1 is no vote.
+    """
     if value is None:
         return None, NO_VOTE
-    found = number(value)
-    if found is None:
+    recorded = number(value)
+    if recorded is None:
         return None, f"preference must be a number in 1 to 2, got {describe(value)}"
-    if found == -1:
+    if recorded == -1:
         return None, NO_VOTE
-    if found == 0:
+    if recorded == 0:
         return 0.5, None
-    return (found - 1, None) if 1 <= found <= 2 else (None, f"preference {value!r} is not in 1 to 2")
+    return (recorded - 1, None) if 1 <= recorded <= 2 else (None, f"preference {value!r} is not in 1 to 2")
 
 
 def write_annotations(path: Path, annotations: Annotations, items: Iterable[Item], completions: Mapping[str, str]) -> None:
-    """What the package's `evaluate` leaves and, as its `caching_path`, takes: unscored rows have an empty preference. Items bring
-    the baseline's texts."""
+    """Write `annotations.json` as the package's `evaluate` does.
+
+    The package can read the file as its `caching_path`. Unscored rows have an empty preference. The
+    baseline's texts come from the items.
+    """
     known = by_id(items)
     rows = []
     for verdict in annotations.verdicts:
@@ -259,31 +284,33 @@ def write_annotations(path: Path, annotations: Annotations, items: Iterable[Item
 
 
 def find_annotations(folder: Path) -> list[Path]:
-    """Files of AlpacaEval's own layout, `MODEL/ANNOTATOR/annotations.json` or .gz, in the order of names."""
+    """Paths of `MODEL/ANNOTATOR/annotations.json` or .gz, sorted by name."""
     return sorted(path for pattern in ("annotations.json", "annotations.json.gz") for path in folder.glob(f"*/*/{pattern}"))
 
 
 def find_outputs(annotations: Path) -> Path | None:
-    """`MODEL/model_outputs.json` or .gz of an annotations file."""
+    """The path of `MODEL/model_outputs.json` or .gz for an annotations file; None if there is none."""
     folder = annotations.parent.parent
     return next((path for name in ("model_outputs.json", "model_outputs.json.gz") if (path := folder / name).exists()), None)
 
 
-# Calibration ----------------------------------------------------------------------------------------------------------
+# Calibration ------------------------------------------------------------------------------------------------
 
 COLUMNS = ("model", "preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
 
 
 def read_calibration(path: Path, items: Sequence[Item] | None = None, n: int | None = None) -> Calibration:
-    """The columns of `df_gamed.csv`, plain or .gz, with items by `item_id`, by `instruction`, or by `index`, their number among `items`.
+    """The calibration from `df_gamed.csv` or a file with its columns, plain or .gz.
 
-    A row without a preference brings a difficulty and no gamed vote; one about an item beyond `items` is left out. Raises BadFile
-    for a file that cannot be keyed by item; where all items are known to be `n`, also for numbers of another set of items, whose
-    difficulties would be given to these.
+    Items are named by `item_id`, by `instruction`, or by `index`, their position in `items`. A row without a
+    preference gives a difficulty, but no gamed vote. A row about an index beyond `items` is left out.
+
+    Raises BadFile if a row names no item. If the total number of items `n` is given, it also raises BadFile
+    for indices of another set of items, since these items would get wrong difficulties.
     """
     rows = read_csv(path, ("instruction_difficulty",))
     if not rows:
-        raise BadFile(f"{path}: expected rows below the head, got none")
+        raise BadFile(f"{path}: expected rows below the header, got none")
     if n is not None:
         _check_numbers(path, [row for _, row in rows], n)
     difficulty: dict[str, float] = {}
@@ -296,7 +323,7 @@ def read_calibration(path: Path, items: Sequence[Item] | None = None, n: int | N
         if (item := _calibrated_item(row, items, place)) is None:
             continue
         if not math.isclose(difficulty.setdefault(item, value), value, rel_tol=1e-6, abs_tol=1e-6):
-            raise BadFile(f"{place}: instruction_difficulty {value:g} of an item that an earlier row gives {difficulty[item]:g}")
+            raise BadFile(f"{place}: instruction_difficulty is {value:g}, but {difficulty[item]:g} in an earlier row of the same item")
         gamed.setdefault(item, []).extend(votes)
     return Calibration(
         difficulty, {item: votes for item, votes in gamed.items() if votes}, text_digest(decode(read_bytes(path), str(path)))
@@ -304,7 +331,7 @@ def read_calibration(path: Path, items: Sequence[Item] | None = None, n: int | N
 
 
 def _field(row: Mapping[str, str], column: str, place: str, high: float | None = None) -> float:
-    """A number of a row, where `high` is given in [0, high]."""
+    """A number in a row; in [0, high] if `high` is given. Raises BadFile otherwise."""
     value = csv_number(row.get(column, ""), f"{place}: {column}")
     if value is None or (high is not None and not 0 <= value <= high):
         wanted = "a number" if high is None else f"in [0, {high:g}]"
@@ -316,8 +343,8 @@ def _check_numbers(path: Path, rows: Sequence[Mapping[str, str]], n: int) -> Non
     numbers = {row.get("index", "").strip() for row in rows if not row.get("item_id") and not row.get("instruction")}
     if numbers and numbers != {str(place) for place in range(n)}:
         raise BadFile(
-            f"{path} knows {len(numbers)} items by `index`, their number among all items, which are {n} here: give the items that it was "
-            "made for (a part of them by judge.n_items), or a column `instruction`"
+            f"{path} numbers {len(numbers)} items by `index`, but there are {n} items here. Use the items that it was made for "
+            "(judge.n_items selects a part of them), or add a column `instruction`."
         )
 
 
@@ -327,7 +354,7 @@ def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None, place
     if row.get("instruction"):
         return item_id(row["instruction"])
     if items is None:
-        raise BadFile(f"{place}: items are known by `index`, a number of the reference's rows: set reference_outputs=FILE")
+        raise BadFile(f"{place}: items are given by `index`, a row number of the reference. Set reference_outputs=FILE.")
     index = row.get("index", "").strip()
     if not index.isascii() or not index.isdecimal() or len(index) > 9:
         raise BadFile(f"{place}: index must be a whole number from 0, got {describe(index)}")
@@ -335,7 +362,7 @@ def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None, place
 
 
 def for_items(calibration: Calibration, items: Iterable[Item]) -> Calibration:
-    """The calibration by the items' own ids, where it knows them by their instruction."""
+    """The calibration with the items' own ids. Its entries may be named by instruction."""
     names = {item.id: item.id if item.id in calibration.difficulty else item_id(item.turns[0]) for item in items}
     kept = {item: name for item, name in names.items() if name in calibration.difficulty}
     gamed = {item: calibration.gamed[name] for item, name in kept.items() if name in calibration.gamed}
@@ -343,19 +370,22 @@ def for_items(calibration: Calibration, items: Iterable[Item]) -> Calibration:
 
 
 def fitted_calibration(difficulty: Mapping[str, float]) -> Calibration:
-    """Difficulties without gamed rows, as a calibration."""
+    """A calibration with difficulties only, without gamed votes."""
     lines = [f"{item},{value!r}" for item, value in sorted(difficulty.items())]
     return Calibration(dict(difficulty), {}, text_digest("\n".join(["item_id,instruction_difficulty", *lines])))
 
 
-# Official numbers -----------------------------------------------------------------------------------------------------
+# Official numbers -------------------------------------------------------------------------------------------
 
 NOTHING = Unmeasured("no item was scored")
 LENGTH_CONTROLLED = ("length_controlled_winrate", "lc_standard_error")
 
 
 def official_win_rate(annotations: Annotations) -> dict[str, float] | Unmeasured:
-    """The package's `get_winrate`: percent and counts under its names. A standard error of one row is left out."""
+    """Results of the package's `get_winrate`: percent and counts, by its names.
+
+    A standard error of a single row is left out.
+    """
     if all(verdict.preference is None for verdict in annotations.verdicts):
         return NOTHING
     with _package() as glm:
@@ -363,7 +393,10 @@ def official_win_rate(annotations: Annotations) -> dict[str, float] | Unmeasured
 
 
 def official_lc_win_rate(annotations: Annotations, calibration: Path | None) -> dict[str, float] | Unmeasured:
-    """The package's `get_length_controlled_winrate` by row position: percent. The baseline against itself is 50 without a fit."""
+    """Results of the package's `get_length_controlled_winrate` in percent, by row position.
+
+    The baseline against itself is 50 without a fit.
+    """
     if all(verdict.preference is None for verdict in annotations.verdicts):
         return NOTHING
     if calibration is None:
@@ -378,22 +411,25 @@ def official_lc_win_rate(annotations: Annotations, calibration: Path | None) -> 
     if why := _unlike_the_packages(rows, n):
         return Unmeasured(f"the package's length control reads df_gamed.csv; {calibration.name} {why}")
     with tempfile.TemporaryDirectory() as aside, _package() as glm:
-        copy = Path(aside) / "df_gamed.csv"  # without a mark, spaces in the head and a spreadsheet's FALSE
+        copy = Path(aside) / "df_gamed.csv"  # Without a byte-order mark, spaces in the header, or FALSE.
         with copy.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             writer.writerows([*(row[column].strip() for column in COLUMNS[:-1]), row[COLUMNS[-1]].strip().capitalize()] for row in rows)
         with mock.patch.object(glm, "hf_hub_download", lambda **_: str(copy)):
-            found = glm.get_length_controlled_winrate(_frame(annotations), save_weights_dir=None, is_warn_extreme_changes=False)
-    return _plain({name: found[name] for name in LENGTH_CONTROLLED})
+            numbers = glm.get_length_controlled_winrate(_frame(annotations), save_weights_dir=None, is_warn_extreme_changes=False)
+    return _plain({name: numbers[name] for name in LENGTH_CONTROLLED})
 
 
 def _unlike_the_packages(rows: Sequence[Mapping[str, str]], n: int) -> str | None:
-    """Why the package would read other difficulties from these rows, or none: it takes row k of the file as item k's."""
+    """A text that says why the package would misread these rows; None if it reads them correctly.
+
+    The package takes row k of the file as item k's.
+    """
     if any(row["index"].strip() != str(place) for place, row in enumerate(rows[:n])):
         return f"does not begin with one row of each item from 0 to {n - 1}, in this order"
-    if lacking := [column for column in COLUMNS[:-1] if any(not row[column].strip() for row in rows)]:
-        return f"has rows without {', '.join(lacking)}"
+    if incomplete := [column for column in COLUMNS[:-1] if any(not row[column].strip() for row in rows)]:
+        return f"has rows without {', '.join(incomplete)}"
     if strange := {row["not_gamed_baseline"] for row in rows if row["not_gamed_baseline"].strip().lower() not in ("true", "false")}:
         return f"has a not_gamed_baseline that is neither True nor False: {printable(min(strange))!r}"
     return None
@@ -401,7 +437,10 @@ def _unlike_the_packages(rows: Sequence[Mapping[str, str]], n: int) -> str | Non
 
 @contextlib.contextmanager
 def _package() -> Iterator[Any]:
-    """The package's module, without what importing and fitting leave in the process: log level, warnings, scikit-learn's settings."""
+    """The package's module of metrics. Importing and fitting change no settings of this process.
+
+    That covers the log level, warnings and scikit-learn's settings.
+    """
     import sklearn
 
     level = logging.getLogger().level
@@ -414,7 +453,7 @@ def _package() -> Iterator[Any]:
 
 
 def _frame(annotations: Annotations) -> Any:
-    """The columns that the package's metrics read. Of the texts they take nothing but the lengths."""
+    """The columns that the package's metrics read. They use only the length of each text."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -429,12 +468,12 @@ def _frame(annotations: Annotations) -> Any:
     )
 
 
-def _plain(found: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {name: int(value) if name.startswith("n_") else float(value) for name, value in found.items()}
+def _plain(results: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {name: int(value) if name.startswith("n_") else float(value) for name, value in results.items()}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
-# Files ----------------------------------------------------------------------------------------------------------------
+# Files ------------------------------------------------------------------------------------------------------
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

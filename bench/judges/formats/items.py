@@ -1,5 +1,8 @@
-"""Items of a benchmark's own files: AlpacaEval's instructions with a baseline, FastChat's questions, references and answers, and
-Arena-Hard's questions and answers."""
+"""Reads items from benchmarks' own files.
+
+AlpacaEval: instructions with a baseline. FastChat: questions, references and answers. Arena-Hard: questions
+and answers.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,27 @@ HUB_DATASET, HUB_FILE = "tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json
 
 
 def read_alpaca_eval(path: Path) -> list[Item]:
-    """Items of alpaca_eval_gpt4_baseline.json or a file like it: a list of objects with `instruction` and the baseline's `output`.
+    """Items of alpaca_eval_gpt4_baseline.json or a file like it.
 
-    An item is named by its place in the file. Raises BadFile with the place of a row that cannot be used.
+    The file is a list of objects with `instruction` and the baseline's `output`. An item is named by its
+    position. Raises BadFile with the place of an unusable row.
     """
     items = []
     for number, (place, row) in enumerate(read_objects(path, "objects with instruction and output")):
         _has(row, place, "instruction", "output")
-        asked, answer = (text(row[key], f"{place}: {key}") for key in ("instruction", "output"))
-        items.append(Item(f"alpaca_eval-{number}", optional_text(row.get("dataset"), f"{place}: dataset"), [asked], baseline=[answer]))
+        instruction, output = (text(row[key], f"{place}: {key}") for key in ("instruction", "output"))
+        items.append(
+            Item(f"alpaca_eval-{number}", optional_text(row.get("dataset"), f"{place}: dataset"), [instruction], baseline=[output])
+        )
     _check_baseline(path, items)
     return items
 
 
 def read_mt_bench(questions: Path, references: Path | None = None, answers: Path | None = None) -> list[Item]:
-    """Items of FastChat's question.jsonl, with a reference where the file of references has one and the opponent's answers where
-    there is a file of them. Raises BadFile with the line of a row that cannot be used, or the question that has no answer."""
+    """Items of FastChat's question.jsonl, with `references` and the opponent's `answers` if given.
+
+    Raises BadFile with the line of an unusable row, or with the question that has no answer.
+    """
     right, theirs = (read_answers(path) if path else {} for path in (references, answers))
     items = []
     for place, row in read_rows(questions):
@@ -44,24 +52,27 @@ def read_mt_bench(questions: Path, references: Path | None = None, answers: Path
             [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(row["turns"])],
         )
         if answers and key not in theirs:
-            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}")
-        for path, found in ((references, right.get(key)), (answers, theirs.get(key))):
-            if found is not None and len(found) < len(turns):
-                raise BadFile(f"{path}: question {printable(key)} has {len(turns)} turns, and {len(found)} answers here")
+            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}. Use the answers to these questions.")
+        for path, answer in ((references, right.get(key)), (answers, theirs.get(key))):
+            if answer is not None and len(answer) < len(turns):
+                raise BadFile(f"{path}: question {printable(key)} has {len(turns)} turns, but {len(answer)} answers in this file")
         category = optional_text(row.get("category"), f"{place}: category")
         items.append(Item(f"mt_bench-{key}", category, turns, baseline=theirs.get(key), reference=right.get(key)))
     if references and items and not any(item.reference for item in items):
         none = f"{references} has no reference for any of the {len(items)} questions of {questions}"
-        raise BadFile(f"{none}: take the file that belongs to them")
+        raise BadFile(f"{none}. Use the references of these questions.")
     _check_baseline(answers, items)
     return _each_once(questions, items)
 
 
 def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
-    """Items of Arena-Hard-Auto's question.jsonl (uid, category, prompt), each with the baseline model's answer of its model_answer
-    file (uid, messages). Raises BadFile with the line of a row that cannot be used, or the question that has no answer."""
+    """Items of Arena-Hard-Auto's question.jsonl (uid, category, prompt), with the baseline model's answers.
+
+    The answers come from its model_answer file (uid, messages). Raises BadFile with the line of an unusable
+    row, or with the question that has no answer.
+    """
     theirs: dict[str, str] = {}
-    asked: dict[str, tuple[str, str]] = {}  # by question: (place, prompt) of the answer's own messages
+    answered: dict[str, tuple[str, str]] = {}  # By question: (place, prompt) in the messages of its answer.
     models: dict[str | None, None] = {}
     for place, row in read_rows(answers):
         _has(row, place, "uid", "messages")
@@ -72,9 +83,9 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
                 theirs[key] = _answer(text(answer, f"{place}: the last message's answer"), place)
                 prompts = [message.get("content") for message in before if isinstance(message, dict) and message.get("role") == "user"]
                 if prompts and isinstance(prompts[-1], str):
-                    asked[key] = place, prompts[-1]
+                    answered[key] = place, prompts[-1]
             case other:
-                raise BadFile(f"{place}: messages must end in the assistant's (role, content), got {describe(other)}")
+                raise BadFile(f"{place}: the last message must be the assistant's (role and content), got {describe(other)}")
         models[_model(row, "model", place)] = None
     _of_one_model(answers, models)
     items = []
@@ -82,12 +93,12 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
         _has(row, place, "uid", "prompt")
         key, prompt = id_text(row["uid"], f"{place}: uid"), text(row["prompt"], f"{place}: prompt")
         if key not in theirs:
-            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}")
-        if key in asked and asked[key][1].strip() != prompt.strip():
-            there, other = asked[key]
+            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}. Use the answers to these questions.")
+        if key in answered and answered[key][1].strip() != prompt.strip():
+            there, other = answered[key]
             raise BadFile(
-                f"{there}: answers {describe(other)}, and question {printable(key)} of {questions} is {describe(prompt)}: take the answers "
-                "that belong to these questions"
+                f"{there}: this answers {describe(other)}, but question {printable(key)} of {questions} is {describe(prompt)}. "
+                "Use the answers to these questions."
             )
         category = optional_text(row.get("category"), f"{place}: category")
         items.append(Item(f"arena_hard-{key}", category, [prompt], baseline=[theirs[key]]))
@@ -101,40 +112,40 @@ def _has(row: Mapping[str, Any], place: str, *names: str) -> None:
 
 
 def _answer(answer: str, place: str) -> str:
-    """An answer of a file. Raises BadFile for the mark of a request that failed."""
+    """The answer of a row. Raises BadFile for FastChat's mark of a failed request."""
     if answer == FAILED_REQUEST:
-        failed = f"{place}: the answer is {FAILED_REQUEST}, FastChat's mark of a request that failed"
-        raise BadFile(f"{failed}: ask again, or leave the question out")
+        failed = f"{place}: the answer is {FAILED_REQUEST}, FastChat's mark of a failed request"
+        raise BadFile(f"{failed}. Generate the answer again, or remove the question.")
     return answer
 
 
 def _check_baseline(path: Path | None, items: Sequence[Item]) -> None:
-    """Raises BadFile for an opponent who never said anything: it would lose every time."""
+    """Raises BadFile if all baseline answers are empty, since such an opponent would lose every time."""
     answers = [text for item in items for text in item.baseline or ()]
     if answers and not any(answer.strip() for answer in answers):
         empty = f"{path}: each of its {len(answers)} answers is empty"
-        raise BadFile(f"{empty}, and an opponent who says nothing always loses: take another file")
+        raise BadFile(f"{empty}. An opponent with empty answers always loses. Use another file.")
 
 
 def _each_once(path: Path, items: list[Item]) -> list[Item]:
     if not items:
-        raise BadFile(f"{path}: no questions")
+        raise BadFile(f"{path}: expected a question on each line, got an empty file")
     if twice := [id for id, n in Counter(item.id for item in items).items() if n > 1]:
         shown = printable(twice[0].partition("-")[2])
-        raise BadFile(f"{path}: question {shown} comes twice ({len(twice)} do); each has an id of its own")
+        raise BadFile(f"{path}: question {shown} appears twice ({len(twice)} questions do). Give each question its own id.")
     return items
 
 
 def read_answers(path: Path) -> dict[str, list[str]]:
-    """The turns of each question's first choice; of repeated answers the last counts, as in FastChat."""
-    found = {}
+    """The turns of each question's first choice. The last of repeated answers counts, as in FastChat."""
+    answers = {}
     models: dict[str | None, None] = {}
     for place, row in read_rows(path):
         _has(row, place, "question_id", "choices")
-        found[id_text(row["question_id"], f"{place}: question_id")] = [_answer(turn, place) for turn in first_choice(row, place)]
+        answers[id_text(row["question_id"], f"{place}: question_id")] = [_answer(turn, place) for turn in first_choice(row, place)]
         models[_model(row, "model_id", place)] = None
     _of_one_model(path, models)
-    return found
+    return answers
 
 
 def _model(row: Mapping[str, Any], key: str, place: str) -> str | None:
@@ -147,7 +158,7 @@ def _of_one_model(path: Path, models: Mapping[str | None, None]) -> None:
 
 
 def read_benchmark_items(form: str, files: Mapping[str, Path]) -> list[Item]:
-    """Items of one of the forms; `files` by role: items, references, baseline."""
+    """Items of a benchmark in one of the forms. `files` by role: items, references, baseline."""
     if form == "alpaca_eval":
         return read_alpaca_eval(files["items"])
     if form == "arena_hard":
@@ -156,7 +167,7 @@ def read_benchmark_items(form: str, files: Mapping[str, Path]) -> list[Item]:
 
 
 def cut(items: Sequence[Item], n: int, n_turns: int) -> list[Item]:
-    """The first n items with their first turns."""
+    """The first `n` items, each with its first `n_turns` turns."""
     return [
         replace(i, turns=i.turns[:n_turns], baseline=i.baseline and i.baseline[:n_turns], reference=i.reference and i.reference[:n_turns])
         for i in items[:n]
@@ -164,11 +175,14 @@ def cut(items: Sequence[Item], n: int, n_turns: int) -> list[Item]:
 
 
 def hub_file() -> Path:
-    """AlpacaEval's official 805 items with the GPT-4 baseline, from the hub or its cache. Raises ValueError where neither has it."""
+    """Path of AlpacaEval's official 805 items with the GPT-4 baseline, from the hub or its cache.
+
+    Raises ValueError if neither has it.
+    """
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(HUB_DATASET, HUB_FILE, repo_type="dataset"))
-    except Exception as error:  # of the hub's client: network, gated, not in the cache
+    except Exception as error:  # Many kinds: no network, a gated file, not in the cache.
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"judge.items=hub: {HUB_DATASET}/{HUB_FILE} could not be had ({why}); name a file") from error
+        raise ValueError(f"judge.items=hub: {HUB_DATASET}/{HUB_FILE} cannot be loaded ({why}). Set judge.items to a file.") from error

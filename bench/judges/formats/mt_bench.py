@@ -1,12 +1,13 @@
-"""MT-Bench (Zheng et al. 2023): FastChat's files, read and written, its parsers, and its averages.
+"""MT-Bench (Zheng et al. 2023): reads and writes FastChat's files, with its parsers and averages.
 
-turn1, turn2, average   mean over *all* rows with a score, as FastChat's show_result prints it: repeated rows count each time, so with
-                        repeated or failed rows the average is not the mean of the two turns
-rating                  ours: the last row of each question and turn, standard error clustered by question
-win, loss, tie          pairwise: a win takes both orders, any disagreement is a tie, an error in either order drops the row
+turn1, turn2, average   mean over *all* rows with a score, as FastChat's show_result prints it. Repeated rows
+                        count each time, so with repeated or failed rows `average` is not their mean
+rating                  our own: the last row of each question and turn; standard error clustered by question
+win, loss, tie          pairwise: a win needs both orders, any disagreement is a tie, an error in either order
+                        drops the row
 win_rate_adjusted       (win + tie / 2) / (win + loss + tie), per model over all its pairs
 
-A question's id is its number, as text; turns count from 0 here and from 1 in the files.
+A question's id is its number, as text. Turns count from 0 here and from 1 in the files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from bench.config import CATEGORIES
 from bench.records import Completion, Item, Verdict, grouped
 from bench.text_files import BadFile, describe, id_text, number, optional_text, printable, read_rows, text, whole_number
 
-API_ERROR = "$ERROR$"  # what FastChat writes where a request failed
+API_ERROR = "$ERROR$"  # FastChat's text for a failed request.
 NO_RATING = "the judge's reply has no rating"
 NO_WINNER = "error"
 WINNERS = {"model_1": 1.0, "tie": 0.5, "model_2": 0.0}
@@ -30,11 +31,14 @@ MOST_TURNS = 1000
 FIRST_QUESTION, QUESTIONS_A_CATEGORY = 81, 10
 
 
-# The judge's replies --------------------------------------------------------------------------------------------------
+# The judge's replies ----------------------------------------------------------------------------------------
 
 
 def rating_verdict(item: str, judge: str, turn: int, score: float | None, raw: str, category: str | None = None) -> Verdict:
-    """A rating, or why there is none: a failed request, no rating in the reply, or one outside 1 to 10."""
+    """A verdict with a rating, or with the reason why there is none.
+
+    Reasons: a failed request, no rating in the reply, or a rating outside 1 to 10.
+    """
     if score is not None and 1 <= score <= 10:
         return Verdict(item, judge, turn, category, rating=score, raw=raw)
     why = "the request failed" if raw == API_ERROR else NO_RATING if score is None else f"rating {score:g} is not in 1 to 10"
@@ -42,7 +46,7 @@ def rating_verdict(item: str, judge: str, turn: int, score: float | None, raw: s
 
 
 def category_of(question: str) -> str | None:
-    """The category of one of MT-Bench's own 80 questions; None for another."""
+    """The category of one of MT-Bench's own 80 questions; None for any other question."""
     place = int(question) - FIRST_QUESTION if re.fullmatch("[0-9]{1,9}", question) else -1
     return CATEGORIES[place // QUESTIONS_A_CATEGORY] if 0 <= place < QUESTIONS_A_CATEGORY * len(CATEGORIES) else None
 
@@ -52,7 +56,7 @@ def write_answers(path: Path, model: str, completions: Iterable[Completion]) -> 
     _write(path, ({"question_id": _number(question), "model_id": model, "choices": given} for question, given in by_question.items()))
 
 
-# Judgements -----------------------------------------------------------------------------------------------------------
+# Judgements -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Rated:
 
     model: str
     verdict: Verdict
-    score: float | None  # as recorded: None for FastChat's -1
+    score: float | None  # As recorded; None for FastChat's -1.
     prompt_name: str = ""
     user_prompt: str = ""
     tstamp: float | None = None
@@ -69,7 +73,10 @@ class Rated:
 
 @dataclass(frozen=True)
 class Compared:
-    """A row of `JUDGE_pair.jsonl`. `preferences`: for model_1, in either order shown; None where that order gave no verdict."""
+    """A row of `JUDGE_pair.jsonl`.
+
+    `preferences`: for model_1, one per order shown; None for an order without a verdict.
+    """
 
     models: tuple[str, str]
     question: str
@@ -83,7 +90,7 @@ class Compared:
 
     @property
     def preference(self) -> float | None:
-        """For model_1: both orders must agree, else it is a tie; None where either gave no verdict."""
+        """The preference for model_1: a tie if the orders disagree, None if either order has no verdict."""
         first, second = self.preferences
         if first is None or second is None:
             return None
@@ -91,12 +98,12 @@ class Compared:
 
     @property
     def flipped(self) -> bool:
-        """Whether the same position won both times."""
+        """Whether the same position won in both orders."""
         return set(self.preferences) == {0.0, 1.0}
 
 
 def read_judgements(path: Path) -> list[Rated] | list[Compared]:
-    """FastChat's single or pairwise judgements, told apart by their first row. Raises BadFile for anything else."""
+    """FastChat's single or pairwise judgements, recognized by the first row. Raises BadFile for others."""
     rows = []
     for place, row in read_rows(path):
         _has(row, place, ("question_id", "turn", "judge"))
@@ -117,15 +124,15 @@ def _rated(row: Mapping[str, Any], place: str) -> Rated:
     if row["score"] is not None and (recorded is None or (recorded < 0 and recorded != -1)):
         raise BadFile(f"{place}: score must be a number from 0, or -1 where the judge failed, got {describe(row['score'])}")
     score = None if recorded == -1 else recorded
-    verdict = rating_verdict(question, judge, _turn(row, place), score, _said(row, "judgment", place), category_of(question))
-    return Rated(model, verdict, score, prompt_name, _said(row, "user_prompt", place), _tstamp(row, place))
+    verdict = rating_verdict(question, judge, _turn(row, place), score, _optional(row, "judgment", place), category_of(question))
+    return Rated(model, verdict, score, prompt_name, _optional(row, "user_prompt", place), _tstamp(row, place))
 
 
 def _compared(row: Mapping[str, Any], place: str) -> Compared:
     _has(row, place, ("model_1", "model_2", "g1_winner", "g2_winner"))
     question, model, baseline = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model_1", "model_2"))
     if model == baseline:
-        raise BadFile(f"{place}: model_1 and model_2 must be two models, got {describe(model)} twice: leave the row out")
+        raise BadFile(f"{place}: model_1 and model_2 must be different models, got {describe(model)} twice. Remove the row.")
     judge, prompt_name = _judge(row["judge"], place)
     for key in ("g1_winner", "g2_winner"):
         if not isinstance(row[key], str) or row[key] not in (*WINNERS, NO_WINNER):
@@ -136,9 +143,9 @@ def _compared(row: Mapping[str, Any], place: str) -> Compared:
         _turn(row, place),
         judge,
         (WINNERS.get(row["g1_winner"]), WINNERS.get(row["g2_winner"])),
-        (_said(row, "g1_judgment", place), _said(row, "g2_judgment", place)),
+        (_optional(row, "g1_judgment", place), _optional(row, "g2_judgment", place)),
         prompt_name,
-        (_said(row, "g1_user_prompt", place), _said(row, "g2_user_prompt", place)),
+        (_optional(row, "g1_user_prompt", place), _optional(row, "g2_user_prompt", place)),
         _tstamp(row, place),
     )
 
@@ -147,7 +154,7 @@ def _turn(row: Mapping[str, Any], place: str) -> int:
     return whole_number(row["turn"], f"{place}: turn", 1, MOST_TURNS) - 1
 
 
-def _said(row: Mapping[str, Any], key: str, place: str) -> str:
+def _optional(row: Mapping[str, Any], key: str, place: str) -> str:
     return optional_text(row.get(key), f"{place}: {key}") or ""
 
 
@@ -159,20 +166,23 @@ def _tstamp(row: Mapping[str, Any], place: str) -> float | None:
 
 
 def _judge(value: Any, place: str) -> tuple[str, str]:
-    """(model, name of its prompt)"""
+    """(judging model, name of its prompt) of a row."""
     match value:
         case str():
             return id_text(value, f"{place}: judge"), ""
         case [model, prompt]:
             return id_text(model, f"{place}: judge[0]"), text(prompt, f"{place}: judge[1]")
-    raise BadFile(f"{place}: judge must be a name, or a list of one and its prompt's name, got {describe(value)}")
+    raise BadFile(f"{place}: judge must be a model name, or a list of model name and prompt name, got {describe(value)}")
 
 
 def compared(model: str, baseline: str, verdict: Verdict) -> Compared:
-    """A verdict over both orders as a row of FastChat's: each order's own, where the requests behind it tell them."""
+    """A verdict as a row of FastChat's pairwise judgements.
+
+    Each order has its own preference if the verdict's calls record both orders.
+    """
     orders = {call.policy_first: call for call in verdict.calls}
-    told = orders.keys() >= {True, False}
-    one, two = (orders[order].preference if told else verdict.preference for order in (True, False))
+    both = orders.keys() >= {True, False}
+    one, two = (orders[order].preference if both else verdict.preference for order in (True, False))
     first, second = (orders[order].raw or "" if order in orders else "" for order in (True, False))
     return Compared((model, baseline), verdict.item_id, verdict.turn, verdict.judge, (one, two), (first, second))
 
@@ -214,9 +224,10 @@ def write_compared(path: Path, rows: Iterable[Compared]) -> None:
     _write(path, map(fields, rows))
 
 
-# What was judged ------------------------------------------------------------------------------------------------------
+# What was judged --------------------------------------------------------------------------------------------
 
-MOST_UNSCORED = 0.1  # of recorded judgements that another judge is held against; do=rescore refuses more as well (conf/do/rescore.yaml)
+# Maximum share of recorded judgements without a score; do=rescore has the same limit (conf/do/rescore.yaml).
+MOST_UNSCORED = 0.1
 _REFERENCE = r"(?:\[The Start of Reference Answer\]\n(?P<reference>.*?)\n\[The End of Reference Answer\]\n\n)?"
 _ONE = r"\[The Start of Assistant{0}'s Answer\]\n(?P<answer{1}>.*)\n\[The End of Assistant{0}'s Answer\]"
 _TURNS = (
@@ -240,19 +251,22 @@ SHOWN = [
 
 @dataclass(frozen=True)
 class RecordedPrompt:
-    """What a recorded prompt showed the judge: each a text a turn."""
+    """Texts in a recorded prompt, one per turn."""
 
     turns: list[str]
     answers: list[str]
-    others: list[str] | None  # of the opponent
+    others: list[str] | None  # Answers of the opponent.
     references: list[str] | None
 
 
 def read_prompt(prompt: str) -> RecordedPrompt | None:
-    """Questions and answers of a prompt of FastChat's templates, from between their marks; None for another prompt."""
+    """Questions and answers in a prompt of FastChat's templates; None for another prompt.
+
+    They are found by the templates' marks.
+    """
     for pattern in SHOWN:
-        if found := pattern.search(prompt):
-            texts = found.groupdict()
+        if match := pattern.search(prompt):
+            texts = match.groupdict()
             own, others, references = (
                 [text for name in names if (text := texts.get(name)) is not None]
                 for names in (
@@ -267,10 +281,11 @@ def read_prompt(prompt: str) -> RecordedPrompt | None:
 
 
 def read_judged(path: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
-    """What recorded judgements were about, and their verdicts: a model's answers to a question, or two models' (the first is the policy).
+    """Items, completions and verdicts of recorded judgements, for judgements of one or of two models.
 
-    Of repeated rows the last counts. The texts are those of the recorded prompts. Raises ValueError for a file whose prompts cannot be
-    read or of which more than a tenth has no verdict, or that holds those of several judges.
+    Of two models the first is the policy. The texts come from the recorded prompts. The last of repeated rows
+    counts. Raises ValueError if a prompt cannot be read, if more than a tenth of the judgements have no
+    score, or if there are several judges.
     """
     rows = read_judgements(path)
     last: dict[tuple[str, str, int], Rated | Compared] = {}
@@ -280,20 +295,20 @@ def read_judged(path: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
         else:
             last[" vs ".join(row.models), row.question, row.turn] = row
     if len(judges := {row.verdict.judge if isinstance(row, Rated) else row.judge for row in last.values()}) > 1:
-        raise ValueError(f"{path} holds judgements of {', '.join(sorted(judges))}: keep those of one judge")
+        raise ValueError(f"{path} holds judgements of several judges ({', '.join(sorted(judges))}). Keep those of one judge.")
     if later := next((key for key in last if key[2] > 1), None):
-        raise BadFile(f"{path}: {printable('/'.join(later[:2]))}: turns 1 and 2 are read, got turn {later[2] + 1}")
+        raise BadFile(f"{path}: {printable('/'.join(later[:2]))}: only turns 1 and 2 are supported, got turn {later[2] + 1}")
     verdicts = {key: _recorded_verdict(row, f"{key[0]}/{key[1]}") for key, row in last.items()}
     unscored = sum(verdict.unscored is not None for verdict in verdicts.values())
     if unscored > MOST_UNSCORED * len(verdicts):
         share = f"{unscored} of {len(verdicts)} judgements ({unscored / len(verdicts):.0%}) have no score"
-        raise ValueError(f"{path}: {share}, more than {MOST_UNSCORED:.0%}: the rest is no record of this judge")
-    found = []
+        raise ValueError(f"{path}: {share}, more than {MOST_UNSCORED:.0%}. Use a file with fewer failed judgements.")
+    results = []
     for name, question in dict.fromkeys(key[:2] for key in last):
         of_item = {turn: last[name, question, turn] for turn in (0, 1) if (name, question, turn) in last}
         if judged := _judged(path, f"{name}/{question}", of_item, {turn: verdicts[name, question, turn] for turn in of_item}):
-            found.append(judged)
-    return found
+            results.append(judged)
+    return results
 
 
 def _recorded_verdict(row: Rated | Compared, name: str) -> Verdict:
@@ -306,11 +321,15 @@ def _recorded_verdict(row: Rated | Compared, name: str) -> Verdict:
 def _judged(
     path: Path, name: str, rows: Mapping[int, Rated | Compared], verdicts: Mapping[int, Verdict]
 ) -> tuple[Item, Completion, list[Verdict]] | None:
-    """Verdicts of earlier turns count where they are about the answers that the last turn's prompt shows. None without a verdict."""
+    """An item with its completion and verdicts; None if no verdict counts.
+
+    The texts come from the last turn's prompt. Verdicts of earlier turns count if their prompts show the same
+    answers.
+    """
     shown = {turn: read_prompt(row.user_prompt if isinstance(row, Rated) else row.user_prompts[0]) for turn, row in rows.items()}
     last = shown[max(shown)]
     if last is None or len(last.turns) != max(shown) + 1 or len(last.answers) != len(last.turns):
-        raise ValueError(f"{path}: {name}: user_prompt is not one of FastChat's prompts, from which answers are read")
+        raise ValueError(f"{path}: {name}: user_prompt is not one of FastChat's prompts, so its answers cannot be read")
 
     def same(turn: int) -> bool:
         early, n = shown[turn], turn + 1
@@ -321,11 +340,14 @@ def _judged(
     return (item, Completion(name, item.turns, last.answers, [], []), kept) if kept else None
 
 
-# FastChat's numbers ---------------------------------------------------------------------------------------------------
+# FastChat's numbers -----------------------------------------------------------------------------------------
 
 
 def last_ratings(rows: Iterable[Rated]) -> list[Verdict]:
-    """Of one model: the last row of each question and turn. Files are appended to, so earlier ones may rate older answers."""
+    """One model's last row of each question and turn.
+
+    Files are appended to, so earlier rows may rate older answers.
+    """
     return list({(row.verdict.item_id, row.verdict.turn): row.verdict for row in rows}.values())
 
 
@@ -334,15 +356,15 @@ def last_comparisons(rows: Iterable[Compared]) -> list[Compared]:
 
 
 def fastchat_averages(rows: Sequence[Rated]) -> dict[str, float]:
-    """`average`, `turn1`, `turn2` of one model's rows; a mean of nothing is absent."""
+    """`average`, `turn1`, `turn2` of one model's rows. A mean of nothing is left out."""
     turns = sorted({row.verdict.turn for row in rows})
     parts = {"average": rows} | {f"turn{turn + 1}": [row for row in rows if row.verdict.turn == turn] for turn in turns}
     scores = {name: [row.score for row in part if row.score is not None] for name, part in parts.items()}
-    return {name: sum(found) / len(found) for name, found in scores.items() if found}
+    return {name: sum(values) / len(values) for name, values in scores.items() if values}
 
 
 def fastchat_wins(rows: Sequence[Compared], model: str) -> dict[str, float]:
-    """`win`, `loss`, `tie` of a model and FastChat's rates of them; empty where no row has both orders."""
+    """`win`, `loss`, `tie` of a model and FastChat's rates. Empty if no row has both orders."""
     won = [preference for row in rows if (preference := preference_for(row, model)) is not None]
     counts = {name: won.count(value) for name, value in (("win", 1.0), ("loss", 0.0), ("tie", 0.5))}
     if not won:
@@ -352,13 +374,13 @@ def fastchat_wins(rows: Sequence[Compared], model: str) -> dict[str, float]:
 
 
 def preference_for(row: Compared, model: str) -> float | None:
-    """The preference of a row's verdict for one of its two models."""
+    """A row's preference for one of its two models; None without a verdict."""
     if row.preference is None:
         return None
     return row.preference if model == row.models[0] else 1 - row.preference
 
 
-# Files ----------------------------------------------------------------------------------------------------------------
+# Files ------------------------------------------------------------------------------------------------------
 
 
 def _has(row: Mapping[str, Any], place: str, needed: Sequence[str]) -> None:
@@ -374,7 +396,7 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _number(question: str) -> int | str:
-    """FastChat's questions are numbers; items that came from its files may say so in their name."""
+    """FastChat's number of a question, without the prefix mt_bench-; else the id as text."""
     question = question.removeprefix("mt_bench-")
     return int(question) if re.fullmatch("[0-9]{1,9}", question) else question
 

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent / "fake_stages"))
 from fake_stage import HERE, Fake
 
 from bench.config import ClusterLauncher, RayLauncher, Resources, SlurmLauncher, SlurmResources
-from bench.runner.cluster_queue import Ending, NodeJob, Refused
+from bench.runner.cluster_queue import Ending, Refused
+from bench.runner.node_job import NodeJob
 from bench.store import stage_settings
 from bench.store.store import Store
 
@@ -93,7 +94,7 @@ class Desk:
             self.processes[job_id].kill()
             self.processes[job_id].wait()
 
-    def forget(self, job_id: str) -> None: ...
+    def remove_files(self, job_id: str) -> None: ...
 
     def close(self) -> None: ...
 

@@ -29,7 +29,7 @@ Make = Callable[[], Launcher]
 @pytest.fixture(params=["local", "desk", pytest.param("slurm", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.slow)])
 def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes a launcher of each kind."""
-    monkeypatch.setattr("bench.runner.cluster_queue.ANSWER_S", 1.0)
+    monkeypatch.setattr("bench.runner.cluster_queue.REPORT_WAIT_S", 1.0)
     said: list[str] = []
     match request.param:
         case "local":
@@ -51,8 +51,8 @@ def launcher(make: Make) -> Iterator[Launcher]:
 
 def start(launcher: Launcher, store: Store, *stages: Stage) -> None:
     for stage in stages:
-        assert launcher.takes("cpu")
-        launcher.start(describe(stage, store), store.beside(stage, "log"))
+        assert launcher.can_take("cpu")
+        launcher.start(describe(stage, store), store.sidecar(stage, "log"))
 
 
 def wait(launcher: Launcher, n: int = 1) -> list[StageReport]:
@@ -92,7 +92,7 @@ def test_stages_are_done_and_leave_nothing_but_their_folders_and_logs(launcher: 
     start(launcher, store, third)
     assert wait(launcher) == [StageReport(third.key, "done")]
     assert (store.folder(third) / "text").read_text() == "thirdfirst"
-    assert "words printed" in store.beside(first, "log").read_text()
+    assert "words printed" in store.sidecar(first, "log").read_text()
     assert beside(store) == []
 
 

@@ -15,8 +15,9 @@ from test_launchers import beside, start, wait
 from bench.cli.compose import BadConfig, open_command
 from bench.config import ResourceChanges, Resources
 from bench.runner import launchers
-from bench.runner.cluster_queue import NodeJob, QueueLauncher
+from bench.runner.cluster_queue import QueueLauncher
 from bench.runner.launcher import StageReport
+from bench.runner.node_job import NodeJob
 from bench.runner.worker import describe
 from bench.store.stage_settings import GoldPreferenceSettings, LanguageJudgeSettings, needs
 from bench.store.store import Store
@@ -26,7 +27,7 @@ RunBench = Callable[..., object]
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr("bench.runner.cluster_queue.ANSWER_S", 0.5)
+    monkeypatch.setattr("bench.runner.cluster_queue.REPORT_WAIT_S", 0.5)
     return Desk(tmp_path)
 
 
@@ -34,7 +35,7 @@ def test_what_becomes_ready_together_is_one_wave_by_resources(desk: Desk, store:
     launcher = QueueLauncher(cluster_settings(), desk, [], print)
     try:
         start(launcher, store, fake("a"), fake("b"))
-        launcher.start(describe(fake("c"), store) | {"needs": "gpu"}, store.beside(fake("c"), "log"))
+        launcher.start(describe(fake("c"), store) | {"needs": "gpu"}, store.sidecar(fake("c"), "log"))
         assert desk.waves == []
         wait(launcher, 3)
         start(launcher, store, fake("d"))
@@ -49,7 +50,7 @@ def test_kinds_with_other_resources_are_other_waves(desk: Desk, store: Store) ->
     launcher = QueueLauncher(cluster_settings(gpu=more), desk, [], print)
     try:
         start(launcher, store, fake("a"))
-        launcher.start(describe(fake("c"), store) | {"needs": "gpu"}, store.beside(fake("c"), "log"))
+        launcher.start(describe(fake("c"), store) | {"needs": "gpu"}, store.sidecar(fake("c"), "log"))
         wait(launcher, 2)
     finally:
         launcher.close()
@@ -60,8 +61,8 @@ def test_stages_without_a_model_run_where_the_command_was_typed_unless_they_are_
     launcher = QueueLauncher(cluster_settings(queue_cpu=False, here_workers=1), desk, [], print)
     try:
         start(launcher, store, fake("a"))
-        assert not launcher.takes("cpu") and not launcher.takes("network")  # its one process here is at work
-        assert launcher.takes("gpu")
+        assert not launcher.can_take("cpu") and not launcher.can_take("network")  # its one process here is at work
+        assert launcher.can_take("gpu")
         assert wait(launcher) == [StageReport(fake("a").key, "done")]
     finally:
         launcher.close()
@@ -72,9 +73,9 @@ def test_no_more_jobs_than_may_be_in_the_queue(desk: Desk, store: Store) -> None
     launcher = QueueLauncher(cluster_settings(max_jobs=2), desk, [], print)
     try:
         start(launcher, store, fake("a", seconds=1.0), fake("b"))
-        assert not launcher.takes("gpu")
+        assert not launcher.can_take("gpu")
         wait(launcher)
-        assert launcher.takes("gpu")
+        assert launcher.can_take("gpu")
         wait(launcher)
     finally:
         launcher.close()
@@ -86,7 +87,7 @@ def test_a_job_that_is_refused_is_a_failure_with_the_schedulers_words(desk: Desk
     try:
         start(launcher, store, fake("a"))
         assert wait(launcher) == [StageReport(fake("a").key, "failed", "the desk is full")]
-        assert launcher.takes("gpu") and beside(store) == []
+        assert launcher.can_take("gpu") and beside(store) == []
     finally:
         launcher.close()
 
@@ -98,7 +99,7 @@ def test_an_answer_to_an_earlier_attempt_is_not_taken(desk: Desk, store: Store) 
         start(launcher, store, stage)
         launcher.reports(0.0)
         old = json.dumps({"attempt": "earlier", "outcome": "failed", "error": "long ago", "node": "x"})
-        store.beside(stage, "answer.json").write_text(old)
+        store.sidecar(stage, "answer.json").write_text(old)
         assert wait(launcher) == [StageReport(stage.key, "done")]
     finally:
         launcher.close()
@@ -111,7 +112,7 @@ def test_a_job_that_is_queued_again_is_said_and_waited_for(desk: Desk, store: St
         start(launcher, store, stage)
         launcher.reports(0.0)
         again = {"attempt": launcher.jobs[stage.key].attempt, "outcome": "requeued", "error": "is queued again", "node": "x"}
-        store.beside(stage, "answer.json").write_text(json.dumps(again))
+        store.sidecar(stage, "answer.json").write_text(json.dumps(again))
         assert wait(launcher) == [StageReport(stage.key, "done")]
     finally:
         launcher.close()
@@ -122,16 +123,16 @@ def test_a_job_that_is_queued_again_is_said_and_waited_for(desk: Desk, store: St
 def test_a_store_that_a_node_does_not_see_is_said(store: Store, tmp_path: Path) -> None:
     given = Resources(gpus=0, cpus=1, mem_gb=None, time_min=5)
     job = NodeJob({**describe(fake("a"), store), "store": "/nowhere/store"}, str(tmp_path / "a.log"), "1", 1, None, given)
-    with pytest.raises(RuntimeError, match=r"/nowhere/store is not there on .*: results must be on a file system of all nodes"):
+    with pytest.raises(RuntimeError, match=r"/nowhere/store does not exist on node .*: set results= to a folder that all nodes share"):
         job()
 
 
 def test_a_stage_beyond_its_time_is_ended_on_the_node(store: Store) -> None:
     stage = fake("hangs", hang=1)
     given = Resources(gpus=0, cpus=1, mem_gb=None, time_min=5)
-    NodeJob(describe(stage, store), str(store.beside(stage, "log")), "1", 1, 2.0, given)()
-    answer = json.loads(store.beside(stage, "answer.json").read_text())
-    assert (answer["outcome"], answer["error"]) == ("late", "ran longer than 5 min (time_min) and was ended")
+    NodeJob(describe(stage, store), str(store.sidecar(stage, "log")), "1", 1, 2.0, given)()
+    answer = json.loads(store.sidecar(stage, "answer.json").read_text())
+    assert (answer["outcome"], answer["error"]) == ("late", "took longer than 5 min and was stopped: raise time_min")
 
 
 # What a stage needs ---------------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ def test_a_package_that_is_not_there_is_named_with_the_way_to_get_it(
     code = f"import sys, runpy; sys.modules[{package!r}] = None; runpy.run_module('bench', run_name='__main__')"
     done = run_bench("+sweep=smoke", f"hydra/launcher={launcher}", "tracker=none", python=("-c", code))
     assert done.returncode == 2  # type: ignore[attr-defined]
-    way_out = f"pip install -c constraints.txt -e '.[{launcher}]'"
+    way_out = f"install it with pip install -c constraints.txt -e '.[{launcher}]'"
     assert done.stderr == f"hydra/launcher={launcher} needs the package {package}, which is not installed: {way_out}\n"  # type: ignore[attr-defined]
     assert not list(tmp_path.glob("results/store/*"))
 
@@ -189,6 +190,6 @@ def test_a_machine_without_slurm_is_told_before_anything_runs(monkeypatch: pytes
     (tmp_path / "submitit.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    with pytest.raises(BadConfig, match="needs SLURM's sbatch, squeue, scontrol, scancel on the PATH: type the command on a machine"):
+    with pytest.raises(BadConfig, match="needs SLURM's sbatch, squeue, scontrol, scancel on the PATH: run the command on a machine"):
         launchers.check(open_command(["hydra/launcher=slurm"]).session.launcher, [fake("a")])
     launchers.check(open_command(["hydra/launcher=slurm"]).session.launcher, [])  # nothing is to do

@@ -15,7 +15,7 @@ from bench.cli.compose import BadConfig
 from bench.config import SlurmResources
 from bench.runner.launcher import StageReport
 from bench.runner.launchers import check, make_launcher
-from bench.runner.slurm import JobState, SlurmQueue, ask_squeue, how_it_ended, outside_of_jobs
+from bench.runner.slurm import JobState, SlurmQueue, describe_end, run_squeue, without_slurm_variables
 from bench.store.store import Store
 
 SHOWN = (
@@ -45,7 +45,7 @@ def queue(folder: Path, said: list[str]) -> SlurmQueue:
 
 def test_squeue_is_read(commands: Path) -> None:
     command(commands, "squeue", "17_3|RUNNING|None|node3\n18|PENDING|Resources|\n19|PENDING|ReqNodeNotAvail, UnavailableNodes:a|\n")
-    assert ask_squeue().jobs == {
+    assert run_squeue().jobs == {
         "17_3": JobState("RUNNING", "None", "node3"),
         "18": JobState("PENDING", "Resources", ""),
         "19": JobState("PENDING", "ReqNodeNotAvail, UnavailableNodes:a", ""),
@@ -56,7 +56,7 @@ def test_squeue_is_read(commands: Path) -> None:
 def test_the_line_that_names_a_cluster_is_no_job(commands: Path, tmp_path: Path) -> None:
     """squeue prints it where SLURM_CLUSTERS is set, --noheader or not."""
     command(commands, "squeue", "CLUSTER: main\n4242_0|PENDING|Resources|\n\nCLUSTER: other\n7|RUNNING|None|a\n")
-    found = ask_squeue()
+    found = run_squeue()
     assert (sorted(found.jobs), found.unread) == (["4242_0", "7"], [])
     said: list[str] = []
     command(commands, "scontrol", SHOWN)
@@ -67,7 +67,7 @@ def test_the_line_that_names_a_cluster_is_no_job(commands: Path, tmp_path: Path)
 def test_a_job_whose_line_cannot_be_read_is_unknown_and_waited_for(commands: Path, tmp_path: Path, line: str) -> None:
     command(commands, "squeue", f"{line}\n5|RUNNING|None|a\n")
     job = line.partition("|")[0]
-    assert ask_squeue().jobs[job].state == "UNKNOWN" and ask_squeue().jobs[job].waits
+    assert run_squeue().jobs[job].state == "UNKNOWN" and run_squeue().jobs[job].waits
     waiting = queue(tmp_path, [])
     assert waiting.ended([job, "5"]) == {} and waiting.is_alive(job) and waiting.is_alive("5")
 
@@ -117,7 +117,7 @@ def test_unusual_reasons_to_wait_are_said_once(commands: Path, tmp_path: Path) -
     said: list[str] = []
     waiting = queue(tmp_path, said)
     assert waiting.ended(["1", "2", "3"]) == waiting.ended(["1", "2", "3"]) == {}
-    assert said == ["jobs wait because of AssocGrpGRES (squeue)"]
+    assert said == ["jobs wait in the queue; squeue gives the reason AssocGrpGRES"]
 
 
 def test_a_scheduler_that_does_not_answer_loses_no_job(commands: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_scheduler_that_does_not_answer_loses_no_job(commands: Path, tmp_path:
     said: list[str] = []
     waiting = queue(tmp_path, said)
     assert waiting.ended(["1"]) == waiting.ended(["1"]) == {}
-    assert len(said) == 1 and said[0].startswith("squeue does not answer, waiting for jobs all the same")
+    assert len(said) == 1 and said[0].startswith("squeue failed; still waiting for the jobs")
 
 
 def test_a_cluster_that_is_not_there_is_said_to_be_not_there(commands: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_cluster_that_is_not_there_is_said_to_be_not_there(commands: Path) -> 
         command(commands, name)
     for words, found in (
         ("sbatch: error: Unable to contact slurm controller (connect failure)", "sbatch finds no cluster"),
-        ("sbatch: error: Invalid account", "sbatch refuses a job of gpus=0"),
+        ("sbatch: error: Invalid account", "sbatch rejects a job with gpus=0"),
     ):
         (commands / "sbatch").write_text(f'#!/bin/sh\necho "{words}" >&2\nexit 1\n')
         with pytest.raises(BadConfig, match=found):
@@ -143,22 +143,22 @@ def test_a_cluster_that_is_not_there_is_said_to_be_not_there(commands: Path) -> 
 
 def test_how_a_job_ended_comes_from_scontrol_else_from_accounting_else_is_unknown(commands: Path) -> None:
     command(commands, "scontrol", SHOWN)
-    assert how_it_ended("17_3") == "ended as NODE_FAIL (NodeDown, exit code 0:9) on node3"
+    assert describe_end("17_3") == "ended as NODE_FAIL (NodeDown, exit code 0:9) on node3"
     command(commands, "scontrol", code=1)
     command(commands, "sacct", "CLUSTER: main\nOUT_OF_MEMORY|None|0:125|node4\n")
-    assert how_it_ended("17_3") == "ended as OUT_OF_MEMORY (exit code 0:125) on node4"
+    assert describe_end("17_3") == "ended as OUT_OF_MEMORY (exit code 0:125) on node4"
     command(commands, "sacct", code=1)
-    assert how_it_ended("17_3") == "left the queue"
+    assert describe_end("17_3") == "left the queue"
 
 
 def test_a_command_typed_within_a_job_passes_nothing_of_that_job_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with outside_of_jobs():
+    with without_slurm_variables():
         assert os.environ["SLURM_MEM_PER_NODE"] == "100"  # a wish of the user's shell
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with outside_of_jobs():
+    with without_slurm_variables():
         assert [name for name in os.environ if name.startswith("SLURM_")] == ["SLURM_CONF"]
     assert os.environ["SLURM_MEM_PER_NODE"] == "100"
 
@@ -171,7 +171,7 @@ def test_what_the_cluster_does_not_have_is_refused_before_anything_runs(slurm: P
     check(slurm_settings(), [fake("a")])
     for changes, words in (({"gpus": 3}, "Requested node configuration is not available"), ({"partition": "nope"}, "invalid partition")):
         given = slurm_settings().cpu.model_copy(update=changes)
-        with pytest.raises(BadConfig, match=rf"sbatch refuses a job of gpus=.*{words}.*\(hydra.launcher.gpu, .cpu, .stages, .sbatch\)"):
+        with pytest.raises(BadConfig, match=rf"sbatch rejects a job with gpus=.*{words}.*: change hydra.launcher.gpu, .cpu, .stages or"):
             check(slurm_settings(cpu=given), [fake("a")])
 
 
@@ -194,7 +194,7 @@ def test_at_its_time_limit_a_job_is_queued_again_as_often_as_was_said(slurm: Pat
     by_key = {report.key: report for report in found}
     assert by_key[once.key] == StageReport(once.key, "done")
     assert by_key[ever.key].outcome == "late"
-    assert by_key[ever.key].error.startswith("reached its time limit of 1 min 2 times (time_min, hydra.launcher.requeues)")
+    assert by_key[ever.key].error.startswith("reached its time limit of 1 min 2 times: raise time_min or hydra.launcher.requeues")
     assert [len(attempts(stage, store.root)) for stage in (once, ever)] == [2, 2]
-    assert len(said) == 2 and all("was stopped at its time limit, or to make room, and is queued again" in line for line in said)
+    assert len(said) == 2 and all("was stopped at its time limit or preempted, and is queued again" in line for line in said)
     assert not list((store.root / "fake").glob("*.build-*"))

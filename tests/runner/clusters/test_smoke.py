@@ -51,7 +51,7 @@ def kill_a_worker_in_the_middle(words: tuple[str, ...], results: Path) -> None:
     os.kill(builders(results, "train")[0], signal.SIGKILL)
     out, err = command.communicate(timeout=3000)
     assert command.returncode == 0, err
-    assert re.search(r"train .*: its worker process died \(signal SIGKILL\) \(job .* on .*\); trying once more", err)
+    assert re.search(r"train .*: its worker process died \(signal SIGKILL\) \(job .* on .*\); it runs again", err)
     undisturbed = smoke()
     assert Ran(results, 0, out, err, 0).table()["table.csv"] == undisturbed.table()["table.csv"]
     stores = Store(results / "store"), undisturbed.store

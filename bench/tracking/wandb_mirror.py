@@ -1,24 +1,27 @@
-"""The W&B mirror: what a run reports is queued here and written by a child process, `child.py`. The store is the truth; W&B mirrors it.
+"""The W&B tracker: it queues the results of a command, and a child process (child.py) writes them to W&B.
 
-One run per (sweep, cell), job type `cell`, group = sweep, id from both; one run per sweep with the comparison table,
-job type `table`. Training metrics lie under `train/*` against our own `train/step`, headline numbers in the summary
-under `eval/*`. A number that is missing is absent, never NaN.
+Each cell of a sweep is one W&B run: job type `cell`, group = sweep, id from sweep and key. Each sweep has one
+run with the comparison table: job type `table`. Training metrics are logged as `train/*` against our own
+`train/step`. The cell's numbers are in the summary as `eval/*`. A missing number is absent, never NaN.
 
-**A tracker never costs a cell.** W&B lives in a child process that reads JSON lines from its stdin and is killed when
-`close` has waited `timeout_s`. Not a thread: a thread cannot be killed, and wandb's exit hooks would then hold up our own
-exit. Calls only queue, so `close` is the only one that waits. What was not written is written by the next run of the
-same command: `ledger.jsonl` holds what was, and where, so that cached cells make no second run.
+**The tracker never makes a cell fail or wait.** W&B runs in a child process that reads JSON lines from stdin
+and is killed when `close` has waited `timeout_s`. A thread would not do: it cannot be killed, and wandb's
+exit hooks would hold up our own exit. Calls only queue messages, so only `close` waits. The next run of the
+same command writes the runs that are missing: `ledger.jsonl` lists the written ones and their destination, so
+no cell gets a second run.
 
-Online when a key is configured (`WANDB_API_KEY`, or what `wandb login` wrote), offline otherwise, and offline for the rest
-of the sweep once the server failed or was silent for a third of `timeout_s`.
+Runs are written online where a key is configured (`WANDB_API_KEY` or `wandb login`), otherwise offline. Once
+the server fails, or does not reply for a third of `timeout_s`, the rest of the sweep is written offline.
 
-W&B gets no environment, command line, host name, git state or console output; what looks like a secret in a config, a tag or
-an error message is replaced.
+W&B gets no environment, command line, host name, git state or console output. Text that looks like a secret
+is replaced in configs, tags and error messages.
 
-Limits: wandb does not tell when the upload of a table's file fails in the background (a line in the run's debug-internal.log
-does). Two commands that write the same cell at once repeat its rows. An offline run cannot be resumed, so an offline cell whose numbers
-changed replaces its earlier folder. If that one
-had been uploaded, `wandb sync` of the new one repeats its rows there (the summary is right).
+Limits:
+- wandb does not report when the upload of a table's file fails in the background; its debug-internal.log
+  does.
+- Two commands that write the same cell at the same time repeat its rows.
+- An offline run cannot be resumed, so an offline cell with changed numbers replaces its earlier folder. If
+  that folder was uploaded before, `wandb sync` of the new one repeats its rows there (the summary is right).
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ from bench.config import WandbTracker, user_path
 from bench.machine import ROOT
 from bench.tracking.values import Row, brief, cleaned, file_digest, finite, run_id, train_row, under
 
-# A run that these name is somebody else's: an agent's, a notebook's, or the one around us.
+# These variables name a run of another program: an agent's, a notebook's, or the one that runs this command.
 _FOREIGN = {
     "WANDB_SERVICE",
     "WANDB_SWEEP_ID",
@@ -59,13 +62,15 @@ _FOREIGN = {
 
 
 class WandbMirror:
+    """The W&B tracker: queues messages and sends them to the child process."""
+
     def __init__(self, settings: WandbTracker, directory: Path, account: Account) -> None:
         self._timeout_s = settings.timeout_s
         self._directory = directory
         self._notes: list[str] = []
-        self._sent = 0  # cells and tables
+        self._sent = 0  # messages of cells and tables
         self._answered = 0
-        self._ended = threading.Event()  # the child has said its last word, or died
+        self._ended = threading.Event()  # set once the child has sent its report or died
         self._report: dict[str, Any] | None = None
         self._closed = False
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -76,23 +81,26 @@ class WandbMirror:
             mode = "online" if account.has_key and account.mode not in ("offline", "dryrun") else "offline"
             if mode == "offline":
                 why = (
-                    "WANDB_MODE or `wandb offline` says so" if account.has_key else "no key is configured (WANDB_API_KEY or `wandb login`)"
+                    "WANDB_MODE or `wandb offline` says so"
+                    if account.has_key
+                    else "no key is configured: set WANDB_API_KEY or run `wandb login`"
                 )
-                self._notes.append(f"W&B: runs are written offline, {why}")
+                self._notes.append(f"W&B: runs are written offline, because {why}")
         self._send(
             op="open",
             directory=str(directory),
             project=settings.project or account.project or "bench",
             entity=settings.entity or account.entity,
             mode=mode,
-            base_url=secrets.clean(account.base_url),  # said and kept in the ledger; wandb reads its own
+            # It is printed, and is in the ledger. wandb reads its own.
+            base_url=secrets.clean(account.base_url),
             timeout_s=settings.timeout_s,
         )
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._process = _start(directory)
         except OSError as error:
-            self._notes.append(f"W&B: nothing is written, its process did not start: {brief(error)}")
+            self._notes.append(f"W&B: nothing is written, because its process did not start: {brief(error)}")
             self._ended.set()
             return
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read)]
@@ -156,7 +164,7 @@ class WandbMirror:
         try:
             self._send(op="close")
             in_time = self._ended.wait(self._timeout_s)
-            if self._report:  # the rest is wandb tidying up after itself
+            if self._report:  # wandb only cleans up after the report.
                 try:
                     self._process.wait(max(0.0, min(3.0, until - time.monotonic())))
                 except subprocess.TimeoutExpired:
@@ -171,7 +179,7 @@ class WandbMirror:
 
     def _stop(self) -> None:
         assert self._process and self._process.stdin and self._process.stdout
-        self._process.kill()  # wandb's own helper process leaves by itself when its parent is gone
+        self._process.kill()  # wandb's helper process exits when its parent is gone.
         self._process.wait()
         self._ended.set()
         self._lines.put("")  # wakes _write
@@ -191,8 +199,8 @@ class WandbMirror:
                 else f"it did not finish within {self._timeout_s:g} s (tracker.timeout_s) and was stopped"
             )
             yield (
-                f"W&B: {what}; {self._sent - self._answered} of {self._sent} runs may be missing there, results are not touched. "
-                f"The same command writes them again; see {where}/tracker.log"
+                f"W&B: {what}, so {self._sent - self._answered} of {self._sent} runs may be missing there. The results are complete. "
+                f"Run the same command again to write the missing runs; {where}/tracker.log has the error"
             )
             return
         written, before = self._report["written"], self._report["before"]
@@ -202,9 +210,9 @@ class WandbMirror:
             runs = shlex.quote(_shown(Path(self._report["runs"])))
             yield f"W&B: runs written offline: {written['offline']}; to upload them: wandb sync {runs}/offline-run-*"
         if before and not sum(written.values()):
-            yield f"W&B: nothing new, all {before} runs were written before"
+            yield f"W&B: nothing new to write, all {before} runs were written before"
         if self._report["failed"]:
-            yield f"W&B: {self._report['failed']} of {self._sent} runs were not written; see {where}/tracker.log"
+            yield f"W&B: {self._report['failed']} of {self._sent} runs were not written; {where}/tracker.log has the error"
 
     def _cell(self, sweep: str, key: str, name: str, config: Mapping[str, Any], tags: Sequence[str]) -> dict[str, Any]:
         return {
@@ -235,7 +243,7 @@ class WandbMirror:
         self._lines.put(json.dumps(message) + "\n")
 
     def _write(self) -> None:
-        """Thread: the pipe fills up when the child is stuck, and nobody but this thread may wait for it."""
+        """Thread: write messages to the child. Only this thread may wait when the pipe is full."""
         assert self._process and self._process.stdin
         try:
             while not self._ended.is_set():
@@ -243,16 +251,16 @@ class WandbMirror:
                 self._process.stdin.write(line)
                 self._process.stdin.flush()
         except (OSError, ValueError):
-            pass  # the child is gone; _read says so
+            pass  # The child is gone; `_read` sees that.
 
     def _read(self) -> None:
-        """Thread: what the child says, until it ends."""
+        """Thread: read the child's messages until it ends."""
         assert self._process and self._process.stdout
         for line in self._process.stdout:
             try:
                 message = json.loads(line)
             except ValueError:
-                continue  # cut off in the middle
+                continue  # The line is cut.
             if "note" in message:
                 self._notes.append(secrets.shown(message["note"]))
             elif "answered" in message:
@@ -264,18 +272,20 @@ class WandbMirror:
 
 
 def _start(directory: Path) -> subprocess.Popen[str]:
+    """Start the child process. Its output goes to tracker.log."""
     package_root = str(ROOT)
     environ = {name: value for name, value in os.environ.items() if name not in _FOREIGN} | {
         "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
-        "WANDB_ERROR_REPORTING": "false",  # else it posts telemetry, offline too
+        "WANDB_ERROR_REPORTING": "false",  # Otherwise it sends telemetry, even offline.
         "WANDB_SILENT": "true",
-        "WANDB_DATA_DIR": str(directory / "data"),  # artifacts wait here until they are uploaded
+        "WANDB_DATA_DIR": str(directory / "data"),  # Artifacts wait here for their upload.
         "WANDB_CACHE_DIR": str(directory / "data"),
     }
     with (directory / "tracker.log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "bench.tracking.child"],  # -P: a folder `wandb` lies in its working folder
+            # -P: the working folder holds a folder `wandb`.
+            [sys.executable, "-P", "-m", "bench.tracking.wandb_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -283,24 +293,28 @@ def _start(directory: Path) -> subprocess.Popen[str]:
             encoding="utf-8",
             env=environ,
             cwd=directory,
-            start_new_session=True,  # Ctrl-C is for the sweep, which then closes us
+            start_new_session=True,  # Ctrl-C reaches only the command, which closes the tracker.
         )
 
 
 def _shown(path: Path) -> str:
+    """The path, relative to the working folder where it lies inside."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 class Account(NamedTuple):
+    """The user's W&B settings, from environment variables and W&B's files."""
+
     base_url: str
     has_key: bool
-    mode: str | None  # of WANDB_MODE or `wandb offline`
-    project: str | None  # of WANDB_PROJECT
-    entity: str | None  # of WANDB_ENTITY
+    mode: str | None  # from WANDB_MODE or `wandb offline`
+    project: str | None  # from WANDB_PROJECT
+    entity: str | None  # from WANDB_ENTITY
 
 
 def configured_account() -> Account:
-    """Read as wandb reads it, without importing wandb: a re-run of a cached sweep needs no more than this."""
+    """The user's W&B settings, as wandb reads them. wandb is not imported: a sweep
+    that is done needs no more."""
     config_dir = user_path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
     stored = configparser.ConfigParser(interpolation=None)
     with suppress(configparser.Error, OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""The tracker's child process: one W&B client that reads JSON lines from its stdin."""
+"""The tracker's child process: a W&B client that reads JSON messages from stdin, one a line."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from bench.tracking.values import brief, digest, finite
 
 @dataclass
 class _Open:
-    """A run that is being written. `logged`: its metrics by step; a resumed run has all up to `resumed_at`, where only what is
-    in `logged` is known by name."""
+    """A W&B run that is being written.
+
+    `logged`: the names of its logged metrics by step. A resumed run already holds every step before
+    `resumed_at`; of the step `resumed_at` itself, the names are in `logged`.
+    """
 
     run: Any
     online: bool
@@ -33,7 +36,10 @@ class _Open:
     logged: dict[float, set[str]] = field(default_factory=dict)
 
     def log(self, rows: Sequence[dict[str, float]]) -> None:
-        """What is there is not repeated: a history is sent whole after it was followed, perhaps from its middle on."""
+        """Log the metrics that the run does not hold yet.
+
+        A cell's whole history is sent at its end, after `follow` may have sent some of its rows.
+        """
         for row in rows:
             step = row["train/step"]
             if step < self.resumed_at:
@@ -45,10 +51,12 @@ class _Open:
 
 
 class _Client:
+    """Writes cells and tables to W&B: online, or offline once the server has failed."""
+
     def __init__(self, opening: Mapping[str, Any], say: Any) -> None:
         self.say = say
         self.directory = Path(opening["directory"])
-        # wandb always adds a folder of its own name
+        # wandb always adds a folder `wandb`.
         self.root = self.directory.parent if self.directory.name == "wandb" else self.directory
         self.project, self.entity, self.mode = opening["project"], opening["entity"], opening["mode"]
         self.base_url = opening["base_url"]
@@ -63,6 +71,7 @@ class _Client:
 
     @property
     def runs(self) -> Path:
+        """The folder that W&B writes its runs to."""
         return self.root / "wandb"
 
     def report(self) -> dict[str, Any]:
@@ -75,7 +84,7 @@ class _Client:
         try:
             self._opened(message).log(message["rows"])
         except Exception:
-            self.unopened.add(run_id)  # `cell` tries again
+            self.unopened.add(run_id)  # `cell` tries again at the end.
             raise
 
     def cell(self, message: Mapping[str, Any]) -> None:
@@ -85,14 +94,14 @@ class _Client:
         self._once(message, self._write_table)
 
     def close(self) -> None:
-        """Runs of cells that have not ended; the next run of the command completes them."""
+        """Mark the runs of unfinished cells as interrupted. The next command completes them."""
         for entry in self.open.values():
             entry.run.summary["status"] = "interrupted"
             entry.run.finish(exit_code=1)
         self.open.clear()
 
     def _once(self, message: Mapping[str, Any], write: Any) -> None:
-        """Write what the ledger does not hold; offline if the server fails."""
+        """Write a message that is not in the ledger; offline where the server fails."""
         if self._is_written(message):
             self.before += 1
             return
@@ -108,9 +117,10 @@ class _Client:
             return
         try:
             entry.run.finish(exit_code=message.get("exit_code", 0))
-        except TimeoutError as error:  # not written again offline: what did arrive would be there twice after a sync
+        except TimeoutError as error:
+            # It is not written again offline: after a sync the uploaded part would be there twice.
             self._go_offline(error)
-            raise TimeoutError(f"its upload did not end; `wandb sync {_folder(entry)}` completes it") from error
+            raise TimeoutError(f"its upload did not finish; run `wandb sync {_folder(entry)}` to complete it") from error
         where = "online" if entry.online else "offline"
         self.written[where] = self.written.get(where, 0) + 1
         self._record(message, entry)
@@ -119,7 +129,7 @@ class _Client:
         entry.log(message["rows"])
         final = {name: value for row in message["rows"] for name, value in row.items()}
         if entry.run.summary.get("reason") is not None and "reason" not in message["summary"]:
-            del entry.run.summary["reason"]  # it failed before
+            del entry.run.summary["reason"]  # An earlier attempt failed.
         entry.run.summary.update(final | message["summary"])
 
     def _write_table(self, entry: _Open, message: Mapping[str, Any]) -> None:
@@ -130,7 +140,7 @@ class _Client:
             for file in message["files"]:
                 artifact.add_file(file, name=Path(file).name)
             entry.run.log_artifact(artifact)
-        # Last: online this asks the server, and raises if that fails.
+        # This is last: online it sends a request to the server, and raises where that fails.
         table = wandb.Table(columns=message["columns"], data=message["data"], allow_mixed_types=True)
         entry.run.log({"comparison": table})
 
@@ -150,7 +160,8 @@ class _Client:
 
         if self.mode == "offline":
             for stale in self.runs.glob(f"offline-run-*-{message['id']}"):
-                shutil.rmtree(stale, ignore_errors=True)  # interrupted, or superseded by what comes now
+                # An interrupted run, or an earlier one that this run replaces.
+                shutil.rmtree(stale, ignore_errors=True)
         run = wandb.init(
             id=message["id"],
             name=message["name"],
@@ -194,10 +205,11 @@ class _Client:
     def _go_offline(self, error: Exception) -> None:
         if self.mode == "online":
             self.mode = "offline"
-            self.unopened |= self.open.keys()  # their earlier rows are lost to us: `cell` writes them whole
+            # Their earlier rows are online only: `cell` writes the whole history.
+            self.unopened |= self.open.keys()
             self.open.clear()
             with suppress(Exception):
-                sys.modules["wandb"].teardown(exit_code=1)  # else the ids of its runs stay in use
+                sys.modules["wandb"].teardown(exit_code=1)  # Otherwise the ids of its runs stay in use.
             self.say(note=f"W&B: {self.base_url} failed ({brief(error)}), so runs are written offline from here on")
 
     def _destination(self, *, online: bool) -> str:
@@ -244,21 +256,22 @@ def _read_ledger(path: Path) -> dict[tuple[str, str], dict[str, str]]:
             line = json.loads(text)
             ledger[line["id"], line["to"]] = {"digest": line["digest"], "folder": line["folder"]}
         except (ValueError, KeyError, TypeError):
-            continue  # cut off by a kill: that run is written again
+            continue  # A kill has cut the line: that run is written again.
     return ledger
 
 
 def _serve() -> None:
-    """The child's main: messages in on stdin, answers out on what was stdout."""
+    """Run the child process: read messages from stdin, write replies to the original stdout."""
     secrets.guard_streams()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")  # ours alone: neither prints nor wandb's helper may reach it
+    # Prints and wandb's helper process must not write here.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def say(**message: Any) -> None:
         try:
-            print(json.dumps(message), file=answers, flush=True)
+            print(json.dumps(message), file=replies, flush=True)
         except OSError:
-            pass  # the sweep is gone; finish for its sake what it sent
+            pass  # The command is gone. Its messages are still written.
 
     messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     opening = json.loads(sys.stdin.readline())
@@ -286,12 +299,15 @@ def _serve() -> None:
 
 
 def _receive(messages: queue.SimpleQueue[dict[str, Any] | None], timeout_s: float) -> None:
-    """Thread: when the sweep is gone without a word, what it sent is still written, but not for ever."""
+    """Thread: read messages from stdin.
+
+    After its end, the process has `timeout_s` to write them and is then ended.
+    """
     for line in sys.stdin:
         try:
             messages.put(json.loads(line))
         except ValueError:
-            break  # cut off: the sweep was killed
+            break  # The line is cut: the command was killed.
     messages.put(None)
     time.sleep(timeout_s)
     os._exit(1)

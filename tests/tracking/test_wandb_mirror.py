@@ -15,9 +15,9 @@ import pytest
 from fake_wandb_server import FakeWandb
 
 from bench.config import NoTracker, WandbTracker
-from bench.tracking.mirror import configured_account
 from bench.tracking.tracker import Tracker, open_tracker
 from bench.tracking.values import cleaned
+from bench.tracking.wandb_mirror import configured_account
 
 HISTORY = [{"step": step, "loss": 1 / step, "rewards/margins": 0.1 * step} for step in range(1, 31)]
 TABLE = [{"cell": "dpo", "win_rate": 0.625, "kl": 1.5, "n_scored": 64}, {"cell": "none", "win_rate": 0.5, "kl": None, "n_scored": 64}]
@@ -81,7 +81,7 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_importing_loads_neither_wandb_nor_torch() -> None:
-    code = "import sys, bench.tracking.mirror; assert not {'wandb', 'torch'} & sys.modules.keys()"
+    code = "import sys, bench.tracking.wandb_mirror; assert not {'wandb', 'torch'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
@@ -139,7 +139,7 @@ def test_offline_runs_hold_what_was_reported(tmp_path: Path, monkeypatch: pytest
     assert content["data"] == [["dpo", 0.625, 1.5, 64], ["none", 0.5, None, 64]]
     assert "table-kto_beta" in [artifact["name"] for artifact in records(table, "artifact")]
 
-    assert any("offline, no key" in note for note in tracker.notes)
+    assert any("offline" in note and "no key is configured" in note for note in tracker.notes)
     assert any("wandb sync results/wandb/offline-run-*" in note for note in tracker.notes)
     assert any("1 of 2 files" in note for note in tracker.notes)
     assert {path.name for path in tmp_path.iterdir()} <= {"results", "table.csv", "home"}
@@ -172,7 +172,7 @@ def test_what_was_written_is_not_written_again(tmp_path: Path) -> None:
     assert len(first) == 3
     again, notes = report(status="failed", reason="lost")
     assert again == first
-    assert any("nothing new, all 3 runs" in note for note in notes)
+    assert any("nothing new to write, all 3 runs" in note for note in notes)
     with (tmp_path / "results" / "wandb" / "ledger.jsonl").open("a") as ledger:
         ledger.write('{"id": "cut of')
     time.sleep(1.1)  # W&B names folders by the second
@@ -240,7 +240,7 @@ def test_a_killed_tracker_costs_a_note(tmp_path: Path) -> None:
     tracker.close()
     tracker.close()
     assert time.monotonic() - began < 2
-    assert any("ended early; 201 of 201 runs may be missing" in note for note in tracker.notes)
+    assert any("ended early, so 201 of 201 runs may be missing" in note for note in tracker.notes)
 
 
 def test_a_stuck_tracker_is_stopped_in_time(tmp_path: Path) -> None:
