@@ -62,11 +62,11 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _run(words: list[str]) -> None:
-    from bench.cli.compose import BadConfig, open_door
+    from bench.cli.compose import BadConfig, open_command
     from bench.terminal import say
 
     try:
-        opened = open_door(words)
+        opened = open_command(words)
         from bench.commands import carry_out
 
         sys.exit(carry_out(opened))

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import warm
 from endpoint import Endpoint
 
-from bench.cli.compose import BadConfig, Opened, open_door
+from bench.cli.compose import BadConfig, Opened, open_command
 from bench.config import Cell
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +91,7 @@ def run_bench(tmp_path: Path) -> RunBench:
 @pytest.fixture(scope="session")
 def opened() -> Callable[..., Opened]:
     """What the door makes of the words of a command; asked once, composing takes 0.1 s."""
-    return lru_cache(maxsize=None)(lambda *words: open_door(words))
+    return lru_cache(maxsize=None)(lambda *words: open_command(words))
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +100,7 @@ def problems() -> Callable[..., list[str]]:
 
     def ask(*words: str) -> list[str]:
         try:
-            open_door(words)
+            open_command(words)
         except BadConfig as error:
             return error.problems
         return []
@@ -111,7 +111,7 @@ def problems() -> Callable[..., list[str]]:
 @pytest.fixture(scope="session")
 def cell() -> Cell:
     """The cell of a command without words: KTO in the controlled world."""
-    return open_door(()).cells[0]
+    return open_command(()).cells[0]
 
 
 PAIRS = [

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from architectures import ARCHITECTURES, make
 from tiny import make_preferences, plans
 
-from bench.cli.compose import open_door
+from bench.cli.compose import open_command
 from bench.cli.folders import CHAT_TEMPLATES
 from bench.engines.hf import TransformersEngine, check_fit, load_model
 from bench.forecast import compute_table
@@ -125,7 +125,7 @@ def test_a_base_model_learns_from_messages_in_the_template_that_it_is_given(temp
     history = [json.loads(line) for line in (store.folder(cell.roles["train"]) / "history.jsonl").read_text().splitlines()]
     assert history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert sorted(path.name for path in folder.iterdir()) == before
-    planned = compute_table.report([cell], [], store, open_door([*own, "do=plan"]).session.hardware, "weights", "auto")
+    planned = compute_table.report([cell], [], store, open_command([*own, "do=plan"]).session.hardware, "weights", "auto")
     assert planned and any("one training on cpu took 1.00 times the tokens that the forecast says" in line for line in planned.lines)
 
 

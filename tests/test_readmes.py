@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from published import shp
 
-from bench.cli.compose import BadConfig, open_door
+from bench.cli.compose import BadConfig, open_command
 from bench.config import name_of
 from bench.conformance.table import METHODS, facts_of
 
@@ -97,7 +97,7 @@ def test_every_command_opens(line: str, own: dict[str, str], tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     words = [word for word in words if not word.startswith("results=")] + [f"results={tmp_path / 'results'}"]
     try:
-        open_door(words)
+        open_command(words)
     except BadConfig as error:
         assert all("could not be fetched from the hub" in problem for problem in error.problems), error
 

@@ -462,7 +462,7 @@ def test_a_sweep_file_reads_no_environment(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     found = problems(sweep_file(tmp_path, text), "+sweep=theirs")
-    assert any("reads neither the environment nor anything else from outside" in line for line in found), found
+    assert any("must not read the environment or anything else outside it" in line for line in found), found
     assert not [part for part in parts(KEY) if part in "".join(found)]
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import smoke, smoke_cell, smoke_cells
 
-from bench.cli.compose import BadConfig, Opened, open_door
+from bench.cli.compose import BadConfig, Opened, open_command
 from bench.commands import bundle, carry_out
 from bench.runner import evict
 from bench.store.keys import Stage, file_digest
@@ -46,7 +46,7 @@ def results(whole: Path, tmp_path: Path) -> Path:
 @functools.cache
 def smoke_door(*words: str) -> Opened:
     """What the door makes of the smoke sweep and a verb, which is the same for every results folder."""
-    return open_door(["+sweep=smoke", *words, "tracker=none", "keep=numbers"])
+    return open_command(["+sweep=smoke", *words, "tracker=none", "keep=numbers"])
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def command(results: Path, capsys: pytest.CaptureFixture[str]) -> Command:
                 same = smoke_door(*words)
                 opened = dataclasses.replace(same, session=same.session.model_copy(update={"results": str(results)}))
             else:
-                opened = open_door(asked)
+                opened = open_command(asked)
             code = carry_out(opened)
         except BadConfig as error:
             return 2, str(error)
@@ -160,7 +160,7 @@ def test_a_cell_that_was_never_run_is_no_fault(results: Path, command: Command) 
 def test_a_bundle_remembers_which_cells_were_done(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(folder_of(foreign, "score"))
     for _ in range(2):
-        assert carry_out(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 3
+        assert carry_out(open_command(["do=report", f"results={foreign}", "tracker=none"])) == 3
         assert "was deleted from the store" in " ".join(capsys.readouterr().out.split())
 
 
@@ -270,16 +270,16 @@ def read_only(results: Path, tmp_path: Path) -> Iterator[Path]:
 def test_results_that_may_only_be_read_are_shown(read_only: Path, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["+sweep=smoke", f"results={read_only}", "tracker=none", "keep=numbers"]
     for do in ("do=run", "do=report", "do=status", "do=rescore"):
-        assert carry_out(open_door([*words, do])) == 0, do  # all of it lies there already
+        assert carry_out(open_command([*words, do])) == 0, do  # all of it lies there already
     (results / "sweeps" / "smoke" / "table.md").unlink()
     shutil.rmtree(results / "cells")
     for do in ("do=run", "do=report"):
-        assert carry_out(open_door([*words, do])) == 3
+        assert carry_out(open_command([*words, do])) == 3
         told = capsys.readouterr()
         out = " ".join((told.out + told.err).split())
         assert "not written: " in out and "Read-only file system" in out and "win rate" in out
     shutil.rmtree(folder_of(results, "score"))
-    assert carry_out(open_door([*words, "do=run"])) == 3
+    assert carry_out(open_command([*words, "do=run"])) == 3
     told = capsys.readouterr()
     assert "could not start: " in told.err and "Read-only file system" in told.err
 
@@ -305,12 +305,12 @@ def test_a_full_disk_ends_in_lines_and_loses_nothing(full: Path, results: Path, 
     with (full / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
         while True:
             filler.write(b"\0" * 4096)
-    assert carry_out(open_door([*words, "do=run"])) == 3
+    assert carry_out(open_command([*words, "do=run"])) == 3
     told = capsys.readouterr()
     assert "No space left on device" in told.out + told.err
-    assert carry_out(open_door([*words, "do=report"])) == 3
+    assert carry_out(open_command([*words, "do=report"])) == 3
     (full / "filler").unlink()
-    assert carry_out(open_door([*words, "do=run"])) == 0
+    assert carry_out(open_command([*words, "do=run"])) == 0
     assert (full / "sweeps" / "smoke" / "table.csv").read_bytes() == table
 
 
@@ -391,7 +391,7 @@ def test_a_bundle_writes_through_none_of_its_links(foreign: Path, tmp_path: Path
             path.rename(kept)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(mine)
-        assert carry_out(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 3
+        assert carry_out(open_command(["do=report", f"results={foreign}", "tracker=none"])) == 3
         assert "is a link, and nothing is written through one" in " ".join(capsys.readouterr().out.split())
         assert {found.name: found.read_text() for found in mine.iterdir()} == {"file": "of the reader's"}
         path.unlink()
@@ -401,7 +401,7 @@ def test_a_bundle_writes_through_none_of_its_links(foreign: Path, tmp_path: Path
         path = foreign / "sweeps" / "smoke" / name
         path.unlink(missing_ok=True)
         path.symlink_to(mine / "file")
-    assert carry_out(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 0
+    assert carry_out(open_command(["do=report", f"results={foreign}", "tracker=none"])) == 0
     assert (mine / "file").read_text() == "of the reader's" and len(list(mine.iterdir())) == 1
     assert not any((foreign / "sweeps" / "smoke" / name).is_symlink() for name in FILES)
 
@@ -429,7 +429,7 @@ def test_what_a_bundle_says_of_itself_is_looked_at(tmp_path: Path, changes: dict
     whole = {"format": 1, "sweep": None, "replaced": False, "title": "t", "command": "c", "axes": [], "expectations": [], "cells": []}
     (tmp_path / "bundle.json").write_text(json.dumps(whole | changes))
     with pytest.raises(BadConfig) as refused:
-        bundle.read(tmp_path, open_door(["do=report", f"results={tmp_path}", "tracker=none"]))
+        bundle.read(tmp_path, open_command(["do=report", f"results={tmp_path}", "tracker=none"]))
     assert said in str(refused.value) and str(tmp_path / "bundle.json") in str(refused.value)
 
 
@@ -437,7 +437,7 @@ def test_what_a_bundle_says_of_itself_is_looked_at(tmp_path: Path, changes: dict
 def test_a_bundle_that_is_none_is_refused_in_a_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "bundle.json").write_text(content)
     with pytest.raises(BadConfig, match="cannot be read by this version of bench") as refused:
-        bundle.read(tmp_path, open_door(["do=report", f"results={tmp_path}", "tracker=none"]))
+        bundle.read(tmp_path, open_command(["do=report", f"results={tmp_path}", "tracker=none"]))
     assert "\n" not in str(refused.value)
 
 
@@ -461,7 +461,7 @@ def test_a_bundles_calibration_is_the_one_that_it_was_made_with(
     for cell in told["cells"]:
         cell["sources"]["judge"] = {"prompts": None, "parser": "1", "calibration": source}
     (foreign / "bundle.json").write_text(json.dumps(told))
-    opened = open_door(["do=rescore", f"results={foreign}", "tracker=none"])
+    opened = open_command(["do=rescore", f"results={foreign}", "tracker=none"])
     assert bundle.opened_from(opened).cells
     if damage == "gone":
         path.unlink()
@@ -480,7 +480,7 @@ def told_of(capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_bundles_title_cannot_move_the_cursor(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = foreign / "bundle.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"title": "\x1b[2J\x1b]0;x\x07is it so", "command": "a\rb\x1b[1A"}))
-    assert carry_out(open_door(["do=report", f"results={foreign}", "tracker=none"])) == 0
+    assert carry_out(open_command(["do=report", f"results={foreign}", "tracker=none"])) == 0
     out = capsys.readouterr().out
     assert r"\x1b[2J\x1b]0;x\x07is it so" in out and "\x1b" not in out and "\r" not in out
     assert "\x1b" not in (foreign / "sweeps" / "smoke" / "table.md").read_text()

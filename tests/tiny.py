@@ -22,7 +22,7 @@ from filelock import FileLock
 from pydantic import BaseModel
 
 from bench import methods
-from bench.cli.compose import open_door
+from bench.cli.compose import open_command
 from bench.commands.planned_sweep import with_start_cells
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan
@@ -91,7 +91,7 @@ def smoke_cells() -> list[CellPlan]:
 
 
 def plans(*words: str) -> list[CellPlan]:
-    opened = open_door((*words, "tracker=none"))
+    opened = open_command((*words, "tracker=none"))
     cells = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
     return with_start_cells(cells, opened.sources)
 

@@ -1,1 +1,1 @@
-"""From the words of a command line to checked cells; every fault is reported at once."""
+"""Turns the words of a command line into checked cells; all problems are reported at once."""

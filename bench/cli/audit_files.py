@@ -1,4 +1,5 @@
-"""The user's files that an audit reads: labels by people, and recorded verdicts of another judge, of preferences or of ratings."""
+"""Files of the user's for an audit: human labels, and another judge's recorded verdicts (preferences or
+ratings)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from bench.store.keys import Source, tree_digest, tree_stamp
 
 
 def human_manner(path: Path) -> Manner:
-    """What the labels of a file are. Raises ValueError for a file of none, of both kinds, or one that cannot be read."""
+    """The kind of the labels in a file. Raises ValueError for a file with no labels or both kinds, and for
+    one that cannot be read."""
     if not path.is_file():
         raise ValueError(f"human must be a file, got {path}: {'a folder' if path.is_dir() else 'no such file'}")
     kinds = {"rating" if label.preference is None else "preference" for label in read_labels(path)}
@@ -22,7 +24,8 @@ def human_manner(path: Path) -> Manner:
 
 
 def recorded_manner(path: Path) -> Manner:
-    """What recorded verdicts are. Raises ValueError for what is neither a folder in AlpacaEval's layout nor FastChat's judgements."""
+    """The kind of recorded verdicts. Raises ValueError for anything but a folder in AlpacaEval's layout or
+    FastChat's judgements."""
     if path.is_dir() and alpaca_eval.find_annotations(path):
         alpaca_eval.read_pairs(path)
         return "preference"
@@ -34,10 +37,10 @@ def recorded_manner(path: Path) -> Manner:
 
 
 def audit_sources(do: Audit) -> dict[Manner, Mapping[str, Source]]:
-    """The files by the manner of verdict that they are about."""
-    found: dict[Manner, dict[str, Source]] = {"preference": {}, "rating": {}}
+    """The files of an audit, by the kind of verdict they hold."""
+    sources: dict[Manner, dict[str, Source]] = {"preference": {}, "rating": {}}
     for name, text, manner_of in (("human", do.human, human_manner), ("recorded", do.recorded, recorded_manner)):
         if text:
             path = user_path(text)
-            found[manner_of(path)][name] = Source(path, stamp=tree_stamp(path), digest=tree_digest(path))
-    return dict(found)
+            sources[manner_of(path)][name] = Source(path, stamp=tree_stamp(path), digest=tree_digest(path))
+    return dict(sources)

@@ -1,4 +1,5 @@
-"""The door: composes every cell by Hydra's API and reports all that is wrong in one message, before torch is imported."""
+"""Composes every cell of a command by Hydra's API, and reports all problems in one message, before torch is
+imported."""
 
 from __future__ import annotations
 
@@ -47,27 +48,27 @@ from bench.planning.inputs import Sources
 CELL_SECTIONS = tuple(Cell.model_fields)
 SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
 OF_THE_JURY = ("items", "n_items", "decoding")
-FETCHED: dict[str, Fetches] = {"run": "all", "audit": "all", "plan": "not weights"}  # from the hub, by verb
+FETCHED: dict[str, Fetches] = {"run": "all", "audit": "all", "plan": "not weights"}  # What each command fetches from the hub.
 M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A command that may run."""
+    """A command that passed all checks: its session, its cells and the files they read."""
 
     session: Session
-    sweep: str | None  # the file's name
-    replaced: bool  # the command line changed the file's cells
-    title: str  # the question that the file asks
-    command: str  # the words that make these cells
+    sweep: str | None  # name of its file
+    replaced: bool  # True: the command line changed the file's cells
+    title: str  # the question in the file
+    command: str  # words that make these cells
     cells: list[Cell]
-    sources: list[Sources]  # of each cell
-    expectations: tuple[Expectation, ...] = ()  # that the sweep file names
-    axes: tuple[str, ...] = ()  # keys and groups that the cells differ in on purpose
+    sources: list[Sources]  # one for each cell
+    expectations: tuple[Expectation, ...] = ()  # from the sweep file
+    axes: tuple[str, ...] = ()  # keys and groups that differ between the cells on purpose
 
 
-def open_door(words: Sequence[str]) -> Opened:
-    """Cells and session of a command; raises BadConfig with every problem."""
+def open_command(words: Sequence[str]) -> Opened:
+    """Cells and session of a command; raises BadConfig with all problems."""
     command = sweeps.parse_command_line(words)
     if command.refused:
         raise BadConfig(command.refused)
@@ -75,12 +76,12 @@ def open_door(words: Sequence[str]) -> Opened:
     if command.sweep is not None:
         sweeps.register_sweeps(command.sweep)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return _Door(command, list(command.problems)).open()
+        return _Opening(command, list(command.problems)).open()
 
 
 @dataclass
-class _Door:
-    """One command on its way to cells; `problems` collects what is wrong with it."""
+class _Opening:
+    """The checks of one command; `problems` collects every fault."""
 
     command: CommandLine
     problems: list[str]
@@ -98,7 +99,7 @@ class _Door:
         self._choose_sweep()
         given = self._known_choices()
         if "model.path" in given and (folders := [value for value in given.get("model", []) if sweeps.is_path("model", value)]):
-            self.problems.append(f"model={folders[0]} names the folder already: leave out {self.command.words['model.path']}")
+            self.problems.append(f"model={folders[0]} already names the folder: leave out {self.command.words['model.path']}")
         of_session = {key: values[0] for key, values in given.items() if is_session(key)}
         of_cells = {key: values for key, values in given.items() if not is_session(key)}
         base = self._point(of_session | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1})
@@ -112,13 +113,13 @@ class _Door:
             self.files.bounds = session.bounds
         expectations = self._expectations(*base) if base else ()
         cells: dict[Cell, None] = {}
-        asked = self._asked(grids, of_cells, session.max_cells if session else MAX_CELLS)
-        for point in asked:
+        cell_points = self._cell_points(grids, of_cells, session.max_cells if session else MAX_CELLS)
+        for point in cell_points:
             if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
                 cells[cell] = None
         if base:
-            found = unread([cell.method for cell in cells if isinstance(cell.method, IterativeDpo)])
-            self.problems += [f"{text} ({base[1].of(key)})" for key, text in found]
+            misfits_of_loops = unread([cell.method for cell in cells if isinstance(cell.method, IterativeDpo)])
+            self.problems += [f"{text} ({base[1].of(key)})" for key, text in misfits_of_loops]
         if base and session:
             self.problems += problems_of(session, list(cells), self.command, base[1])
         if self.problems or session is None:
@@ -127,11 +128,11 @@ class _Door:
         sources = [self.files.sources(cell) for cell in cells]
         self._refuse_copies(sources)
         words = self.command.cell_words
-        axes = sweeps.varied(asked)
-        return Opened(session, self.sweep, self.command.asks, title, words, list(cells), sources, expectations, axes)
+        axes = sweeps.varied(cell_points)
+        return Opened(session, self.sweep, self.command.sets_cells, title, words, list(cells), sources, expectations, axes)
 
-    def _asked(self, grids: Sequence[sweeps.Grid], given: Mapping[str, Sequence[Any]], most: int) -> list[sweeps.Point]:
-        """The points of the command; none where there are too many."""
+    def _cell_points(self, grids: Sequence[sweeps.Grid], given: Mapping[str, Sequence[Any]], most: int) -> list[sweeps.Point]:
+        """The points of the command; an empty list where there are too many."""
         of_sweep = self.sweep is not None
         if (n := sweeps.n_points(grids, given, of_sweep=of_sweep)) > most:
             self.problems.append(f"{n} cells are more than max_cells={most}: leave out values of axes, or set max_cells={n}")
@@ -139,16 +140,17 @@ class _Door:
         return sweeps.points(grids, given, of_sweep=of_sweep)
 
     def _refuse_copies(self, sources: Sequence[Sources]) -> None:
-        """Two files of completions with the same content would be one cell."""
+        """Refuse two files of completions with the same content, since they would be one cell."""
         paths: dict[str, set[Path]] = {}
         for source in sources:
             if source.completions:
                 paths.setdefault(source.completions.digest, set()).add(source.completions.path)
-        if copies := [" and ".join(map(str, sorted(found))) for found in paths.values() if len(found) > 1]:
+        if copies := [" and ".join(map(str, sorted(copied))) for copied in paths.values() if len(copied) > 1]:
             raise BadConfig([f"{files} hold the same completions: leave out one" for files in copies])
 
     def _choose_sweep(self) -> None:
-        """Take the sweep that is asked for; one that is unknown or broken is said, and the rest checked without it."""
+        """Choose the sweep that the command names; an unknown or broken one is reported, and the rest is
+        checked without it."""
         if (name := self.command.sweep) is None:
             return
         if not is_name(name):
@@ -159,7 +161,7 @@ class _Door:
             self.problems.append(unknown("sweep", name, self._options("sweep"), f"+sweep={name} on the command line"))
             return
         if path.parent != SWEEPS and (SWEEPS / path.name).exists():
-            why = "is called like a sweep that comes with bench, and would write over its table: give it another name"
+            why = "has the name of a sweep that comes with bench and would overwrite its table: rename the file"
             self.problems.append(f"{path} {why}")
             return
         try:
@@ -171,11 +173,11 @@ class _Door:
         self.in_sweep = frozenset(key for key, _ in leaves(written))
 
     def _options(self, group: str) -> list[str]:
-        """Choices of a group; `basic` is Hydra's own launcher, which bench does not use."""
+        """Choices of a group; `basic`, Hydra's own launcher, is left out because bench does not use it."""
         if group not in self._known:
             loader = GlobalHydra.instance().config_loader()
-            found = loader.get_group_options(group.partition("@")[0], ObjectType.CONFIG, "config", self._hydra_words())
-            self._known[group] = [name for name in found if name != "basic"]
+            names = loader.get_group_options(group.partition("@")[0], ObjectType.CONFIG, "config", self._hydra_words())
+            self._known[group] = [name for name in names if name != "basic"]
         return self._known[group]
 
     def _hydra_words(self) -> list[str]:
@@ -183,7 +185,8 @@ class _Door:
         return [*self.command.hydra, *([f"hydra.searchpath=[{folders}]"] if folders else [])]
 
     def _known_choices(self) -> dict[str, list[Any]]:
-        """What the command line sets, less unknown choices of groups, which are said, so that the rest can be checked."""
+        """Values that the command line sets. Unknown choices of groups are reported and left out, so the rest
+        can be checked."""
         given = {}
         for key, values in self.command.given.items():
             known = values
@@ -196,7 +199,7 @@ class _Door:
         return given
 
     def _grids(self, tree: Tree) -> list[sweeps.Grid]:
-        """The sweep file's grids. Axes may be read from the scale preset by interpolation."""
+        """The sweep file's grids. An axis may read the scale preset by interpolation."""
         try:
             config = sweeps.resolved({key: tree[key] for key in ("axes", "grids", "scale") if key in tree})
             grids = sweeps.read_grids(config, self.sweep_file)
@@ -207,15 +210,17 @@ class _Door:
         return grids
 
     def _expectations(self, tree: Tree, where: Where) -> tuple[Expectation, ...]:
+        """Expectations of the sweep file, as records."""
         written = tree.get("expect", [])
         if not isinstance(written, list) or not all(isinstance(item, dict) for item in written):
             self.problems.append(f"expect must be a list of `better:` and `worse:`, got {short(written)} ({where.of('expect')})")
             return ()
-        return tuple(found for item in written if (found := self._valid(Expectation, item, where, "expect")))
+        return tuple(expectation for item in written if (expectation := self._valid(Expectation, item, where, "expect")))
 
     def _point(self, point: sweeps.Point) -> tuple[Tree, Where] | None:
-        """The composed config of one point, and where it comes from; what cannot be set is said and left out."""
-        point = sweeps.spelled_out(point)
+        """The composed config of one point and the places its values come from; values that cannot be set are
+        reported and left out."""
+        point = sweeps.full_point(point)
         groups = {key: value for key, value in point.items() if key in GROUPS}
         strange = [group for group, choice in groups.items() if choice not in self._options(group)]
         for group in strange:
@@ -226,63 +231,67 @@ class _Door:
         if brought and (composed := self._compose(groups | brought)) is None:
             return None
         tree, where = copy.deepcopy(composed[0]), Where(self.command, self.sweep_file, self.in_sweep, composed[1])
-        if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # whatever the sweep sets of models and methods
+        if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # in place of the sweep's models and methods
             tree["model"] = {"kind": "none", "name": "none"}
             tree["method"] = {"name": name_of(Written), "path": str(file), "label": as_name(Path(str(file)).stem)}
         later = {key: value for key, value in point.items() if key.startswith(f"{MEMBERS}.")}
         for key, value in point.items():
             if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
                 self.problems.append(problem)
-        self._seat_jury(tree.get("judge"), where)
+        self._fill_jury(tree.get("judge"), where)
         self.problems += [problem for key, value in later.items() if (problem := _set(tree, key, value, where))]
         return tree, where
 
-    def _seat_jury(self, jury: Any, where: Where) -> None:
-        """Make each of a jury's members the whole section that its `judge: CHOICE` names, with what is set otherwise; what is asked is
-        the jury's. What no member can be is said, and left for the record to refuse."""
+    def _fill_jury(self, jury: Any, where: Where) -> None:
+        """Replace each member of a jury by the whole section of its `judge: CHOICE` with the member's own
+        settings; items and decoding are the jury's. A member that cannot be is reported, and the record
+        refuses it later."""
         members = jury.get("judges") if isinstance(jury, dict) and judge_facts(jury) is JuryJudge else None
         if members == "???":
             return
         if members is not None and not isinstance(members, dict):
             what = "judges by label, {a: {judge: gold}, b: {judge: reward_model, model: DIR}}"
             self.problems.append(f"{MEMBERS} must be {what}, got {short(members)} ({where.of(MEMBERS)})")
-            jury["judges"] = "???"  # the one fault is said
+            jury["judges"] = "???"  # one report is enough
             return
         if members:
-            jury["judges"] = dict(members)  # what the command line holds is shared by all points
+            jury["judges"] = dict(members)  # copied, because all points share the command line's value
         for label, own in members.items() if members else ():
             place = f"{MEMBERS}.{label}"
             choice = own.get("judge") if isinstance(own, dict) else own
             if choice not in self._options("judge"):
                 self.problems.append(unknown("judge", choice, self._options("judge"), where.of(place)))
-                own = {"judge": (choice := name_of(GoldJudge))}  # stands in, so that the rest can be checked
+                own = {"judge": (choice := name_of(GoldJudge))}  # a stand-in, so that the rest can be checked
             if (section := self._section("judge", str(choice))) is None:
                 continue
             given = {key: value for key, value in own.items() if key != "judge"} if isinstance(own, dict) else {}
             if taken := [key for key in (*OF_THE_JURY, "calibration") if key in given]:
-                self.problems.append(f"{place}.{taken[0]} is the jury's, whose members judge the same answers: set judge.{taken[0]}")
-            asked = {key: jury[key] for key in OF_THE_JURY}
+                self.problems.append(
+                    f"{place}.{taken[0]} cannot differ between members, who judge the same completions: set judge.{taken[0]} instead"
+                )
+            shared = {key: jury[key] for key in OF_THE_JURY}
             if judge_facts(section) is GoldJudge:
-                of_gold = {key: asked[key] for key in ("n_items", "decoding")}
-                asked = {"preference": {**section["preference"], **of_gold}, "rating": {**section["rating"], **of_gold}}
+                of_gold = {key: shared[key] for key in ("n_items", "decoding")}
+                shared = {"preference": {**section["preference"], **of_gold}, "rating": {**section["rating"], **of_gold}}
             elif "calibration" in section:
-                asked["calibration"] = None  # of the table's number, which is the jury's
-            jury["judges"][label] = _merged(_merged(section, given), asked)
+                shared["calibration"] = None  # the table's number is the jury's
+            jury["judges"][label] = _merged(_merged(section, given), shared)
 
     def _section(self, group: str, choice: str) -> Tree | None:
-        """A choice of a group as its file has it, whatever the sweep sets of that group."""
+        """A choice of a group as in its file, without the sweep's changes."""
         composed = self._compose({group: choice}, of_sweep=False)
         return copy.deepcopy(composed[0][group]) if composed else None
 
     def _compose(self, groups: Mapping[str, str], of_sweep: bool = True) -> tuple[Tree, dict[str, str]] | None:
-        """(config, choice of each group), once per combination of choices: composing takes 0.1 s, a plain value nothing."""
+        """(config, choice of each group), composed once for each combination of choices. Composing takes 0.1
+        s, setting a value no time."""
         sweep = [f"+sweep={self.sweep}"] if self.sweep and of_sweep else []
         words = [*(f"{group}={choice}" for group, choice in sorted(groups.items())), *sweep, *self._hydra_words()]
         if (key := tuple(words)) not in self._composed:
             self._composed[key] = None
             try:
                 config = compose("config", overrides=words, return_hydra_config=True)
-            except Exception as error:  # Hydra's composing errors have no common class
+            except Exception as error:  # Hydra's errors have no common class
                 self.problems.append(f"cannot compose {' '.join(words)}: {one_line(error)}")
             else:
                 tree: Any = OmegaConf.to_container(config)
@@ -297,7 +306,8 @@ class _Door:
         return self._valid(Session, plain, where) if plain and not self._has_credentials(plain) else None
 
     def _has_credentials(self, plain: Tree) -> bool:
-        """Whether settings of a config file hold a credential, which is said. A judge's key is secret from here on."""
+        """Whether settings of a config file hold a credential; it is reported. A judge's key is secret from
+        here on."""
         for key, value in leaves(plain):
             if key.rpartition(".")[2] == "api_key_env" and isinstance(value, str):
                 secrets.register_variable(value)
@@ -306,6 +316,7 @@ class _Door:
         return why is not None
 
     def _cell(self, tree: Tree, where: Where) -> Cell | None:
+        """The cell of a composed config, or None; all its problems are reported."""
         for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "hydra"}):
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
@@ -332,22 +343,22 @@ class _Door:
             return None
 
     def _valid(self, record: type[M], plain: Tree, where: Where, section: str = "") -> M | None:
-        """The record that a part of the config makes, or None; all that is wrong with it is said."""
+        """The record of a part of the config, or None; all its problems are reported."""
         missing = [key for key, value in leaves(plain, section) if value == "???"]
         self.problems += [f"{key} must be set: add {key}=... ({where.of(key)})" for key in missing]
         try:
             return record.model_validate(plain)
         except ValidationError as error:
             details = error.errors()
-        said = [text for detail in details for key, text in in_words(detail, record, section, where) if key not in missing]
-        if record is Cell and details[0]["loc"]:  # pydantic weighs sections together only when each is well by itself
-            said += [f"{text} ({where.of(key)})" for key, text in misfits(plain)]
-        self.problems += said
+        problems = [text for detail in details for key, text in in_words(detail, record, section, where) if key not in missing]
+        if record is Cell and details[0]["loc"]:  # pydantic runs the check across sections only when each section is valid
+            problems += [f"{text} ({where.of(key)})" for key, text in misfits(plain)]
+        self.problems += problems
         return None
 
 
 def _set(tree: Tree, key: str, value: Any, where: Where) -> str | None:
-    """Set a dotted key that is there; otherwise say what is known in its place."""
+    """Set a dotted key that exists. Returns a problem, with the known keys, for any other."""
     *parents, name = key.split(".")
     section: Any = tree
     for depth, parent in enumerate(parents):
@@ -364,7 +375,7 @@ def _set(tree: Tree, key: str, value: Any, where: Where) -> str | None:
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """As Hydra does it: sections are merged, everything else replaced."""
+    """The new value over the old one as Hydra does it: sections are merged, other values are replaced."""
     if isinstance(old, dict) and isinstance(new, dict):
         return old | {key: _merged(old.get(key), value) for key, value in new.items()}
     return new

@@ -1,4 +1,5 @@
-"""What cells read from outside the store: each file, folder or revision looked at once, and digested when all is well."""
+"""Files, folders and revisions that cells read from outside the store; each is checked once, and digested
+when all is well."""
 
 from __future__ import annotations
 
@@ -15,16 +16,16 @@ from bench.cli import sweep_files as sweeps
 from bench.cli.folders import (
     ADD_ONE,
     NAME_ONE,
-    Asked,
+    Templated,
     a_file,
-    as_asked,
     check_model,
     model_folder,
     no_template,
     tasks_folder,
     template_file,
+    with_usable_template,
 )
-from bench.cli.judge_files import JudgeFiles, judge_files_of, labeller_files, what_judge_reads, what_labeller_reads
+from bench.cli.judge_files import JudgeFiles, judge_files_of, judge_identity, labeller_files, labeller_identity
 from bench.cli.messages import MEMBERS, Tree, Where, short
 from bench.config import (
     Bounds,
@@ -63,7 +64,9 @@ Fetches = Literal["all", "not weights", "nothing"]
 
 
 ANY = sys.maxsize
-NO_BOUNDS = Bounds(layers=ANY, width=ANY, heads=ANY, experts=ANY, vocabulary=ANY, positions=ANY, template_s=60)  # where none can be read
+NO_BOUNDS = Bounds(
+    layers=ANY, width=ANY, heads=ANY, experts=ANY, vocabulary=ANY, positions=ANY, template_s=60
+)  # For commands without valid bounds.
 
 
 @dataclass
@@ -71,13 +74,13 @@ class Files:
     """Checks the files that cells name, each once; digests them when all is well."""
 
     problems: list[str]
-    lock: Path = Path(hub.LOCK)  # of the hub's revisions
-    fetches: Fetches = "nothing"  # what the verb reads of what comes from the hub
+    lock: Path = Path(hub.LOCK)  # file of the hub's locked revisions
+    fetches: Fetches = "nothing"  # the part of the hub's files that the command reads
     bounds: Bounds = NO_BOUNDS
     _datasets: dict[str, tuple[Source, Shown] | None] = field(default_factory=dict)
     _models: dict[str, Path | None] = field(default_factory=dict)
     _hub_models: dict[str, Source | None] = field(default_factory=dict)
-    _templates: dict[str, Source | None] = field(default_factory=dict)  # models with another chat template
+    _templates: dict[str, Source | None] = field(default_factory=dict)  # models by chat template
     _judges: dict[str, JudgeFiles | None] = field(default_factory=dict)
     _data: dict[str, tuple[Path, Shown] | None] = field(default_factory=dict)
     _written: dict[str, Path | None] = field(default_factory=dict)
@@ -86,30 +89,30 @@ class Files:
     _digests: dict[Path, Source] = field(default_factory=dict)
 
     def check(self, cell: Tree, where: Where) -> None:
-        """Say what is wrong with the files of a cell, which may have other faults. A length that a model has no positions for is cut to
-        them where it is a default."""
+        """Report problems of a cell's files; the cell may have other faults. A default max_length above the
+        model's position limit is lowered to that limit."""
         forgetting = cell["forgetting"] if isinstance(cell.get("forgetting"), dict) else {}
         model = _valid_section(LocalModel, cell["model"])
         key = "model.path" if model and model.path else "model.hub"
         source = self._model(model, where) if model else None
-        asked = self._rows(cell, where)
-        if model is not None and source is not None and source.path.is_dir():  # a verb that reads nothing does not fetch
-            if asked and (why := no_template(source.path, NAME_ONE)):
+        in_messages = self._rows(cell, where)
+        if model is not None and source is not None and source.path.is_dir():  # a command that reads nothing does not fetch
+            if in_messages and (why := no_template(source.path, NAME_ONE)):
                 self.problems.append(f"{why} ({where.of(key)})")
-            if forgetting.get("chat_template") is True and not asked and (why := no_template(source.path, NAME_ONE)):
+            if forgetting.get("chat_template") is True and not in_messages and (why := no_template(source.path, NAME_ONE)):
                 self.problems.append(f"{why} ({where.of('forgetting.chat_template')})")
             places = positions(config := read_config(source.path))
             if places is not None and places < model.max_length and not where.is_given("model.max_length"):
-                cell["model"]["max_length"] = places  # no length that anybody asked for
+                cell["model"]["max_length"] = places  # the length was a default
             elif places is not None and places < model.max_length:
-                text = f"model.max_length must be <= {places}, the positions of {source.path}, got {model.max_length}"
+                text = f"model.max_length must be <= {places}, the position limit of {source.path}, got {model.max_length}"
                 self.problems.append(f"{text} ({where.of('model.max_length')})")
             if places is not None and has_position_table(config):
                 self._check_new_tokens(cell, places, source.path, where)
             if model.base is not None:
                 read_base = partial(model_folder, bounds=self.bounds, key="model.base")
                 base = self._once(self._models, model.base, read_base, where.of("model.base"))
-                own = model.chat_template is None and no_template(source.path, "") is None  # the base is asked as the tuned model is
+                own = model.chat_template is None and no_template(source.path, "") is None  # the base gets the tuned model's template
                 if base is not None and own and (why := no_template(base, ADD_ONE)):
                     self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
         if isinstance(folder := forgetting.get("include_path"), str):
@@ -121,80 +124,83 @@ class Files:
         for place, section in {"judge": judge, **{f"{MEMBERS}.{label}": member for label, member in (jurors or {}).items()}}.items():
             if isinstance(section, dict) and judge_facts(section).item_files:
                 read_files = partial(self._judge_files, partial(judge_files_of, section, self.bounds))
-                self._once(self._judges, what_judge_reads(section), read_files, where.of(place))
+                self._once(self._judges, judge_identity(section), read_files, where.of(place))
         if isinstance(method, dict) and is_loop(method) and isinstance(prompts := method.get("prompts"), str):
             beside = _local_path(cell["data"]) or ""
             read_once = partial(_prompts_file, answered=method_facts(method).demonstrates, data=beside)
-            n = self._once(self._prompts, _which_prompts(method, beside), lambda _: read_once(prompts), where.of("method.prompts"))
+            n = self._once(self._prompts, _prompts_identity(method, beside), lambda _: read_once(prompts), where.of("method.prompts"))
             if n is not None and (few := _too_few(method, n)):
                 self.problems.append(f"{few} ({where.of('method.n_prompts')})")
         labelling = method.get("labelling_judge") if isinstance(method, dict) and method.get("labeller") == "judge" else None
         if isinstance(labelling, dict) and judge_facts(labelling).item_files:
-            what = what_labeller_reads(labelling)
+            what = labeller_identity(labelling)
             read_files = partial(self._judge_files, partial(labeller_files, labelling, self.bounds))
             self._once(self._judges, what, read_files, where.of("method.labelling_judge"))
 
     def _judge_files(self, read: Callable[[], JudgeFiles], _: str) -> JudgeFiles:
-        """A judge's files; its model asks no clock."""
-        found = read()
-        return replace(found, model=self._as_asked(found.model).folder) if found.model else found
+        """A judge's files; its model's chat template gets a fixed date."""
+        files = read()
+        return replace(files, model=self._templated(files.model).folder) if files.model else files
 
     def _rows(self, cell: Tree, where: Where) -> bool:
-        """Look at the rows that a cell learns from; returns whether they are messages, as far as it can be seen."""
+        """Check the rows that a cell learns from. Returns whether they are messages, as far as the first rows
+        show."""
         messages = isinstance(cell["data"], dict) and cell["data"].get("kind") == "world"
         if (path := _local_path(cell["data"])) is not None:
             read = self._once(self._data, path, _data_file, where.of("data.path"))
-            found = misfits(cell | {"data": cell["data"] | {"form": read[1].form}}) if read else []
+            form_misfits = misfits(cell | {"data": cell["data"] | {"form": read[1].form}}) if read else []
             of_form = ("data.form", "data.desirable_fraction", "data.undesirable_fraction")
-            self.problems += [f"{text} ({where.of('data.path')})" for key, text in found if key in of_form]
+            self.problems += [f"{text} ({where.of('data.path')})" for key, text in form_misfits if key in of_form]
             messages |= read is not None and read[1].messages
         if (section := _valid_section(DatasetData, cell["data"])) is not None and section.kind == "dataset":
             seen = self._dataset(section, where.of("data.path" if section.path else "data.hub"))
-            found = misfits(cell | {"data": cell["data"] | {"form": section.form or seen.form}})
-            self.problems += [f"{text} ({where.of('data.form')})" for key, text in found if key.startswith(("data.form", "data.desirable"))]
+            form_misfits = misfits(cell | {"data": cell["data"] | {"form": section.form or seen.form}})
+            of_form = ("data.form", "data.desirable")
+            self.problems += [f"{text} ({where.of('data.form')})" for key, text in form_misfits if key.startswith(of_form)]
             messages |= seen.messages
         if (wanted := _valid_section(Sft, cell.get("sft"))) is not None:
             messages |= self._dataset(wanted, where.of("sft.path" if wanted.path else "sft.hub")).messages
         return messages
 
     def _model(self, section: LocalModel, where: Where | None = None) -> Source | None:
-        """A folder, known by its content, or a model of the hub, known by its revision; looked at once. With another chat template, or one
-        that is given a date, it is a folder of links beside the store."""
+        """A model's folder with its digest, or a model of the hub with its revision; checked once. With
+        another chat template, or a dated one, it is a folder of links next to the store."""
         key = "model.path" if section.path else "model.hub"
-        found = self._as_it_is(section, where.of(key) if where else "")
-        if found is None:
+        source = self._own_source(section, where.of(key) if where else "")
+        if source is None:
             return None
-        said = where.of("model.chat_template" if section.chat_template else key) if where else ""
-        which = repr([section.path, _of_hub(section), section.chat_template, section.template_date])
-        return self._once(self._templates, which, lambda _: self._asked_by(section, found), said)
+        place = where.of("model.chat_template" if section.chat_template else key) if where else ""
+        identity = repr([section.path, _of_hub(section), section.chat_template, section.template_date])
+        return self._once(self._templates, identity, lambda _: self._with_template(section, source), place)
 
-    def _asked_by(self, section: LocalModel, found: Source) -> Source:
-        """A model with the chat template and the day of its section. Raises ValueError for a template that cannot be used."""
-        folder, digest, day = found.path, found.digest, None
+    def _with_template(self, section: LocalModel, source: Source) -> Source:
+        """A model with the chat template and date of its section. Raises ValueError for a template that
+        cannot be used."""
+        folder, digest, day = source.path, source.digest, None
         if folder.is_dir():
-            folder, day = self._as_asked(folder, section.chat_template, section.template_date)
-        elif section.hub and (cached := hub.cached("models", section.hub, digest.rsplit("@", 1)[-1])):  # of a verb that reads no model
-            day = self._as_asked(cached, section.chat_template, section.template_date).day
+            folder, day = self._templated(folder, section.chat_template, section.template_date)
+        elif section.hub and (cached := hub.cached("models", section.hub, digest.rsplit("@", 1)[-1])):  # for a command that reads no model
+            day = self._templated(cached, section.chat_template, section.template_date).day
         digest += f", chat template {file_digest(template_file(section.chat_template))}" if section.chat_template else ""
         digest += f", template date {day}" if day else ""
-        return Source(folder, digest if found.digest else "")
+        return Source(folder, digest if source.digest else "")
 
-    def _as_asked(self, folder: Path, chosen: str | None = None, day: str | None = None) -> Asked:
-        return as_asked(folder, self.lock.parent / "models", self.bounds.template_s, chosen, day)
+    def _templated(self, folder: Path, chosen: str | None = None, day: str | None = None) -> Templated:
+        return with_usable_template(folder, self.lock.parent / "models", self.bounds.template_s, chosen, day)
 
     def _check_new_tokens(self, cell: Tree, places: int, folder: Path, where: Where) -> None:
-        """Say which completions alone would leave a model's table of positions."""
+        """Report completion lengths that alone exceed a model's table of positions."""
         judge, method = (cell[name] if isinstance(cell.get(name), dict) else {} for name in ("judge", "method"))
         decoding = judge.get("decoding") if isinstance(judge.get("decoding"), dict) else {}
         lengths = {"judge.decoding.max_new_tokens": decoding.get("max_new_tokens")}
         lengths |= {f"method.{name}": value for name, value in method.items() if name.endswith("max_new_tokens")}
         for key, value in lengths.items():
             if isinstance(value, int) and value >= places:
-                text = f"{key} must be < {places}, the positions of {folder}, which it shares with the prompt, got {value}"
+                text = f"{key} must be < {places}, the position limit of {folder} for prompt and completion, got {value}"
                 self.problems.append(f"{text} ({where.of(key)})")
 
-    def _as_it_is(self, section: LocalModel, where: str) -> Source | None:
-        if section.path == "???" or (section.path is None and section.hub in (None, "???")):  # said elsewhere
+    def _own_source(self, section: LocalModel, where: str) -> Source | None:
+        if section.path == "???" or (section.path is None and section.hub in (None, "???")):  # reported elsewhere
             return None
         if section.path is not None:
             weights = self.fetches != "not weights"
@@ -203,9 +209,10 @@ class Files:
         return self._once(self._hub_models, _of_hub(section), lambda _: self._hub_model(section), where)
 
     def _hub_model(self, section: LocalModel) -> Source:
-        """A model of the hub: its weights where the verb reads them, for a plan its settings and tokenizer, which shows who may have them.
+        """A model of the hub. Its weights are fetched where the command reads them; a plan fetches its
+        settings and tokenizer, which also shows whether the user has access.
 
-        Raises ValueError where it cannot be had.
+        Raises ValueError where it cannot be fetched.
         """
         assert section.hub is not None
         try:
@@ -213,17 +220,18 @@ class Files:
             read = self.fetches != "nothing"
             path = hub.fetch_model(section.hub, at, weights=self.fetches == "all") if read else Path(section.hub)
         except hub.NotThere as error:
-            raise ValueError(f"{error}; a copy of its folder may be named as model.path") from error
+            raise ValueError(f"{error}; to use a copy of its folder, set model.path") from error
         if path.is_dir():
             check_model(path, self.bounds, self.fetches == "all")
         return Source(path, f"hub:models/{section.hub}@{at}")
 
     def _dataset(self, section: DatasetData | Sft, where: str) -> Shown:
-        """Look at a public dataset once, and return what its rows show."""
-        if section.path is None and section.hub is None:  # said by misfits
+        """A look at the rows of a public dataset, which is read once."""
+        if section.path is None and section.hub is None:  # reported by misfits
             return Shown(None, False)
-        found = self._once(self._datasets, _what_is_read(section), lambda _: _dataset(section, self.lock, self.fetches != "nothing"), where)
-        return found[1] if found else Shown(None, False)
+        fetches = self.fetches != "nothing"
+        dataset = self._once(self._datasets, _dataset_identity(section), lambda _: _dataset(section, self.lock, fetches), where)
+        return dataset[1] if dataset else Shown(None, False)
 
     def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
         if path not in known:
@@ -235,7 +243,7 @@ class Files:
         return known[path]
 
     def sources(self, cell: Cell) -> Sources:
-        """What a checked cell reads from outside the store."""
+        """Everything that a checked cell reads from outside the store."""
         local = cell.model if isinstance(cell.model, LocalModel) else None
         start = self._model(local) if local else None
         model = start.path if start and local and local.path else None
@@ -245,10 +253,10 @@ class Files:
         judge = self._judge(cell.judge) if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge)) else None
         labelling = None
         if isinstance(cell.method, IterativeDpo) and cell.method.labeller == "judge" and cell.method.labelling_judge:
-            labelling = self._judge(cell.method.labelling_judge, what_labeller_reads)
+            labelling = self._judge(cell.method.labelling_judge, labeller_identity)
         base = self._models[local.base] if local and local.base else None
         if base and local:
-            base = self._asked_by(local, Source(base, "")).path
+            base = self._with_template(local, Source(base, "")).path
         own, rows, texts, before = (self._source(path) if path else None for path in (model, data[0] if data else None, written, base))
         file = cell.method.prompts if isinstance(cell.method, Loop) else None
         prompts = self._source(user_path(file)) if file else None
@@ -258,17 +266,17 @@ class Files:
         return Sources(own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations, tasks)
 
     def _public(self, section: Any) -> Source | None:
-        found = self._datasets[_what_is_read(section)] if isinstance(section, (DatasetData, Sft)) else None
-        return found[0] if found else None
+        dataset = self._datasets[_dataset_identity(section)] if isinstance(section, (DatasetData, Sft)) else None
+        return dataset[0] if dataset else None
 
     def _judge(self, judge: LanguageJudge | ModelJudge | JuryJudge, reads: Callable[[Tree], str] | None = None) -> JudgeSources:
-        found = self._judges[(reads or what_judge_reads)(judge.model_dump())]
-        assert found is not None
-        files = {role: self._source(path) for role, path in found.files.items()}
-        model, calibration = (self._source(path) if path else None for path in (found.model, found.calibration))
+        judge_files = self._judges[(reads or judge_identity)(judge.model_dump())]
+        assert judge_files is not None
+        files = {role: self._source(path) for role, path in judge_files.files.items()}
+        model, calibration = (self._source(path) if path else None for path in (judge_files.model, judge_files.calibration))
         jurors = judge.judges.items() if isinstance(judge, JuryJudge) else ()
         members = {label: self._judge(member) for label, member in jurors if isinstance(member, (LanguageJudge, ModelJudge))}
-        return JudgeSources(found.prompts, parser_version(), model, files, found.n_items, calibration, members)
+        return JudgeSources(judge_files.prompts, parser_version(), model, files, judge_files.n_items, calibration, members)
 
     def _source(self, path: Path) -> Source:
         if path not in self._digests:
@@ -277,7 +285,7 @@ class Files:
 
 
 def _local_path(section: Any) -> str | None:
-    """The path that a model or data section names, where it names one."""
+    """The path in a model or data section, where there is one."""
     path = section.get("path") if isinstance(section, dict) and section.get("kind") == "local" else None
     return path if isinstance(path, str) and path != "???" else None
 
@@ -287,23 +295,24 @@ def _of_hub(model: LocalModel) -> str:
 
 
 def _valid_section(record: type[M], section: Any) -> M | None:
-    """A section as its record, or None: what is wrong with it is said elsewhere."""
+    """A section as its record, or None; its problems are reported elsewhere."""
     try:
         return record.model_validate(section)
     except ValidationError:
         return None
 
 
-def _what_is_read(section: DatasetData | Sft) -> str:
-    """What the source of a public dataset depends on; it is looked at once for all cells."""
+def _dataset_identity(section: DatasetData | Sft) -> str:
+    """Identity of a public dataset's source; each source is read once for all cells."""
     names = ("hub", "revision", "path", "train_files", "heldout_files", "reading")
     return repr([getattr(section, name, None) for name in names])
 
 
 def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Source, Shown]:
-    """A public dataset's source, and what its rows show. Raises ValueError for one that cannot be had or read.
+    """A public dataset's source and a look at its rows. Raises ValueError where it cannot be fetched or read.
 
-    A copy is known by its files' content; what comes from the hub by its revision, so that a verb that reads no rows needs no files.
+    A copy is identified by its files' content. A dataset of the hub is identified by its revision, so a
+    command that reads no rows needs no files.
     """
     reading = section.reading if isinstance(section, DatasetData) else Conversations(reader="conversations")
     train, heldout = section.train_files, section.heldout_files if isinstance(section, DatasetData) else ()
@@ -323,7 +332,7 @@ def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Sou
             return Source(Path(section.hub), f"hub:datasets/{section.hub}@{at}"), Shown(None, False)
         path = hub.fetch("datasets", section.hub, at, (*train, *heldout))
     except hub.NotThere as error:
-        raise ValueError(f"{error}; a copy of its folder may be named as {key}.path") from error
+        raise ValueError(f"{error}; to use a copy of its folder, set {key}.path") from error
     return Source(path, f"hub:datasets/{section.hub}@{at}"), check(path, reading, train, heldout)
 
 
@@ -332,30 +341,30 @@ def _data_file(text: str) -> tuple[Path, Shown]:
     return path, shown_by(read_preferences(path).rows[0])
 
 
-def _which_prompts(method: Tree, data: str) -> str:
+def _prompts_identity(method: Tree, data: str) -> str:
     return repr([method_facts(method).demonstrates, method["prompts"], data])
 
 
 def _prompts_file(text: str, answered: bool, data: str) -> int:
-    """How many different prompts a loop's file holds. Raises ValueError where some of them are in the data too."""
-    found = read_prompts(a_file(text, "method.prompts"), answered)
+    """Number of different prompts in a loop's file. Raises ValueError where the data have some too."""
+    prompts = read_prompts(a_file(text, "method.prompts"), answered)
     path = user_path(data)
     if not data or not path.is_file():
-        return len(found)  # the data are said elsewhere
+        return len(prompts)  # the data file is reported elsewhere
     known = {_contents(row) for row in read_preferences(path).rows}
-    if shared := [row for row in found if _contents(row) in known]:
+    if shared := [row for row in prompts if _contents(row) in known]:
         first = f"{short(shared[0].prompt[-1]['content'])} (row {shared[0].id})"
-        raise ValueError(f"{len(shared)} of the {len(found)} prompts in {text} are in {data} too, first {first}: leave them out of either")
-    return len(found)
+        raise ValueError(f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one")
+    return len(prompts)
 
 
 def _contents(row: Pair | Unpaired | Text) -> tuple[str, ...]:
-    """What a prompt says, as messages or as plain text."""
+    """The text of a prompt, as messages or as plain text."""
     return tuple(message["content"] for message in row.prompt)
 
 
 def _too_few(method: Tree, there: int) -> str | None:
-    """What is wrong where a loop's iterations ask for more prompts than its file has."""
+    """The problem of a loop that needs more prompts than its file has, or None."""
     iteration, n = method.get("iteration"), method.get("n_prompts")
     if not isinstance(iteration, int) or not isinstance(n, int):
         return None
@@ -363,7 +372,9 @@ def _too_few(method: Tree, there: int) -> str | None:
     needed = (iteration + 1 - first) * n
     if needed <= there:
         return None
-    return f"iterations {first} to {iteration} of {n} prompts each need {needed}, and {method['prompts']} has {there} different ones"
+    return (
+        f"iterations {first} to {iteration} of {n} prompts each need {needed} prompts, and {method['prompts']} has {there} different ones"
+    )
 
 
 def _written_file(text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Files and model folders that a setting names: what each must hold."""
+"""Files and model folders that settings name, and checks of their content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bench.text_files import read_text
 
 CHAT_TEMPLATES = PACKAGE / "models" / "chat_templates"
 KNOWN = ", ".join(sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja")))
-NAME_ONE = f"name one as model.chat_template ({KNOWN}, or a Jinja file)"
+NAME_ONE = f"set model.chat_template ({KNOWN}, or a Jinja file)"
 ADD_ONE = f"add {TEMPLATE}"
 
 
@@ -39,10 +39,10 @@ def a_file(text: str, key: str, what: str = "a file") -> Path:
 
 
 def model_folder(text: str, bounds: Bounds, key: str = "model.path", what: str = "a causal LM", weights: bool = True) -> Path:
-    """A model's folder by its path. Raises ValueError where it is none, lacks files, or holds what check_model refuses."""
+    """A model's folder by its path. Raises ValueError for a folder that lacks files or fails check_model."""
     folder = user_path(text)
     if not folder.is_dir():
-        hint = "" if text.count("/") != 1 or text[:1] in "./~" else f" (of the hub: model=hub model.hub={text})"
+        hint = "" if text.count("/") != 1 or text[:1] in "./~" else f" (for a model of the hub: model=hub model.hub={text})"
         raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder{hint if key == 'model.path' else ''}")
     lying = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     for part, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
@@ -54,8 +54,8 @@ def model_folder(text: str, bounds: Bounds, key: str = "model.path", what: str =
 
 
 def check_model(folder: Path, bounds: Bounds, weights: bool) -> None:
-    """Raises ValueError for an adapter, sizes beyond the bounds, tokens without an embedding, ends that are no tokens, damaged files of
-    weights, and missing ones where it needs its `weights`."""
+    """Raises ValueError for an adapter, sizes beyond the bounds, tokens without an embedding, end tokens
+    outside the vocabulary, damaged weight files, and (with `weights`) missing ones."""
     check_no_adapter(folder)
     config = check_sizes(folder, bounds)
     check_rows(folder, config)
@@ -66,10 +66,10 @@ def check_model(folder: Path, bounds: Bounds, weights: bool) -> None:
 
 
 def no_template(folder: Path, way_out: str) -> str | None:
-    """What is wrong with a model that is asked in messages and has no chat template."""
+    """The problem of a model that gets messages and has no chat template, or None."""
     if read_template(folder) is not None:
         return None
-    return f"{folder} is asked in messages and its tokenizer has no chat template: {way_out}"
+    return f"{folder} gets prompts as messages, but its tokenizer has no chat template: {way_out}"
 
 
 def template_file(text: str) -> Path:
@@ -82,20 +82,22 @@ def template_file(text: str) -> Path:
     return path
 
 
-class Asked(NamedTuple):
-    """A model's folder as it is asked: its own, or one of links; `day`: the date that its template was given."""
+class Templated(NamedTuple):
+    """A model's folder with the chat template in use: its own folder, or one of links. `day` is the
+    template's fixed date."""
 
     folder: Path
     day: str | None
 
 
-def as_asked(folder: Path, under: Path, seconds: float, chosen: str | None = None, day: str | None = None) -> Asked:
-    """A model with its own chat template or a `chosen` one, which writes a day where it reads one. Links to its files lie in `under` where
-    that is another template than its own. Raises ValueError for a template that cannot be used."""
+def with_usable_template(folder: Path, under: Path, seconds: float, chosen: str | None = None, day: str | None = None) -> Templated:
+    """A model with its own chat template or a `chosen` one, with a fixed date where the template reads one.
+    Where the template is not the model's own, links to its files are in `under`. Raises ValueError for a
+    template that cannot be used."""
     own = read_template(folder)
     template = Template(read_text(template_file(chosen)), special_tokens(folder)) if chosen else own
     if template is None:
-        return Asked(folder, None)
+        return Templated(folder, None)
     try:
         reads = look(template, seconds).reads
     except TemplateFailed as error:
@@ -103,12 +105,12 @@ def as_asked(folder: Path, under: Path, seconds: float, chosen: str | None = Non
         raise ValueError(f"{named} cannot be used: {error}; {NAME_ONE}") from error
     given = day or TEMPLATE_DATE if is_dated(reads, day) else None
     text = dated(template.text, given) if given else template.text
-    return Asked(with_template(folder, text, under) if chosen or given else folder, given)
+    return Templated(with_template(folder, text, under) if chosen or given else folder, given)
 
 
 def with_template(folder: Path, text: str, under: Path) -> Path:
-    """A folder of links to a model's files, of the same name and with another chat template; the same each time, and left as it is where
-    nothing changed: stages that run look at the times of its files."""
+    """A folder of links to a model's files, with the same name and another chat template. It is the same each
+    time and is not touched where nothing changed, because running stages compare the times of its files."""
     of_one = under / hash_long([str(folder), text])[:12]
     made = of_one / folder.name
     made.mkdir(parents=True, exist_ok=True)
@@ -131,6 +133,6 @@ def tasks_folder(path: str) -> Path:
     """A folder of lm_eval's task files. Raises ValueError for anything else."""
     folder = user_path(path)
     if not folder.is_dir() or not any(file.suffix in (".yaml", ".yml") for file in folder.rglob("*")):
-        what = "holds no YAML file" if folder.is_dir() else "is no folder"
+        what = "holds no YAML file" if folder.is_dir() else "is not a folder"
         raise ValueError(f"forgetting.include_path must be a folder of task files (YAML), got {path}, which {what}")
     return folder

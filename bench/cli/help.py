@@ -1,6 +1,7 @@
-"""The help: one screen for a bare `bench`, the commands and choices for `--help`, and one choice with its settings.
+"""The help: one screen for a bare `bench`, the commands and choices for `--help`, and one choice with its
+settings.
 
-Texts are the comments of conf/ and sweeps/, which are read as text, so that help comes without composing anything.
+Texts are the comments of conf/ and sweeps/ and the docstrings of settings, so help needs no composed config.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -35,22 +37,22 @@ README.md has a first table and how to read it.
 TITLES = {
     "method": "how the policy learns",
     "model": "the start model, or a folder",
-    "data": "what it learns from",
-    "judge": "who decides",
+    "data": "the data to learn from",
+    "judge": "the judge of completions",
     "scale": "settings of a paper or of the world",
     "sft": "how a base model becomes the start model",
-    "engine": "who generates",
+    "engine": "the program that generates",
     "adapter": "full fine-tuning or LoRA",
     "accelerate": "how one training is spread over devices",
     "hydra/launcher": "where stages run",
-    "hardware": "the GPU that a plan reckons with",
-    "forgetting": "tasks beside the judge",
+    "hardware": "the GPU that a plan computes with",
+    "forgetting": "tasks in addition to the judge",
     "tracker": "where a sweep is mirrored",
 }
 
 
 class UnknownTopic(ValueError):
-    """Help was asked for something that is neither a command nor a choice; the message names what is near."""
+    """There is no such command or choice; the message names the nearest."""
 
 
 def overview(width: int | None = None) -> str:
@@ -115,12 +117,18 @@ def _lines(texts: Mapping[str, str], width: int) -> str:
 
 def heading(path: Path) -> str:
     """The first sentence of the comment that opens a YAML file; empty where there is none."""
-    comment = " ".join(_comment(path.read_text(encoding="utf-8")).split()).removeprefix("Question: ")
-    found = re.match(r"(.*?[.?!])(?= [A-Z(]| *$)", comment)
-    return (found[1] if found else comment).rstrip(".")
+    comment = " ".join(_comment(path.read_text(encoding="utf-8")).split())
+    return first_sentence(comment.removeprefix("Question: "))
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence without its final dot: it ends at a dot or mark before a capital letter or a bracket."""
+    match = re.match(r"(.*?[.?!])(?= [A-Z(]| *$)", text)
+    return (match[1] if match else text).rstrip(".")
 
 
 def _comment(text: str) -> str:
+    """The comment that opens a YAML file, without its marks."""
     lines = [line for line in text.splitlines() if not line.startswith("# @package")]
     kept: list[str] = []
     for line in lines:
@@ -132,28 +140,41 @@ def _comment(text: str) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """A key of a choice: its value in the file, and its comment there."""
+    """A key of a YAML file: dotted, with the text of its value and its comment."""
 
     key: str
     value: str
     comment: str
 
 
+def bases(path: Path) -> list[Path]:
+    """The YAML files that a file of conf/ builds on, by its `defaults`."""
+    names = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
+    names = [name.partition("@")[0] for name in names if isinstance(name, str) and name != "_self_"]
+    files = [CONF / f"{name.lstrip('/')}.yaml" if name.startswith("/") else path.parent / f"{name}.yaml" for name in names]
+    return [file for file in files if file.is_file()]
+
+
 def settings(path: Path) -> dict[str, Setting]:
-    """The keys of one YAML file by name, those of files that it builds on first; nested ones as their dotted key."""
+    """The keys of a YAML file and of the files it builds on, by their dotted name."""
+    merged: dict[str, Setting] = {}
+    for base in bases(path):
+        merged |= settings(base)
+    return merged | own_settings(path)
+
+
+def own_settings(path: Path) -> dict[str, Setting]:
+    """The keys that stand in one YAML file, by their dotted name; its opening comment belongs to none of them."""
     text = path.read_text(encoding="utf-8")
-    found: dict[str, Setting] = {}
-    for one in (yaml.safe_load(text) or {}).get("defaults", []):
-        name = one.partition("@")[0] if isinstance(one, str) else ""
-        base = CONF / f"{name.lstrip('/')}.yaml" if name.startswith("/") else path.parent / f"{name}.yaml"
-        if name not in ("", "_self_") and base.is_file():
-            found |= settings(base)
+    read: dict[str, Setting] = {}
     parents: list[tuple[int, str]] = []
+    opening = len(_comment(text).splitlines())
     comment: list[str] = []
-    for line in text.splitlines():
+    for number, line in enumerate(line for line in text.splitlines() if not line.startswith("# @package")):
         bare = line.strip()
         if bare.startswith("#"):
-            comment.append(bare.lstrip("# "))
+            if number >= opening:
+                comment.append(bare.lstrip("# "))
             continue
         match = re.match(r"( *)([\w@/]+): *(.*)$", line)
         if match is None:
@@ -165,65 +186,95 @@ def settings(path: Path) -> dict[str, Setting]:
         parents.append((depth, key))
         value, _, tail = value.partition(" # ")
         if value.strip() and key != "defaults":
-            found[dotted] = Setting(dotted, value.strip(), " ".join([*comment, tail.strip()]).strip())
+            read[dotted] = Setting(dotted, value.strip(), " ".join([*comment, tail.strip()]).strip())
         comment = []
-    first = next(iter(_key_under_the_first_comment(text)), None)
-    if first in found:  # the comment at the top is the file's, not its first key's
-        found[first] = Setting(first, found[first].value, "")
-    return found
-
-
-def _key_under_the_first_comment(text: str) -> Iterator[str]:
-    """The first key, where the comment that opens the file stands directly over it."""
-    lines = [line for line in text.splitlines() if not line.startswith("# @package")]
-    if lines and lines[0].startswith("#"):
-        for line in lines:
-            if not line.startswith("#"):
-                if match := re.match(r"(\w+):", line):
-                    yield match[1]
-                return
+    return read
 
 
 def _choice(group: str, choice: str, width: int) -> str:
+    """A choice's opening comment, then its settings: value, bounds and meaning of each."""
     path = CONF / group / f"{choice}.yaml"
     lines = textwrap.wrap(" ".join(_comment(path.read_text(encoding="utf-8")).split()), width)
-    known = _fields(group, choice)
-    rows = [setting for key, setting in settings(path).items() if key not in ("name", "kind")]
+    known = fields(path)
+    every = settings(path)
+    rates = [setting for key, setting in every.items() if key.startswith("rates.")]
+    rows = [setting for key, setting in every.items() if key.rpartition(".")[2] not in ("name", "kind") and setting not in rates]
     if rows:
         lines.append("")
-    prefix = {"hydra/launcher": "hydra.launcher", "do": ""}.get(group, group)
+    prefix = {"hydra/launcher": "hydra.launcher.", "do": ""}.get(group, f"{group}.")
     for setting in rows:
-        key = setting.key if setting.key.startswith(f"{prefix}.") or not prefix else f"{prefix}.{setting.key}"
-        meaning, bound = known.get(setting.key.removeprefix(f"{prefix}."), ("", ""))
+        key = setting.key if setting.key in known and "@package _global_" in path.read_text(encoding="utf-8") else f"{prefix}{setting.key}"
+        meaning, bounds = known.get(setting.key, ("", ""))
         value = setting.value
         if scaled := re.fullmatch(r"\$\{scale\.([\w.]+)\}", value):
             value = f"from scale= ({scaled[1]})"
-        lines.append(f"  {key} = {value}" + (f"   ({bound})" if bound else ""))
-        lines += textwrap.wrap(meaning or setting.comment, width, initial_indent="      ", subsequent_indent="      ")
+        lines += _row(key, value, bounds, meaning or setting.comment, width, indent=2)
+        if rates and setting.key == "learning_rate":
+            by_scale = (f"{rate.key.removeprefix('rates.')} {rate.value}{f' ({rate.comment})' if rate.comment else ''}" for rate in rates)
+            lines += textwrap.wrap(f"By scale: {'; '.join(by_scale)}.", width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        inside = yaml.safe_load(value) if value.startswith("{") else {}
+        for name, part in inside.items():
+            meaning, bounds = known.get(f"{setting.key}.{name}", ("", ""))
+            if meaning:
+                lines += _row(f"{key}.{name}", "null" if part is None else str(part), bounds, meaning, width, indent=6)
     return "\n".join(lines) + "\n"
 
 
-def _fields(group: str, choice: str) -> dict[str, tuple[str, str]]:
-    """(meaning, bounds) of each field of the settings class that a choice makes, as far as the class can be told."""
+def _row(key: str, value: str, bounds: str, meaning: str, width: int, indent: int) -> list[str]:
+    """The lines of one setting."""
+    pad = " " * (indent + 4)
+    first = f"{' ' * indent}{key} = {value}" + (f"   ({bounds})" if bounds else "")
+    return [first, *textwrap.wrap(meaning, width, initial_indent=pad, subsequent_indent=pad)]
+
+
+def fields(path: Path) -> dict[str, tuple[str, str]]:
+    """(meaning, bounds) of the keys of a file in conf/, from the fields of the settings class that it fills."""
+    from bench.config import Cell, Scale, Session, Training
+
+    if path == CONF / "config.yaml":
+        return dict([*_described(Cell, ""), *_described(Session, "")])
+    if path == CONF / "training.yaml":
+        return dict(_described(Training, ""))
+    group = path.parent.relative_to(CONF).as_posix()
+    section = {"hydra/launcher": "launcher"}.get(group, group)
+    if section == "scale":
+        return dict(_described(Scale, ""))
+    tree = _tree(path)
+    known: dict[str, tuple[str, str]] = {}
+    whole = "# @package _global_" in path.read_text(encoding="utf-8")
+    for name, part in tree.items() if whole else [(section, tree)]:
+        owner = next((record for record in (Cell, Session) if name in record.model_fields), None)
+        if owner is not None and (record := _record(owner.model_fields[name].annotation, part, path.stem)):
+            known |= _described(record, f"{name}." if whole else "")
+    return known
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file and of the files it builds on; a section's keys are merged."""
+    merged: dict[str, Any] = {}
+    own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    for tree in [*map(_tree, bases(path)), own]:
+        for key, value in tree.items():
+            merged[key] = merged[key] | value if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged
+
+
+def _record(annotation: Any, part: Any, choice: str) -> Any:
+    """The settings class of a section, found among a union's members by the section's `name` or `kind`."""
     from pydantic import BaseModel
 
-    from bench.config import Cell, Session
-
-    section = {"hydra/launcher": "launcher"}.get(group, group)
-    owner = next((one for one in (Cell, Session) if section in one.model_fields), None)
-    if owner is None:
-        return {}
-    raw = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")) or {}
-    raw = raw.get(section, raw) if isinstance(raw, dict) else {}
-    records = [one for one in _parts(owner.model_fields[section].annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
-    for record in records:
-        tags = {key: get_args(field.annotation) for key, field in record.model_fields.items() if get_origin(field.annotation) is Literal}
-        if all(raw.get(key, choice) in values for key, values in tags.items() if key in ("name", "kind")):
-            return dict(_described(record, ""))
-    return {}
+    part = part if isinstance(part, dict) else {}
+    for record in _parts(annotation):
+        if isinstance(record, type) and issubclass(record, BaseModel):
+            options = {name: field.annotation for name, field in record.model_fields.items() if name in ("name", "kind")}
+            tags = {name: get_args(option) for name, option in options.items() if get_origin(option) is Literal}
+            if all(part.get(name, choice) in values for name, values in tags.items()):
+                return record
+    return None
 
 
 def _described(record: Any, prefix: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """(dotted key, (meaning, bounds)) of each field of a record and of the records in it."""
     from pydantic import BaseModel
 
     for name, field in record.model_fields.items():
@@ -234,12 +285,19 @@ def _described(record: Any, prefix: str) -> Iterator[tuple[str, tuple[str, str]]
 
 
 def _bounds(field: Any) -> str:
+    """The bounds of a number, or the options of a field that has several."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    found = [
-        f"{sign} {getattr(one, name)}" for one in field.metadata for name, sign in signs.items() if getattr(one, name, None) is not None
-    ]
+    marks = [*field.metadata, *(mark for part in _annotated(field.annotation) for mark in part)]
+    bounds = [f"{sign} {getattr(mark, name)}" for mark in marks for name, sign in signs.items() if getattr(mark, name, None) is not None]
     options = [value for part in _parts(field.annotation) if get_origin(part) is Literal for value in get_args(part)]
-    return ", ".join(found) or (" | ".join(map(str, options)) if len(options) > 1 else "")
+    return ", ".join(dict.fromkeys(bounds)) or (" | ".join(map(str, options)) if len(options) > 1 else "")
+
+
+def _annotated(annotation: Any) -> Iterator[list[Any]]:
+    """The marks of a union's numbers: of `Annotated[int, Field(ge=1)] | None`, for one."""
+    for part in get_args(annotation):
+        if get_origin(part) is Annotated and get_origin(annotation) in (Union, UnionType):
+            yield [mark for one in get_args(part)[1:] for mark in getattr(one, "metadata", [one])]
 
 
 def _parts(annotation: Any) -> list[Any]:

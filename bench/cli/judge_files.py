@@ -1,4 +1,4 @@
-"""What a judge's section names on disk: its model, prompts, items and calibration."""
+"""Files of a judge's section: its model, prompts, items and calibration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.text_files import BadFile
 
 @dataclass(frozen=True)
 class JudgeFiles:
-    """What a judge that is a model reads."""
+    """Files that a judge reads."""
 
     prompts: Source | None
     model: Path | None
@@ -29,35 +29,38 @@ class JudgeFiles:
     calibration: Path | None = None
 
 
-def what_judge_reads(judge: Tree) -> str:
-    """What the files of a judge depend on; they are read once for all cells."""
+def judge_identity(judge: Tree) -> str:
+    """Identity of a judge's files; they are read once for all cells."""
     names = ("name", "annotator", "prompts", "items", "references", "baseline", "mode", "model", "server", "prices", "tokenizer")
     return repr([judge.get(name) for name in (*names, "calibration")] + [judge.get("budget_dollars") is not None])
 
 
 def judge_files_of(judge: Tree, bounds: Bounds) -> JudgeFiles:
-    """The files of a judge's section, which may have other faults. Raises ValueError for the first that cannot be used."""
-    found = _judge_files(judge, bounds)
+    """The files of a judge's section. Raises ValueError for the first file that cannot be used; the section
+    may have other faults."""
+    judge_files = _judge_files(judge, bounds)
     given = judge.get("calibration")
     if given in (None, FITTED):
-        return found
+        return judge_files
     path = a_file(given, "judge.calibration")
-    items = read_benchmark_items(judge_facts(judge).form_of(found.files), found.files) if found.files else []
+    items = read_benchmark_items(judge_facts(judge).form_of(judge_files.files), judge_files.files) if judge_files.files else []
     n = len(items) or judge["n_items"]
     read_calibration(path, items, n if isinstance(n, int) else None)
-    return replace(found, calibration=path)
+    return replace(judge_files, calibration=path)
 
 
 def _as_labeller(judge: Tree) -> Tree:
-    """A judge's section without what it is asked about in an evaluation."""
+    """A judge's section without the settings of an evaluation."""
     return judge | dict.fromkeys(judge_facts(judge).item_files) | ({"calibration": None} if "calibration" in judge else {})
 
 
-def what_labeller_reads(judge: Tree) -> str:
-    return f"labeller {what_judge_reads(_as_labeller(judge))}"
+def labeller_identity(judge: Tree) -> str:
+    """Identity of a labelling judge's files."""
+    return f"labeller {judge_identity(_as_labeller(judge))}"
 
 
 def labeller_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
+    """The files of a judge that labels samples. Raises ValueError as judge_files_of does."""
     try:
         return _judge_files(_as_labeller(judge), bounds)
     except ValueError as error:
@@ -76,7 +79,7 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
     if judge["budget_dollars"] is not None and judge["server"] == "endpoint" and price_of(judge["model"], judge["prices"]) is None:
         raise ValueError(
             f"judge.budget_dollars needs a price of {judge['model']}, and {judge['prices'] or 'the price file of bench'} has none: "
-            "give a file that names it as judge.prices"
+            "set judge.prices to a file with its price"
         )
     price_of(judge["model"], judge["prices"])
     if judge["tokenizer"]:
@@ -89,14 +92,14 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
     named = {role: judge[role] for role in facts.item_files if judge[role]}
     files = {role: hub_file() if (role, text) == ("items", "hub") else a_file(text, f"judge.{role}") for role, text in named.items()}
     if "items" not in files and files:
-        raise ValueError(f"judge.{next(iter(files))} goes with judge.items, which is not set")
+        raise ValueError(f"judge.{next(iter(files))} needs judge.items, which is not set")
     form = facts.form_of(files)
     try:
         items = read_benchmark_items(form, files) if files else []
     except BadFile as error:
         if form == judge["name"]:
             raise
-        raise BadFile(f"{error}; Arena-Hard's question.jsonl goes with judge.baseline, a model_answer file, which is not set") from error
+        raise BadFile(f"{error}; Arena-Hard's question.jsonl needs judge.baseline, a model_answer file, which is not set") from error
     if judge.get("mode") == "pairwise" and files and "baseline" not in files:
-        raise ValueError("judge.mode=pairwise compares with a model's answers: name FastChat's file of them as judge.baseline")
+        raise ValueError("judge.mode=pairwise needs the opponent's answers: set judge.baseline to a FastChat model_answer file")
     return JudgeFiles(prompts, model, files, len(items))

@@ -1,4 +1,4 @@
-"""How a problem of a command is said: what was expected, what came, and where it was set."""
+"""Messages about problems of a command: the expected value, the given one, and the place where it was set."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from bench.config import NAME_WORDS
 
 GROUPS = (*CELL_GROUPS, *SESSION_GROUPS)
 MEMBERS = "judge.judges"
-Tree = dict[str, Any]  # a composed config as plain containers, interpolations not resolved
+Tree = dict[str, Any]  # A composed config as plain containers, with its interpolations unresolved.
 
 BOUNDS = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<"), "less_than_equal": ("le", "<=")}
 
 
 @dataclass(frozen=True)
 class Where:
-    """Where the settings of one point come from, for messages."""
+    """The places where the settings of one point were set, for messages."""
 
     command: CommandLine
     sweep_file: str
-    in_sweep: frozenset[str]  # keys that the sweep file sets, axes included
-    choices: Mapping[str, str]  # of each group
+    in_sweep: frozenset[str]  # keys set in the sweep file, axes included
+    choices: Mapping[str, str]  # the choice of each group
 
     def is_given(self, key: str) -> bool:
-        """Whether the command line or the sweep file sets it."""
+        """Whether the command line or the sweep file sets the key."""
         return any(_covers(given, key) for given in (*self.command.words, *self.in_sweep))
 
     def of(self, key: str) -> str:
+        """The place where a key was set, as words."""
         if word := next((word for given, word in self.command.words.items() if _covers(given, key)), None):
             return f"{word} on the command line"
         if any(_covers(written, key) or written.split(".")[0] == key for written in self.in_sweep):
@@ -48,12 +49,12 @@ class Where:
 
 
 def _covers(given: str, key: str) -> bool:
-    """Whether setting `given` sets `key`; the choice of a group sets no single value in it."""
+    """Whether setting `given` also sets `key`; the choice of a group sets no single value in it."""
     return key == given or (given not in GROUPS and key.startswith(f"{given}."))
 
 
 def in_words(detail: Mapping[str, Any], record: type[BaseModel], section: str, where: Where) -> Iterator[tuple[str, str]]:
-    """(key, what was expected, what came, where) of one pydantic error; several where a validator has found several."""
+    """(key, message) of one pydantic error; several where a validator reports several."""
     path, siblings = _place(record, detail["loc"])
     if path[:1] == ["launcher"]:
         path = ["hydra", *path]
@@ -62,7 +63,7 @@ def in_words(detail: Mapping[str, Any], record: type[BaseModel], section: str, w
     came = f"got {short(detail['input'])} ({where.of(key)})"
     match kind:
         case "misfit":
-            for name, text in context["found"]:
+            for name, text in context["misfits"]:
                 yield key, f"{text} ({where.of('.'.join([*path, name]))})"
         case "extra_forbidden":
             yield key, unknown("key", key, siblings, where.of(key), ".".join(path[:-1]))
@@ -85,7 +86,8 @@ def in_words(detail: Mapping[str, Any], record: type[BaseModel], section: str, w
 
 
 def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], list[str]]:
-    """(path, names of the fields beside it) of pydantic's location, which tells a union's member apart by an extra part."""
+    """(path, names of its sibling fields) of a pydantic location; its extra part for the member of a union is
+    left out."""
     path: list[str] = []
     here: type[BaseModel] | None = record
     siblings = list(record.model_fields)
@@ -105,7 +107,7 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
             continue
         info = here.model_fields[str(part)]
         kinds = get_args(info.annotation) or (info.annotation,)
-        if get_origin(info.annotation) is dict and get_origin(kinds[1]) is Annotated:  # by a name: a union, told apart in its turn
+        if get_origin(info.annotation) is dict and get_origin(kinds[1]) is Annotated:  # a dict of union members, each with its own tag
             union, mark = get_args(kinds[1])[:2]
             by_name = {name: kind for kind in get_args(union) for name in get_args(kind.model_fields[mark.discriminator].annotation)}
             here = None
@@ -118,7 +120,8 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
 
 
 def unknown(what: str, name: Any, known: Sequence[str], where: str, section: str = "", meant: Sequence[str] = ()) -> str:
-    """`known`: names in `section`, where `name` is the whole dotted key; `meant`: what may be meant from elsewhere."""
+    """The message about an unknown name, with the nearest and all known names. `known`: the names in
+    `section`, where `name` is the whole dotted key; `meant`: names elsewhere that may be meant."""
     prefix = f"{section}." if section else ""
     close = difflib.get_close_matches(str(name).removeprefix(prefix), known, n=1)
     hint = f"; did you mean {meant[0]}?" if meant else f"; did you mean {prefix}{close[0]}?" if close else ";"
@@ -126,15 +129,18 @@ def unknown(what: str, name: Any, known: Sequence[str], where: str, section: str
 
 
 def short(value: Any) -> str:
+    """A value as text, cut at 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def one_line(error: Exception) -> str:
+    """An error's text on one line."""
     return " ".join(str(error).split())
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every value in nested sections."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))

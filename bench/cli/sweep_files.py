@@ -1,8 +1,8 @@
-"""Sweep files and the command line to settings of cells: which values each point of the grid sets.
+"""Sweep files and command lines, unfolded to the settings of each point of the grid.
 
-A sweep file holds `axes:` (a product) or `grids:` (a list of products, for axes that differ by method). On the command line
-`key=a,b` is an axis too. A command-line axis or value replaces that key's axis in every grid; a group choice (`method=kto`)
-that only some grids make picks those grids.
+A sweep file holds `axes:` (a product) or `grids:` (a list of products, for axes that differ by method). On
+the command line `key=a,b` is an axis too. A command-line axis or value replaces that key's axis in every
+grid; a group choice (`method=kto`) that only some grids have keeps those grids only.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from bench.cli.words import CONF, SWEEPS, with_commands
 from bench.config import MAX_CELLS, METHODS, VERB_KEYS, as_name, user_path
 from bench.text_files import parse_yaml, read_text
 
-COMPLETIONS = "completions"  # files of completions, which are cells beside the grid; no setting of a cell
-LABELLING_JUDGE = "judge@method.labelling_judge"  # a choice of conf/judge/ that labels, in a method's section
+COMPLETIONS = "completions"  # Files of completions. They are cells of their own outside the grid, and no setting of a cell.
+LABELLING_JUDGE = "judge@method.labelling_judge"  # A labelling judge: a choice of conf/judge/ inside a method's section.
 CELL_GROUPS = ("scale", "data", "model", "sft", "method", "judge", "engine", "adapter", "forgetting", LABELLING_JUDGE)
 SESSION_GROUPS = ("do", "tracker", "accelerate", "hardware", "hydra/launcher")
 
@@ -50,52 +50,54 @@ Grid = Mapping[str, Sequence[Any]]
 
 
 class BadSweep(ValueError):
-    """A sweep file whose axes cannot be read; the message says where."""
+    """A sweep file with axes that cannot be read; the message names the file and the key."""
 
 
 def is_session(key: str) -> bool:
-    """Whether a key says how a command runs and reaches no cell."""
+    """Whether a key belongs to the session (how a command runs) and to no cell."""
     return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells", "hydra")
 
 
 @dataclass
 class CommandLine:
-    """The words after `python -m bench`, read."""
+    """The words after `python -m bench`, parsed."""
 
     sweeps: list[str] = field(default_factory=list)
-    given: dict[str, list[Any]] = field(default_factory=dict)  # key or group -> its values: one, or more for an axis
-    words: dict[str, str] = field(default_factory=dict)  # key -> the word as it was typed
-    hydra: list[str] = field(default_factory=list)  # words about Hydra itself
+    given: dict[str, list[Any]] = field(default_factory=dict)  # values by key or group: one, or more for an axis
+    words: dict[str, str] = field(default_factory=dict)  # the typed word by key
+    hydra: list[str] = field(default_factory=list)  # words for Hydra itself
     folders: list[Path] = field(default_factory=list)  # --config-dir
     problems: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)  # words that hold a credential; other problems might repeat it
-    max_cells: int = MAX_CELLS  # so many values an axis can have at most
+    refused: list[str] = field(
+        default_factory=list
+    )  # words with a credential; only these are reported, since another message could repeat it
+    max_cells: int = MAX_CELLS  # largest number of values of an axis
 
     @property
     def sweep(self) -> str | None:
         return self.sweeps[0] if len(self.sweeps) == 1 else None
 
     @property
-    def asks(self) -> bool:
-        """Whether it sets anything of the cells."""
+    def sets_cells(self) -> bool:
+        """Whether the command line sets anything of the cells."""
         return any(not is_session(key) for key in self.given)
 
     @property
     def cell_words(self) -> str:
-        """What to type to get the same cells."""
+        """The words that make the same cells."""
         sweep = [f"+sweep={self.sweep}"] if self.sweep else []
         folders = [f"--config-dir={folder}" for folder in self.folders]
         return shlex.join([*folders, *sweep, *(word for key, word in self.words.items() if not is_session(key))])
 
 
 def _max_cells(words: Sequence[str]) -> int:
-    """What the command line sets, known before any axis is read."""
+    """The command line's max_cells, known before any axis is read."""
     given = [word.removeprefix("max_cells=") for word in words if word.startswith("max_cells=")]
     return int(given[0]) if given and given[0].isascii() and given[0].isdecimal() and len(given[0]) < 10 else MAX_CELLS
 
 
 def parse_command_line(words: Sequence[str]) -> CommandLine:
-    """Read Hydra's override grammar; what cannot be read becomes a problem, not an exception."""
+    """Parse Hydra's override grammar; a word that cannot be parsed becomes a problem, not an exception."""
     words, problems = with_commands(words)
     reading, parser, rest = CommandLine(problems=problems, max_cells=_max_cells(words)), OverridesParser.create(), iter(words)
     for word in rest:
@@ -106,7 +108,7 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
         elif word not in ("-m", "--multirun"):  # every command is a sweep
             _read_override(word, parser, reading)
     if len(reading.sweeps) > 1:
-        reading.problems.append(f"one sweep at a time, got {', '.join(reading.sweeps)} (command line): run the command once for each")
+        reading.problems.append(f"a command runs one sweep, got {', '.join(reading.sweeps)} (command line): run it once for each")
     return reading
 
 
@@ -126,13 +128,13 @@ def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> 
     try:
         override = parser.parse_override(word)
         values = _values(override, parser, reading.max_cells)
-    except Exception as error:  # the grammar raises its own family of errors
+    except Exception as error:  # the grammar has its own errors
         given, _, value = word.partition("=")
         if why := secrets.refusal(given.lstrip("+~"), value):
             reading.refused.append(f"{why} (command line)")
             return
         if secrets.assigns_secret(value):
-            what = "cannot be read, and gives a value to something named like a secret, and settings are written into files"
+            what = "cannot be read and sets something named like a secret; settings are written into files"
             reading.refused.append(f"{given} {what}: {secrets.WAY_OUT} (command line)")
             return
         way_out = "expected key=value or key=a,b; quote a value with special characters: 'key=\"...\"'"
@@ -144,7 +146,7 @@ def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> 
         return
     key = f"do.{key}" if key in VERB_KEYS else key
     if key == "do.cell":
-        values = [word.partition("=")[2]]  # a key may look like a number: 12345678, 1e234567
+        values = [word.partition("=")[2]]  # a key can look like a number: 12345678, 1e234567
     if override.is_delete():
         say(f"cannot delete {key!r} ({word} on the command line): set another value instead")
     elif not values:
@@ -152,13 +154,13 @@ def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> 
     elif key == "sweep":
         reading.sweeps += map(str, values)
     elif key == "hydra.mode" or key.startswith(("hydra/sweeper", "hydra.sweeper")):
-        say(f"cannot set {key} ({word} on the command line): every command is a sweep, and bench unfolds it; leave the word out")
+        say(f"cannot set {key} ({word} on the command line): bench unfolds every command itself; leave the word out")
     elif key.startswith(("hydra.", "hydra/")) and not key.startswith(("hydra/launcher", "hydra.launcher.")):
         reading.hydra.append(word)
     elif key in reading.given:
         say(f"{key} is given twice ({reading.words[key]} and {word} on the command line)")
     elif is_session(key) and len(values) > 1:
-        say(f"{key} is no axis and takes one value, got {len(values)} ({word} on the command line)")
+        say(f"{key} takes one value, since it cannot be an axis; got {len(values)} ({word} on the command line)")
     else:
         reading.given[key], reading.words[key] = values, word
 
@@ -169,7 +171,7 @@ def _values(override: Override, parser: OverridesParser, most: int) -> list[Any]
     if not override.is_sweep_override():
         return [override.value()]
     if override.is_range_sweep():
-        if (n := _range_length(override.value())) > most:  # type: ignore[arg-type]  # which it is
+        if (n := _range_length(override.value())) > most:  # type: ignore[arg-type]
             raise ValueError(f"a range of {n} values, more than max_cells={most}")
         return list(override.sweep_iterator())
     if not override.is_choice_sweep() or isinstance(override.value(), Glob):
@@ -178,10 +180,10 @@ def _values(override: Override, parser: OverridesParser, most: int) -> list[Any]
     return [parser.parse_override(f"key={value}").value() for value in encoded]
 
 
-def _range_length(found: RangeSweep) -> int:
-    """Values of a range, counted without writing them out. Raises ValueError for one that has no end."""
-    ends = (found.start or 0, found.stop or 0, found.step)
-    if not all(math.isfinite(end) for end in ends) or not found.step:
+def _range_length(values: RangeSweep) -> int:
+    """Number of values in a range; none is made. Raises ValueError for a range without an end."""
+    ends = (values.start or 0, values.stop or 0, values.step)
+    if not all(math.isfinite(end) for end in ends) or not values.step:
         raise ValueError(f"a range from {ends[0]} to {ends[1]} in steps of {ends[2]} has no end")
     start, stop, step = (Decimal(end) for end in ends)
     return max(0, math.ceil((stop - start) / step))
@@ -191,12 +193,12 @@ def _range_length(found: RangeSweep) -> int:
 
 
 def load_sweep(path: Path) -> DictConfig:
-    """A sweep file as it is written; BadSweep when it cannot be read."""
+    """A sweep file as it is written. Raises BadSweep where it cannot be read."""
     try:
         node = OmegaConf.load(path) if path.parent == SWEEPS else load_foreign(path)
-    except Exception as error:  # YAML's, OmegaConf's and the file system's
-        said = " ".join(str(error).removeprefix(f"{path}: ").split())
-        raise BadSweep(f"{sweep_label(path)} cannot be read: {said}") from error
+    except Exception as error:  # errors of YAML, OmegaConf and the file system
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split())
+        raise BadSweep(f"{sweep_label(path)} cannot be read: {reason}") from error
     if not isinstance(node, DictConfig):
         raise BadSweep(f"{sweep_label(path)} cannot be read: expected sections by name (axes, grids, ...), got a list")
     written = OmegaConf.to_container(node)
@@ -207,14 +209,15 @@ def load_sweep(path: Path) -> DictConfig:
 
 
 def load_foreign(path: Path) -> Any:
-    """A YAML file of the user's for OmegaConf, which would write out any number of aliases: looked at first. Raises BadFile."""
+    """A YAML file of the user's as OmegaConf's node. Raises BadFile for one whose aliases expand to too many
+    values, which OmegaConf would expand."""
     content = read_text(path)
     parse_yaml(content, str(path))
     return OmegaConf.load(io.StringIO(content))
 
 
 class ForeignConfigs(FileConfigSource):
-    """Config files of `--config-dir` as Hydra reads them, each looked at first."""
+    """Hydra's source of config files in `--config-dir`; each file is checked before Hydra reads it."""
 
     @staticmethod
     def scheme() -> str:
@@ -229,37 +232,38 @@ class ForeignConfigs(FileConfigSource):
 
 
 class OwnConfigs(FileConfigSource):
-    """Config files of bench's own. A method's file holds its learning rates as `rates`, by scale; here they become its scales'
-    `learning_rate`, by method, so that adding a method touches no scale and a scale's rates can be set in one place."""
+    """Hydra's source of bench's own config files. A method's file holds its learning rates as `rates`, by
+    scale; here they become the scales' `learning_rate`, by method, so that adding a method touches no scale
+    file and a sweep can set all rates of a scale in one place."""
 
     def load_config(self, config_path: str) -> ConfigResult:
-        found = super().load_config(config_path)
+        result = super().load_config(config_path)
         path = Path(self._normalize_file_name(config_path))
-        if Path(self.path) != CONF or not isinstance(found.config, DictConfig):
-            return found
+        if Path(self.path) != CONF or not isinstance(result.config, DictConfig):
+            return result
         if path.parent.name == "method":
-            found.config.pop("rates", None)
+            result.config.pop("rates", None)
         if path.parent.name == "scale" and (rates := _rates().get(path.stem)):
-            found.config = OmegaConf.merge({"learning_rate": rates}, found.config)
-        return found
+            result.config = OmegaConf.merge({"learning_rate": rates}, result.config)
+        return result
 
 
 @cache
 def _rates() -> dict[str, dict[str, float]]:
-    """Learning rates by scale and method, methods in the order of tables."""
+    """Learning rates by scale and method; methods are in the order of tables."""
     order = [*METHODS, *sorted(path.stem for path in (CONF / "method").glob("*.yaml"))]
-    found: dict[str, dict[str, float]] = {}
+    rates: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(order):
         path = CONF / "method" / f"{name}.yaml"
         config: Any = OmegaConf.load(path) if path.exists() else {}
         for scale, rate in config.get("rates", {}).items():
-            found.setdefault(scale, {})[name] = rate
-    return found
+            rates.setdefault(scale, {})[name] = rate
+    return rates
 
 
 def _check_values(value: Any, key: str, where: str) -> None:
-    """Raises BadSweep for a resolver (`${oc.env:...}`), which may read what the file of somebody else does not say. `${scale.seeds}`, the
-    name of a setting, is well."""
+    """Raises BadSweep for a resolver (`${oc.env:...}`), since it could read things that another person's file
+    does not show. `${scale.seeds}`, the name of a setting, is allowed."""
     if isinstance(value, dict):
         for name, item in value.items():
             _check_values(item, f"{key}.{name}" if key else str(name), where)
@@ -272,7 +276,7 @@ def _check_values(value: Any, key: str, where: str) -> None:
         except GrammarParseError as error:
             raise BadSweep(f"{where}: {key} cannot be read: {' '.join(str(error).split())}") from error
         if resolves:
-            way_out = "a sweep file reads neither the environment nor anything else from outside: write the value itself"
+            way_out = "a sweep file must not read the environment or anything else outside it: write the value itself"
             raise BadSweep(f"{where}: {key} must be a value or the name of a setting (${{scale.seeds}}), got {value}; {way_out}")
 
 
@@ -284,8 +288,8 @@ def _resolves(tree: Any) -> bool:
 
 
 def resolved(tree: dict[str, Any]) -> dict[str, Any]:
-    """A config with its interpolations written out. Raises BadSweep for those that hold themselves or write out to more than
-    MAX_WRITTEN_OUT characters, and OmegaConf's own errors for names that are not there."""
+    """A config with its interpolations expanded. Raises BadSweep for interpolations that contain themselves
+    or expand to more than MAX_WRITTEN_OUT characters, and OmegaConf's own errors for unknown names."""
     _written_out(tree, "", tree, {})
     return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[return-value]
 
@@ -296,10 +300,10 @@ _NESTED = re.compile(r"\$\{[^:{}]*\$\{")
 
 
 def _written_out(value: Any, key: str, tree: dict[str, Any], sizes: dict[str, int | None]) -> int:
-    """Characters of a value of the tree with its interpolations written out; each value is looked at once."""
+    """Length in characters of a value with its interpolations expanded; each value is measured once."""
     if key in sizes:
         if (known := sizes[key]) is None:
-            raise BadSweep(f"{key}: its interpolations hold themselves: write the value itself")
+            raise BadSweep(f"{key}: its interpolations contain themselves: write the value itself")
         return known
     sizes[key] = None
     if isinstance(value, (dict, list)):
@@ -312,10 +316,10 @@ def _written_out(value: Any, key: str, tree: dict[str, Any], sizes: dict[str, in
         for dots, name in _REFERENCE.findall(value) if isinstance(value, str) else ():
             above = key.split(".")[: -len(dots)] if dots else []
             place = ".".join([*above, *re.findall(r"[^.\[\]]+", name)])
-            if (found := _at(tree, place)) is not None:
-                size += _written_out(found, place, tree, sizes)
+            if (target := _at(tree, place)) is not None:
+                size += _written_out(target, place, tree, sizes)
     if size > MAX_WRITTEN_OUT:
-        raise BadSweep(f"{key}: its interpolations write out to more than {MAX_WRITTEN_OUT:,} characters: write the value itself")
+        raise BadSweep(f"{key}: its interpolations expand to more than {MAX_WRITTEN_OUT:,} characters: write the value itself")
     sizes[key] = size
     return size
 
@@ -333,9 +337,10 @@ def _at(tree: Any, place: str) -> Any:
 
 
 def _read_environment(name: str, *default: Any) -> Any:
-    """`${oc.env:NAME}`, for folders in config files of the user's own; raises ValueError for a variable that holds a secret."""
+    """The resolver `${oc.env:NAME}`, for folders in the user's own config files. Raises ValueError for a
+    variable that holds a secret."""
     if secrets.is_secret_variable(name) or secrets.holders(os.environ.get(name, "")):
-        raise ValueError(f"the environment variable {name} is secret, and settings are written into files: no config may read it")
+        raise ValueError(f"the environment variable {name} is secret, and settings are written into files: a config must not read it")
     return oc.env(name, *default)
 
 
@@ -344,20 +349,20 @@ OmegaConf.register_new_resolver("oc.env", _read_environment, replace=True)
 
 @functools.cache
 def register_sources() -> None:
-    """Make Hydra read our own config files and the folders of `--config-dir` as we do."""
-    Plugins.instance()  # Hydra registers its own sources here, before ours
+    """Make Hydra read our config files and the folders of `--config-dir` through our sources."""
+    Plugins.instance()  # registers Hydra's own sources, before ours
     SourcesRegistry.instance().register(ForeignConfigs)
-    SourcesRegistry.instance().types[OwnConfigs.scheme()] = OwnConfigs  # replaces Hydra's own; only CONF reads otherwise
+    SourcesRegistry.instance().types[OwnConfigs.scheme()] = OwnConfigs  # in place of Hydra's own; only files of CONF are read differently
 
 
 @functools.cache
 def register_sweeps(name: str | None = None) -> None:
-    """Make our sweep files options of Hydra's group `sweep`: only the named one where it exists, since Hydra copies every registered file
-    many times. A broken file is left out."""
+    """Make our sweep files options of Hydra's group `sweep`: only the named one where it exists, since Hydra
+    copies every registered file many times. A broken file is left out."""
     register_sources()
     paths = sorted(SWEEPS.glob("*.yaml"))
     for path in [path for path in paths if path.stem == name] or paths:
-        with contextlib.suppress(BadSweep):  # the checks report it when it is named
+        with contextlib.suppress(BadSweep):  # reported when the command names it
             ConfigStore.instance().store(group="sweep", name=path.stem, node=load_sweep(path), package="_global_", provider=path.name)
 
 
@@ -368,27 +373,28 @@ def sweep_path(name: str, folders: Sequence[Path]) -> Path:
 
 
 def sweep_label(path: Path) -> str:
-    """How messages call a sweep file."""
+    """The name of a sweep file in messages."""
     return f"sweeps/{path.name}" if path.parent == SWEEPS else str(path)
 
 
 def question(path: Path) -> str:
-    """What a sweep file asks: its first comment, up to the expectation."""
-    asked = []
+    """The question of a sweep file: its first comment, up to the expectation."""
+    words = []
     for line in read_text(path).split("\n"):
         text = line.lstrip("#").strip()
         if not line.startswith("#") or text.startswith(("Expected", "python -m")):
             break
         if not text.startswith("@package"):
-            asked.append(text.removeprefix("Question:").strip())
-    return secrets.shown(" ".join(asked).strip())
+            words.append(text.removeprefix("Question:").strip())
+    return secrets.shown(" ".join(words).strip())
 
 
 def read_grids(config: Mapping[str, Any], where: str) -> list[Grid]:
-    """The grids of a composed sweep file; BadSweep when `axes` and `grids` are not lists of values by key."""
+    """The grids of a composed sweep file. Raises BadSweep where `axes` or `grids` are not lists of values by
+    key."""
     axes, grids = config.get("axes"), config.get("grids")
     if axes is not None and grids is not None:
-        raise BadSweep(f"{where}: axes and grids exclude each other; put common axes into each grid")
+        raise BadSweep(f"{where}: a sweep has either axes or grids; put common axes into each grid")
     if grids is None:
         grids = [{} if axes is None else axes]
     if not isinstance(grids, list) or not grids or not all(isinstance(grid, Mapping) for grid in grids):
@@ -398,7 +404,7 @@ def read_grids(config: Mapping[str, Any], where: str) -> list[Grid]:
 
 def _as_list(value: Any, key: str, where: str) -> list[Any]:
     if is_session(key):
-        raise BadSweep(f"{where}: {key!r} is no axis: it says how a command runs, not what a cell is")
+        raise BadSweep(f"{where}: {key!r} cannot be an axis, since it sets how a command runs and nothing of a cell")
     if isinstance(value, Mapping):
         raise BadSweep(f"{where}: axis {key!r} must be a list of values; write nested keys with dots (method.beta)")
     if value is None or value == []:
@@ -410,9 +416,10 @@ def _as_list(value: Any, key: str, where: str) -> list[Any]:
 
 
 def replace_axes(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]]) -> list[Grid]:
-    """Command-line axes and values over those of the file.
+    """The grids with the command line's axes and values in place of the file's.
 
-    A group choice picks the grids that make it; one that no grid makes goes with the axes of all.
+    A group choice keeps the grids that have it; a choice that no grid has is combined with the axes of all
+    grids.
     """
     replaced: list[Grid] = [dict(grid) for grid in grids]
     for key, values in given.items():
@@ -424,51 +431,52 @@ def replace_axes(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]]) -> l
     return replaced
 
 
-def varied(asked: Sequence[Point]) -> tuple[str, ...]:
-    """Keys that the points of a command differ in on purpose: other values, or set for some of them only. Files of completions, which set
-    nothing of a training, apart."""
-    cells = [point for point in asked if COMPLETIONS not in point]
+def varied(all_points: Sequence[Point]) -> tuple[str, ...]:
+    """Keys that differ between a command's points on purpose: with different values, or set for some points
+    only. Files of completions do not count, since they set nothing of a training."""
+    cells = [point for point in all_points if COMPLETIONS not in point]
     keys = dict.fromkeys(key for point in cells for key in point)
     return tuple(key for key in keys if len({repr(point.get(key, "as composed")) for point in cells}) > 1)
 
 
 def points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> list[Point]:
-    """Every point of a command: the grids with the command line's axes, and beside them each file of `completions=`.
+    """Every point of a command: the grids with the command line's axes, plus each file of `completions=`.
 
-    Such a file is judged as the grids' cells are, once for each of their data, scales and judges. Without a sweep, and where no method or
-    model is asked for, the files are all there is.
+    Such a file is judged as the grids' cells are, once for each of their data, scales and judges. Without a
+    sweep, and where the command sets no method or model, the files are the only points.
     """
-    return [point for grid in _asked(grids, given, of_sweep=of_sweep) for point in unfold(grid)]
+    return [point for grid in _grids_of(grids, given, of_sweep=of_sweep) for point in unfold(grid)]
 
 
 def n_points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> int:
-    """How many points a command has, those that are the same counted twice: known before any is made."""
-    return sum(math.prod(map(len, grid.values())) for asked in _asked(grids, given, of_sweep=of_sweep) for grid in asked)
+    """Number of points of a command, counted before any is made; equal points count twice."""
+    return sum(math.prod(map(len, grid.values())) for grids_of_one in _grids_of(grids, given, of_sweep=of_sweep) for grid in grids_of_one)
 
 
-def _asked(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> list[list[Grid]]:
-    """The grids to unfold together, and, to unfold beside them, that of the files of completions."""
+def _grids_of(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> list[list[Grid]]:
+    """The grids to unfold together, and a separate list for the files of completions."""
     files = given.get(COMPLETIONS, [])
     given = {key: values for key, values in given.items() if key != COMPLETIONS}
     replaced = replace_axes(grids, given)
-    asks = of_sweep or any(key.split(".")[0] in ("method", "model") for key in given)
-    found = [replaced] if asks or not files else []
+    unfolds_grids = of_sweep or any(key.split(".")[0] in ("method", "model") for key in given)
+    together = [replaced] if unfolds_grids or not files else []
     if files:
         beside: dict[str, list[Any]] = {COMPLETIONS: list(files)}
         for key, values in [(key, values) for grid in replaced for key, values in grid.items()]:
             if key.split(".")[0] in ("judge", "world", "scale") or key == "data" or (key.startswith("data.") and key in given):
-                beside[key] = list({repr(value): value for value in [*beside.get(key, []), *values]}.values())  # a section has no hash
-        found.append([beside])
-    return found
+                beside[key] = list({repr(value): value for value in [*beside.get(key, []), *values]}.values())  # sections have no hash
+        together.append([beside])
+    return together
 
 
 def is_path(group: str, value: Any) -> bool:
-    """Whether the choice of a group is the folder of a model: `model=DIR`, with a slash, is short for model=local model.path=DIR."""
+    """Whether a group's choice is a model's folder: `model=DIR`, with a slash, is short for model=local
+    model.path=DIR."""
     return group == "model" and isinstance(value, str) and ("/" in value or value.startswith("~"))
 
 
-def spelled_out(point: Point) -> dict[str, Any]:
-    """A point whose short form `model=DIR` is settings of a cell."""
+def full_point(point: Point) -> dict[str, Any]:
+    """A point with the short form `model=DIR` expanded to settings of a cell."""
     full: dict[str, Any] = {}
     for key, value in point.items():
         if is_path(key, value):
@@ -478,7 +486,7 @@ def spelled_out(point: Point) -> dict[str, Any]:
             full["model.hub"] = value
             if point.get("model") == "hub":
                 full.setdefault("model.name", as_name(value.rpartition("/")[2]))
-        elif key != "model.path" or not is_path("model", point.get("model")):  # the door refuses both
+        elif key != "model.path" or not is_path("model", point.get("model")):  # a command with both is refused elsewhere
             full[key] = value
     return full
 

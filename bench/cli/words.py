@@ -1,4 +1,5 @@
-"""The words of a command as they were typed: bare words that are commands, and what is near a mistyped one. Imports no Hydra."""
+"""The words of a command as typed: bare words that are commands, and suggestions for a mistyped word. Imports
+no Hydra."""
 
 from __future__ import annotations
 
@@ -35,16 +36,16 @@ FLAGS_WITH_A_VALUE = (
 
 
 def near(name: str, known: Sequence[str]) -> str:
-    """What may have been meant, as the end of a message."""
-    found = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {found[0]}?" if found else f"; known: {', '.join(known)}"
+    """The nearest known name, or all names, as the end of a message."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
 
 
 def with_commands(words: Iterable[str]) -> tuple[list[str], list[str]]:
     """(words, problems): a bare word that is a command becomes do=COMMAND; another bare word is a problem."""
     done: list[str] = []
     problems: list[str] = []
-    takes_value = False  # the word before was a flag that is followed by its value
+    takes_value = False  # True after a flag that takes the next word as its value
     for word in words:
         if takes_value or word.startswith(("-", "+", "~")) or "=" in word or not word:
             done.append(word)
@@ -57,9 +58,10 @@ def with_commands(words: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _meant(word: str) -> str:
+    """A suggestion for an unknown bare word, as the end of a message."""
     sweeps = [path.stem for path in SWEEPS.glob("*.yaml")]
     if word in sweeps:
         return f"; a sweep is +sweep={word}"
-    if found := difflib.get_close_matches(word, [*VERBS, "help", *sweeps], n=1):
-        return f"; did you mean {'+sweep=' if found[0] in sweeps else ''}{found[0]}?"
+    if close := difflib.get_close_matches(word, [*VERBS, "help", *sweeps], n=1):
+        return f"; did you mean {'+sweep=' if close[0] in sweeps else ''}{close[0]}?"
     return f"; commands: {', '.join([*VERBS, 'help'])}; a setting is KEY=VALUE"

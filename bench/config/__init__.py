@@ -1,7 +1,7 @@
-"""What may be set: frozen pydantic models, unknown keys refused.
+"""Settings that a user can make: frozen pydantic models, unknown keys refused.
 
-`Cell` is one point of the grid: everything in it may change a number and reaches a stage key (names excepted).
-`Session` is how a command runs - verb, launcher, tracker, folders - and reaches no key.
+`Cell` is one point of the grid: everything in it may change a number and reaches a stage key (names
+excepted). `Session` is how a command runs - verb, launcher, tracker, folders - and reaches no key.
 """
 # ruff: noqa: F403
 

@@ -1,4 +1,4 @@
-"""How a start model is loaded, and what of it is trained: all of it, or a LoRA adapter beside it."""
+"""How a start model is loaded, and the part of it that is trained: all weights, or a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from bench.config.base import AsList, Count, Positive, Settings
 
-Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]  # auto: what transformers takes for the architecture
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]  # auto: transformers chooses for the architecture
 Checkpointing = Literal["auto"] | bool  # of gradients; auto: see shapes.checkpoints
 
 
@@ -16,7 +16,9 @@ class Loading(Settings):
     """How every stage of a cell loads its causal LMs, so that a reference is computed as the policy is."""
 
     attention: Attention = "auto"
-    quantized: Literal["nf4"] | None = None  # the base model's linear layers in four bits (QLoRA)
+    """Attention kernel; auto: the one that transformers takes for the architecture."""
+    quantized: Literal["nf4"] | None = None
+    """Format of the base model's linear layers; nf4: four bits (QLoRA), None: the model's dtype."""
 
 
 class NoAdapter(Settings):
@@ -26,10 +28,16 @@ class NoAdapter(Settings):
 
 
 class Adapter(Settings):
-    """LoRA (Hu et al. 2021): W + (alpha / rank) B A beside frozen weights W; QLoRA (Dettmers et al. 2023): W in four bits."""
+    """LoRA (Hu et al. 2021): W + (alpha / rank) B A with frozen weights W; QLoRA (Dettmers et al. 2023): W in
+    four bits."""
 
     name: Literal["lora", "qlora"]
     rank: Count
+    """Rank of the low-rank update; usual 8 to 64."""
     alpha: Positive
+    """Scale of the update, alpha / rank times B A; usual 16 to 64."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: Annotated[tuple[str, ...], AsList]  # names of linear layers; none: all but the output embeddings
+    """Dropout before the update, a probability; usual 0 to 0.1."""
+    target_modules: Annotated[tuple[str, ...], AsList]
+    """Names of the linear layers that get an update, as in [q_proj, v_proj]; []: all but the output
+    embeddings."""

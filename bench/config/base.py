@@ -1,4 +1,4 @@
-"""What all settings records share: the base record, its number types, and how misfits are told."""
+"""Base record of all settings, its number types, and errors that concern several fields."""
 
 from __future__ import annotations
 
@@ -12,48 +12,52 @@ from bench.config.names import Name as Name
 Category = Literal["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generators take
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # The range of numpy's generators.
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-AsList = Field(strict=False)  # a tuple that also takes the list that YAML writes
+AsList = Field(strict=False)  # Lets a tuple field take a list, as YAML has it.
 Fraction = Annotated[float, Field(gt=0, le=1)]
-FlipRate = Annotated[float, Field(ge=0, lt=0.5)]  # share of labels that are turned round
+FlipRate = Annotated[float, Field(ge=0, lt=0.5)]  # Share of labels that are flipped.
 
 
-Misfit = tuple[str, str]  # (a dotted field of the record, what is wrong with it)
+Misfit = tuple[str, str]  # (dotted field of the record, problem)
 
 
-def misfit(*found: Misfit) -> PydanticCustomError:
-    """For validators that weigh several fields; the door adds where each comes from."""
-    return PydanticCustomError("misfit", "{text}", {"found": found, "text": "; ".join(text for _, text in found)})
+def misfit(*misfits: Misfit) -> PydanticCustomError:
+    """Return the error of a validator that compares several fields; the check of the command adds where each
+    value comes from."""
+    return PydanticCustomError("misfit", "{text}", {"misfits": misfits, "text": "; ".join(text for _, text in misfits)})
 
 
 class LaterField:
-    """Marks a settings field added after results existed: left out of keys while it holds its default.
+    """Marks a settings field added after results existed; keys leave it out while it holds its default.
 
     `dropout: Annotated[float, LaterField()] = 0.0` keeps every key that was made before `dropout` was known.
     """
 
 
 class Unkeyed:
-    """Marks a settings field that reaches the stage and no key: how something is asked or served, which changes no number."""
+    """Marks a settings field that reaches the stage and no key: it says how a request is made or served and
+    changes no number."""
 
 
 class Settings(BaseModel):
-    """Base of every record that a user or a stage key sees: frozen, strict, closed."""
+    """Base of every record that a user or a stage key sees: frozen, strict, without unknown fields. A field's
+    docstring is its description, in the help and in conf/; no key holds it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 K = TypeVar("K", bound=type[BaseModel])
 
 
 def name_of(kind: type[BaseModel]) -> str:
-    """The name that a record's `name` must be."""
+    """The one value that a record's `name` field allows."""
     (name,) = get_args(kind.model_fields["name"].annotation)
     return str(name)
 
 
 def by_name(*kinds: K) -> dict[str, K]:
+    """The records by the value of their `name` field."""
     return {name_of(kind): kind for kind in kinds}

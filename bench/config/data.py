@@ -1,4 +1,4 @@
-"""Where preference data come from."""
+"""Preference data: the controlled world's, a file of the user's, or a public dataset."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from bench.config.world import Writer
 
 
 class WorldAnnotator(Settings):
-    """Who labels the world's pairs: prefers by sigmoid(difference / temperature), then flips a share of labels.
+    """Labels the world's pairs: prefers by sigmoid(difference / temperature), then flips a share of the
+    labels.
 
     The difference is the gold difference plus `length_bias` (points per word) times the difference in words.
     """
 
     temperature: Positive
+    """Temperature of the preference sigmoid, in gold points; a larger one makes noisier labels."""
     length_bias: float
+    """Gold points that the annotator adds for each word by which a completion is longer."""
     flip_rate: Probability
+    """Share of the labels to flip, 0 to 1."""
 
 
 Form = Literal["paired", "unpaired"]
@@ -27,45 +31,77 @@ Unwritable = Literal["refuse", "drop"]
 
 
 class Earlier(Settings):
-    """Worse habits: what a start model was fine-tuned on before its demonstrations, for so many steps."""
+    """Sloppy habits: demonstrations that a start model is fine-tuned on before its own, for a number of
+    steps."""
 
     demonstrations: Writer
+    """Error rates of the sloppy writer's demonstrations."""
     steps: Count
+    """Optimizer steps on them."""
 
 
 class WorldData(Settings):
-    """Demonstrations for the start model, then pairs of completions that an annotator labels."""
+    """The controlled world's data: demonstrations for the start model, then pairs of completions that an
+    annotator labels."""
 
     kind: Literal["world"]
     name: Name
     demonstrations: Writer
+    """Error rates of the demonstrations' writer, each a probability."""
     n_demonstrations: Count
+    """Number of demonstrations for the start model."""
     earlier: Earlier | None
+    """Sloppy demonstrations that the start model is fine-tuned on first, {demonstrations, steps}; null: none.
+    """
     n_prompts: Count
+    """Number of train prompts, each with a pair of completions."""
     n_heldout_prompts: Count
+    """Number of held-out prompts, on which reward accuracy is measured."""
     n_kl_prompts: Count
-    completions_by: Literal["sft", "writer"]  # who wrote the pairs: the fine-tuned model, or the demonstrations' writer (one set for all)
+    """Number of prompts on which the KL divergence from the reference is measured."""
+    completions_by: Literal["sft", "writer"]
+    """Writer of the pairs: the fine-tuned model (sft), or the demonstrations' writer (writer), with one set
+    for every model."""
     sample_temperature: Positive
+    """Sampling temperature of the pairs that the model writes; usual 0.7 to 1."""
     sample_max_new_tokens: Count
+    """Longest completion that the model writes for a pair, in tokens."""
     annotator: WorldAnnotator
-    form: Form  # unpaired: one of the two completions of a prompt, thumbs up if it was the preferred one
-    fraction: Probability  # of the labelled train rows; 0 for methods that learn from none
-    desirable_fraction: Fraction  # of the desirable train rows, after `fraction`; unpaired rows only
+    """Annotator of the pairs: prefers by sigmoid((gold difference + length_bias * difference in words) /
+    temperature), then flips a share of labels."""
+    form: Form
+    """Form of the train rows: paired, or unpaired (one of a pair's two completions, labelled True if it was
+    preferred)."""
+    fraction: Probability
+    """Share of the labelled train rows to use, 0 to 1; a smaller share lies inside a larger one. Use 0 for a
+    method that learns from no labelled row."""
+    desirable_fraction: Fraction
+    """Share of the desirable train rows to use, above 0 to 1, after `fraction`; unpaired rows only."""
     undesirable_fraction: Fraction
+    """Share of the undesirable train rows to use, above 0 to 1, after `fraction`; unpaired rows only."""
 
 
 class LocalData(Settings):
-    """A preference file of the user: JSONL or Parquet in TRL's paired or unpaired form, text or messages."""
+    """A preference file of the user's: JSONL or Parquet, TRL's paired or unpaired form, text or messages."""
 
     kind: Literal["local"]
     name: Name
     path: str
-    fraction: Probability  # of the labelled train rows; 0 for methods that learn from none
-    desirable_fraction: Fraction  # of the desirable train rows, after `fraction`; unpaired rows only
+    """Path of the preference file, .jsonl or .parquet."""
+    fraction: Probability
+    """Share of the labelled train rows to use, 0 to 1; a smaller share lies inside a larger one. Use 0 for a
+    method that learns from no labelled row."""
+    desirable_fraction: Fraction
+    """Share of the desirable train rows to use, above 0 to 1, after `fraction`; unpaired rows only."""
     undesirable_fraction: Fraction
+    """Share of the undesirable train rows to use, above 0 to 1, after `fraction`; unpaired rows only."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the prompts to hold out, for reward accuracy and completions."""
     n_kl_prompts: Count
-    unwritable: Annotated[Unwritable, LaterField()] = "refuse"  # rows that the model's chat template cannot write
+    """Number of prompts on which the KL divergence from the reference is measured."""
+    unwritable: Annotated[Unwritable, LaterField()] = "refuse"
+    """Rows that the model's chat template cannot write (a system message, turns out of order): refuse the
+    file, or drop and count them."""
 
 
 # Public datasets ------------------------------------------------------------------------------------------------------
@@ -73,7 +109,8 @@ class LocalData(Settings):
 
 class UltraFeedbackBinarized(Settings):
     reader: Literal["ultrafeedback_binarized"]
-    ties: Literal["keep", "drop"]  # pairs whose two scores are equal: the released recipes keep them
+    ties: Literal["keep", "drop"]
+    """Pairs of equal scores: keep them, as the released recipes do, or drop them."""
 
 
 class UltraFeedbackCleaned(Settings):
@@ -89,16 +126,19 @@ class HhRlhf(Settings):
 
 
 class Shp(Settings):
-    """Both filters are the training rows' alone, as in HALOs."""
+    """Stanford Human Preferences; both filters apply to the training rows only, as in HALOs."""
 
     reader: Literal["shp"]
     min_score_ratio: Annotated[float, Field(ge=1)]
-    max_pairs: Count  # of a post
+    """Smallest ratio of the two scores in a train pair; HALOs: 2."""
+    max_pairs: Count
+    """Largest number of train pairs of one post; HALOs: 5."""
 
 
 class Oasst1(Settings):
     reader: Literal["oasst1"]
     languages: Annotated[tuple[str, ...], AsList] = Field(min_length=1)
+    """Languages of the messages to keep, by their code (en)."""
 
 
 class HalosFeedback(Settings):
@@ -118,49 +158,79 @@ class Conversations(Settings):
 
 
 Reading = UltraFeedbackBinarized | UltraFeedbackCleaned | OrcaDpoPairs | HhRlhf | Shp | Oasst1 | HalosFeedback | TrlRows
-Patterns = Annotated[tuple[str, ...], AsList]  # of files, as in the hub's folder
+Patterns = Annotated[tuple[str, ...], AsList]  # Patterns of file names in the hub's folder.
 
 
 class Published(Settings):
-    """Where a public dataset comes from: the hub, at a revision that is locked at its first use there, or a copy of it."""
+    """Source of a public dataset: the hub, at a revision locked at its first use, or a copy on disk."""
 
-    hub: str | None  # owner/name
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None  # None: the one that is locked, or the newest at the first use
-    path: str | None  # a copy of its folder, or one file of it
+    hub: str | None
+    """Repository on the Hugging Face hub, OWNER/NAME; null: `path` is read."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    """Commit of the hub's repository, 40 hexadecimal digits; null: the locked one (results/revisions.json),
+    else the newest, which is then locked."""
+    path: str | None
+    """Path of a copy of the dataset's folder, or of one of its files; null: it comes from the hub."""
     train_files: Patterns = Field(min_length=1)
+    """Patterns of the training files in the dataset's folder."""
 
 
 class SftEpochs(Settings):
-    """Supervised fine-tuning of a pretrained model: AdamW, cosine, loss pooled over the answers' tokens of a batch, as in Zephyr."""
+    """Supervised fine-tuning of a pretrained model: AdamW, cosine; the loss is a mean over the assistant
+    tokens of a batch, as in Zephyr."""
 
     learning_rate: Positive
+    """Peak learning rate; usual 2e-5 for models of 7B."""
     num_train_epochs: Positive
+    """Passes over the conversations; usual 1 to 3."""
     batch_size: Count
+    """Conversations of one forward and backward pass."""
     gradient_accumulation_steps: Count
+    """Forward and backward passes of one optimizer step; Zephyr has 128 conversations a step."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the steps in which the learning rate rises to its peak; usual 0.1."""
 
 
 class DatasetData(Published):
-    """Preference rows of a public dataset, read by the reader that knows its columns."""
+    """Preference rows of a public dataset, read by a reader that knows its columns."""
 
     kind: Literal["dataset"]
     name: Name
     reading: Reading = Field(discriminator="reader")
-    heldout_files: Patterns  # none, or `path` is one file: heldout_fraction of the prompts
+    """Reader of the dataset's columns, with its filters."""
+    heldout_files: Patterns
+    """Patterns of the held-out files; []: heldout_fraction of the prompts is held out. So it is where
+    data.path is one file."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)]
-    n_heldout: Count | None  # held-out prompts at most
+    """Share of the prompts to hold out where there are no held-out files."""
+    n_heldout: Count | None
+    """Largest number of held-out prompts; null: all."""
     n_kl_prompts: Count
-    form: Form | None  # unpaired: one of the two completions of a pair, thumbs up if it was the preferred one; None: as it is
-    fraction: Probability  # of the train prompts; 0 for methods that learn from none
+    """Number of prompts on which the KL divergence from the reference is measured."""
+    form: Form | None
+    """Form of the train rows: paired, or unpaired (one of a pair's two completions, labelled True if it was
+    preferred); null: the dataset's own."""
+    fraction: Probability
+    """Share of the train prompts that are labelled, 0 to 1; a smaller share lies inside a larger one. Loops
+    take their prompts from the others. Use 0 for a method that learns from no labelled row."""
     desirable_fraction: Fraction
+    """Share of the desirable train rows to use, above 0 to 1, after `fraction`; unpaired rows only."""
     undesirable_fraction: Fraction
-    overlap: Overlap  # what becomes of train rows whose prompt is one of the judge's items
-    unwritable: Annotated[Unwritable, LaterField()] = "refuse"  # rows that the model's chat template cannot write
+    """Share of the undesirable train rows to use, above 0 to 1, after `fraction`; unpaired rows only."""
+    overlap: Overlap
+    """Train rows whose prompt is also one of the judge's items: report their number, drop them, or refuse.
+    With drop and refuse, training depends on the items."""
+    unwritable: Annotated[Unwritable, LaterField()] = "refuse"
+    """Rows that the model's chat template cannot write (a system message, turns out of order): refuse the
+    file, or drop and count them."""
 
 
 class Sft(Published):
-    """How a start model is made of a base model's folder: supervised fine-tuning on conversations, on every answer of each."""
+    """Supervised fine-tuning that makes a start model from a base model's folder: on conversations, on every
+    assistant turn."""
 
     name: Name
-    fraction: Fraction  # of the conversations
+    fraction: Fraction
+    """Share of the conversations to use, above 0 to 1; a smaller share lies inside a larger one."""
     training: SftEpochs
+    """Settings of the fine-tuning; the defaults are Zephyr's."""

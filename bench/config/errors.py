@@ -1,4 +1,4 @@
-"""Everything that is wrong with a command."""
+"""The error that holds all problems of a command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class BadConfig(ValueError):
-    """Everything that is wrong with a command, one line a problem."""
+    """All problems of a command, one line each."""
 
     def __init__(self, problems: Sequence[str]):
         self.problems = list(dict.fromkeys(problems))

@@ -1,6 +1,7 @@
-"""Judges: how the policy answers them, how they are asked, and how one that is a language model is paid.
+"""Settings of judges: the completions they get, how they are run, and the cost of those that are language
+models.
 
-Facts about a judge are class variables and properties: no settings, so they reach no key.
+Facts about a judge are class variables and properties; they are no settings, so no key has them.
 """
 
 from __future__ import annotations
@@ -15,64 +16,81 @@ from pydantic_core import PydanticCustomError
 
 from bench.config.base import AsList, Count, Name, Positive, Probability, Settings, by_name, misfit, name_of
 
-LABEL = re.compile(r"[A-Za-z][A-Za-z0-9]*")  # how a jury calls a member: part of names of numbers
-ENDINGS = ("n", "se", "low", "high", "failed")  # which these names have of their own
+LABEL = re.compile(r"[A-Za-z][A-Za-z0-9]*")  # The label of a jury's member, which is part of the names of numbers.
+ENDINGS = ("n", "se", "low", "high", "failed")  # Endings that names of numbers have of their own.
 
 
 class Decoding(Settings):
-    temperature: float = Field(ge=0)  # 0 is greedy
+    temperature: float = Field(ge=0)
+    """Sampling temperature, 0 or more; 0 is greedy, usual 0 to 1."""
     top_p: Annotated[float, Field(gt=0, le=1)]
+    """Probability mass that nucleus sampling keeps, above 0 to 1; usual 0.9 to 1."""
     max_new_tokens: Count
+    """Longest completion in tokens; AlpacaEval: 2048, MT-Bench: 1024, the world's: 48."""
 
 
 class PreferenceJudging(Settings):
-    """AlpacaEval 2.0's manner: preference in [0, 1] over a fixed opponent, one turn."""
+    """Preferences in AlpacaEval 2.0's manner: in [0, 1] over a fixed opponent, one turn."""
 
     n_items: Count
-    opponent: Literal["reference", "chosen"]  # the world's reference writer, or what the annotator chose of two completions
-    temperature: Positive  # preference = sigmoid(gold difference / temperature)
+    """Number of items to judge."""
+    opponent: Literal["reference", "chosen"]
+    """Opponent of the policy: the world's reference writer (reference), or the annotator's choice of two
+    completions (chosen, with data.completions_by=writer)."""
+    temperature: Positive
+    """Temperature of the preference, which is sigmoid(gold difference / temperature)."""
     decoding: Decoding
+    """Decoding of the policy's completions to the items."""
 
 
 class RatingJudging(Settings):
-    """MT-Bench's manner: a rating of 1 to 10 per turn, two turns."""
+    """Ratings in MT-Bench's manner: 1 to 10 for each turn, two turns."""
 
     n_items: Count
+    """Number of items to judge."""
     decoding: Decoding
+    """Decoding of the policy's completions to the items."""
 
 
-Manner = Literal["preference", "rating"]  # what a verdict is
-ItemForm = Literal["alpaca_eval", "mt_bench", "arena_hard"]  # how a file of items is laid out
+Manner = Literal["preference", "rating"]  # The kind of a verdict.
+ItemForm = Literal["alpaca_eval", "mt_bench", "arena_hard"]  # The layout of a file of items.
 
 
 class JudgeSettings(Settings):
-    """What every judge is, beside its settings."""
+    """Facts about a judge that are no settings, with their defaults."""
 
-    item_files: ClassVar[tuple[str, ...]] = ()  # settings that name files of items; empty: it asks the world's own prompts only
-    turns: ClassVar[Literal[1, 2]] = 1  # of an item
-    classifier: ClassVar[str | None] = None  # what its model must be, where that is a classifier
-    manner_in_name: ClassVar[bool] = False  # what it gives is said where it is named: it could give something else
+    item_files: ClassVar[tuple[str, ...]] = ()
+    """Settings that name files of items. Empty: it judges the world's own prompts only."""
+    turns: ClassVar[Literal[1, 2]] = 1
+    """Turns of an item."""
+    classifier: ClassVar[str | None] = None
+    """Kind of model that it needs, where that is a classifier."""
+    manner_in_name: ClassVar[bool] = False
+    """Whether tables name its manner of verdict with it, since it could give another."""
 
     @property
     def gives(self) -> tuple[Manner, ...]:
-        """The kinds of verdict that it gives."""
+        """Kinds of verdict that the judge gives."""
         return ("preference",)
 
     @classmethod
     def form_of(cls, files: Collection[str]) -> ItemForm:
-        """How its items are laid out, given the roles of the files that are there."""
+        """Layout of its items, given the roles of the files at hand."""
         return "alpaca_eval"
 
 
 class GoldJudge(JudgeSettings):
-    """The controlled world's own truth, in both manners."""
+    """The controlled world's own truth, as preferences and as ratings."""
 
     manner_in_name = True
 
     name: Literal["gold"]
-    split: Literal["development", "evaluation"]  # choose settings on the first, report the second
+    split: Literal["development", "evaluation"]
+    """Prompts to judge: development, to choose settings on, or evaluation, to report."""
     preference: PreferenceJudging
+    """Settings of the pairwise preferences, in AlpacaEval 2.0's manner."""
     rating: RatingJudging
+    """Settings of the ratings, in MT-Bench's manner."""
 
     @property
     def gives(self) -> tuple[Manner, ...]:
@@ -80,11 +98,13 @@ class GoldJudge(JudgeSettings):
 
 
 class NoJudge(JudgeSettings):
-    """Completions are written and measured, nobody judges them."""
+    """Completions are written and measured, and not judged."""
 
     name: Literal["none"]
     n_items: Count
+    """Number of held-out prompts to complete."""
     decoding: Decoding
+    """Decoding of the policy's completions to the items."""
 
     @property
     def gives(self) -> tuple[Manner, ...]:
@@ -92,19 +112,36 @@ class NoJudge(JudgeSettings):
 
 
 class Asking(Settings):
-    """How a judge that is a language model is reached and paid; nothing of it changes what is asked, and none of it is keyed."""
+    """How a judge that is a language model is reached and paid. Nothing here changes a prompt, so no key has
+    it."""
 
-    server: Literal["endpoint", "in_process", "vllm"]  # in_process: transformers in the worker; vllm: a server started for the command
-    base_url: str | None  # of an endpoint; None: OpenAI's
-    api_key_env: str = Field(min_length=1)  # the environment variable that holds the key
-    concurrency: Annotated[int, Field(ge=1, le=1024)]  # requests under way at once
-    attempts: Count  # of a request, before the stage is left unfinished
-    timeout_s: Positive  # of one request
-    batch_wait_s: Positive | None  # send a batch file and wait so long for it; None: ask at once, request by request
-    budget_dollars: Positive | None  # what the judging of a sweep may cost in all, earlier runs of it included
-    prices: str | None  # a price file; None: the one that comes with bench
-    tokenizer: str | None  # a folder whose tokenizer counts tokens for forecasts
-    max_without_logprobs: Probability = 0.01  # share of the votes to be weighed that may be read from the text, for want of log-probs
+    server: Literal["endpoint", "in_process", "vllm"]
+    """Program that runs the judge: endpoint (an HTTP API), in_process (transformers in the worker), vllm (a
+    server for the length of the command). With in_process and vllm, `model` is a folder; see judge=local."""
+    base_url: str | None
+    """URL of the endpoint; null: OpenAI's."""
+    api_key_env: str = Field(min_length=1)
+    """Environment variable that holds the key of the endpoint. It may be unset where base_url is set."""
+    concurrency: Annotated[int, Field(ge=1, le=1024)]
+    """Largest number of requests at the same time, 1 to 1024."""
+    attempts: Count
+    """Attempts at one request before the stage is left unfinished."""
+    timeout_s: Positive
+    """Longest wait for one reply, in seconds."""
+    batch_wait_s: Positive | None
+    """Longest wait for a batch file, in seconds; null: requests are sent one by one. OpenAI takes half the
+    price for a batch and returns it within a day."""
+    budget_dollars: Positive | None
+    """Most dollars that judging the sweep may cost, earlier runs included; null: no limit. At the limit the
+    command ends with exit code 4; the same command goes on after the limit is raised."""
+    prices: str | None
+    """Price file in the form of bench/judges/prices.yaml; null: that one."""
+    tokenizer: str | None
+    """Folder with the tokenizer.json that counts tokens for do=plan; null: tiktoken, earlier replies, or 4
+    characters a token. The plan says which one it used."""
+    max_without_logprobs: Probability = 0.01
+    """Largest share of votes that may come without log-probs, and are then read from their text as 0 or 1. A
+    larger share leaves the stage unfinished; set 1 for an endpoint that gives no log-probs."""
 
     @field_validator("base_url")
     @classmethod
@@ -117,51 +154,75 @@ class Asking(Settings):
 def _is_http(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # a number up to 65535
+        _ = parts.port  # raises for a port above 65535
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"[\s\x00-\x1f\x7f]", url)
 
 
 class VerdictDecoding(Settings):
-    """How a judge answers; None: as its annotator or its manner says. `request`: further fields of the request, null drops one."""
+    """Decoding of a judge's replies; null: as its annotator or its manner says."""
 
     temperature: float | None = Field(ge=0)
+    """Sampling temperature of the judge; null: the annotator's or manner's own."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None
+    """Probability mass that the judge's sampling keeps; null: its own."""
     max_tokens: Count | None
-    top_logprobs: Annotated[int, Field(ge=0, le=100)] | None  # likeliest tokens to list; 0 asks for none
+    """Longest reply of the judge in tokens; null: its own."""
+    top_logprobs: Annotated[int, Field(ge=0, le=100)] | None
+    """Number of likeliest tokens to list, 0 to 100; null: its own."""
     request: dict[str, Any]
+    """Further fields of the request; a null value drops a field."""
 
 
 class LanguageJudge(JudgeSettings, Asking):
-    """What every judge that is a language model sets."""
+    """Settings of every judge that is a language model."""
 
     item_files: ClassVar[tuple[str, ...]] = ("items",)
 
-    model: str = Field(min_length=1)  # as an endpoint is asked for it; a folder for the other servers
-    provider: Name  # who serves the model: part of what a verdict is
-    dtype: Literal["float32", "bfloat16"]  # of the other servers
-    server_args: Annotated[tuple[str, ...], AsList]  # further words of the vLLM server's command
+    model: str = Field(min_length=1)
+    """Name of the judge's model as the endpoint knows it, or its folder where server is in_process or vllm.
+    """
+    provider: Name
+    """Name of the company or program that serves the model; it is part of a verdict's identity."""
+    dtype: Literal["float32", "bfloat16"]
+    """Number format of the weights where server is in_process or vllm: float32 or bfloat16."""
+    server_args: Annotated[tuple[str, ...], AsList]
+    """Further words of the vLLM server's command."""
     verdict: VerdictDecoding
-    items: str | None  # a file, or `hub` where the manner has items there; None: the controlled world's evaluation prompts
-    n_items: Count | None  # the first so many; None: all of the file
-    decoding: Decoding  # of the policy
+    """Decoding of the judge's replies, and further fields of the request; null: as the annotator or the
+    benchmark says."""
+    items: str | None
+    """File of items in the form of the judge's benchmark, or hub for AlpacaEval's official 805; null: the
+    controlled world's evaluation prompts. AlpacaEval has a list of instruction and output (the baseline's);
+    MT-Bench FastChat's question.jsonl; Arena-Hard its question.jsonl with `baseline`, or AlpacaEval's list
+    without it."""
+    n_items: Count | None
+    """Number of items to judge, the first of the file; null: all of them."""
+    decoding: Decoding
+    """Decoding of the policy's completions to the items."""
 
-    def __hash__(self) -> int:  # fields that hold dicts have none
+    def __hash__(self) -> int:  # dict fields have no hash
         return hash(self.model_dump_json())
 
 
 class AlpacaEvalJudge(LanguageJudge):
-    """Preferences over a fixed opponent, asked as one of the alpaca-eval package's annotators asks."""
+    """Preferences over a fixed opponent, with the prompts and parsers of an annotator of the alpaca-eval
+    package."""
 
     name: Literal["alpaca_eval"]
-    annotator: str = Field(min_length=1)  # its name in the package, or a folder laid out as there
-    order: Literal["official", "both"]  # official: one order an item, drawn by its instruction; both: two calls, averaged
-    calibration: str | None  # of the table's length control: a file, `fitted`, or None
+    annotator: str = Field(min_length=1)
+    """Annotator of the alpaca-eval package by name (evaluators_configs), or a folder of that layout."""
+    order: Literal["official", "both"]
+    """Order of the two completions: official (one order, drawn from the instruction), or both (two requests,
+    averaged; twice the price)."""
+    calibration: str | None
+    """Length control's prior knowledge: AlpacaEval's df_gamed.csv or a file with its columns; fitted: item
+    difficulties from the other rows of the table; null: neither."""
 
 
 class MtBenchJudge(LanguageJudge):
-    """Two turns in eight categories: a rating of each answer, or each pair of answers in both orders."""
+    """Two turns in eight categories: a rating of each completion, or each pair in both orders."""
 
     item_files = ("items", "references", "baseline")
     turns = 2
@@ -169,10 +230,16 @@ class MtBenchJudge(LanguageJudge):
 
     name: Literal["mt_bench"]
     mode: Literal["single", "pairwise"]
-    prompts: str | None  # FastChat's judge_prompts.jsonl; None: ours
-    references: str | None  # FastChat's reference_answer/*.jsonl
-    baseline: str | None  # the opponent's FastChat model_answer/*.jsonl, for pairs
-    temperatures: dict[str, Annotated[float, Field(ge=0)]]  # of the policy, by category; decoding.temperature elsewhere
+    """Kind of verdict: single (a rating of 1 to 10 for each turn), or pairwise (both orders, a win needs
+    both)."""
+    prompts: str | None
+    """FastChat's judge_prompts.jsonl; null: the prompts of bench."""
+    references: str | None
+    """FastChat's reference_answer/*.jsonl, to go with `items`; null: none."""
+    baseline: str | None
+    """The opponent's FastChat model_answer/*.jsonl, for mode=pairwise; null: none."""
+    temperatures: dict[str, Annotated[float, Field(ge=0)]]
+    """Sampling temperature of the policy by category, as in FastChat; decoding.temperature for any other."""
 
     @property
     def gives(self) -> tuple[Manner, ...]:
@@ -184,14 +251,20 @@ class MtBenchJudge(LanguageJudge):
 
 
 class ArenaHardJudge(LanguageJudge):
-    """Games over a fixed opponent, each pair in both orders, five verdicts; asked as Arena-Hard-Auto asks."""
+    """Games against a fixed opponent as in Arena-Hard-Auto: each pair in both orders, five verdicts."""
 
     item_files = ("items", "baseline")
 
     name: Literal["arena_hard"]
-    prompts: str | None  # a file of Arena-Hard's settings, with prompt_template; None: ours
-    baseline: str | None  # the opponent's answers, where items are Arena-Hard's own question.jsonl
+    prompts: str | None
+    """YAML file with system_prompt and prompt_template ({QUESTION}, {ANSWER_A}, {ANSWER_B}) as Arena-Hard has
+    them; null: the prompts of bench."""
+    baseline: str | None
+    """The opponent's model_answer file, where `items` is Arena-Hard's own question.jsonl; null: `items` holds
+    its outputs."""
     calibration: str | None
+    """Length control's prior knowledge: AlpacaEval's df_gamed.csv or a file with its columns; fitted: item
+    difficulties from the other rows of the table; null: neither."""
 
     @classmethod
     def form_of(cls, files: Collection[str]) -> ItemForm:
@@ -199,17 +272,25 @@ class ArenaHardJudge(LanguageJudge):
 
 
 class ModelJudge(JudgeSettings):
-    """What a judge sets that is a classifier in a folder."""
+    """Settings of a judge that is a classifier in a folder."""
 
     item_files = ("items",)
     classifier = "a sequence classifier of one output"
 
-    model: str = Field(min_length=1)  # its folder
+    model: str = Field(min_length=1)
+    """Folder of the classifier."""
     dtype: Literal["float32", "bfloat16"]
-    items: str | None  # a list of AlpacaEval's form; None: the controlled world's evaluation prompts
-    n_items: Count | None  # the first so many; None: all of the file
+    """Number format of the weights: float32 or bfloat16."""
+    items: str | None
+    """File of items, a list of instruction and output (the baseline's); null: the controlled world's
+    evaluation prompts."""
+    n_items: Count | None
+    """Number of items to judge, the first of the file; null: all of them."""
     calibration: str | None
-    decoding: Decoding  # of the policy
+    """Length control's prior knowledge: AlpacaEval's df_gamed.csv or a file with its columns; fitted: item
+    difficulties from the other rows of the table; null: neither."""
+    decoding: Decoding
+    """Decoding of the policy's completions to the items."""
 
 
 class RewardModelJudge(ModelJudge):
@@ -219,63 +300,76 @@ class RewardModelJudge(ModelJudge):
 
 
 class PairRankerJudge(ModelJudge):
-    """Preferences over a fixed opponent by a model that reads both answers at once, in both orders."""
+    """Preferences over a fixed opponent by a model that reads both completions at once, in both orders."""
 
     classifier = "PairRM, or a sequence classifier of one output"
 
     name: Literal["pair_ranker"]
-    template: str  # of the text that a classifier reads; PairRM's own folder has its own
+    template: str
+    """Text that the classifier reads, with {prompt}, {first} and {second}, as it was trained. PairRM ignores
+    it and uses its own marks; a model with a chat template reads the text through it."""
 
     @model_validator(mode="after")
     def _has_places(self) -> PairRankerJudge:
         if lacking := [place for place in ("{prompt}", "{first}", "{second}") if place not in self.template]:
-            raise misfit(("template", f"the template has no place for {', '.join(lacking)}"))
+            raise misfit(("template", f"the template must contain {', '.join(lacking)}"))
         return self
 
 
-ModelledJudge = AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge  # these label samples too
-Member = GoldJudge | ModelledJudge  # of a jury: those that prefer one of two one-turn answers
+ModelledJudge = AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge  # These can label samples too.
+Member = GoldJudge | ModelledJudge  # A jury's member gives preferences between two completions of one turn.
 
 
 class JuryJudge(JudgeSettings):
-    """Several judges of the same answers. Each member is a whole section, as if it judged alone; items and decoding are the jury's."""
+    """Several judges of the same completions. Each member is a whole section, as if it judged alone; items
+    and decoding are the jury's."""
 
     item_files = ("items",)
 
     name: Literal["jury"]
     judges: dict[str, Annotated[Member, Field(discriminator="name")]]
+    """Members by label (letters and digits): `judge`, a file of this folder, and the settings to change. Each
+    judges as if alone, but items, n_items and decoding are the jury's."""
     items: str | None
+    """File of items, a list of instruction and output (the baseline's); null: the controlled world's
+    evaluation prompts."""
     n_items: Count | None
+    """Number of items to judge, the first of the file; null: all of them."""
     calibration: str | None
+    """Length control's prior knowledge: AlpacaEval's df_gamed.csv or a file with its columns; fitted: item
+    difficulties from the other rows of the table; null: neither."""
     decoding: Decoding
+    """Decoding of the policy's completions to the items."""
 
     @model_validator(mode="after")
     def _are_several(self) -> JuryJudge:
-        found = [f"a jury is two judges or more, got {len(self.judges)}"] if len(self.judges) < 2 else []
+        problems = [f"a jury needs two judges or more, got {len(self.judges)}"] if len(self.judges) < 2 else []
         what = f"must be letters and digits, and none of {', '.join(ENDINGS)}"
-        found += [f"a label {what}, got {label}" for label in self.judges if not LABEL.fullmatch(label) or label in ENDINGS]
+        problems += [f"a member's label {what}, got {label}" for label in self.judges if not LABEL.fullmatch(label) or label in ENDINGS]
         labels = list(self.judges)
         twins = [(one, two) for n, two in enumerate(labels) for one in labels[:n] if self.judges[one] == self.judges[two]]
-        found += [
-            f"{one} and {two} are one judge, whose vote would count twice: leave {two} out, or set what differs" for one, two in twins
+        problems += [
+            f"{one} and {two} are the same judge, and its vote would count twice: leave {two} out, or give it other settings"
+            for one, two in twins
         ]
-        if found:
-            raise misfit(*(("judges", text) for text in found))
+        if problems:
+            raise misfit(*(("judges", text) for text in problems))
         seats = ", ".join(repr(name_of(kind)) for kind in get_args(Member) if kind.turns == 1)
         two_turns = {f"judges.{label}.name": judge.name for label, judge in self.judges.items() if judge.turns != 1}
         if two_turns:
             raise misfit(*((place, f"judge.{place} must be one of {seats}, got {name!r}") for place, name in two_turns.items()))
         return self
 
-    def __hash__(self) -> int:  # fields that hold dicts have none
+    def __hash__(self) -> int:  # dict fields have no hash
         return hash(self.model_dump_json())
 
 
-AnyJudge = GoldJudge | NoJudge | ModelledJudge | JuryJudge  # of a cell
+AnyJudge = GoldJudge | NoJudge | ModelledJudge | JuryJudge  # The judges of a cell.
 JUDGES: dict[str, type[JudgeSettings]] = by_name(*get_args(AnyJudge))
 
 
 def judge_facts(section: Any) -> type[JudgeSettings]:
-    """The class that a judge's section is of, whose class variables are its facts; of one that is unknown, those of no judge."""
+    """The settings class of a judge's section, with its facts as class variables; JudgeSettings for an
+    unknown judge."""
     name = section.get("name") if isinstance(section, dict) else section
     return JUDGES.get(name, JudgeSettings) if isinstance(name, str) else JudgeSettings

@@ -1,6 +1,7 @@
-"""What each method sets, and what is a fact about it.
+"""Settings of each method, and facts about it.
 
-Facts are class variables: no settings, so they reach no key. Whoever wants to know something about a method asks its class, not its name.
+Facts are class variables; they are no settings, so no key has them. Code that needs a fact reads it from the
+method's class, never from its name.
 """
 
 from __future__ import annotations
@@ -15,58 +16,88 @@ from bench.config.base import AsList, Count, FlipRate, Fraction, LaterField, Mis
 from bench.config.judges import ModelledJudge
 from bench.config.world import SftTraining, Writer
 
-# What a training reads of its data: nothing; whole pairs; the chosen half of pairs; rows with a label, of which a pair makes two.
+# The part of the data that a training reads: nothing, whole pairs, the chosen half of pairs, or labelled rows
+# (a pair makes two).
 Feedback = Literal["nothing", "pairs", "chosen", "rows"]
 
 
 class MethodSettings(Settings):
-    """What every method is, beside its settings."""
+    """Facts about a method that are no settings, with their defaults."""
 
-    trains: ClassVar[bool] = False  # False: its cells stand beside a sweep's grid, not in it
+    trains: ClassVar[bool] = False
+    """Whether it trains a policy. False: its cells are listed next to a sweep's grid, not in it."""
     feedback: ClassVar[Feedback] = "nothing"
-    needs_labels: ClassVar[bool] = True  # False: some of its trainings, or all, learn from no labelled row
-    demonstrates: ClassVar[bool] = False  # its new prompts come with answers, which it learns from
-    chooses: ClassVar[bool] = False  # among samples of the start model, by a reward model; no policy is trained
-    control: ClassVar[str | None] = None  # token that its policy is asked with, after every prompt
-    whole: ClassVar[str | None] = None  # what it trains that an adapter does not hold; None: it trains an adapter where one is set
-    starts_at: ClassVar[int] = 1  # a loop's first iteration that samples
-    spreads: ClassVar[bool] = True  # over devices; False: its loss looks at a whole batch, which is not gathered from all of them
-    couples_rows: ClassVar[bool] = False  # the rows of a batch share a number of the loss, so batch size is part of the method
-    with_partners: ClassVar[bool] = False  # each completion goes forward beside another prompt's, without a gradient
-    looks_first: ClassVar[bool] = False  # all rows go forward once before the first step
-    has_reference: ClassVar[bool] = True  # in its loss
-    curve_has_z0: ClassVar[bool] = False  # `kl` of its curve is KTO's reference point
+    """Part of the data that its training reads."""
+    needs_labels: ClassVar[bool] = True
+    """Whether every training of it learns from labelled rows."""
+    demonstrates: ClassVar[bool] = False
+    """Whether its new prompts come with completions to learn from."""
+    chooses: ClassVar[bool] = False
+    """Whether it picks among samples of the start model by a reward model, and trains no policy."""
+    control: ClassVar[str | None] = None
+    """Token added to every prompt of its policy."""
+    whole: ClassVar[str | None] = None
+    """Weights it trains that an adapter does not hold. None: it trains an adapter where one is set."""
+    starts_at: ClassVar[int] = 1
+    """A loop's first iteration that samples."""
+    spreads: ClassVar[bool] = True
+    """Whether it can train on several devices. False: its loss needs a whole batch, which the devices do not
+    gather."""
+    couples_rows: ClassVar[bool] = False
+    """Whether the rows of a batch share a number of the loss, which makes batch size part of the method."""
+    with_partners: ClassVar[bool] = False
+    """Whether each completion is also scored, without a gradient, after another row's prompt."""
+    looks_first: ClassVar[bool] = False
+    """Whether all rows are scored once before the first step."""
+    has_reference: ClassVar[bool] = True
+    """Whether its loss has a reference model."""
+    curve_has_z0: ClassVar[bool] = False
+    """Whether `kl` of its curve is KTO's reference point."""
 
     @classmethod
     def needs_pairs(cls) -> bool:
-        """Whether it learns from pairs only; the others learn from unpaired rows too, or from nothing."""
+        """Whether the method learns from pairs only; the others also learn from unpaired rows, or from
+        nothing."""
         return cls.feedback in ("pairs", "chosen")
 
 
 class Training(MethodSettings):
-    """What every trained method sets; TRL's and transformers' trainers read it."""
+    """Settings of every trained method, for TRL's and transformers' trainers."""
 
     trains = True
     feedback: ClassVar[Feedback] = "pairs"
-    trainer: ClassVar[str | None] = None  # the module of bench/methods that trains it; None: the one of its name
+    trainer: ClassVar[str | None] = None
+    """The module of bench/methods that trains it. None: the module of its name."""
 
     learning_rate: Positive
+    """Peak learning rate; usual 3e-7 to 1e-6 for models of 7B, 3e-4 to 1e-3 for the world's models. The scale
+    preset gives it; 1e-5 ruins most models of 7B."""
     num_train_epochs: Positive
-    batch_size: Count  # pairs, or KTO's rows, a device and step
+    """Passes over the training data; usual 1 to 3."""
+    batch_size: Count
+    """Rows of one forward and backward pass; times gradient_accumulation_steps, a step has usually 32 to 128.
+    A row is a pair, or one completion for KTO, CSFT and offline PPO; several devices share the rows of a
+    step."""
     gradient_accumulation_steps: Count
+    """Forward and backward passes of one optimizer step; usual 1 to 16."""
     optimizer: Literal["adamw_torch", "rmsprop"]
+    """Optimizer: adamw_torch, as most recipes since 2024, or rmsprop, as DPO and Archangel."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"]
+    """Course of the learning rate after the warm-up: constant, linear or cosine."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the steps in which the learning rate rises to its peak, below 1; usual 0.1."""
     weight_decay: float = Field(ge=0)
+    """Weight decay of the optimizer; usual 0 to 0.1."""
     max_grad_norm: Positive
+    """Largest norm of a gradient, longer ones are clipped to it; usual 1 to 10."""
 
     def start_loss(self) -> float | None:
-        """The loss of a policy that is still its own reference, whatever the data; None where it hangs on them."""
+        """The loss while the policy equals its reference; None where it depends on the data."""
         return None
 
     @property
     def forward_only(self) -> float:
-        """How often each completion goes forward without a gradient."""
+        """Forward passes without a gradient for each completion."""
         return self.num_train_epochs * self.with_partners + self.looks_first
 
 
@@ -82,19 +113,24 @@ class NoMethod(MethodSettings):
 
 
 class Written(MethodSettings):
-    """A file of completions: nothing is trained, nobody writes."""
+    """A file of completions: nothing is trained or generated."""
 
     needs_labels = False
 
     name: Literal["completions"]
     path: str
-    label: Name  # how tables call it
+    """File of completions."""
+    label: Name
+    """Name of the row in tables."""
 
 
 class Dpo(Training):
     name: Literal["dpo"]
     beta: Positive
-    sft_weight: Annotated[float, Field(ge=0), LaterField()] = 0.0  # of the mean NLL of the chosen completion, beside the loss
+    """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5. A small beta lets the policy move further
+    from the reference, and needs a lower learning rate or fewer epochs."""
+    sft_weight: Annotated[float, Field(ge=0), LaterField()] = 0.0
+    """Weight of the mean NLL of the chosen completion, added to the loss (RPO, IRPO); usual 0 (DPO) to 1."""
 
     def start_loss(self) -> float | None:
         return None if self.sft_weight else LOG_2
@@ -102,7 +138,9 @@ class Dpo(Training):
 
 class Ipo(Training):
     name: Literal["ipo"]
-    beta: Positive  # the paper's tau
+    beta: Positive
+    """The paper's tau, strength of the KL penalty; usual 0.01 to 1. With per-token means 0.1 asks for a
+    margin of 5 nats a token, so the loss stays near 25."""
 
     def start_loss(self) -> float | None:
         return 1 / (2 * self.beta) ** 2
@@ -115,17 +153,29 @@ class Kto(Training):
     curve_has_z0 = True
 
     name: Literal["kto"]
+    learning_rate: Positive
+    """Peak learning rate; usual 5e-7 to 5e-6 for models of 7B, 1e-3 for the world's models. The authors
+    advise 5e-6, 2 to 10 times DPO's; Archangel has 5e-7."""
     beta: Positive
-    batch_size: Annotated[int, Field(ge=2)]  # the KL term is estimated from the rows of a batch
+    """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5. The authors advise 0.01 to 0.1 after SFT
+    on the same data, and 0.1 to 0.5 from an aligned model."""
+    batch_size: Annotated[int, Field(ge=2)]
+    """Rows of one forward and backward pass, 2 or more; times gradient_accumulation_steps, a step has usually
+    8 to 128. The KL term is estimated from the rows of a batch."""
     desirable_weight: Positive
+    """The paper's lambda_D, weight of the desirable rows; usual 1. Leave both weights at 1 for as many
+    desirable as undesirable rows."""
     undesirable_weight: Positive
-    weight_ratio: Annotated[Positive | None, LaterField()] = None  # λ_D n_D / (λ_U n_U); sets both weights by the rows' counts
+    """The paper's lambda_U, weight of the undesirable rows; usual 1."""
+    weight_ratio: Annotated[Positive | None, LaterField()] = None
+    """Ratio lambda_D n_D / (lambda_U n_U), which sets both weights by the counts of the rows; usual 1 to 1.5,
+    null: the weights above. Both weights must then be 1."""
 
     @model_validator(mode="after")
     def _one_way_to_weigh(self) -> Kto:
         if self.weight_ratio is not None and (self.desirable_weight, self.undesirable_weight) != (1, 1):
             got = f"desirable_weight={self.desirable_weight:g} and undesirable_weight={self.undesirable_weight:g}"
-            raise misfit(("weight_ratio", f"weight_ratio sets both weights, which must then be 1, got {got}"))
+            raise misfit(("weight_ratio", f"weight_ratio sets both weights, so leave them at 1, got {got}"))
         return self
 
     def start_loss(self) -> float | None:
@@ -136,7 +186,10 @@ class Kto(Training):
 class Cdpo(Training):
     name: Literal["cdpo"]
     beta: Positive
+    """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5."""
     label_smoothing: FlipRate
+    """Share of the labels assumed to be wrong, below 0.5; usual 0.1 to 0.2. The margin stops growing at
+    sigmoid(beta delta) = 1 - label_smoothing."""
 
     def start_loss(self) -> float | None:
         return LOG_2
@@ -145,7 +198,9 @@ class Cdpo(Training):
 class Robust(Training):
     name: Literal["robust"]
     beta: Positive
+    """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5."""
     label_smoothing: FlipRate
+    """Share of the labels assumed to be flipped, below 0.5; usual 0.1."""
 
     def start_loss(self) -> float | None:
         return LOG_2
@@ -153,7 +208,8 @@ class Robust(Training):
 
 class IpoSummed(Training):
     name: Literal["ipo_summed"]
-    beta: Positive  # the paper's tau
+    beta: Positive
+    """The paper's tau, strength of the KL penalty; usual 0.01 to 1."""
 
     def start_loss(self) -> float | None:
         return 1 / (2 * self.beta) ** 2
@@ -161,7 +217,8 @@ class IpoSummed(Training):
 
 class Hinge(Training):
     name: Literal["hinge"]
-    beta: Positive  # 1 / margin
+    beta: Positive
+    """One over the margin in nats; usual 0.1, a margin of 10."""
 
     def start_loss(self) -> float | None:
         return 1.0
@@ -171,23 +228,32 @@ class Slic(Training):
     has_reference = False
 
     name: Literal["slic"]
-    delta: Positive  # margin, in nats of the whole completion
-    lambda_nll: float = Field(ge=0)  # the paper's lambda
+    delta: Positive
+    """Margin between the two summed log-probabilities, in nats; usual 1."""
+    lambda_nll: float = Field(ge=0)
+    """The paper's lambda, weight of the summed NLL of the chosen completion; usual 0.1 (Archangel)."""
 
 
 class Simpo(Training):
     has_reference = False
 
     name: Literal["simpo"]
-    beta: Positive  # of log-probabilities per token: larger than DPO's
-    gamma: float = Field(ge=0)  # margin, absolute; the authors' code sets gamma / beta
+    beta: Positive
+    """Scale of the difference of log-probabilities per token; usual 2 to 10. It is larger than DPO's beta
+    because means per token are small."""
+    gamma: float = Field(ge=0)
+    """Target margin, absolute; usual 0.1 to 0.8 times beta. The authors' code sets gamma / beta, and they
+    advise to start at 0.5."""
 
 
 class Orpo(Training):
     has_reference = False
 
     name: Literal["orpo"]
-    lambda_or: float = Field(ge=0)  # the paper's lambda
+    learning_rate: Positive
+    """Peak learning rate; usual 5e-6 to 8e-6 for models of 7B, 1e-3 for the world's models."""
+    lambda_or: float = Field(ge=0)
+    """The paper's lambda, weight of the odds-ratio term; usual 0.1 (Mistral) to 0.25 (Phi-2)."""
 
 
 class Cpo(Training):
@@ -195,7 +261,9 @@ class Cpo(Training):
 
     name: Literal["cpo"]
     beta: Positive
-    alpha: float = Field(ge=0)  # weight of the NLL term
+    """Scale of the difference of summed log-probabilities; usual 0.1."""
+    alpha: float = Field(ge=0)
+    """Weight of the mean NLL of the chosen completion; usual 1."""
 
 
 class KtoPair(Training):
@@ -204,6 +272,7 @@ class KtoPair(Training):
 
     name: Literal["kto_pair"]
     beta: Positive
+    """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5."""
 
     def start_loss(self) -> float | None:
         return 0.5
@@ -214,20 +283,27 @@ class SftChosen(Training):
     has_reference = False
 
     name: Literal["sft_chosen"]
+    learning_rate: Positive
+    """Peak learning rate; usual 2e-5 for models of 7B, 1e-3 for the world's models. Archangel has 5e-7."""
 
 
 class BestOfN(Training):
-    """The start model's best of n samples by a reward model, which the training settings are for."""
+    """The start model's best of n samples by a reward model; the training settings are the reward model's."""
 
     chooses = True
     whole = "a reward model, which is trained whole"
 
     name: Literal["best_of_n"]
+    learning_rate: Positive
+    """Peak learning rate of the reward model; 9e-6 for InstructGPT's 6B, 1e-3 to 3e-3 for the world's models.
+    One reward model serves every n."""
     n: Annotated[int, Field(ge=2)]
+    """Samples of each turn, 2 or more; usual 4 to 128. Little is gained from 64 on, and generation takes n
+    times as long."""
 
 
 class RewardModel(Training):
-    """A Bradley-Terry reward model: what best_of_n trains, whatever its n."""
+    """A Bradley-Terry reward model, as best_of_n trains it for every n."""
 
     trainer = "best_of_n"
 
@@ -241,21 +317,30 @@ class Csft(Training):
     has_reference = False
 
     name: Literal["csft"]
+    learning_rate: Positive
+    """Peak learning rate; usual 2e-5 for models of 7B, 1e-3 for the world's models. Archangel has 5e-7."""
 
 
 class OfflinePpo(Training):
     feedback = "rows"
-    spreads = False  # a baseline of its rows, statistics of its tokens
+    spreads = False  # its baseline is over rows, its statistics over tokens
     couples_rows = True
     looks_first = True
 
     name: Literal["offline_ppo"]
-    clip: Annotated[float, Field(gt=0, lt=1)]  # ratios are held in [clip, 1 / clip]
-    gamma: Fraction  # discount a token
+    clip: Annotated[float, Field(gt=0, lt=1)]
+    """Bound of the ratios to the reference, clipped to [clip, 1 / clip]; usual 0.5 (the released code) or
+    0.25 (the paper)."""
+    gamma: Fraction
+    """Discount for each token, above 0 to 1; usual 0.99."""
     gae_lambda: Probability
+    """Lambda of generalised advantage estimation, 0 to 1; usual 0.95."""
     value_weight: float = Field(ge=0)
+    """Weight of the value loss; usual 0.01."""
     kl_weight: float = Field(ge=0)
-    value_max_grad_norm: Positive  # the value head's own; max_grad_norm is the policy's
+    """Weight of the KL term; usual 0.1."""
+    value_max_grad_norm: Positive
+    """Largest norm of the value head's gradient; usual 0.1. The policy's is max_grad_norm."""
 
 
 # In the order of tables.
@@ -266,55 +351,90 @@ Trained = SftChosen | Dpo | Cdpo | Robust | Ipo | IpoSummed | Hinge | Slic | Sim
 
 
 class SeedTraining(Settings):
-    """DPO on the labelled pairs, before a loop's first iteration; what it does not name is as in the iterations."""
+    """DPO on the labelled pairs before a loop's first iteration; other settings are the iterations'."""
 
     beta: Positive
+    """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5."""
     learning_rate: Positive
+    """Peak learning rate; usual that of method=dpo."""
     num_train_epochs: Positive
+    """Passes over the labelled pairs; usual 3 for fewer than 2000 pairs, else 1."""
     batch_size: Count
+    """Pairs of one forward and backward pass."""
 
 
 class Loop(Training):
-    """What every loop sets; the training settings are those of an iteration."""
+    """Settings of every loop; the training settings are those of one iteration."""
 
-    iteration: Annotated[int, Field(ge=0)]  # whose policy the cell is
-    n_prompts: Count  # new ones, an iteration
+    iteration: Annotated[int, Field(ge=0)]
+    """Iteration of the policy to judge. An axis method.iteration=0,1,2 shares all stages that can be shared.
+    """
+    n_prompts: Count
+    """Number of new prompts in an iteration."""
     sample_temperature: Positive
+    """Sampling temperature of the completions that become pairs; usual 0.7 to 1."""
     sample_max_new_tokens: Count
-    pairs: Literal["fresh", "two_latest", "accumulated"]  # of which iterations one trains on
-    prompts: str | None = None  # a file of new prompts, for SPIN with their answers; None: the controlled world's
+    """Longest sampled completion in tokens; SPA: 300."""
+    pairs: Literal["fresh", "two_latest", "accumulated"]
+    """Pairs that an iteration trains on: its own (fresh), its own and the iteration's before (two_latest), or
+    the labelled pairs and every iteration's (accumulated). SPA and self-rewarding take fresh."""
+    prompts: str | None = None
+    """File of new prompts of yours, to go with data=local: .jsonl or .parquet with prompt (text or messages);
+    null: the controlled world's."""
 
 
-# start: the start model; previous: the policy before the one that writes; base: the model that the start model was tuned from
+# The model that implicit rewards are measured against: the start model, the policy before the one that
+# writes, or the model that the start model was tuned from.
 JudgingReference = Literal["start", "previous", "base"]
 
 
 class IterativeDpo(Loop):
     name: Literal["iterative_dpo"]
+    iteration: Annotated[int, Field(ge=0)]
+    """Iteration of the policy to judge; 0: before the first sampling. An axis method.iteration=0,1,2 shares
+    all stages that can be shared."""
+    learning_rate: Positive
+    """Peak learning rate of an iteration; usual 5e-7 to 1e-5 for pretrained models, 2e-4 for the world's
+    models."""
     beta: Positive
-    seed_training: SeedTraining | None  # None: the loop starts from the start model
-    draws: Annotated[int, Field(ge=2)]  # of a prompt, of which the best and the worst make a pair
+    """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5."""
+    seed_training: SeedTraining | None
+    """DPO on the labelled pairs before the first iteration; null: the loop starts from the start model."""
+    draws: Annotated[int, Field(ge=2)]
+    """Number of samples of each prompt; the best and the worst make a pair. The papers take 2 to 4."""
     labeller: Literal["gold", "reward_model", "implicit", "judge", "random", "shorter"]
-    # Of labeller=judge: a judge's section as it is, whose items and decoding say nothing here, where samples are judged.
+    """Labeller of the samples: gold (the world's annotator), reward_model (trained on the labelled pairs),
+    implicit (the policy's log-ratio), judge (labelling_judge); controls: random, shorter."""
     labelling_judge: ModelledJudge | None = Field(discriminator="name")
-    judging_reference: JudgingReference  # of implicit rewards
-    length_penalty: Annotated[float, Field(ge=0)]  # of implicit rewards, a token
+    """Judge for labeller=judge, a judge's section; its items, n_items and decoding are not used. Choose it by
+    judge@method.labelling_judge=alpaca_eval."""
+    judging_reference: JudgingReference
+    """Model that implicit rewards are measured against: the start model (start), the policy before the one
+    that writes (previous), or the model the start model was tuned from (base)."""
+    length_penalty: Annotated[float, Field(ge=0)]
+    """Reward subtracted for each token of a completion, against growing length; usual 0.001 to 0.01, 0 is
+    off."""
     training_reference: Literal["previous", "start"]
-    reward_learning_rate: Positive  # of the reward model, on the labelled pairs
-    reward_fraction: Fraction | None  # of the labelled pairs, for the reward model; None: data.fraction
+    """Reference model of an iteration's DPO: the policy before it (previous), or the start model (start)."""
+    reward_learning_rate: Positive
+    """Peak learning rate of the reward model, which learns from the labelled pairs; 9e-6 for InstructGPT's
+    6B, 1e-3 to 3e-3 for the world's models."""
+    reward_fraction: Fraction | None
+    """Share of the labelled pairs that the reward model learns from; null: data.fraction, the pairs of the
+    seed."""
 
     @model_validator(mode="after")
     def _has_a_judge(self) -> IterativeDpo:
         if self.labeller == "implicit":
             _prefers_something(self)
         if self.labeller == "judge" and self.labelling_judge is None:
-            raise misfit(("labeller", "labeller=judge asks a judge: add judge@method.labelling_judge=alpaca_eval, or another judge"))
+            raise misfit(("labeller", "labeller=judge needs a judge: add judge@method.labelling_judge=alpaca_eval, or another judge"))
         if self.labeller == "reward_model" and self.seed_training is None:
-            raise misfit(("labeller", "the reward model is trained as seed_training says, got null"))
+            raise misfit(("labeller", "labeller=reward_model needs seed_training, the settings of its training, got null"))
         return self
 
 
-# What one labeller of iterative_dpo reads and the others do not, and its value where nobody has set it.
+# Settings of iterative_dpo that only one labeller reads: (the labeller, the value that counts as not set).
 OF_ONE_LABELLER: dict[str, tuple[str, Any]] = {
     "labelling_judge": ("judge", None),
     "reward_fraction": ("reward_model", None),
@@ -324,28 +444,51 @@ OF_ONE_LABELLER: dict[str, tuple[str, Any]] = {
 
 
 def unread(loops: Sequence[IterativeDpo]) -> list[Misfit]:
-    """What is set for a labeller that none of these has: whoever names a judge does not mean the labels of another."""
-    found = []
+    """Settings for a labeller that none of these loops has. They are refused: naming a judge does not mean
+    that it labels."""
+    problems = []
     for name, (labeller, unset) in OF_ONE_LABELLER.items():
         there = sorted({loop.labeller for loop in loops})
         if labeller not in there and any(getattr(loop, name) != unset for loop in loops):
-            text = f"method.{name} is read by labeller={labeller} alone, got labeller={', '.join(there)}"
-            found.append((f"method.{name}", f"{text}: leave it out, or set method.labeller={labeller}"))
-    return found
+            text = f"method.{name} is only used with labeller={labeller}, got labeller={', '.join(there)}"
+            problems.append((f"method.{name}", f"{text}: leave it out, or set method.labeller={labeller}"))
+    return problems
 
 
 class Spa(Loop):
     name: Literal["spa"]
+    iteration: Annotated[int, Field(ge=0)]
+    """Iteration of the policy to judge; 0: DPO on the labels alone. An axis method.iteration=0,1,2 shares all
+    stages that can be shared."""
+    learning_rate: Positive
+    """Peak learning rate of an iteration; usual 5e-7 to 1e-5 for pretrained models, 2e-4 for the world's
+    models."""
     beta: Positive
-    seed_training: SeedTraining | None  # None: no labelled pair is learned from
+    """Strength of the KL penalty, dimensionless; usual 0.01 to 0.1."""
+    seed_training: SeedTraining | None
+    """DPO on the labelled pairs before the first iteration; null: no labelled pair is learned from."""
     judging_reference: JudgingReference
-    length_penalty: Annotated[float, Field(ge=0)]  # of implicit rewards, a token
-    alpha: FlipRate  # label smoothing of the pairs whose label is not trusted
-    distrusted: Annotated[float, Field(gt=0, lt=1)]  # the paper's K, as a share
-    window: Count  # confidences that the threshold is found in
-    threshold: Literal["pairs", "batch_means"]  # whose confidences these are: the paper's, the release's
-    delay: Probability  # share of the steps before labels are distrusted
-    decoupling: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AsList] = Field(min_length=1)  # lambda of iterations 1, 2, ...
+    """Model that implicit rewards are measured against: the start model (start), the policy before the one
+    that writes (previous), or the model the start model was tuned from (base). The paper takes start;
+    previous is its ablation, and base its variant without labelled pairs (seed_training=null,
+    data.fraction=0)."""
+    length_penalty: Annotated[float, Field(ge=0)]
+    """Reward subtracted for each token of a completion, against growing length; usual 0.001 to 0.01, 0 is
+    off."""
+    alpha: FlipRate
+    """Label smoothing of the pairs whose label is not trusted, below 0.5; usual 0.1, 0 is off."""
+    distrusted: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the lowest confidences whose labels are not trusted, the paper's K; usual 0.1."""
+    window: Count
+    """Number of latest confidences that the threshold is computed from; usual 50."""
+    threshold: Literal["pairs", "batch_means"]
+    """Confidences that the threshold is computed from: of pairs, as in the paper, or means of batches, as in
+    the release."""
+    delay: Probability
+    """Share of an iteration's steps before the first label is distrusted; usual 0.2."""
+    decoupling: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AsList] = Field(min_length=1)
+    """Lambda of de-coupled noise detection for iterations 1, 2, ...; the paper: 1/2, 1/4, 1/8, the release:
+    [0.0] (off). The last value serves later iterations."""
 
     @model_validator(mode="after")
     def _has_a_judge(self) -> Spa:
@@ -355,7 +498,7 @@ class Spa(Loop):
 
 def _prefers_something(loop: IterativeDpo | Spa) -> None:
     if loop.seed_training is None and loop.judging_reference != "base":
-        text = "a start model is its own reference and prefers nothing: without a seed_training implicit labels need judging_reference=base"
+        text = "without seed_training a start model is its own reference and its implicit rewards are all 0: set judging_reference=base"
         raise misfit(("judging_reference", f"{text}, got {loop.judging_reference}"))
 
 
@@ -365,9 +508,27 @@ class Spin(Loop):
     starts_at = 0
 
     name: Literal["spin"]
-    loss: Literal["spin", "sft"]  # sft: continued SFT on the same demonstrations, a control
-    betas: Annotated[tuple[Positive, ...], AsList] = Field(min_length=1)  # the paper's lambda, of iterations 0, 1, ...
+    iteration: Annotated[int, Field(ge=0)]
+    """Iteration of the policy to judge; 0: the first training."""
+    learning_rate: Positive
+    """Peak learning rate of an iteration, times its factor; usual 5e-7 for models of 7B, 3e-4 for the world's
+    models."""
+    n_prompts: Count
+    """Number of demonstrations in an iteration; no two iterations share one."""
+    pairs: Literal["fresh", "two_latest", "accumulated"]
+    """Pairs that an iteration trains on: its own (fresh, the paper's algorithm), its own and the iteration's
+    before (two_latest, the paper's text and code), or every iteration's (accumulated)."""
+    prompts: str | None = None
+    """File of demonstrations of yours, to go with data=local: .jsonl or .parquet with prompt and completion
+    (text or messages); null: the controlled world's."""
+    loss: Literal["spin", "sft"]
+    """Loss: spin, or sft (continued SFT on the same demonstrations, a control)."""
+    betas: Annotated[tuple[Positive, ...], AsList] = Field(min_length=1)
+    """The paper's lambda for iterations 0, 1, ..., DPO's beta; usual 0.1, and 5 from iteration 3 on. The last
+    value serves later iterations."""
     learning_rate_factors: Annotated[tuple[Positive, ...], AsList] = Field(min_length=1)
+    """Factors of the learning rate for iterations 0, 1, ...; usual 1, 1, 0.2, 0.2. The last value serves
+    later iterations."""
 
     @property
     def beta(self) -> float:
@@ -375,7 +536,7 @@ class Spin(Loop):
 
 
 def scheduled(values: tuple[float, ...], place: int) -> float:
-    """A schedule's value; the last one holds on."""
+    """The value at a place of a schedule; the last value serves all later places."""
     return values[min(place, len(values) - 1)]
 
 
@@ -384,47 +545,83 @@ JudgePrompt = Literal["additive", "criteria", "multiple_choice", "pairwise"]  # 
 
 class SelfRewarding(Loop):
     name: Literal["self_rewarding"]
+    iteration: Annotated[int, Field(ge=0)]
+    """Iteration of the policy to judge: 0 is the start model, 1 is SFT on instructions and evaluations, from
+    2 on DPO on pairs that the policy before it judged."""
+    learning_rate: Positive
+    """Peak learning rate of an iteration; usual 1e-7 to 1e-6 (the paper, 70B), 2e-4 for the world's models.
+    """
     beta: Positive
-    first_training: SftTraining  # of M1, on instructions and evaluations
-    eft: bool  # False: on instructions alone
-    n_evaluations: Count  # that M1 learns from, at most
-    evaluated: Writer  # of the world's completions that are evaluated, beside samples of the start model: answers of every quality
+    """Strength of the KL penalty, dimensionless; usual 0.1."""
+    first_training: SftTraining
+    """Settings of iteration 1, SFT on instructions and evaluations."""
+    eft: bool
+    """Whether iteration 1 also learns from evaluations; false: from instructions alone."""
+    n_evaluations: Count
+    """Largest number of evaluations that iteration 1 learns from."""
+    evaluated: Writer
+    """Error rates of the writer of the evaluated completions. In the world half of the evaluations are about
+    its completions and half about samples of the start model."""
     judge_prompt: JudgePrompt
-    judgements: Count  # of one question, averaged
+    """Form of a judgement: additive (the paper's five points), multiple_choice (its ablation), pairwise, or
+    criteria (a mark for each criterion, which a tiny model can learn)."""
+    judgements: Count
+    """Number of judgements of one completion, which are averaged; usual 3."""
     judge_temperature: Positive
+    """Sampling temperature of the judgements; usual 0.7."""
     judge_max_new_tokens: Count
-    draws: Annotated[int, Field(ge=2)]  # of a prompt, of which the best and the worst make a pair
+    """Longest judgement in tokens."""
+    draws: Annotated[int, Field(ge=2)]
+    """Number of samples of each prompt; the best and the worst make a pair. The papers take 2 to 4."""
     labeller: Literal["self", "gold", "reward_model", "random", "shorter"]
-    learns_from: Literal["pairs", "best"]  # best: positives only, SFT on the chosen completions
-    new_prompts: Literal["family", "self_instruct"]  # the world's, or written by the start model after examples
-    similarity: Fraction  # ROUGE-L to a known prompt from which on a written one is dropped
-    reward_learning_rate: Positive  # of the reward model, on the labelled pairs
+    """Labeller of the samples: self (the policy), gold (the world's annotator), reward_model (trained on the
+    labelled pairs); controls: random, shorter."""
+    learns_from: Literal["pairs", "best"]
+    """Training of an iteration: pairs (DPO), or best (SFT on the best sample, positives only)."""
+    new_prompts: Literal["family", "self_instruct"]
+    """Source of the new prompts: family (the world's tasks), or self_instruct (written by the start model
+    after eight examples, for a file of pairs)."""
+    similarity: Fraction
+    """Largest ROUGE-L of a written prompt to a known one, above 0 to 1; usual 0.7. More similar prompts are
+    dropped."""
+    reward_learning_rate: Positive
+    """Peak learning rate of the reward model, which learns from the labelled pairs; 9e-6 for InstructGPT's
+    6B, 1e-3 to 3e-3 for the world's models."""
 
 
 class RefinedDpo(Training):
-    """SPA's training of one iteration."""
+    """Settings of SPA's training in one iteration."""
 
-    spreads = False  # a running window of confidences
+    spreads = False  # it keeps a running window of confidences
 
     name: Literal["spa"]
     beta: Positive
+    """Strength of the KL penalty, dimensionless; usual 0.01 to 0.1."""
     alpha: FlipRate
+    """Label smoothing of the pairs whose label is not trusted, below 0.5; usual 0.1, 0 is off."""
     distrusted: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the lowest confidences whose labels are not trusted, the paper's K; usual 0.1."""
     window: Count
+    """Number of latest confidences that the threshold is computed from; usual 50."""
     threshold: Literal["pairs", "batch_means"]
+    """Confidences that the threshold is computed from: of pairs, as in the paper, or means of batches, as in
+    the release."""
     delay: Probability
+    """Share of an iteration's steps before the first label is distrusted; usual 0.2."""
     decoupling: Annotated[float, Field(ge=0)]
+    """Lambda of de-coupled noise detection in this iteration; 0 is off."""
 
     def start_loss(self) -> float | None:
         return LOG_2
 
 
-AnyMethod = NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin | SelfRewarding  # of a cell
+AnyMethod = NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin | SelfRewarding  # The methods of a cell.
 METHODS: dict[str, type[MethodSettings]] = by_name(*get_args(AnyMethod))
 
 
 def method_facts(section: Any) -> type[MethodSettings]:
-    """The class that a method's section is of, whose class variables are its facts; of one that is unknown, those of no method."""
+    """The settings class of a method's section, with its facts as class variables; MethodSettings for an
+    unknown method."""
     name = section.get("name") if isinstance(section, dict) else section
     return METHODS.get(name, MethodSettings) if isinstance(name, str) else MethodSettings
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny import make_model, make_preferences, write_rows
 
-from bench.cli.compose import Opened, open_door
+from bench.cli.compose import Opened, open_command
 from bench.cli.folders import with_template
 from bench.config import METHODS, NAME_WORDS
 from bench.store.keys import tree_stamp
@@ -61,10 +61,10 @@ def test_each_fault_alone_is_one_line(problems: Problems, word: str) -> None:
 def test_the_door_loads_no_torch_whether_or_not_it_opens() -> None:
     code = """
 import sys
-from bench.cli.compose import BadConfig, open_door
-open_door(["+sweep=kto_beta"])
+from bench.cli.compose import BadConfig, open_command
+open_command(["+sweep=kto_beta"])
 try:
-    open_door(["method.beta=-1"])
+    open_command(["method.beta=-1"])
 except BadConfig:
     print(sorted({"torch", "transformers", "trl", "datasets", "wandb", "pandas"} & set(sys.modules)))
 """
@@ -151,11 +151,11 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         (
             ["do=plan,run", "tracker=wandb,none"],
             [
-                "do is no axis and takes one value, got 2 (do=plan,run on the command line)",
-                "tracker is no axis and takes one value, got 2 (tracker=wandb,none on the command line)",
+                "do takes one value, since it cannot be an axis; got 2 (do=plan,run on the command line)",
+                "tracker takes one value, since it cannot be an axis; got 2 (tracker=wandb,none on the command line)",
             ],
         ),
-        (["results=a,b"], ["results is no axis and takes one value, got 2 (results=a,b on the command line)"]),
+        (["results=a,b"], ["results takes one value, since it cannot be an axis; got 2 (results=a,b on the command line)"]),
         (
             ["do=pln"],
             [
@@ -165,7 +165,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         ),
         (
             ["+sweep=kto_beta,smoke"],
-            ["one sweep at a time, got kto_beta, smoke (command line): run the command once for each"],
+            ["a command runs one sweep, got kto_beta, smoke (command line): run it once for each"],
         ),
         (
             ["method.beta=0.1", "method.beta=0.2"],
@@ -188,12 +188,12 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         (
             ["hydra.mode=RUN"],
             [
-                "cannot set hydra.mode (hydra.mode=RUN on the command line): every command is a sweep, and bench unfolds it; "
+                "cannot set hydra.mode (hydra.mode=RUN on the command line): bench unfolds every command itself; "
                 "leave the word out"
             ],
         ),
-        (["hydra/sweeper=basic"], ["cannot set hydra/sweeper (hydra/sweeper=basic on the command line): every command is a sweep, "
-                                   "and bench unfolds it; leave the word out"]),
+        (["hydra/sweeper=basic"], ["cannot set hydra/sweeper (hydra/sweeper=basic on the command line): bench unfolds every command "
+                                   "itself; leave the word out"]),
         (["hydra.foo=1"], ["cannot compose hydra.foo=1: Could not override 'hydra.foo'. To append to your config use +hydra.foo=1"]),
         (["--config-dir=/nope"], ["--config-dir must be a folder of configs, got /nope: no such folder"]),
         (["--config-dir"], ["--config-dir must be a folder of configs, got nothing: no such folder"]),
@@ -299,14 +299,14 @@ def test_best_of_n_refuses_unpaired_rows_and_samples_that_are_all_the_same(probl
         "method.n must be >= 2, got 1 (method.n=1 on the command line)",
         "method=best_of_n learns from pairs, got unpaired rows; take method=kto, csft or "
         "offline_ppo, or paired data (data.form=unpaired on the command line)",
-        "method=best_of_n chooses among samples, which are all the same at temperature 0; set it above 0 "
+        "method=best_of_n chooses among samples, and at temperature 0 they are all the same; set a temperature above 0 "
         "(judge.rating.decoding.temperature=0 on the command line)",
     ]
 
 
 def test_ktos_weights_are_set_in_one_way(problems: Problems) -> None:
     assert problems("method=kto", "method.weight_ratio=1.33", "method.undesirable_weight=2") == [
-        "weight_ratio sets both weights, which must then be 1, got desirable_weight=1 and undesirable_weight=2 "
+        "weight_ratio sets both weights, so leave them at 1, got desirable_weight=1 and undesirable_weight=2 "
         "(method.weight_ratio=1.33 on the command line)"
     ]
     assert problems("method=kto", "method.weight_ratio=1.33") == []
@@ -376,7 +376,7 @@ def test_a_mark_and_line_ends_change_no_chat_template(model_folder: Path, tmp_pa
     found = []
     for content in (b"{{ messages }}\n", spelt):
         (tmp_path / "t.jinja").write_bytes(content)
-        model = open_door([*words, f"model.chat_template={tmp_path / 't.jinja'}"]).sources[0].model
+        model = open_command([*words, f"model.chat_template={tmp_path / 't.jinja'}"]).sources[0].model
         assert model and (model.path / "chat_template.jinja").read_bytes() == b"{{ messages }}\n"
         found.append(model.key)
     assert found[0] == found[1]
@@ -384,7 +384,7 @@ def test_a_mark_and_line_ends_change_no_chat_template(model_folder: Path, tmp_pa
 
 def test_a_path_of_a_user_who_is_not_known_is_refused(problems: Problems, monkeypatch: pytest.MonkeyPatch) -> None:
     (problem,) = problems("results='~nobody-of-that-name/x'")
-    assert problem.startswith("results=~nobody-of-that-name/x is in the home of a user who is not known here: set results=DIR")
+    assert problem.startswith("results=~nobody-of-that-name/x is in the home of a user unknown on this machine: set results=DIR")
     for word, said in (
         ("completions='~nobody-of-that-name/x'", "completions must be a file, got ~nobody-of-that-name/x: no such file"),
         ("judge.calibration='~nobody-of-that-name/x'", "no such file"),
@@ -398,7 +398,7 @@ def test_a_model_that_is_asked_in_messages_needs_a_chat_template(problems: Probl
     (model_folder / "chat_template.jinja").unlink()
     words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none"]
     assert problems(*words) == [
-        f"{model_folder} is asked in messages and its tokenizer has no chat template: name one as model.chat_template "
+        f"{model_folder} gets prompts as messages, but its tokenizer has no chat template: set model.chat_template "
         f"(tulu, zephyr, or a Jinja file) (model.path={model_folder} on the command line)"
     ]
     (model_folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
@@ -413,7 +413,7 @@ def test_a_chat_template_is_a_name_or_a_file_and_moves_the_key(problems: Problem
     words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none", f"results={tmp_path}"]
     (problem,) = problems(*words, "model.chat_template=alpaca")
     assert problem.startswith("model.chat_template must be one of tulu, zephyr or a Jinja file, got alpaca: no such file (")
-    tulu, zephyr, again = (open_door([*words, f"model.chat_template={name}"]).sources[0].model for name in ("tulu", "zephyr", "tulu"))
+    tulu, zephyr, again = (open_command([*words, f"model.chat_template={name}"]).sources[0].model for name in ("tulu", "zephyr", "tulu"))
     assert tulu and zephyr and again and tulu.key == again.key != zephyr.key
     assert (tulu.path / "model.safetensors").read_text() == (model_folder / "model.safetensors").read_text()
     assert tulu.path.parent.parent == tmp_path / "models"
@@ -437,8 +437,8 @@ def test_another_command_leaves_a_folder_with_another_template_as_it_is(model_fo
     base = shutil.copytree(model_folder, tmp_path / "base")
     words = [f"model.path={model_folder}", "model=local", f"model.base={base}", "data=world", "judge=gold", f"results={tmp_path}"]
     words += ["method=dpo,kto", "model.chat_template=tulu"]
-    first = open_door(words).sources
-    open_door(words)
+    first = open_command(words).sources
+    open_command(words)
     for source in (found for cell in first for found in (cell.model, cell.base)):
         assert source and source.path.parent.parent == tmp_path / "models" and source.stamp == tree_stamp(source.path)
 
@@ -463,7 +463,7 @@ def test_a_base_is_looked_at_for_each_template(problems: Problems, model_folder:
     words = [f"model.path={model_folder}", "model=local", f"model.base={base}", "data=world", "judge=gold", "method=none"]
     assert problems(*words, "model.chat_template=tulu") == []
     (problem,) = problems(*words, "model.chat_template=tulu,null")
-    assert problem.startswith(f"{base} is asked in messages and its tokenizer has no chat template: add chat_template.jinja")
+    assert problem.startswith(f"{base} gets prompts as messages, but its tokenizer has no chat template: add chat_template.jinja")
 
 
 @pytest.mark.parametrize("rows", ["file", "dataset", "sft"])
@@ -482,7 +482,7 @@ def test_rows_of_messages_need_a_chat_template_before_anything_runs(
         "sft": ("data=local", f"data.path={texts}", "sft=conversations", f"sft.path={conversations}"),
     }[rows]
     (problem,) = problems(*own, *words)
-    why = "is asked in messages and its tokenizer has no chat template: name one as model.chat_template ("
+    why = "gets prompts as messages, but its tokenizer has no chat template: set model.chat_template ("
     assert problem.startswith(f"{model_folder} {why}")
 
 
@@ -546,12 +546,12 @@ def test_faults_in_the_sections_of_a_sweep_file_name_the_file(problems: Problems
         ("axes: {seed: []}", "axis 'seed' has no values"),
         ("axes:\n  seed:\n", "axis 'seed' has no values"),
         ("axes: {method: {beta: [1]}}", "axis 'method' must be a list of values; write nested keys with dots (method.beta)"),
-        ("axes: {seed: [0]}\ngrids: [{seed: [1]}]", "axes and grids exclude each other; put common axes into each grid"),
+        ("axes: {seed: [0]}\ngrids: [{seed: [1]}]", "a sweep has either axes or grids; put common axes into each grid"),
         ("grids: {seed: [1]}", "grids must be a list of `key: [values]` sections, axes one such section"),
         ("grids: []", "grids must be a list of `key: [values]` sections, axes one such section"),
         ("axes: [seed]", "grids must be a list of `key: [values]` sections, axes one such section"),
-        ("axes: {do: [run, plan]}", "'do' is no axis: it says how a command runs, not what a cell is"),
-        ("axes: {tracker.project: [a, b]}", "'tracker.project' is no axis: it says how a command runs, not what a cell is"),
+        ("axes: {do: [run, plan]}", "'do' cannot be an axis, since it sets how a command runs and nothing of a cell"),
+        ("axes: {tracker.project: [a, b]}", "'tracker.project' cannot be an axis, since it sets how a command runs and nothing of a cell"),
     ],
 )
 def test_axes_that_are_no_lists_of_values_are_said(problems: Problems, tmp_path: Path, text: str, reason: str) -> None:
@@ -581,7 +581,7 @@ def test_a_users_sweep_without_its_header_is_told_so(problems: Problems, tmp_pat
 def test_a_users_sweep_must_not_be_called_like_one_of_ours(problems: Problems, tmp_path: Path) -> None:
     flag = write_sweep(tmp_path, "axes: {seed: [0, 1]}", name="smoke")
     (problem,) = problems(flag, "+sweep=smoke")
-    assert problem.startswith(f"{tmp_path / 'sweep' / 'smoke.yaml'} is called like a sweep that comes with bench")
+    assert problem.startswith(f"{tmp_path / 'sweep' / 'smoke.yaml'} has the name of a sweep that comes with bench")
 
 
 def test_a_users_folder_brings_sweeps_and_choices_of_groups(opened: Open, problems: Problems, tmp_path: Path) -> None:
@@ -655,7 +655,7 @@ def test_a_default_length_is_cut_to_the_models_positions_and_one_that_was_asked_
     (cell,) = opened(*words).cells
     assert cell.model.max_length == 96  # type: ignore[union-attr]
     (problem,) = problems(*words, "model.max_length=97")
-    assert problem.startswith("model.max_length must be <= 96, the positions of")
+    assert problem.startswith("model.max_length must be <= 96, the position limit of")
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU here")
@@ -674,5 +674,5 @@ def test_qlora_without_its_package_is_refused_and_can_be_planned(
     monkeypatch.setattr("bench.cli.checks.importlib.util.find_spec", lambda package: None)
     words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "adapter=qlora"]
     (problem,) = problems(*words)
-    assert problem.startswith("adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or take")
+    assert problem.startswith("adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or use")
     assert opened(*words, "do=plan").cells

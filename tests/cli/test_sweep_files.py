@@ -163,7 +163,7 @@ def test_words_are_sorted_by_whom_they_concern(tmp_path: Path) -> None:
     assert (read.sweep, read.folders, read.hydra, read.problems) == ("a", [tmp_path], ["hydra.verbose=true"], [])
     assert read.given == {"hydra/launcher": ["local"], "do": ["plan"], "seed": [1]}
     assert read.cell_words == f"--config-dir={tmp_path} +sweep=a seed=1"
-    assert read.asks and not parse_command_line(["+sweep=a", "do=plan", "results=x", "tracker.mode=offline"]).asks
+    assert read.sets_cells and not parse_command_line(["+sweep=a", "do=plan", "results=x", "tracker.mode=offline"]).sets_cells
 
 
 # Cells ---------------------------------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ def test_words_are_sorted_by_whom_they_concern(tmp_path: Path) -> None:
     st.integers(1, 4),
 )
 def test_a_command_has_as_many_cells_as_its_axes_multiply_to(method: list[str], beta: list[float], seeds: int) -> None:
-    from bench.cli.compose import open_door
+    from bench.cli.compose import open_command
 
-    done = open_door([f"method={','.join(method)}", f"method.beta={','.join(map(str, beta))}", f"seed=range({seeds})"])
+    done = open_command([f"method={','.join(method)}", f"method.beta={','.join(map(str, beta))}", f"seed=range({seeds})"])
     assert len(done.cells) == len(set(done.cells)) == len(method) * len(beta) * seeds
 
 
@@ -249,7 +249,7 @@ def test_a_folder_is_a_model_by_its_path(opened: Open, tmp_path: Path) -> None:
     assert (cell.model.name, cell.model.path) == ("mine", f"{tmp_path}/mine")
     (named,) = opened(f"model={tmp_path}/mine", "method=none", "data=world", "model.name=other").cells
     assert named.model.name == "other"
-    with pytest.raises(BadConfig, match=r"names the folder already: leave out model\.path=/x"):
+    with pytest.raises(BadConfig, match=r"already names the folder: leave out model\.path=/x"):
         opened(f"model={tmp_path}/mine", "method=none", "data=world", "model.path=/x")
     with pytest.raises(BadConfig, match="no such folder"):
         opened("model=/nope/x", "method=none", "data=world")
@@ -274,12 +274,12 @@ def test_interpolations_are_written_out_as_omegaconf_does() -> None:
 @pytest.mark.parametrize(
     ("tree", "why"),
     [
-        ({f"k{i}": f"${{k{i + 1}}}${{k{i + 1}}}" for i in range(40)} | {"k40": "x"}, "write out to more than 1,000,000 characters"),
-        ({f"k{i}": [f"${{k{i + 1}}}"] * 9 for i in range(9)} | {"k9": "x"}, "write out to more than 1,000,000 characters"),
-        ({"a": {f"k{i}": f"${{.k{i + 1}}} ${{a.k{i + 1}}}" for i in range(40)} | {"k40": "x"}}, "write out to more than 1,000,000"),
-        ({"a": "${b}", "b": "${c}", "c": "${a}"}, "hold themselves"),
-        ({"a": {"b": "${a}"}}, "hold themselves"),
-        ({"a": "${a}"}, "hold themselves"),
+        ({f"k{i}": f"${{k{i + 1}}}${{k{i + 1}}}" for i in range(40)} | {"k40": "x"}, "expand to more than 1,000,000 characters"),
+        ({f"k{i}": [f"${{k{i + 1}}}"] * 9 for i in range(9)} | {"k9": "x"}, "expand to more than 1,000,000 characters"),
+        ({"a": {f"k{i}": f"${{.k{i + 1}}} ${{a.k{i + 1}}}" for i in range(40)} | {"k40": "x"}}, "expand to more than 1,000,000"),
+        ({"a": "${b}", "b": "${c}", "c": "${a}"}, "contain themselves"),
+        ({"a": {"b": "${a}"}}, "contain themselves"),
+        ({"a": "${a}"}, "contain themselves"),
         ({"a": "b", "b": "c", "d": "${${a}}"}, "must be a value or the name of a setting"),
     ],
 )

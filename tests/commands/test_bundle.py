@@ -158,7 +158,7 @@ def test_a_bundle_of_another_version_is_said(tmp_path: Path) -> None:
 def test_where_it_goes_is_checked_at_the_door(tmp_path: Path) -> None:
     ran = bench("+sweep=smoke", "do=bundle", "out=there.zip", results=tmp_path / "results")
     assert ran.code == 2
-    assert "out must be an archive, FILE.tar.gz, in a folder that is there, got there.zip" in ran.err
+    assert "out must be an archive, FILE.tar.gz, in an existing folder, got there.zip" in ran.err
 
 
 def test_a_failed_cell_is_in_the_bundle_with_its_reason(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_foreign_files import ODD, parts, spoilt
 from tiny import make_model, make_preferences
 
-from bench.cli.compose import BadConfig, Opened, open_door
+from bench.cli.compose import BadConfig, Opened, open_command
 from bench.commands.bundle import bundle_facts, nameless, read
 from bench.commands.planned_sweep import sweep_of
 from bench.store.keys import hash_long
@@ -35,7 +35,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> list[Opened]:
     place = tmp_path_factory.mktemp("sent")
     model, rows = make_model(place / "model"), make_preferences(place / "rows.jsonl", paired=True, messages=False)
     local = ["model=local", f"model.path={model}", "data=local", f"data.path={rows}", "judge=none", "method=dpo,kto", "adapter=lora"]
-    return [open_door(["+sweep=smoke", "tracker=none"]), open_door([*local, "tracker=none"])]
+    return [open_command(["+sweep=smoke", "tracker=none"]), open_command([*local, "tracker=none"])]
 
 
 def change(data: st.DataObject, content: Any) -> Any:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from bench import config
 from bench.cli.compose import Opened
+from bench.cli.help import bases, fields, first_sentence, own_settings, settings
 from bench.config import Cell, Session, misfits
 
 ROOT = Path(__file__).parent.parent.parent
@@ -94,6 +95,44 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}.{key}".lstrip("."))
     else:
         yield prefix, tree
+
+
+def _yaml_files() -> list[Path]:
+    return sorted(path for path in CONF.rglob("*.yaml") if path.name != "trusted_code.yaml")
+
+
+@pytest.mark.parametrize("path", _yaml_files(), ids=lambda path: path.relative_to(CONF).as_posix())
+def test_the_comment_of_a_key_is_the_first_sentence_of_its_docstring(path: Path) -> None:
+    known = fields(path)
+    for key, setting in own_settings(path).items():
+        meaning = known.get(key, ("", ""))[0]
+        if meaning and setting.comment:
+            assert setting.comment.rstrip(".") == first_sentence(meaning), f"{key} in {path.relative_to(CONF)}"
+
+
+@pytest.mark.parametrize("path", _yaml_files(), ids=lambda path: path.relative_to(CONF).as_posix())
+def test_every_key_has_a_comment_in_its_file_or_where_that_builds_on(path: Path) -> None:
+    known = fields(path)
+    without = [key for key, setting in settings(path).items() if known.get(key, ("", ""))[0] and not setting.comment]
+    inherited = {key for key in without if _explained_below(path, key)}
+    assert set(without) == inherited
+
+
+def _explained_below(path: Path, key: str) -> bool:
+    """Whether a file that this one builds on has a comment over the key."""
+    below = [settings(base) for base in bases(path)]
+    return any((key in keys and keys[key].comment) for keys in below) or any(_explained_below(base, key) for base in bases(path))
+
+
+def test_every_field_says_its_meaning_and_every_number_of_a_method_its_usual_range() -> None:
+    tags = {"name", "kind", "reader"}
+    for record in _records():
+        for name, field in record.model_fields.items():
+            assert field.description or name in tags, f"{record.__name__}.{name} has no docstring"
+    for method in config.METHODS.values():
+        for name in method.model_fields.keys() & {"beta", "betas", "gamma", "alpha", "learning_rate", "label_smoothing", "delta"}:
+            text = method.model_fields[name].description or ""
+            assert re.search(r"usual [\d]|usual that of|\d for", text), f"{method.__name__}.{name}: {text}"
 
 
 # Fields --------------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_another_engine_writes_and_transformers_scores_unless_told_otherwise(mod
 
 def test_a_machine_without_vllm_says_so_before_anything_runs(tmp_path: Path) -> None:
     ran = bench("method=none", "engine=vllm", "engine.python=/no/python", results=tmp_path / "results")
-    assert ran.code == 2 and "engine.python must be a python that can be run, got /no/python" in ran.err
+    assert ran.code == 2 and "engine.python must be an executable python, got /no/python" in ran.err
 
 
 @pytest.mark.slow

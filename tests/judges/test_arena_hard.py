@@ -160,4 +160,4 @@ def test_items_of_arena_hards_own_files(problems: Callable[..., list[str]], open
     assert any("expected a JSON list of objects with instruction and output" in problem for problem in problems(*words))
     answers.write_text("")
     assert any("has no answer to question u1" in problem for problem in problems(*words, f"judge.baseline={answers}"))
-    assert any("goes with judge.items" in p for p in problems(*words[:2], f"judge.baseline={answers}"))
+    assert any("needs judge.items" in p for p in problems(*words[:2], f"judge.baseline={answers}"))

@@ -15,7 +15,7 @@ import pytest
 from endpoint import Answer, Endpoint, Said, fair
 from tiny import CELL, ROOT, bench, copy_results, make_model, smoke
 
-from bench.cli.compose import Opened, open_door
+from bench.cli.compose import Opened, open_command
 from bench.planning.cells import plan_cell
 from bench.records import Completion, Verdict, read_jsonl, write_jsonl
 from bench.scoring import numbers
@@ -226,7 +226,7 @@ def test_official_items_come_from_the_hubs_cache_without_a_network(tmp_path: Pat
     (cache / "snapshots" / "abc" / "alpaca_eval_gpt4_baseline.json").write_text(json.dumps(rows))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    (sources,) = open_door(("judge=alpaca_eval_gpt4",)).sources
+    (sources,) = open_command(("judge=alpaca_eval_gpt4",)).sources
     assert sources.judge and sources.judge.n_items == 3 and set(sources.judge.files) == {"items"}
 
 

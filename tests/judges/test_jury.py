@@ -53,18 +53,18 @@ TWO = "judge.judges={truth: {judge: gold}, asked: {judge: alpaca_eval, model: m}
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("judge.judges={truth: {judge: gold}}",), "a jury is two judges or more, got 1"),
+        (("judge.judges={truth: {judge: gold}}",), "a jury needs two judges or more, got 1"),
         (("judge.judges=[gold,none]",), "judge.judges must be judges by label"),
         (("judge.judges={a: {judge: gold}, b: {judge: goldd}}",), "unknown judge 'goldd'"),
-        (("judge.judges={a: {judge: gold}, low: {judge: alpaca_eval, model: m}}",), "a label must be letters and digits, and none of n"),
+        (("judge.judges={a: {judge: gold}, low: {judge: alpaca_eval, model: m}}",), "label must be letters and digits, and none of n"),
         (("judge.judges={a: {judge: gold}, b: {judge: mt_bench, model: m}}",), "judge.judges.b.name must be one of 'gold'"),
         (("judge.judges={a: {judge: gold}, b: {judge: alpaca_eval}}",), "judge.judges.b.model must be set"),
         (("judge.judges={a: {judge: gold}, b: {judge: alpaca_eval, model: m, ordr: both}}",), "did you mean judge.judges.b.order?"),
         (("judge.judges={a: {judge: gold}, b: {judge: alpaca_eval, model: m, n_items: 3}}",), "judge.judges.b.n_items is the jury's"),
         (("judge.judges={a: {judge: gold}, b: {judge: reward_model, model: nowhere}}",), "got nowhere: no such folder (judge.judges="),
         ((TWO, "judge.judges.asked.concurrency=0"), "judge.judges.asked.concurrency must be >= 1, got 0"),
-        (("judge.judges={a: {judge: gold}, b: {judge: gold}}",), "a and b are one judge, whose vote would count twice: leave b out"),
-        ((TWO, "do=audit"), "do=audit asks one judge, got judge=jury; audit its members one by one"),
+        (("judge.judges={a: {judge: gold}, b: {judge: gold}}",), "a and b are the same judge, and its vote would count twice: leave b out"),
+        ((TWO, "do=audit"), "do=audit measures one judge, got judge=jury; audit its members one by one"),
     ],
 )
 def test_a_wrong_jury_is_said_at_the_door(problems: Callable[..., list[str]], words: tuple[str, ...], said: str) -> None:

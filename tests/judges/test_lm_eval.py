@@ -106,7 +106,7 @@ def test_a_run_without_the_package_is_refused_and_a_plan_is_not(problems: Callab
         (("forgetting.tasks=[arc@many]",), "forgetting.tasks"),
         (("forgetting.tasks=[arc@0,gsm8k,arc@25]",), "tasks must name a task once, got arc twice"),
         (("forgetting.limit=0",), "forgetting.limit must be >= 1"),
-        (("method=csft",), "method=csft is asked with a control token after every prompt, which lm_eval does not write"),
+        (("method=csft",), "method=csft needs a control token after every prompt, and lm_eval does not write one"),
     ],
 )
 def test_what_cannot_be_asked_is_said_at_the_door(

@@ -245,7 +245,7 @@ def test_a_ranker_judges_a_sweep_and_its_position_bias_is_audited(tmp_path: Path
     [
         ((), "judge.model must be set"),
         (("judge.model=nowhere",), "judge.model must be a folder of PairRM, or a sequence classifier of one output, got nowhere"),
-        (("judge.template=no-place",), "the template has no place for {prompt}, {first}, {second}"),
+        (("judge.template=no-place",), "the template must contain {prompt}, {first}, {second}"),
         (("judge.calibration=nowhere.csv",), "judge.calibration must be a file, got nowhere.csv: no such file"),
     ],
 )

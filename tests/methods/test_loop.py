@@ -210,8 +210,11 @@ def test_an_axis_of_iterations_is_typed_like_any_other() -> None:
     ("words", "said"),
     [
         (("method=spin", "method.n_prompts=1500"), "iterations 0 to 3 of 1500 prompts each need 6000 demonstrations"),
-        (("method=iterative_dpo", "method.labeller=implicit", "method.seed_training=null"), "without a seed_training implicit labels need"),
-        (("method=spa", "method.seed_training=null"), "implicit labels need judging_reference=base, got start"),
+        (
+            ("method=iterative_dpo", "method.labeller=implicit", "method.seed_training=null"),
+            "without seed_training a start model is its own reference",
+        ),
+        (("method=spa", "method.seed_training=null"), "set judging_reference=base, got start"),
         (("method=spa", "data.fraction=0"), "method=spa learns from labelled rows, got data.fraction=0; set method.seed_training=null"),
         (("method=dpo", "data.fraction=0"), "method=dpo learns from labelled rows, got data.fraction=0"),
         (("method=spa", "method.judging_reference=base", "model.start=base"), "a start model that was tuned from the base model"),
@@ -225,10 +228,10 @@ def test_what_cannot_be_is_said_at_the_door(words: tuple[str, ...], said: str, p
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((JUDGE, MODEL), "labelling_judge is read by labeller=judge alone"),
-        (("method.labeller=gold,random", "method.length_penalty=0.01"), "read by labeller=implicit alone, got labeller=gold, random"),
+        ((JUDGE, MODEL), "labelling_judge is only used with labeller=judge"),
+        (("method.labeller=gold,random", "method.length_penalty=0.01"), "only used with labeller=implicit, got labeller=gold, random"),
         (("method.judging_reference=previous",), "or set method.labeller=implicit (method.judging_reference=previous on the command line)"),
-        (("method.reward_fraction=0.5",), "method.reward_fraction is read by labeller=reward_model alone"),
+        (("method.reward_fraction=0.5",), "method.reward_fraction is only used with labeller=reward_model"),
     ],
 )
 def test_what_no_labeller_of_a_command_reads_is_refused(words: tuple[str, ...], said: str, problems: Callable[..., list[str]]) -> None:
@@ -248,8 +251,8 @@ def test_a_loop_on_ones_own_data_needs_new_prompts(
     def said(*words: str) -> str:
         return "\n".join(problems(*own, *words))
 
-    assert "method=spa needs new prompts beside data=local: set method.prompts=FILE" in said("method=spa")
-    assert "method=spin needs demonstrations beside data=local" in said("method=spin")
+    assert "method=spa needs new prompts in addition to data=local: set method.prompts=FILE" in said("method=spa")
+    assert "method=spin needs demonstrations in addition to data=local" in said("method=spin")
     assert "labeller=gold knows the truth of the controlled world only" in said("method=iterative_dpo", "method.prompts=x")
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "Question 3?"}\n{"prompt": "Another?"}\n{"prompt": "Another?"}\n')
@@ -259,9 +262,9 @@ def test_a_loop_on_ones_own_data_needs_new_prompts(
     assert "iterations 1 to 3 of 1 prompts each need 3, and " in (few := said(*spa_on)) and "has 2 different ones" in few
     assert said(*spa_on, "method.iteration=2") == ""
     assert "expected columns prompt and completion, got prompt" in said("method=spin", f"method.prompts={file}", "method.n_prompts=1")
-    assert "judging_reference=base holds a policy against" in said(*spa_on, "method.judging_reference=base", "method.seed_training=null")
+    assert "judging_reference=base compares a policy with" in said(*spa_on, "method.judging_reference=base", "method.seed_training=null")
     assert "model.base must be a folder of a causal LM, got nowhere" in said(*spa_on, "model.base=nowhere")
-    assert "prompts of a file go with data=local" in "\n".join(problems("method=spa", f"method.prompts={file}"))
+    assert "method.prompts is for data=local" in "\n".join(problems("method=spa", f"method.prompts={file}"))
 
 
 @pytest.mark.parametrize("method", ["spa", "iterative_dpo", "spin", "self_rewarding"])
@@ -494,7 +497,7 @@ def test_a_key_is_text_whatever_it_looks_like(key: str, opened: Callable[..., Op
 
 
 def test_a_lineage_needs_one_cell_and_no_other_words(problems: Callable[..., list[str]]) -> None:
-    assert problems("do=why") == ["do=why explains one cell: give its key or name, as in table.csv (do=why cell=KEY)"]
+    assert problems("do=why") == ["do=why explains one cell: add cell=KEY, the key or name of a cell in table.csv"]
     assert problems("do=why", "cell=0123abcd", "method=dpo") == ["cell=0123abcd is looked up in the results folder: leave out method=dpo"]
 
 

@@ -270,11 +270,11 @@ def taught(folder: Path, start: Path) -> Path:
 def test_a_users_model_judges_its_pairs_and_writes_prompts(tmp_path: Path) -> None:
     from tiny import make_model, make_preferences
 
-    from bench.cli.compose import open_door
+    from bench.cli.compose import open_command
 
     model = taught(tmp_path / "model", make_model(tmp_path / "start", max_positions=1024))
     pairs = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True, n=24)
-    opened = open_door(
+    opened = open_command(
         (
             "method=self_rewarding",
             "method.iteration=2",

@@ -164,7 +164,7 @@ def test_without_a_network_the_way_out_is_said_before_anything_runs(plan: Any, t
         said = " ".join(done.stderr.split())
         assert f"{REPO} could not be fetched from the hub (" in said
         assert ("HF_HUB_OFFLINE is set" in said) == bool(environment)
-        assert f"run `hf download {REPO} --type dataset" in said and "a copy of its folder may be named as data.path" in said
+        assert f"run `hf download {REPO} --type dataset" in said and "to use a copy of its folder, set data.path" in said
         assert not (tmp_path / "results").exists(), "no revision is invented"
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from published import publish
 from tiny import make_model, make_preferences, plans
 
-from bench.cli.compose import Opened, open_door
+from bench.cli.compose import Opened, open_command
 from bench.forecast.row_counts import data_lines
 from bench.models import hub
 from bench.store.store import Store
@@ -52,12 +52,12 @@ def test_a_model_of_the_hub_is_known_by_its_revision_and_read_from_the_cache(cac
     own = ("model=hub", "model.hub=org/tiny", f"model.revision={SHA}", f"results={tmp_path}")
     words = (*own, "data=world", "judge=gold", "method=dpo")
     there = put(cache, model_folder)
-    done: Opened = open_door(words)
+    done: Opened = open_command(words)
     assert done.cells[0].model.name == "tiny"
     source = done.sources[0].model
     assert source is not None
     assert (source.path, source.digest) == (there, f"hub:models/org/tiny@{SHA}")
-    assert open_door([*words, "do=status"]).sources[0].model.key == source.key  # type: ignore[union-attr]  # reads nothing
+    assert open_command([*words, "do=status"]).sources[0].model.key == source.key  # type: ignore[union-attr]  # reads nothing
 
 
 def test_tokens_of_rows_are_counted_by_the_tokenizer_of_a_model_of_the_hub(cache: Path, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_what_is_locked_stays(cache: Path, model_folder: Path, tmp_path: Path) -
     words = ("model=hub", "model.hub=org/tiny", "data=world", "judge=gold", "method=dpo", f"results={tmp_path}")
     put(cache, model_folder)
     (tmp_path / hub.LOCK).write_text(json.dumps({"models/org/tiny": {"revision": SHA, "locked": "2026-01-01"}}))
-    assert open_door(words).sources[0].model.digest == f"hub:models/org/tiny@{SHA}"  # type: ignore[union-attr]
+    assert open_command(words).sources[0].model.digest == f"hub:models/org/tiny@{SHA}"  # type: ignore[union-attr]
 
 
 def test_what_cannot_be_had_says_how_to_get_it_before_anything_is_spent(cache: Path, problems: Problems, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_what_cannot_be_had_says_how_to_get_it_before_anything_is_spent(cache: P
     for part in (
         "alignment-handbook/zephyr-7b-sft-full could not be fetched from the hub (HF_HUB_OFFLINE is set and the cache does not have it)",
         "hf download alignment-handbook/zephyr-7b-sft-full --type model --revision ac6e600eefcce74f5e8bae1035d4f66019e93190",
-        "a copy of its folder may be named as model.path",
+        "to use a copy of its folder, set model.path",
     ):
         assert part in problem
 
@@ -122,14 +122,14 @@ def test_more_tokens_than_a_model_has_positions_are_refused(model_folder: Path, 
     (model_folder / "config.json").write_text('{"max_position_embeddings": 512}')
     asked = [f"model={model_folder}", "method=none", "data=world", "judge=gold"]
     (problem,) = problems(*asked, "model.max_length=1024")
-    assert problem.startswith(f"model.max_length must be <= 512, the positions of {model_folder}, got 1024")
+    assert problem.startswith(f"model.max_length must be <= 512, the position limit of {model_folder}, got 1024")
     assert problems(*asked, "model.max_length=512") == []
     assert problems(*asked) == []  # the default is cut to the positions
 
 
 def test_a_name_of_the_hub_that_is_taken_for_a_folder_gets_a_hint(problems: Problems) -> None:
     (problem,) = problems("model=org/name", "data=world", "judge=gold", "method=dpo")
-    assert "no such folder (of the hub: model=hub model.hub=org/name)" in problem
+    assert "no such folder (for a model of the hub: model=hub model.hub=org/name)" in problem
 
 
 def test_every_revision_that_is_written_down_is_a_whole_one() -> None:
@@ -142,12 +142,12 @@ def test_every_revision_that_is_written_down_is_a_whole_one() -> None:
 def test_a_scale_brings_model_data_and_rates_to_any_sweep(scale: str, model_folder: Path, tmp_path: Path) -> None:
     brought = yaml.safe_load((ROOT / "conf" / "scale" / f"{scale}.yaml").read_text())["brings"]
     data = publish(tmp_path / "data", brought["data"])
-    done = open_door(["+sweep=kto_beta", f"scale={scale}", f"model.path={model_folder}", f"data.path={data}", "do=plan"])
+    done = open_command(["+sweep=kto_beta", f"scale={scale}", f"model.path={model_folder}", f"data.path={data}", "do=plan"])
     assert len(done.cells) == 8
     assert {(cell.model.name, cell.data.name) for cell in done.cells} == {(brought["model"], brought["data"])}
     steps = {cell.method.batch_size * cell.method.gradient_accumulation_steps for cell in done.cells}  # type: ignore[union-attr]
     assert steps == {{"phi_2": 32, "phi_3_medium": 32, "archangel": 32, "small_llm": 64}.get(scale, 128)}
-    own = open_door(["method=dpo", f"scale={scale}", "model=local", f"model.path={model_folder}", f"data.path={data}", "do=plan"])
+    own = open_command(["method=dpo", f"scale={scale}", "model=local", f"model.path={model_folder}", f"data.path={data}", "do=plan"])
     assert own.cells[0].model.name == "local"  # what is asked for is not replaced
 
 

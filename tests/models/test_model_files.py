@@ -368,9 +368,9 @@ def test_lengths_beyond_a_table_are_refused_at_the_door(whole: Path, tmp_path: P
     short = "judge.decoding.max_new_tokens=20"
     assert problems(*words, short, "model.max_length=40") == problems(*words, short) == []
     (long,) = problems(*words, short, "model.max_length=128")
-    assert long.startswith(f"model.max_length must be <= 48, the positions of {folder}, got 128")
+    assert long.startswith(f"model.max_length must be <= 48, the position limit of {folder}, got 128")
     (new,) = problems(*words, "judge.decoding.max_new_tokens=48")
-    assert new.startswith("judge.decoding.max_new_tokens must be < 48, the positions of")
+    assert new.startswith("judge.decoding.max_new_tokens must be < 48, the position limit of")
 
 
 def test_tokens_without_a_row_are_named(whole: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bench import methods
-from bench.cli.compose import Opened, open_door
+from bench.cli.compose import Opened, open_command
 from bench.commands.planned_sweep import with_start_cells
 from bench.config import Cell
 from bench.forecast.stage_time import estimates, token_bound
@@ -308,7 +308,7 @@ def test_an_adapter_moves_its_training_and_is_read_beside_its_base() -> None:
 
 def test_a_loop_goes_on_training_one_adapter_beside_the_start_model() -> None:
     def find(*words: str) -> dict[str, Stage]:
-        (cell,) = open_door(words).cells
+        (cell,) = open_command(words).cells
         return by_label(plan(cell.model_dump()))
 
     found = find("method=spa", "method.iteration=2", "adapter=lora")

@@ -335,10 +335,10 @@ def test_a_bad_label_and_items_without_answers_are_said_at_the_door(problems: Ca
     found = problems("do=audit", f"human={labels}")
     assert any(f"{labels}:1: not a valid label: label of a: preference must be in [0, 1], got 2" in problem for problem in found), found
     found = problems("do=audit", "judge=alpaca_eval", "judge.model=m", f"judge.items={items}")
-    assert any("needs answers to judge" in problem and "completions=FILE" in problem for problem in found), found
+    assert any("needs completions to judge" in problem and "completions=FILE" in problem for problem in found), found
     labels.write_text('{"item_id": "a", "rating": 2}\n')
     found = problems("do=audit", f"human={labels}", "judge=alpaca_eval", "judge.model=m")
-    assert any("holds ratings, and judge=alpaca_eval gives preferences here: name a file of those" in problem for problem in found), found
+    assert any("holds ratings, but judge=alpaca_eval gives preferences here: use a file" in problem for problem in found), found
     labels.write_text('{"item_id": "a", "rating": 2}\n{"item_id": "a", "preference": 1}\n')
     assert any("labels of one kind, preference or rating" in problem for problem in problems("do=audit", f"human={labels}"))
 

@@ -14,7 +14,7 @@ import pytest
 from tiny import make_model, make_preferences
 
 from bench import methods
-from bench.cli.compose import open_door
+from bench.cli.compose import open_command
 from bench.cli.words import SWEEPS
 from bench.commands.planned_sweep import with_start_cells
 from bench.config import Expectation
@@ -32,7 +32,7 @@ ITEMS = [f"item{i}" for i in range(40)]
 
 
 def _cells(*words: str) -> list[CellPlan]:
-    opened = open_door(words)
+    opened = open_command(words)
     plans = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
     return with_start_cells(plans, opened.sources)
 
@@ -153,7 +153,7 @@ def test_an_expectation_is_held_against_the_table(rows: list[CellRow], better: d
 
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_each_side_of_a_file_s_expectations_is_one_group(path: Path) -> None:
-    opened = open_door([f"+sweep={path.stem}"])
+    opened = open_command([f"+sweep={path.stem}"])
     cells = [plan.cell for plan in _cells(f"+sweep={path.stem}")]
     for side in (side for expectation in opened.expectations for side in (expectation.better, expectation.worse)):
         assert len({seedless(cell) for cell in cells if matches(cell, side)}) == 1, side

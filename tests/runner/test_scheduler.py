@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "fake_stages"))
 from fake_stage import HERE, Fake, attempts, fake
 
 from bench import methods
-from bench.cli.compose import BadConfig, open_door
+from bench.cli.compose import BadConfig, open_command
 from bench.config import LocalLauncher
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan, all_stages
@@ -301,7 +301,7 @@ def test_gpus_that_a_training_will_not_find_are_refused_before_anything_runs(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr("bench.training.devices.find_spec", lambda package: None)
     named = [] if any(word.startswith("method=") for word in words) else ["method=dpo"]
-    opened = open_door(["+sweep=smoke", *named, *words])
+    opened = open_command(["+sweep=smoke", *named, *words])
     stages = plan_cell(opened.cells[0], opened.sources[0], methods.chain).stages
     if not refused:
         check_devices(opened.session, stages)

@@ -243,7 +243,7 @@ def test_what_moves_the_keys_of_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("method=iterative_dpo", "method.labeller=judge"), "labeller=judge asks a judge: add judge@method.labelling_judge=alpaca_eval"),
+        (("method=iterative_dpo", "method.labeller=judge"), "labeller=judge needs a judge: add judge@method.labelling_judge=alpaca_eval"),
         (("method=iterative_dpo", *ASKED), "method.labelling_judge.model must be set: add method.labelling_judge.model=..."),
         ((*PLANNED, "method.labelling_judge.annotator=gpt9"), "unknown annotator 'gpt9'"),
         ((*PLANNED, "method.labelling_judge.budget_dollars=5"), "method.labelling_judge.budget_dollars needs a price of m"),

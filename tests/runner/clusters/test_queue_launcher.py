@@ -12,7 +12,7 @@ from conftest import Desk, cluster_settings
 from fake_stage import fake
 from test_launchers import beside, start, wait
 
-from bench.cli.compose import BadConfig, open_door
+from bench.cli.compose import BadConfig, open_command
 from bench.config import ResourceChanges, Resources
 from bench.runner import launchers
 from bench.runner.cluster_queue import QueueLauncher
@@ -158,7 +158,7 @@ def test_judges_that_are_asked_over_the_network_stay_where_the_key_is() -> None:
 
 def test_resources_are_those_of_the_need_with_the_changes_of_the_kind() -> None:
     words = ["hydra/launcher=slurm", "hydra.launcher.gpu.partition=a100", "hydra.launcher.stages={train: {gpus: 4, time_min: 1440}}"]
-    settings = open_door(words).session.launcher
+    settings = open_command(words).session.launcher
     train, generate, label = (settings.resources(*of) for of in (("train", "gpu"), ("generate", "gpu"), ("label", "cpu")))  # type: ignore[union-attr]
     assert (train.partition, train.gpus, train.time_min) == ("a100", 4, 1440)  # type: ignore[attr-defined]
     assert (generate.partition, generate.gpus) == ("a100", 1)  # type: ignore[attr-defined]
@@ -191,5 +191,5 @@ def test_a_machine_without_slurm_is_told_before_anything_runs(monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     with pytest.raises(BadConfig, match="needs SLURM's sbatch, squeue, scontrol, scancel on the PATH: run the command on a machine"):
-        launchers.check(open_door(["hydra/launcher=slurm"]).session.launcher, [fake("a")])
-    launchers.check(open_door(["hydra/launcher=slurm"]).session.launcher, [])  # nothing is to do
+        launchers.check(open_command(["hydra/launcher=slurm"]).session.launcher, [fake("a")])
+    launchers.check(open_command(["hydra/launcher=slurm"]).session.launcher, [])  # nothing is to do
