@@ -66,7 +66,7 @@ class JudgeModule(Protocol):
 
 
 # Modules of judges whose stage settings use a different name.
-MODULES = {"gold_preference": "gold", "gold_rating": "gold", "alpaca_eval": "preference", "mt_bench": "rating"}
+MODULES = {"gold_preference": "gold", "gold_rating": "gold"}
 
 
 def load(settings: Settings) -> JudgeModule:

@@ -23,11 +23,11 @@ from tiny import make_model
 
 from bench.config import Asking
 from bench.engines import vllm_server
+from bench.judges.alpaca_eval import policy_first
 from bench.judges.asked.endpoint import JudgeRefused, JudgeUnfinished, ServedModelsDiffer
 from bench.judges.asked.prompts import OWN_PROMPTS
 from bench.judges.asked.replies import parser_version, votes_from_text
 from bench.judges.asked.request import Reply, Request
-from bench.judges.preference import policy_first
 from bench.machine import free_port
 from bench.records import Completion, Item, Verdict, preference_verdicts, read_jsonl, text_digest, write_jsonl
 from bench.stages import judge

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from recorded import FIXTURES, needs_fixtures
 
+from bench.judges.alpaca_eval import AskedPreference, policy_first
 from bench.judges.asked.prompts import (
     OWN_GAME,
     OWN_PROMPTS,
@@ -24,8 +25,7 @@ from bench.judges.asked.prompts import (
     mt_bench_templates,
     parse_messages,
 )
-from bench.judges.preference import AskedPreference, policy_first
-from bench.judges.rating import AskedRating
+from bench.judges.mt_bench import AskedRating
 from bench.records import Completion, Item
 from bench.text_files import BadFile
 

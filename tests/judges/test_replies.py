@@ -12,12 +12,12 @@ import pytest
 from endpoint import listed
 from recorded import ALPACA_EVAL, needs_fixtures
 
+from bench.judges.alpaca_eval import policy_first
 from bench.judges.asked.chat_completion import thin
 from bench.judges.asked.prompts import annotator
 from bench.judges.asked.replies import count_reasons, expected_rating, find_rating, read_game, read_pairwise, read_preference, read_rating
 from bench.judges.asked.request import Reply
 from bench.judges.asked.thinking import UNENDED, UNMARKED, after_thinking
-from bench.judges.preference import policy_first
 from bench.records import Call, Verdict
 
 WEIGHTED: dict[str, Any] = {"numerator_token": "m", "denominator_tokens": ["m", "M"], "is_binarize": False}

@@ -20,7 +20,7 @@ from bench.judges.asked.request import Reply
 from bench.judges.canaries import CANARIES, make_canaries
 from bench.judges.formats.alpaca_eval import read_pairs
 from bench.judges.formats.mt_bench import Rated, read_judgements, read_prompt
-from bench.judges.rating import AskedRating
+from bench.judges.mt_bench import AskedRating
 from bench.planning.judging import judge_key
 from bench.records import Call, Completion, Item, Verdict, read_jsonl, write_jsonl
 from bench.report import Sweep, collect, write_files
