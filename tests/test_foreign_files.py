@@ -489,7 +489,8 @@ def test_a_calibration_is_refused_or_read_as_it_stands(folder: Path, data: st.Da
     for k in range(n):
         mine = [row for row in by_index if int(row["index"]) == k]
         if f"item-{k}" in found.difficulty:
-            assert {float(row["instruction_difficulty"]) for row in mine} == {found.difficulty[f"item-{k}"]}
+            known = found.difficulty[f"item-{k}"]  # rounded otherwise in another row, it is the same number
+            assert all(math.isclose(float(row["instruction_difficulty"]), known, rel_tol=1e-5) for row in mine)
             votes = [(float(row["preference"]), float(row["std_delta_len"])) for row in mine if row["preference"].strip()]
             assert [(gamed.preference, gamed.gap) for gamed in found.gamed.get(f"item-{k}", ())] == votes
             assert all(0 <= preference <= 1 for preference, _ in votes)

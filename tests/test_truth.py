@@ -415,7 +415,7 @@ def test_a_bundle_writes_through_none_of_its_links(foreign: Path, tmp_path: Path
         ({"title": ["a"]}, "title must be text"),
         ({"title": None}, "title must be text"),
         ({"command": {"a": 1}}, "command must be text"),
-        ({"axes": "seed"}, "axes must be a list of texts"),
+        ({"axes": "seed"}, "axes must be a list, got"),
         ({"axes": [1]}, "each of axes must be text"),
         ({"replaced": "yes"}, "replaced must be true or false"),
         ({"cells": None}, "cannot be read by this version"),
@@ -469,7 +469,7 @@ def test_a_bundles_calibration_is_the_one_that_it_was_made_with(
         path.write_text("item_id,instruction_difficulty\na,0.9\n")
     assert carry_out(opened) == 3
     said = "is not the file that the bundle was made with" if damage == "changed" else "cannot be read (No such file or directory)"
-    assert f"DAMAGED  {path} {said}: unpack the bundle again" in " ".join(told_of(capsys).split())
+    assert f"DAMAGED {path} {said}: unpack the bundle again" in " ".join(told_of(capsys).split())
 
 
 def told_of(capsys: pytest.CaptureFixture[str]) -> str:

@@ -155,8 +155,8 @@ class Files:
         if (section := _valid_section(DatasetData, cell["data"])) is not None and section.kind == "dataset":
             seen = self._dataset(section, where.of("data.path" if section.path else "data.hub"))
             form_misfits = misfits(cell | {"data": cell["data"] | {"form": section.form or seen.form}})
-            of_form = ("data.form", "data.desirable")
-            self.problems += [f"{text} ({where.of('data.form')})" for key, text in form_misfits if key.startswith(of_form)]
+            starts = ("data.form", "data.desirable")
+            self.problems += [f"{text} ({where.of('data.form')})" for key, text in form_misfits if key.startswith(starts)]
             messages |= seen.messages
         if (wanted := _valid_section(Sft, cell.get("sft"))) is not None:
             messages |= self._dataset(wanted, where.of("sft.path" if wanted.path else "sft.hub")).messages

@@ -29,7 +29,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -103,25 +103,29 @@ def read(results: Path, opened: Opened) -> Opened:
     try:
         facts = read_object(results / BUNDLE_FILE)
         if facts["format"] != FORMAT:
-            raise ValueError(f"it has format {facts['format']}, and this version reads format {FORMAT}")
+            raise ValueError(f"it has format {describe(facts['format'])}, and this version reads format {FORMAT}")
         sweep, replaced = facts["sweep"], facts["replaced"]
         axes, written, expected = (_items(facts[name], name) for name in ("axes", "cells", "expectations"))
         if not (sweep is None or is_name(sweep)):
             raise ValueError(f"sweep must be {NAME_WORDS}, got {describe(sweep)}")
         if not isinstance(replaced, bool):
             raise ValueError(f"replaced must be true or false, got {describe(replaced)}")
+        title, command = (secrets.shown(text(facts[name], name).replace("\n", " ")) for name in ("title", "command"))
+        varied = tuple(text(axis, "each of axes") for axis in axes)
         if not written:
             raise ValueError("cells must hold one cell or more, got an empty list")
-        title, command = (secrets.shown(text(facts[name], name).replace("\n", " ")) for name in ("title", "command"))
         cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in written]
+        if unknown := {role for cell in written for role in cell["sources"]} - {field.name for field in fields(Sources)}:
+            raise ValueError(f"sources must be of {', '.join(field.name for field in fields(Sources))}, got {min(unknown)}")
         sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in written]
         for cell, source in zip(cells, sources, strict=True):
             plan_cell(cell, source, methods.chain)  # raises for a cell whose files are not named
         expectations = tuple(Expectation.model_validate(item) for item in expected)
-        varied = tuple(text(axis, "each of axes") for axis in axes)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / BUNDLE_FILE}: ")
-        raise BadConfig([f"{results / BUNDLE_FILE} cannot be read by this version of bench: {' '.join(reason.split())[:300]}"]) from error
+        raise BadConfig(
+            [f"{results / BUNDLE_FILE} cannot be read by this version of bench: {printable(' '.join(reason.split()))[:300]}"]
+        ) from error
     for of_cell in sources:
         if of_cell.judge and of_cell.judge.calibration:
             _check_source(of_cell.judge.calibration)

@@ -1,1 +1,1 @@
-"""Is every method what its paper says? References a second time (references.py), checks of the real trainers (checks.py), one table."""
+"""Checks of every method against its paper: second references, checks of the real trainers, and one table."""

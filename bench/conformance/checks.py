@@ -1,7 +1,8 @@
-"""Checks of every method's real trainer against references.py: prescribed log-probabilities in float64, then a real model and batch.
+"""Checks of every method's real trainer against references.py.
 
-With prescribed log-probabilities the trainer's own loss code runs on a stand-in model that returns them, so that TRL's losses and ours are
-held to the same numbers. The real batch has padding, a completion that is cut, EOS, and a policy that is not the reference.
+First at prescribed log-probabilities in float64: the trainer's own loss code runs on a stand-in model that
+returns them. So TRL's losses and ours are compared with the same numbers. Then on a real model and batch,
+with padding, a completion that is cut, EOS, and a policy that differs from the reference.
 """
 
 from __future__ import annotations
@@ -67,32 +68,37 @@ from bench.training.trainers import TrainingJob
 from bench.world.models import new_model
 from bench.world.tokenizer import new_tokenizer, vocabulary
 
-EXACT, SINGLE = 1e-9, 1e-5  # largest relative deviation in float64 and in float32
-GRADIENT = 1e-6  # of a central difference
-LOGGED = 1e-7  # TRL's accuracies are float32
-TEN_DIGITS = 1e-10
+# Largest relative deviations that pass.
+EXACT, SINGLE = 1e-9, 1e-5  # in float64 and in float32
+GRADIENT = 1e-6  # between a gradient and a central difference
+LOGGED = 1e-7  # TRL's accuracies are float32.
+TEN_DIGITS = 1e-10  # absolute, of a golden value
 
 Kind = type[Training]
-# In the order of tables.
+# Kinds are in the order of tables.
 KINDS: tuple[Kind, ...] = tuple(sorted(REFERENCES, key=(*get_args(Trained), RefinedDpo).index))
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: the largest relative deviation found, and the largest that passes."""
+    """One comparison: the largest relative deviation, and the tolerance for it."""
 
-    kind: Literal["golden", "loss", "gradient", "logged", "batch"]  # golden values have ten digits, a batch is in float32
+    # Golden values have ten digits; a batch is in float32.
+    kind: Literal["golden", "loss", "gradient", "logged", "batch"]
     name: str
     deviation: float
     tolerance: float
 
     @property
     def passed(self) -> bool:
-        return self.deviation <= self.tolerance  # NaN does not
+        return self.deviation <= self.tolerance  # NaN does not pass.
 
 
 class Reduction(NamedTuple):
-    """loss of `method` at `settings` = scale × loss of `other` at `other_settings`, on rows of a kind."""
+    """loss of `method` at `settings` = scale × loss of `other` at `other_settings`.
+
+    `rows` is the kind of rows for which this holds.
+    """
 
     text: str
     method: Kind
@@ -118,7 +124,7 @@ REDUCTIONS = [
 ]
 
 TRAINING = {
-    "learning_rate": 1e-9,  # one step is looked at, before it is taken
+    "learning_rate": 1e-9,  # Checks look at one step before it is taken.
     "num_train_epochs": 1.0,
     "batch_size": 8,
     "gradient_accumulation_steps": 1,
@@ -134,21 +140,25 @@ def method(kind: Kind, settings: Mapping[str, Any], **training: Any) -> Any:
     return kind.model_validate({"name": name_of(kind), **TRAINING, **training, **settings})
 
 
-def deviation(found: float, expected: float) -> float:
-    return abs(found - expected) / max(1.0, abs(expected))
+def deviation(value: float, expected: float) -> float:
+    return abs(value - expected) / max(1.0, abs(expected))
 
 
 MAX_LENGTH = 32  # tokens; the longest completions are cut
 N_PAIRS = 8
 
-# Prescribed log-probabilities -----------------------------------------------------------------------------------------
+# Prescribed log-probabilities -------------------------------------------------------------------------------
 
-FIRST_PROMPT = 10  # token of the first pair's prompt; those of completions say whose they are
-WHOSE = ("chosen", "rejected", "mismatched_chosen", "mismatched_rejected")
+# Prompt token of the first pair. The tokens of a completion are its place in COMPLETIONS + 1.
+FIRST_PROMPT = 10
+COMPLETIONS = ("chosen", "rejected", "mismatched_chosen", "mismatched_rejected")
 
 
 class PrescribedStates(torch.nn.Module):
-    """Hidden states whose first number is a value: sums spread over the tokens of completions, OUTSIDE elsewhere."""
+    """Hidden states with a value as their first number.
+
+    Sums are spread over the tokens of completions; places outside hold OUTSIDE.
+    """
 
     def forward(self, sums: torch.Tensor, shares: torch.Tensor) -> SimpleNamespace:
         values = torch.where(shares > 0, sums[:, None] * shares / shares.sum(dim=1, keepdim=True), OUTSIDE)
@@ -158,20 +168,25 @@ class PrescribedStates(torch.nn.Module):
 
 
 class Prescribed(torch.nn.Module):
-    """A model whose completions have the summed log-probabilities of a table (pairs, 4), spread unevenly over their tokens."""
+    """A model with prescribed log-probabilities.
+
+    The summed log-probabilities of a table (pairs, 4) are spread unevenly over the tokens of the completions.
+    """
 
     def __init__(self, rows: Sequence[Row]):
         super().__init__()
-        self.table = torch.nn.Parameter(torch.tensor([[getattr(row, whose) for whose in WHOSE] for row in rows], dtype=torch.float64))
+        self.table = torch.nn.Parameter(
+            torch.tensor([[getattr(row, column) for column in COMPLETIONS] for row in rows], dtype=torch.float64)
+        )
         self.values = torch.tensor([[row.value_chosen, row.value_rejected, 0.0, 0.0] for row in rows], dtype=torch.float64)
         self.base_model = PrescribedStates()
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **_: Any) -> SimpleNamespace:
         inside = (labels[:, 1:] != -100).double()
         shares = inside * torch.arange(1, inside.shape[1] + 1)
-        where = input_ids[:, 0] - FIRST_PROMPT, input_ids[:, 1] - 1
-        sums = self.table[where]
-        self.base_model(self.values[where], shares)
+        place = input_ids[:, 0] - FIRST_PROMPT, input_ids[:, 1] - 1
+        sums = self.table[place]
+        self.base_model(self.values[place], shares)
         nothing = torch.zeros_like(inside)
         per_token = sums[:, None] * shares / shares.sum(dim=1, keepdim=True)
         return SimpleNamespace(log_probs=per_token, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
@@ -202,21 +217,24 @@ def _kto_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, 
 
 
 def random_rows(rng: random.Random, n: int, *, spread: float = 3.0, drift: float = 0.0, kind: str = "any") -> list[Row]:
-    """Pairs of some length whose policy is `drift` ± `spread` nats above the reference."""
-    found = []
+    """n random pairs, with the policy `drift` ± `spread` nats above the reference.
+
+    `kind` is the `rows` of a Reduction.
+    """
+    rows = []
     for _ in range(n):
         lengths = [10, 10] if kind == "equal lengths" else [rng.randint(1, MAX_LENGTH - 1), rng.randint(1, MAX_LENGTH - 1)]
         sums = [-rng.uniform(0.05, 4) * length for length in (*lengths, 7, 7)]
         references = [value - rng.gauss(drift, spread) for value in sums]
         if kind == "equal references":
             references = [-20.0] * 4
-        numbers = dict(zip((*WHOSE, *(f"ref_{whose}" for whose in WHOSE)), (*sums, *references), strict=True))
+        numbers = dict(zip((*COMPLETIONS, *(f"ref_{column}" for column in COMPLETIONS)), (*sums, *references), strict=True))
         values = {f"value_{side}": rng.gauss(0, 1) * length for side, length in zip(("chosen", "rejected"), lengths, strict=True)}
-        found.append(Row(**numbers, **values, chosen_length=lengths[0], rejected_length=lengths[1]))
-    return found
+        rows.append(Row(**numbers, **values, chosen_length=lengths[0], rejected_length=lengths[1]))
+    return rows
 
 
-# A real model and batch -----------------------------------------------------------------------------------------------
+# A real model and batch -------------------------------------------------------------------------------------
 
 TINY = WorldModel(
     kind="world",
@@ -233,15 +251,15 @@ TINY = WorldModel(
 
 
 class FirstStep(TrainerCallback):
-    """The first logged numbers, and the gradient that the first step is taken with."""
+    """Records the first logged numbers and the gradient of the first step."""
 
     def __init__(self) -> None:
         self.logs: dict[str, float] = {}
         self.gradient = torch.empty(0)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **seen: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **state_of_trainer: Any) -> None:
         if not self.gradient.numel():
-            parts = [p.grad.flatten() for _, p in sorted(seen["model"].named_parameters()) if p.grad is not None]
+            parts = [p.grad.flatten() for _, p in sorted(state_of_trainer["model"].named_parameters()) if p.grad is not None]
             self.gradient = torch.cat(parts).detach().clone()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
@@ -250,11 +268,14 @@ class FirstStep(TrainerCallback):
 
 
 class Bench:
-    """Trainers of every method over a tiny model, and what they compute. `close` puts the process back as it was."""
+    """Every method's trainer over a tiny model, with the numbers that it computes.
+
+    `close` restores the process's settings.
+    """
 
     def __init__(self) -> None:
-        # Every training ends in a garbage collection, which is most of its time unless what is loaded by now is left out of it.
-        transformers_logging.set_verbosity_error()  # models of random weights are made on purpose
+        # Every training ends with a garbage collection. Without gc.freeze it would take most of the time.
+        transformers_logging.set_verbosity_error()  # Models with random weights are intended here.
         transformers_logging.disable_progress_bar()
         gc.collect()
         gc.freeze()
@@ -262,7 +283,7 @@ class Bench:
         torch.set_num_threads(1)
         self._folder = tempfile.TemporaryDirectory(prefix="bench-conformance-")
         self.folder = Path(self._folder.name)
-        self.tokenizer = new_tokenizer(4 * MAX_LENGTH)  # tokenizes what is then cut
+        self.tokenizer = new_tokenizer(4 * MAX_LENGTH)  # Texts are tokenized first and then cut.
         self.pairs = self._make_pairs(random.Random(0))
         self.rows = self._by_hand()
         self.csft_rows, self.ppo_rows = csft_rows(self), ppo_rows(self)
@@ -280,11 +301,11 @@ class Bench:
             return " ".join(rng.choice(words) for _ in range(n))
 
         lengths = [(3, 9), (12, 2), (60, 5), (1, 1), (8, 60), (17, 16), (4, 11), (6, 6)]
-        answers = [(text(a), text(b)) for a, b in lengths]
-        partners = [*answers[1:], answers[0]]  # of another prompt
+        completions = [(text(a), text(b)) for a, b in lengths]
+        partners = [*completions[1:], completions[0]]  # of another prompt
         return [
-            Pair(str(i), [{"role": "user", "content": text(rng.randint(2, 5))}], *answer, *partner)
-            for i, (answer, partner) in enumerate(zip(answers, partners, strict=True))
+            Pair(str(i), [{"role": "user", "content": text(rng.randint(2, 5))}], *both, *partner)
+            for i, (both, partner) in enumerate(zip(completions, partners, strict=True))
         ]
 
     def first_settings(self, kind: Kind) -> Any:
@@ -294,13 +315,16 @@ class Bench:
         return new_model(TINY.model_copy(update={"pretraining": TINY.pretraining.model_copy(update={"seed": seed})}), self.tokenizer)
 
     def _by_hand(self) -> list[Row]:
-        """Log-probabilities of policy (seed 0) and reference (seed 1): one row at a time, unpadded, float64, the plain forward."""
+        """Log-probabilities of policy (seed 0) and reference (seed 1), computed by hand.
+
+        One row at a time, unpadded, in float64, with the plain forward pass.
+        """
         models = [self.model(seed).double().eval() for seed in (0, 1)]
         ended = set()
         rows = []
         for pair in self.pairs:
             numbers: dict[str, Any] = {}
-            for column in WHOSE:
+            for column in COMPLETIONS:
                 prompt, completion = self.ids(pair.prompt, getattr(pair, column))
                 ended.add(completion[-1] == self.tokenizer.eos_token_id)
                 for prefix, model in zip(("", "ref_"), models, strict=True):
@@ -320,38 +344,38 @@ class Bench:
         return [logps[place, token].item() for place, token in zip(places, completion, strict=True)]
 
     def ids(self, prompt: list[Message], completion: str) -> tuple[list[int], list[int]]:
-        """From the rendered text, without bench.models.tokenize."""
-        asked: Any = [dict(message) for message in prompt]
-        answered = [*asked, {"role": "assistant", "content": completion}]
+        """Token ids (prompt, completion) of the rendered text, computed without bench.models.tokenize."""
+        question: Any = [dict(message) for message in prompt]
+        conversation = [*question, {"role": "assistant", "content": completion}]
         before, whole = (
             self.tokenizer(
                 self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens), add_special_tokens=False
             )["input_ids"]
-            for messages, opens in ((asked, True), (answered, False))
+            for messages, opens in ((question, True), (conversation, False))
         )
         if whole[: len(before)] != before:
             raise AssertionError("a prompt's tokens must begin those of prompt and completion")
         return before, whole[len(before) : MAX_LENGTH]
 
     def trainer(self, settings: Any, callback: TrainerCallback | None = None) -> Any:
-        """The method's real trainer over the real pairs, with the reference log-probs that were computed by hand."""
+        """The method's real trainer over the real pairs, with the reference log-probs computed by hand."""
         reference = {}
         for pair, row in zip(self.pairs, self.rows, strict=True):
-            for column in WHOSE:
+            for column in COMPLETIONS:
                 name = f"train/{pair.id}/{column}"
                 reference[name] = Logps(name, getattr(row, f"ref_{column}"), 0)
         whole = TrainSettings(method=settings, max_length=MAX_LENGTH, dtype="float32", seed=0)
         out = self.folder
-        tokenizer = copy.deepcopy(self.tokenizer)  # csft adds to it
+        tokenizer = copy.deepcopy(self.tokenizer)  # csft adds tokens to it.
         job = TrainingJob(whole, self.model(0), tokenizer, self.pairs, reference, out, callback or TrainerCallback())
         trainer = load(settings.name).make_trainer(job)
         return with_references(trainer, self.ppo_rows) if isinstance(settings, OfflinePpo) else trainer
 
     def first_step(self, settings: Any) -> FirstStep:
-        seen = FirstStep()
+        record = FirstStep()
         with quiet():
-            self.trainer(settings, seen).train()
-        return seen
+            self.trainer(settings, record).train()
+        return record
 
     def prepared(self, settings: Any) -> Any:
         """The method's trainer for prescribed log-probabilities and values."""
@@ -365,9 +389,9 @@ class Bench:
     def prescribed(
         self, settings: Any, rows: Sequence[Row], sides: Sequence[int] = (0, 1)
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-        """(loss, its gradient by the table (pairs, 4), logged numbers) of the method's trainer at prescribed log-probabilities.
+        """Returns (loss, gradient by the table (pairs, 4), logged numbers) at prescribed log-probabilities.
 
-        `sides`: which completions of the pairs csft and offline_ppo see, chosen (0) or rejected (1).
+        `sides`: the completions of each pair that csft and offline_ppo see, chosen (0) or rejected (1).
         """
         trainer, model = self.prepared(settings), Prescribed(rows)
         if isinstance(settings, RefinedDpo):
@@ -379,7 +403,7 @@ class Bench:
         else:
             features, references = (_kto_features if settings.with_partners else _pair_features)(rows)
             inputs = trainer.data_collator([feature | {"row": 0} for feature in features])
-        # The collator would make its reference log-probs float32.
+        # The collator would turn reference log-probs into float32.
         inputs |= {name: torch.tensor(values, dtype=torch.float64) for name, values in references.items()}
         trainer._metrics["train"].clear()
         loss = trainer.compute_loss(model, inputs)
@@ -390,16 +414,16 @@ class Bench:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the trainer's summary line."""
+    """Hides the trainer's summary line."""
     with contextlib.redirect_stdout(None):
         yield
 
 
-# Checks ---------------------------------------------------------------------------------------------------------------
+# Checks -----------------------------------------------------------------------------------------------------
 
 
 def quick_checks(bench: Bench, kind: Kind) -> Iterator[Check]:
-    """Checks at prescribed log-probabilities, milliseconds each: what mutants have to survive."""
+    """Checks at prescribed log-probabilities, milliseconds each. Every mutant must fail one of them."""
     yield golden(bench, kind)
     yield first_step(bench, kind)
     yield equation(bench, kind)
@@ -425,7 +449,10 @@ def golden(bench: Bench, kind: Kind) -> Check:
 
 
 def first_step(bench: Bench, kind: Kind) -> Check:
-    """Policy = reference gives the known value; without a reference in the loss: another reference changes nothing."""
+    """With policy = reference the loss has its known value.
+
+    A loss without a reference is checked otherwise: another reference changes nothing.
+    """
     worst = 0.0
     rng = random.Random(f"first step/{name_of(kind)}")
     for settings in REFERENCES[kind].settings:
@@ -435,15 +462,16 @@ def first_step(bench: Bench, kind: Kind) -> Check:
             others = [replace(row, ref_chosen=row.ref_chosen - 5, ref_rejected=row.ref_rejected + 9) for row in rows]
             worst = max(worst, deviation(bench.prescribed(m, others)[0].item(), bench.prescribed(m, rows)[0].item()))
             continue
-        same = [replace(row, **{f"ref_{whose}": getattr(row, whose) for whose in WHOSE}) for row in rows]
+        same = [replace(row, **{f"ref_{column}": getattr(row, column) for column in COMPLETIONS}) for row in rows]
         worst = max(worst, deviation(bench.prescribed(m, same)[0].item(), at_first_step(same, m)))
     return Check("loss", "policy = reference" if kind.has_reference else "reference plays no part", worst, EXACT)
 
 
 def _batches(kind: Kind) -> list[list[Row]]:
-    """One pair; policies above and below the reference, where clamps do and do not bite; log-ratios that saturate everything.
+    """Batches for every case.
 
-    offline_ppo's do not saturate: a ratio of e^3000 is no number.
+    One pair; policies above and below the reference, so that clamps do and do not bite; log-ratios that
+    saturate everything. Those of offline_ppo do not saturate, because a ratio of e^3000 overflows.
     """
     rng = random.Random(f"rows/{name_of(kind)}")
     return [
@@ -464,33 +492,39 @@ def equation(bench: Bench, kind: Kind) -> Check:
 
 
 def worst_of(*deviations: float) -> float:
-    """Their maximum; NaN is the worst of all."""
+    """The maximum; NaN is the worst of all."""
     return math.nan if any(map(math.isnan, deviations)) else max(deviations)
 
 
 def gradient(bench: Bench, kind: Kind, step: float = 1e-5) -> Check:
-    """Autograd of the trainer's loss against central differences of the reference. Nothing may flow through KTO's reference point."""
+    """Compares autograd of the trainer's loss with central differences of the reference.
+
+    No gradient may flow through KTO's reference point.
+    """
     worst = 0.0
     for settings in REFERENCES[kind].settings:
         m = method(kind, settings)
         for rows in _batches(kind)[:3]:
-            found = bench.prescribed(m, rows)[1]
+            gradients = bench.prescribed(m, rows)[1]
             for i, row in enumerate(rows):
-                for j, whose in enumerate(WHOSE):
-                    if whose.startswith("mismatched"):
+                for j, column in enumerate(COMPLETIONS):
+                    if column.startswith("mismatched"):
                         expected = 0.0
                     else:
                         up, down = (
-                            REFERENCES[kind].loss([*rows[:i], replace(row, **{whose: getattr(row, whose) + move}), *rows[i + 1 :]], m)
+                            REFERENCES[kind].loss([*rows[:i], replace(row, **{column: getattr(row, column) + move}), *rows[i + 1 :]], m)
                             for move in (step, -step)
                         )
                         expected = (up - down) / (2 * step)
-                    worst = worst_of(worst, deviation(found[i, j].item(), expected))
+                    worst = worst_of(worst, deviation(gradients[i, j].item(), expected))
     return Check("gradient", "gradient", worst, GRADIENT)
 
 
 def logged(bench: Bench, kind: Kind) -> Check:
-    """rewards/* are beta (or 1) times the summed log-ratios to the reference, for every method; logps/* are sums."""
+    """Checks the logged rewards/* and logps/*.
+
+    For every method rewards/* are beta (or 1) times the summed log-ratios to the reference; logps/* are sums.
+    """
     worst = 0.0
     for settings in REFERENCES[kind].settings:
         m = method(kind, settings)
@@ -502,7 +536,8 @@ def logged(bench: Bench, kind: Kind) -> Check:
             expected |= {"rewards/margins": means["chosen"] - means["rejected"]}
             expected |= {f"logps/{side}": math.fsum(getattr(row, side) for row in rows) / len(rows) for side in ("chosen", "rejected")}
             against = zip(gains["chosen"], gains["rejected"], strict=True)
-            if kind.feedback == "rows":  # every desirable row against every undesirable one: they need not be pairs
+            # Rows need not be pairs: each desirable row is compared with each undesirable one.
+            if kind.feedback == "rows":
                 against = ((a, b) for a in gains["chosen"] for b in gains["rejected"])  # type: ignore[assignment]
             right = [a > b for a, b in against]
             expected["rewards/accuracies"] = sum(right) / len(right)
@@ -522,7 +557,7 @@ def reduces(bench: Bench, reduction: Reduction) -> Check:
 
 
 def without_kl(bench: Bench) -> Check:
-    """KTO with a reference point that is clamped to 0: 1 - sigma(± beta r)."""
+    """KTO with its reference point clamped to 0 is 1 - sigma(± beta r)."""
     worst = 0.0
     for row in random_rows(random.Random("without kl"), 5):
         below = replace(row, mismatched_chosen=row.ref_mismatched_chosen - 3, mismatched_rejected=row.ref_mismatched_rejected - 1)
@@ -533,7 +568,7 @@ def without_kl(bench: Bench) -> Check:
 
 
 def adds_up(bench: Bench) -> Check:
-    """With an SFT term, a loss of ours: TRL's DPO plus sft_weight times SFT on the chosen."""
+    """DPO with an SFT term (a loss of ours) is TRL's DPO plus sft_weight times SFT on the chosen."""
     worst = 0.0
     rows = random_rows(random.Random("sft term"), 5)
     for weight in (0.0, 0.5, 3.0):
@@ -545,12 +580,15 @@ def adds_up(bench: Bench) -> Check:
 
 def only_desirable(bench: Bench) -> Check:
     rows = random_rows(random.Random("only desirable"), 5)
-    found, sft = bench.prescribed(method(Csft, {}), rows, sides=(0,))[0], bench.prescribed(method(SftChosen, {}), rows)[0]
-    return Check("loss", "desirable rows alone = SFT on chosen", deviation(found.item(), sft.item()), EXACT)
+    csft, sft = bench.prescribed(method(Csft, {}), rows, sides=(0,))[0], bench.prescribed(method(SftChosen, {}), rows)[0]
+    return Check("loss", "desirable rows alone = SFT on chosen", deviation(csft.item(), sft.item()), EXACT)
 
 
 def value_gradient(bench: Bench, step: float = 1e-5) -> Check:
-    """A shift of all values moves the value loss alone: advantages are fixed, and the policy's hidden states detached."""
+    """A shift of all values moves only the value loss.
+
+    Advantages are fixed, and the policy's hidden states are detached.
+    """
     worst = 0.0
     for settings in REFERENCES[OfflinePpo].settings:
         m = method(OfflinePpo, settings)
@@ -566,22 +604,25 @@ def value_gradient(bench: Bench, step: float = 1e-5) -> Check:
 
 
 def extrapolation() -> Check:
-    """De-coupled detection's imagined model, on logits of its own: the real models' are in tests/methods/test_spa.py."""
+    """De-coupled detection's imagined model on given logits.
+
+    tests/methods/test_spa.py checks it on the logits of real models.
+    """
     generator = torch.Generator().manual_seed(0)
     ours, theirs = (torch.randn(3, 4, 5, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
     tokens = torch.randint(0, 5, (3, 4), generator=generator)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]])
     worst = 0.0
     for extent in (0.125, 0.5, 2.0):
-        found = losses.extrapolated_logps(ours, theirs, tokens, mask, extent).tolist()
-        for i, value in enumerate(found):
+        values = losses.extrapolated_logps(ours, theirs, tokens, mask, extent).tolist()
+        for i, value in enumerate(values):
             kept = [t for t in range(4) if mask[i, t]]
-            mine, reference = ([each[i, t].tolist() for t in kept] for each in (ours, theirs))
-            worst = worst_of(worst, deviation(value, extrapolated(mine, reference, [int(tokens[i, t]) for t in kept], extent)))
+            policy, reference = ([each[i, t].tolist() for t in kept] for each in (ours, theirs))
+            worst = worst_of(worst, deviation(value, extrapolated(policy, reference, [int(tokens[i, t]) for t in kept], extent)))
     return Check("loss", "logits extrapolated", worst, EXACT)
 
 
-# Checks that one method has beside those of all.
+# Further checks of single methods.
 OF_ONE_METHOD: dict[Kind, Callable[[Bench], Check]] = {
     Kto: without_kl,
     Dpo: adds_up,
@@ -592,19 +633,19 @@ OF_ONE_METHOD: dict[Kind, Callable[[Bench], Check]] = {
 
 
 def n_rows(kind: Kind) -> int:
-    """Rows of the real batch."""
+    """Number of rows of the real batch."""
     return 2 * N_PAIRS if kind.feedback == "rows" else N_PAIRS
 
 
 def real_batch(bench: Bench, kind: Kind) -> Check:
-    """What a whole training logs at its first step, against the reference on log-probabilities by hand."""
+    """The loss logged at a whole training's first step equals the reference on log-probabilities by hand."""
     worst = 0.0
     for settings in REFERENCES[kind].settings:
         m = method(kind, settings, batch_size=n_rows(kind))
         if kind is OfflinePpo:
             expected = ppo_total(ppo_parts(bench.ppo_rows, m), m)
         elif kind is RefinedDpo:
-            expected = spa(bench.rows, m, threshold=0.0)  # nothing is distrusted at first
+            expected = spa(bench.rows, m, threshold=0.0)  # Nothing is distrusted at first.
         else:
             expected = REFERENCES[kind].loss(bench.csft_rows if kind is Csft else bench.rows, m)
         worst = worst_of(worst, deviation(bench.first_step(m).logs["loss"], expected))
@@ -612,13 +653,13 @@ def real_batch(bench: Bench, kind: Kind) -> Check:
 
 
 def accumulation(bench: Bench, kind: Kind) -> Check:
-    """Eight pairs at once, or in two, four, eight parts: one gradient, one logged loss."""
+    """Eight pairs at once, or in two, four, eight parts: the same gradient and logged loss."""
     settings = REFERENCES[kind].settings[-1]
     whole = bench.first_step(method(kind, settings, batch_size=n_rows(kind)))
     worst = 0.0
-    for parts_of in (2, 4, 8):
-        size = n_rows(kind) // parts_of
-        parts = bench.first_step(method(kind, settings, batch_size=size, gradient_accumulation_steps=parts_of))
+    for n_parts in (2, 4, 8):
+        size = n_rows(kind) // n_parts
+        parts = bench.first_step(method(kind, settings, batch_size=size, gradient_accumulation_steps=n_parts))
         apart = (parts.gradient - whole.gradient).abs().max().item() / whole.gradient.abs().max().item()
         worst = worst_of(worst, apart, deviation(parts.logs["loss"], whole.logs["loss"]))
     return Check("batch", "batch size and accumulation", worst, SINGLE)

@@ -1,6 +1,7 @@
-"""What each method's paper says, a second time: plain floats, one row after another, no torch, nothing shared with losses.py or TRL.
+"""Each method's loss from its paper, written a second time.
 
-Every function gives the mean loss of a batch. Log-probabilities are sums over completion tokens.
+Plain floats, one row after another; no torch, and no code shared with losses.py or TRL. Every function gives
+the mean loss of a batch. Log-probabilities are sums over completion tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ from bench.config import (
 
 @dataclass(frozen=True)
 class Row:
-    """One pair: log-probabilities of policy and reference, lengths, the same of KTO's mismatched completions, and a critic's values."""
+    """One pair: summed log-probabilities of policy and reference, and lengths in tokens.
+
+    The same of KTO's mismatched completions, and a critic's values.
+    """
 
     chosen: float
     rejected: float
@@ -45,7 +49,7 @@ class Row:
     mismatched_rejected: float = 0.0
     ref_mismatched_chosen: float = 0.0
     ref_mismatched_rejected: float = 0.0
-    value_chosen: float = 0.0  # a critic's values of a completion's tokens, summed
+    value_chosen: float = 0.0  # sum of a critic's values over the completion's tokens
     value_rejected: float = 0.0
 
     @property
@@ -61,16 +65,16 @@ class Row:
         return self.gain_chosen - self.gain_rejected
 
 
-# What a method is checked at -------------------------------------------------------------------------------------------
+# Values at which methods are checked ------------------------------------------------------------------------
 
 OURS, TRL = "ours", "TRL"
 HALOS = {"gamma": 0.99, "gae_lambda": 0.95, "value_weight": 0.01, "kl_weight": 0.1, "value_max_grad_norm": 0.1}
 REFINED = {"distrusted": 0.1, "window": 50, "threshold": "pairs", "delay": 0.2, "decoupling": 0.0}
-# log-probabilities -20 and -30, the reference's -22 and -28, lengths 10 and 12, a KL of 3
+# Log-probabilities -20 and -30, the reference's -22 and -28, lengths 10 and 12, a KL of 3.
 GOLDEN_ROW = Row(
     -20, -30, -22, -28, 10, 12, mismatched_chosen=-40, mismatched_rejected=-40, ref_mismatched_chosen=-43, ref_mismatched_rejected=-43
 )
-# Ratios 1.5 and 2.25 of two desirable tokens, 0.4 of an undesirable one; values 0.1, 0.2 and 0.4
+# Ratios 1.5 and 2.25 of two desirable tokens, 0.4 of an undesirable one; values 0.1, 0.2 and 0.4.
 PPO_ROW = Row(
     -3.0, -2.0, -3.0 - 3 * math.log(1.5), -2.0 - math.log(0.4), 2, 1, value_chosen=0.3, value_rejected=0.4
 )  # fmt: skip
@@ -80,24 +84,28 @@ L = TypeVar("L", bound=Loss)
 
 
 class Facts(NamedTuple):
-    """Δ, r: differences and sums of log π/π_ref; the mean of a completion is over its tokens, EOS included."""
+    """Facts of a method for the table.
+
+    Δ and r are differences and sums of log π/π_ref. The mean of a completion is over its tokens, EOS
+    included.
+    """
 
     paper: str
     equation: str
     computed_by: str
-    elsewhere: str  # names and versions as read in their code or their threads
+    elsewhere: str  # other forms under this name; names and versions as read in their code or threads
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A method's loss as its paper has it, and what its trainer is checked at."""
+    """A method's loss from its paper, with test values for its trainer."""
 
     loss: Loss
     facts: Facts
     settings: Sequence[dict[str, Any]]
     row: Row
     golden: float  # the loss of `row` at the first settings
-    at_first_step: Loss | None  # while the policy is the reference; None where the loss has none
+    at_first_step: Loss | None  # the loss while policy = reference; None for a loss without a reference
 
 
 REFERENCES: dict[type[Training], Reference] = {}
@@ -112,7 +120,7 @@ def reference(
     at_first_step: Loss | None = None,
     **facts: str,
 ) -> Callable[[L], L]:
-    """Makes a function the reference of a method, beside which stands all that conformance knows of it."""
+    """Decorator: registers a function as the reference of a method, with its facts and golden value."""
 
     def registered(loss: L) -> L:
         REFERENCES[kind] = Reference(loss, Facts(**facts), settings, row, golden, at_first_step)
@@ -143,7 +151,7 @@ def mean(values: Sequence[float]) -> float:
     golden=2.0,
 )
 def sft_chosen(rows: Sequence[Row], m: Any) -> float:
-    """Likelihood of the chosen completion per token, each completion counted once"""
+    """Negative log-likelihood of the chosen completion per token; each completion counts once."""
     return mean([-row.chosen / row.chosen_length for row in rows])
 
 
@@ -153,7 +161,7 @@ def sft_chosen(rows: Sequence[Row], m: Any) -> float:
     equation="-log σ(βΔ) - w log π(y_w)/|y_w|",
     computed_by=f"{TRL} sigmoid; with w {OURS}",
     elsewhere=(
-        "TRL's `sft` beside `sigmoid` pools the tokens of a batch; IRPO weighs the DPO term; "
+        "TRL's `sft` with `sigmoid` pools the tokens of a batch; IRPO weighs the DPO term; "
         "HALOs' reward accuracy compares chosen of one prompt with rejected of another"
     ),
     settings=[{"beta": 0.1}, {"beta": 2.0}, {"beta": 0.1, "sft_weight": 0.5}, {"beta": 1.0, "sft_weight": 2.0}],
@@ -161,7 +169,7 @@ def sft_chosen(rows: Sequence[Row], m: Any) -> float:
     at_first_step=lambda rows, m: math.log(2) + m.sft_weight * sft_chosen(rows, m),
 )
 def dpo(rows: Sequence[Row], m: Any) -> float:
-    """2305.18290, eq. 7, plus the SFT term of 2404.19733"""
+    """2305.18290, eq. 7, plus the SFT term of 2404.19733."""
     preference = mean([minus_log_sigmoid(m.beta * row.delta) for row in rows])
     return preference - m.sft_weight * mean([row.chosen / row.chosen_length for row in rows])
 
@@ -177,12 +185,12 @@ def dpo(rows: Sequence[Row], m: Any) -> float:
     at_first_step=lambda rows, m: math.log(2),
 )
 def cdpo(rows: Sequence[Row], m: Any) -> float:
-    """Mitchell 2023: cross-entropy between the label's probability 1 - eps and sigma(beta delta)"""
+    """Mitchell 2023: cross-entropy between the label's probability 1 - eps and sigma(beta delta)."""
     eps = m.label_smoothing
     return mean([(1 - eps) * minus_log_sigmoid(m.beta * row.delta) + eps * minus_log_sigmoid(-m.beta * row.delta) for row in rows])
 
 
-SPA_THRESHOLD = 0.6  # the confidence below which checks have it distrust a label
+SPA_THRESHOLD = 0.6  # In checks a label with a lower confidence is distrusted.
 
 
 @reference(
@@ -195,20 +203,26 @@ SPA_THRESHOLD = 0.6  # the confidence below which checks have it distrust a labe
         "TRL: none. Labels and rounds: see method=spa"
     ),
     settings=[{"beta": 0.1, "alpha": 0.1, **REFINED}, {"beta": 1.0, "alpha": 0.4, **REFINED}],
-    golden=0.5530152524,  # of a distrusted label: cDPO's with ε = α
+    golden=0.5530152524,  # for a distrusted label: the value of cDPO with ε = α
     at_first_step=lambda rows, m: math.log(2),
 )
 def spa(rows: Sequence[Row], m: Any, threshold: float = SPA_THRESHOLD) -> float:
-    """2406.04412, eq. 9 and 10: a share alpha of the label moves to the other side where the policy's confidence is low"""
-    found = []
+    """2406.04412, eq. 9 and 10.
+
+    A share alpha of the label moves to the other side if the policy's confidence is below `threshold`.
+    """
+    losses = []
     for row in rows:
         share = m.alpha if sigmoid(m.beta * row.delta) < threshold else 0.0
-        found.append((1 - share) * minus_log_sigmoid(m.beta * row.delta) + share * minus_log_sigmoid(-m.beta * row.delta))
-    return mean(found)
+        losses.append((1 - share) * minus_log_sigmoid(m.beta * row.delta) + share * minus_log_sigmoid(-m.beta * row.delta))
+    return mean(losses)
 
 
 def extrapolated(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], tokens: Sequence[int], extent: float) -> float:
-    """2406.04412, eq. 11 and 12: log-probability of tokens under the imagined model, (1 + lambda) h - lambda h_ref token by token"""
+    """2406.04412, eq. 11 and 12: log-probability of tokens under the imagined model.
+
+    Its logits are (1 + lambda) h - lambda h_ref, token by token.
+    """
     total = 0.0
     for h, h_ref, token in zip(policy, reference, tokens, strict=True):
         imagined = [(1 + extent) * a - extent * b for a, b in zip(h, h_ref, strict=True)]
@@ -228,7 +242,7 @@ def extrapolated(policy: Sequence[Sequence[float]], reference: Sequence[Sequence
     at_first_step=lambda rows, m: math.log(2),
 )
 def robust(rows: Sequence[Row], m: Any) -> float:
-    """2403.00409: the unbiased estimate of the clean loss under flips with probability eps"""
+    """2403.00409: the unbiased estimate of the clean loss under flips with probability eps."""
     eps = m.label_smoothing
     clean, flipped = ([minus_log_sigmoid(sign * m.beta * row.delta) for row in rows] for sign in (1, -1))
     return mean([((1 - eps) * a - eps * b) / (1 - 2 * eps) for a, b in zip(clean, flipped, strict=True)])
@@ -245,7 +259,7 @@ def robust(rows: Sequence[Row], m: Any) -> float:
     at_first_step=lambda rows, m: 1 / (4 * m.beta**2),
 )
 def ipo(rows: Sequence[Row], m: Any) -> float:
-    """2310.12036, eq. 17, log-ratios per token"""
+    """2310.12036, eq. 17, with log-ratios per token."""
     h = [row.gain_chosen / row.chosen_length - row.gain_rejected / row.rejected_length for row in rows]
     return mean([(each - 0.5 / m.beta) ** 2 for each in h])
 
@@ -261,7 +275,7 @@ def ipo(rows: Sequence[Row], m: Any) -> float:
     at_first_step=lambda rows, m: 1 / (4 * m.beta**2),
 )
 def ipo_summed(rows: Sequence[Row], m: Any) -> float:
-    """2310.12036, eq. 17, as printed"""
+    """2310.12036, eq. 17, as printed."""
     return mean([(row.delta - 0.5 / m.beta) ** 2 for row in rows])
 
 
@@ -276,7 +290,7 @@ def ipo_summed(rows: Sequence[Row], m: Any) -> float:
     at_first_step=lambda rows, m: 1.0,
 )
 def hinge(rows: Sequence[Row], m: Any) -> float:
-    """2309.06657, hinge-norm"""
+    """2309.06657, hinge-norm."""
     return mean([max(0.0, 1 - m.beta * row.delta) for row in rows])
 
 
@@ -290,7 +304,7 @@ def hinge(rows: Sequence[Row], m: Any) -> float:
     golden=2.0,
 )
 def slic(rows: Sequence[Row], m: Any) -> float:
-    """2305.10425, eq. 4, with y_ref := y_w"""
+    """2305.10425, eq. 4, with y_ref := y_w."""
     calibration = [max(0.0, m.delta - row.chosen + row.rejected) for row in rows]
     return mean(calibration) - m.lambda_nll * mean([row.chosen for row in rows])
 
@@ -305,7 +319,7 @@ def slic(rows: Sequence[Row], m: Any) -> float:
     golden=1.0374879505,
 )
 def simpo(rows: Sequence[Row], m: Any) -> float:
-    """2405.14734, eq. 6"""
+    """2405.14734, eq. 6."""
     return mean(
         [minus_log_sigmoid(m.beta / row.chosen_length * row.chosen - m.beta / row.rejected_length * row.rejected - m.gamma) for row in rows]
     )
@@ -326,7 +340,7 @@ def _odds(mean_logps: float) -> float:
     golden=2.0451931604,
 )
 def orpo(rows: Sequence[Row], m: Any) -> float:
-    """2403.07691, eq. 6 and 7: NLL + lambda · L_OR"""
+    """2403.07691, eq. 6 and 7: NLL + lambda · L_OR."""
     nll = mean([-row.chosen / row.chosen_length for row in rows])
     ratios = [_odds(row.chosen / row.chosen_length) / _odds(row.rejected / row.rejected_length) for row in rows]
     return nll + m.lambda_or * mean([minus_log_sigmoid(math.log(ratio)) for ratio in ratios])
@@ -342,7 +356,7 @@ def orpo(rows: Sequence[Row], m: Any) -> float:
     golden=2.3132616875,
 )
 def cpo(rows: Sequence[Row], m: Any) -> float:
-    """2401.08417: L_prefer + alpha · L_NLL"""
+    """2401.08417: L_prefer + alpha · L_NLL."""
     prefer = mean([minus_log_sigmoid(m.beta * row.chosen - m.beta * row.rejected) for row in rows])
     return prefer + m.alpha * mean([-row.chosen / row.chosen_length for row in rows])
 
@@ -362,11 +376,11 @@ def cpo(rows: Sequence[Row], m: Any) -> float:
         {"beta": 0.5, "desirable_weight": 1.0, "undesirable_weight": 1.0, "weight_ratio": 4 / 3},
         {"beta": 0.5, "desirable_weight": 1.0, "undesirable_weight": 1.0, "weight_ratio": 0.5},
     ],
-    golden=(0.5249791875 + 0.3775406688) / 2,  # of the desirable, the undesirable row
+    golden=(0.5249791875 + 0.3775406688) / 2,  # the mean of the desirable and the undesirable row
     at_first_step=lambda rows, m: 0.25 * sum(kto_weights(m)),
 )
 def kto(rows: Sequence[Row], m: Any) -> float:
-    """2402.01306 v5, eq. 8: E[lambda_y - v(x, y)] over both rows of each pair, z0 from mismatched completions"""
+    """2402.01306 v5, eq. 8: E[lambda_y - v(x, y)] over both rows of each pair; z0 from mismatches."""
     drift = [row.mismatched_chosen - row.ref_mismatched_chosen for row in rows]
     drift += [row.mismatched_rejected - row.ref_mismatched_rejected for row in rows]
     z0 = max(0.0, mean(drift))
@@ -377,7 +391,11 @@ def kto(rows: Sequence[Row], m: Any) -> float:
 
 
 def kto_weights(m: Any) -> tuple[float, float]:
-    """As set; or, on pairs (as many desirable as undesirable rows), so that lambda_D / lambda_U is the ratio and the smaller is 1."""
+    """The weights (lambda_D, lambda_U).
+
+    As set; or with weight_ratio, on pairs (as many desirable as undesirable rows): their ratio is
+    weight_ratio and the smaller is 1.
+    """
     if m.weight_ratio is None:
         return m.desirable_weight, m.undesirable_weight
     return max(m.weight_ratio, 1.0), max(1 / m.weight_ratio, 1.0)
@@ -394,7 +412,7 @@ def kto_weights(m: Any) -> tuple[float, float]:
     at_first_step=lambda rows, m: 0.5,
 )
 def kto_pair(rows: Sequence[Row], m: Any) -> float:
-    """HALOs and TRL, December 2023: the other half's mean log-ratio is the reference point"""
+    """HALOs and TRL, December 2023: the reference point is the mean log-ratio of the other half."""
     chosen_kl = max(0.0, mean([row.gain_chosen for row in rows]))
     rejected_kl = max(0.0, mean([row.gain_rejected for row in rows]))
     chosen = [1 - sigmoid(m.beta * (row.gain_chosen - rejected_kl)) for row in rows]
@@ -406,7 +424,7 @@ Rewards = tuple[float, float]  # of a pair's chosen and rejected completion
 
 
 def bradley_terry(rows: Sequence[Rewards]) -> float:
-    """2203.02155, eq. 1, every pair an element of the mean: what best_of_n's reward model is trained by"""
+    """2203.02155, eq. 1, every pair an element of the mean: the loss of best_of_n's reward model."""
     return mean([minus_log_sigmoid(chosen - rejected) for chosen, rejected in rows])
 
 
@@ -415,18 +433,21 @@ def bradley_terry(rows: Sequence[Rewards]) -> float:
     paper="2302.08582; HALOs",
     equation="-log π(y|x,c)/|y|, c = <|good|>, <|bad|>",
     computed_by=OURS,
-    elsewhere="HALOs (legacy) sums over tokens; where nobody appends <|good|> it is judged as plain SFT on good and bad rows; TRL: none",
+    elsewhere="HALOs (legacy) sums over tokens; without <|good|> appended it is judged as plain SFT on good and bad rows; TRL: none",
     settings=[{}],
     golden=2.25,  # (20 / 10 + 30 / 12) / 2
 )
 def csft(rows: Sequence[Row], m: Any) -> float:
-    """HALOs, per token: every completion counts once, whatever its label; the label is in the prompt"""
+    """HALOs, per token: every completion counts once, whatever its label; the label is in the prompt."""
     return mean([-row.chosen / row.chosen_length for row in rows] + [-row.rejected / row.rejected_length for row in rows])
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One completion, a list entry a token: log-probabilities of policy and reference, a critic's values."""
+    """One completion, with one list entry per token.
+
+    Log-probabilities of policy and reference, and a critic's values.
+    """
 
     policy: Sequence[float]
     reference: Sequence[float]
@@ -435,19 +456,19 @@ class Judged:
 
 
 def spread(total: float, n: int) -> list[float]:
-    """A sum over a completion's tokens as the stand-in model spreads it: 1, 2, ... n parts."""
+    """A sum spread over n tokens like in the stand-in model, in proportion 1, 2, ... n."""
     return [2 * total * k / (n * (n + 1)) for k in range(1, n + 1)]
 
 
 def judged(rows: Sequence[Row]) -> list[Judged]:
     """Both completions of each pair."""
-    found = []
+    completions = []
     for row in rows:
         for side in ("chosen", "rejected"):
             n = getattr(row, f"{side}_length")
             policy, reference, values = (spread(getattr(row, name), n) for name in (side, f"ref_{side}", f"value_{side}"))
-            found.append(Judged(policy, reference, values, desirable=side == "chosen"))
-    return found
+            completions.append(Judged(policy, reference, values, desirable=side == "chosen"))
+    return completions
 
 
 class PpoParts(NamedTuple):
@@ -457,14 +478,14 @@ class PpoParts(NamedTuple):
 
 
 def ppo_parts(completions: Sequence[Judged], m: Any) -> PpoParts:
-    """HALOs legacy: advantages from their definition as sums, the only reward on the last token"""
+    """HALOs legacy: advantages from their definition as sums; the only reward is on the last token."""
     advantages, losses, errors, drift = [], [], [], []
     for each in completions:
         n = len(each.values)
         reward = 1.0 if each.desirable else -1.0
         after = [*each.values[1:], 0.0]
-        surprise = [(reward if t == n - 1 else 0.0) + m.gamma * after[t] - each.values[t] for t in range(n)]
-        advantages += [math.fsum((m.gamma * m.gae_lambda) ** (k - t) * surprise[k] for k in range(t, n)) for t in range(n)]
+        td_error = [(reward if t == n - 1 else 0.0) + m.gamma * after[t] - each.values[t] for t in range(n)]
+        advantages += [math.fsum((m.gamma * m.gae_lambda) ** (k - t) * td_error[k] for k in range(t, n)) for t in range(n)]
         errors += [(each.values[t] - (reward * m.gamma ** (n - 2 - t) if t < n - 1 else 0.0)) ** 2 for t in range(n)]
         drift += [b - a for a, b in zip(each.policy, each.reference, strict=True)]
     centre = mean(advantages)
@@ -490,14 +511,16 @@ def ppo_total(parts: PpoParts, m: Any) -> float:
         {"clip": 0.25, **HALOS},
         {"clip": 0.8, "gamma": 0.7, "gae_lambda": 0.4, "value_weight": 1.5, "kl_weight": 2.0, "value_max_grad_norm": 1.0},
     ],
-    # Surprises .99 x .2 - .1 = .098, 1 - .2 = .8 and -1 - .4 = -1.4; advantages .098 + .9405 x .8 = .8504, .8, -1.4, their mean
-    # .0834666667 and variance 1.1007600356, whitened .7309897465, .6829518251, -1.4139415716. Policy: the mean of -1.5 x .7309897465,
-    # -2 x .6829518251 (clipped) and .5 x 1.4139415716 (clipped) = -.5851391614. Value: half the mean of (.1 - 1)², .2², .4² =
-    # .1683333333. KL: -ln(1.5 x 2.25 x .4) / 3 = -.1000348642. In all -.5851391614 + .0016833333 - .0100034864.
+    # TD errors: .99 x .2 - .1 = .098, 1 - .2 = .8 and -1 - .4 = -1.4; advantages .098 + .9405 x .8 = .8504,
+    # .8, -1.4, their mean .0834666667 and variance 1.1007600356, whitened .7309897465, .6829518251,
+    # -1.4139415716. Policy: the mean of -1.5 x .7309897465, -2 x .6829518251 (clipped) and .5 x
+    # 1.4139415716 (clipped) = -.5851391614. Value: half the mean of (.1 - 1)², .2², .4² = .1683333333. KL:
+    # -ln(1.5 x 2.25 x .4) / 3 = -.1000348642. In all -.5851391614 + .0016833333 - .0100034864.
     row=PPO_ROW,
     golden=-0.5934593145,
-    at_first_step=lambda rows, m: m.value_weight * ppo_parts(judged(rows), m).value,  # whitened advantages have mean 0, and there is no KL
+    # Whitened advantages have mean 0, and there is no KL.
+    at_first_step=lambda rows, m: m.value_weight * ppo_parts(judged(rows), m).value,
 )
 def offline_ppo(rows: Sequence[Row], m: Any) -> float:
-    """HALOs legacy: policy loss + 0.01 critic loss + 0.1 KL, with the reference as the old policy"""
+    """HALOs legacy: policy loss + 0.01 critic loss + 0.1 KL, with the reference as the old policy."""
     return ppo_total(ppo_parts(judged(rows), m), m)

@@ -1,4 +1,7 @@
-"""Checks of best_of_n's reward model: TRL's RewardTrainer at prescribed rewards in float64, then a real model and batch."""
+"""Checks of best_of_n's reward model.
+
+TRL's RewardTrainer at prescribed rewards in float64, then on a real model and batch.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ FACTS = Facts(
     f"{TRL} RewardTrainer",
     "InstructGPT: all pairs of a prompt are one element of a batch; TRL drops rows over max_length, here they are cut",
 )
-# margins 1 and -2: -log sigma(1) = 0.3132616875, -log sigma(-2) = 2.1269280110
+# Margins 1 and -2: -log sigma(1) = 0.3132616875, -log sigma(-2) = 2.1269280110; their mean.
 GOLDEN: list[Rewards] = [(1.5, 0.5), (-3.0, -1.0)]
 GOLDEN_LOSS = 1.2200948493
 REDUCTIONS: list[tuple[str, Kind, dict[str, float]]] = [
@@ -52,7 +55,7 @@ REDUCTIONS: list[tuple[str, Kind, dict[str, float]]] = [
 
 
 class Prescribed(torch.nn.Module):
-    """A model that gives the rewards of a table (pairs, 2)."""
+    """A model with the prescribed rewards of a table (pairs, 2)."""
 
     def __init__(self, rows: Sequence[Rewards]):
         super().__init__()
@@ -63,7 +66,7 @@ class Prescribed(torch.nn.Module):
 
 
 class RewardBench:
-    """RewardTrainers over the pairs of a bench."""
+    """RewardTrainers over the pairs of a Bench."""
 
     def __init__(self, bench: Bench):
         self.bench = bench
@@ -83,13 +86,13 @@ class RewardBench:
         return load(name_of(BestOfN)).make_trainer(job)
 
     def first_step(self, **training: Any) -> FirstStep:
-        seen = FirstStep()
+        record = FirstStep()
         with quiet():
-            self.trainer(seen, **training).train()
-        return seen
+            self.trainer(record, **training).train()
+        return record
 
     def prescribed(self, rows: Sequence[Rewards]) -> tuple[float, torch.Tensor, dict[str, float]]:
-        """(loss, its gradient by the table (pairs, 2), logged numbers) at prescribed rewards."""
+        """Returns (loss, its gradient by the table (pairs, 2), logged numbers) at prescribed rewards."""
         model, metrics = Prescribed(rows), self._trainer._metrics["train"]
         features = [{"chosen_ids": [FIRST_PROMPT + i, 1], "rejected_ids": [FIRST_PROMPT + i, 2, 2]} for i in range(len(rows))]
         metrics.clear()
@@ -99,7 +102,10 @@ class RewardBench:
         return loss.item(), model.table.grad, {name: values[-1] for name, values in metrics.items()}
 
     def by_hand(self) -> list[Rewards]:
-        """Rewards of the real pairs: one row at a time, unpadded, float64, the head's weights times the last token's hidden state."""
+        """Rewards of the real pairs by hand: the head's weights times the last token's hidden state.
+
+        One row at a time, unpadded, in float64.
+        """
         model = self.model().double().eval()
 
         def reward(ids: list[int]) -> float:
@@ -133,13 +139,13 @@ def random_rewards(rng: random.Random, n: int, spread: float) -> list[Rewards]:
 
 
 def _batches() -> list[list[Rewards]]:
-    """One pair; ordinary rewards; ones that saturate everything."""
+    """Batches of one pair, of ordinary rewards, and of rewards that saturate everything."""
     rng = random.Random("rewards")
     return [random_rewards(rng, 1, 1.0), random_rewards(rng, 5, 3.0), random_rewards(rng, 6, 1000.0)]
 
 
 def no_difference(rewards: RewardBench) -> Check:
-    """Equal rewards give log 2, and a shift of all rewards of a pair changes nothing."""
+    """Equal rewards give log 2; a shift of both rewards of a pair changes nothing."""
     rows = _batches()[1]
     shifted = [(chosen + 7, rejected + 7) for chosen, rejected in rows]
     equal = deviation(rewards.prescribed([(chosen, chosen) for chosen, _ in rows])[0], math.log(2))
@@ -147,24 +153,27 @@ def no_difference(rewards: RewardBench) -> Check:
 
 
 def equation(rewards: RewardBench) -> Check:
-    found = [deviation(rewards.prescribed(rows)[0], bradley_terry(rows)) for rows in _batches()]
-    return Check("loss", "equation", worst_of(*found), EXACT)
+    deviations = [deviation(rewards.prescribed(rows)[0], bradley_terry(rows)) for rows in _batches()]
+    return Check("loss", "equation", worst_of(*deviations), EXACT)
 
 
 def gradient(rewards: RewardBench, step: float = 1e-5) -> Check:
-    """Autograd of the trainer's loss against central differences of the reference."""
+    """Compares autograd of the trainer's loss with central differences of the reference."""
     worst = 0.0
     for rows in _batches()[:2]:
-        found = rewards.prescribed(rows)[1]
+        gradients = rewards.prescribed(rows)[1]
         for i, (chosen, rejected) in enumerate(rows):
             for j, (a, b) in enumerate(((step, 0.0), (0.0, step))):
                 up, down = (bradley_terry([*rows[:i], (chosen + sign * a, rejected + sign * b), *rows[i + 1 :]]) for sign in (1, -1))
-                worst = worst_of(worst, deviation(found[i, j].item(), (up - down) / (2 * step)))
+                worst = worst_of(worst, deviation(gradients[i, j].item(), (up - down) / (2 * step)))
     return Check("gradient", "gradient", worst, GRADIENT)
 
 
 def logged(rewards: RewardBench) -> Check:
-    """What the history holds of a batch: see methods/best_of_n.py. Numbers of the first step of a training, whose names are ours."""
+    """Checks the first step's logged numbers (see methods/best_of_n.py).
+
+    They come from a whole training, where they have our names.
+    """
     rows = rewards.by_hand()
     every = [reward for row in rows for reward in row]
     expected = {
@@ -174,13 +183,13 @@ def logged(rewards: RewardBench) -> Check:
         "min_reward": min(every),
         "max_reward": max(every),
     }
-    found = rewards.first_step(batch_size=N_PAIRS).logs
-    worst = worst_of(*(deviation(found.get(name, math.nan), value) for name, value in expected.items()))
+    logs = rewards.first_step(batch_size=N_PAIRS).logs
+    worst = worst_of(*(deviation(logs.get(name, math.nan), value) for name, value in expected.items()))
     return Check("logged", "logged rewards", worst, SINGLE)
 
 
 def reduces(rewards: RewardBench, text: str, kind: Kind, settings: dict[str, float]) -> Check:
-    """A preference loss whose log-ratios are the rewards."""
+    """The loss equals a preference loss with the rewards as log-ratios."""
     rows = _batches()[1]
     logps = [Row(chosen, rejected, 0.0, 0.0, 10, 12) for chosen, rejected in rows]
     other = rewards.bench.prescribed(method(kind, settings), logps)[0].item()
@@ -188,13 +197,16 @@ def reduces(rewards: RewardBench, text: str, kind: Kind, settings: dict[str, flo
 
 
 def real_batch(rewards: RewardBench) -> Check:
-    """What a whole training logs at its first step, with padding and cut completions, against rewards by hand."""
-    found = rewards.first_step(batch_size=N_PAIRS).logs["loss"]
-    return Check("batch", "real batch", deviation(found, bradley_terry(rewards.by_hand())), SINGLE)
+    """The loss logged at a whole training's first step equals the reference on rewards by hand.
+
+    The batch has padding and cut completions.
+    """
+    loss = rewards.first_step(batch_size=N_PAIRS).logs["loss"]
+    return Check("batch", "real batch", deviation(loss, bradley_terry(rewards.by_hand())), SINGLE)
 
 
 def accumulation(rewards: RewardBench) -> Check:
-    """Eight pairs at once, or in two, four, eight parts: one gradient, one logged loss."""
+    """Eight pairs at once, or in two, four, eight parts: the same gradient and logged loss."""
     whole = rewards.first_step(batch_size=N_PAIRS)
     worst = 0.0
     for size in (4, 2, 1):

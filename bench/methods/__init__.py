@@ -1,4 +1,4 @@
-"""Methods: a file each, with its chain of stages (light, for planning) and its trainer (torch, when a stage runs)."""
+"""Methods, one file each: the chain of stages (light, for planning) and the trainer (torch, for running)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
 
 class Method(Protocol):
-    """What a method's module holds."""
+    """The interface of a method's module."""
 
     @staticmethod
     def chain(cell: Cell, ground: Ground) -> Policy:
-        """What is judged and how it comes to be, from settings alone."""
+        """Returns the judged policy with the stages that make it. It reads settings alone."""
 
     @staticmethod
     def make_trainer(job: TrainingJob) -> Trainer:
-        """A trainer over prepared rows with cached reference log-probs. A loop whose trainings are other methods' has none."""
+        """Returns a trainer over prepared rows with cached reference log-probs.
+
+        An iterative method has none: its rounds run other methods' trainings.
+        """
 
 
 def load(name: str) -> Method:
@@ -38,7 +41,11 @@ def chain(cell: Cell, ground: Ground) -> Policy:
 
 
 def one_shot(cell: Cell, ground: Ground) -> Policy:
-    """One train stage from the start model, on the preference rows, against the start model's log-probs."""
+    """Returns the policy of one train stage.
+
+    The stage starts from the start model, reads the preference rows, and takes the start model as its
+    reference.
+    """
     assert not isinstance(cell.method, NoMethod | Written | BestOfN | Loop)
     settings = pieces.train_settings(cell, cell.method)
     inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
@@ -47,8 +54,11 @@ def one_shot(cell: Cell, ground: Ground) -> Policy:
 
 
 def own_loss(name: str, *settings: str, **options: Any) -> Callable[[TrainingJob], Trainer]:
-    """The `make_trainer` of a method whose loss is the function of that name in training/losses.py, called with the method's `settings`;
-    `options`: of own_loss_trainer."""
+    """Returns `make_trainer` for a method with a loss of ours.
+
+    `name` is the function in training/losses.py. It is called with the method's `settings`.
+    `options` go to own_loss_trainer.
+    """
 
     def make_trainer(job: TrainingJob) -> Trainer:
         from bench.training import losses
@@ -61,7 +71,10 @@ def own_loss(name: str, *settings: str, **options: Any) -> Callable[[TrainingJob
 
 
 def trl_loss(name: str, *settings: str) -> Callable[[TrainingJob], Trainer]:
-    """The `make_trainer` of a method whose loss TRL's DPOTrainer has under that name, with the method's `settings`."""
+    """Returns `make_trainer` for a loss that TRL's DPOTrainer has under `name`.
+
+    The loss is called with the method's `settings`.
+    """
 
     def make_trainer(job: TrainingJob) -> Trainer:
         from bench.training.trainers import paired_trainer

@@ -1,19 +1,26 @@
-"""CSFT, conditional SFT (Korbak et al. 2023, arXiv 2302.08582; as a baseline of KTO in HALOs), on judged completions; a loss of ours.
+"""CSFT, conditional SFT on judged completions, with a loss of ours.
+
+Papers: Korbak et al. 2023 (arXiv 2302.08582); as a baseline of KTO in HALOs.
 
 -log π(y | x, c)/|y|,  mean over completions;  c = <|good|> after the prompt if y is desirable, <|bad|> if not
 
-Pairs become two rows: chosen desirable, rejected undesirable. Both control tokens are added to the tokenizer, and to the embeddings two
-rows drawn by the cell's seed around the mean of the others. Whenever the policy is asked or scored, <|good|> follows the prompt: it belongs
-to the identity of what reads the policy, the model's config names it, and engines refuse the model without it. The reference is never
-asked so.
+A pair becomes two rows: chosen desirable, rejected undesirable. Both control tokens are added to the
+tokenizer. The embeddings get two new rows, drawn with the cell's seed around the mean of the others. Whenever
+the policy is sampled or scored, <|good|> follows the prompt. The token is therefore part of the key of each
+stage that reads the policy; the model's config names it, and engines refuse to run the model without it. The
+reference never gets a control token.
 
-Deviations: HALOs (legacy) sums over tokens, which weighs long completions more; here each completion counts once, as in sft_chosen. It
-draws new embeddings as transformers does, unseeded by the cell. A control token's place is not counted in max_length, so that policy and
-reference are compared on the same tokens. Neither control token is ever written: the reference cannot score it.
+Deviations:
+- HALOs (legacy) sums over tokens, which weighs long completions more. Here each completion counts once, as in
+  sft_chosen.
+- HALOs draws new embeddings as transformers does, not with the cell's seed.
+- The control token does not count in max_length, so that policy and reference are compared on the same
+  tokens.
+- Neither control token can be generated, because the reference could not score it.
 
-The reference takes no part in the loss. rewards/*: log π(y | x, c)/π_ref(y | x) in nats while training, c by each row's label, so that
-rewards/rejected is the likelihood that <|bad|> gives; a cell's held-out rewards, log-probs and KL all take <|good|>. rewards/accuracies as
-for KTO; logps/* are sums under the same c.
+The loss does not use the reference. In training, rewards/* are log π(y | x, c)/π_ref(y | x) in nats, with c
+by each row's label; so rewards/rejected is under <|bad|>. A cell's held-out rewards, log-probs and KL always
+use <|good|>. rewards/accuracies are as for KTO. logps/* are sums under the same c.
 """
 
 from __future__ import annotations
@@ -52,19 +59,22 @@ def make_trainer(job: TrainingJob) -> Trainer:
     for row in rows:
         row["prompt_ids"] = [*row["prompt_ids"], good if row["label"] else bad]
         (column,) = row["example"].ids
-        seen = replace(row["example"].ids[column], prompt=row["prompt_ids"])
-        row["example"] = replace(row["example"], ids={column: seen})
+        ids = replace(row["example"].ids[column], prompt=row["prompt_ids"])
+        row["example"] = replace(row["example"], ids={column: ids})
     return own_unpaired_trainer(job, rows, lambda batch: (losses.csft(batch.policy_logps, batch.mask).mean(), {}))
 
 
 def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
-    """In place: both tokens in tokenizer and config, their embeddings (and output rows) of the old ones' mean and spread."""
+    """Adds both control tokens to tokenizer, config and model, in place.
+
+    Their rows in the embeddings (and in the output layer) are drawn with the mean and spread of the old rows.
+    """
     import torch
 
     n_before = len(tokenizer)
     tokenizer.add_tokens([GOOD, BAD], special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids([GOOD, BAD])
-    if len(tokenizer) > model.config.get_text_config().vocab_size:  # some models have rows to spare
+    if len(tokenizer) > model.config.get_text_config().vocab_size:  # Some models have rows to spare.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
@@ -74,13 +84,19 @@ def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
             old = weight[:n_before].float()
             noise = torch.randn(2, weight.shape[1], generator=generator).to(weight.device)
             weight[ids] = (old.mean(dim=0) + old.std(dim=0) * noise).to(weight.dtype)
-    model.config.control_tokens = [GOOD, BAD]  # engines ask with the first
+    model.config.control_tokens = [GOOD, BAD]  # Engines put the first after each prompt.
 
 
 def check_positions(model: PreTrainedModel, max_length: int) -> None:
-    """Rows hold up to max_length tokens and a control token; a table of positions ends somewhere, computed ones do not."""
+    """Raises ValueError if a position table is too short for max_length tokens plus the control token.
+
+    Computed positions have no end.
+    """
     from bench.engines.hf import has_position_table
 
     places = positions(model.config.to_dict())
     if places is not None and max_length >= places and has_position_table(model):
-        raise ValueError(f"model.max_length={max_length} leaves no place for a control token in {places} positions: set {places - 1}")
+        raise ValueError(
+            f"The model has {places} positions, and method=csft needs model.max_length={max_length} and one more for its control token. "
+            f"Set model.max_length={places - 1} or less."
+        )

@@ -2,8 +2,8 @@
 
 max(0, 1 - β Δ),  Δ = [log π/π_ref](y_w) - [log π/π_ref](y_l)
 
-Only the loss: RSO's rejection sampling of the pairs is not part of it. Not SLiC-HF, which has no reference and an NLL term: see `slic`.
-β is 1 / margin: 0.1 asks for 10 nats between the log-ratios.
+Only the loss is RSO's; its rejection sampling of the pairs is not included. It is not SLiC-HF, which has no
+reference and adds an NLL term (see `slic`). β is 1 / margin: β 0.1 asks for 10 nats between the log-ratios.
 
 rewards/*, logps/* and the other curves: as for DPO.
 """

@@ -2,8 +2,9 @@
 
 (h - 1/(2τ))²,  h = [log π/π_ref](y_w) / |y_w| - [log π/π_ref](y_l) / |y_l|,  τ set as `beta`
 
-Deviation: the paper's h is a difference of sums; the per-token means are what its authors confirmed to TRL (#1265) and what every
-result since January 2024 uses. At τ = 0.1 the loss asks for 5 nats a token and hovers near 25: expected.
+Deviation: the paper's h is a difference of sums. Its authors confirmed per-token means to TRL (#1265), and
+every result since January 2024 uses them. At τ = 0.1 the loss asks for 5 nats a token and stays near 25; this
+is expected.
 
 rewards/*: β log π/π_ref with sums, as TRL logs them for every loss, so that methods can be compared.
 """

@@ -1,8 +1,12 @@
-"""Loops: sample, label, train, and again from what was trained. A method says who samples what, who labels, and how one trains.
+"""Iterative methods: rounds of sampling, labelling and training, each from the model of the round before.
 
-Everything is planned from settings alone, so that iteration t of one cell is a prefix of iteration t + 1 of another: the stages have the
-same keys and run once. Prompts of the iterations are disjoint. A loop's models are loaded from their folders, never copied in memory: a
-model that a TRL trainer has touched keeps calling the forward pass of the weights that it was copied from.
+A method decides where prompts come from, how many samples are drawn, how they are labelled, and how one round
+trains.
+
+Everything is planned from settings alone. Iteration t of one cell is a prefix of iteration t + 1 of another:
+its stages have the same keys and run once. The iterations have disjoint prompts. Models are loaded from their
+folders, never copied in memory: a model that a TRL trainer has touched keeps calling the forward pass of the
+weights that it was copied from.
 """
 
 from __future__ import annotations
@@ -54,21 +58,31 @@ from bench.store.stage_settings import (
 
 @dataclass(frozen=True)
 class Round:
-    """One iteration, up to its labels. `before`: the policy before the one that writes, the start model where there is none."""
+    """One iteration, up to its labels.
+
+    `policy` writes the samples and is then trained. `before` is the policy before it, or the start model if
+    there is none.
+    """
 
     t: int
-    policy: Input  # writes, and is trained
+    policy: Input
     before: Input
     items: Stage
     samples: Stage
 
-    def label(self, what: str) -> str:
-        return f"iteration {self.t} {what}"
+    def label(self, text: str) -> str:
+        return f"iteration {self.t} {text}"
 
 
 @dataclass(frozen=True)
 class LoopMethod:
-    """A loop in words. `start`: the policy before iteration `first`; `seed_pairs`: what it was trained on, the data of iteration 0."""
+    """The parts of an iterative method.
+
+    `start`: the policy before iteration `first`. `seed_pairs`: the pairs that `start` was trained on, as the
+    data of iteration 0; None if it was not trained. `draws`: samples per prompt. `items`, `training`: prompts
+    and training settings of iteration t. `labels`: the label stage of a round. `with_reference_model`:
+    whether the training of iteration t needs the reference's logits.
+    """
 
     first: int
     start: Input
@@ -78,25 +92,25 @@ class LoopMethod:
     labels: Callable[[Round], Stage]
     training: Callable[[int], Trained | RefinedDpo]
     training_reference: Literal["previous", "start"] = "previous"
-    with_reference_model: Callable[[int], bool] = lambda t: False  # whether its training wants the reference's logits
+    with_reference_model: Callable[[int], bool] = lambda t: False
 
 
 def unfold(cell: Cell, ground: Ground, method: LoopMethod) -> Policy:
-    """The policy of the cell's iteration, and all that it comes from."""
+    """Returns the policy of the cell's iteration, with all stages that it comes from."""
     settings = cell.method
     assert isinstance(settings, Loop)
     policy = before = method.start
     if method.seed_pairs is not None:
         before = ground.start
     data: list[Stage] = [] if method.seed_pairs is None else [method.seed_pairs]
-    read: list[Stage] = []
+    training_sources: list[Stage] = []
     trained = policy if method.seed_pairs is not None else None
     for t in range(method.first, settings.iteration + 1):
         items = method.items(t)
         round_ = Round(t, policy, before, items, _samples(cell, settings, policy, items, method.draws, t))
         data.append(method.labels(round_))
         pairs = _pairs(cell, ground, settings, data, round_)
-        read = [source for role, source in sorted(pairs.inputs.items()) if role != TOKENIZER]  # type: ignore[misc]
+        training_sources = [source for role, source in sorted(pairs.inputs.items()) if role != TOKENIZER]  # type: ignore[misc]
         reference = ground.start if method.training_reference == "start" else policy
         label = round_.label("reference log-probs")
         logps = pieces.preference_logps(cell, Policy(reference, None), pairs, splits=("train",), mismatched=False, label=label)
@@ -106,17 +120,20 @@ def unfold(cell: Cell, ground: Ground, method: LoopMethod) -> Policy:
         before, policy = policy, _trained(cell, method.training(t), inputs, round_.label(f"policy ({settings.name})"))  # type: ignore[attr-defined]
         trained = policy
     assert trained is None or isinstance(trained, Stage)
-    return Policy(policy, trained, labels=[labels for source in read if (labels := _labels_of(source)) is not None])
+    return Policy(policy, trained, labels=[labels for source in training_sources if (labels := _labels_of(source)) is not None])
 
 
 def _labels_of(source: Stage) -> Stage | None:
-    """The label stage behind pairs: itself, or that of the labelled data's train rows; None of a user's file."""
+    """The label stage behind pairs: the source itself, or the one of its train rows.
+
+    None for pairs from a user's file.
+    """
     labels = source if source.kind == "label" else source.inputs.get("train")
     return labels if isinstance(labels, Stage) else None
 
 
 def seeded(cell: Cell, ground: Ground, seed: SeedTraining) -> Stage:
-    """DPO on the labelled pairs: the very stage of a cell of method=dpo with these settings."""
+    """DPO on the labelled pairs: the same stage as in a cell of method=dpo with these settings."""
     inputs: Inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
     return _trained(cell, Dpo(**_training(cell) | seed.model_dump(), name="dpo"), inputs, "seed policy (dpo)")
 
@@ -141,45 +158,54 @@ def _samples(cell: Cell, loop: Loop, policy: Input, items: Stage, draws: int, t:
 
 
 def _pairs(cell: Cell, ground: Ground, loop: Loop, data: list[Stage], round_: Round) -> Stage:
-    look = _look(ground)
-    seen = {"fresh": data[-1:], "two_latest": data[-2:], "accumulated": data}[loop.pairs]
-    inputs: Inputs = {f"{number:02d}": source for number, source in enumerate(seen, len(data) - len(seen))}
-    return stage("data", LoopPairData(seed=cell.seed, max_length=look.max_length), inputs | look.inputs, round_.label("pairs"))
+    limits = _row_limits(ground)
+    sources = {"fresh": data[-1:], "two_latest": data[-2:], "accumulated": data}[loop.pairs]
+    inputs: Inputs = {f"{number:02d}": source for number, source in enumerate(sources, len(data) - len(sources))}
+    return stage("data", LoopPairData(seed=cell.seed, max_length=limits.max_length), inputs | limits.inputs, round_.label("pairs"))
 
 
-# Prompts --------------------------------------------------------------------------------------------------------------
+# Prompts ----------------------------------------------------------------------------------------------------
 
 
 def prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
-    """Prompts that nobody has labelled, of the user's file, of the dataset or of the world; t from 1."""
+    """Unlabelled prompts of iteration t, counted from 1.
+
+    They come from the user's file, the dataset or the world.
+    """
     return new_prompts(cell, ground, loop, t) if ground.prompts is None else _of_file(ground.prompts, ground, loop, t - 1, t, answers=False)
 
 
 def demonstrations(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
-    """Prompts with somebody's answers, of the user's file or of the world; t from 0."""
+    """Prompts with demonstrated completions for iteration t, counted from 0.
+
+    They come from the user's file or the world.
+    """
     return demonstrated(cell, loop, t) if ground.prompts is None else _of_file(ground.prompts, ground, loop, t, t, answers=True)
 
 
 def _of_file(file: Source, ground: Ground, loop: Loop, place: int, t: int, *, answers: bool) -> Stage:
-    look = _look(ground)
-    settings = FilePromptData(after=place * loop.n_prompts, n=loop.n_prompts, answers=answers, max_length=look.max_length)
-    return stage("data", settings, {"file": file} | look.inputs, f"iteration {t} {'demonstrations' if answers else 'prompts'}")
+    limits = _row_limits(ground)
+    settings = FilePromptData(after=place * loop.n_prompts, n=loop.n_prompts, answers=answers, max_length=limits.max_length)
+    return stage("data", settings, {"file": file} | limits.inputs, f"iteration {t} {'demonstrations' if answers else 'prompts'}")
 
 
-class _Look(NamedTuple):
-    """What tells which rows a model learns from: its tokenizer, as the labelled rows were looked at; none of the controlled world's."""
+class _RowLimits(NamedTuple):
+    """The model's tokenizer and maximal length in tokens. Rows that do not suit them are dropped.
+
+    They are those of the labelled rows. In the controlled world there are none.
+    """
 
     inputs: Inputs
     max_length: int | None
 
 
-def _look(ground: Ground) -> _Look:
-    found = {role: source for role, source in ground.preferences.inputs.items() if role == TOKENIZER}
-    return _Look(found, getattr(ground.preferences.settings, "max_length", None) if found else None)
+def _row_limits(ground: Ground) -> _RowLimits:
+    inputs = {role: source for role, source in ground.preferences.inputs.items() if role == TOKENIZER}
+    return _RowLimits(inputs, getattr(ground.preferences.settings, "max_length", None) if inputs else None)
 
 
 def new_prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
-    """Training prompts after those that are labelled and those of earlier iterations; t from 1."""
+    """Training prompts after the labelled ones and those of earlier iterations; t counts from 1."""
     if isinstance(cell.data, DatasetData):
         pairs = ground.preferences.settings
         assert isinstance(pairs, LocalPairData)
@@ -192,7 +218,7 @@ def new_prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
 
 
 def demonstrated(cell: Cell, loop: Loop, t: int) -> Stage:
-    """Prompts of the start model's demonstrations, with their answers; t from 0."""
+    """Prompts of the start model's demonstrations with their completions; t counts from 0."""
     assert isinstance(cell.data, WorldData)
     settings = DemonstratedData(
         family=pieces.family(cell), writer=cell.data.demonstrations, after=t * loop.n_prompts, n=loop.n_prompts, seed=cell.seed
@@ -200,7 +226,7 @@ def demonstrated(cell: Cell, loop: Loop, t: int) -> Stage:
     return stage("data", settings, label=f"iteration {t} demonstrations")
 
 
-# Labels ---------------------------------------------------------------------------------------------------------------
+# Labels -----------------------------------------------------------------------------------------------------
 
 
 def gold_labels(cell: Cell, round_: Round) -> Stage:
@@ -210,11 +236,14 @@ def gold_labels(cell: Cell, round_: Round) -> Stage:
 
 
 def implicit_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
-    """By beta times the log-ratio of the policy that writes to the reference, of texts as training sees them, less a penalty a token."""
+    """Labels by the implicit reward: beta times the log-ratio of the writing policy to the judging reference.
+
+    Texts are tokenised as in training. A length penalty per token is subtracted.
+    """
     settings = cell.method
     assert isinstance(settings, IterativeDpo | Spa)
     reference = {"start": ground.start, "previous": round_.before, "base": ground.base}[settings.judging_reference]
-    assert reference is not None  # config.Cell
+    assert reference is not None  # config.Cell has checked it.
     logps = {
         f"{role}_logps": pieces.completion_logps(
             cell, Policy(model, None), round_.samples, round_.label(f"log-probs of the {words}"), max_length=pieces.max_length(cell)
@@ -225,7 +254,10 @@ def implicit_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
 
 
 def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: SeedTraining) -> Stage:
-    """By a reward model that labelled pairs have trained, once for all iterations: as many as the seed has, or a share of its own."""
+    """Labels by a reward model, trained once on labelled pairs for all iterations.
+
+    It reads as many pairs as the seed training, or a share of its own (`reward_fraction`).
+    """
     assert isinstance(cell.method, IterativeDpo | SelfRewarding)
     learning_rate, fraction = cell.method.reward_learning_rate, getattr(cell.method, "reward_fraction", None)
     method = RewardModel(**_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate})
@@ -244,8 +276,11 @@ def _rewards(cell: Cell, round_: Round, model: Input, dtype: Dtype) -> Stage:
 
 
 def judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
-    """By a judge of evaluations: a judge stage on the samples, each two of a prompt or each by itself, and labels from its verdicts. A
-    reward model's rewards need no pairs."""
+    """Labels by a judge of evaluations: a judge stage on the samples, then labels from its verdicts.
+
+    The judge sees each two samples of a prompt, or rates each sample alone. A reward model as the judge needs
+    no verdicts; its rewards are the scores.
+    """
     assert isinstance(cell.method, IterativeDpo) and ground.labelling_judge is not None
     judge, sources = cell.method.labelling_judge, ground.labelling_judge
     if isinstance(judge, RewardModelJudge):
@@ -254,14 +289,14 @@ def judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     assert judge is not None
     rated = isinstance(judge, MtBenchJudge) and judge.mode == "single"
     drawn = stage("data", DrawnData(form="each" if rated else "pairs"), _sampled(round_), round_.label("samples to judge"))
-    settings, read = judging.judging_by(judge, cell, "rating" if rated else "preference", sources)
-    inputs: Inputs = {"items": drawn, "completions": drawn, **read}
+    settings, judge_inputs = judging.judging_by(judge, cell, "rating" if rated else "preference", sources)
+    inputs: Inputs = {"items": drawn, "completions": drawn, **judge_inputs}
     verdicts = stage("judge", settings, inputs, round_.label(f"verdicts of {Path(judge.model).name} ({judge.name})"))
     return _ranked(cell, round_, "judge", {"verdicts": verdicts})
 
 
 def plain_labels(cell: Cell, round_: Round, labeller: Literal["random", "shorter", "human"]) -> Stage:
-    """Nobody's opinion: a coin, the shorter one, or whatever the demonstration says."""
+    """Labels without a judge: by a coin, by length (shorter wins), or for the demonstration."""
     return _ranked(cell, round_, labeller, {})
 
 
@@ -269,13 +304,13 @@ def _ranked(
     cell: Cell,
     round_: Round,
     labeller: Literal["reward_model", "implicit", "judge", "random", "shorter", "human"],
-    read: dict[str, Stage],
+    scores: dict[str, Stage],
     beta: float | None = None,
     length_penalty: float = 0.0,
 ) -> Stage:
     truth = cell.world.gold if cell.world else None
     settings = RankLabels(labeller=labeller, beta=beta, truth=truth, seed=cell.seed, length_penalty=length_penalty)
-    return stage("label", settings, _sampled(round_) | read, round_.label(f"labels ({labeller.replace('_', ' ')})"))
+    return stage("label", settings, _sampled(round_) | scores, round_.label(f"labels ({labeller.replace('_', ' ')})"))
 
 
 def _sampled(round_: Round) -> dict[str, Stage]:

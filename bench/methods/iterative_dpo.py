@@ -1,22 +1,30 @@
-"""Iterative DPO: two or more samples of each new prompt, labelled by somebody, and DPO on the pair; again from what came out. The general
-loop, every knob explicit; with an external reward model as in Xu et al. 2023 (arXiv 2312.16682) and in the baselines of SPA (Kim et al.
-2024, arXiv 2406.04412, section 5).
+"""Iterative DPO: sample, label, train DPO on the pairs, and repeat from the new policy.
+
+This is the general loop with every setting explicit. Papers: with an external reward model, Xu et al. 2023
+(arXiv 2312.16682) and the baselines of SPA (Kim et al. 2024, arXiv 2406.04412, section 5).
 
     π_0 = DPO(π_start; labelled pairs), or π_start        for t = 1 ... iteration:
-    y_1 ... y_n ~ π_{t-1}(.|x), x new;  best and worst by the labeller, ties dropped;  π_t = DPO(π_{t-1}; pairs)
+    y_1 ... y_n ~ π_{t-1}(.|x), x new, n ≥ 2;  best and worst by the labeller, ties dropped
+    π_t = DPO(π_{t-1}; pairs)
 
-labeller: `gold`, the world's annotator; `reward_model`, trained once on the labelled pairs (as best_of_n's), or on more of them than the
-seed has (`reward_fraction`: the role of PairRM in SPA's tables); `judge`, any judge of an evaluation - a language model that prefers or
-rates, a reward model from a folder - with its client, cache and budget; `implicit`,
-β log π_{t-1}/π_judge of whole completions less length_penalty a token (SPA's eq. 13), with π_start, its base or the policy
-before π_{t-1} as π_judge; `random` and `shorter`, controls.
-pairs: `fresh`, D_t alone; `two_latest`, D_{t-1} + D_t; `accumulated`, D_0 (the labelled pairs) to D_t. The training reference is π_{t-1},
-or always π_start.
+labeller:
+- `gold`: the world's annotator.
+- `reward_model`: trained once on the labelled pairs (as in best_of_n), or on more of them than the seed has
+  (`reward_fraction`; the role of PairRM in SPA's tables).
+- `judge`: any judge of an evaluation, with its client, cache and budget: a language model that prefers or
+  rates, or a reward model from a folder.
+- `implicit`: β log π_{t-1}/π_judge of whole completions minus length_penalty per token (SPA's eq. 13).
+  π_judge is π_start, its base, or the policy before π_{t-1}.
+- `random` and `shorter`: controls.
 
-Deviation: texts are scored as training tokenises them, so that a sample that was cut at sample_max_new_tokens counts as ended.
+pairs: `fresh`, D_t alone; `two_latest`, D_{t-1} + D_t; `accumulated`, D_0 (the labelled pairs) to D_t. The
+training reference is π_{t-1}, or always π_start.
 
-Iteration 0 is the policy before the first sampling. Trainings are those of method=dpo, and a seed training with the same settings is the
-same stage as that method's.
+Deviation: texts are scored as training tokenises them. A sample that was cut at sample_max_new_tokens
+therefore counts as ended.
+
+Iteration 0 is the policy before the first sampling. Trainings are those of method=dpo. A seed training with
+the same settings is the same stage as that method's.
 """
 
 from __future__ import annotations

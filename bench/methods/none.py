@@ -1,4 +1,7 @@
-"""No method: the start model as it is, judged like the others. Every sweep has this row for each start model."""
+"""No method: the start model as it is, judged like the others.
+
+Every sweep has this row for each start model.
+"""
 
 from __future__ import annotations
 

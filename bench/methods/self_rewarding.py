@@ -1,27 +1,36 @@
-"""Self-rewarding language models (Yuan et al. 2024, arXiv 2401.10020, section 2): the policy judges its own samples by writing, and learns
-from the best against the worst of them.
+"""Self-rewarding language models (Yuan et al. 2024, arXiv 2401.10020, section 2).
 
-    M_0 the start model (iteration 0);  M_1 = SFT(M_0; instructions IFT + evaluations EFT) (iteration 1)        for t = 2 ... iteration:
-    y_1 ... y_N ~ M_{t-1}(.|x), x new;  each judged by M_{t-1}, the mean of several judgements;  highest against lowest, ties dropped
+The policy judges its own samples by writing, and learns from the best against the worst of them.
+
+    M_0 the start model (iteration 0)
+    M_1 = SFT(M_0; instructions IFT + evaluations EFT) (iteration 1)        for t = 2 ... iteration:
+    y_1 ... y_N ~ M_{t-1}(.|x), x new;  each judged by M_{t-1}, the mean of several judgements
+    AIFT(M_{t-1}): the highest against the lowest, ties dropped
     M_t = DPO(M_{t-1}; AIFT(M_{t-1})), against M_{t-1}
 
-Judgements that cannot be read are dropped and counted; a prompt with fewer than two scores left is unscored. `judge_prompt` has four
-forms (bench/judges/self_judge.py), the paper's additive one and its multiple-choice ablation among them.
+Judgements that cannot be read are dropped and counted. A prompt with fewer than two scores left is unscored.
+`judge_prompt` has four forms (bench/judges/self_judge.py), among them the paper's additive one and its
+multiple-choice ablation.
 
-Other ablations and controls: `eft: false` (M_1 from IFT alone), `learns_from: best` (positives only: SFT on the highest), `labeller` a
-reward model that the labelled pairs have trained, the world's annotator, the shorter one, a coin.
+Other ablations and controls: `eft: false` (M_1 from IFT alone); `learns_from: best` (positives only: SFT on
+the highest); `labeller`: a reward model trained on the labelled pairs, the world's annotator, the shorter
+one, a coin.
 
-In the controlled world IFT is the start model's demonstrations, once more; EFT is written by who knows the truth, about the start model's
-samples of the labelled prompts and answers of every quality to them (this is not a method of few labels there); new prompts come from
-the task family, for tiny models cannot write any. With a file of pairs IFT is the chosen completions; EFT is judged by SFT(M_0; IFT)
-itself, kept where it agrees with the pair and thinned of the most frequent score, as in the paper; new prompts are written by M_0 after
-eight examples, as Self-Instruct does.
+In the controlled world IFT is the start model's demonstrations, once more. EFT is written from the known
+truth. It judges the start model's samples of the labelled prompts, and other completions of every quality to
+them. So it is not a method of few labels there. New prompts come from the task family, because tiny models
+cannot write any.
 
-Deviations: samples and judgements are drawn at top_p 1 (the paper: 0.9). Positives only learns from the highest of this iteration's pairs
-and starts from M_{t-1} (the paper: perfect scores, added to IFT + EFT). M_1 pools the tokens of a batch, as the start stage does. No
-checkpoint is chosen by a judge.
+With a file of pairs IFT is the chosen completions. SFT(M_0; IFT) itself writes the judgements for EFT. They
+are kept if they agree with the pair, and the most frequent score is thinned, as in the paper. M_0 writes new
+prompts after eight examples, as in Self-Instruct.
 
-judge_*: how well M_t judges, on held-out rankings: four samples of the start model a prompt, or held-out pairs of the file.
+Deviations: samples and judgements are drawn at top_p 1 (the paper: 0.9). Positives only learns from the
+highest of this iteration's pairs and starts from M_{t-1} (the paper: perfect scores, added to IFT + EFT). M_1
+pools the tokens of a batch, as the start stage does. No checkpoint is chosen by a judge.
+
+judge_*: how well M_t judges, on held-out rankings: four samples of the start model per prompt, or the file's
+held-out pairs.
 """
 
 from __future__ import annotations
@@ -50,9 +59,9 @@ from bench.store.stage_settings import (
     stage,
 )
 
-RANKED = 4  # samples of a held-out prompt
-N_KNOWN, N_WRITTEN = 6, 2  # examples of a request for a new prompt
-REQUESTS = 4  # for one prompt that is wanted: most that a model writes are like a known one
+RANKED = 4  # samples per held-out prompt
+N_KNOWN, N_WRITTEN = 6, 2  # examples in a request for a new prompt, as in Self-Instruct
+REQUESTS = 4  # per prompt wanted, because most prompts that a model writes are like a known one
 WRITING = Decoding(temperature=0.6, top_p=0.9, max_new_tokens=200)
 
 
@@ -85,7 +94,7 @@ def _training(cell: Cell, settings: SelfRewarding) -> Dpo | SftChosen:
     return SftChosen(**settings.model_dump(include=set(Training.model_fields)), name="sft_chosen")
 
 
-# M_1 ------------------------------------------------------------------------------------------------------------------
+# M_1 --------------------------------------------------------------------------------------------------------
 
 
 def _tuned(cell: Cell, ground: Ground, settings: SelfRewarding, texts: Mapping[str, Stage], label: str) -> Stage:
@@ -107,10 +116,10 @@ def _evaluations(cell: Cell, ground: Ground, settings: SelfRewarding, instructio
         truth = TrueEvaluationData(prompt=prompt, gold=cell.world.gold, fraction=cell.data.fraction, n=n, seed=seed)
         labelled = ground.preferences.inputs["train"]
         assert isinstance(labelled, Stage)
-        asked = {role: labelled.inputs[role] for role in ("items", "completions")}
+        samples = {role: labelled.inputs[role] for role in ("items", "completions")}
         written = WrittenData(writer=settings.evaluated, draws=2, seed=seed)
-        answers = stage("data", written, {"items": asked["items"]}, "answers of every quality")
-        return stage("data", truth, {**asked, "answers": answers}, "evaluations by the truth")
+        answers = stage("data", written, {"items": samples["items"]}, "answers of every quality")
+        return stage("data", truth, {**samples, "answers": answers}, "evaluations by the truth")
     baseline = _tuned(cell, ground, settings, {"demonstrations": instructions}, "SFT baseline")
     ranked = {"items": instructions, "completions": instructions}
     questions, replies = _judgements(cell, settings, baseline, ranked, "labelled pairs")
@@ -118,12 +127,12 @@ def _evaluations(cell: Cell, ground: Ground, settings: SelfRewarding, instructio
     return stage("data", kept, {**ranked, "questions": questions, "replies": replies}, "evaluations that agree with the pairs")
 
 
-# Judging --------------------------------------------------------------------------------------------------------------
+# Judging ----------------------------------------------------------------------------------------------------
 
 
-def _judgements(cell: Cell, settings: SelfRewarding, judge: Input, asked: Mapping[str, Stage], label: str) -> tuple[Stage, Stage]:
-    """(questions, replies) about the completions of items."""
-    questions = stage("data", JudgeQuestionData(prompt=settings.judge_prompt), asked, f"{label}: questions to the judge")
+def _judgements(cell: Cell, settings: SelfRewarding, judge: Input, completions: Mapping[str, Stage], label: str) -> tuple[Stage, Stage]:
+    """Returns the stages (questions, replies) about the completions of items."""
+    questions = stage("data", JudgeQuestionData(prompt=settings.judge_prompt), completions, f"{label}: questions to the judge")
     decoding = Decoding(temperature=settings.judge_temperature, top_p=1.0, max_new_tokens=settings.judge_max_new_tokens)
     return questions, _written(cell, judge, questions, decoding, settings.judgements, f"{label}: judgements")
 
@@ -135,11 +144,11 @@ def _written(cell: Cell, model: Input, items: Stage, decoding: Decoding, draws: 
 def _labels(cell: Cell, ground: Ground, settings: SelfRewarding, round_: iterations.Round) -> Stage:
     match settings.labeller:
         case "self":
-            asked = {"items": round_.items, "completions": round_.samples}
-            _, replies = _judgements(cell, settings, round_.policy, asked, f"iteration {round_.t}")
+            samples = {"items": round_.items, "completions": round_.samples}
+            _, replies = _judgements(cell, settings, round_.policy, samples, f"iteration {round_.t}")
             truth = cell.world.gold if cell.world else None
             labels = SelfLabels(prompt=settings.judge_prompt, truth=truth, reading=SELF_JUDGE_READING)
-            return stage("label", labels, {**asked, "replies": replies}, round_.label("labels (self)"))
+            return stage("label", labels, {**samples, "replies": replies}, round_.label("labels (self)"))
         case "gold":
             return iterations.gold_labels(cell, round_)
         case "reward_model":
@@ -166,7 +175,7 @@ def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Input)
     return stage("audit", truth, {**ranked, "replies": replies}, "the policy as a judge")
 
 
-# Prompts --------------------------------------------------------------------------------------------------------------
+# Prompts ----------------------------------------------------------------------------------------------------
 
 
 def _rankings(ground: Ground, split: str) -> Stage:
@@ -175,15 +184,18 @@ def _rankings(ground: Ground, split: str) -> Stage:
 
 
 def _new_prompts(cell: Cell, ground: Ground, settings: SelfRewarding) -> Callable[[int], Stage]:
-    """Prompts of iterations 2, 3, ...: of the world's family, or written after examples by the start model."""
+    """Returns the function from iteration (2, 3, ...) to its prompts.
+
+    They come from the world's task family, or the start model writes them after examples.
+    """
     if settings.new_prompts == "family":
         return lambda t: replace(iterations.new_prompts(cell, ground, settings, t - 1), label=f"iteration {t} prompts")
     written: dict[int, Stage] = {}
 
     def instructed(t: int) -> Stage:
         known = {"rankings": _rankings(ground, "train")} | {f"earlier_{i:02d}": earlier for i, earlier in written.items()}
-        asked = PromptRequestData(n=REQUESTS * settings.n_prompts, n_known=N_KNOWN, n_written=N_WRITTEN, seed=cell.seed * 1000 + t)
-        requests = stage("data", asked, known, f"iteration {t} requests for prompts")
+        request = PromptRequestData(n=REQUESTS * settings.n_prompts, n_known=N_KNOWN, n_written=N_WRITTEN, seed=cell.seed * 1000 + t)
+        requests = stage("data", request, known, f"iteration {t} requests for prompts")
         replies = _written(cell, ground.start, requests, WRITING, 1, f"iteration {t} prompts as written")
         kept = WrittenPromptData(n=settings.n_prompts, similarity=settings.similarity)
         written[t] = stage("data", kept, {**known, "completions": replies}, f"iteration {t} prompts")

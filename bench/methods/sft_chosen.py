@@ -1,12 +1,15 @@
-"""SFT on the chosen completions ("Preferred-FT" in Rafailov et al. 2023, section 6), a baseline; a loss of ours.
+"""SFT on the chosen completions, a baseline, with a loss of ours.
+
+It is "Preferred-FT" in Rafailov et al. 2023, section 6.
 
 -log π(y_w)/|y_w|,  mean over completions
 
-Deviation from the start stage and TRL's `sft`: those pool the tokens of a batch, which weighs long completions more; here each completion
-counts once. The rejected completion goes through the model for the curves only, so a step costs what DPO's costs.
+Deviation: the start stage and TRL's `sft` pool the tokens of a batch, which weighs long completions more.
+Here each completion counts once. The rejected completion goes through the model only for the curves, so a
+step costs as much as DPO's.
 
-The reference takes no part in the loss. rewards/*: log π/π_ref in nats (SFT has no β), so that methods can be compared; other curves as
-for DPO.
+The loss does not use the reference. rewards/* are log π/π_ref in nats (SFT has no β), so that methods can be
+compared. The other curves are as for DPO.
 """
 
 from __future__ import annotations

@@ -1,29 +1,39 @@
-"""SPA, spread preference annotation (Kim et al. 2024, arXiv 2406.04412): few labelled pairs, then pairs that the policy labels itself.
+"""SPA, spread preference annotation (Kim et al. 2024, arXiv 2406.04412).
+
+Training starts from few labelled pairs; then the policy labels pairs of its own samples.
 
     π_0 = DPO(π_start; labelled pairs)        for t = 1 ... iteration:
-    y_1, y_2 ~ π_{t-1}(.|x), x new;  chosen by p = σ(β [log π_{t-1}/π_start (y_1) - log π_{t-1}/π_start (y_2)]) > 1/2     (eq. 7, 8)
-    π_t from π_{t-1}, against π_{t-1}:  -(1-αz) log σ(βΔ) - αz log σ(-βΔ)                                                  (eq. 10)
+    y_1, y_2 ~ π_{t-1}(.|x), x new
+    chosen by p = σ(β [log π_{t-1}/π_start (y_1) - log π_{t-1}/π_start (y_2)]) > 1/2    (eq. 7, 8)
+    π_t from π_{t-1}, against π_{t-1}:  -(1-αz) log σ(βΔ) - αz log σ(-βΔ)               (eq. 10)
 
-z is 1 where the confidence σ(βΔ̃) in the label is below the K-th percentile of the latest `window` confidences (eq. 9), from `delay` of the
-steps on: at first policy and reference are one, and every confidence is 1/2. De-coupled noise detection (eq. 11, 12): Δ̃ is of an imagined
-model with logits (1+λ) h_π - λ h_ref, token by token, and needs the logits of both; `decoupling` is λ of iterations 1, 2, ..., 0 takes the
-policy's own Δ.
+z is 1 if the confidence σ(βΔ̃) in the label is below the K-th percentile of the latest `window` confidences
+(eq. 9). It is 0 in the first `delay` share of the steps: at first policy and reference are equal, and every
+confidence is 1/2.
 
-Where paper and release (kingdy2002/SPA) differ the paper is the default. The release's: `decoupling: [0.0]` (no released config sets it);
-`threshold: batch_means`, the percentile of mean margins of device batches, 0 until the window is full (inferred), a label distrusted at the
-threshold too. The K-th percentile lies between two values where K % of the window are below it, halfway as in the release.
+De-coupled noise detection (eq. 11, 12): Δ̃ belongs to an imagined model with logits (1+λ) h_π - λ h_ref,
+token by token, so it needs the logits of both models. `decoupling` lists λ of iterations 1, 2, ...; with 0,
+Δ̃ is the policy's own Δ.
 
-Without a seed (`seed_training: null`, `data.fraction: 0`) π_0 is the start model, and rewards are held against what that was tuned from,
-`judging_reference: base` (figure 4: Mistral-7B-Instruct and Mistral-7B). `previous` is the ablation of table 7.
+Where paper and release (kingdy2002/SPA) differ, the paper is the default. The release's settings:
+`decoupling: [0.0]` (no released config sets it); `threshold: batch_means`, the percentile of mean margins of
+device batches. That threshold is 0 until the window is full (inferred), and a label at the threshold is
+distrusted too. If the K-th percentile falls between two values, it is the middle, as in the release.
 
-length_penalty: c of the reward less c |y| that labels instead (eq. 13; the paper tries 0.001 to 0.01). |y| counts tokens here, and the
-reward has its β.
+Without a seed (`seed_training: null`, `data.fraction: 0`) π_0 is the start model. Rewards are then taken
+against the model that the start model was tuned from, `judging_reference: base` (figure 4:
+Mistral-7B-Instruct and Mistral-7B). `previous` is the ablation of table 7.
 
-Deviations: a forward pass is held against the confidences before it, of this device, and then joins them. Optimiser and schedule come from
-the scale preset (the paper: AdamW, cosine, 10 % warm-up). With α 0 it is iterative_dpo with implicit labels, bit for bit.
+length_penalty: labels come from the reward minus c |y| (eq. 13; the paper tries c from 0.001 to 0.01). |y|
+counts tokens here, and the reward includes β.
 
-spa/distrusted: share of a batch with z = 1; spa/confidence: σ(βΔ̃), mean; others as for DPO. trust.jsonl: z and σ(βΔ̃) of each pair that a
-step came to after the delay, which the score stage holds against the truth where that is known.
+Deviations: a forward pass is compared with the confidences before it, of this device, and then joins them.
+Optimiser and schedule come from the scale preset (the paper: AdamW, cosine, 10 % warm-up). With α 0 it is
+iterative_dpo with implicit labels, bit for bit.
+
+spa/distrusted: share of a batch with z = 1. spa/confidence: σ(βΔ̃), mean. The other curves are as for DPO.
+trust.jsonl: z and σ(βΔ̃) of each pair at each step after the delay. The score stage compares them with the
+truth where it is known.
 """
 
 from __future__ import annotations
@@ -78,21 +88,27 @@ def _training(settings: Spa, t: int) -> RefinedDpo:
 
 
 class RunningThreshold:
-    """Which labels are distrusted: those of the lowest share of confidences, by the latest ones."""
+    """Finds labels to distrust: those with the lowest confidences, relative to the latest ones.
+
+    `share` in [0, 1] is the percentile; `window` is the number of values that are kept.
+    """
 
     def __init__(self, share: float, window: int, of: Literal["pairs", "batch_means"]):
         self.share, self.of = share, of
-        self.seen: deque[float] = deque(maxlen=window)
+        self.seen: deque[float] = deque(maxlen=window)  # confidences, or mean margins of batches
 
     @property
     def value(self) -> float | None:
-        """A confidence, or of batch means a margin; None before any."""
+        """The current threshold: a confidence, or a margin for batch means. None before any value."""
         if self.of == "batch_means" and len(self.seen) < (self.seen.maxlen or 0):
             return 0.0
         return float(np.quantile(self.seen, self.share, method="hazen")) if self.seen else None
 
     def distrusts(self, margins: Sequence[float]) -> list[bool]:
-        """Of pairs with these margins βΔ̃, which then join the window."""
+        """Returns for each pair whether its label is distrusted.
+
+        `margins` are βΔ̃ of the pairs; they join the window afterwards.
+        """
         threshold, confidences = self.value, [sigmoid(margin) for margin in margins]
         if self.of == "batch_means":
             self.seen.append(math.fsum(margins) / len(margins))
@@ -116,7 +132,9 @@ def make_trainer(job: TrainingJob) -> Trainer:
     reference: Any = None
     if settings.decoupling:
         if job.reference_model is None:
-            raise ValueError("de-coupled noise detection reads the reference's logits, and the training has no reference_model")
+            raise ValueError(
+                "De-coupled detection needs the reference's logits, and this training has no model for them. Set method.decoupling=[0.0]."
+            )
         reference = in_float32(load_model(job.reference_model, job.settings.dtype, job.settings.loading, job.base))
 
     class RefinedTrainer(TiesHalf, DPOTrainer):
@@ -133,7 +151,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
             rows = inputs["row"].tolist()
             loss = super().training_step(model, inputs, *args, **named)
             if not self.delayed:
-                self.trust += [Trust(self.fed.examples[i].row.id, *found) for i, found in zip(rows, self.judgements, strict=True)]
+                self.trust += [Trust(self.fed.examples[i].row.id, *judgement) for i, judgement in zip(rows, self.judgements, strict=True)]
             return loss
 
         @property
@@ -154,11 +172,11 @@ def make_trainer(job: TrainingJob) -> Trainer:
 
         @torch.no_grad()
         def judged(self, model: Any, inputs: dict[str, Any], pairs: losses.PairLogps) -> torch.Tensor:
-            """Δ of the policy, or of the imagined model where detection is de-coupled (B,)."""
+            """Returns Δ̃ (B,): of the policy, or of the imagined model if detection is de-coupled."""
             if reference is None:
                 return pairs.delta.detach()
-            asked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-            ours, theirs = (each(**asked, use_cache=False).logits[:, :-1].float() for each in (model, reference))
+            texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            ours, theirs = (each(**texts, use_cache=False).logits[:, :-1].float() for each in (model, reference))
             mask = inputs["completion_mask"][:, 1:]
             chosen, rejected = losses.extrapolated_logps(ours, theirs, inputs["input_ids"][:, 1:], mask, settings.decoupling).chunk(2)
             return (chosen - pairs.ref_chosen_logps) - (rejected - pairs.ref_rejected_logps)

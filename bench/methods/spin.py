@@ -1,20 +1,28 @@
-"""SPIN, self-play fine-tuning (Chen et al. 2024, arXiv 2401.01335, eq. 4.7 and algorithm 1). Each iteration is DPO: the demonstration is
-chosen, the policy's own sample is rejected, the reference is the policy itself before the iteration, its opponent.
+"""SPIN, self-play fine-tuning (Chen et al. 2024, arXiv 2401.01335, eq. 4.7 and algorithm 1).
+
+Each iteration is DPO. The demonstration is chosen, and the policy's own sample is rejected. The reference is
+the policy before the iteration, its opponent.
 
     for t = 0 ... iteration:  y' ~ π_t(.|x), x, y of the demonstrations
     -log σ(λ [log π/π_t (y|x) - log π/π_t (y'|x)]),  λ as β of DPO, by iteration
 
-No preference labels: the start model's demonstrations are all there is, and a policy that writes as they do learns nothing more. Iteration
-0 is the first training, as in the paper. Iterations after it train on the pairs of the two latest, which the paper's text and code do and
-its algorithm does not (`pairs: fresh`). β is 0.1 and 5.0 in the last iteration, the learning rate falls to a fifth after two; `betas` and
-`learning_rate_factors` are these schedules. The paper trains for 2 epochs an iteration; its scripts for 6, of which an early one is taken.
+SPIN has no preference labels, only the start model's demonstrations. A policy that writes like the
+demonstrations learns nothing more. Iteration 0 is the first training, as in the paper. Later iterations train
+on the pairs of the two latest, as in the paper's text and code but not in its algorithm (`pairs: fresh`). β
+is 0.1, and 5.0 in the last iteration; the learning rate falls to a fifth after two iterations. `betas` and
+`learning_rate_factors` are these schedules. The paper trains for 2 epochs an iteration; its scripts train for
+6 and take an early epoch.
 
-Deviations: sampling uses the chat template that training uses (the released sampling wraps prompts in another text and cuts at 256
-tokens). Each iteration takes demonstrations of its own, the next n_prompts. Samples equal to their demonstration are dropped: their loss is
-constant. Optimiser and schedule come from the scale preset (the paper: RMSprop, 10 % warm-up).
+Deviations:
+- Sampling uses the chat template of training. The released sampling wraps prompts in another text and cuts at
+  256 tokens.
+- Each iteration takes demonstrations of its own, the next n_prompts.
+- Samples equal to their demonstration are dropped, because their loss is constant.
+- Optimiser and schedule come from the scale preset (the paper: RMSprop, 10 % warm-up).
 
-Control: `loss: sft` is SFT on the demonstrations of the same iterations (method=sft_chosen), for as many steps; its rejected samples only
-go through the model. Label accuracy is the share of demonstrations that are better than the sample by the world's truth.
+Control: `loss: sft` is SFT on the demonstrations of the same iterations (method=sft_chosen), for as many
+steps. Its rejected samples only go through the model. Label accuracy is the share of demonstrations that are
+better than the sample by the world's truth.
 """
 
 from __future__ import annotations

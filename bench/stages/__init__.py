@@ -1,1 +1,1 @@
-"""One verb a file: `run(settings, run) -> Outcome` reads the input folders of a stage and writes its output folder."""
+"""Stages, one kind a file: `run(settings, run) -> Outcome` reads the inputs' folders and writes its own."""

@@ -1,5 +1,7 @@
-"""What a judge's verdicts say about the judge (bench/stats/judge_bias.py), in a file: values with their intervals, or
-why there is none, and what figures show."""
+"""Measures a judge from its verdicts (bench/stats/judge_bias.py) and writes the numbers to a file.
+
+Each statistic has its interval, or the reason for its absence. Curves for figures are written too.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,18 @@ def run(settings: AuditSettings | SelfJudgeSettings, run: StageRun) -> Outcome:
 
 
 def _of_verdicts(settings: AuditSettings, run: StageRun) -> Outcome:
-    """Inputs: verdicts; again, gold, human, recorded, recorded_verdicts, canary_verdicts where there are such."""
+    """Writes passport.json of a judge.
+
+    Inputs: verdicts; and where they exist again, gold, human, recorded, recorded_verdicts, canary_verdicts.
+    """
     _check_served(run.inputs)
     inputs, manner = run.inputs, MANNERS[settings.manner]
     verdicts, canaries = (manner.each(read_verdicts(inputs[role])) for role in ("verdicts", "canary_verdicts"))
     again = manner.each(read_verdicts(inputs["again"])) if "again" in inputs else None
     truths = _truths(settings, manner, inputs, verdicts)
-    # What length does at equal quality is asked of the truth that is fullest.
+    # The effect of length at equal quality is estimated with the truth that has the most values.
     fullest = max((truth for truth, _ in truths.values()), key=len, default=None)
-    found: dict[str, Any] = {
+    passport: dict[str, Any] = {
         "manner": settings.manner,
         "statistics": _plain(manner.statistics(verdicts, again, fullest)),
         "truths": {
@@ -50,9 +55,9 @@ def _of_verdicts(settings: AuditSettings, run: StageRun) -> Outcome:
     }
     if "recorded" in inputs:
         own, recorded = map(manner.each, _recorded(inputs))
-        found["recorded"] = _plain(manner.agreement(own, _values(manner, recorded)))
-    (run.out / "passport.json").write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
-    return Outcome({"verdicts": found["statistics"][manner.mean].get("n", 0)})
+        passport["recorded"] = _plain(manner.agreement(own, _values(manner, recorded)))
+    (run.out / "passport.json").write_text(json.dumps(passport, indent=1, allow_nan=False), encoding="utf-8")
+    return Outcome({"verdicts": passport["statistics"][manner.mean].get("n", 0)})
 
 
 MANNERS = {"preference": judge_bias.PREFERENCE, "rating": judge_bias.RATING}
@@ -65,34 +70,36 @@ def _values(manner: Manner, labels: Sequence[Verdict] | Sequence[HumanLabel]) ->
 def _truths(
     settings: AuditSettings, manner: Manner, inputs: Mapping[str, Path], verdicts: Sequence[Verdict]
 ) -> dict[str, tuple[Truth, Truth]]:
-    """(all that is known, the labels that a correction may use), by who says so. Raises ValueError where people say nothing of what was
-    judged."""
-    found: dict[str, tuple[Truth, Truth]] = {}
+    """Returns (all known values, the labels that a correction may use) by source: gold or human.
+
+    Raises ValueError if the human labels cover none of the judged items.
+    """
+    truths: dict[str, tuple[Truth, Truth]] = {}
     if "gold" in inputs:
         judged = manner.each(read_verdicts(inputs["gold"]))
         items = sorted({v.item_id for v in judged if manner.value(v) is not None})
-        # A seeded sample of items, as if labels were dear.
-        some = set(random.Random("labelled").sample(items, min(settings.n_labelled, len(items))))
-        found["gold"] = _values(manner, judged), _values(manner, [v for v in judged if v.item_id in some])
+        # Labels are assumed to be expensive: the correction gets a seeded sample of items.
+        labelled = set(random.Random("labelled").sample(items, min(settings.n_labelled, len(items))))
+        truths["gold"] = _values(manner, judged), _values(manner, [v for v in judged if v.item_id in labelled])
     if "human" in inputs:
         labels, places = _values(manner, read_labels(inputs["human"])), [manner.place(v) for v in verdicts]
         known = {place: labels[place] for place in places if place in labels}
         if not known:
             raise ValueError(
-                f"human: none of the {len(labels)} labels is about one of the {len(places)} judged items; the first label is of "
-                f"{next(iter(labels), 'nothing')}, the first item is {places[0]}"
+                f"None of the {len(labels)} labels in human= is for one of the {len(places)} judged items. The first label is for "
+                f"{next(iter(labels), 'nothing')}, and the first item is {places[0]}. Bring labels for these items."
             )
-        found["human"] = known, known
-    return found
+        truths["human"] = known, known
+    return truths
 
 
 def _recorded(inputs: Mapping[str, Path]) -> tuple[list[Verdict], list[Verdict]]:
-    """(the judge's, the recorded) verdicts on the turns that both have judged."""
-    own, theirs = (read_verdicts(inputs[role]) for role in ("recorded_verdicts", "recorded"))
-    scored = [{(v.item_id, v.turn) for v in verdicts if v.unscored is None} for verdicts in (own, theirs)]
+    """Returns (the judge's, the recorded) verdicts on the turns that both have scored."""
+    sides = [read_verdicts(inputs[role]) for role in ("recorded_verdicts", "recorded")]
+    scored = [{(v.item_id, v.turn) for v in verdicts if v.unscored is None} for verdicts in sides]
     both = scored[0] & scored[1]
-    mine, recorded = ([v for v in verdicts if (v.item_id, v.turn) in both] for verdicts in (own, theirs))
-    return mine, recorded
+    own, recorded = ([v for v in verdicts if (v.item_id, v.turn) in both] for verdicts in sides)
+    return own, recorded
 
 
 def _canaries(verdicts: Sequence[Verdict]) -> dict[str, Statistic]:
@@ -102,7 +109,7 @@ def _canaries(verdicts: Sequence[Verdict]) -> dict[str, Statistic]:
 
 
 def _rated_canaries(verdicts: Sequence[Verdict]) -> dict[str, Statistic]:
-    """Each canary's rating less the honest answer's, over items."""
+    """Each canary's rating minus the honest completion's rating, over items."""
     by_name: dict[str, dict[str, float | None]] = {}
     for verdict in verdicts:
         name, _, item = verdict.item_id.partition("/")
@@ -112,7 +119,10 @@ def _rated_canaries(verdicts: Sequence[Verdict]) -> dict[str, Statistic]:
 
 
 def _check_served(inputs: Mapping[str, Path]) -> None:
-    """Raises ValueError where one audit's verdicts came from two models: an alias has moved on between them."""
+    """Raises ValueError if one audit's verdicts came from two models.
+
+    This happens when a model alias has moved on between them.
+    """
     served: dict[str, list[str]] = {}
     for role in ("verdicts", "again", "canary_verdicts", "recorded_verdicts"):
         for verdict in read_verdicts(inputs[role]) if role in inputs else ():
@@ -120,22 +130,28 @@ def _check_served(inputs: Mapping[str, Path]) -> None:
                 if call.served and str(inputs[role]) not in served.setdefault(call.served, []):
                     served[call.served].append(str(inputs[role]))
     if len(served) > 1:
-        where = "; ".join(f"{model} in {', '.join(folders)}" for model, folders in sorted(served.items()))
-        raise ValueError(f"verdicts of two models are not pooled: name one of them as judge.model, or delete the folders of one ({where})")
+        by_model = "; ".join(f"{model} in {', '.join(folders)}" for model, folders in sorted(served.items()))
+        raise ValueError(
+            f"The verdicts of this audit come from two models and cannot be pooled: {by_model}. Set judge.model to one of them, or delete "
+            "the folders of the other."
+        )
 
 
-def _plain(found: Mapping[str, Statistic]) -> dict[str, Any]:
+def _plain(statistics: Mapping[str, Statistic]) -> dict[str, Any]:
     return {
         name: {"unmeasured": value.reason} if isinstance(value, estimates.Unmeasured) else dataclasses.asdict(value)
-        for name, value in found.items()
+        for name, value in statistics.items()
     }
 
 
-# A policy that judges by writing --------------------------------------------------------------------------------------
+# A policy that judges by writing ----------------------------------------------------------------------------
 
 
 def _of_itself(settings: SelfJudgeSettings, run: StageRun) -> Outcome:
-    """Inputs: items and completions, the rankings; replies. Beside the judge's numbers those of one that prefers the shorter."""
+    """Writes judge.json: how well a policy judges by writing, next to a judge that prefers the shorter text.
+
+    Inputs: items and completions (the rankings), replies.
+    """
     judged = add_up(settings.prompt, self_judging_data.read_replies(run.inputs["replies"]))
     rankings = self_judging_data.with_draws(run.inputs)
     truths: dict[str, float]
@@ -156,8 +172,8 @@ def _of_itself(settings: SelfJudgeSettings, run: StageRun) -> Outcome:
     for name, estimate in judge_quality(ours):
         numbers.add(f"judge_{name}", estimate, f"no ranking with a judgement that could be read ({judged.unparsed} unparsed)")
     numbers.add("judge_shorter_accuracy", dict(judge_quality(shorter))["pair_accuracy"], "no two completions differ in truth")
-    read = sum(judged.histogram.values())
-    numbers.metrics |= {f"judge_share_{value}": n / read for value, n in judged.histogram.items()}
+    n_read = sum(judged.histogram.values())
+    numbers.metrics |= {f"judge_share_{value}": n / n_read for value, n in judged.histogram.items()}
     (run.out / "judge.json").write_text(
         json.dumps(Result(numbers.metrics, numbers.missing).to_json(), indent=1, sort_keys=True, allow_nan=False), encoding="utf-8"
     )

@@ -1,4 +1,7 @@
-"""Canonical rows: the world's corpus, demonstrations and prompts; preference rows from labels, a user's file or a public dataset."""
+"""Canonical rows: the world's corpus, demonstrations and prompts; preference rows; items for judges.
+
+Preference rows come from labels, a user's file or a public dataset.
+"""
 
 from __future__ import annotations
 
@@ -82,11 +85,11 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case ChosenData():
             return _write(run.out / "items.jsonl", _with_chosen(run.inputs["items"], run.inputs["labels"]))
         case NewPromptData():
-            found = make_items(_world(settings.family), settings.after + settings.n, split="train", seed=settings.seed)
-            return _write(run.out / "items.jsonl", [replace(item, baseline=None) for item in found[settings.after :]])
+            items = make_items(_world(settings.family), settings.after + settings.n, split="train", seed=settings.seed)
+            return _write(run.out / "items.jsonl", [replace(item, baseline=None) for item in items[settings.after :]])
         case DemonstratedData():
-            found = demonstrated_items(_world(settings.family), settings.writer, settings.after + settings.n, settings.seed)
-            return _write(run.out / "items.jsonl", found[settings.after :])
+            items = demonstrated_items(_world(settings.family), settings.writer, settings.after + settings.n, settings.seed)
+            return _write(run.out / "items.jsonl", items[settings.after :])
         case FilePromptData():
             return _write(run.out / "items.jsonl", _file_items(settings, run))
         case DrawnData():
@@ -127,11 +130,11 @@ def _write(path: Path, records: Sequence[Record]) -> Outcome:
 
 
 def _world(family: TaskFamily, reference: Writer | None = None) -> World:
-    """What task makers take; the gold weights do not touch what is asked or written."""
+    """A World for the task makers. Its gold weights change neither tasks nor written texts."""
     perfect = Writer(error=0.0, missed_constraint=0.0, filler=0.0)
     weights = GoldWeights(content=1.0, constraints=0.0, conciseness=0.0)
     return World(
-        categories=family.categories,  # type: ignore[arg-type]  # names that config.World has checked
+        categories=family.categories,  # type: ignore[arg-type]  # config.World has checked the names.
         constraint_counts=family.constraint_counts,
         gold=weights,
         reference=reference or perfect,
@@ -149,20 +152,23 @@ def _items(settings: PromptData) -> list[Item]:
 
 
 def as_judged(settings: DrawnData, drawn: Sequence[tuple[Item, Sequence[Completion]]]) -> tuple[list[Item], list[Completion]]:
-    """Items for a judge, and the completions that it judges. Earlier messages of a prompt become part of what is asked."""
-    asked, judged = [], []
+    """Returns items for a judge, and the completions that it judges.
+
+    Earlier messages of a prompt become part of the item's text.
+    """
+    items, judged = [], []
     for item, draws in drawn:
-        told = [f"{message['role']}: {message['content']}" for message in item.context]
-        text = "\n\n".join([*told, f"user: {item.turns[0]}"]) if told else item.turns[0]
+        context = [f"{message['role']}: {message['content']}" for message in item.context]
+        text = "\n\n".join([*context, f"user: {item.turns[0]}"]) if context else item.turns[0]
         named: list[tuple[str, Completion, list[str] | None]] = (
             [(draw_name(one), one, None) for one in draws]
             if settings.form == "each"
             else [(pair_name(one, other), one, other.completions) for one, other in itertools.combinations(draws, 2)]
         )
         for name, sample, against in named:
-            asked.append(Item(name, item.category, [text], item.task, against))
+            items.append(Item(name, item.category, [text], item.task, against))
             judged.append(replace(sample, id=name, turns=[text], draw=0))
-    return asked, judged
+    return items, judged
 
 
 def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
@@ -176,14 +182,17 @@ def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
 
 
 def _canaries(settings: CanaryData, run: StageRun) -> Outcome:
-    """Honest answers are the items' baselines, or the completions where items have none."""
+    """Writes items and completions of canaries.
+
+    Honest completions are the items' baselines, or the policy's completions for items without a baseline.
+    """
     items = read_items(run.inputs["items"])[: settings.n]
     honest = None
     if settings.honest:
         written = {c.id: c.completions for c in read_completions(run.inputs["completions"])}
-        answers = {item.id: item.baseline or written.get(item.id) for item in items}
-        items = [item for item in items if answers[item.id]]
-        honest = {item: texts[0] for item, texts in answers.items() if texts}
+        texts_of = {item.id: item.baseline or written.get(item.id) for item in items}
+        items = [item for item in items if texts_of[item.id]]
+        honest = {item: texts[0] for item, texts in texts_of.items() if texts}
     named, completions = make_canaries(items, honest)
     write_jsonl(run.out / "completions.jsonl", completions)
     return _write(run.out / "items.jsonl", named)
@@ -211,7 +220,9 @@ def _from_labels(settings: PairData, run: StageRun) -> Outcome:
         ties, unscored = _undecided(labelled)
         counts |= {f"{split}_prompts": len(labelled), f"{split}_ties": ties, f"{split}_unscored": unscored}
         if not rows:
-            raise ValueError(f"no {split} pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored")
+            raise ValueError(
+                f"No {split} pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored. Use more prompts."
+            )
         if split == "train":
             rows = _kept(rows, settings)
         counts[split] = len(rows)
@@ -220,7 +231,10 @@ def _from_labels(settings: PairData, run: StageRun) -> Outcome:
 
 
 def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
-    """Pairs of several iterations in their order; a folder holds labels, or the pairs of the data stage that a loop starts from."""
+    """Writes pairs of several iterations in their order.
+
+    An input folder holds labels, or the pairs of the data stage that the iterations start from.
+    """
     rows: list[Any] = []
     labelled: list[Labelled] = []
     for role, folder in sorted(run.inputs.items()):
@@ -234,26 +248,33 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
         labelled += labels
     ties, unscored = _undecided(labelled)
     dropped: Counter[str] = Counter()
-    if (look := _look(settings.max_length, run)) is not None:
-        reasons = [look(row.prompt, own_completions(row)) for row in rows]
-        dropped.update(f"train/dropped/{found.reason}" for found in reasons if found is not None)
-        rows = [row for row, found in zip(rows, reasons, strict=True) if found is None]
+    if (learn_check := _learn_check(settings.max_length, run)) is not None:
+        reasons = [learn_check(row.prompt, own_completions(row)) for row in rows]
+        dropped.update(f"train/dropped/{unusable.reason}" for unusable in reasons if unusable is not None)
+        rows = [row for row, unusable in zip(rows, reasons, strict=True) if unusable is None]
     if not rows:
-        said = "".join(f", {n} {name.rpartition('/')[2]}" for name, n in dropped.items())
-        raise ValueError(f"no pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored{said}")
+        others = "".join(f", {n} {name.rpartition('/')[2]}" for name, n in dropped.items())
+        raise ValueError(
+            f"No pair is left of {len(labelled)} labelled prompts: {ties} were ties, {unscored} unscored{others}. "
+            "Raise method.n_prompts, or use another method.labeller."
+        )
     _write_rows(run, "train", rows, settings.seed)
     return Outcome({"train": len(rows), "train_prompts": len(labelled), "train_ties": ties, "train_unscored": unscored, **dropped})
 
 
 def _undecided(labelled: Sequence[Labelled]) -> tuple[int, int]:
-    """(ties, unscored) of labels."""
+    """Counts (ties, unscored) of labels."""
     unscored = sum(label.unscored is not None for label in labelled)
     return sum(label.first_preferred is None for label in labelled) - unscored, unscored
 
 
 def _kept(rows: list[Any], settings: PairData | LocalPairData) -> list[Any]:
-    """The nested subset of the train rows that is used; of unpaired rows less of either label where that is asked."""
-    if getattr(settings, "dataset", None) is None:  # of a dataset, prompts were chosen
+    """The train rows to use: the nested subset by fraction.
+
+    For unpaired rows the fractions of desirable and undesirable rows apply too.
+    """
+    # The fraction of a dataset was applied earlier, as a choice of prompts.
+    if getattr(settings, "dataset", None) is None:
         rows = nested_subset(rows, settings.fraction, settings.seed)
     for label, fraction in ((True, settings.desirable_fraction), (False, settings.undesirable_fraction)):
         if fraction == 1:
@@ -271,12 +292,14 @@ def _write_rows(run: StageRun, split: str, rows: list[Any], seed: int) -> None:
         write_jsonl(run.out / f"{split}.jsonl", with_partners(rows, seed))
     except ValueError as error:
         shares = "data.fraction, data.desirable_fraction, data.undesirable_fraction" if split == "train" else "data.heldout_fraction"
-        way_out = f"bring more prompts, or set {shares} higher"
-        raise ValueError(f"{len(rows)} {split} rows: {error}; {way_out}") from error
+        raise ValueError(f"Too few {split} rows ({len(rows)}): {error}. Use more prompts, or raise {shares}.") from error
 
 
 def _row(label: Labelled, settings: PairData) -> Pair | Unpaired | None:
-    """A preference row, or None for a tie. Unpaired: a seeded coin says which of the two completions was shown."""
+    """A preference row, or None for a tie.
+
+    For unpaired data a seeded coin decides the completion of the two that is shown.
+    """
     pair = _pair(label)
     if pair is None or settings.form == "paired":
         return pair
@@ -292,22 +315,22 @@ def _pair(label: Labelled) -> Pair | None:
 
 
 def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
-    found = divide(settings, run.inputs["file"], _asked(run), _look(settings.max_length, run))
-    train = _kept(found.train, settings) if settings.fraction else []
+    splits = divide(settings, run.inputs["file"], _judge_items(run), _learn_check(settings.max_length, run))
+    train = _kept(splits.train, settings) if settings.fraction else []
     if settings.fraction:
         _write_rows(run, "train", train, settings.seed)
-    _write_rows(run, "heldout", found.heldout, settings.seed)
+    _write_rows(run, "heldout", splits.heldout, settings.seed)
     prompts = len({prompt_key(row.prompt) for row in train})
-    return Outcome({"train_prompts": prompts, **found.counts, "train": len(train), "heldout": len(found.heldout)})
+    return Outcome({"train_prompts": prompts, **splits.counts, "train": len(train), "heldout": len(splits.heldout)})
 
 
-def _asked(run: StageRun) -> list[Item]:
-    """The judge's items, where train rows that ask the same are left out."""
+def _judge_items(run: StageRun) -> list[Item]:
+    """The judge's items; train rows with the same prompts are left out."""
     return read_items(run.inputs["items"]) if "items" in run.inputs else []
 
 
-def _look(max_length: int | None, run: StageRun) -> LearnCheck | None:
-    """What tells the rows that a model learns from; None where no model is given."""
+def _learn_check(max_length: int | None, run: StageRun) -> LearnCheck | None:
+    """A check of rows against the model's tokenizer and length; None if no model is given."""
     if TOKENIZER not in run.inputs:
         return None
     from bench.models.tokenize import positions
@@ -317,13 +340,13 @@ def _look(max_length: int | None, run: StageRun) -> LearnCheck | None:
 
 
 def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
-    rows = divide(settings.pairs, run.inputs["file"], _asked(run), _look(settings.pairs.max_length, run)).next_prompts
+    rows = divide(settings.pairs, run.inputs["file"], _judge_items(run), _learn_check(settings.pairs.max_length, run)).next_prompts
     kept = rows[settings.after : settings.after + settings.n]
     if len(kept) < settings.n:
         needed = settings.after + settings.n
         raise ValueError(
-            f"iterations up to this one ask for {needed} prompts without labels, and {len(rows)} are left beside the labelled ones: "
-            "lower method.n_prompts or data.fraction"
+            f"The iterations up to this one need {needed} prompts without labels, and the dataset has {len(rows)} left. "
+            "Lower method.n_prompts or data.fraction."
         )
     return _write(run.out / "items.jsonl", _local_items(kept, settings.n))
 
@@ -336,7 +359,10 @@ def _overlap(run: StageRun) -> Outcome:
 
 
 def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int) -> list[Item]:
-    """The first n different held-out prompts, as items to answer: earlier messages are context, the last one is asked."""
+    """The first n different held-out prompts as items.
+
+    Earlier messages are context; the last one is the turn to complete.
+    """
     items: dict[str, Item] = {}
     for row in rows:
         if len(items) == n:
@@ -346,11 +372,16 @@ def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int) -> list[Item
 
 
 def _file_items(settings: FilePromptData, run: StageRun) -> list[Item]:
-    file, look = run.inputs["file"], _look(settings.max_length, run)
-    found = read_prompts(file, settings.answers)[settings.after : settings.after + settings.n]
-    if len(found) < settings.n:
-        raise ValueError(f"{file}: {settings.n} prompts after the first {settings.after} were asked for, {len(found)} are there")
-    looked = [(row, look(row.prompt, [row.completion] if settings.answers else [])) for row in found] if look else []
-    if problems := [f"{file}:{row.id}: {unusable.why or unusable.reason}" for row, unusable in looked if unusable is not None]:
-        raise BadRows(f"{len(problems)} of {len(found)} prompts cannot be used with this model, first {problems[0]}: leave them out")
-    return [self_judging_data.as_item(f"new-{row.id}", row.prompt, [row.completion] if settings.answers else None) for row in found]
+    file, learn_check = run.inputs["file"], _learn_check(settings.max_length, run)
+    rows = read_prompts(file, settings.answers)[settings.after : settings.after + settings.n]
+    if len(rows) < settings.n:
+        raise ValueError(
+            f"{file} has {len(rows)} prompts after the first {settings.after}, and this iteration needs {settings.n}. "
+            "Add prompts, or lower method.n_prompts."
+        )
+    checked = [(row, learn_check(row.prompt, [row.completion] if settings.answers else [])) for row in rows] if learn_check else []
+    if problems := [f"{file}:{row.id}: {unusable.why or unusable.reason}" for row, unusable in checked if unusable is not None]:
+        raise BadRows(
+            f"{len(problems)} of {len(rows)} prompts cannot be used with this model. The first is {problems[0]}. Remove them from the file."
+        )
+    return [self_judging_data.as_item(f"new-{row.id}", row.prompt, [row.completion] if settings.answers else None) for row in rows]

@@ -1,4 +1,4 @@
-"""Completions to verdicts: facts in a file, from which every rate is computed."""
+"""Completions to verdicts. Verdicts are stored as facts; every rate is computed from them."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from bench.store.stage_settings import LanguageJudgeSettings
 def run(settings: Settings, run: StageRun) -> Outcome:
     items = read_items(run.inputs["items"])
     completions = read_completions(run.inputs["completions"])
-    asked: dict[str, tuple[Request, Reply]] = {}
+    exchanges: dict[str, tuple[Request, Reply]] = {}
 
     def ask(requests: Sequence[Request]) -> Sequence[Reply]:
         assert isinstance(settings, LanguageJudgeSettings)
         replies = _ask(settings, run, requests)
-        asked.update({request.digest: (request, reply) for request, reply in zip(requests, replies, strict=True)})
+        exchanges.update({request.digest: (request, reply) for request, reply in zip(requests, replies, strict=True)})
         return replies
 
     judge = load(settings).make_judge(settings, run.inputs, ask, run.progress)
     against = baseline(items) if judge.against_baseline else None
-    # A file of completions need not answer every item; what is not there is unscored, not lost.
-    answered, why = {completion.id for completion in completions}, "the policy has no completion of it"
+    # A file need not have a completion for every item. A missing one is unscored, not lost.
+    present, why = {completion.id for completion in completions}, "the policy has no completion of it"
     missing = [
         Verdict(item.id, judge.name, turn, item.category, unscored=why)
         for item in items
-        if item.id not in answered
+        if item.id not in present
         for turn in range(len(item.turns))
     ]
     verdicts = [*judge.judge(items, completions, against), *missing]
@@ -48,55 +48,67 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     write_jsonl(run.out / "verdicts.jsonl", verdicts)
     unscored = sum(verdict.unscored is not None for verdict in verdicts)
     reasons = {f"unscored_{kind}": n for kind, n in count_reasons(verdicts).items()}
-    dropped = n_dropped(run.work / "journal.jsonl") if asked and run.work is not None else 0
+    dropped = n_dropped(run.work / "journal.jsonl") if exchanges and run.work is not None else 0
     lost = {JOURNAL_DROPPED: dropped} if dropped else {}
-    return Outcome({"rows": len(verdicts), "unscored": unscored, **reasons, **_counts(list(asked.values())), **lost})
+    return Outcome({"rows": len(verdicts), "unscored": unscored, **reasons, **_counts(list(exchanges.values())), **lost})
 
 
 def _check_log_probs(settings: LanguageJudgeSettings, verdicts: Sequence[Verdict]) -> None:
-    """Raises where more votes than allowed came without the log-probs that should weigh them: JudgeUnfinished where others have them."""
+    """Raises if more votes than allowed lack the log-probabilities that should weigh them.
+
+    JudgeRefused if no vote has them; JudgeUnfinished if others have them.
+    """
     from bench.judges.asked.endpoint import JudgeRefused, JudgeUnfinished
 
     votes, asking = votes_from_text(verdicts), settings.asking
     if votes is None or asking is None or votes.n_from_text <= asking.max_without_logprobs * votes.n:
         return
     count = f"{votes.n_from_text} of {votes.n} votes came without the log-probs that weigh them"
-    limit = f"more than judge.max_without_logprobs={asking.max_without_logprobs:g}"
-    from_text = "and they count as their text has them, 0 or 1"
     if votes.n_from_text == votes.n:
         raise JudgeRefused(
-            f"{count}: the endpoint gives none. The replies are kept: set judge.max_without_logprobs=1, {from_text}; or take an endpoint "
-            "that gives log-probs"
+            f"{count}: the endpoint gives none. The replies are kept. Set judge.max_without_logprobs=1 to count each vote as its text "
+            "says, 0 or 1; or use an endpoint that gives log-probs."
         )
-    raise JudgeUnfinished(f"{count}, {limit}: the same command asks for those again; or set a larger share, {from_text}")
+    raise JudgeUnfinished(
+        f"{count}, more than judge.max_without_logprobs={asking.max_without_logprobs:g} allows. Run the same command to ask for these "
+        "votes again; or raise judge.max_without_logprobs to count them as their text says, 0 or 1."
+    )
 
 
 def earlier(stage: Stage) -> list[Stage]:
-    """The stage as it was keyed when replies were read in another way: it asked the same."""
+    """The stage under its keys of earlier reply parsers; the requests were the same."""
     settings = stage.settings
     parsers = earlier_parsers(settings.parser) if isinstance(settings, LanguageJudgeSettings) else []
     return [replace(stage, settings=settings.model_copy(update={"parser": parser})) for parser in parsers]
 
 
-def _counts(asked: Sequence[tuple[Request, Reply]]) -> dict[str, int]:
-    """What forecasts learn from. Nothing where nobody was asked, or the endpoint does not count tokens."""
-    if not asked:
+def _counts(exchanges: Sequence[tuple[Request, Reply]]) -> dict[str, int]:
+    """Token counts for forecasts.
+
+    Empty if no request was made. Only the number of requests if the endpoint does not count tokens.
+    """
+    if not exchanges:
         return {}
-    answered = [reply for _, reply in asked if not reply.error]
+    answered = [reply for _, reply in exchanges if not reply.error]
     prompts = [reply.prompt_tokens for reply in answered if reply.prompt_tokens is not None]
     completions = [reply.completion_tokens for reply in answered if reply.completion_tokens is not None]
     if not len(prompts) == len(completions) == len(answered):
-        return {"requests": len(asked)}
+        return {"requests": len(exchanges)}
     return {
-        "requests": len(asked),
-        "prompt_characters": sum(len(message["content"]) for request, reply in asked if not reply.error for message in request.messages),
+        "requests": len(exchanges),
+        "prompt_characters": sum(
+            len(message["content"]) for request, reply in exchanges if not reply.error for message in request.messages
+        ),
         "prompt_tokens": sum(prompts),
         "completion_tokens": sum(completions),
     }
 
 
 def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Request]) -> Sequence[Reply]:
-    """Replies from whoever serves the model, those of the journal first. Raises ServedModelsDiffer when they name two models."""
+    """Replies from the server of the model; replies in the journal are used first.
+
+    Raises ServedModelsDiffer if the replies name two models.
+    """
     from bench.judges.asked.endpoint import Endpoint, check_served, drop_other_models
 
     assert settings.asking is not None and run.work is not None
@@ -128,7 +140,10 @@ def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Requ
 
 
 def _drop_without_log_probs(settings: LanguageJudgeSettings, requests: Sequence[Request], journal: Journal) -> None:
-    """Votes of an earlier run that lack their log-probs, while others have them, are asked again where they are too many."""
+    """Drops votes of an earlier run that lack log-probabilities, so that they are asked for again.
+
+    This happens only if there are too many and other votes have them.
+    """
     assert settings.asking is not None
     if not settings.annotator or not requests or not asks_for_weights(annotator(settings.annotator).parser, requests[0].body):
         return
@@ -142,14 +157,14 @@ def _drop_without_log_probs(settings: LanguageJudgeSettings, requests: Sequence[
 
 
 def letters(settings: LanguageJudgeSettings) -> list[str]:
-    """The tokens whose log-probs decide, where the annotator reads log-probs."""
-    if not settings.annotator or (found := annotator(settings.annotator)).parser != "logprob_parser":
+    """The tokens that decide the vote; empty if the annotator does not read log-probabilities."""
+    if not settings.annotator or (chosen := annotator(settings.annotator)).parser != "logprob_parser":
         return []
-    return list(dict.fromkeys((found.parser_kwargs["numerator_token"], *found.parser_kwargs["denominator_tokens"])))
+    return list(dict.fromkeys((chosen.parser_kwargs["numerator_token"], *chosen.parser_kwargs["denominator_tokens"])))
 
 
 def with_letters(requests: Sequence[Request], model: Path, wanted: Sequence[str]) -> Sequence[Request]:
-    """Requests that make vLLM list the deciding tokens, however unlikely they are (a field of vLLM's own)."""
+    """Requests that make vLLM list the deciding tokens however unlikely they are (a vLLM field)."""
     if not wanted:
         return requests
     ids = letter_ids(load_tokenizer(model), wanted)

@@ -1,8 +1,9 @@
-"""Samples of each prompt to a labelled pair, by a labeller; ties and unscored pairs stay in the file, without a label.
+"""Turns the samples of each prompt into a labelled pair. Ties and unscored pairs are stored without a label.
 
-Of more than two samples the best and the worst make the pair, in the order in which they were drawn. By a judge a sample's score is the
-mean of its ratings, or of the preferences for it over each other sample. What the judge could not say counts for no sample; one without
-any verdict is left out, and a prompt with fewer than two others is unscored.
+Of more than two samples the best and the worst make the pair, in the order in which they were drawn. With a
+judge, a sample's score is the mean of its ratings, or of the preferences for it over each other sample.
+Unscored verdicts are left out of these means. A sample without any verdict is left out, and a prompt with
+fewer than two scored samples is unscored.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     unscored = sum(label.unscored is not None for label in labels)
     ties = sum(label.first_preferred is None for label in labels) - unscored
     counts = {"rows": len(labels), "ties": ties, "unscored": unscored, "correct": sum(judged), "with_truth": len(judged)}
-    return Outcome(counts | _asked(run) | more)
+    return Outcome(counts | _judge_calls(run) | more)
 
 
-def _asked(run: StageRun) -> dict[str, int]:
-    """What a judge was asked for the labels, and how much of it has no verdict."""
+def _judge_calls(run: StageRun) -> dict[str, int]:
+    """Counts of a judge's calls for the labels and of its unscored verdicts."""
     if "verdicts" not in run.inputs:
         return {}
     verdicts = read_verdicts(run.inputs["verdicts"])
@@ -73,38 +74,44 @@ def _asked(run: StageRun) -> dict[str, int]:
 
 
 def extremes(draws: Sequence[Completion], scores: Scores) -> tuple[Completion, Completion]:
-    """The samples with the highest and with the lowest score, the first of equals, as they were drawn; of equal ones the first two."""
+    """The samples with the highest and the lowest score, in drawing order.
+
+    Of equal scores the first sample counts. If all scores are equal, the first two samples are returned.
+    """
     best, worst = max(draws, key=lambda c: scores[draw_name(c)]), min(draws, key=lambda c: scores[draw_name(c)])
     if scores[draw_name(best)] == scores[draw_name(worst)]:
         best, worst = draws[:2]
     return (best, worst) if best.draw < worst.draw else (worst, best)
 
 
-# By the annotator -----------------------------------------------------------------------------------------------------
+# By the annotator -------------------------------------------------------------------------------------------
 
 
 def _by_annotator(settings: GoldLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]]) -> list[Labelled]:
-    pairs = [_looked_at(settings, item, draws[item.id]) for item in items]
+    pairs = [_pair_to_label(settings, item, draws[item.id]) for item in items]
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
     verdicts = GoldAnnotator(settings.gold, settings.annotator).judge(items, first, second)
     texts = [(c.completions[0], d.completions[0]) for c, d in pairs]
     return [_label(item, verdict, *both, settings) for item, verdict, both in zip(items, verdicts, texts, strict=True)]
 
 
-def _looked_at(settings: GoldLabels, item: Item, draws: Sequence[Completion]) -> tuple[Completion, Completion]:
-    """The pair that is labelled: of more than two samples the best and the worst in the annotator's eyes."""
+def _pair_to_label(settings: GoldLabels, item: Item, draws: Sequence[Completion]) -> tuple[Completion, Completion]:
+    """The pair to label: of more than two samples the best and the worst by the annotator's score."""
     if len(draws) == 2 or item.task is None:
         return draws[0], draws[1]
     turn = Turn.from_json(item.task[0])
-    seen = {
+    scores = {
         draw_name(c): gold(turn, c.completions[0], settings.gold).total + settings.annotator.length_bias * count_words(c.completions[0])
         for c in draws
     }
-    return extremes(draws, seen)
+    return extremes(draws, scores)
 
 
 def _label(item: Item, verdict: Verdict, first: str, second: str, settings: GoldLabels) -> Labelled:
-    """A tie of the annotator's opinion (equal margin) has no label; otherwise one is drawn, and flipped now and then."""
+    """A label drawn from the annotator's preference, and flipped at its flip rate.
+
+    If the annotator has no preference (equal margin), the pair is a tie and has no label.
+    """
     rng = random.Random(f"label/{settings.seed}/{item.id}")
     prompt = conversation(item, [])
     if verdict.preference is None or verdict.details is None:
@@ -116,7 +123,7 @@ def _label(item: Item, verdict: Verdict, first: str, second: str, settings: Gold
     return Labelled(item.id, prompt, first, second, verdict.preference, preferred, correct)
 
 
-# By a score -----------------------------------------------------------------------------------------------------------
+# By a score -------------------------------------------------------------------------------------------------
 
 
 def _by_score(settings: RankLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]], run: StageRun) -> list[Labelled]:
@@ -130,28 +137,29 @@ def _by_score(settings: RankLabels, items: Sequence[Item], draws: Mapping[str, S
 
 
 def _by_judge(settings: RankLabels, item: Item, draws: Sequence[Completion], verdicts: Mapping[str, Verdict]) -> Labelled:
-    said: dict[str, list[float]] = {draw_name(draw): [] for draw in draws}
-    why: list[str] = []
+    values_of: dict[str, list[float]] = {draw_name(draw): [] for draw in draws}
+    reasons: list[str] = []
     preferring = False
     for one, other in itertools.combinations(draws, 2):
         if (verdict := verdicts.get(pair_name(one, other))) is not None and verdict.preference is not None:
-            said[draw_name(one)].append(verdict.preference)
-            said[draw_name(other)].append(1 - verdict.preference)
+            values_of[draw_name(one)].append(verdict.preference)
+            values_of[draw_name(other)].append(1 - verdict.preference)
             preferring = True
-        why += [verdict.unscored] if verdict is not None and verdict.unscored else []
+        reasons += [verdict.unscored] if verdict is not None and verdict.unscored else []
     for draw in draws:
         if (verdict := verdicts.get(draw_name(draw))) is not None and verdict.rating is not None:
-            said[draw_name(draw)].append(verdict.rating)
-        why += [verdict.unscored] if verdict is not None and verdict.unscored else []
-    scores = {name: statistics.fmean(values) for name, values in said.items() if values}
+            values_of[draw_name(draw)].append(verdict.rating)
+        reasons += [verdict.unscored] if verdict is not None and verdict.unscored else []
+    scores = {name: statistics.fmean(values) for name, values in values_of.items() if values}
     scored = [draw for draw in draws if draw_name(draw) in scores]
     if len(scored) < 2:
-        reason = why[0] if why else "the judge said nothing"
+        reason = reasons[0] if reasons else "the judge said nothing"
         texts = draws[0].completions[0], draws[1].completions[0]
         return Labelled(item.id, conversation(item, []), *texts, p_first=None, first_preferred=None, unscored=reason)
     pair = extremes(scored, scores)
     label, (first, second) = _between(settings, item, pair, scores), (scores[draw_name(draw)] for draw in pair)
-    return replace(label, p_first=0.5 + (first - second) / 2) if preferring else label  # of two samples the preference itself
+    # For two samples this is the preference itself.
+    return replace(label, p_first=0.5 + (first - second) / 2) if preferring else label
 
 
 def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageRun) -> Scores:
@@ -161,7 +169,10 @@ def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageR
             policy, reference = (read_logps(run.inputs[f"{role}_logps"]) for role in ("policy", "reference"))
             if other := [name for name, row in policy.items() if row.n_tokens != reference[name].n_tokens]:
                 counts = f"{policy[other[0]].n_tokens} tokens and {reference[other[0]].n_tokens}"
-                raise ValueError(f"the policy and its judging reference read {other[0]} as {counts}: both need one tokenizer and template")
+                raise ValueError(
+                    f"The policy and its judging reference tokenise completion {other[0]} differently: {counts}. Use a reference with the "
+                    "same tokenizer and chat template."
+                )
             return {
                 name: settings.beta * (row.logps - reference[name].logps) - settings.length_penalty * row.n_tokens
                 for name, row in policy.items()
@@ -172,7 +183,7 @@ def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageR
             return {draw_name(c): random.Random(f"label/{settings.seed}/{draw_name(c)}").random() for c in completions}
         case "shorter":
             return {draw_name(c): -float(count_words(c.completions[0])) for c in completions}
-    raise ValueError(f"{settings.labeller} has no scores")
+    raise ValueError(f"labeller '{settings.labeller}' has no scores of single samples")
 
 
 def _between(settings: RankLabels | SelfLabels, item: Item, pair: Sequence[Completion], scores: Scores) -> Labelled:
@@ -180,7 +191,10 @@ def _between(settings: RankLabels | SelfLabels, item: Item, pair: Sequence[Compl
 
 
 def _ranked(settings: RankLabels | SelfLabels, item: Item, first: str, second: str, score: float, other: float) -> Labelled:
-    """The larger score is preferred; equal scores or texts are a tie. Only rewards say how sure one is."""
+    """A label for the larger score; equal scores or texts are a tie.
+
+    Only scores that are rewards give a probability between 0 and 1.
+    """
     prompt = conversation(item, [])
     preferred = None if score == other or first == second else score > other
     sure = {"implicit": sigmoid(score - other), "reward_model": sigmoid(score - other), "random": 0.5}
@@ -189,7 +203,10 @@ def _ranked(settings: RankLabels | SelfLabels, item: Item, first: str, second: s
 
 
 def _right(preferred: bool | None, item: Item, first: str, second: str, truth: GoldWeights | None) -> bool | None:
-    """Whether a label agrees with the truth; None where it is a tie, or the truth is one or is not known."""
+    """Whether a label agrees with the truth.
+
+    None if the label is a tie, if the truth is a tie, or if it is not known.
+    """
     if preferred is None or item.task is None or truth is None:
         return None
     turn = Turn.from_json(item.task[0])
@@ -197,7 +214,7 @@ def _right(preferred: bool | None, item: Item, first: str, second: str, truth: G
     return None if difference == 0 else preferred == (difference > 0)
 
 
-# By the policy's own judgements ---------------------------------------------------------------------------------------
+# By the policy's own judgements -----------------------------------------------------------------------------
 
 TOO_FEW = "fewer than two samples have a score that can be read"
 
@@ -213,6 +230,7 @@ def _by_itself(
             labels.append(_between(settings, item, extremes(scored, judged.scores), judged.scores))
             continue
         texts = [completion.completions[0] for completion in draws[item.id]]
-        unscored, p_first = (None, 0.5) if len(set(texts)) == 1 else (TOO_FEW, None)  # of equal texts nothing is asked about pairs
+        # Equal texts get no question about pairs; they are a tie.
+        unscored, p_first = (None, 0.5) if len(set(texts)) == 1 else (TOO_FEW, None)
         labels.append(Labelled(item.id, conversation(item, []), texts[0], texts[1], p_first, None, unscored=unscored))
     return labels, {"judgements": judged.replies, "unparsed": judged.unparsed}

@@ -1,5 +1,7 @@
-"""What a model makes of given completions, by row id: summed log-probabilities (one reference pass serves every beta, order and batch), or
-a reward model's rewards."""
+"""Scores given completions with a model: summed log-probabilities, or rewards of a reward model, by row id.
+
+One reference pass serves every beta, order and batch.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,13 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
     engine = open_engine(settings, run.inputs)
     if settings.rows == "preferences":
         assert settings.max_length is not None, "preference rows are cut where training cuts them"
-        where, how = (run.inputs["preferences"], settings.splits), (settings.mismatched, settings.control)
-        named = list(_preferences(engine.tokenizer, *where, settings.max_length, *how))
+        folder, max_length = run.inputs["preferences"], settings.max_length
+        named = list(_preferences(engine.tokenizer, folder, settings.splits, max_length, settings.mismatched, settings.control))
     else:
         if settings.max_length is not None and settings.control is not None:
-            raise ValueError(f"texts are scored as training sees them, which is without {settings.control}")
+            raise ValueError(
+                f"Texts cut for training are scored without a control token, got {settings.control}. Leave max_length or control out."
+            )
         completions, items = run.inputs["completions"], run.inputs["items"]
         if settings.max_length is None:
             named = list(_drawn(engine.tokenizer, completions, items, settings.control))
@@ -45,7 +49,10 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
             named = list(_texts(engine.tokenizer, completions, items, settings.max_length))
     sums = engine.logps([ids for _, ids in named], run.progress)
     if bad := [(name, value) for (name, _), value in zip(named, sums, strict=True) if not math.isfinite(value)]:
-        raise FloatingPointError(f"{len(bad)} of {len(sums)} log-probabilities are not finite, first {bad[0][0]}: {bad[0][1]}")
+        raise FloatingPointError(
+            f"{len(bad)} of {len(sums)} log-probabilities are not finite. The first is {bad[0][1]}, of {bad[0][0]}. The model has probably "
+            "diverged: lower its learning rate."
+        )
     write_jsonl(run.out / "logps.jsonl", [Logps(name, value, len(ids.completion)) for (name, ids), value in zip(named, sums, strict=True)])
     return _outcome(named)
 
@@ -55,8 +62,8 @@ def _rewards(settings: RewardScoreSettings, run: StageRun) -> Outcome:
     if settings.rows == "completions":
         named = list(_texts(scorer.tokenizer, run.inputs["completions"], run.inputs["items"], settings.max_length))
     else:
-        where = run.inputs["preferences"], settings.splits
-        named = list(_preferences(scorer.tokenizer, *where, settings.max_length, mismatched=False))
+        folder = run.inputs["preferences"]
+        named = list(_preferences(scorer.tokenizer, folder, settings.splits, settings.max_length, mismatched=False))
     rewards = scorer.rewards([ids for _, ids in named], run.progress)
     write_jsonl(run.out / "rewards.jsonl", [Reward(name, reward) for (name, _), reward in zip(named, rewards, strict=True)])
     return _outcome(named)
@@ -74,7 +81,7 @@ def _preferences(
     mismatched: bool,
     control: str | None = None,
 ) -> Iterator[tuple[str, Ids]]:
-    """(name, ids) of each completion of the rows; names are `<split>/<row id>/<column>`."""
+    """Yields (name, ids) of each completion of the rows; names are `<split>/<row id>/<column>`."""
     too_long = []
     for split in splits:
         for row in read_rows(folder / f"{split}.jsonl"):
@@ -87,18 +94,20 @@ def _preferences(
                 if mismatched or not column.startswith("mismatched"):
                     yield f"{split}/{row.id}/{column}", ids
     if too_long:
-        raise PromptTooLong(f"{len(too_long)} rows to drop, or raise model.max_length; first {too_long[0]}")
+        raise PromptTooLong(
+            f"{len(too_long)} rows have prompts that are too long. Drop them, or raise model.max_length. First: {too_long[0]}"
+        )
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, max_length: int) -> Iterator[tuple[str, Ids]]:
-    """(name, ids) of the texts of every draw, as pairs of them are tokenised and cut for training."""
+    """Yields (name, ids) of the text of every draw, tokenised and cut as for training."""
     prompts = {item.id: conversation(item, []) for item in read_items(items)}
     for completion in read_completions(folder):
         yield draw_name(completion), row_ids(tokenizer, prompts[completion.id], completion.completions[0], max_length)
 
 
 def _drawn(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, control: str | None) -> Iterator[tuple[str, Ids]]:
-    """(item id, ids) of what a policy drew: its very tokens, without an EOS where it was cut."""
+    """Yields (item id, ids) of a policy's completions: exactly the sampled tokens, without an EOS if cut."""
     prompts = {item.id: conversation(item, []) for item in read_items(items)}
     for completion in read_completions(folder):
         yield completion.id, Ids(prompt_ids(tokenizer, prompts[completion.id], control), completion.ids[0])

@@ -1,4 +1,4 @@
-"""Completions for training: `draws` of each item's first turn, each draw with a seed of its own."""
+"""Completions for training: `draws` of each item's first turn, each with its own seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cell's numbers, in a file (bench/scoring/numbers.py)."""
+"""A cell's numbers as a file, computed by bench/scoring/numbers.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data of a model that judges itself: questions, evaluations to learn from, rankings, prompts that a model writes."""
+"""Data for a model that judges itself: questions, evaluations to train on, rankings, and written prompts."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def make(settings: Settings, run: StageRun) -> Outcome:
         case RankedData():
             return _rankings(settings, run)
         case JudgeQuestionData():
-            asked = [
+            items = [
                 as_item(question.name, question.messages)
                 for item, draws in with_draws(run.inputs)
                 for question in questions(settings.prompt, item, draws)
             ]
-            write_jsonl(run.out / "items.jsonl", asked)
-            return Outcome({"rows": len(asked)})
+            write_jsonl(run.out / "items.jsonl", items)
+            return Outcome({"rows": len(items)})
         case TrueEvaluationData():
             return _true_evaluations(settings, run)
         case KeptEvaluationData():
@@ -68,24 +68,24 @@ def make(settings: Settings, run: StageRun) -> Outcome:
 
 
 def with_draws(inputs: Mapping[str, Path]) -> list[tuple[Item, list[Completion]]]:
-    """Each item with its completions, in the order in which they were drawn."""
+    """Each item with its completions, in drawing order."""
     draws = grouped((completion.id, completion) for completion in read_completions(inputs["completions"]))
     return [(item, draws.get(item.id, [])) for item in read_items(inputs["items"])]
 
 
 def read_replies(folder: Path) -> Iterator[tuple[str, int, str]]:
-    """(question, draw, text) of a sample stage that has answered questions."""
+    """Yields (question, draw, text) from a sample stage that has answered questions."""
     for reply in read_completions(folder):
         yield reply.id, reply.draw, reply.completions[0]
 
 
 def as_item(name: str, prompt: Sequence[Message], baseline: list[str] | None = None) -> Item:
-    """A prompt to answer: earlier messages are context, the last one is asked."""
+    """An item for a prompt: the last message is the turn to complete, earlier ones are context."""
     *context, last = prompt
     return Item(name, None, [last["content"]], baseline=baseline, context=context, plain=last["role"] == "text")
 
 
-# Rankings -------------------------------------------------------------------------------------------------------------
+# Rankings ---------------------------------------------------------------------------------------------------
 
 
 def _rankings(settings: RankedData, run: StageRun) -> Outcome:
@@ -104,21 +104,21 @@ def _rankings(settings: RankedData, run: StageRun) -> Outcome:
     return Outcome({"rows": len(items)})
 
 
-# Evaluations to learn from --------------------------------------------------------------------------------------------
+# Evaluations to learn from ----------------------------------------------------------------------------------
 
 
 def _true_evaluations(settings: TrueEvaluationData, run: StageRun) -> Outcome:
     sources = [run.inputs, {"items": run.inputs["items"], "completions": run.inputs["answers"]}]
-    found: list[Text] = []
+    rows: list[Text] = []
     for place, source in enumerate(sources):
-        asked = with_draws(source)
-        for item, draws in nested_subset(asked, settings.fraction, settings.seed):  # type: ignore[type-var]  # any list
+        rankings = with_draws(source)
+        for item, draws in nested_subset(rankings, settings.fraction, settings.seed):  # type: ignore[type-var]  # any list
             if item.task is None:
-                raise ValueError(f"item {item.id} brings no task: who knows the truth knows it of the controlled world's prompts only")
+                raise ValueError(f"Item {item.id} has no task of the controlled world, and true evaluations exist only for such tasks.")
             turn = Turn.from_json(item.task[0])
             replies = ((question, _true_reply(settings, turn, question)) for question in questions(settings.prompt, item, draws))
-            found += [Text(f"{place}/{question.name}", question.messages, reply) for question, reply in replies if reply is not None]
-    return _written(found, settings.n, settings.seed, run.out)
+            rows += [Text(f"{place}/{question.name}", question.messages, reply) for question, reply in replies if reply is not None]
+    return _written(rows, settings.n, settings.seed, run.out)
 
 
 def _true_reply(settings: TrueEvaluationData, turn: Turn, question: JudgeQuestion) -> str | None:
@@ -135,29 +135,34 @@ def _true_reply(settings: TrueEvaluationData, turn: Turn, question: JudgeQuestio
 
 
 def _kept_evaluations(settings: KeptEvaluationData, run: StageRun) -> Outcome:
-    """Of the rankings that the judgements agree with, each that can be read."""
+    """Writes the readable judgements of those rankings that the judgements agree with."""
     replies = list(read_replies(run.inputs["replies"]))
     scores = add_up(settings.prompt, replies).scores
     truths = read_rewards(run.inputs["completions"])
-    asked = by_id(read_items(run.inputs["questions"]))
+    questions_by_id = by_id(read_items(run.inputs["questions"]))
     agreeing: set[str] = set()
     for _, draws in with_draws(run.inputs):
         first, second = map(draw_name, draws)
         if first in scores and second in scores and (scores[first] - scores[second]) * (truths[first] - truths[second]) > 0:
             agreeing |= {first, second}
     kept = [
-        Text(f"{name}/{draw}", conversation(asked[name], []), text.strip())
+        Text(f"{name}/{draw}", conversation(questions_by_id[name], []), text.strip())
         for name, draw, text in replies
         if name.rpartition("#")[0].split(">")[0] in agreeing and read_reply(settings.prompt, text) is not None
     ]
     if not kept:
-        agree = f"of {len(replies)} judgements of {len(truths)} ranked completions none agrees with a ranking and can be read"
-        raise ValueError(f"{agree}: the start model cannot judge in this form; try another method.judge_prompt, or method.eft=false")
+        raise ValueError(
+            f"None of {len(replies)} judgements of {len(truths)} ranked completions can be read and agrees with a ranking: the start model "
+            "cannot judge in this form. Try another method.judge_prompt, or method.eft=false."
+        )
     return _written(_thinned(settings.prompt, kept, settings.seed), settings.n, settings.seed, run.out)
 
 
 def _thinned(prompt: JudgePrompt, rows: Sequence[Text], seed: int) -> list[Text]:
-    """The most frequent judgement made as rare as the second: left alone, a model learns to give it always."""
+    """The rows with the most frequent judgement made as rare as the second.
+
+    Otherwise a model learns to give always the same judgement.
+    """
     counts = Counter(read_reply(prompt, row.completion) for row in rows).most_common(2)
     if len(counts) < 2:
         return list(rows)
@@ -173,31 +178,34 @@ def _written(rows: list[Text], n: int, seed: int, out: Path) -> Outcome:
     return Outcome({"rows": len(rows[:n])})
 
 
-# Prompts --------------------------------------------------------------------------------------------------------------
+# Prompts ----------------------------------------------------------------------------------------------------
 
 
 def _requests(settings: PromptRequestData, run: StageRun) -> Outcome:
     known, written = _known(run.inputs)
     rng = random.Random(f"requests/{settings.seed}")
-    asked = [
+    requests = [
         Item(f"request-{place}", None, [few_shot(known, written, settings.n_known, settings.n_written, rng)]) for place in range(settings.n)
     ]
-    write_jsonl(run.out / "items.jsonl", asked)
-    return Outcome({"rows": len(asked)})
+    write_jsonl(run.out / "items.jsonl", requests)
+    return Outcome({"rows": len(requests)})
 
 
 def _written_prompts(settings: WrittenPromptData, run: StageRun) -> Outcome:
     known, written = _known(run.inputs)
     texts = [reply.completions[0] for reply in read_completions(run.inputs["completions"])]
-    found = new_ones(texts, [*known, *written], settings.similarity, settings.n)
-    if not found.kept:
-        raise ValueError(f"of {len(texts)} prompts that the model wrote none is new and usable: {found.dropped}")
-    write_jsonl(run.out / "items.jsonl", [Item(f"written-{text_digest(text)}", None, [text]) for text in found.kept])
-    return Outcome({"rows": len(found.kept), "written": len(texts), **found.dropped})
+    new = new_ones(texts, [*known, *written], settings.similarity, settings.n)
+    if not new.kept:
+        raise ValueError(
+            f"None of the {len(texts)} prompts that the start model wrote is new and usable ({new.dropped}). "
+            "Raise method.similarity or method.n_prompts."
+        )
+    write_jsonl(run.out / "items.jsonl", [Item(f"written-{text_digest(text)}", None, [text]) for text in new.kept])
+    return Outcome({"rows": len(new.kept), "written": len(texts), **new.dropped})
 
 
 def _known(inputs: Mapping[str, Path]) -> tuple[list[str], list[str]]:
-    """Prompts of the rankings, each once, and those that were written in earlier iterations."""
+    """Prompts of the rankings, each once, and the prompts written in earlier iterations."""
     known = {prompt_key(conversation(item, [])): item.turns[0] for item in read_items(inputs["rankings"])}
     earlier = [folder for role, folder in sorted(inputs.items()) if role.startswith("earlier")]
     return list(known.values()), [item.turns[0] for folder in earlier for item in read_items(folder)]

@@ -1,7 +1,8 @@
-"""Start models: a Llama-architecture base from scratch (the controlled world), then supervised fine-tuning by TRL's SFTTrainer.
+"""Start models: a Llama-architecture base from scratch (the controlled world), or SFT by TRL's SFTTrainer.
 
-Loss of the start stage: mean over the completion tokens of a batch of -log π(y_t | x, y_<t); the prompt is masked. Of a conversation
-every answer is learnt from. Deviation from Zephyr's recipe: that packs conversations and learns from the user's messages too.
+Loss of the start stage: mean over the completion tokens of a batch of -log π(y_t | x, y_<t); the prompt is
+masked. In a conversation every assistant message is learnt. Deviation from Zephyr's recipe: it packs
+conversations and learns the user's messages too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from bench.training.trainers import ALL_STEPS, LengthBatches, Recorder, common_a
 from bench.world.models import new_model, pretrain
 from bench.world.tokenizer import new_tokenizer
 
-TEXTS = ("demonstrations", "evaluations")  # what a start stage learns from, the latter where it is to judge
+# Inputs that a start stage trains on. Evaluations are there only if the model is to judge.
+TEXTS = ("demonstrations", "evaluations")
 
 
 def run(settings: Settings, run: StageRun) -> Outcome:
@@ -45,7 +47,8 @@ def run(settings: Settings, run: StageRun) -> Outcome:
 
 def _base(settings: BaseSettings, run: StageRun) -> Outcome:
     tokenizer = new_tokenizer(settings.max_length)
-    model = new_model(settings, tokenizer)  # type: ignore[arg-type]  # a WorldModel's fields, less its names
+    # The settings are a WorldModel's fields without its names.
+    model = new_model(settings, tokenizer)  # type: ignore[arg-type]
     rows = read_jsonl(run.inputs["corpus"] / "rows.jsonl", Text)
     steps = settings.pretraining.steps
     pretrain(model, tokenizer, rows, settings.pretraining, lambda step, loss: run.progress(step, steps, loss=loss))
@@ -76,19 +79,22 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
 
 
 def train(settings: ConversationSft, run: StageRun) -> Outcome:
-    """SFT of a pretrained model, in this process, which may be one of several."""
+    """SFT of a pretrained model in this process, one of several on several devices."""
     tokenizer = load_tokenizer(run.inputs["model"])
     rows = list(read_jsonl(run.inputs["conversations"] / "rows.jsonl", Conversation))
     check_conversations(read_template(model_folder(run.inputs["model"])), rows)
-    found = [conversation_ids(tokenizer, row.messages, settings.max_length) for row in rows]
+    tokenized = [conversation_ids(tokenizer, row.messages, settings.max_length) for row in rows]
     examples = [
-        SftExample(f.ids, [token if answer else -100 for token, answer in zip(f.ids, f.answers, strict=True)])
-        for f in found
-        if any(f.answers)
+        SftExample(row.ids, [token if answer else -100 for token, answer in zip(row.ids, row.answers, strict=True)])
+        for row in tokenized
+        if any(row.answers)
     ]
     if not examples:
-        raise ValueError(f"no answer of {len(rows)} conversations begins within model.max_length={settings.max_length}: raise it")
-    model = in_float32(load_model(run.inputs["model"], settings.dtype))  # whatever the dtype: see engines/hf.py
+        raise ValueError(
+            f"No assistant message of the {len(rows)} conversations starts within model.max_length={settings.max_length}. Raise it."
+        )
+    # Weights are float32 whatever the dtype: see engines/hf.py.
+    model = in_float32(load_model(run.inputs["model"], settings.dtype))
     check_fit(run.inputs["model"], model, tokenizer)
     training, devices = settings.training, devices_of(run)
     check_rows(len(examples), training, devices)
@@ -100,9 +106,9 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
         "num_train_epochs": training.num_train_epochs,
         "per_device_train_batch_size": share.batch_size,
         "gradient_accumulation_steps": share.accumulation,
-        "dataloader_drop_last": devices > 1,  # no device may wait for rows that others have
+        "dataloader_drop_last": devices > 1,  # Otherwise one device would wait for rows that others have.
         "lr_scheduler_type": "cosine",
-        "warmup_steps": min(training.warmup_ratio, ALL_STEPS),  # a share of all steps
+        "warmup_steps": min(training.warmup_ratio, ALL_STEPS),  # a share of all steps, in [0, 1)
         "max_length": settings.max_length,
     }
     recorder = Recorder(run.progress)
@@ -111,12 +117,13 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
         return Outcome({})
     counts = {"rows": len(examples), "without_answer": len(rows) - len(examples), "steps": len(recorder.history), "tokens": recorder.tokens}
     if devices > 1:
-        counts["left_out"] = len(examples) % (share.batch_size * devices)  # each epoch: they fill no batch of all devices
+        # Each epoch leaves these rows out: they fill no batch of all devices.
+        counts["left_out"] = len(examples) % (share.batch_size * devices)
     return Outcome(counts, recorder.recorded_files)
 
 
 class SftExample(NamedTuple):
-    """`labels` are -100 where there is no loss."""
+    """Token ids of one row; `labels` are -100 where there is no loss."""
 
     input_ids: list[int]
     labels: list[int]
@@ -130,7 +137,10 @@ def _trainer(
     batch_size: int,
     recorder: Recorder,
 ) -> Any:
-    """TRL's SFTTrainer over prepared examples; `batch_size` of them, of like length, are a batch of all devices."""
+    """TRL's SFTTrainer over prepared examples.
+
+    A batch over all devices has `batch_size` examples of like length.
+    """
 
     class Trainer(SFTTrainer):
         order = LengthBatches([len(example.input_ids) for example in examples], batch_size, arguments["seed"])

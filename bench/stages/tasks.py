@@ -1,4 +1,7 @@
-"""A policy, or its start model, at tasks of lm-evaluation-harness: whether it still can what it could."""
+"""Runs lm-evaluation-harness tasks on a policy or its start model.
+
+The scores show whether training has lost abilities.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ def run(settings: TaskSettings, run: StageRun) -> Outcome:
     from bench.models.tokenize import load_tokenizer
 
     model = load_model(run.inputs["model"], settings.dtype, settings.loading, run.inputs.get("base"))
-    found = evaluate(model, load_tokenizer(run.inputs["model"]), settings, run.inputs.get("tasks"))
-    write_jsonl(run.out / "results.jsonl", found.results)
-    write_jsonl(run.out / "answers.jsonl", found.answers)
-    return Outcome({"tasks": len({result.task for result in found.results if result.shown}), "documents": len(found.answers)})
+    evaluation = evaluate(model, load_tokenizer(run.inputs["model"]), settings, run.inputs.get("tasks"))
+    write_jsonl(run.out / "results.jsonl", evaluation.results)
+    write_jsonl(run.out / "answers.jsonl", evaluation.answers)
+    return Outcome({"tasks": len({result.task for result in evaluation.results if result.shown}), "documents": len(evaluation.answers)})

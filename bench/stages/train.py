@@ -1,4 +1,4 @@
-"""One training: a method's trainer from the start model to a policy or a reward model, with its curve."""
+"""One training: a method's trainer turns the start model into a policy or reward model, with its curve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outcome
 
 
 def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outcome:
-    """The training itself, in this process, which may be one of several."""
+    """Trains in this process, one of several on several devices."""
     tokenizer = load_tokenizer(run.inputs["model"])
     if isinstance(settings, RewardModelSettings):
         reference = {}
@@ -33,13 +33,14 @@ def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outco
         model = start_model(settings, run)
         check_fit(run.inputs["model"], model, tokenizer)
     if controls := getattr(model.config, "control_tokens", None):
-        raise ValueError(f"the start model is asked with {controls[0]}, which no method trains with: start from the model before it")
+        raise ValueError(f"The start model was trained with the control token {controls[0]} (CSFT). Use the model it was trained from.")
     rows = read_rows(run.inputs["preferences"] / "train.jsonl")
     recorder = Recorder(run.progress)
-    # float32 weights whatever the dtype: see engines/hf.py
-    beside = run.inputs.get("reference_model"), run.inputs.get("base"), devices_of(run)
-    job = TrainingJob(settings, in_float32(model), tokenizer, rows, reference, run.out, recorder, *beside)
-    trainer = load(settings.method.trainer or settings.method.name).make_trainer(job)  # may add tokens to model and tokenizer
+    # Weights are float32 whatever the dtype: see engines/hf.py.
+    others = run.inputs.get("reference_model"), run.inputs.get("base"), devices_of(run)
+    job = TrainingJob(settings, in_float32(model), tokenizer, rows, reference, run.out, recorder, *others)
+    # A trainer may add tokens to model and tokenizer.
+    trainer = load(settings.method.trainer or settings.method.name).make_trainer(job)
     if not train_and_save(trainer, tokenizer, run, recorder, settings.dtype):
         return Outcome({})
     (run.out / "facts.json").write_text(json.dumps(training_facts(trainer, job).to_json(), indent=1, allow_nan=False), encoding="utf-8")
@@ -47,7 +48,7 @@ def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outco
 
 
 def start_model(settings: TrainSettings, run: StageRun) -> PreTrainedModel:
-    """What a training starts from: a whole model, one with a new adapter, or one whose adapter goes on being trained."""
+    """The model to train: whole, with a new adapter, or with an adapter that is trained further."""
     model = load_model(run.inputs["model"], settings.dtype, settings.loading, run.inputs.get("base"), trainable=True)
     if settings.adapter is not None and not is_adapted(model):
         add_adapter(model, settings.adapter, settings.seed)

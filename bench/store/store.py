@@ -114,7 +114,7 @@ def read_manifest(path: Path) -> Manifest:
     if outside := [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]:
         raise ValueError(f"{path} lists a file outside of its folder: {printable(outside[0])}")
     if (manifest.kind, manifest.key) != (path.parent.parent.name, path.parent.name):
-        raise Misplaced(f"{path} belongs to stage {manifest.kind}/{manifest.key}, but lies in the folder of another stage")
+        raise Misplaced(f"{path} belongs to stage {printable(f'{manifest.kind}/{manifest.key}')}, but lies in the folder of another stage")
     if manifest.digest != files_digest(manifest.files):
         raise ValueError(f"{path} was changed: the checksums of its files do not give its digest")
     if manifest.key != stage_key(manifest.kind, manifest.version, manifest.settings, {r: i.get("key") for r, i in manifest.inputs.items()}):

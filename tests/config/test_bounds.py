@@ -75,7 +75,7 @@ def test_ranges_have_the_values_that_hydra_gives_them() -> None:
     words = ["seed=range(3)", "method.beta=range(0.1,0.5,0.1)", "data.n_prompts=range(9,1,-3)", "method.name=range(5,5)"]
     read = parse_command_line(words)
     assert read.given == {"seed": [0, 1, 2], "method.beta": [0.1, 0.2, 0.30000000000000004, 0.4], "data.n_prompts": [9, 6, 3]}
-    assert read.problems == ("method.name has no values (method.name=range(5,5) on the command line)",)
+    assert read.problems == ["method.name has no values (method.name=range(5,5) on the command line)"]
 
 
 @pytest.mark.parametrize("given", [{}, {"completions": ["a", "b"]}, {"completions": ["a"], "method": ["dpo"], "judge": ["gold", "none"]}])

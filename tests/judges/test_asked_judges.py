@@ -197,7 +197,8 @@ def test_votes_without_log_probs_among_others_are_asked_again_or_counted(room: R
 
     endpoint = serve(say)
     with pytest.raises(
-        JudgeUnfinished, match=r"2 of 6 votes came without .* judge\.max_without_logprobs=0\.01: the same command asks for those"
+        JudgeUnfinished,
+        match=r"2 of 6 votes came without .* judge\.max_without_logprobs=0\.01 allows\. Run the same command to ask for these",
     ):
         room.judged(ALPACA, endpoint)
     counted = room.judged(ALPACA, endpoint, max_without_logprobs=0.5)
@@ -209,7 +210,9 @@ def test_votes_without_log_probs_among_others_are_asked_again_or_counted(room: R
 
 def test_an_endpoint_that_gives_no_log_probs_says_the_way_out_and_loses_nothing(room: Room, serve: Serve) -> None:
     endpoint = serve(lambda body: Said(fair(body).text))
-    with pytest.raises(JudgeRefused, match=r"6 of 6 votes came without .* the endpoint gives none\. .* set judge\.max_without_logprobs=1"):
+    with pytest.raises(
+        JudgeRefused, match=r"6 of 6 votes came without .* the endpoint gives none\. .* Set judge\.max_without_logprobs=1 to"
+    ):
         room.judged(ALPACA, endpoint)
     assert votes_from_text(room.judged(ALPACA, endpoint, max_without_logprobs=1.0)) == (6, 6) and len(endpoint.asked) == 6
     asked_for_none = room.judged(ALPACA.model_copy(update={"top_logprobs": 0}), endpoint)

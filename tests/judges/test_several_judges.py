@@ -73,7 +73,8 @@ def test_a_file_that_answers_no_item_is_one_line_of_a_plan(files: list[str], tmp
     file.write_text('{"prompt": "Else?", "completion": "x"}\n')
     ran = bench(f"completions={file}", *files[1:], "judge=alpaca_eval", "judge.model=m", "do=plan", results=tmp_path / "results")
     assert (ran.code, len(ran.err.strip().splitlines())) == (2, 1), ran.err
-    assert f"{file}: none of its 1 rows answers one of the {N} prompts; item alpaca_eval-0 asks 'Say 0'" in ran.err
+    assert f"{file}: none of its 1 rows is for one of the judge's {N} prompts." in ran.err
+    assert "The judge's first prompt is 'Say 0' (item alpaca_eval-0), and the first row's is 'Else?'." in ran.err
 
 
 def test_a_file_that_answers_no_question_of_several_turns_is_one_line_of_a_plan_too(files: list[str], tmp_path: Path) -> None:
@@ -82,7 +83,8 @@ def test_a_file_that_answers_no_question_of_several_turns_is_one_line_of_a_plan_
     words = [files[0].split(",")[0], f"judge.items={questions}", "judge=mt_bench", "judge.model=m", "do=plan"]
     ran = bench(*words, results=tmp_path / "results")
     assert (ran.code, len(ran.err.strip().splitlines())) == (2, 1), ran.err
-    assert f"none of its {N} rows answers one of the 4 prompts; item mt_bench-0 asks 'Count 0.'" in ran.err
+    assert f"none of its {N} rows is for one of the judge's 4 prompts." in ran.err
+    assert "The judge's first prompt is 'Count 0.' (item mt_bench-0)" in ran.err
 
 
 def verdicts(results: Path) -> dict[str, list[Verdict]]:

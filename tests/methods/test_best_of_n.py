@@ -202,7 +202,7 @@ def test_unpaired_rows_fail_the_training_with_a_way_out(store: Store, tmp_path: 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "out").mkdir()
     run = StageRun({**folders(stage, store), "preferences": tmp_path / "unpaired"}, tmp_path / "out", Progress(tmp_path / "progress"))
-    with pytest.raises(ValueError, match="learns from pairs, but the data are unpaired"):
+    with pytest.raises(ValueError, match="The data are unpaired, and the reward model of method=best_of_n needs pairs"):
         train_stage.run(stage.settings, run)  # type: ignore[arg-type]
 
 

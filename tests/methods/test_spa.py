@@ -163,7 +163,7 @@ def test_what_was_trained_is_what_a_fresh_model_with_its_weights_says(policy: Pa
 
 
 def test_decoupling_without_a_reference_model_is_refused(policy: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="reads the reference's logits"):
+    with pytest.raises(ValueError, match="needs the reference's logits"):
         trainer_of(policy, None, tmp_path)  # type: ignore[arg-type]
 
 

@@ -185,7 +185,7 @@ def test_what_is_found_of_a_row_is_found_again_without_looking(models: Mapping[s
 @pytest.mark.parametrize("prompt", [[SYSTEM, user("name")], [user("dog " * 300)]])
 def test_prompts_of_a_loop_that_cannot_be_asked_are_refused_with_their_row(prompt: Any, models: Mapping[str, Path], tmp_path: Path) -> None:
     file = write_rows(tmp_path / "prompts.jsonl", [{"prompt": [user("a")]}, {"prompt": prompt}])
-    with pytest.raises(ValueError, match=r"1 of 2 prompts cannot be used with this model, first .*prompts\.jsonl:2: "):
+    with pytest.raises(ValueError, match=r"1 of 2 prompts cannot be used with this model\. The first is .*prompts\.jsonl:2: "):
         run(FilePromptData(after=0, n=2, answers=False, max_length=100), {"file": file, "tokenizer": models["strict"]}, tmp_path)
 
 

@@ -305,7 +305,7 @@ def test_pairs_of_iterations_drop_ties_and_keep_the_order(tmp_path: Path) -> Non
 
 def test_nothing_but_ties_is_a_named_failure(tmp_path: Path) -> None:
     tie = Labelled("a", [{"role": "user", "content": "Say it."}], "one", "one", 0.5, None)
-    with pytest.raises(ValueError, match="no pair is left of 1 labelled prompts: 1 were ties, 0 unscored"):
+    with pytest.raises(ValueError, match="No pair is left of 1 labelled prompts: 1 were ties, 0 unscored"):
         run(data, LoopPairData(seed=0), tmp_path / "pairs", **{"00": folder(tmp_path / "labels", "labels.jsonl", [tie])})
 
 

@@ -227,10 +227,10 @@ def test_partners_come_from_other_prompts(room: Room) -> None:
 
 def test_no_pair_left_is_a_named_failure(room: Room) -> None:
     inputs = {"train": label_file(room, "train", [None] * 5), "heldout": label_file(room, "heldout", [True, False])}
-    with pytest.raises(ValueError, match="no train pair is left of 5 labelled prompts: 5 were ties, 0 unscored"):
+    with pytest.raises(ValueError, match="No train pair is left of 5 labelled prompts: 5 were ties, 0 unscored"):
         room.run(data, PairData(form="paired", fraction=1.0, seed=0), "rows", **inputs)
     inputs["train"] = label_file(room, "train", [True, None])
-    with pytest.raises(ValueError, match="1 train rows: mismatched completions need rows of at least two prompts"):
+    with pytest.raises(ValueError, match=r"Too few train rows \(1\): mismatched completions need rows of at least two prompts"):
         room.run(data, PairData(form="paired", fraction=1.0, seed=0), "rows", **inputs)
 
 
