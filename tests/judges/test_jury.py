@@ -60,7 +60,7 @@ TWO = "judge.judges={truth: {judge: gold}, asked: {judge: alpaca_eval, model: m}
         (("judge.judges={a: {judge: gold}, b: {judge: mt_bench, model: m}}",), "judge.judges.b.name must be one of 'gold'"),
         (("judge.judges={a: {judge: gold}, b: {judge: alpaca_eval}}",), "judge.judges.b.model must be set"),
         (("judge.judges={a: {judge: gold}, b: {judge: alpaca_eval, model: m, ordr: both}}",), "did you mean judge.judges.b.order?"),
-        (("judge.judges={a: {judge: gold}, b: {judge: alpaca_eval, model: m, n_items: 3}}",), "judge.judges.b.n_items is the jury's"),
+        (("judge.judges={a: {judge: gold}, b: {judge: alpaca_eval, model: m, n_items: 3}}",), "b.n_items cannot differ between members"),
         (("judge.judges={a: {judge: gold}, b: {judge: reward_model, model: nowhere}}",), "got nowhere: no such folder (judge.judges="),
         ((TWO, "judge.judges.asked.concurrency=0"), "judge.judges.asked.concurrency must be >= 1, got 0"),
         (("judge.judges={a: {judge: gold}, b: {judge: gold}}",), "a and b are the same judge, and its vote would count twice: leave b out"),

@@ -257,9 +257,9 @@ def test_a_loop_on_ones_own_data_needs_new_prompts(
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "Question 3?"}\n{"prompt": "Another?"}\n{"prompt": "Another?"}\n')
     spa_on = ("method=spa", f"method.prompts={file}", "method.n_prompts=1")
-    assert "1 of the 2 prompts in" in (shared := said(*spa_on)) and "first 'Question 3?' (row 1): leave them out" in shared
+    assert "1 of the 2 prompts in" in (shared := said(*spa_on)) and "first 'Question 3?' (row 1): remove them" in shared
     file.write_text('{"prompt": "One more?"}\n{"prompt": "Another?"}\n{"prompt": "Another?"}\n')
-    assert "iterations 1 to 3 of 1 prompts each need 3, and " in (few := said(*spa_on)) and "has 2 different ones" in few
+    assert "iterations 1 to 3 of 1 prompts each need 3 prompts, and " in (few := said(*spa_on)) and "has 2 different ones" in few
     assert said(*spa_on, "method.iteration=2") == ""
     assert "expected columns prompt and completion, got prompt" in said("method=spin", f"method.prompts={file}", "method.n_prompts=1")
     assert "judging_reference=base compares a policy with" in said(*spa_on, "method.judging_reference=base", "method.seed_training=null")
