@@ -136,7 +136,7 @@ def test_verdicts_of_two_served_models_make_no_passport(later: str, tmp_path: Pa
         audit.run(AuditSettings(n_labelled=2), work)
         assert (tmp_path / "passport.json").exists()
     else:
-        with pytest.raises(ValueError, match=r"two models and cannot be pooled: .*earlier in .*/verdicts, .*/canary_verdicts; later in .*/again"):
+        with pytest.raises(ValueError, match=r"two models and cannot be pooled: .*/verdicts, .*/canary_verdicts; later in .*/again"):
             audit.run(AuditSettings(n_labelled=2), work)
 
 
