@@ -67,7 +67,7 @@ def test_the_card_is_valid_and_says_how_to_make_it_again(exported: tuple[Ran, Pa
         cell.key,
         recorded["revision"],
         f"trl {recorded['packages']['trl']}",
-        "Deviation from TRL",
+        "from TRL",
         "name: world_smoke",
     ):
         assert said in card.text

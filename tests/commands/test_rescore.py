@@ -147,7 +147,7 @@ def test_fitted_difficulties_come_from_the_other_models(tmp_path: Path) -> None:
     assert len({row["calibration"] for row in rows.values()}) == 3
     assert rows["FuseChat-Llama-3.2-3B-Instruct"]["lc_win_rate"] == pytest.approx(54, abs=1)
     alone = by_model(asked(lay_out(tmp_path / "alone", "alpaca-7b"), calibration="fitted"))["alpaca-7b"]
-    assert alone["lc_win_rate"] is None and "no other model under this annotator" in alone["reason"]
+    assert alone["lc_win_rate"] is None and "no other model has this annotator" in alone["reason"]
 
 
 @needs_fixtures
@@ -325,7 +325,7 @@ def test_a_calibration_of_another_set_is_bad_config(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read_are_bad_config_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.jsonl").write_text("{}\n")
-    for path, says in (("empty", "holds no MODEL/ANNOTATOR/annotations.json"), ("bad.jsonl", "expected an object with question_id")):
+    for path, says in (("empty", "expected MODEL/ANNOTATOR/annotations.json"), ("bad.jsonl", "expected an object with question_id")):
         with pytest.raises(BadConfig, match=says):
             rescore_files(asked(tmp_path / path))
     ran = command(tmp_path, f"judgements={tmp_path / 'bad.jsonl'}")

@@ -68,7 +68,7 @@ def test_a_sweep_judged_over_http_stops_at_its_budget_goes_on_and_costs_what_was
     asked = sum(len(row.calls) for row in verdicts(trained))
     assert len(endpoint.asked) - before == asked - kept  # only what was missing
     assert "win rate" in done.out and "Each cell was judged on 12 prompts; 0 verdicts are unscored" in done.out
-    assert "rating: the judge compares and gives no ratings (2 cells)" in done.out
+    assert "rating. Reason: the judge compares and gives no ratings" in done.out
     _forecast_is_right(endpoint, trained, words)
     _two_served_models_are_not_pooled(trained, words)
 
@@ -142,7 +142,7 @@ def test_mt_benchs_manner_on_the_users_own_files(endpoint: Endpoint, trained: Pa
     assert done.code == 0, done.err + done.out
     assert {(row.item_id, row.rating) for row in verdicts(trained)} == {("mt_bench-81", 5.0), ("mt_bench-101", 8.0)}
     assert sum("Reference" in body["messages"][1]["content"] for body in endpoint.asked) >= 2
-    assert "win_rate: the judge gives ratings and compares with nobody" in done.out
+    assert "win_rate. Reason: the judge gives ratings and compares with nobody" in done.out
     assert "ratings from 1 to 10, over 4 completions a cell; 0 are unscored" in done.out
     assert re.search(r"6\.50 \[-?[\d.]+, [\d.]+\]", done.out)  # clustered by question: two of them
     results = [json.loads(path.read_text())["metrics"] for path in trained.glob("store/score/*/result.json")]
@@ -177,11 +177,11 @@ ASKED = ("judge=alpaca_eval", "judge.model=m")
         ((*ASKED, "judge.items=nowhere.json"), r"judge\.items must be a file, got nowhere\.json: no such file"),
         ((*ASKED, "judge.budget_dollars=5"), r"judge\.budget_dollars needs a price of m, and the price file of bench has none"),
         ((*ASKED, "judge.prices=nowhere.yaml"), r"judge\.prices must be a file that holds a list of models"),
-        ((*ASKED, "judge.n_items=null"), r"judge\.n_items must be set where judge\.items is not"),
+        ((*ASKED, "judge.n_items=null"), r"judge\.n_items must be a number where judge\.items is null"),
         ((*ASKED, "judge.order=first"), r"judge\.order must be 'official' or 'both'"),
         (("judge=local", "judge.model=nowhere"), r"judge\.model must be a folder of a causal LM, got nowhere"),
         (("judge=mt_bench", "judge.model=m", "judge.prompts=nowhere"), r"judge\.prompts must be a file"),
-        (("judge=mt_bench", "judge.model=m", "judge.references=README.md"), r"judge\.references goes with judge\.items"),
+        (("judge=mt_bench", "judge.model=m", "judge.references=README.md"), r"judge\.references needs judge\.items"),
     ],
 )
 def test_a_wrong_judge_is_said_before_anything_runs(problems: Callable[..., list[str]], words: tuple[str, ...], said: str) -> None:

@@ -115,7 +115,7 @@ def test_a_jury_shows_its_median_and_each_member_and_shares_their_stages(endpoin
     assert all(row["style_win_rate_game"] for row in rows) and "arena_win_rate" not in rows[0]
     found = [row for row in verdicts(ran.results)["jury"] if len(row.details or {}) == 3]
     assert found and all(row.preference == sorted((row.details or {}).values())[1] for row in found)
-    lacking = re.findall(r"Judge (\S+): not audited yet.*: (python -m bench do=audit .*)", ran.out)
+    lacking = re.findall(r"(\S+) has not been audited\..*run: (python -m bench do=audit .*)", ran.out)
     assert {name: command.split()[5] for name, command in lacking} == {
         "alpaca_eval-long-judge": "judge.model=long-judge",
         "alpaca_eval-odd-judge": "judge.model=odd-judge",

@@ -192,7 +192,7 @@ def test_unpaired_rows_fail_the_stage_with_a_way_out(stage_run: StageRun, tmp_pa
     rows = read_rows(tmp_path / "unpaired" / "train.jsonl")
     unpaired = [{"id": row.id, "prompt": row.prompt, "completion": row.chosen, "label": True, "mismatched": "x"} for row in rows]  # type: ignore[union-attr]
     (tmp_path / "unpaired" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unpaired))
-    with pytest.raises(ValueError, match="take method=kto"):
+    with pytest.raises(ValueError, match="or method=kto"):
         train_stage.run(settings(), StageRun({**stage_run.inputs, "preferences": tmp_path / "unpaired"}, stage_run.out, stage_run.progress))
 
 
