@@ -408,7 +408,7 @@ def test_a_file_of_completions_is_a_row_with_the_numbers_of_whoever_wrote_it(tmp
         assert whole[metric] == theirs[metric]
     assert (half["n_scored"], half["n_unscored"], half["rating"]) == ("32", "32", "")
     assert half["win_rate"] != "" and whole["kl"] == whole["mean_tokens"] == ""
-    assert "32 verdicts and 32 ratings unscored" in ran.out
+    assert "32 verdicts and 32 ratings are unscored" in ran.out
 
 
 def test_a_checkpoint_is_a_row_without_training(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_exports_of_verdicts_that_were_made_again_are_refused(results: Path, com
     told = json.loads(mark.read_text())
     mark.write_text(json.dumps(told | {"made_of": dict.fromkeys(told["made_of"], "0" * 64)}))
     code, said = command("do=rescore", f"judgements={results / 'cells'}", sweep=None)
-    assert code == 3 and "was made again" in said
+    assert code == 3 and "was run again" in said
 
 
 def test_exports_stay_where_their_verdicts_are_gone(results: Path, command: Command) -> None:

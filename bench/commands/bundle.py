@@ -103,7 +103,7 @@ def read(results: Path, opened: Opened) -> Opened:
     try:
         facts = read_object(results / BUNDLE_FILE)
         if facts["format"] != FORMAT:
-            raise ValueError(f"it has format {describe(facts['format'])}, and this version reads format {FORMAT}")
+            raise ValueError(f"it has format {printable(str(facts['format']))}, and this version reads format {FORMAT}")
         sweep, replaced = facts["sweep"], facts["replaced"]
         axes, written, expected = (_items(facts[name], name) for name in ("axes", "cells", "expectations"))
         if not (sweep is None or is_name(sweep)):

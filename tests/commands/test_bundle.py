@@ -152,7 +152,7 @@ def test_a_bundle_of_another_version_is_said(tmp_path: Path) -> None:
     (tmp_path / "results" / "bundle.json").write_text('{"format": 99}')
     ran = bench("do=report", results=tmp_path / "results")
     assert ran.code == 2
-    assert "cannot be read by this version of bench: it has format the number 99" in ran.err
+    assert "cannot be read by this version of bench: it has format 99" in ran.err
 
 
 def test_where_it_goes_is_checked_at_the_door(tmp_path: Path) -> None:
